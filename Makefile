@@ -1,0 +1,50 @@
+# reki-ray: `make demo` shows the whole system, `make test` checks it. Both set up .venv first.
+#
+#   PYTHON        interpreter, 3.11 or newer
+#   CONFIG        configuration of the demo
+#   TORCH_INDEX   index that holds PyTorch's CPU wheels, where pip does not find them by itself
+#   EXTRAS        cpu,dev on a machine without GPU; gpu,dev on one with CUDA
+
+PYTHON      ?= python3
+CONFIG      ?= configs/movielens-100k.yaml
+TORCH_INDEX ?=
+EXTRAS      ?= cpu,dev
+VENV        := .venv
+READY       := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint slow clean
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+setup: $(READY)  ## Create .venv with the tested versions; does nothing when it is there
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "reki-ray needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo 'Setting up $(VENV): about 3 minutes and 5 GB'
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRAS)]'
+	@# Their CPU builds do not import beside a CPU torch, and transformers then fails on them.
+	@$(if $(findstring cpu,$(EXTRAS)),$(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
+	@touch $@
+
+demo: setup  ## All stages on MovieLens-100K with a real LLM on the CPU; on a terminal keep serving
+	@$(VENV)/bin/reki run --config $(CONFIG)
+	@if [ -t 1 ]; then exec $(VENV)/bin/reki serve --config $(CONFIG); fi
+
+lint: setup  ## Format, lint and types
+	@$(VENV)/bin/ruff format --check --quiet .
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/mypy --no-error-summary
+
+test: lint  ## Lint, types and all tests but the slow ones
+	@$(VENV)/bin/python -m pytest
+
+slow: setup  ## The tests that last longer than a minute
+	@$(VENV)/bin/python -m pytest -m slow
+
+clean:  ## Remove the environment and the demo's output; the cache of downloads stays
+	rm -rf $(VENV) runs build *.egg-info

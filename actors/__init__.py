@@ -1,0 +1,1 @@
+"""Ray actors: the long-lived, stateful ones."""

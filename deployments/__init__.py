@@ -1,0 +1,1 @@
+"""Room 7, serve: the composed graph on Ray Serve."""

@@ -1,0 +1,57 @@
+"""Writes docs/configuration.md from the configuration tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from reki_ray.config import RekiConfig
+
+TARGET = Path(__file__).with_name("configuration.md")
+HEADER = """# Configuration
+
+One YAML file holds a run. An unknown key is an error. This page is written by
+`python docs/render_configuration.py`; `configs/` holds examples.
+"""
+
+
+def render() -> str:
+    """The page as Markdown, one section of the tree a heading."""
+    return HEADER + "".join(_section(model, path) for path, model in _walk(RekiConfig, ""))
+
+
+def _walk(model: type[BaseModel], path: str) -> list[tuple[str, type[BaseModel]]]:
+    found = [(path, model)]
+    for name, field in model.model_fields.items():
+        for child in _models(field.annotation):
+            found += _walk(child, f"{path}.{name}".lstrip("."))
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _section(model: type[BaseModel], path: str) -> str:
+    rows = []
+    for name, field in model.model_fields.items():
+        if _models(field.annotation):
+            continue
+        default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
+        text = (field.description or "").replace("|", "\\|")
+        rows.append(f"| `{name}` | {default} | {text} |\n")
+    summary = (model.__doc__ or "").strip().splitlines()[0]
+    title = f"## `{path}`: {summary}" if path else f"## Top level: {summary}"
+    return f"\n{title}\n\n| key | default | meaning |\n|---|---|---|\n{''.join(rows)}"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render(), encoding="utf-8")

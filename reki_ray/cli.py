@@ -1,0 +1,155 @@
+"""`reki`: thin commands over the pipeline. No logic lives here.
+
+Exit codes: 0 done, 1 a check failed, 2 wrong use or configuration, 3 bad data beyond the
+threshold, 4 engine or cluster unavailable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from reki_ray import pipeline, status
+from reki_ray.config import RekiConfig, load_config
+from reki_ray.errors import RekiError
+from reki_ray.progress import Reporter
+from reki_ray.runtime import set_environment
+from reki_ray.workspace import Workspace
+
+app = typer.Typer(
+    help="An LLM's open-world knowledge for any recommendation model, asked offline on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration, a YAML file.")]
+WorkspaceOption = Annotated[
+    str | None, typer.Option("--workspace", help="Folder or URL of the run; overrides the file's.")
+]
+ForceOption = Annotated[
+    list[str] | None, typer.Option("--force", help="Run this stage even when unchanged.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable output.")]
+
+
+def main() -> None:
+    """Entry point of the command `reki`."""
+    set_environment()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except RekiError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"reki: {error.what}\n  where: {error.where}\n  what to do: {error.todo}",
+            markup=False,
+            highlight=False,
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("reki: interrupted; the same command resumes the work")
+        sys.exit(130)
+
+
+@app.command()
+def run(
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
+    force: ForceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all stages; what is done and unchanged is skipped."""
+    loaded = load_config(config, workspace=workspace)
+    _run_stages(loaded, pipeline.select(until=until), force, as_json=as_json)
+
+
+def _stage_command(name: str, text: str) -> None:
+    def command(
+        config: ConfigOption,
+        workspace: WorkspaceOption = None,
+        force: ForceOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        loaded = load_config(config, workspace=workspace)
+        _run_stages(loaded, pipeline.select(only=name), force, as_json=as_json)
+
+    app.command(name, help=text)(command)
+
+
+for _name, _text in (
+    ("ingest", "Read, validate and split the data."),
+    ("cluster", "Cluster users and items for collective knowledge."),
+    ("extract", "Ask the LLM what is not answered yet."),
+    ("encode", "Encode the answers."),
+    ("train", "Train the backbone with HEIN, and its control arms."),
+    ("publish", "Prestore augmented vectors as a new version."),
+    ("evaluate", "Measure the arms on the test split."),
+    ("report", "Write report.json and report.html."),
+):
+    _stage_command(_name, _text)
+
+
+@app.command()
+def serve(config: ConfigOption, workspace: WorkspaceOption = None) -> None:
+    """Serve the published version until interrupted."""
+    from reki_ray import serving  # noqa: PLC0415  # Ray Serve is slow to import
+
+    loaded = load_config(config, workspace=workspace)
+    opened = Workspace(loaded.root)
+    serving.serve_forever(loaded, opened, Reporter())
+
+
+@app.command("status")
+def show_status(
+    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far a running or finished workspace is."""
+    opened = Workspace(status.workspace_root(config, workspace))
+    found = status.read(opened)
+    _show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also check the running Ray cluster.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the installation, and tell what to do where something is wrong."""
+    from reki_ray import doctor as checks  # noqa: PLC0415  # imports torch, vLLM and Ray
+
+    findings = checks.examine(cluster=cluster)
+    _show(checks.render(findings), [f.model_dump() for f in findings], as_json=as_json)
+    raise typer.Exit(checks.exit_code(findings))
+
+
+def _run_stages(config: RekiConfig, stages: Any, force: list[str] | None, *, as_json: bool) -> None:
+    for name in force or []:
+        pipeline.select(only=name)
+    workspace = Workspace(config.root)
+    pipeline.run_stages(config, stages, Reporter(workspace), force=frozenset(force or []))
+    names = [stage.name for stage in stages]
+    found = status.read(workspace)
+    if "report" in names:
+        from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
+
+        content = workspace.read_json(report.REPORT_JSON)
+        _show(report.render_text(content, workspace), content, as_json=as_json)
+    else:
+        _show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+def _show(rendered: Any, content: Any, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(content, indent=2) + "\n")
+    else:
+        Console().print(rendered)

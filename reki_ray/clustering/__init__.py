@@ -1,0 +1,1 @@
+"""Room 2, cluster: representations, clusterers, total assignment, quality."""

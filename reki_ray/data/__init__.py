@@ -1,0 +1,1 @@
+"""Room 1, ingest: sources, validation with quarantine, leak-free splits."""

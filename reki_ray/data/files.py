@@ -1,0 +1,128 @@
+"""The user's own Parquet or CSV files, with a mapping of their column names."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from reki_ray.config import FileSource
+from reki_ray.data.attributes import attribute_maps
+from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.parquet import read_parquet
+from reki_ray.data.parsing import to_lists
+from reki_ray.data.raw import (
+    WRONG_ENCODING,
+    Draft,
+    Kind,
+    RawTable,
+    TimestampUnit,
+    identify_files,
+)
+from reki_ray.errors import DataError
+from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
+
+_SUFFIXES = {"parquet": (".parquet", ".parq", ".pq"), "csv": (".csv", ".csv.gz")}
+
+
+class Files:
+    """Reads interactions, items and users from files, folders or globs.
+
+    A column that maps to null in the configuration does not exist. Without rating and label,
+    every interaction counts as positive.
+
+    Args:
+        config: Places and column names.
+    """
+
+    def __init__(self, config: FileSource) -> None:
+        self._config = config
+        self._columns = config.columns
+
+    @property
+    def timestamp_unit(self) -> TimestampUnit:
+        """Unit that the configuration states."""
+        return self._columns.timestamp_unit
+
+    def identity(self) -> object:
+        """Hashes of all files; of large ones, size and time."""
+        places = (self._config.interactions, self._config.items, self._config.users)
+        return [identify_files(self._find(place)) for place in places if place is not None]
+
+    def interactions(self) -> Draft:
+        """Interactions with rating, label or neither."""
+        columns = self._columns
+        optional = {RATING: columns.rating, LABEL: columns.label}
+        names = {
+            USER_ID: columns.user_id,
+            ITEM_ID: columns.item_id,
+            TIMESTAMP: columns.timestamp,
+            **{ours: theirs for ours, theirs in optional.items() if theirs is not None},
+        }
+        raw = self._read("interactions", self._config.interactions, list(names.values()))
+        return Draft(raw, {ours: raw.rows.column(theirs) for ours, theirs in names.items()})
+
+    def items(self) -> Draft:
+        """Items with title, attributes and description."""
+        columns = self._columns
+        names = {ITEM_ID: columns.item_id, TITLE: columns.title}
+        if columns.text is not None:
+            names[TEXT] = columns.text
+        wanted = [*names.values(), *columns.item_attributes]
+        raw = self._read("items", self._config.items, wanted)
+        found = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
+        return self._with_attributes(raw, found, columns.item_attributes)
+
+    def users(self) -> Draft | None:
+        """Users with attributes, or None where the configuration names no file."""
+        if self._config.users is None:
+            return None
+        columns = self._columns
+        wanted = [columns.user_id, *columns.user_attributes]
+        raw = self._read("users", self._config.users, wanted)
+        found = {USER_ID: raw.rows.column(columns.user_id)}
+        return self._with_attributes(raw, found, columns.user_attributes)
+
+    def _with_attributes(
+        self, raw: RawTable, columns: dict[str, pa.ChunkedArray], names: Sequence[str]
+    ) -> Draft:
+        values = {}
+        bad = np.zeros(len(raw.rows), dtype=bool)
+        for name in names:
+            values[name], unreadable = to_lists(
+                raw.rows.column(name),
+                self._columns.list_separator,
+                where=f"{raw.kind}, column {name}",
+            )
+            bad |= unreadable
+        attributes = attribute_maps(values, len(raw.rows))
+        return Draft(raw, {**columns, ATTRIBUTES: attributes}, {WRONG_ENCODING: bad})
+
+    def _read(self, kind: Kind, place: str, required: list[str]) -> RawTable:
+        paths = self._find(place)
+        if self._config.kind == "parquet":
+            return read_parquet(kind, paths, required)
+        return read_delimited(kind, paths, TextFormat(), required)
+
+    def _find(self, place: str) -> list[Path]:
+        """Files of a place in name order; hidden and _underscored ones are no data."""
+        path = Path(place).expanduser()
+        if path.is_file():
+            return [path]
+        suffixes = _SUFFIXES[self._config.kind]
+        if path.is_dir():
+            found = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
+        else:
+            found = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        files = sorted(p for p in found if p.is_file() and not p.name.startswith((".", "_")))
+        if not files:
+            raise DataError(
+                "there is no such file",
+                where=place,
+                todo=f"Name a file, a folder with {' or '.join(suffixes)} files, or a glob, "
+                "under data.source.",
+            )
+        return files

@@ -1,0 +1,127 @@
+"""MovieLens-1M: a million ratings of 3,883 films by 6,040 users (Harper and Konstan, 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reki_ray.config import MovieLens1MSource
+from reki_ray.data.attributes import (
+    AGE,
+    AGE_BUCKETS,
+    DECADE,
+    GENDER,
+    GENRE,
+    OCCUPATION,
+    YEAR,
+    attribute_maps,
+    year_of_title,
+    years_and_decades,
+)
+from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.parsing import to_lists
+from reki_ray.data.raw import Draft, TimestampUnit, identify_files
+from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+
+_SEPARATOR = "::"
+_AGES = {str(low): name for low, name in AGE_BUCKETS.items()}
+_OCCUPATIONS = (
+    "other",
+    "academic/educator",
+    "artist",
+    "clerical/admin",
+    "college/grad student",
+    "customer service",
+    "doctor/health care",
+    "executive/managerial",
+    "farmer",
+    "homemaker",
+    "K-12 student",
+    "lawyer",
+    "programmer",
+    "retired",
+    "sales/marketing",
+    "scientist",
+    "self-employed",
+    "technician/engineer",
+    "tradesman/craftsman",
+    "unemployed",
+    "writer",
+)
+_CODES = {str(code): name for code, name in enumerate(_OCCUPATIONS)}
+
+
+class MovieLens1M:
+    """Reads ratings.dat (or ratings.dat.gz), movies.dat and users.dat.
+
+    Times keep their seconds and films all their genres.
+
+    Args:
+        config: The folder.
+    """
+
+    timestamp_unit: TimestampUnit = "s"
+
+    def __init__(self, config: MovieLens1MSource) -> None:
+        self._folder = config.path
+
+    def identity(self) -> object:
+        """Hashes of the three files."""
+        names = ("movies.dat", "users.dat")
+        return identify_files([self._ratings(), *(self._folder / name for name in names)])
+
+    def interactions(self) -> Draft:
+        """Ratings from 1 to 5 with seconds."""
+        names = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
+        layout = TextFormat(_SEPARATOR, quoted=False, encoding="utf-8", header=names)
+        raw = read_delimited("interactions", [self._ratings()], layout, names)
+        return Draft(raw, {name: raw.rows.column(name) for name in names})
+
+    def items(self) -> Draft:
+        """Films; the year is split from the title, which stays whole."""
+        path = self._folder / "movies.dat"
+        names = (ITEM_ID, TITLE, GENRE)
+        layout = TextFormat(_SEPARATOR, quoted=False, encoding=_encoding(path), header=names)
+        raw = read_delimited("items", [path], layout, names)
+        titles = raw.rows.column(TITLE)
+        years, decades = years_and_decades([year_of_title(t) for t in titles.to_pylist()])
+        genres, _ = to_lists(raw.rows.column(GENRE), "|", where=f"{path}, genres")
+        values = {GENRE: genres, YEAR: years, DECADE: decades}
+        attributes = attribute_maps(values, len(raw.rows))
+        return Draft(
+            raw, {ITEM_ID: raw.rows.column(ITEM_ID), TITLE: titles, ATTRIBUTES: attributes}
+        )
+
+    def users(self) -> Draft:
+        """Users with gender, age bucket and occupation; the zip code is dropped."""
+        names = (USER_ID, GENDER, AGE, OCCUPATION, "zip_code")
+        layout = TextFormat(_SEPARATOR, quoted=False, encoding="latin-1", header=names)
+        raw = read_delimited("users", [self._folder / "users.dat"], layout, names)
+        ages = raw.rows.column(AGE).to_pylist()
+        occupations = raw.rows.column(OCCUPATION).to_pylist()
+        values = {
+            GENDER: to_lists(raw.rows.column(GENDER), "", where=GENDER)[0],
+            AGE: [[_AGES[code]] if code in _AGES else [] for code in ages],
+            OCCUPATION: [[_CODES[code]] if code in _CODES else [] for code in occupations],
+        }
+        problems = {
+            "unknown age code": np.array([code not in _AGES for code in ages], dtype=bool),
+            "unknown occupation code": np.array([c not in _CODES for c in occupations], dtype=bool),
+        }
+        attributes = attribute_maps(values, len(raw.rows))
+        return Draft(raw, {USER_ID: raw.rows.column(USER_ID), ATTRIBUTES: attributes}, problems)
+
+    def _ratings(self) -> Path:
+        plain = self._folder / "ratings.dat"
+        packed = self._folder / "ratings.dat.gz"
+        return packed if packed.exists() and not plain.exists() else plain
+
+
+def _encoding(path: Path) -> str:
+    """The original is in Latin-1, which decodes anything; converted copies are in UTF-8."""
+    try:
+        path.read_bytes().decode("utf-8")
+    except (UnicodeDecodeError, OSError):  # the reader tells of a file that cannot be opened
+        return "latin-1"
+    return "utf-8"

@@ -1,0 +1,195 @@
+"""Rows between a file and a table: as read, with the place each came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from reki_ray.errors import DataError
+from reki_ray.schema import LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
+
+Kind = Literal["interactions", "items", "users"]
+TimestampUnit = Literal["s", "ms", "iso"]
+
+WRONG_ENCODING = "wrong encoding"
+"""Reason of rows that hold bytes outside their file's character encoding."""
+
+_HASHED_BELOW = 64 * 2**20
+_BATCH = 65_536
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that could not be read as one."""
+
+    location: str
+    reason: str
+    raw: str
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Rows of one table as the files hold them.
+
+    Args:
+        kind: Which table.
+        rows: Columns under the files' own names, N rows.
+        files: Files that were read, in order.
+        file_of: Index into `files` of each row, (N,) int32.
+        number_of: Place of each row in its file, (N,) int64: line number or row number, from 1.
+        mark: Joins file and number: ":" before a line, "#" before a row.
+        rejected: Rows that could not be read as rows at all.
+    """
+
+    kind: Kind
+    rows: pa.Table
+    files: tuple[str, ...]
+    file_of: np.ndarray
+    number_of: np.ndarray
+    mark: Literal[":", "#"]
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that the files hold, readable or not."""
+        return len(self.rows) + len(self.rejected)
+
+    def location(self, row: int) -> str:
+        """Place of a row, as `ratings.csv:17` or `part-0.parquet#17`."""
+        return f"{self.files[self.file_of[row]]}{self.mark}{self.number_of[row]}"
+
+    def raw(self, rows: np.ndarray) -> Iterator[str]:
+        """Content of rows as JSON objects under the file's column names.
+
+        Args:
+            rows: Row indices, (K,).
+        """
+        for start in range(0, len(rows), _BATCH):
+            for row in _lossless(self.rows.take(pa.array(rows[start : start + _BATCH]))):
+                yield json.dumps(row, ensure_ascii=False, default=str)
+
+
+def _lossless(rows: pa.Table) -> list[dict[str, object]]:
+    try:
+        return list(rows.to_pylist())
+    except UnicodeDecodeError:  # Parquet does not promise that its strings are UTF-8
+        columns = {name: _readable(rows.column(name)) for name in rows.column_names}
+        return [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
+
+
+def _readable(column: pa.ChunkedArray) -> list[object]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+        return [v and v.decode("utf-8", "backslashreplace") for v in column.to_pylist()]
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return ["<not UTF-8>"] * len(column)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A raw table whose columns are named, but not yet checked.
+
+    Args:
+        raw: The rows as read.
+        columns: Column of the schema -> values of any type, N each.
+        problems: Reason -> mask (N,) of rows that the source itself knows to be wrong.
+    """
+
+    raw: RawTable
+    columns: dict[str, pa.ChunkedArray]
+    problems: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A data set: a new one is one file that passes the tests of sources."""
+
+    @property
+    def timestamp_unit(self) -> TimestampUnit:
+        """Unit of the interactions' timestamps."""
+        ...
+
+    def identity(self) -> object:
+        """JSON-ready identity of the content, without network: equal where the content is."""
+        ...
+
+    def interactions(self) -> Draft:
+        """Interactions: user and item id, timestamp, and rating or label or neither."""
+        ...
+
+    def items(self) -> Draft:
+        """Items: id, title, and attributes and text where the data set has them."""
+        ...
+
+    def users(self) -> Draft | None:
+        """Users: id and attributes; None takes them from the interactions."""
+        ...
+
+
+def require_columns(present: Sequence[str], required: Sequence[str], *, where: str) -> None:
+    """Check a file's header.
+
+    Raises:
+        DataError: A required column is missing or there twice.
+    """
+    missing = [name for name in dict.fromkeys(required) if name not in present]
+    twice = [name for name in dict.fromkeys(required) if list(present).count(name) > 1]
+    if missing or twice:
+        problem = f"columns are missing: {', '.join(missing)}" if missing else ""
+        problem = problem or f"columns are there more than once: {', '.join(twice)}"
+        raise DataError(
+            f"{problem}; the file has {', '.join(present) or 'none'}",
+            where=where,
+            todo="Name the file's own columns under data.source.columns, null where it has none.",
+        )
+
+
+def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
+    """Identity of files: by content where hashing is quick, else by path, size and time.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    found: list[dict[str, object]] = []
+    for path in paths:
+        try:
+            state = path.stat()
+            if state.st_size < _HASHED_BELOW:
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                found.append({"file": path.name, "sha256": digest})
+            else:
+                identity = {"size": state.st_size, "modified_ns": state.st_mtime_ns}
+                found.append({"file": str(path), **identity})
+        except OSError as error:
+            raise unreadable(path, error) from error
+    return found
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Error for a file that cannot be opened or is damaged."""
+    return DataError(
+        f"the file cannot be read: {error}",
+        where=str(path),
+        todo="Check the path under data.source, the rights, and whether the copy is complete.",
+    )
+
+
+def quarantine_table(kind: Kind, rejected: Sequence[Rejected]) -> pa.Table:
+    """Rows of the quarantine table."""
+    return pa.table(
+        {
+            TABLE: [kind] * len(rejected),
+            LOCATION: [r.location for r in rejected],
+            REASON: [r.reason for r in rejected],
+            RAW: [r.raw for r in rejected],
+        },
+        schema=QUARANTINE_SCHEMA,
+    )

@@ -1,0 +1,108 @@
+"""From checked interactions to the tables of the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reki_ray.config import SplitConfig
+from reki_ray.data.splits import COLD_DROPPED, Timeline, divide
+from reki_ray.errors import DataError
+from reki_ray.schema import (
+    CUT,
+    CUTS_SCHEMA,
+    ITEM_ID,
+    POSITION,
+    SAMPLES_SCHEMA,
+    SPLITS,
+    TIMESTAMP,
+    USER_ID,
+    Split,
+)
+
+
+@dataclass(frozen=True)
+class SampleTables:
+    """Tables of a division.
+
+    Args:
+        cuts: One row a user.
+        samples: One table a split, sorted as the interactions are.
+        cold_dropped: Training and validation samples left out for their cold item.
+    """
+
+    cuts: pa.Table
+    samples: dict[Split, pa.Table]
+    cold_dropped: int
+
+
+def sort_interactions(interactions: pa.Table) -> pa.Table:
+    """Sort by user, then time; equal times keep the order of the source.
+
+    Args:
+        interactions: Rows of the interactions table.
+    """
+    users = interactions.column(USER_ID)
+    rank = _index(users, _sorted_ids(users))
+    seconds = interactions.column(TIMESTAMP).to_numpy()
+    return interactions.take(pa.array(np.lexsort((seconds, rank))))  # lexsort is stable
+
+
+def build_samples(
+    interactions: pa.Table, users: pa.Array, items: pa.Array, config: SplitConfig
+) -> SampleTables:
+    """Divide interactions by the split's rules.
+
+    Args:
+        interactions: Rows in the order of `sort_interactions`.
+        users: All user ids, in any order.
+        items: All item ids, in any order.
+        config: Section `split`.
+
+    Raises:
+        DataError: A split has no sample.
+    """
+    # Sorted ids make the draw independent of the order of the files.
+    users, items = _sorted_ids(users), _sorted_ids(items)
+    timeline = Timeline(
+        user=_index(interactions.column(USER_ID), users),
+        timestamp=interactions.column(TIMESTAMP).to_numpy(),
+        item=_index(interactions.column(ITEM_ID), items),
+        users=len(users),
+        items=len(items),
+    )
+    division = divide(timeline, config)
+    position = pa.array(timeline.position.astype(np.int32))
+    rows = interactions.append_column(POSITION, position).select(SAMPLES_SCHEMA.names)
+    samples: dict[Split, pa.Table] = {
+        split: rows.filter(pa.array(division.code == code)) for code, split in enumerate(SPLITS)
+    }
+    empty = [split for split in SPLITS if not len(samples[split])]
+    if empty:
+        raise DataError(
+            f"no samples for {', '.join(empty)}: {len(interactions)} interactions of "
+            f"{len(users)} users are too few for this division",
+            where="split",
+            todo="Use more data, a shorter split.prompt_history, or another split.method.",
+        )
+    return SampleTables(
+        cuts=pa.table(
+            {USER_ID: users, CUT: pa.array(division.cuts.astype(np.int32))}, schema=CUTS_SCHEMA
+        ),
+        samples=samples,
+        cold_dropped=int(np.count_nonzero(division.code == COLD_DROPPED)),
+    )
+
+
+def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    unique = pc.unique(ids)
+    return unique.take(pc.sort_indices(unique))
+
+
+def _index(values: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
+    """Index of each value among sorted ids, (N,) int64."""
+    found: np.ndarray = pc.index_in(values, value_set=ids).to_numpy()
+    return found.astype(np.int64)

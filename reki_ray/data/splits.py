@@ -1,0 +1,165 @@
+"""Leak-free division: what prompts may see, and what is train, valid or test.
+
+The first `cut` interactions of a user are for prompts and never become samples; every
+later one is a sample of exactly one split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from reki_ray.config import SplitConfig
+from reki_ray.schema import SPLITS
+
+PROMPT_HISTORY = -1
+"""Split code of interactions that belong to the prompt history."""
+
+COLD_DROPPED = -2
+"""Split code of interactions with a cold item that would be training or validation samples."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Interactions sorted by user and time, as arrays.
+
+    Args:
+        user: Index of the user, ascending, (N,).
+        timestamp: Seconds since the epoch, ascending within a user, (N,).
+        item: Index of the item, (N,).
+        users: Number of users U; some may have no interaction.
+        items: Number of items I.
+    """
+
+    user: np.ndarray
+    timestamp: np.ndarray
+    item: np.ndarray
+    users: int
+    items: int
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Interactions of each user, (U,)."""
+        return np.bincount(self.user, minlength=self.users)
+
+    @property
+    def position(self) -> np.ndarray:
+        """Index of each interaction among its user's, (N,)."""
+        starts = np.cumsum(self.counts) - self.counts
+        positions: np.ndarray = np.arange(len(self.user)) - starts[self.user]
+        return positions
+
+
+@dataclass(frozen=True)
+class Division:
+    """Result of a split.
+
+    Args:
+        cuts: Interactions of each user that prompts may see, (U,).
+        code: Index into `SPLITS` of each interaction, or a negative code of this module, (N,).
+        cold_items: Whether an item is held out of training, (I,) bool.
+    """
+
+    cuts: np.ndarray
+    code: np.ndarray
+    cold_items: np.ndarray
+
+
+def divide(timeline: Timeline, config: SplitConfig) -> Division:
+    """Divide interactions into prompt history and samples.
+
+    Args:
+        timeline: Interactions sorted by user and time.
+        config: Method, ratios, length of the prompt history, share of cold items, seed.
+    """
+    cuts = prompt_cuts(timeline.counts, config.prompt_history, config.prompt_history_share)
+    if config.method == "time":
+        ends = time_thresholds(timeline.timestamp[timeline.position >= cuts[timeline.user]], config)
+        # The thresholds come from the cuts above; shortening a cut afterwards only turns prompt
+        # history from after the training period into samples of later splits.
+        early = np.bincount(
+            timeline.user, weights=timeline.timestamp < ends[0], minlength=timeline.users
+        )
+        cuts = np.minimum(cuts, early.astype(np.int64))
+        code = np.searchsorted(ends, timeline.timestamp, side="right")
+    else:
+        has_samples = timeline.counts > cuts
+        code = user_splits(has_samples, config)[timeline.user]
+    code = np.where(timeline.position < cuts[timeline.user], PROMPT_HISTORY, code)
+    cold = cold_items(timeline.items, config.cold_item_share, config.seed)
+    learned_from = (code == SPLITS.index("train")) | (code == SPLITS.index("valid"))
+    code = np.where(learned_from & cold[timeline.item], COLD_DROPPED, code)
+    return Division(cuts, code, cold)
+
+
+def prompt_cuts(counts: np.ndarray, longest: int, share: float) -> np.ndarray:
+    """Length of the prompt history: min(longest, floor(share * count)).
+
+    Args:
+        counts: Interactions of each user, (U,).
+        longest: Upper bound, interactions.
+        share: Upper bound as a share of the user's interactions.
+
+    Returns:
+        Cuts (U,) int64.
+    """
+    # The small term keeps 0.1 * 30 = 2.9999... from losing an interaction.
+    return np.minimum(longest, np.floor(counts * share + 1e-9).astype(np.int64))
+
+
+def user_splits(eligible: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Split of each user, drawn by the seed among those who have samples.
+
+    Args:
+        eligible: Users with at least one sample, (U,) bool.
+        config: Ratios and seed. Every split gets at least one user where there are three.
+
+    Returns:
+        Index into `SPLITS`, (U,); users without samples are in the first.
+    """
+    users = np.random.default_rng(config.seed).permutation(np.flatnonzero(eligible))
+    size = len(users)
+    test = max(1, round(size * config.ratios[2]))
+    valid = max(1, round(size * config.ratios[1]))
+    found = np.zeros(len(eligible), dtype=np.int64)
+    found[users[:test]] = SPLITS.index("test")
+    found[users[test : test + valid]] = SPLITS.index("valid")
+    return found
+
+
+def time_thresholds(timestamps: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Ends of the training and of the validation period.
+
+    Args:
+        timestamps: Of all samples, (S,), seconds.
+        config: Ratios.
+
+    Returns:
+        Two times (2,), seconds: a split holds what lies before its end and not before the
+        previous one's. Equal times stay together, in the later split.
+    """
+    if not len(timestamps):
+        return np.zeros(2, dtype=np.int64)
+    shares = np.cumsum(config.ratios)[:2]
+    index = np.minimum((shares * len(timestamps) + 1e-9).astype(np.int64), len(timestamps) - 1)
+    ends: np.ndarray = np.partition(timestamps, index)[index]
+    return ends
+
+
+def cold_items(items: int, share: float, seed: int) -> np.ndarray:
+    """Items held out of training.
+
+    Args:
+        items: Number of items I.
+        share: Share of them.
+        seed: Seed of the draw.
+
+    Returns:
+        Mask (I,) bool with round(share * I) items.
+    """
+    # A stream of its own: the same users stay in the same splits with and without cold items.
+    generator = np.random.default_rng([seed, 1])
+    cold = np.zeros(items, dtype=bool)
+    cold[generator.permutation(items)[: round(share * items)]] = True
+    return cold

@@ -1,0 +1,1 @@
+"""Room 4, encode: knowledge text to representation r."""

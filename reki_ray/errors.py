@@ -1,0 +1,60 @@
+"""Errors that a user can act on.
+
+Every message says what went wrong, where, and what to do. The command line prints
+the message alone and leaves with the error's exit code; anything that is not a
+`RekiError` is a defect of reki-ray and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RekiError(Exception):
+    """Base of all errors that the user can act on.
+
+    Args:
+        what: What went wrong, in one sentence.
+        where: File, row, key, stage or address at which it went wrong.
+        todo: What the user can do about it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, where: str, todo: str) -> None:
+        self.what = what
+        self.where = where
+        self.todo = todo
+        super().__init__(f"{what} [{where}] {todo}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling between Ray processes.
+        return _rebuild, (type(self), self.what, self.where, self.todo)
+
+
+def _rebuild(kind: type[RekiError], what: str, where: str, todo: str) -> RekiError:
+    return kind(what, where=where, todo=todo)
+
+
+class ConfigError(RekiError):
+    """Wrong use or configuration."""
+
+    exit_code = 2
+
+
+class DataError(RekiError):
+    """Bad data beyond the configured threshold, or a table that breaks its schema."""
+
+    exit_code = 3
+
+
+class EngineError(RekiError):
+    """An LLM engine, an encoder or the Ray cluster is unavailable."""
+
+    exit_code = 4
+
+
+class StoreError(RekiError):
+    """A version of the vector store is missing, damaged or does not fit the model."""
+
+    exit_code = 3

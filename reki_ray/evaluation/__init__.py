@@ -1,0 +1,1 @@
+"""Metrics, arms, confidence intervals, the report."""

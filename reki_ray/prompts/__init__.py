@@ -1,0 +1,1 @@
+"""Factorization prompts: scenarios, rendering, parsing of answers."""

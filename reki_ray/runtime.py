@@ -1,0 +1,71 @@
+"""The Ray cluster of a run: start or join it, and leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from reki_ray.config import RayConfig
+from reki_ray.errors import EngineError
+
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Ray's own progress bars would fight with ours for the terminal.
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Clients and servers must agree on it, so it is set on purpose and not left to a default.
+    "RAY_AUTH_MODE": "token",
+    # The driver chooses what runs on an accelerator; Ray must not hide it from CPU-only tasks.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def set_environment() -> None:
+    """Set the variables that every process of a run inherits; what the user set stays."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def ray_session(config: RayConfig) -> Iterator[None]:
+    """Ray for the work in the block.
+
+    A cluster that this started is stopped at the end, also on an error; one that was there
+    before is joined and left running.
+
+    Raises:
+        EngineError: The cluster cannot be started or reached.
+    """
+    set_environment()
+    import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
+
+    if ray.is_initialized():
+        yield
+        return
+    # A bare ray.init() would trust a stale cluster file of an earlier Ray, hence never None.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    local = address == "local"
+    try:
+        ray.init(
+            address=address,
+            num_cpus=config.num_cpus if local else None,
+            object_store_memory=config.object_store_mib * 2**20 if local else None,
+            include_dashboard=False if local else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise EngineError(
+            f"no Ray cluster: {error}",
+            where=f"ray.address = {address}",
+            todo="Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,239 @@
+"""The Arrow schema of every table: the only place where a column name is spelled.
+
+A `Table` couples the folder of a table inside the workspace with its schema.
+Ids are strings everywhere; timestamps are seconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import pyarrow as pa
+
+# --- columns ---------------------------------------------------------------------------------
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+TIMESTAMP: Final = "timestamp"
+RATING: Final = "rating"
+LABEL: Final = "label"
+TITLE: Final = "title"
+ATTRIBUTES: Final = "attributes"
+TEXT: Final = "text"
+IMAGE: Final = "image"
+POSITION: Final = "position"
+CUT: Final = "cut"
+SPLIT: Final = "split"
+TABLE: Final = "table"
+LOCATION: Final = "location"
+REASON: Final = "reason"
+RAW: Final = "raw"
+ID: Final = "id"
+CLUSTER_ID: Final = "cluster_id"
+SIMILARITY: Final = "similarity"
+METHOD: Final = "method"
+SUBJECT_KIND: Final = "subject_kind"
+SUBJECT_ID: Final = "subject_id"
+FACTOR: Final = "factor"
+PROMPT: Final = "prompt"
+PROMPT_HASH: Final = "prompt_hash"
+MODEL: Final = "model"
+REVISION: Final = "revision"
+ENGINE: Final = "engine"
+PROMPT_TOKENS: Final = "prompt_tokens"
+GENERATED_TOKENS: Final = "generated_tokens"
+FINISH_REASON: Final = "finish_reason"
+CREATED_AT: Final = "created_at"
+VECTOR: Final = "vector"
+SOURCE: Final = "source"
+ARM: Final = "arm"
+SEED: Final = "seed"
+SCORE: Final = "score"
+ITEM_IDS: Final = "item_ids"
+RATINGS: Final = "ratings"
+TIMESTAMPS: Final = "timestamps"
+
+# --- vocabularies ----------------------------------------------------------------------------
+Split = Literal["train", "valid", "test"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "valid", "test")
+
+Side = Literal["users", "items"]
+SIDES: Final[tuple[Side, ...]] = ("users", "items")
+
+SubjectKind = Literal["user", "item", "user_cluster", "item_cluster"]
+
+Source = Literal["individual", "cluster", "fallback"]
+
+WHOLE_ANSWER: Final = "*"
+"""Value of `factor` for knowledge that is not divided by factor."""
+
+# --- schemas ---------------------------------------------------------------------------------
+_STRING = pa.string()
+_ATTRIBUTES = pa.map_(_STRING, pa.list_(_STRING))
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+INTERACTIONS_SCHEMA: Final = pa.schema(
+    [
+        _required(USER_ID, _STRING),
+        _required(ITEM_ID, _STRING),
+        _required(TIMESTAMP, pa.int64()),
+        pa.field(RATING, pa.float32()),
+        _required(LABEL, pa.int8()),
+    ]
+)
+ITEMS_SCHEMA: Final = pa.schema(
+    [
+        _required(ITEM_ID, _STRING),
+        _required(TITLE, _STRING),
+        pa.field(ATTRIBUTES, _ATTRIBUTES),
+        pa.field(TEXT, _STRING),
+        pa.field(IMAGE, _STRING),
+    ]
+)
+USERS_SCHEMA: Final = pa.schema(
+    [
+        _required(USER_ID, _STRING),
+        pa.field(ATTRIBUTES, _ATTRIBUTES),
+        pa.field(TEXT, _STRING),
+        pa.field(IMAGE, _STRING),
+    ]
+)
+CUTS_SCHEMA: Final = pa.schema(
+    [
+        _required(USER_ID, _STRING),
+        # Number of the user's first interactions that prompts may see; no sample lies among them.
+        _required(CUT, pa.int32()),
+    ]
+)
+SAMPLES_SCHEMA: Final = pa.schema(
+    [
+        _required(USER_ID, _STRING),
+        _required(ITEM_ID, _STRING),
+        _required(TIMESTAMP, pa.int64()),
+        _required(LABEL, pa.int8()),
+        # Row of this interaction among the user's interactions in time order: the model's history
+        # of a sample is the rows before it, so that histories are stored once.
+        _required(POSITION, pa.int32()),
+    ]
+)
+QUARANTINE_SCHEMA: Final = pa.schema(
+    [
+        _required(TABLE, _STRING),
+        _required(LOCATION, _STRING),
+        _required(REASON, _STRING),
+        pa.field(RAW, _STRING),
+    ]
+)
+CLUSTERS_SCHEMA: Final = pa.schema(
+    [
+        _required(ID, _STRING),
+        _required(CLUSTER_ID, _STRING),
+        _required(SIMILARITY, pa.float32()),
+        _required(METHOD, _STRING),
+    ]
+)
+KNOWLEDGE_SCHEMA: Final = pa.schema(
+    [
+        _required(SUBJECT_KIND, _STRING),
+        _required(SUBJECT_ID, _STRING),
+        _required(FACTOR, _STRING),
+        _required(TEXT, _STRING),
+        _required(PROMPT_HASH, _STRING),
+        _required(MODEL, _STRING),
+        _required(REVISION, _STRING),
+        _required(ENGINE, _STRING),
+        _required(PROMPT_TOKENS, pa.int32()),
+        _required(GENERATED_TOKENS, pa.int32()),
+        pa.field(FINISH_REASON, _STRING),
+        _required(CREATED_AT, pa.int64()),
+    ]
+)
+DEAD_LETTERS_SCHEMA: Final = pa.schema(
+    [
+        _required(SUBJECT_KIND, _STRING),
+        _required(SUBJECT_ID, _STRING),
+        _required(PROMPT_HASH, _STRING),
+        _required(REASON, _STRING),
+        pa.field(PROMPT, _STRING),
+        _required(CREATED_AT, pa.int64()),
+    ]
+)
+PREDICTIONS_SCHEMA: Final = pa.schema(
+    [
+        _required(ARM, _STRING),
+        _required(SEED, pa.int64()),
+        _required(USER_ID, _STRING),
+        _required(ITEM_ID, _STRING),
+        _required(LABEL, pa.int8()),
+        _required(SCORE, pa.float32()),
+    ]
+)
+PROFILES_SCHEMA: Final = pa.schema(
+    [
+        _required(USER_ID, _STRING),
+        pa.field(ATTRIBUTES, _ATTRIBUTES),
+        # The user's latest interactions, oldest first.
+        _required(ITEM_IDS, pa.list_(_STRING)),
+        _required(RATINGS, pa.list_(pa.float32())),
+        _required(TIMESTAMPS, pa.list_(pa.int64())),
+    ]
+)
+
+
+def vectors_schema(dimension: int) -> pa.Schema:
+    """Schema of a table of representations r or augmented vectors h.
+
+    Args:
+        dimension: Length of every vector (384 for MiniLM representations, 32 for h).
+    """
+    return pa.schema(
+        [
+            _required(ID, _STRING),
+            _required(FACTOR, _STRING),
+            _required(VECTOR, pa.list_(pa.field("item", pa.float32(), nullable=False), dimension)),
+            _required(SOURCE, _STRING),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the workspace: its folder and, where it does not depend on a model, its schema."""
+
+    path: str
+    schema: pa.Schema | None
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that writes the table."""
+        return self.path.partition("/")[0]
+
+
+INTERACTIONS: Final = Table("ingest/interactions", INTERACTIONS_SCHEMA)
+"""Sorted by user, then time; equal times keep the order of the source."""
+ITEMS: Final = Table("ingest/items", ITEMS_SCHEMA)
+USERS: Final = Table("ingest/users", USERS_SCHEMA)
+CUTS: Final = Table("ingest/cuts", CUTS_SCHEMA)
+QUARANTINE: Final = Table("ingest/quarantine", QUARANTINE_SCHEMA)
+SAMPLES: Final[dict[Split, Table]] = {
+    split: Table(f"ingest/samples/{split}", SAMPLES_SCHEMA) for split in SPLITS
+}
+CLUSTERS: Final[dict[Side, Table]] = {
+    side: Table(f"cluster/{side}", CLUSTERS_SCHEMA) for side in SIDES
+}
+CLUSTER_VECTORS: Final[dict[Side, Table]] = {
+    side: Table(f"cluster/{side}_vectors", None) for side in SIDES
+}
+"""What was clustered: encoded title and attributes of items; of users, weighted item vectors."""
+KNOWLEDGE: Final = Table("extract/knowledge", KNOWLEDGE_SCHEMA)
+DEAD_LETTERS: Final = Table("extract/dead", DEAD_LETTERS_SCHEMA)
+REPRESENTATIONS: Final[dict[Side, Table]] = {side: Table(f"encode/{side}", None) for side in SIDES}
+TEXT_REPRESENTATIONS: Final[dict[Side, Table]] = {
+    side: Table(f"encode/{side}_text", None) for side in SIDES
+}
+"""Encoded source text, no LLM: profile and history of users, title and attributes of items."""
+PREDICTIONS: Final = Table("evaluate/predictions", PREDICTIONS_SCHEMA)

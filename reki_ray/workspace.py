@@ -1,0 +1,318 @@
+"""The folder of one run: tables, manifest, and atomic publication of a stage's output.
+
+A stage writes into a scratch folder that has the same layout as the workspace. When it
+succeeds, its folder is moved into place and the manifest entry is written last: a stage
+is done only when its entry stands. What a killed stage left behind is never read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.dataset as pad
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from reki_ray.errors import ConfigError, DataError
+from reki_ray.schema import Table
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """What the manifest says of a finished stage."""
+
+    fingerprint: str
+    rows_in: int = 0
+    rows_out: int = 0
+    dead: int = 0
+    seconds: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished_at: float = 0.0
+    skipped: bool = False
+    """Whether the last pass found the output unchanged and kept it."""
+    versions: dict[str, str] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Workspace:
+    """A run's folder, local or on any fsspec filesystem.
+
+    Args:
+        root: Folder or URL, as `runs/demo` or `s3://bucket/demo`.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root).rstrip("/")
+        self.filesystem, self._base = fsspec.core.url_to_fs(self.root)
+        self._base = self._base.rstrip("/")
+
+    # --- places --------------------------------------------------------------------------------
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the workspace lies on this machine's own filesystem."""
+        return "file" in (
+            self.filesystem.protocol
+            if isinstance(self.filesystem.protocol, tuple)
+            else (self.filesystem.protocol,)
+        )
+
+    @property
+    def arrow_filesystem(self) -> pafs.FileSystem:
+        """The workspace's filesystem for pyarrow and Ray Data."""
+        if self.is_local:
+            return pafs.LocalFileSystem()
+        return pafs.PyFileSystem(pafs.FSSpecHandler(self.filesystem))
+
+    def path(self, *parts: str) -> str:
+        """Path below the workspace, as its filesystem wants it."""
+        return "/".join([self._base, *parts])
+
+    def local_path(self, *parts: str) -> Path:
+        """Path below a workspace on the local disk.
+
+        Raises:
+            ConfigError: The workspace is remote.
+        """
+        if not self.is_local:
+            raise ConfigError(
+                "this needs a workspace on the local disk",
+                where=self.root,
+                todo="Copy the workspace to this machine, or set `workspace` to a local folder.",
+            )
+        return Path(self.path(*parts))
+
+    def exists(self, *parts: str) -> bool:
+        """Whether a file or folder lies there."""
+        return bool(self.filesystem.exists(self.path(*parts)))
+
+    # --- tables --------------------------------------------------------------------------------
+
+    def write_table(self, table: Table, data: pa.Table, *, part: str = "part-00000") -> None:
+        """Write one Parquet file of a table.
+
+        Args:
+            table: Which table.
+            data: Rows; columns in any order, cast to the table's schema.
+            part: File name without ending; an existing file of that name is replaced.
+
+        Raises:
+            DataError: A column is missing, has another type, or holds nulls that it must not.
+        """
+        if table.schema is not None:
+            data = conform(data, table.schema, where=self.path(table.path))
+        self.filesystem.makedirs(self.path(table.path), exist_ok=True)
+        with self.filesystem.open(self.path(table.path, f"{part}.parquet"), "wb") as sink:
+            pq.write_table(data, sink)
+
+    def has_table(self, table: Table) -> bool:
+        """Whether at least one file of the table exists."""
+        return bool(self._parts(table))
+
+    def read_table(self, table: Table, *, columns: list[str] | None = None) -> pa.Table:
+        """Read a table whole, parts in name order.
+
+        Args:
+            table: Which table.
+            columns: Subset of the columns; None reads all.
+
+        Raises:
+            DataError: The table is missing, damaged, or has another schema.
+        """
+        parts = self._parts(table)
+        if not parts:
+            raise DataError(
+                "the table does not exist",
+                where=self.path(table.path),
+                todo=f"Run `reki {table.stage}` first.",
+            )
+        try:
+            data = pad.dataset(parts, filesystem=self.arrow_filesystem, format="parquet").to_table(
+                columns=columns
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"the table is damaged: {error}",
+                where=self.path(table.path),
+                todo=f"Run `reki {table.stage} --force {table.stage}` to write it anew.",
+            ) from error
+        if table.schema is None:
+            return data
+        expected = table.schema
+        if columns is not None:
+            expected = pa.schema([table.schema.field(name) for name in columns])
+        return conform(data, expected, where=self.path(table.path))
+
+    def _parts(self, table: Table) -> list[str]:
+        folder = self.path(table.path)
+        if not self.filesystem.exists(folder):
+            return []
+        return sorted(p for p in self.filesystem.ls(folder, detail=False) if p.endswith(".parquet"))
+
+    # --- documents -----------------------------------------------------------------------------
+
+    def write_json(self, relative: str, content: Any) -> None:
+        """Write a JSON document so that a reader sees the old or the new one, never half."""
+        self.write_text(relative, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, relative: str, content: str) -> None:
+        """Write a text document so that a reader sees the old or the new one, never half."""
+        target = self.path(relative)
+        self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if not self.is_local:  # an object store's put is atomic by itself
+            self.filesystem.pipe_file(target, content.encode())
+            return
+        scratch = Path(f"{target}.tmp")
+        scratch.write_text(content, encoding="utf-8")
+        scratch.replace(target)
+
+    def read_json(self, relative: str) -> Any:
+        """Read a JSON document.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        try:
+            return json.loads(self.filesystem.cat_file(self.path(relative)))
+        except FileNotFoundError as error:
+            raise DataError(
+                "the document does not exist",
+                where=self.path(relative),
+                todo=f"Run `reki {relative.partition('/')[0].removesuffix('.json')}` first.",
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"the document is damaged: {error}",
+                where=self.path(relative),
+                todo="Delete it and run the stage that writes it again.",
+            ) from error
+
+    # --- manifest ------------------------------------------------------------------------------
+
+    def stages(self) -> dict[str, StageEntry]:
+        """Entries of the finished stages, by name; empty before the first."""
+        if not self.exists(MANIFEST):
+            return {}
+        manifest = self.read_json(MANIFEST)
+        if manifest.get("format") != MANIFEST_FORMAT:
+            raise DataError(
+                f"the manifest has format {manifest.get('format')!r}, not {MANIFEST_FORMAT}",
+                where=self.path(MANIFEST),
+                todo="Use a new workspace folder with this version of reki-ray.",
+            )
+        return {name: StageEntry(**entry) for name, entry in manifest["stages"].items()}
+
+    def record(self, stage: str, entry: StageEntry) -> None:
+        """Write a stage's entry: from now on the stage is done."""
+        if not entry.skipped:
+            entry = dataclasses.replace(entry, finished_at=time.time())
+        self._write_manifest({**self.stages(), stage: entry})
+
+    def forget(self, stage: str) -> None:
+        """Remove a stage's entry: from now on the stage is not done."""
+        self._write_manifest({k: v for k, v in self.stages().items() if k != stage})
+
+    def _write_manifest(self, entries: dict[str, StageEntry]) -> None:
+        stages = {name: dataclasses.asdict(entry) for name, entry in entries.items()}
+        self.write_json(MANIFEST, {"format": MANIFEST_FORMAT, "stages": stages})
+
+    # --- writing -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def replacing(self, stage: str) -> Iterator[Workspace]:
+        """Scratch workspace whose `<stage>/` folder takes the old one's place on success.
+
+        On an error the scratch is removed and the old output stays as it was.
+        """
+        scratch = Workspace(
+            self.path(f".scratch-{stage}") if self.is_local else f"{self.root}/.scratch-{stage}"
+        )
+        scratch._remove("")
+        self.filesystem.makedirs(scratch.path(stage), exist_ok=True)
+        try:
+            yield scratch
+            self.forget(stage)
+            self._remove(stage)
+            self.filesystem.mv(scratch.path(stage), self.path(stage), recursive=True)
+        finally:
+            scratch._remove("")
+
+    def _remove(self, relative: str) -> None:
+        target = self.path(relative) if relative else self._base
+        if self.filesystem.exists(target):
+            self.filesystem.rm(target, recursive=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second run out of a local workspace.
+
+        Raises:
+            ConfigError: Another process runs on this workspace.
+        """
+        if not self.is_local:  # object stores know no locks; runs there get a folder of their own
+            yield
+            return
+        Path(self._base).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(
+                "another run is working on this workspace",
+                where=self.root,
+                todo="Wait for it (`reki status`), or give this run another --workspace.",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def conform(data: pa.Table, schema: pa.Schema, *, where: str) -> pa.Table:
+    """Bring rows into a table's schema.
+
+    Args:
+        data: Rows with at least the schema's columns.
+        schema: What the table promises.
+        where: Place for the error message.
+
+    Raises:
+        DataError: A column is missing, has another type, or holds nulls that it must not.
+    """
+    missing = [name for name in schema.names if name not in data.column_names]
+    if missing:
+        raise DataError(
+            f"columns are missing: {', '.join(missing)}",
+            where=where,
+            todo=f"The table needs {', '.join(schema.names)}.",
+        )
+    data = data.select(schema.names)
+    for column in schema:
+        if not column.nullable and data.column(column.name).null_count:
+            raise DataError(
+                f"column {column.name} holds {data.column(column.name).null_count} nulls",
+                where=where,
+                todo="Remove these rows or fill the column.",
+            )
+    try:
+        return data.cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise DataError(
+            f"the columns do not fit the schema: {error}",
+            where=where,
+            todo=f"The table needs {schema.to_string(show_field_metadata=False)}.",
+        ) from error

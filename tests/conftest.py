@@ -1,0 +1,123 @@
+"""Fixtures shared by all tests: a synthetic data set, a workspace, a private Ray."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reki_ray.config import RekiConfig
+from reki_ray.progress import Reporter
+from reki_ray.runtime import set_environment
+from reki_ray.workspace import Workspace
+
+GENRES = ("Action", "Comedy", "Drama", "Horror")
+USERS, ITEMS, EVENTS_PER_USER = 40, 60, 24
+
+TinyConfig = Callable[..., RekiConfig]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Quiet libraries, and a Ray token of the tests' own: never the user's."""
+    set_environment()
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(tmp_path_factory.mktemp("ray") / "token")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def reporter(workspace: Workspace) -> Reporter:
+    return Reporter(workspace, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A private Ray with two CPUs, ended with the test session."""
+    import ray  # noqa: PLC0415  # unit tests must not pay for it
+
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic catalogue in which users like one genre, as three CSV files."""
+    folder = tmp_path_factory.mktemp("tiny")
+    generator = np.random.default_rng(7)
+    genres = [GENRES[i % len(GENRES)] for i in range(ITEMS)]
+    _write_csv(
+        folder / "items.csv",
+        ["item_id", "title", "genre"],
+        ([f"m{i}", f"{genres[i]} film {i}", genres[i]] for i in range(ITEMS)),
+    )
+    _write_csv(
+        folder / "users.csv",
+        ["user_id", "gender"],
+        ([f"u{u}", "FM"[u % 2]] for u in range(USERS)),
+    )
+    rows = []
+    for user in range(USERS):
+        favourite = GENRES[user % len(GENRES)]
+        for step, item in enumerate(generator.permutation(ITEMS)[:EVENTS_PER_USER]):
+            liked = genres[item] == favourite or generator.random() < 0.2
+            rating = generator.integers(4, 6) if liked else generator.integers(1, 4)
+            rows.append([f"u{user}", f"m{item}", int(rating), 1_000_000 + 1000 * step + user])
+    _write_csv(folder / "interactions.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_data: Path, workspace: Workspace) -> TinyConfig:
+    """Makes a configuration over the synthetic data, scripted engine, small networks.
+
+    Keyword arguments replace keys of a section: `tiny_config(train={"workers": 2})`.
+    """
+
+    def make(**overrides: dict[str, Any]) -> RekiConfig:
+        tree: dict[str, Any] = {
+            "name": "tiny",
+            "workspace": workspace.root,
+            "data": {
+                "source": {
+                    "kind": "csv",
+                    "interactions": str(tiny_data / "interactions.csv"),
+                    "items": str(tiny_data / "items.csv"),
+                    "users": str(tiny_data / "users.csv"),
+                    "columns": {"item_attributes": ["genre"], "user_attributes": ["gender"]},
+                }
+            },
+            "split": {"prompt_history": 8},
+            "cluster": {
+                "dimensions": 4,
+                "users": {"min_cluster_size": 4},
+                "items": {"min_cluster_size": 4},
+            },
+            "extract": {"engine": {"kind": "scripted"}, "unit_rows": 4},
+            "train": {"epochs": 2, "batch_size": 64, "seeds": [0], "arms": ["fair_base", "reki_c"]},
+            "evaluate": {"bootstrap": 100},
+            "serve": {"port": 0, "measure_candidates": 10, "measure_requests": 10},
+            "ray": {"num_cpus": 2, "object_store_mib": 256},
+        }
+        for section, keys in overrides.items():
+            tree[section] = {**tree.get(section, {}), **keys}
+        return RekiConfig.model_validate(tree)
+
+    return make
+
+
+def _write_csv(path: Path, header: list[str], rows: Any) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,92 @@
+"""The command line: exit codes, one clear line for what went wrong, machine-readable output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reki_ray import doctor
+from reki_ray.progress import Reporter
+from reki_ray.workspace import StageEntry, Workspace
+
+REKI = str(Path(sys.executable).parent / "reki")
+
+
+def reki(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200"}
+    return subprocess.run(
+        [REKI, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_wrong_configuration_leaves_with_2_and_says_what_to_do(tmp_path: Path) -> None:
+    done = reki("run", "-c", "none.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot read the configuration" in done.stderr
+    assert "what to do:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_option_and_unknown_stage_leave_with_2(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: a\ndata: {source: {kind: movielens_100k}}\n")
+    assert reki("run", "--speed", "9", cwd=tmp_path).returncode == 2
+    done = reki("run", "-c", "c.yaml", "--force", "cook", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no stage 'cook'" in done.stderr
+
+
+def test_missing_data_leave_with_3(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "name: a\ndata: {source: {kind: movielens_1m, path: nowhere}}\n"
+    )
+    done = reki("ingest", "-c", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "nowhere" in done.stderr
+
+
+def test_unreachable_cluster_leaves_with_4(tmp_path: Path) -> None:
+    done = reki("doctor", "--cluster", "--json", cwd=tmp_path)
+    assert done.returncode == 4, done.stdout
+    by_name = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert by_name["ray"]["ok"]
+    assert not by_name["cluster"]["ok"]
+    assert "ray start --head" in by_name["cluster"]["todo"]
+
+
+def test_status_speaks_json(tmp_path: Path) -> None:
+    Workspace(tmp_path).record("ingest", StageEntry("f", rows_in=5, rows_out=4, dead=1))
+    done = reki("status", "--workspace", str(tmp_path), "--json", cwd=tmp_path)
+    assert done.returncode == 0
+    [ingest] = [s for s in json.loads(done.stdout)["stages"] if s["name"] == "ingest"]
+    assert (ingest["done"], ingest["rows_in"], ingest["dead"]) == (True, 5, 1)
+
+
+def test_doctor_names_a_package_that_shadows_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "actors").mkdir()
+    (tmp_path / "actors" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "actors", raising=False)
+    [finding] = [f for f in doctor.examine(cluster=False) if f.check == "actors"]
+    assert not finding.ok
+    assert str(tmp_path) in finding.detail
+    assert doctor.exit_code([finding]) == 2
+
+
+def test_progress_writes_plain_lines_and_a_heartbeat(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reki_ray.progress._LINE_SECONDS", 0.0)
+    with Reporter(workspace).task("extract: asking", total=10, unit="prompts") as task:
+        task.advance(4, generated_tokens=100)
+        beat = workspace.read_json("progress.json")
+        assert (beat["done"], beat["total"], beat["finished"]) == (0, 10, False)
+    assert "extract: asking: 4 of 10 prompts" in capsys.readouterr().err
+    assert workspace.read_json("progress.json")["finished"]
+    assert workspace.read_json("progress.json")["counters"] == {"generated_tokens": 100}

@@ -1,0 +1,190 @@
+"""Unusable rows are set aside with their place and reason, and counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reki_ray.config import DataConfig
+from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.quarantine import (
+    FAILED_QUARANTINE,
+    Checked,
+    Verdict,
+    enforce_threshold,
+)
+from reki_ray.data.raw import Draft, Kind, RawTable, Rejected, TimestampUnit
+from reki_ray.data.validation import check_interactions, check_items, check_users
+from reki_ray.errors import DataError
+from reki_ray.schema import (
+    ATTRIBUTES,
+    ITEM_ID,
+    LOCATION,
+    RATING,
+    RAW,
+    REASON,
+    TABLE,
+    TIMESTAMP,
+    TITLE,
+    USER_ID,
+)
+from reki_ray.workspace import Workspace
+
+CONFIG = DataConfig.model_validate({"source": {"kind": "movielens_100k"}})
+NAMES = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
+GOOD = ("u", "i", "4", "1000")
+
+
+def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]) -> Draft:
+    table = pa.table(
+        {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)}
+    )
+    raw = RawTable(
+        kind=kind,
+        rows=table,
+        files=("f.csv",),
+        file_of=np.zeros(len(rows), dtype=np.int32),
+        number_of=np.arange(2, len(rows) + 2),
+        mark=":",
+    )
+    return Draft(raw, {name: table.column(name) for name in names})
+
+
+def check(
+    rows: list[tuple[str | None, ...]], config: DataConfig = CONFIG, unit: TimestampUnit = "s"
+) -> Checked:
+    return check_interactions(
+        draft("interactions", NAMES, rows),
+        config,
+        unit,
+        users=pa.array(["u", "v"]),
+        items=pa.array(["i", "j"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (("", "i", "4", "1"), "user_id is missing"),
+        (("u", None, "4", "1"), "item_id is missing"),
+        (("w", "i", "4", "1"), "unknown user_id"),
+        (("u", "k", "4", "1"), "unknown item_id"),
+        (("u", "i", "", "1"), "rating is missing"),
+        (("u", "i", "four", "1"), "rating is no number"),
+        (("u", "i", "5.5", "1"), "rating is out of range"),
+        (("u", "i", "0", "1"), "rating is out of range"),
+        (("u", "i", "4", ""), "timestamp is missing"),
+        (("u", "i", "4", "noon"), "timestamp is no number"),
+        (("u", "i", "4", "-1"), "timestamp is out of range"),
+        (("u", "i", "4", "1e17"), "timestamp is out of range"),
+        (("u", "i", "4", "978300760000"), "looks like milliseconds"),
+        (GOOD, "duplicate interaction"),
+    ],
+)
+def test_each_fault_has_its_reason(row: tuple[str | None, ...], reason: str) -> None:
+    checked = check([GOOD, row])
+    assert checked.rows[USER_ID].to_pylist() == ["u"]
+    (rejected,) = checked.rejected
+    assert reason in rejected.reason
+    assert rejected.location == "f.csv:3"
+    assert str(row[3]) in rejected.raw
+
+
+def test_of_duplicates_the_first_usable_row_stays() -> None:
+    checked = check([("u", "i", "9", "1000"), GOOD, ("u", "i", "2", "1000"), GOOD])
+    assert checked.rows[RATING].to_pylist() == [4.0]
+    assert [r.location for r in checked.rejected] == ["f.csv:2", "f.csv:4", "f.csv:5"]
+
+
+def test_the_same_item_at_another_time_is_no_duplicate() -> None:
+    assert len(check([GOOD, ("u", "i", "4", "1001"), ("v", "i", "4", "1000")]).rows) == 3
+
+
+def test_milliseconds_are_fine_where_the_configuration_says_so() -> None:
+    checked = check([("u", "i", "4", "978300760000")], unit="ms")
+    assert checked.rows[TIMESTAMP].to_pylist() == [978300760]
+
+
+def test_duplicate_and_nameless_items_and_users() -> None:
+    items = check_items(
+        draft("items", (ITEM_ID, TITLE), [("1", ""), ("1", "A"), ("1", "B"), ("", "C")])
+    )
+    assert items.rows[TITLE].to_pylist() == ["A"]
+    assert items.rows[ATTRIBUTES].null_count == 1
+    assert [r.reason for r in items.rejected] == [
+        "title is missing",
+        "duplicate item_id",
+        "item_id is missing",
+    ]
+    users = check_users(draft("users", (USER_ID,), [("1",), ("2",), ("1",)]))
+    assert users.rows[USER_ID].to_pylist() == ["1", "2"]
+    assert users.reasons() == {"duplicate user_id": 1}
+
+
+CELL = st.sampled_from(["u", "i", "j", "v", "", "4", "9", "1000", "978300760000", "x", " "])
+
+
+@given(rows=st.lists(st.tuples(CELL, CELL, CELL, CELL), min_size=1, max_size=30))
+def test_every_row_goes_out_or_into_quarantine(rows: list[tuple[str | None, ...]]) -> None:
+    checked = check(rows)
+    assert len(checked.rows) + len(checked.rejected) == checked.rows_in == len(rows)
+    assert sum(checked.reasons().values()) == len(checked.rejected)
+    keys = checked.rows.select([USER_ID, ITEM_ID, TIMESTAMP]).to_pylist()
+    assert len({tuple(key.values()) for key in keys}) == len(keys)
+    assert not any(column.null_count for column in checked.rows.columns)
+
+
+def test_the_first_reason_of_a_row_stands() -> None:
+    verdict = Verdict(3)
+    verdict.reject(np.array([True, False, False]), "first")
+    verdict.reject(np.array([True, True, False]), "second")
+    assert verdict.accepted.tolist() == [False, False, True]
+    assert verdict.reasons(np.array([0, 1])) == ["first", "second"]
+
+
+def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
+    tables: dict[Kind, Checked] = {"interactions": check([GOOD, *[("w", "i", "4", "1")] * 3])}
+    with pytest.raises(DataError) as caught:
+        enforce_threshold(workspace, tables, 0.5)
+    error = caught.value
+    assert error.exit_code == 3
+    assert "3 of 4 rows of interactions are unusable (75.0%, allowed 50.0%)" in error.what
+    assert "3 x unknown user_id" in error.what
+    assert error.where == "first at f.csv:3"
+    assert workspace.path(FAILED_QUARANTINE.path) in error.todo
+    kept = workspace.read_table(FAILED_QUARANTINE)
+    assert kept.select([TABLE, LOCATION, REASON]).to_pylist()[0] == {
+        TABLE: "interactions",
+        LOCATION: "f.csv:3",
+        REASON: "unknown user_id",
+    }
+    assert kept[RAW][0].as_py().startswith('{"user_id": "w"')
+
+
+def test_a_share_at_the_threshold_is_allowed(workspace: Workspace) -> None:
+    tables: dict[Kind, Checked] = {"interactions": check([GOOD, ("w", "i", "4", "1")])}
+    enforce_threshold(workspace, tables, 0.5)
+    assert not workspace.has_table(FAILED_QUARANTINE)
+
+
+@pytest.mark.parametrize("rejected", [(), (Rejected("f.csv:2", "bad", ""),)])
+def test_a_table_without_a_usable_row_is_an_error_at_any_threshold(
+    workspace: Workspace, rejected: tuple[Rejected, ...]
+) -> None:
+    empty = Checked("items", pa.table({ITEM_ID: []}), rejected, len(rejected), ("f.csv",))
+    with pytest.raises(DataError, match=r"f\.csv"):
+        enforce_threshold(workspace, {"items": empty}, 1.0)
+
+
+def test_undecodable_bytes_reach_the_quarantine_with_their_content(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_bytes(b"item_id,title\n1,A\n2,\xff\n")
+    raw = read_delimited("items", [tmp_path / "f.csv"], TextFormat(), [ITEM_ID, TITLE])
+    columns = {name: raw.rows.column(name) for name in (ITEM_ID, TITLE)}
+    checked = check_items(Draft(raw, columns))
+    assert checked.rows_in == 2
+    assert checked.rejected[0].raw == "2,\\xff"

@@ -1,0 +1,161 @@
+"""The stage as a whole: tables, figures, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reki_ray.config import RekiConfig
+from reki_ray.data.quarantine import FAILED_QUARANTINE
+from reki_ray.data.stage import identify_inputs, run
+from reki_ray.errors import DataError
+from reki_ray.progress import Reporter
+from reki_ray.schema import (
+    CUTS,
+    INTERACTIONS,
+    ITEMS,
+    QUARANTINE,
+    REASON,
+    SAMPLES,
+    SPLITS,
+    TABLE,
+    USER_ID,
+    USERS,
+)
+from reki_ray.workspace import Workspace
+
+USER_COUNT, EVENTS = 12, 10
+Edit = Callable[[Path], None]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    items = [f"m{i},Film {i},Drama|War" for i in range(20)]
+    users = [f"u{u},F" for u in range(USER_COUNT)]
+    events = [
+        f"u{u},m{(u + 3 * step) % 20},{step % 5 + 1},{1000 * step + u}"
+        for u in range(USER_COUNT)
+        for step in range(EVENTS)
+    ]
+    (folder / "items.csv").write_text("\n".join(["item_id,title,genre", *items]) + "\n")
+    (folder / "users.csv").write_text("\n".join(["user_id,gender", *users]) + "\n")
+    header = "user_id,item_id,rating,timestamp"
+    (folder / "events.csv").write_text("\n".join([header, *events]) + "\n")
+    return folder
+
+
+def make(data: Path, workspace: Workspace, *, users: bool = True, **keys: Any) -> RekiConfig:
+    source = {
+        "kind": "csv",
+        "interactions": str(data / "events.csv"),
+        "items": str(data / "items.csv"),
+        "users": str(data / "users.csv") if users else None,
+        "columns": {"item_attributes": ["genre"], "user_attributes": ["gender"] if users else []},
+    }
+    tree = {"name": "films", "workspace": workspace.root, "data": {"source": source, **keys}}
+    return RekiConfig.model_validate(tree)
+
+
+def append(path: Path, *lines: str) -> None:
+    path.write_text(path.read_text() + "\n".join(lines) + "\n")
+
+
+def test_all_tables_are_written_and_the_figures_reconcile(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    append(data / "events.csv", "u0,m0,9,5", "stranger,m0,3,5", "u0,m0")
+    result = run(make(data, workspace, max_quarantine_share=0.05), workspace, reporter)
+
+    assert result.rows_in == result.rows_out + result.dead == 20 + 12 + 123
+    assert result.dead == workspace.read_table(QUARANTINE).num_rows == 3
+    assert result.details["quarantined"] == {
+        "items": {},
+        "users": {},
+        "interactions": {
+            "wrong number of fields": 1,
+            "rating is out of range": 1,
+            "unknown user_id": 1,
+        },
+    }
+    samples = {split: workspace.read_table(SAMPLES[split]).num_rows for split in SPLITS}
+    assert result.details["dataset"] == {
+        "name": "films",
+        "users": 12,
+        "items": 20,
+        "interactions": 120,
+        "samples": samples,
+    }
+    assert sum(samples.values()) == USER_COUNT * EVENTS // 2
+    assert result.details["cold_items_dropped"] == 0
+    for table in (INTERACTIONS, ITEMS, USERS, CUTS):
+        assert workspace.read_table(table).num_rows > 0
+    assert json.loads(json.dumps(result.details)) == result.details
+
+
+def test_users_come_from_the_interactions_where_there_is_no_users_file(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    result = run(make(data, workspace, users=False), workspace, reporter)
+    assert result.details["dataset"]["users"] == USER_COUNT
+    assert result.rows_in == result.rows_out == 20 + 120
+    users = workspace.read_table(USERS)
+    assert users[USER_ID].to_pylist() == sorted(f"u{u}" for u in range(USER_COUNT))
+
+
+def test_a_failure_keeps_the_old_output_and_the_bad_rows(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    config = make(data, workspace)
+    run(config, workspace, reporter)
+    before = workspace.read_table(INTERACTIONS)
+    good = (data / "events.csv").read_text()
+    append(data / "events.csv", *["u0,m0,3,978300760000"] * 10)
+
+    with pytest.raises(DataError, match=r"ingest-quarantine.*max_quarantine_share") as caught:
+        run(config, workspace, reporter)
+    assert caught.value.exit_code == 3
+    assert "looks like milliseconds" in caught.value.what
+    assert caught.value.where == f"first at {data / 'events.csv'}:122"
+    assert workspace.read_table(INTERACTIONS).equals(before)
+    kept = workspace.read_table(FAILED_QUARANTINE)
+    assert kept[TABLE].to_pylist() == ["interactions"] * 10
+    assert all("milliseconds" in reason for reason in kept[REASON].to_pylist())
+
+    (data / "events.csv").write_text(good)
+    run(config, workspace, reporter)
+    assert not workspace.exists(FAILED_QUARANTINE.path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: (d / "items.csv").write_text(""), "the file is empty"),
+        (lambda d: (d / "items.csv").write_text("item_id,title,genre\n"), "there are no items"),
+        (
+            lambda d: (d / "events.csv").write_text("user_id,item_id\n"),
+            "missing: timestamp, rating",
+        ),
+        (lambda d: (d / "users.csv").unlink(), "there is no such file"),
+    ],
+)
+def test_unusable_files_are_named(
+    data: Path, workspace: Workspace, reporter: Reporter, edit: Edit, message: str
+) -> None:
+    edit(data)
+    with pytest.raises(DataError, match=message):
+        run(make(data, workspace), workspace, reporter)
+    assert not workspace.exists("ingest")
+
+
+def test_the_identity_of_the_inputs_follows_their_content(data: Path, workspace: Workspace) -> None:
+    config = make(data, workspace)
+    before = json.dumps(identify_inputs(config))
+    assert json.dumps(identify_inputs(config)) == before
+    append(data / "users.csv", "u99,M")
+    assert json.dumps(identify_inputs(config)) != before

@@ -1,0 +1,162 @@
+"""The report keeps its contract and shows every arm, also where figures are missing."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reki_ray import schema
+from reki_ray.config import RekiConfig
+from reki_ray.evaluation import report
+from reki_ray.progress import Reporter
+from reki_ray.workspace import StageEntry, Workspace
+
+CONTRACT: dict[str, Any] = {
+    "dataset": {"name", "users", "items", "interactions", "samples"},
+    "stages": {"name", "seconds", "rows_in", "rows_out", "dead", "skipped"},
+    "extraction": {
+        "engine",
+        "model",
+        "mode",
+        "prompts",
+        "prompt_tokens",
+        "generated_tokens",
+        "tokens_per_second",
+        "cache_hits",
+        "dead",
+    },
+    "arms": {
+        "arm",
+        "backbone",
+        "seeds",
+        "auc",
+        "auc_ci",
+        "logloss",
+        "gauc",
+        "delta_auc",
+        "delta_ci",
+        "slices",
+    },
+    "serving": {"candidates", "requests", "p50_ms", "p99_ms", "requests_per_second"},
+}
+
+
+def keys_of(part: Any) -> set[str]:
+    return set(part[0] if isinstance(part, list) else part)
+
+
+def arm(name: str, auc: float, cold: float | None) -> dict[str, Any]:
+    piece = {"samples": 9, "auc": cold, "delta_auc": None, "delta_ci": None}
+    return {
+        "arm": name,
+        "backbone": "din",
+        "seeds": [0, 1],
+        "auc": auc,
+        "auc_ci": [auc - 0.01, auc + 0.01],
+        "logloss": 0.6,
+        "gauc": 0.65,
+        "delta_auc": auc - 0.7,
+        "delta_ci": [auc - 0.71, auc - 0.69],
+        "slices": dict.fromkeys(report.SLICES, piece),
+    }
+
+
+@pytest.fixture
+def finished(workspace: Workspace) -> Workspace:
+    details: dict[str, dict[str, Any]] = {
+        "ingest": {
+            "dataset": {
+                "name": "run",
+                "users": 4,
+                "items": 5,
+                "interactions": 20,
+                "samples": {"train": 8, "valid": 1, "test": 1},
+            }
+        },
+        "cluster": {"users": {"clusters": 2, "size_list": [3, 1]}, "items": {"size_list": [5]}},
+        "extract": dict.fromkeys(CONTRACT["extraction"], 7),
+        "train": {"samples_per_second": 12_345.0},
+        "publish": {"version": 1, "arm": "reki_c"},
+        "evaluate": {},
+        "serve": {
+            **dict.fromkeys(CONTRACT["serving"], 3.0),
+            "latencies_ms": [1.0, 2.0, 9.0],
+            "example": {
+                "request": {"user_id": "1", "candidates": ["7", "8", "9", "6", "5"]},
+                "response": {"scores": [{"item_id": i, "score": 0.5} for i in "78965"]},
+            },
+        },
+    }
+    for name, figures in details.items():
+        workspace.record(name, StageEntry("f", seconds=1.0, details=figures))
+    arms = [arm("base", 0.69, None), arm("fair_base", 0.7, 0.6), arm("reki_c", 0.7, 0.61)]
+    workspace.write_json(report.EVALUATION_JSON, {"arms": arms})
+    return workspace
+
+
+@pytest.fixture
+def config(workspace: Workspace) -> RekiConfig:
+    return RekiConfig.model_validate(
+        {
+            "name": "run",
+            "workspace": workspace.root,
+            "data": {"source": {"kind": "movielens_100k"}},
+        }
+    )
+
+
+def test_has_every_key_of_the_contract(
+    finished: Workspace, config: RekiConfig, reporter: Reporter
+) -> None:
+    report.run(config, finished, reporter)
+    content = finished.read_json(report.REPORT_JSON)
+    for part, keys in CONTRACT.items():
+        assert keys <= keys_of(content[part]), part
+    assert set(content["dataset"]["samples"]) == set(schema.SPLITS)
+    assert [stage["name"] for stage in content["stages"]] == [
+        "ingest",
+        "cluster",
+        "extract",
+        "train",
+        "publish",
+        "evaluate",
+        "serve",
+    ]
+
+
+def test_page_is_self_contained_and_shows_arms_and_plots(
+    finished: Workspace, config: RekiConfig, reporter: Reporter
+) -> None:
+    report.run(config, finished, reporter)
+    page = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert "src=" not in page
+    for name in ("base", "fair_base", "reki_c", "p99", "0.7000 [0.6900, 0.7100]"):
+        assert name in page
+
+
+def test_terminal_shows_the_table_and_the_scored_request(
+    finished: Workspace, config: RekiConfig
+) -> None:
+    stream = io.StringIO()
+    content = report.gather(config, finished)
+    Console(file=stream, width=160).print(report.render_text(content, finished))
+    text = stream.getvalue()
+    for part in (
+        "/v1/score",
+        '"user_id": "1"',
+        "fair_base",
+        "12,345 samples/s",
+        "mean of 2 seeds",
+        "2 further",
+    ):
+        assert part in text
+
+
+def test_missing_figures_are_shown_as_missing() -> None:
+    assert report.interval(None, None) == "-"
+    assert report.interval(0.01, None, signed=True) == "+0.0100"
+    assert report.interval(0.01, [-0.01, 0.03], signed=True) == "+0.0100 [-0.0100, +0.0300]"
