@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_PLAIN_WIDTH = 120
+
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration, a YAML file.")]
 WorkspaceOption = Annotated[
     str | None, typer.Option("--workspace", help="Folder or URL of the run; overrides the file's.")
@@ -152,4 +154,5 @@ def _show(rendered: Any, content: Any, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(content, indent=2) + "\n")
     else:
-        Console().print(rendered)
+        # Where the width is unknown, tables keep their lines whole.
+        Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(rendered)

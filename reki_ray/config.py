@@ -167,10 +167,10 @@ class PromptsConfig(Section):
 class SideClusterConfig(Section):
     """Clustering of one side, users or items."""
 
-    min_cluster_size: int = Field(8, ge=2, description="Smallest cluster, members.")
+    min_cluster_size: int = Field(4, ge=2, description="Smallest cluster, members.")
     min_samples: int = Field(1, ge=1, description="HDBSCAN's min_samples: higher means more noise.")
     max_cluster_size: int = Field(
-        0, ge=0, description="HDBSCAN's largest cluster, members; 0 sets no limit."
+        0, ge=0, description="HDBSCAN's largest cluster before noise joins, members; 0: no limit."
     )
 
 
@@ -181,7 +181,7 @@ class ClusterConfig(Section):
     users: SideClusterConfig = SideClusterConfig()
     items: SideClusterConfig = SideClusterConfig()
     dimensions: int = Field(
-        16, ge=2, description="Dimensions after PCA; density methods fail in high dimension."
+        8, ge=2, description="Dimensions after PCA; density methods fail in high dimension."
     )
     selection: Literal["leaf", "eom"] = Field(
         "leaf", description="HDBSCAN's cluster selection: leaf gives many small, even clusters."
@@ -238,6 +238,11 @@ class SamplingConfig(Section):
     )
     seed: int = Field(0, description="Seed of sampling.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer.")
+    constrain: bool = Field(
+        False,
+        description="Force one short line a factor by structured output (vLLM). Small models need "
+        "it; strong ones keep the form by themselves.",
+    )
 
 
 class ExtractConfig(Section):

@@ -64,7 +64,9 @@ STAGES: tuple[Stage, ...] = (
         ("data", "split"),
         inputs="reki_ray.data.stage:identify_inputs",
     ),
-    Stage("cluster", "reki_ray.clustering.stage:run", ("cluster", "encode"), ("ingest",)),
+    Stage(
+        "cluster", "reki_ray.clustering.stage:run", ("cluster", "encode", "prompts"), ("ingest",)
+    ),
     Stage(
         "extract",
         "reki_ray.extraction.stage:run",

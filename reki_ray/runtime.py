@@ -59,12 +59,14 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"no Ray cluster: {error}",
             where=f"ray.address = {address}",
             todo="Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local.",
         ) from error
+    for library in ("ray.data", "ray.serve", "ray.train"):  # their news are not the user's
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         yield
     finally:

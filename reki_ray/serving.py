@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import signal
 import socket
@@ -29,6 +30,7 @@ from reki_ray.store.versions import StoreVersion, VersionStore
 from reki_ray.workspace import Workspace
 
 APP_NAME: Final = "reki"
+LOGGING: Final = {"log_level": "WARNING", "enable_access_log": False}
 READY_SECONDS: Final = 120.0
 CLIENTS: Final = 8
 """Concurrent clients of the throughput measurement."""
@@ -119,10 +121,18 @@ def start(config: RekiConfig, workspace: Workspace) -> Iterator[str]:
     store = _store(workspace)
     version = store.open()  # a damaged version is told of here, not in a replica's log
     build = load(config.serve.app)
-    with ray_session(config.ray), _serve_instance(config.serve) as url:
+    port = claim_port(config.serve.host, config.serve.port)
+    stack = contextlib.ExitStack()
+    try:
+        stack.enter_context(ray_session(config.ray))
+        url = stack.enter_context(_serve_instance(config.serve.host, port))
         _deploy(build(_graph_args(config.serve, store, version)), config.serve)
         _wait_until_ready(url)
         yield url
+    finally:
+        # Ray tells standard output that Serve's controller has died, which is what an end is.
+        with contextlib.redirect_stdout(io.StringIO()):
+            stack.close()
 
 
 def _graph_args(config: ServeConfig, store: VersionStore, version: StoreVersion) -> Json:
@@ -139,8 +149,8 @@ def _graph_args(config: ServeConfig, store: VersionStore, version: StoreVersion)
 
 
 @contextlib.contextmanager
-def _serve_instance(config: ServeConfig) -> Iterator[str]:
-    """Ray Serve with its HTTP proxy at the configured address."""
+def _serve_instance(host: str, port: int) -> Iterator[str]:
+    """Ray Serve with its HTTP proxy at an address; yields the base URL."""
     from ray import serve  # noqa: PLC0415  # after ray_session has set the environment
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -150,15 +160,14 @@ def _serve_instance(config: ServeConfig) -> Iterator[str]:
             where="ray.address",
             todo="Use `serve deploy deployments/serve.yaml` there, or set ray.address to local.",
         )
-    port = claim_port(config.host, config.port)
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": config.host, "port": port},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
+        http_options={"host": host, "port": port},
+        logging_config=LOGGING,
     )
     try:
-        host = "127.0.0.1" if config.host == "0.0.0.0" else config.host
-        yield f"http://{host}:{port}"
+        reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        yield f"http://{reached}:{port}"
     finally:
         serve.shutdown()
 
@@ -192,7 +201,7 @@ def _deploy(app: Any, config: ServeConfig) -> None:
     from ray import serve  # noqa: PLC0415  # see _serve_instance
 
     try:
-        serve.run(app, name=APP_NAME, route_prefix="/")
+        serve.run(app, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
     except RuntimeError as error:
         raise EngineError(
             f"the graph does not come up: {error}",
@@ -314,10 +323,10 @@ async def _many_clients(
 
 
 def _checked(response: httpx.Response) -> Json:
-    content: Json = response.json() if response.is_success else {"degraded": True}
-    if content["degraded"]:
+    content: Json = response.json() if response.is_success else {}
+    if content.get("degraded", True):
         raise EngineError(
-            f"the service answered {response.status_code}: {response.text[:200]}",
+            f"the service failed or was degraded: {response.status_code} {response.text[:200]}",
             where=str(response.url),
             todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
         )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import os
+import secrets
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +26,14 @@ USERS, ITEMS, EVENTS_PER_USER = 40, 60, 24
 TinyConfig = Callable[..., RekiConfig]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _private_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Quiet libraries, and a Ray token of the tests' own: never the user's."""
+def pytest_configure() -> None:
+    """Quiet libraries, and a Ray token of the tests' own: before any test imports Ray."""
     set_environment()
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(tmp_path_factory.mktemp("ray") / "token")
+    os.environ.pop("RAY_ADDRESS", None)
+    token = Path(tempfile.mkdtemp(prefix="reki-tests-")) / "token"
+    token.write_text(secrets.token_hex(32))
+    atexit.register(shutil.rmtree, token.parent, ignore_errors=True)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 
 
 @pytest.fixture
@@ -44,7 +51,6 @@ def ray_local() -> Iterator[None]:
     """A private Ray with two CPUs, ended with the test session."""
     import ray  # noqa: PLC0415  # unit tests must not pay for it
 
-    os.environ.pop("RAY_ADDRESS", None)
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20)
     yield
     ray.shutdown()

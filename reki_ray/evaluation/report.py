@@ -11,6 +11,7 @@ import platform
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from rich.box import SIMPLE
 from rich.console import Group
 from rich.syntax import Syntax
 from rich.table import Table
@@ -163,10 +164,11 @@ def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
         title=f"Test split, {arms[0]['backbone']}, mean of {len(arms[0]['seeds'])} seeds, "
         f"{confidence:.0%} intervals over users",
         title_justify="left",
+        box=SIMPLE,
     )
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for heading in ("AUC", "against fair_base", "LogLoss", "GAUC", "cold items", "cold users"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for arm in arms:
         slices = arm["slices"]
         table.add_row(

@@ -1,0 +1,110 @@
+"""Every failure as {"error": {"code", "message", "details"}}; never a stack trace."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from deployments.schemas import ErrorBody, ErrorResponse
+
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+_SHOWN_PROBLEMS = 10
+
+logger = logging.getLogger(__name__)
+
+
+class ApiError(Exception):
+    """A failure that the caller is told of.
+
+    Args:
+        status: HTTP status.
+        code: Stable code, for programs.
+        message: For people.
+        details: JSON-ready.
+        headers: Further headers, as Retry-After.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.message = message
+        self.details = dict(details or {})
+        self.headers = dict(headers or {})
+        super().__init__(message)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer that tells of a failure."""
+    body = ErrorResponse(
+        error=ErrorBody(code=error.code, message=error.message, details=error.details)
+    )
+    return JSONResponse(body.model_dump(), status_code=error.status, headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Give every failure of an application the common form."""
+
+    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    async def on_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        code = _CODES.get(error.status_code, f"http_{error.status_code}")
+        return error_response(
+            ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+        )
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return error_response(_invalid(error))
+
+    async def on_defect(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(ApiError(500, "internal", "The service failed; its log tells more."))
+
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_defect)
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    problems = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        return ApiError(400, "malformed_json", "The body is no valid JSON.")
+    if any(problem["type"] == "model_attributes_type" for problem in problems):
+        return ApiError(
+            422,
+            "invalid_request",
+            "The body has to be a JSON object, sent with Content-Type: application/json.",
+            details={"problems": [], "count": 1},
+        )
+    # The offending input is not repeated: it may be long, and is not ours to log or echo.
+    shown = [
+        {
+            "field": ".".join(str(part) for part in problem["loc"][1:]),
+            "problem": problem["msg"],
+        }
+        for problem in problems[:_SHOWN_PROBLEMS]
+    ]
+    return ApiError(
+        422,
+        "invalid_request",
+        "The request breaks the rules of this endpoint; /openapi.json tells them.",
+        details={"problems": shown, "count": len(problems)},
+    )

@@ -1,0 +1,119 @@
+"""Total assignment: every row ends in exactly one cluster of a minimum size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reki_ray.clustering.protocol import NOISE
+from reki_ray.vectors import normalise
+
+_CHUNK = 65_536
+"""Rows compared with all centres at a time, which bounds memory at 256 KiB x centres."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where every row belongs.
+
+    Attributes:
+        labels: (N,) int64 in [0, K).
+        centres: (K, d) float32, rows of unit length: the mean direction of all members.
+        similarities: (N,) float32, cosine of each row and its centre.
+    """
+
+    labels: np.ndarray
+    centres: np.ndarray
+    similarities: np.ndarray
+
+
+def assign_all(vectors: np.ndarray, labels: np.ndarray, min_size: int) -> Assignment:
+    """Give noise and the members of small clusters to the nearest centre.
+
+    Args:
+        vectors: (N, d) with N >= 1, rows of unit length.
+        labels: (N,) of a `Clusterer`; where all is noise, all rows become one cluster.
+        min_size: Smallest cluster; smaller ones are dissolved, the smallest first. Only when
+            fewer rows than that exist does one cluster of them all remain.
+    """
+    if (labels == NOISE).all():
+        labels = np.zeros_like(labels)
+    _, packed = np.unique(labels[labels != NOISE], return_inverse=True)
+    placed = labels.astype(np.int64, copy=True)
+    placed[labels != NOISE] = packed
+    centres = _centres(vectors, placed, int(packed.max()) + 1)
+    noise = np.flatnonzero(placed == NOISE)
+    placed[noise] = nearest(vectors[noise], centres)[0]
+    placed = _dissolve_small(vectors, placed, centres, min_size)
+    _, placed = np.unique(placed, return_inverse=True)
+    centres = _centres(vectors, placed, int(placed.max()) + 1)
+    similarities = np.einsum("nd,nd->n", vectors, centres[placed]).astype(np.float32)
+    return Assignment(placed, centres, similarities)
+
+
+def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest centre by cosine; the lower index where two are equally near.
+
+    Args:
+        vectors: (N, d), rows of unit length.
+        centres: (K, d) with K >= 1, rows of unit length.
+
+    Returns:
+        Indices (N,) int64 and cosines (N,) float32.
+    """
+    indices = np.empty(len(vectors), dtype=np.int64)
+    cosines = np.empty(len(vectors), dtype=np.float32)
+    for start in range(0, len(vectors), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        scores = vectors[rows] @ centres.T  # (chunk, K)
+        indices[rows] = scores.argmax(axis=1)
+        cosines[rows] = scores.max(axis=1)
+    return indices, cosines
+
+
+def name_clusters(ids: Sequence[str], labels: np.ndarray, prefix: str) -> list[str]:
+    """Name clusters by falling size, equal sizes by their smallest id: `u0001`, `u0002`, ...
+
+    The names do not depend on the order of the rows or on the numbers of the labels.
+
+    Args:
+        ids: N ids.
+        labels: (N,) in [0, K).
+        prefix: First letter of the names.
+
+    Returns:
+        The cluster id of each row.
+    """
+    sizes = np.bincount(labels)
+    first: dict[int, str] = {}
+    for key, label in zip(ids, labels.tolist(), strict=True):
+        first[label] = min(key, first.get(label, key))
+    ranked = sorted(first, key=lambda label: (-int(sizes[label]), first[label]))
+    names = {label: f"{prefix}{rank:04d}" for rank, label in enumerate(ranked, start=1)}
+    return [names[label] for label in labels.tolist()]
+
+
+def _dissolve_small(
+    vectors: np.ndarray, labels: np.ndarray, centres: np.ndarray, min_size: int
+) -> np.ndarray:
+    labels = labels.copy()
+    alive = np.ones(len(centres), dtype=bool)
+    while alive.sum() > 1:
+        sizes = np.where(alive, np.bincount(labels, minlength=len(centres)), len(labels) + 1)
+        smallest = int(sizes.argmin())
+        if sizes[smallest] >= min_size:
+            break
+        alive[smallest] = False
+        rows = np.flatnonzero(labels == smallest)
+        labels[rows] = np.flatnonzero(alive)[nearest(vectors[rows], centres[alive])[0]]
+    return labels
+
+
+def _centres(vectors: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Mean direction (count, d) of the members of each label; noise is left out."""
+    sums = np.zeros((count, vectors.shape[1]))
+    members = labels != NOISE
+    np.add.at(sums, labels[members], vectors[members])
+    return normalise(sums)

@@ -1,0 +1,134 @@
+"""Arms against the fair base model: metrics, intervals and slices of the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.config import EvaluateConfig
+from reki_ray.evaluation.bootstrap import Floats, UserBootstrap, interval
+from reki_ray.evaluation.metrics import Array, auc, gauc, logloss
+from reki_ray.training.dataset import Dataset
+
+BASELINE: Final = "fair_base"
+ALL = "all"
+
+Marks = npt.NDArray[np.bool_]
+SeedScores = Mapping[int, npt.NDArray[np.float32]]
+
+
+def slices(dataset: Dataset, config: EvaluateConfig) -> dict[str, Marks]:
+    """Where knowledge should pay: marks (N,) of the test samples of every slice."""
+    test, train = dataset.samples["test"], dataset.samples["train"]
+    trained = np.bincount(train.items, minlength=len(dataset.item_ids))
+    return {
+        "cold_items": trained[test.items] <= config.cold_item_max,
+        "cold_users": test.positions <= config.cold_user_max,
+        "sparse_users": dataset.activity[test.users] <= config.sparse_user_max,
+        ALL: np.ones(len(test), dtype=bool),
+    }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Of one arm on one slice: mean over seeds, and the same in every resample."""
+
+    auc: float | None
+    resampled: Floats
+
+
+class Comparison:
+    """Measures arms on the same test samples and the same resamples of users.
+
+    Args:
+        labels: 0 or 1, (N,).
+        users: User of every sample (N,), integers.
+        slices: Marks (N,) by slice; one is `all`.
+        baseline: Scores (N,) of the fair base model, by seed.
+        config: Number of resamples and level of the intervals.
+    """
+
+    def __init__(
+        self,
+        labels: Array,
+        users: Array,
+        slices: Mapping[str, Marks],
+        baseline: SeedScores,
+        config: EvaluateConfig,
+    ) -> None:
+        self._labels = labels
+        self._users = users
+        self._slices = slices
+        self._confidence = config.confidence
+        self._bootstrap = UserBootstrap(users, config.bootstrap)
+        self._baseline = {name: self._measure(baseline, name) for name in slices}
+
+    def entry(self, arm: str, backbone: str, scores: SeedScores) -> dict[str, Any]:
+        """Entry of an arm in report.json.
+
+        Args:
+            arm: Name of the arm.
+            backbone: Its conventional model.
+            scores: Scores (N,) by seed.
+        """
+        parts = {
+            name: self._baseline[name] if arm == BASELINE else self._measure(scores, name)
+            for name in self._slices
+        }
+        compared = {name: self._compare(arm, name, part) for name, part in parts.items()}
+        whole = compared[ALL]
+        per_seed = [{"seed": seed, **self._metrics(scores[seed])} for seed in scores]
+        return {
+            "arm": arm,
+            "backbone": backbone,
+            "seeds": list(scores),
+            "auc": whole["auc"],
+            "auc_ci": interval(parts[ALL].resampled, self._confidence),
+            "logloss": mean([row["logloss"] for row in per_seed]),
+            "gauc": mean([row["gauc"] for row in per_seed]),
+            "delta_auc": whole["delta_auc"],
+            "delta_ci": whole["delta_ci"],
+            "slices": compared,
+            "per_seed": per_seed,
+        }
+
+    def _metrics(self, scores: Array) -> dict[str, float | None]:
+        return {
+            "auc": auc(self._labels, scores),
+            "logloss": logloss(self._labels, scores),
+            "gauc": gauc(self._labels, scores, self._users),
+        }
+
+    def _measure(self, scores: SeedScores, name: str) -> _Measured:
+        chosen = self._slices[name]
+        labels = self._labels[chosen]
+        by_seed = [auc(labels, values[chosen]) for values in scores.values()]
+        if mean(by_seed) is None:  # no resample of a single label has both
+            return _Measured(None, np.full(1, np.nan))
+        resampled = [self._bootstrap.auc(self._labels, v, chosen) for v in scores.values()]
+        return _Measured(mean(by_seed), np.mean(resampled, axis=0))
+
+    def _compare(self, arm: str, name: str, part: _Measured) -> dict[str, Any]:
+        base = self._baseline[name]
+        delta, delta_interval = None, None
+        if part.auc is not None and base.auc is not None:
+            same = arm == BASELINE
+            delta = 0.0 if same else part.auc - base.auc
+            between = part.resampled - base.resampled
+            delta_interval = [0.0, 0.0] if same else interval(between, self._confidence)
+        return {
+            "samples": int(self._slices[name].sum()),
+            "auc": part.auc,
+            "delta_auc": delta,
+            "delta_ci": delta_interval,
+        }
+
+
+def mean(values: list[float | None]) -> float | None:
+    """Mean of the defined values; None where there is none."""
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else None

@@ -1,0 +1,62 @@
+"""Scores of every trained run on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.config import Arm
+from reki_ray.errors import DataError
+from reki_ray.training.arms import Representations, permute, read_representations
+from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
+from reki_ray.training.dataset import Dataset
+from reki_ray.training.loop import predict
+from reki_ray.training.runs import Run, read_bundle
+from reki_ray.workspace import Workspace
+
+Scores = dict[Arm, dict[int, npt.NDArray[np.float32]]]
+"""Scores (N,) of the test samples by arm and seed."""
+
+
+def predict_test(
+    workspace: Workspace, dataset: Dataset, runs: Sequence[Run], after_run: Callable[[], None]
+) -> Scores:
+    """Predict the test split once with every run.
+
+    Args:
+        workspace: Holds the runs and the representations.
+        dataset: The data set.
+        runs: Trained runs.
+        after_run: Called after each run.
+
+    Raises:
+        DataError: There are no test samples.
+        StoreError: A run is missing or damaged.
+    """
+    samples = dataset.samples["test"]
+    if not len(samples):
+        raise DataError(
+            "there are no test samples",
+            where=workspace.path("ingest/samples/test"),
+            todo="Give more data, or a larger share of it in split.ratios.",
+        )
+    vectors: dict[Arm, Representations | None] = {}
+    encoded: dict[bool, EncodedDataset] = {}
+    scores: Scores = {}
+    for run in runs:
+        bundle = read_bundle(workspace, run)
+        if run.arm not in vectors:
+            vectors[run.arm] = read_representations(
+                workspace, run.arm, dataset.user_ids, dataset.item_ids
+            )
+        profile = bool(bundle.features.user_fields)
+        if profile not in encoded:  # runs of one stage share their vocabularies
+            encoded[profile] = encode_dataset(dataset, bundle.features)
+        batches = BatchBuilder(
+            encoded[profile], samples, bundle.history, permute(vectors[run.arm], run.arm, run.seed)
+        )
+        scores.setdefault(run.arm, {})[run.seed] = predict(bundle.model, batches)
+        after_run()
+    return scores

@@ -1,0 +1,67 @@
+"""Stage evaluate: the test split, touched once by every trained run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from reki_ray.config import Arm, RekiConfig
+from reki_ray.evaluation.comparison import BASELINE, Comparison, slices
+from reki_ray.evaluation.predictions import Scores, predict_test
+from reki_ray.pipeline import StageResult
+from reki_ray.progress import Reporter
+from reki_ray.schema import ARM, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
+from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.runs import planned
+from reki_ray.workspace import Workspace
+
+METRICS = "evaluate/metrics.json"
+
+
+def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
+    """Measure every arm on the test split and compare it with the fair base model.
+
+    Raises:
+        DataError: A table is missing or damaged, or there are no test samples.
+        StoreError: A trained run is missing or damaged.
+    """
+    dataset = read_dataset(workspace)
+    runs = planned(config.train)
+    samples = dataset.samples["test"]
+    steps = len(runs) + len(config.train.arms)
+    with reporter.task("evaluate: runs and arms", steps, "steps") as task:
+        scores = predict_test(workspace, dataset, runs, task.advance)
+        comparison = Comparison(
+            samples.labels,
+            samples.users,
+            slices(dataset, config.evaluate),
+            scores[BASELINE],
+            config.evaluate,
+        )
+        entries = []
+        for arm in config.train.arms:
+            entries.append(comparison.entry(arm, config.train.backbone, scores[arm]))
+            task.advance()
+    with workspace.replacing("evaluate") as scratch:
+        for one in runs:
+            table = _table(dataset, scores, one.arm, one.seed)
+            scratch.write_table(PREDICTIONS, table, part=one.name)
+        scratch.write_json(METRICS, {"arms": entries})
+    figures = [{key: row[key] for key in ("arm", "auc", "delta_auc")} for row in entries]
+    rows = len(samples) * len(runs)
+    return StageResult(rows, rows, details={"test_samples": len(samples), "arms": figures})
+
+
+def _table(dataset: Dataset, scores: Scores, arm: Arm, seed: int) -> pa.Table:
+    samples = dataset.samples["test"]
+    values = scores[arm][seed]
+    return pa.table(
+        {
+            ARM: pa.array([arm] * len(samples)),
+            SEED: pa.array(np.full(len(samples), seed, dtype=np.int64)),
+            USER_ID: pa.array(dataset.user_ids).take(pa.array(samples.users)),
+            ITEM_ID: pa.array(dataset.item_ids).take(pa.array(samples.items)),
+            LABEL: pa.array(samples.labels.astype(np.int8)),
+            SCORE: pa.array(values),
+        }
+    )

@@ -1,0 +1,54 @@
+"""Rendering of chats as one model wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from reki_ray.errors import EngineError
+from reki_ray.prompts.render import Message, plain_text
+
+PLAIN_STOP = "\n###"
+"""Where a base model begins to invent the next section."""
+
+
+class ChatRenderer:
+    """Chat template of one model.
+
+    Args:
+        model: Local folder or Hugging Face id.
+        revision: Revision of a Hugging Face id.
+
+    Raises:
+        EngineError: The tokenizer cannot be loaded.
+    """
+
+    def __init__(self, model: str, revision: str) -> None:
+        from transformers import AutoTokenizer  # noqa: PLC0415  # seconds, and only needed here
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                f"the tokenizer cannot be loaded: {error}",
+                where=f"extract.engine.model = {model}",
+                todo="Name packaged:<name>, a local folder with a tokenizer, or a reachable id.",
+            ) from error
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model is a chat model; a base model gets plain text."""
+        return bool(self._tokenizer.chat_template)
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt as text, with the model's special tokens where it has a chat template."""
+        if not self.has_template:
+            return plain_text(messages)
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        rendered: str = self._tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True
+        )
+        # The engine adds the beginning-of-text token itself; some templates write it as well.
+        bos = self._tokenizer.bos_token
+        adds_bos = self._tokenizer("", add_special_tokens=True)["input_ids"] != []
+        return rendered.removeprefix(bos) if bos and adds_bos else rendered

@@ -1,0 +1,213 @@
+"""Vocabularies of the model's features: ids and attribute texts to embedding rows.
+
+Row 0 of every vocabulary is padding, row 1 stands for what training never saw. The
+vocabularies are built from training samples, their histories and their users alone, so
+that a validation or test id meets the model as it would online.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+Attributes = Mapping[str, Sequence[str]]
+"""Values by attribute name, as {"genre": ["Action", "Drama"]}."""
+
+Rows = npt.NDArray[np.int32]
+"""Embedding rows."""
+
+PADDING: Final = 0
+UNKNOWN: Final = 1
+FIRST_OWN_ROW: Final = 2
+
+MAX_VALUES: Final = 16
+"""Most values of one attribute that a record contributes; the surplus is cut."""
+
+MAX_RATING_LEVELS: Final = 20
+"""Finer rating scales are divided into this many quantiles."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One categorical attribute.
+
+    Args:
+        values: Known values; the embedding row of values[k] is 2 + k.
+        width: Most values of a record.
+    """
+
+    values: tuple[str, ...]
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding, with padding and unknown."""
+        return len(self.values) + FIRST_OWN_ROW
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {value: row for row, value in enumerate(self.values, FIRST_OWN_ROW)}
+
+    def encode(self, records: Sequence[Sequence[str]]) -> Rows:
+        """Embedding rows (N, width) of N records, padded at the end."""
+        rows = np.full((len(records), self.width), PADDING, dtype=np.int32)
+        for row, values in zip(rows, records, strict=True):
+            for column, value in enumerate(values[: self.width]):
+                row[column] = self._index.get(value, UNKNOWN)
+        return rows
+
+
+@dataclass(frozen=True)
+class EncodedItems:
+    """Items as embedding rows.
+
+    Args:
+        ids: Rows of the item ids, (N,).
+        attributes: Rows of every attribute, (N, width of the field).
+    """
+
+    ids: Rows
+    attributes: dict[str, Rows]
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """All vocabularies of one trained model.
+
+    Args:
+        items: Item ids with an embedding row of their own; row of items[k] is 2 + k.
+        item_fields: Attributes of items.
+        user_fields: Attributes of users; empty where the model sees no profile.
+        rating_levels: Ascending lower bounds of the rating levels; the row of level k is 2 + k,
+            row 1 is an interaction without a rating.
+    """
+
+    items: tuple[str, ...]
+    item_fields: dict[str, Field]
+    user_fields: dict[str, Field]
+    rating_levels: tuple[float, ...]
+
+    @classmethod
+    def build(
+        cls,
+        items: Mapping[str, Attributes | None],
+        users: Iterable[Attributes | None],
+        ratings: npt.NDArray[np.float32],
+    ) -> FeatureSpace:
+        """Vocabularies of the training data.
+
+        Args:
+            items: Attributes of every item in training samples or their histories, by id.
+            users: Attributes of every user with training samples; empty for a model without
+                profile.
+            ratings: Ratings in the histories of training samples, NaN where there is none.
+        """
+        return cls(
+            items=tuple(sorted(items)),
+            item_fields=_fields(items.values()),
+            user_fields=_fields(users),
+            rating_levels=_rating_levels(ratings),
+        )
+
+    @property
+    def item_rows(self) -> int:
+        """Rows of the item id embedding."""
+        return len(self.items) + FIRST_OWN_ROW
+
+    @property
+    def rating_rows(self) -> int:
+        """Rows of the rating embedding."""
+        return len(self.rating_levels) + FIRST_OWN_ROW
+
+    @cached_property
+    def _item_index(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self.items, FIRST_OWN_ROW)}
+
+    def encode_items(
+        self, ids: Sequence[str], attributes: Sequence[Attributes | None]
+    ) -> EncodedItems:
+        """Rows of N items; ids and values that training never saw get row 1."""
+        rows = [self._item_index.get(item, UNKNOWN) for item in ids]
+        return EncodedItems(
+            ids=np.array(rows, dtype=np.int32),
+            attributes=_encode(self.item_fields, attributes),
+        )
+
+    def encode_users(self, attributes: Sequence[Attributes | None]) -> dict[str, Rows]:
+        """Rows (N, width) of every attribute of N users."""
+        return _encode(self.user_fields, attributes)
+
+    def encode_ratings(self, ratings: npt.NDArray[np.floating[Any]]) -> Rows:
+        """Rows of ratings of any shape; NaN is an interaction without a rating."""
+        levels = np.asarray(self.rating_levels[1:], dtype=np.float32)
+        # Bounds and ratings are compared in one precision, or 3.6 would miss its own level.
+        level = np.searchsorted(levels, ratings.astype(np.float32), side="right")
+        rows = np.where(np.isnan(ratings) | (not self.rating_levels), UNKNOWN, level + 2)
+        return rows.astype(np.int32)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready form, read back by `from_json`."""
+        return {
+            "items": list(self.items),
+            "item_fields": _fields_to_json(self.item_fields),
+            "user_fields": _fields_to_json(self.user_fields),
+            "rating_levels": list(self.rating_levels),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> FeatureSpace:
+        """Feature space from its JSON form.
+
+        Raises:
+            KeyError, TypeError: The content has another form.
+        """
+        return cls(
+            items=tuple(content["items"]),
+            item_fields=_fields_from_json(content["item_fields"]),
+            user_fields=_fields_from_json(content["user_fields"]),
+            rating_levels=tuple(content["rating_levels"]),
+        )
+
+
+def _fields(records: Iterable[Attributes | None]) -> dict[str, Field]:
+    values: dict[str, Counter[str]] = {}
+    widths: dict[str, int] = {}
+    for record in records:
+        for name, texts in (record or {}).items():
+            values.setdefault(name, Counter()).update(texts)
+            widths[name] = max(widths.get(name, 1), min(len(texts), MAX_VALUES))
+    return {name: Field(tuple(sorted(values[name])), widths[name]) for name in sorted(values)}
+
+
+def _encode(fields: Mapping[str, Field], records: Sequence[Attributes | None]) -> dict[str, Rows]:
+    return {
+        name: field.encode([(record or {}).get(name, ()) for record in records])
+        for name, field in fields.items()
+    }
+
+
+def _rating_levels(ratings: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    levels = np.unique(ratings[~np.isnan(ratings)])
+    if len(levels) > MAX_RATING_LEVELS:
+        shares = np.arange(MAX_RATING_LEVELS) / MAX_RATING_LEVELS
+        levels = np.unique(np.quantile(levels, shares, method="lower"))
+    return tuple(float(level) for level in levels)
+
+
+def _fields_to_json(fields: Mapping[str, Field]) -> dict[str, Any]:
+    return {
+        name: {"values": list(field.values), "width": field.width} for name, field in fields.items()
+    }
+
+
+def _fields_from_json(content: Mapping[str, Any]) -> dict[str, Field]:
+    return {
+        name: Field(values=tuple(field["values"]), width=int(field["width"]))
+        for name, field in content.items()
+    }

@@ -1,0 +1,210 @@
+"""Scenarios: what the items are, which factors are asked for, and in which words.
+
+Factorization prompting (REKI, section on knowledge extraction; KAR): asked for a preference
+as a whole, an LLM answers poorly; asked for the factors it is made of, it answers well.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reki_ray.errors import ConfigError
+from reki_ray.schema import SubjectKind
+
+SCENARIOS = ("movies", "books", "news", "music", "products")
+"""Names of the scenarios that come with reki-ray."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Factor(_Strict):
+    """One aspect that matters in a scenario."""
+
+    key: str = Field(pattern=r"^[a-z][a-z /&-]*$", description="Name, as answers repeat it.")
+    description: str = Field(min_length=1, description="What the factor covers.")
+
+
+class Nouns(_Strict):
+    """What items and users are called."""
+
+    item: str
+    items: str
+    user: str
+    users: str
+    acted: str = Field(description="What users did with items, as 'rated' or 'read'.")
+
+
+class Wording(_Strict):
+    """Instructions, one a kind of subject."""
+
+    role: str = Field(description="Who the LLM is to be.")
+    item: str
+    user: str
+    item_cluster: str
+    user_cluster: str
+
+    def task(self, kind: SubjectKind) -> str:
+        """Instruction for a kind of subject."""
+        return str(getattr(self, kind))
+
+
+class ExampleItem(_Strict):
+    """Worked example: an item."""
+
+    title: str
+    attributes: dict[str, list[str]] = {}
+    text: str | None = None
+    answer: dict[str, str]
+
+
+class RatedTitle(_Strict):
+    """One interaction of an example."""
+
+    title: str
+    rating: float | None = Field(None, strict=False)
+
+
+class ExampleUser(_Strict):
+    """Worked example: a user."""
+
+    attributes: dict[str, list[str]] = {}
+    history: list[RatedTitle]
+    answer: dict[str, str]
+
+
+class ExampleItemCluster(_Strict):
+    """Worked example: a group of items."""
+
+    size: int
+    members: list[ExampleMember]
+    histogram: dict[str, dict[str, float]]
+    answer: dict[str, str]
+
+
+class ExampleMember(_Strict):
+    """An item inside a group."""
+
+    title: str
+    attributes: dict[str, list[str]] = {}
+
+
+class ExampleUserCluster(_Strict):
+    """Worked example: a group of users."""
+
+    size: int
+    members: list[ExampleGroupUser]
+    histogram: dict[str, dict[str, float]]
+    answer: dict[str, str]
+
+
+class ExampleGroupUser(_Strict):
+    """A user inside a group."""
+
+    attributes: dict[str, list[str]] = {}
+    history: list[RatedTitle]
+
+
+class Examples(_Strict):
+    """One worked example a kind of subject."""
+
+    item: ExampleItem
+    user: ExampleUser
+    item_cluster: ExampleItemCluster
+    user_cluster: ExampleUserCluster
+
+    def answer(self, kind: SubjectKind) -> dict[str, str]:
+        """Worked answer for a kind of subject: factor key to text."""
+        answer: dict[str, str] = getattr(self, kind).answer
+        return answer
+
+
+class Scenario(_Strict):
+    """A domain of items, with its factors, wording and worked examples."""
+
+    name: str
+    nouns: Nouns
+    factors: list[Factor] = Field(min_length=1)
+    wording: Wording
+    examples: Examples
+
+    @model_validator(mode="after")
+    def _examples_answer_every_factor(self) -> Scenario:
+        keys = [factor.key for factor in self.factors]
+        if len(set(keys)) != len(keys):
+            raise ValueError("a factor is named twice")
+        for kind in Examples.model_fields:
+            answered = list(getattr(self.examples, kind).answer)
+            if answered != keys:
+                raise ValueError(
+                    f"the answer of example {kind} must name the factors {keys} in this order, "
+                    f"not {answered}"
+                )
+        return self
+
+    def choose(self, keys: tuple[str, ...] | None) -> list[Factor]:
+        """Factors to ask for, in the scenario's order.
+
+        Args:
+            keys: Subset of the factor keys; None takes all.
+
+        Raises:
+            ConfigError: A key is unknown, or none is left.
+        """
+        if keys is None:
+            return list(self.factors)
+        known = {factor.key for factor in self.factors}
+        unknown = sorted(set(keys) - known)
+        if unknown or not keys:
+            raise ConfigError(
+                f"unknown factors: {', '.join(unknown)}" if unknown else "no factor is asked for",
+                where="prompts.factors",
+                todo=f"Scenario {self.name} has {', '.join(sorted(known))}.",
+            )
+        return [factor for factor in self.factors if factor.key in keys]
+
+
+def load_scenario(name_or_path: str) -> Scenario:
+    """Read a scenario that comes with reki-ray, or one of the user's own.
+
+    Args:
+        name_or_path: One of `SCENARIOS`, or the path of a YAML file.
+
+    Raises:
+        ConfigError: There is no such scenario, or the file breaks the rules.
+    """
+    source: Traversable = Path(name_or_path)
+    if name_or_path in SCENARIOS:
+        source = resources.files("reki_ray.prompts") / "scenarios" / f"{name_or_path}.yaml"
+    try:
+        content: Any = yaml.safe_load(source.read_text(encoding="utf-8"))
+        return Scenario.model_validate(content)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the scenario: {error}",
+            where=name_or_path,
+            todo=f"Name one of {', '.join(SCENARIOS)}, or a readable YAML file.",
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"the scenario is no valid YAML: {error}",
+            where=name_or_path,
+            todo="Correct the line that the message names.",
+        ) from error
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ConfigError(
+            problems,
+            where=name_or_path,
+            todo="Correct these keys; reki_ray/prompts/scenarios/ holds examples.",
+        ) from error

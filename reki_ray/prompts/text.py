@@ -1,0 +1,112 @@
+"""Plain text out of titles, attributes and descriptions that nobody has vetted.
+
+Whatever comes from a data set passes `sanitise` before it meets a model: it can neither
+leave its place in a prompt, nor hide characters, nor fill the context window.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from reki_ray.config import PromptsConfig
+
+Attributes = Mapping[str, Sequence[str]]
+
+MAX_VALUES = 12
+"""Values shown an attribute."""
+
+_UNTITLED = "untitled"
+# Control, format (zero-width, bidi), surrogate and private-use characters carry no meaning here.
+_DROPPED = frozenset({"Cc", "Cf", "Cs", "Co"})
+# Delimiters, and the special tokens of chat templates (<|im_end|>, <end_of_turn>, </s>), need
+# angle brackets, plain or full-width; round ones keep the text readable and without that power.
+_BRACKETS = str.maketrans("<>\uff1c\uff1e\ufe64\ufe65", "()()()")
+
+
+def sanitise(text: str, limit: int) -> str:
+    """Make untrusted text safe to stand in a prompt.
+
+    Removes control, zero-width, bidirectional and surrogate characters, collapses white space
+    to single blanks, replaces angle brackets, and cuts to whole characters.
+
+    Args:
+        text: Any text, of any length.
+        limit: Most characters of the result.
+
+    Returns:
+        One line without leading or trailing blanks; may be empty.
+    """
+    # A huge text is cut before the work is done; the allowance covers what is dropped below.
+    text = unicodedata.normalize("NFC", text[: 16 * limit + 1024])
+    kept = "".join(
+        " " if char.isspace() else char
+        for char in text
+        if char.isspace() or unicodedata.category(char) not in _DROPPED
+    )
+    line = " ".join(kept.split()).translate(_BRACKETS)
+    if len(line) <= limit:
+        return line
+    end = limit
+    while end > 0 and unicodedata.category(line[end]).startswith("M"):
+        end -= 1  # a combining mark stays with its base character, or goes with it
+    return line[:end].rstrip()
+
+
+def attributes_text(attributes: Attributes | None, limits: PromptsConfig) -> str:
+    """Attributes on one line, as `genre: Drama, War; year: 1995`; empty where there are none."""
+    parts = []
+    for name, values in (attributes or {}).items():
+        shown = [sanitise(value, limits.max_title_chars) for value in values[:MAX_VALUES]]
+        joined = ", ".join(value for value in shown if value)
+        if joined:
+            parts.append(f"{sanitise(name, limits.max_title_chars)}: {joined}")
+    return "; ".join(parts)
+
+
+def title_text(title: str, limits: PromptsConfig) -> str:
+    """Sanitised title; `untitled` where nothing readable is left of it."""
+    return sanitise(title, limits.max_title_chars) or _UNTITLED
+
+
+def item_text(
+    title: str, attributes: Attributes | None, text: str | None, limits: PromptsConfig
+) -> str:
+    """Title, attributes and description of an item as one plain passage, without an LLM.
+
+    Args:
+        title: Title as in the data set.
+        attributes: Attribute name to values; None where the data set has none.
+        text: Free description; None where the data set has none.
+        limits: Longest title and description, characters.
+    """
+    known = attributes_text(attributes, limits)
+    passage = title_text(title, limits) + (f" ({known})." if known else ".")
+    description = sanitise(text or "", limits.max_text_chars)
+    return f"{passage} {description}" if description else passage
+
+
+def rated_title(title: str, rating: float | None, limits: PromptsConfig) -> str:
+    """One interaction, as `Heat: 4`; the title alone where there is no rating."""
+    shown = title_text(title, limits)
+    return shown if rating is None else f"{shown}: {rating:g}"
+
+
+def user_text(
+    attributes: Attributes | None,
+    history: Sequence[tuple[str, float | None]],
+    limits: PromptsConfig,
+) -> str:
+    """Profile and rated titles of a user as one plain passage, without an LLM.
+
+    Args:
+        attributes: Attribute name to values; None where the data set has none.
+        history: Title and rating of the interactions before the user's cut, oldest first.
+        limits: Longest title, characters, and longest history, interactions.
+    """
+    known = attributes_text(attributes, limits)
+    rated = "; ".join(
+        rated_title(title, rating, limits) for title, rating in history[: limits.max_history]
+    )
+    passages = [f"Profile: {known}." if known else "", f"Rated: {rated}." if rated else ""]
+    return " ".join(passage for passage in passages if passage) or "Nothing is known."

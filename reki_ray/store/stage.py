@@ -1,0 +1,276 @@
+"""Stage publish: augmented vectors of every id, and all that serving needs beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig
+from reki_ray.errors import ConfigError, DataError
+from reki_ray.extraction.ledger import Ledger
+from reki_ray.models import bundle as bundles
+from reki_ray.models.bundle import ModelBundle
+from reki_ray.pipeline import StageResult
+from reki_ray.progress import Reporter, Task
+from reki_ray.schema import (
+    CLUSTER_ID,
+    CLUSTERS,
+    FACTOR,
+    ID,
+    INTERACTIONS,
+    ITEM_ID,
+    ITEMS,
+    KNOWLEDGE,
+    SIDES,
+    SOURCE,
+    USER_ID,
+    USERS,
+    VECTOR,
+    WHOLE_ANSWER,
+    Side,
+    Table,
+)
+from reki_ray.store.contents import catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.index import write_indexed
+from reki_ray.store.vectors import FALLBACK, write_vectors
+from reki_ray.store.versions import (
+    CATALOGUE_FILE,
+    KNOWLEDGE_FILE,
+    MODEL_FOLDER,
+    PROFILES_FILE,
+    VECTOR_FILES,
+    Description,
+    VersionStore,
+)
+from reki_ray.workspace import Workspace
+
+Vectors = npt.NDArray[np.float32]
+
+STORE_FOLDER = "publish"
+_ROWS_A_STEP = 65_536
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished training run and how good it is on validation."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    valid_auc: float
+
+
+def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
+    """Stage `publish`: build a version from the best trained run and make it current.
+
+    Raises:
+        ConfigError: The configured arm cannot be served, or the workspace is remote.
+        DataError: The representations do not cover the ids.
+        StoreError: What was built does not open; the old version stays in force.
+    """
+    chosen = choose_run(config, workspace)
+    store = VersionStore(workspace.local_path(STORE_FOLDER))
+    builder = VersionBuilder(config, workspace, reporter, chosen)
+    version = store.publish(builder.fill)
+    opened = store.open(version, verify=False)
+    total = len(opened.profiles) + len(opened.catalogue)
+    size = sum(path.stat().st_size for path in opened.folder.rglob("*") if path.is_file())
+    return StageResult(
+        rows_in=total,
+        rows_out=total,
+        details={
+            "version": version,
+            "arm": chosen.arm,
+            "seed": chosen.seed,
+            "users": len(opened.profiles),
+            "items": len(opened.catalogue),
+            "dimension": opened.manifest.dimension,
+            "bytes": size,
+        },
+    )
+
+
+# --- which run ---------------------------------------------------------------------------------
+
+
+def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
+    """The run to serve: best arm by mean validation AUC, then its best seed.
+
+    The test split has no say in it. Ties go to the first name and the lowest seed.
+
+    Raises:
+        ConfigError: No trained arm may be served.
+    """
+    arm = _choose_arm(config, workspace)
+    return min(_runs(config, workspace, arm), key=lambda run: (-run.valid_auc, run.seed))
+
+
+def _choose_arm(config: RekiConfig, workspace: Workspace) -> Arm:
+    wanted = config.publish.arm
+    if wanted == "auto":
+        arms = sorted(KNOWLEDGE_ARMS & set(config.train.arms))
+        if not arms:
+            raise ConfigError(
+                "publish.arm is auto, but no arm with an LLM's knowledge is trained",
+                where="publish.arm",
+                todo="Add reki_c or reki_i to train.arms, or name the arm to serve.",
+            )
+        means = {
+            arm: np.mean([run.valid_auc for run in _runs(config, workspace, arm)]) for arm in arms
+        }
+        return min(arms, key=lambda arm: (-means[arm], arm))
+    if wanted not in config.train.arms:
+        raise ConfigError(
+            f"arm {wanted} is not trained",
+            where="publish.arm",
+            todo=f"Name one of train.arms: {', '.join(config.train.arms)}.",
+        )
+    if wanted.endswith("_shuffled"):
+        raise ConfigError(
+            f"arm {wanted} is a placebo: its vectors belong to other ids",
+            where="publish.arm",
+            todo=f"Name another of {', '.join(get_args(Arm))}.",
+        )
+    return wanted
+
+
+def _runs(config: RekiConfig, workspace: Workspace, arm: Arm) -> list[TrainedRun]:
+    found = []
+    for seed in config.train.seeds:
+        name = f"train/{config.train.backbone}-{arm}-{seed}"
+        metrics = workspace.read_json(f"{name}/metrics.json")
+        folder = workspace.local_path(name)
+        found.append(TrainedRun(arm, seed, folder, float(metrics["valid"]["auc"])))
+    return found
+
+
+# --- what goes into a version ------------------------------------------------------------------
+
+
+class VersionBuilder:
+    """Writes the files of a version.
+
+    Args:
+        config: The run.
+        workspace: Its folder, on the local disk.
+        reporter: Shows progress.
+        chosen: Trained run to serve.
+    """
+
+    def __init__(
+        self, config: RekiConfig, workspace: Workspace, reporter: Reporter, chosen: TrainedRun
+    ) -> None:
+        self._config = config
+        self._workspace = workspace
+        self._reporter = reporter
+        self._chosen = chosen
+        self._bundle = bundles.load(chosen.folder)
+
+    def fill(self, folder: Path) -> Description:
+        """Write all files into a folder, and describe them."""
+        users = self._workspace.read_table(USERS)
+        items = self._workspace.read_table(ITEMS)
+        interactions = self._workspace.read_table(INTERACTIONS)
+        profiles = profiles_table(users, interactions, self._config.publish.history)
+        write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
+        write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
+        write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)
+        self._copy_model(folder / MODEL_FOLDER)
+        fallback: dict[Side, list[float]] = {}
+        if self._bundle.uses_knowledge:
+            total = len(users) + len(items)
+            with self._reporter.task("publish: augmenting", total=total, unit="ids") as task:
+                fallback = {
+                    "users": self._write_side("users", users.column(USER_ID), folder, task),
+                    "items": self._write_side("items", items.column(ITEM_ID), folder, task),
+                }
+        return Description(
+            arm=self._bundle.arm,
+            backbone=self._bundle.architecture.backbone,
+            seed=self._chosen.seed,
+            model_fingerprint=self._bundle.fingerprint,
+            dimension=self._bundle.augmented_dim,
+            users=len(users),
+            items=len(items),
+            fallback=fallback,
+        )
+
+    def _copy_model(self, target: Path) -> None:
+        target.mkdir()
+        for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
+            shutil.copyfile(self._chosen.folder / name, target / name)
+
+    def _knowledge(self) -> pa.Table:
+        """The texts that the served model's vectors come from; empty without an LLM."""
+        if self._chosen.arm not in KNOWLEDGE_ARMS:
+            assert KNOWLEDGE.schema is not None
+            return knowledge_table(KNOWLEDGE.schema.empty_table(), {})
+        clusters: dict[Side, dict[str, str]] = {}
+        if self._chosen.arm == "reki_c":
+            for side in SIDES:
+                rows = self._workspace.read_table(CLUSTERS[side])
+                ids, names = (rows.column(name).to_pylist() for name in (ID, CLUSTER_ID))
+                clusters[side] = dict(zip(ids, names, strict=True))
+        return knowledge_table(Ledger(self._workspace).current_answers(), clusters)
+
+    def _write_side(
+        self, side: Side, expected: pa.ChunkedArray, folder: Path, task: Task
+    ) -> list[float]:
+        """Write h of one side's ids; returns h of an id that nothing is known of."""
+        augment = self._bundle.augment_users if side == "users" else self._bundle.augment_items
+        ids, r, sources = self._representations(side, expected)
+        h = _augment(augment, r, self._bundle.augmented_dim, task)
+        write_vectors(folder / VECTOR_FILES[side], ids, h, sources)
+        known = np.array([source != FALLBACK for source in sources], dtype=bool)
+        return [float(x) for x in augment(mean_direction(r[known] if known.any() else r))[0]]
+
+    def _representations(
+        self, side: Side, expected: pa.ChunkedArray
+    ) -> tuple[list[str], Vectors, list[str]]:
+        path = _representation_table(self._bundle, side)
+        if not path:  # the arm knows nothing of this side: the zero vector, as in training
+            ids = expected.to_pylist()
+            zeros = np.zeros((len(ids), self._bundle.architecture.representation), np.float32)
+            return ids, zeros, [FALLBACK] * len(ids)
+        rows = self._workspace.read_table(Table(path, None), columns=[ID, FACTOR, VECTOR, SOURCE])
+        ids = rows.column(ID).to_pylist()
+        whole = set(rows.column(FACTOR).to_pylist()) <= {WHOLE_ANSWER}
+        if not whole or len(ids) != len(expected) or set(ids) != set(expected.to_pylist()):
+            raise DataError(
+                f"{len(ids)} representations do not cover the {len(expected)} {side} once each",
+                where=self._workspace.path(path),
+                todo="Run `reki run --until encode --force encode`.",
+            )
+        vectors = rows.column(VECTOR).combine_chunks()
+        r = vectors.flatten().to_numpy().reshape(len(ids), -1)
+        return ids, r, rows.column(SOURCE).to_pylist()
+
+
+def mean_direction(r: Vectors) -> Vectors:
+    """Mean of representations (N, d) with length 1, shape (1, d); zero where N is 0."""
+    mean = r.mean(axis=0, keepdims=True) if len(r) else np.zeros((1, r.shape[1]), np.float32)
+    direction: Vectors = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+    return direction
+
+
+def _representation_table(bundle: ModelBundle, side: Side) -> str:
+    origin = bundle.origin
+    return origin.user_representations if side == "users" else origin.item_representations
+
+
+def _augment(
+    augment: Callable[[Vectors], Vectors], r: Vectors, dimension: int, task: Task
+) -> Vectors:
+    h = np.empty((len(r), dimension), dtype=np.float32)
+    for start in range(0, len(r), _ROWS_A_STEP):
+        part = r[start : start + _ROWS_A_STEP].copy()  # torch wants writable memory, not Arrow's
+        h[start : start + len(part)] = augment(part)
+        task.advance(len(part))
+    return h

@@ -1,0 +1,167 @@
+"""What each experimental arm sees: the one place where arms differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from reki_ray.config import Arm, TrainConfig
+from reki_ray.errors import DataError
+from reki_ray.schema import (
+    ID,
+    REPRESENTATIONS,
+    SIDES,
+    TEXT_REPRESENTATIONS,
+    VECTOR,
+    Side,
+    Table,
+)
+from reki_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ArmInputs:
+    """Inputs of an arm besides item ids, item attributes and labels.
+
+    Args:
+        profile: Whether the model sees the user's attributes.
+        full_history: Whether it sees `train.history` past interactions, or `train.base_history`.
+        users: Representations of users; None with `items` set gives every user zeros.
+        items: Representations of items; None is a model without knowledge.
+        permuted: Whether representations are dealt out to the wrong ids. Members of a cluster
+            share one vector, so permuting vectors among ids permutes the assignment of ids to
+            clusters and keeps every cluster's size.
+    """
+
+    profile: bool = True
+    full_history: bool = True
+    users: Table | None = None
+    items: Table | None = None
+    permuted: bool = False
+
+    @property
+    def uses_knowledge(self) -> bool:
+        """Whether augmented vectors enter the model."""
+        return self.items is not None
+
+    def history(self, config: TrainConfig) -> int:
+        """Number of past interactions that the model sees."""
+        return config.history if self.full_history else config.base_history
+
+
+_KNOWLEDGE: Final = ArmInputs(users=REPRESENTATIONS["users"], items=REPRESENTATIONS["items"])
+
+ARMS: Final[dict[Arm, ArmInputs]] = {
+    "base": ArmInputs(profile=False, full_history=False),
+    "fair_base": ArmInputs(),
+    "history_text": ArmInputs(
+        users=TEXT_REPRESENTATIONS["users"], items=TEXT_REPRESENTATIONS["items"]
+    ),
+    "title_text": ArmInputs(items=TEXT_REPRESENTATIONS["items"]),
+    "reki_i": _KNOWLEDGE,
+    "reki_c": _KNOWLEDGE,
+    "reki_c_shuffled": ArmInputs(users=_KNOWLEDGE.users, items=_KNOWLEDGE.items, permuted=True),
+}
+
+
+@dataclass(frozen=True)
+class SideVectors:
+    """Representations of one side in the order of a list of ids.
+
+    Args:
+        vectors: Distinct rows (V, d).
+        rows: Row of every id (N,).
+    """
+
+    vectors: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+
+    @property
+    def dimension(self) -> int:
+        """Length d of a representation."""
+        return int(self.vectors.shape[1])
+
+    def permuted(self, seed: int, side: Side) -> SideVectors:
+        """The same vectors dealt out to other ids, reproducibly."""
+        generator = np.random.default_rng([seed, SIDES.index(side)])
+        return SideVectors(self.vectors, generator.permutation(self.rows))
+
+    def gather(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Representations (n, d) of n ids, given by their place in the list."""
+        return self.vectors[self.rows[ids]]
+
+
+@dataclass(frozen=True)
+class Representations:
+    """Representations of users and items."""
+
+    users: SideVectors
+    items: SideVectors
+
+
+def read_representations(
+    workspace: Workspace, arm: Arm, user_ids: Sequence[str], item_ids: Sequence[str]
+) -> Representations | None:
+    """Representations of an arm, not yet permuted; None for an arm without knowledge.
+
+    Args:
+        workspace: The run's tables.
+        arm: Which arm.
+        user_ids: Users, in the order that the result follows.
+        item_ids: Items, in the order that the result follows.
+
+    Raises:
+        DataError: A table is missing or damaged, or lacks an id.
+    """
+    inputs = ARMS[arm]
+    if inputs.items is None:
+        return None
+    items = _read_side(workspace, inputs.items, item_ids)
+    if inputs.users is None:
+        zeros = np.zeros((1, items.dimension), dtype=np.float32)
+        users = SideVectors(zeros, np.zeros(len(user_ids), dtype=np.int64))
+    else:
+        users = _read_side(workspace, inputs.users, user_ids)
+    return Representations(users, items)
+
+
+def permute(representations: Representations | None, arm: Arm, seed: int) -> Representations | None:
+    """Representations as the run (arm, seed) sees them."""
+    if representations is None or not ARMS[arm].permuted:
+        return representations
+    return Representations(
+        representations.users.permuted(seed, "users"),
+        representations.items.permuted(seed, "items"),
+    )
+
+
+def _read_side(workspace: Workspace, table: Table, ids: Sequence[str]) -> SideVectors:
+    data = workspace.read_table(table, columns=[ID, VECTOR])
+    column = data.column(VECTOR).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # an empty table stays chunked
+        column = pa.concat_arrays(column.chunks)
+    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(data), -1)
+    places = {key: row for row, key in enumerate(data.column(ID).to_pylist())}
+    missing = [key for key in ids if key not in places]
+    if missing:
+        raise DataError(
+            f"{len(missing)} ids have no representation, among them {missing[0]!r}",
+            where=workspace.path(table.path),
+            todo="Run `reki encode --force encode`: it writes a row for every id.",
+        )
+    vectors = vectors.astype(np.float32, copy=False)
+    row_of: dict[bytes, int] = {}  # members of a cluster share a vector: one row for all
+    first: list[int] = []
+    rows = np.empty(len(ids), dtype=np.int64)
+    for number, key in enumerate(ids):
+        place = places[key]
+        row = row_of.setdefault(vectors[place].tobytes(), len(first))
+        if row == len(first):
+            first.append(place)
+        rows[number] = row
+    return SideVectors(vectors[first], rows)

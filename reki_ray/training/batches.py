@@ -1,0 +1,168 @@
+"""Samples to batches: everything is an array lookup, nothing is done once a sample in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reki_ray.models.ctr_model import Batch, Knowledge
+from reki_ray.models.fields import PADDING, FeatureSpace, Rows
+from reki_ray.schema import Side
+from reki_ray.training.arms import Representations
+from reki_ray.training.dataset import Dataset, Ints, Samples
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """A data set in the rows of one model's vocabularies.
+
+    Items are shifted by one against `Dataset`: item 0 is padding.
+
+    Args:
+        item_ids: Rows of the item ids (I + 1,).
+        item_attributes: Rows (I + 1, width) by attribute.
+        user_attributes: Rows (U, width) by attribute.
+        offsets: As in `Dataset`.
+        past_items: Items in time order a user, 1 to I, (T,).
+        past_ratings: Rows of the ratings (T,).
+    """
+
+    item_ids: Rows
+    item_attributes: dict[str, Rows]
+    user_attributes: dict[str, Rows]
+    offsets: Ints
+    past_items: Rows
+    past_ratings: Rows
+
+
+def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
+    """Arrays of a data set in a model's vocabularies."""
+    encoded = features.encode_items(
+        ["", *dataset.item_ids],
+        [None, *dataset.item_attributes],
+    )
+    encoded.ids[0] = PADDING
+    return EncodedDataset(
+        item_ids=encoded.ids,
+        item_attributes=encoded.attributes,
+        user_attributes=features.encode_users(dataset.user_attributes),
+        offsets=dataset.offsets,
+        past_items=(dataset.past_items + 1).astype(np.int32),
+        past_ratings=features.encode_ratings(dataset.past_ratings),
+    )
+
+
+class BatchBuilder:
+    """Makes batches of one split for one run.
+
+    Args:
+        data: The encoded data set.
+        samples: Samples of the split.
+        history: Number L of past interactions.
+        representations: Representations as the run sees them; None without knowledge.
+        device: Where the batches go.
+    """
+
+    def __init__(
+        self,
+        data: EncodedDataset,
+        samples: Samples,
+        history: int,
+        representations: Representations | None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._data = data
+        self._samples = samples
+        self._back = np.arange(history, 0, -1)  # distance to the sample, oldest first
+        self._representations = representations
+        self._device = device or torch.device("cpu")
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def labels(self, indices: Ints) -> Tensor:
+        """Labels (B,) of the samples at these places."""
+        return self._tensor(self._samples.labels[indices])
+
+    def build(self, indices: Ints) -> Batch:
+        """Batch of the samples at these places (B,)."""
+        data = self._data
+        users, user_index = distinct(self._samples.users[indices], len(data.offsets))
+        targets = self._samples.items[indices] + 1  # (B,)
+        history, ratings = self._history(indices)  # (B, L)
+        table = np.concatenate([[0], targets, history.reshape(-1)])
+        items, item_index = distinct(table, len(data.item_ids))
+        size = len(indices)
+        return Batch(
+            item_ids=self._tensor(data.item_ids[items]),
+            item_attributes=self._rows(data.item_attributes, items),
+            targets=self._tensor(item_index[1 : size + 1]),
+            history=self._tensor(item_index[size + 1 :].reshape(history.shape)),
+            history_ratings=self._tensor(ratings),
+            user_attributes=self._rows(data.user_attributes, users),
+            distinct_users=len(users),
+            users=self._tensor(user_index),
+            user_knowledge=self._knowledge("users", self._samples.users[indices]),
+            item_knowledge=self._knowledge("items", targets - 1),
+        )
+
+    def _history(self, indices: Ints) -> tuple[Rows, Rows]:
+        positions = self._samples.positions[indices][:, None]
+        starts = self._data.offsets[self._samples.users[indices]][:, None]
+        there = self._back <= positions  # (B, L)
+        rows = np.where(there, starts + positions - self._back, 0)
+        items = np.where(there, self._data.past_items[rows], PADDING)
+        ratings = np.where(there, self._data.past_ratings[rows], PADDING)
+        return items, ratings
+
+    def _rows(self, fields: dict[str, Rows], entries: Ints) -> dict[str, Tensor]:
+        return {name: self._tensor(rows[entries]) for name, rows in fields.items()}
+
+    def _knowledge(self, side: Side, ids: Ints) -> Knowledge | None:
+        if self._representations is None:
+            return None
+        found = self._representations.users if side == "users" else self._representations.items
+        rows, index = distinct(found.rows[ids], len(found.vectors))
+        return Knowledge(self._tensor(found.vectors[rows]), self._tensor(index))
+
+    def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def distinct(values: npt.NDArray[np.integer], size: int) -> tuple[Ints, Ints]:
+    """Distinct values in ascending order, and the place of every value among them.
+
+    A table of marks does what `np.unique` does without sorting.
+
+    Args:
+        values: Integers (n,) in [0, size).
+        size: Bound of the values.
+    """
+    marks = np.zeros(size, dtype=bool)
+    marks[values] = True
+    found = np.flatnonzero(marks)
+    places = np.zeros(size, dtype=np.int64)
+    places[found] = np.arange(len(found))
+    return found, places[values]
+
+
+def shuffled(samples: int, seed: int, epoch: int, rank: int, world: int) -> Ints:
+    """One rank's samples of one epoch, in random order.
+
+    Every rank gets equally many, so that all ranks take equally many steps: the first few of
+    the order are repeated where the number of ranks does not divide the number of samples.
+
+    Args:
+        samples: Number of samples.
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        rank: This worker.
+        world: Number of workers.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(samples)
+    surplus = -samples % world
+    return np.resize(order, samples + surplus)[rank::world]

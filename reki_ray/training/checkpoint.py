@@ -1,0 +1,108 @@
+"""The state of a run after an epoch on disk, without pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_TENSORS: Final = "state.safetensors"
+_PROGRESS: Final = "state.json"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Figures of one epoch.
+
+    Args:
+        epoch: Number, from 1.
+        loss: Mean training loss, nats a sample.
+        valid_auc: AUC over all validation samples; None where they have a single label.
+        valid_logloss: Log-loss over all validation samples, nats a sample.
+        seconds: Time of the training steps.
+        samples_per_second: Over all workers.
+        learning_rate: After the last step.
+    """
+
+    epoch: int
+    loss: float
+    valid_auc: float | None
+    valid_logloss: float
+    seconds: float
+    samples_per_second: float
+    learning_rate: float
+
+    @property
+    def quality(self) -> float:
+        """What selection maximises: AUC, or minus the log-loss where there is a single label."""
+        return -self.valid_logloss if self.valid_auc is None else self.valid_auc
+
+
+@dataclass
+class RunState:
+    """What a run needs to go on after its last finished epoch.
+
+    Args:
+        fingerprint: Of the run, so that no other run goes on from it.
+        epochs: Figures of the finished epochs.
+        model: Weights and buffers after the last epoch.
+        best: Weights and buffers after the best epoch.
+        optimiser: State of the optimiser.
+    """
+
+    fingerprint: str
+    epochs: list[Epoch]
+    model: dict[str, Tensor]
+    best: dict[str, Tensor]
+    optimiser: dict[str, Any]
+
+
+def write_state(folder: Path, state: RunState) -> None:
+    """Write a run's state into an existing folder."""
+    tensors = {
+        **{f"model/{name}": tensor for name, tensor in state.model.items()},
+        **{f"best/{name}": tensor for name, tensor in state.best.items()},
+    }
+    for parameter, values in state.optimiser["state"].items():
+        for name, tensor in values.items():
+            tensors[f"optimiser/{parameter}/{name}"] = tensor
+    # Clones: safetensors refuses tensors that share memory, as last and best do at first.
+    save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, folder / _TENSORS)
+    progress = {
+        "fingerprint": state.fingerprint,
+        "epochs": [asdict(epoch) for epoch in state.epochs],
+        "groups": state.optimiser["param_groups"],
+    }
+    (folder / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+
+
+def read_state(folder: Path) -> RunState:
+    """Read a run's state, on the CPU."""
+    progress = json.loads((folder / _PROGRESS).read_bytes())
+    model: dict[str, Tensor] = {}
+    best: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / _TENSORS).items():
+        kind, _, name = key.partition("/")
+        if kind == "optimiser":
+            parameter, _, name = name.partition("/")
+            moments.setdefault(int(parameter), {})[name] = tensor
+        else:
+            (model if kind == "model" else best)[name] = tensor
+    return RunState(
+        fingerprint=progress["fingerprint"],
+        epochs=[Epoch(**epoch) for epoch in progress["epochs"]],
+        model=model,
+        best=best,
+        optimiser={"state": moments, "param_groups": progress["groups"]},
+    )
+
+
+def copy_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copy of a model's weights and buffers on the CPU, which later steps do not change."""
+    return {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}

@@ -1,0 +1,244 @@
+"""The training loop in plain torch; Ray comes in only through the two hooks that it is given."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from reki_ray.config import TrainConfig
+from reki_ray.evaluation.metrics import auc, logloss
+from reki_ray.models.ctr_model import CTRModel
+from reki_ray.training.batches import BatchBuilder, shuffled
+from reki_ray.training.checkpoint import Epoch, RunState, copy_weights
+
+PREDICT_BATCH = 4096
+"""Samples a forward pass where no gradient is needed."""
+
+
+class Workers(Protocol):
+    """The workers that train one model together."""
+
+    rank: int
+    world: int
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Model whose gradients are averaged over the workers."""
+        ...
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Give every worker the first one's running statistics."""
+        ...
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Equally long tensors of all workers, by rank."""
+        ...
+
+
+class SingleWorker:
+    """One worker alone."""
+
+    rank = 0
+    world = 1
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Nothing to do."""
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The tensor itself."""
+        return [values]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Batches of the training and the validation samples."""
+
+    train: BatchBuilder
+    valid: BatchBuilder
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then half a cosine to zero, counted in optimiser steps.
+
+    Args:
+        peak: Largest learning rate.
+        steps: Steps of the whole run.
+        warmup: Steps of the warm-up.
+    """
+
+    peak: float
+    steps: int
+    warmup: int
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, the first being 0."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / (self.warmup + 1)
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Trainer:
+    """Trains one model and keeps its best weights by validation AUC.
+
+    Args:
+        model: On its device.
+        splits: Batches.
+        config: Sizes and rates.
+        seed: Seed of batches and dropout.
+        fingerprint: Of the run; a state of another run is not gone on from.
+        workers: The workers that train together.
+    """
+
+    def __init__(
+        self,
+        model: CTRModel,
+        splits: Splits,
+        config: TrainConfig,
+        *,
+        seed: int,
+        fingerprint: str,
+        workers: Workers | None = None,
+    ) -> None:
+        self._model = model
+        self._splits = splits
+        self._config = config
+        self._seed = seed
+        self._workers = workers or SingleWorker()
+        self._wrapped = self._workers.wrap(model)
+        self._optimiser = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self._local_batch = max(1, config.batch_size // self._workers.world)
+        rank_samples = -(-len(splits.train) // self._workers.world)
+        self.steps_per_epoch = -(-rank_samples // self._local_batch)
+        steps = self.steps_per_epoch * config.epochs
+        warmup = round(steps * config.warmup_share)
+        self._schedule = Schedule(config.learning_rate, steps, warmup)
+        self._state = RunState(fingerprint, [], {}, copy_weights(model), {})
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """Figures of the finished epochs."""
+        return self._state.epochs
+
+    @property
+    def best(self) -> Epoch:
+        """Figures of the best epoch."""
+        return max(self.epochs, key=lambda epoch: epoch.quality)
+
+    def resume(self, state: RunState) -> None:
+        """Go on after the last epoch of a state; one of another run is ignored."""
+        if state.fingerprint != self._state.fingerprint:
+            return
+        self._state = state
+        self._model.load_state_dict(state.model)
+        self._optimiser.load_state_dict(state.optimiser)
+
+    def run(self, after_epoch: Callable[[Epoch, RunState], None]) -> None:
+        """Train until the last epoch or until patience ends, then load the best weights.
+
+        Args:
+            after_epoch: Called on every worker after each epoch with its figures and the state.
+        """
+        while not self._finished():
+            number = len(self.epochs) + 1
+            loss, seconds = self._train_epoch(number)
+            scores = predict(self._model, self._splits.valid, self._workers)
+            labels = self._splits.valid.labels(np.arange(len(scores))).cpu().numpy()
+            done = Epoch(
+                epoch=number,
+                loss=loss,
+                valid_auc=auc(labels, scores),
+                valid_logloss=logloss(labels, scores) or 0.0,
+                seconds=round(seconds, 4),
+                samples_per_second=round(len(self._splits.train) / seconds, 1),
+                learning_rate=self._schedule.rate(number * self.steps_per_epoch - 1),
+            )
+            if not self.epochs or done.quality > self.best.quality:
+                self._state.best = copy_weights(self._model)
+            self._state.epochs.append(done)
+            self._state.model = self._model.state_dict()
+            self._state.optimiser = self._optimiser.state_dict()
+            after_epoch(done, self._state)
+        self._model.load_state_dict(self._state.best)
+        self._model.eval()
+
+    def _finished(self) -> bool:
+        if not self.epochs:
+            return False
+        stale = len(self.epochs) - self.best.epoch
+        return len(self.epochs) >= self._config.epochs or stale >= self._config.patience
+
+    def _train_epoch(self, number: int) -> tuple[float, float]:
+        # Seeded anew every epoch, so that a resumed run draws what an unbroken one would.
+        entropy = np.random.SeedSequence([self._seed, number, self._workers.rank])
+        torch.manual_seed(int(entropy.generate_state(1)[0]))
+        self._wrapped.train()
+        order = shuffled(
+            len(self._splits.train), self._seed, number, self._workers.rank, self._workers.world
+        )
+        total = 0.0
+        started = time.perf_counter()
+        for step in range(self.steps_per_epoch):
+            indices = order[step * self._local_batch : (step + 1) * self._local_batch]
+            at = (number - 1) * self.steps_per_epoch + step
+            total += self._step(indices, self._schedule.rate(at)) * len(indices)
+        return total / len(order), time.perf_counter() - started
+
+    def _step(self, indices: npt.NDArray[np.int64], rate: float) -> float:
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        logits: Tensor = self._wrapped(self._splits.train.build(indices))
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            logits, self._splits.train.labels(indices)
+        )
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._model.parameters(), self._config.gradient_clip)
+        self._optimiser.step()
+        return float(loss.detach())
+
+
+def predict(
+    model: CTRModel, batches: BatchBuilder, workers: Workers | None = None
+) -> npt.NDArray[np.float32]:
+    """Probabilities (N,) of all samples of a split, on every worker.
+
+    Args:
+        model: Put into evaluation mode here.
+        batches: The split.
+        workers: Each computes its share, then all get the whole.
+    """
+    workers = workers or SingleWorker()
+    workers.synchronise(model)
+    model.eval()
+    count = len(batches)
+    share = np.resize(np.arange(count), count + -count % workers.world)[
+        workers.rank :: workers.world
+    ]
+    with torch.inference_mode():
+        parts = [
+            torch.sigmoid(model(batches.build(share[start : start + PREDICT_BATCH])))
+            for start in range(0, len(share), PREDICT_BATCH)
+        ]
+    if not parts:
+        return np.zeros(0, dtype=np.float32)
+    gathered = workers.gather(torch.cat(parts))
+    scores: npt.NDArray[np.float32] = torch.stack(gathered, dim=1).reshape(-1)[:count].cpu().numpy()
+    return scores

@@ -1,0 +1,147 @@
+"""Trained runs in the workspace: names, identity, and the folder of a finished one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from reki_ray.config import Arm, TrainConfig
+from reki_ray.models import bundle as bundles
+from reki_ray.models.bundle import ModelBundle
+from reki_ray.training.checkpoint import Epoch
+from reki_ray.workspace import Workspace
+
+STAGE: Final = "train"
+METRICS: Final = "metrics.json"
+
+_WITHOUT_EFFECT: Final = {"arms", "seeds", "max_failures", "device"}
+"""Keys of the configuration that do not change the result of a run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train.
+
+    Args:
+        backbone: Conventional model.
+        arm: What it sees.
+        seed: Seed of initialisation, batches and dropout.
+        fingerprint: Equal where training again would give the same model.
+    """
+
+    backbone: str
+    arm: Arm
+    seed: int
+    fingerprint: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder."""
+        return f"{self.backbone}-{self.arm}-{self.seed}"
+
+    @property
+    def folder(self) -> str:
+        """The run's folder below the workspace."""
+        return f"{STAGE}/{self.name}"
+
+
+def planned(config: TrainConfig) -> list[Run]:
+    """All runs of a configuration, without fingerprints; seeds of an arm stand together."""
+    return [Run(config.backbone, arm, seed) for arm in config.arms for seed in config.seeds]
+
+
+def fingerprint(config: TrainConfig, arm: Arm, seed: int, digests: Sequence[str]) -> str:
+    """Identity of a run: configuration, arm, seed, and digests of all that it reads."""
+    settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    identity = {"config": settings, "arm": arm, "seed": seed, "data": list(digests)}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def finished(workspace: Workspace, run: Run) -> dict[str, Any] | None:
+    """Content of the run's metrics.json if it was trained with this identity."""
+    if not workspace.exists(run.folder, METRICS):
+        return None
+    metrics: dict[str, Any] = workspace.read_json(f"{run.folder}/{METRICS}")
+    return metrics if metrics.get("fingerprint") == run.fingerprint else None
+
+
+def remove_others(workspace: Workspace, runs: Sequence[Run]) -> None:
+    """Remove folders below `train/` that belong to none of these runs."""
+    files = workspace.filesystem
+    folder = workspace.path(STAGE)
+    if not files.exists(folder):
+        return
+    kept = {run.name for run in runs if finished(workspace, run) is not None}
+    for path in files.ls(folder, detail=False):
+        if path.rstrip("/").rpartition("/")[2] not in kept:
+            files.rm(path, recursive=True)
+
+
+def write_run(
+    workspace: Workspace,
+    run: Run,
+    bundle: ModelBundle,
+    valid: dict[str, float | None],
+    epochs: Sequence[Epoch],
+) -> None:
+    """Write a finished run; metrics.json comes last and makes it count.
+
+    Args:
+        workspace: Where to.
+        run: Which run.
+        bundle: Its best model.
+        valid: Its metrics on the validation samples.
+        epochs: Figures of its epochs.
+    """
+    rates = sorted(epoch.samples_per_second for epoch in epochs)
+    best = max(epochs, key=lambda epoch: epoch.quality)
+    metrics = {
+        "arm": run.arm,
+        "backbone": run.backbone,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "valid": valid,
+        "best_epoch": best.epoch,
+        "epochs": [asdict(epoch) for epoch in epochs],
+        "seconds": round(sum(epoch.seconds for epoch in epochs), 3),
+        "samples_per_second": rates[len(rates) // 2],
+        "parameters": sum(p.numel() for p in bundle.model.parameters()),
+    }
+    files = workspace.filesystem
+    if workspace.exists(run.folder):
+        files.rm(workspace.path(run.folder), recursive=True)
+    files.makedirs(workspace.path(run.folder), exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        bundles.save(Path(scratch), bundle)
+        for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
+            files.put_file(str(Path(scratch) / name), workspace.path(run.folder, name))
+    workspace.write_json(f"{run.folder}/{METRICS}", metrics)
+
+
+def read_bundle(workspace: Workspace, run: Run) -> ModelBundle:
+    """Model of a finished run.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    with _local_folder(workspace, run) as folder:
+        return bundles.load(folder)
+
+
+@contextlib.contextmanager
+def _local_folder(workspace: Workspace, run: Run) -> Iterator[Path]:
+    if workspace.is_local:
+        yield workspace.local_path(run.folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
+            if workspace.exists(run.folder, name):
+                target = str(Path(scratch) / name)
+                workspace.filesystem.get_file(workspace.path(run.folder, name), target)
+        yield Path(scratch)

@@ -1,0 +1,205 @@
+"""Stage train: all arms and seeds, jointly with HEIN, on Ray Train."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty
+from typing import Any, Final
+
+import numpy as np
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Queue
+
+from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig, TrainConfig
+from reki_ray.errors import EngineError, RekiError
+from reki_ray.pipeline import StageResult
+from reki_ray.progress import Reporter, Task
+from reki_ray.runtime import ray_session
+from reki_ray.training import runs as runs_module
+from reki_ray.training.arms import Representations, read_representations
+from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.runs import Run
+from reki_ray.training.worker import Assignment, TrainingData, train_runs
+from reki_ray.workspace import Workspace
+
+_STATE: Final = ".train"
+"""Folder of the checkpoints of unfinished runs, below the workspace."""
+
+_POLL_SECONDS: Final = "0.1"
+"""A worker's report waits for the controller's next look, which by default is every 2 s: longer
+than a small epoch."""
+
+# Threads that wait give their core away: on a busy machine spinning ones take many times as
+# long. A mapping, because Ray annotates RunConfig with the fields of its first version.
+_WORKER_ENVIRONMENT: Final[dict[str, Any]] = {
+    "worker_runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+}
+
+
+def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
+    """Train every arm with every seed; a run that was finished before is kept.
+
+    Raises:
+        DataError: A table is missing or damaged.
+        EngineError: Training failed more often than `train.max_failures`.
+    """
+    dataset = read_dataset(workspace)
+    representations = _read_all(config.train, workspace, dataset)
+    runs = _identify(config.train, dataset, representations)
+    runs_module.remove_others(workspace, runs)
+    pending = [one for one in runs if runs_module.finished(workspace, one) is None]
+    if pending:
+        data = TrainingData.of(dataset, representations)
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
+        with (
+            ray_session(config.ray),
+            reporter.task("train: epochs", len(pending) * config.train.epochs, "epochs") as task,
+        ):
+            _train(config.train, workspace, runs, data, task)
+        if workspace.exists(_STATE):
+            workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
+    samples = sum(len(part) for part in dataset.samples.values())
+    return StageResult(samples, samples, details=_details(workspace, runs))
+
+
+def _read_all(
+    config: TrainConfig, workspace: Workspace, dataset: Dataset
+) -> dict[Arm, Representations | None]:
+    return {
+        arm: read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
+        for arm in config.arms
+    }
+
+
+def _identify(
+    config: TrainConfig, dataset: Dataset, representations: dict[Arm, Representations | None]
+) -> list[Run]:
+    """All runs with their fingerprints: contents decide, so that an arm without knowledge is
+    not trained again when only the knowledge has changed."""
+    data = dataset.digest()
+    vectors = {arm: _digest(found) for arm, found in representations.items()}
+    return [
+        Run(
+            one.backbone,
+            one.arm,
+            one.seed,
+            runs_module.fingerprint(config, one.arm, one.seed, [data, vectors[one.arm]]),
+        )
+        for one in runs_module.planned(config)
+    ]
+
+
+def _digest(representations: Representations | None) -> str:
+    digest = hashlib.sha256()
+    if representations is not None:
+        for side in (representations.users, representations.items):
+            digest.update(np.ascontiguousarray(side.vectors).data)
+            digest.update(np.ascontiguousarray(side.rows).data)
+    return digest.hexdigest()
+
+
+def _train(
+    config: TrainConfig, workspace: Workspace, runs: list[Run], data: TrainingData, task: Task
+) -> None:
+    """One trainer for all runs: starting one costs more than training a small model."""
+    progress = Queue(actor_options={"num_cpus": 0})
+    root = workspace.path() if workspace.is_local else workspace.root
+    assignment = Assignment(
+        workspace=os.path.abspath(root) if workspace.is_local else root,
+        config=config,
+        runs=runs,
+        data=[ray.put(data)],
+        progress=progress,
+    )
+    # Of all runs, finished or not: a stage that was killed goes on under the same name, where
+    # Ray Train finds the checkpoint of the run that was cut off.
+    identity = hashlib.sha256("".join(one.fingerprint for one in runs).encode()).hexdigest()
+    trainer = TorchTrainer(
+        train_runs,
+        train_loop_config={"assignment": assignment},
+        torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        scaling_config=_scaling(config),
+        run_config=RunConfig(
+            name=identity[:16],
+            storage_path=f"{assignment.workspace}/{_STATE}",
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            **_WORKER_ENVIRONMENT,
+        ),
+    )
+    # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
+    executor = ThreadPoolExecutor(1, thread_name_prefix="train")
+    try:
+        _follow(executor.submit(trainer.fit), progress, task, config, len(data.samples["train"]))
+    finally:
+        executor.shutdown(wait=False)
+        progress.shutdown(force=True)
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    if config.device == "cuda":
+        return ScalingConfig(num_workers=config.workers, use_gpu=True)
+    # One CPU stays free, or Ray's own work could never be scheduled beside the workers.
+    free = max(1.0, float(ray.cluster_resources().get("CPU", 1)) - 1)
+    share = min(1.0, free / config.workers)
+    return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
+
+
+def _follow(
+    fit: Future[Result], progress: Queue, task: Task, config: TrainConfig, samples: int
+) -> None:
+    """Show finished epochs until training ends."""
+    seen: dict[str, int] = {}
+    while True:
+        done = fit.done()
+        try:
+            name, epoch = progress.get(timeout=0.5)
+        except Empty:
+            if done:
+                break
+            continue
+        for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
+            task.advance(config.epochs - seen[before])
+            seen[before] = config.epochs
+        task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=samples)
+        seen[name] = max(epoch.epoch, seen.get(name, 0))
+    try:
+        fit.result()
+    except TrainingFailedError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, RekiError):
+            raise cause from error
+        raise EngineError(
+            f"training failed: {str(error).strip().splitlines()[-1]}",
+            where=f"train, {config.workers} workers on {config.device}",
+            todo="Run `reki train` again: finished runs and epochs are kept. If it fails at the "
+            "same place, lower train.batch_size or look at Ray's logs.",
+        ) from error
+
+
+def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
+    found = [workspace.read_json(f"{one.folder}/{runs_module.METRICS}") for one in runs]
+    rows = [
+        {
+            "arm": metrics["arm"],
+            "seed": metrics["seed"],
+            "valid_auc": metrics["valid"]["auc"],
+            "best_epoch": metrics["best_epoch"],
+            "seconds": metrics["seconds"],
+            "samples_per_second": metrics["samples_per_second"],
+        }
+        for metrics in found
+    ]
+    knowing = [row for row in rows if row["arm"] in KNOWLEDGE_ARMS] or rows
+    best = max(knowing, key=lambda row: row["valid_auc"] or 0.0)
+    rates = sorted(row["samples_per_second"] for row in knowing)
+    return {
+        "samples_per_second": rates[len(rates) // 2],
+        "runs": rows,
+        "chosen": {key: best[key] for key in ("arm", "seed", "valid_auc")},
+    }

@@ -1,0 +1,224 @@
+"""What a Ray Train worker does: train the runs that are still to be trained, one by one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.util.queue import Queue
+from torch import Tensor, nn
+
+from reki_ray.config import Arm, TrainConfig
+from reki_ray.evaluation.metrics import auc, gauc, logloss
+from reki_ray.models.bundle import ModelBundle, Origin
+from reki_ray.models.ctr_model import Architecture, CTRModel
+from reki_ray.models.fields import FeatureSpace
+from reki_ray.schema import Split
+from reki_ray.training.arms import ARMS, Representations, permute
+from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
+from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
+from reki_ray.training.dataset import Dataset, Samples
+from reki_ray.training.loop import Splits, Trainer, predict
+from reki_ray.training.runs import Run, finished, write_run
+from reki_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that the runs of a stage read; lies once a node in Ray's object store.
+
+    Args:
+        features: Vocabularies.
+        encoded: The data set in their rows.
+        samples: Training and validation samples.
+        representations: By arm, not yet permuted; None for an arm without knowledge.
+    """
+
+    features: FeatureSpace
+    encoded: EncodedDataset
+    samples: dict[Split, Samples]
+    representations: dict[Arm, Representations | None]
+
+    @classmethod
+    def of(
+        cls, dataset: Dataset, representations: dict[Arm, Representations | None]
+    ) -> TrainingData:
+        """Training data of a data set, without its test samples."""
+        features = dataset.train_features()
+        samples: dict[Split, Samples] = {s: dataset.samples[s] for s in ("train", "valid")}
+        return cls(features, encode_dataset(dataset, features), samples, representations)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver tells every worker.
+
+    Args:
+        workspace: Root of the workspace, an absolute path or a URL.
+        config: Sizes and rates.
+        runs: All runs of the stage; finished ones are skipped.
+        data: Reference to the `TrainingData`, in a list so that Ray hands it on unresolved.
+        progress: Where the first worker tells of finished epochs.
+    """
+
+    workspace: str
+    config: TrainConfig
+    runs: list[Run]
+    data: list[ray.ObjectRef[TrainingData]]
+    progress: Queue
+
+
+class RayWorkers:
+    """The workers of this Ray Train group."""
+
+    def __init__(self) -> None:
+        context = ray.train.get_context()
+        self.rank = context.get_world_rank()
+        self.world = context.get_world_size()
+        self.device = ray.train.torch.get_device()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Model whose gradients are averaged over the workers."""
+        if self.world == 1:
+            return model
+        return nn.parallel.DistributedDataParallel(model)
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Give every worker the first one's running statistics."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Equally long tensors of all workers, by rank."""
+        if self.world == 1:
+            return [values]
+        gathered = [torch.empty_like(values) for _ in range(self.world)]
+        dist.all_gather(gathered, values.contiguous())
+        return gathered
+
+
+def train_runs(settings: dict[str, Any]) -> None:
+    """Train loop of a worker.
+
+    Args:
+        settings: {"assignment": Assignment}, as Ray Train wants a mapping.
+    """
+    assignment: Assignment = settings["assignment"]
+    workspace = Workspace(assignment.workspace)
+    workers = RayWorkers()
+    # Ray sets one OpenMP thread a worker; the cores of the node are shared by its workers.
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // ray.train.get_context().get_local_world_size()))
+    # Read before the first collective step: no worker can finish a run until all have looked.
+    pending = [run for run in assignment.runs if finished(workspace, run) is None]
+    data = ray.get(assignment.data[0])
+    state = _latest_state()
+    for run in pending:
+        _train_run(run, assignment, data, workers, state)
+
+
+def _train_run(
+    run: Run,
+    assignment: Assignment,
+    data: TrainingData,
+    workers: RayWorkers,
+    state: RunState | None,
+) -> None:
+    bundle = new_bundle(run, assignment.config, data)
+    model = bundle.model.to(workers.device)
+    splits = make_splits(run, bundle, data, workers.device)
+    trainer = Trainer(
+        model,
+        splits,
+        assignment.config,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        workers=workers,
+    )
+    if state is not None:
+        trainer.resume(state)
+
+    def after_epoch(epoch: Epoch, state: RunState) -> None:
+        if workers.rank == 0:
+            assignment.progress.put((run.name, epoch))
+        _report(run, epoch, state, first=workers.rank == 0)
+
+    trainer.run(after_epoch)
+    scores = predict(model, splits.valid, workers)
+    if workers.rank == 0:
+        samples = data.samples["valid"]
+        valid = {
+            "auc": auc(samples.labels, scores),
+            "logloss": logloss(samples.labels, scores),
+            "gauc": gauc(samples.labels, scores, samples.users),
+        }
+        write_run(Workspace(assignment.workspace), run, bundle, valid, trainer.epochs)
+
+
+def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle:
+    """Untrained model of a run, its parameters drawn with the run's seed."""
+    inputs = ARMS[run.arm]
+    representations = data.representations[run.arm]
+    features = data.features if inputs.profile else replace(data.features, user_fields={})
+    architecture = Architecture(
+        backbone=run.backbone,
+        din=config.din,
+        hein=config.hein,
+        representation=representations.items.dimension if representations else 0,
+        id_dropout=config.id_dropout,
+    )
+    torch.manual_seed(run.seed)
+    return ModelBundle(
+        model=CTRModel(architecture, features),
+        architecture=architecture,
+        features=features,
+        history=inputs.history(config),
+        origin=Origin(
+            arm=run.arm,
+            seed=run.seed,
+            user_representations=inputs.users.path if inputs.users else "",
+            item_representations=inputs.items.path if inputs.items else "",
+        ),
+    )
+
+
+def make_splits(run: Run, bundle: ModelBundle, data: TrainingData, device: torch.device) -> Splits:
+    """Batches of a run's training and validation samples."""
+    representations = permute(data.representations[run.arm], run.arm, run.seed)
+    encoded = data.encoded
+    if not bundle.features.user_fields:
+        encoded = replace(encoded, user_attributes={})
+
+    def builder(split: Split) -> BatchBuilder:
+        samples = data.samples[split]
+        return BatchBuilder(encoded, samples, bundle.history, representations, device)
+
+    return Splits(train=builder("train"), valid=builder("valid"))
+
+
+def _report(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:
+    """Save the state of the epoch; all workers have the same, the first one writes it."""
+    metrics = {"run": run.name, "epoch": epoch.epoch, "valid_auc": epoch.valid_auc}
+    if not first:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_state(Path(folder), state)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _latest_state() -> RunState | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return read_state(Path(folder))

@@ -1,0 +1,103 @@
+"""All stages by the command a user types, with real Ray; the LLM alone is scripted."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reki_ray import schema
+from reki_ray.config import RekiConfig
+from reki_ray.pipeline import STAGE_NAMES
+from reki_ray.workspace import Workspace
+from tests.conftest import TinyConfig
+from tests.unit.test_report import CONTRACT, keys_of
+
+REKI = str(Path(sys.executable).parent / "reki")
+
+
+def reki(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [REKI, *arguments, "--config", str(config)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def config(tiny_config: TinyConfig) -> RekiConfig:
+    return tiny_config(
+        train={"arms": ["base", "fair_base", "title_text", "history_text", "reki_c"]}
+    )
+
+
+@pytest.fixture
+def file(config: RekiConfig, tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    return path
+
+
+def test_runs_all_stages_then_skips_them(config: RekiConfig, file: Path) -> None:
+    first = reki(file, "run", "--json")
+    assert first.returncode == 0, first.stderr
+    check_report(json.loads(first.stdout), config)
+    check_tables(Workspace(config.root))
+
+    second = reki(file, "run", "--json")
+    assert second.returncode == 0, second.stderr
+    assert second.stderr.count("unchanged, skipped") == len(STAGE_NAMES) - 1
+    content = json.loads(second.stdout)
+    assert all(stage["skipped"] for stage in content["stages"])
+    assert content["arms"] == json.loads(first.stdout)["arms"]
+
+    plain = reki(file, "report")
+    assert plain.returncode == 0, plain.stderr
+    assert "/v1/score" in plain.stdout
+    assert "history_text" in plain.stdout
+
+
+def check_report(content: dict[str, Any], config: RekiConfig) -> None:
+    for part, keys in CONTRACT.items():
+        assert keys <= keys_of(content[part]), part
+    assert [arm["arm"] for arm in content["arms"]] == list(config.train.arms)
+    for stage in content["stages"]:
+        assert not stage["skipped"]
+    [extract] = [s for s in content["stages"] if s["name"] == "extract"]
+    assert extract["rows_in"] == extract["rows_out"] + extract["dead"] > 0
+    assert content["serving"]["max_score_difference"] <= 1e-5
+    assert content["serving"]["example"]["response"]["scores"]
+
+
+def check_tables(workspace: Workspace) -> None:
+    for side, ids in (("users", schema.USER_ID), ("items", schema.ITEM_ID)):
+        table = schema.USERS if side == "users" else schema.ITEMS
+        known = sorted(workspace.read_table(table)[ids].to_pylist())
+        for vectors in (
+            schema.CLUSTERS[side],  # type: ignore[index]
+            schema.REPRESENTATIONS[side],  # type: ignore[index]
+        ):
+            assert sorted(workspace.read_table(vectors)[schema.ID].to_pylist()) == known
+    knowledge = workspace.read_table(schema.KNOWLEDGE)
+    assert set(knowledge[schema.SUBJECT_KIND].to_pylist()) == {"user_cluster", "item_cluster"}
+    assert knowledge.schema == schema.KNOWLEDGE_SCHEMA
+    assert workspace.exists("report.html")
+    assert workspace.exists("publish/CURRENT")
+
+
+def test_individual_mode_reaches_the_report(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    config = tiny_config(
+        extract={"mode": "individual"}, train={"arms": ["fair_base", "reki_i"], "epochs": 1}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    done = reki(path, "run", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content["extraction"]["prompts"] == 100
+    assert {s["source"] for s in content["serving"]["example"]["response"]["scores"]} == {
+        "individual"
+    }

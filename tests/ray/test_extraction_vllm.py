@@ -1,0 +1,106 @@
+"""The extract stage with a real LLM in vLLM on the CPU, through Ray Data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from reki_ray import schema
+from reki_ray.config import SamplingConfig, VllmEngine
+from reki_ray.errors import EngineError
+from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
+from reki_ray.extraction.ledger import Ledger
+from reki_ray.extraction.stage import run
+from reki_ray.progress import Reporter
+from reki_ray.workspace import Workspace
+from tests.conftest import TinyConfig
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+TITLES = ["Star Wars", "Toy Story", "Alien", "word " * 2000]
+
+
+def fill(workspace: Workspace) -> None:
+    """Four items, one with a description longer than the context, and one user."""
+    count = len(TITLES)
+    tables: list[tuple[schema.Table, dict[str, list[Any]]]] = [
+        (
+            schema.ITEMS,
+            {
+                schema.ITEM_ID: [f"m{i}" for i in range(count)],
+                schema.TITLE: TITLES,
+                schema.ATTRIBUTES: [[("genre", ["Adventure"])]] * count,
+                schema.TEXT: [None] * count,
+                schema.IMAGE: [None] * count,
+            },
+        ),
+        (
+            schema.USERS,
+            {
+                schema.USER_ID: ["u0"],
+                schema.ATTRIBUTES: [[("gender", ["F"])]],
+                schema.TEXT: [None],
+                schema.IMAGE: [None],
+            },
+        ),
+        (
+            schema.INTERACTIONS,
+            {
+                schema.USER_ID: ["u0"] * 2,
+                schema.ITEM_ID: ["m0", "m1"],
+                schema.TIMESTAMP: [1, 2],
+                schema.RATING: [5.0, 4.0],
+                schema.LABEL: [1, 1],
+            },
+        ),
+        (schema.CUTS, {schema.USER_ID: ["u0"], schema.CUT: [1]}),
+    ]
+    for table, columns in tables:
+        workspace.write_table(table, pa.table(columns, schema=table.schema))
+
+
+def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
+    tiny_config: TinyConfig, workspace: Workspace, reporter: Reporter
+) -> None:
+    fill(workspace)
+    config = tiny_config(
+        prompts={"few_shot": True, "max_title_chars": 20_000},
+        extract={
+            "engine": {"kind": "vllm", "device": "cpu", "max_model_len": 1024},
+            "mode": "individual",
+            "sampling": {"max_tokens": 24, "constrain": True},
+            "batch_size": 4,
+            "unit_rows": 4,
+            "max_dead_share": 0.5,
+        },
+        train={"arms": ["fair_base", "reki_i"]},
+    )
+    result = run(config, workspace, reporter)
+    rows = Ledger(workspace).current_answers().to_pylist()
+    dead = Ledger(workspace).dead_letters().to_pylist()
+    assert [letter[schema.SUBJECT_ID] for letter in dead] == ["m3"]
+    assert "1024" in dead[0][schema.REASON]
+    assert sorted(row[schema.SUBJECT_ID] for row in rows) == ["m0", "m1", "m2", "u0"]
+    for row in rows:
+        assert row[schema.TEXT].startswith("genre: ")
+        assert 0 < row[schema.GENERATED_TOKENS] <= 24
+        assert 100 < row[schema.PROMPT_TOKENS] < 1024
+        assert row[schema.MODEL] == "packaged:smollm2-135m-instruct"
+        assert row[schema.FINISH_REASON] in {"stop", "length"}
+    assert (result.rows_in, result.rows_out, result.dead) == (5, 4, 1)
+    assert result.details["tokens_per_second"] > 0
+
+
+def test_a_cluster_that_is_too_small_is_told_before_the_start() -> None:
+    engine = VllmBatchEngine(VllmEngine(), SamplingConfig(), (), batch_size=4, concurrency=9)
+    with pytest.raises(EngineError, match="need 10 CPU"):
+        list(engine.ask([], 4))
+    on_gpu = VllmBatchEngine(VllmEngine(device="gpu"), SamplingConfig(), (), 4, 1)
+    with pytest.raises(EngineError, match="need 1 GPU"):
+        list(on_gpu.ask([], 4))
+
+
+def test_preloaded_libraries_exist() -> None:
+    assert all("lib" in path for path in preloaded_libraries().split(":") if path)

@@ -1,0 +1,160 @@
+"""Stages train and evaluate on real Ray Train: resume, several workers, output contract."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reki_ray import schema
+from reki_ray.config import RekiConfig
+from reki_ray.evaluation import stage as evaluation
+from reki_ray.evaluation.metrics import auc
+from reki_ray.progress import Reporter
+from reki_ray.training import stage, worker
+from reki_ray.training.batches import BatchBuilder, encode_dataset
+from reki_ray.training.checkpoint import Epoch, RunState
+from reki_ray.training.dataset import read_dataset
+from reki_ray.training.loop import predict
+from reki_ray.training.runs import Run, read_bundle
+from reki_ray.workspace import Workspace
+from tests.conftest import TinyConfig
+from tests.trained_workspace import EVENTS, fill
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+SMALL: dict[str, Any] = {
+    "din": {"embedding": 8, "attention": [8], "mlp": [16, 8]},
+    "hein": {"hidden": 8, "output": 8, "dedicated_experts": 2},
+    "batch_size": 64,
+    "epochs": 3,
+    "patience": 3,
+    "learning_rate": 0.01,
+}
+
+
+@pytest.fixture
+def filled(workspace: Workspace) -> Workspace:
+    fill(workspace)
+    return workspace
+
+
+def metrics_of(workspace: Workspace, run: str) -> dict[str, Any]:
+    content: dict[str, Any] = workspace.read_json(f"train/{run}/metrics.json")
+    return content
+
+
+def test_train_then_evaluate_write_what_the_report_needs(
+    filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    arms = ["base", "fair_base", "title_text", "reki_c", "reki_c_shuffled"]
+    config = tiny_config(train={**SMALL, "arms": arms, "epochs": 2, "seeds": [0]})
+    result = stage.run(config, filled, reporter)
+    assert [row["arm"] for row in result.details["runs"]] == arms
+    assert result.details["chosen"]["arm"] == "reki_c"
+    assert result.details["samples_per_second"] > 0
+    assert not filled.exists(".train")
+    bundle = read_bundle(filled, Run("din", "reki_c", 0))
+    assert (bundle.arm, bundle.history, bundle.uses_knowledge) == ("reki_c", 30, True)
+    assert read_bundle(filled, Run("din", "base", 0)).history == 10
+
+    evaluated = evaluation.run(config, filled, reporter)
+    entries = {row["arm"]: row for row in filled.read_json("evaluate/metrics.json")["arms"]}
+    assert list(entries) == arms
+    samples = 3 * (EVENTS - 5)
+    assert evaluated.rows_out == samples * len(arms)
+    for entry in entries.values():
+        assert entry["seeds"] == [0]
+        assert entry["auc_ci"][0] <= entry["auc"] <= entry["auc_ci"][1]
+        assert set(entry["slices"]) == {"cold_items", "cold_users", "sparse_users", "all"}
+        assert entry["slices"]["all"]["samples"] == samples
+        assert entry["delta_auc"] == pytest.approx(entry["auc"] - entries["fair_base"]["auc"])
+    assert entries["fair_base"]["delta_ci"] == [0.0, 0.0]
+    predictions = filled.read_table(schema.PREDICTIONS)
+    assert len(predictions) == samples * len(arms)
+
+
+def test_two_workers_take_as_many_steps_and_see_all_validation_samples(
+    filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    alone = stage.run(config_of(tiny_config, workers=1), filled, reporter)
+    one = metrics_of(filled, "din-fair_base-0")
+    filled.filesystem.rm(filled.path("train"), recursive=True)
+    together = stage.run(config_of(tiny_config, workers=2), filled, reporter)
+    two = metrics_of(filled, "din-fair_base-0")
+    # The rate of the last step of an epoch tells how many steps were taken before it.
+    assert rates(one) == rates(two)
+    assert alone.rows_in == together.rows_in
+    dataset = read_dataset(filled)
+    bundle = read_bundle(filled, Run("din", "fair_base", 0))
+    samples = dataset.samples["valid"]
+    encoded = encode_dataset(dataset, bundle.features)
+    scores = predict(bundle.model, BatchBuilder(encoded, samples, bundle.history, None))
+    assert two["valid"]["auc"] == pytest.approx(auc(samples.labels, scores), abs=1e-6)
+
+
+def test_failed_group_resumes_from_the_last_epoch(
+    filled: Workspace,
+    reporter: Reporter,
+    tiny_config: TinyConfig,
+    failing_once: Path,
+) -> None:
+    config = config_of(tiny_config, epochs=4, patience=4, max_failures=1)
+    stage.run(config, filled, reporter)
+    resumed = metrics_of(filled, "din-fair_base-0")
+    # Only the epoch whose report was still under way when the worker died is trained again.
+    assert failing_once.read_text().split() in (["1", "2", "3", "4"], ["1", "2", "3", "3", "4"])
+    filled.filesystem.rm(filled.path("train"), recursive=True)
+    stage.run(config, filled, reporter)
+    unbroken = metrics_of(filled, "din-fair_base-0")
+    losses = [epoch["loss"] for epoch in unbroken["epochs"]]
+    assert [epoch["loss"] for epoch in resumed["epochs"]] == pytest.approx(losses, abs=1e-5)
+
+
+def test_finished_runs_are_kept_and_changed_ones_are_trained_again(
+    filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    config = tiny_config(train={**SMALL, "epochs": 1, "seeds": [0, 1], "arms": ["fair_base"]})
+    stage.run(config, filled, reporter)
+    marker = filled.local_path("train/din-fair_base-0/marker")
+    marker.write_text("kept")
+    filled.filesystem.rm(filled.path("train/din-fair_base-1/metrics.json"))
+    stage.run(config, filled, reporter)
+    assert marker.exists()
+    assert filled.exists("train/din-fair_base-1/metrics.json")
+    changed = {**SMALL, "epochs": 1, "arms": ["fair_base"], "seeds": [0], "learning_rate": 0.02}
+    stage.run(tiny_config(train=changed), filled, reporter)
+    assert not marker.exists()
+    assert not filled.exists("train/din-fair_base-1")
+
+
+def config_of(tiny_config: TinyConfig, **train: Any) -> RekiConfig:
+    return tiny_config(train={**SMALL, "arms": ["fair_base"], "seeds": [0], **train})
+
+
+def rates(metrics: dict[str, Any]) -> list[float]:
+    return [epoch["learning_rate"] for epoch in metrics["epochs"]]
+
+
+@pytest.fixture
+def failing_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lets the worker die once, after the report of the third epoch; lists trained epochs."""
+    log = tmp_path / "epochs.txt"
+    report = worker._report
+
+    def report_and_die(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:
+        with log.open("a") as file:
+            file.write(f"{epoch.epoch}\n")
+        report(run, epoch, state, first=first)
+        if log.read_text().split() == ["1", "2", "3"]:
+            os._exit(1)
+
+    def train_runs(settings: dict[str, Any]) -> None:
+        # Patched inside the worker: another process, which imports the module itself.
+        worker._report = report_and_die
+        worker.train_runs(settings)
+
+    monkeypatch.setattr(stage, "train_runs", train_runs)
+    return log

@@ -1,0 +1,313 @@
+"""The HTTP contract, against the composed graph on a real Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+from ray.serve.schema import ServeDeploySchema
+
+import deployments
+from deployments.graph import GraphArgs
+from reki_ray import serving
+from reki_ray.config import RekiConfig
+from reki_ray.errors import EngineError, StoreError
+from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.store.versions import VersionStore
+from reki_ray.workspace import Workspace
+from tests import store_factory
+
+MAX_CANDIDATES, MAX_HISTORY = 20, 6
+NAN_RATING = b"""{"user_id": "u0", "candidates": ["m1"],
+                  "history": [{"item_id": "m1", "rating": NaN}]}"""
+
+
+def _config(root: Path, **serve: Any) -> RekiConfig:
+    limits = {"max_candidates": MAX_CANDIDATES, "max_history": MAX_HISTORY, "timeout_seconds": 20}
+    return RekiConfig.model_validate(
+        {
+            "name": "tiny",
+            "workspace": str(root),
+            "data": {"source": {"kind": "movielens_100k"}},
+            "serve": {"port": 0, "measure_requests": 10, **limits, **serve},
+            "ray": {"num_cpus": 2, "object_store_mib": 256},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    VersionStore(folder / "publish").publish(store_factory.fill)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(root: Path, ray_local: None) -> Iterator[httpx.Client]:
+    with (
+        serving.start(_config(root), Workspace(root)) as url,
+        httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
+    ):
+        yield client
+
+
+def score(client: httpx.Client, **body: Any) -> Any:
+    response = client.post("/v1/score", json={"user_id": "u0", "candidates": ["m1"], **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def error(response: httpx.Response, status: int) -> Any:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message", "details"}
+    assert "Traceback" not in response.text
+    return body["error"]
+
+
+def test_a_score_has_the_form_of_the_contract(client: httpx.Client, root: Path) -> None:
+    answer = score(client, candidates=["m3", "m1", "m3"], request_id="r-1")
+    manifest = VersionStore(root / "publish").open().manifest
+    assert answer.keys() == {
+        *("request_id", "model_version", "store_version", "variant", "user", "scores"),
+        "degraded",
+    }
+    assert answer["request_id"] == "r-1"
+    assert answer["model_version"] == manifest.model_fingerprint[:12]
+    assert answer["store_version"] == "v1"
+    assert answer["variant"] == "reki_c"
+    assert answer["user"] == {"source": "cluster"}
+    assert answer["degraded"] is False
+    assert [entry["item_id"] for entry in answer["scores"]] == ["m3", "m1", "m3"]
+    assert all(entry.keys() == {"item_id", "score", "source"} for entry in answer["scores"])
+    assert answer["scores"][0] == answer["scores"][2]
+    assert all(0 < entry["score"] < 1 for entry in answer["scores"])
+
+
+def test_scores_over_http_are_those_of_the_model(client: httpx.Client, root: Path) -> None:
+    version = VersionStore(root / "publish").open()
+    scorer = version.load_scorer()
+    candidates = [*reversed(store_factory.ITEM_IDS), "unknown"]
+    for user in [*store_factory.USER_IDS, "nobody"]:
+        expected = scorer.score(serving.user_input(version, user), candidates)
+        served = [
+            entry["score"] for entry in score(client, user_id=user, candidates=candidates)["scores"]
+        ]
+        np.testing.assert_allclose(served, expected, atol=1e-5)
+        assert len(set(served)) > 5
+
+
+def test_an_unknown_user_is_scored_with_the_fallback(client: httpx.Client) -> None:
+    answer = score(client, user_id="nobody")
+    assert answer["user"] == {"source": "fallback"}
+    assert answer["degraded"] is False
+    assert answer["request_id"]
+    assert answer["request_id"] != score(client, user_id="nobody")["request_id"]
+
+
+def test_unknown_items_are_scored_with_the_fallback(client: httpx.Client) -> None:
+    answer = score(client, candidates=["x", "m1", "y"])
+    assert [entry["source"] for entry in answer["scores"]] == ["fallback", "cluster", "fallback"]
+    assert answer["scores"][0]["score"] == pytest.approx(answer["scores"][2]["score"])
+
+
+def test_a_history_in_the_request_is_used_for_a_new_user(client: httpx.Client, root: Path) -> None:
+    history = [{"item_id": "m2", "rating": 5.0, "timestamp": 10}, {"item_id": "m5"}]
+    candidates = ["m1", "m7"]
+    served = score(client, user_id="new", candidates=candidates, history=history)
+    version = VersionStore(root / "publish").open()
+    assert version.users is not None
+    user = UserInput(None, [HistoryEvent("m2", 5.0), HistoryEvent("m5")], version.users.fallback)
+    np.testing.assert_allclose(
+        [entry["score"] for entry in served["scores"]],
+        version.load_scorer().score(user, candidates),
+        atol=1e-5,
+    )
+    without = score(client, user_id="new", candidates=candidates)
+    assert without["scores"] != served["scores"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": 5}, "user_id"),
+        ({"user_id": None}, "user_id"),
+        ({"user_id": "x" * 513}, "user_id"),
+        ({"candidates": []}, "candidates"),
+        ({"candidates": "m1"}, "candidates"),
+        ({"candidates": ["m1", 2]}, "candidates.1"),
+        ({"history": [{"rating": 3.0}]}, "history.0.item_id"),
+        ({"history": [{"item_id": "m1", "timestamp": -1}]}, "history.0.timestamp"),
+        ({"history": [{"item_id": "m1", "timestamp": 2**70}]}, "history.0.timestamp"),
+        ({"histroy": []}, "histroy"),
+        ({"request_id": "x" * 129}, "request_id"),
+    ],
+)
+def test_wrong_requests_are_told_which_field(
+    client: httpx.Client, change: dict[str, Any], field: str
+) -> None:
+    body = {"user_id": "u0", "candidates": ["m1"], **change}
+    found = error(client.post("/v1/score", json=body), 422)
+    assert found["code"] == "invalid_request"
+    assert field in [problem["field"] for problem in found["details"]["problems"]]
+
+
+def test_limits_of_the_configuration_hold(client: httpx.Client) -> None:
+    assert len(score(client, candidates=["m1"] * MAX_CANDIDATES)["scores"]) == MAX_CANDIDATES
+    too_many = {"user_id": "u0", "candidates": ["m1"] * (MAX_CANDIDATES + 1)}
+    found = error(client.post("/v1/score", json=too_many), 422)
+    assert found["code"] == "too_many_candidates"
+    assert found["details"] == {"count": MAX_CANDIDATES + 1, "max": MAX_CANDIDATES}
+    long = {
+        "user_id": "u0",
+        "candidates": ["m1"],
+        "history": [{"item_id": "m1"}] * (MAX_HISTORY + 1),
+    }
+    assert error(client.post("/v1/score", json=long), 422)["code"] == "too_many_history"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_beyond_the_limit_is_refused(client: httpx.Client, announced: bool) -> None:
+    body = b" " * (1_048_576 + 1)
+    content = body if announced else iter([body[:1000], body[1000:]])
+    assert error(client.post("/v1/score", content=content), 413)["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 400),
+        (b"", 422),
+        (b"[]", 422),
+        (b"null", 422),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b'{"user_id": "\\ud800", "candidates": ["m1"]}', 422),
+        (NAN_RATING, 422),
+    ],
+)
+def test_what_is_no_request_is_refused(client: httpx.Client, content: bytes, status: int) -> None:
+    headers = {"Content-Type": "application/json"}
+    error(client.post("/v1/score", content=content, headers=headers), status)
+
+
+def test_a_body_without_its_type_is_told_what_to_send(client: httpx.Client) -> None:
+    content = b'{"user_id": "u0", "candidates": ["m1"]}'
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    found = error(client.post("/v1/score", content=content, headers=form), 422)
+    assert "Content-Type: application/json" in found["message"]
+
+
+def test_other_paths_and_methods_answer_in_the_same_form(client: httpx.Client) -> None:
+    assert error(client.get("/v1/nothing"), 404)["code"] == "not_found"
+    assert error(client.get("/v1/score"), 405)["code"] == "method_not_allowed"
+    assert error(client.get("/v1/sample?users=1000"), 422)["code"] == "invalid_request"
+
+
+def test_the_knowledge_behind_a_user_and_an_item(client: httpx.Client) -> None:
+    answer = client.get("/v1/users/ü%2F2/knowledge")
+    assert answer.status_code == 200, answer.text
+    user = answer.json()
+    assert (user["id"], user["source"], user["cluster_id"]) == ("ü/2", "cluster", "u0000")
+    assert [entry["text"] for entry in user["knowledge"]] == ["They like action."]
+    item = client.get("/v1/items/m4/knowledge").json()
+    assert (item["title"], item["attributes"]) == ("Film 4", {"genre": ["Comedy"]})
+    assert [entry["subject_kind"] for entry in item["knowledge"]] == ["item_cluster"]
+    assert client.get("/v1/items/m11/knowledge").json()["knowledge"] == []
+    for path in ("/v1/users/nobody/knowledge", "/v1/items/x/knowledge"):
+        assert error(client.get(path), 404)["code"] == "unknown_id"
+
+
+def test_sampled_ids_are_of_the_store(client: httpx.Client) -> None:
+    answer = client.get("/v1/sample?users=2&items=3").json()
+    assert len(answer["users"]) == 2
+    assert set(answer["users"]) <= set(store_factory.USER_IDS)
+    assert {item["item_id"] for item in answer["items"]} <= set(store_factory.ITEM_IDS)
+
+
+def test_health_and_readiness(client: httpx.Client) -> None:
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_the_interface_describes_itself(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()
+    assert {"/v1/score", "/v1/users/{user_id}/knowledge", "/v1/items/{item_id}/knowledge"} <= set(
+        described["paths"]
+    )
+    operation = described["paths"]["/v1/score"]["post"]
+    assert operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith(
+        "ScoreRequest"
+    )
+    assert "4XX" in operation["responses"]
+
+
+def test_metrics_count_requests_by_route(client: httpx.Client) -> None:
+    score(client)
+    client.get("/v1/items/m4/knowledge")
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    samples = [
+        sample
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    ]
+    counted = {
+        (sample.labels["route"], sample.labels["status"]): sample.value
+        for sample in samples
+        if sample.name == "reki_requests_total"
+    }
+    assert counted["/v1/score", "200"] >= 1
+    assert counted["/v1/items/{item_id:path}/knowledge", "200"] >= 1
+    assert any(sample.name == "reki_request_seconds_bucket" for sample in samples)
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    answer = client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "://" not in answer.text
+    assert '<html lang="en">' in answer.text
+
+
+def test_the_deployment_file_is_valid() -> None:
+    folder = Path(deployments.__file__).parent
+    content = yaml.safe_load((folder / "serve.yaml").read_text(encoding="utf-8"))
+    schema = ServeDeploySchema.model_validate(content)
+    assert content["http_options"]["host"] == "127.0.0.1"
+    (application,) = schema.applications
+    assert application.import_path == "deployments.graph:build_app"
+    GraphArgs.model_validate(application.args)
+
+
+def test_a_taken_port_is_told(client: httpx.Client) -> None:
+    port = client.base_url.port
+    assert port is not None
+    with pytest.raises(EngineError, match=f"port {port}"):
+        serving.claim_port("127.0.0.1", port)
+
+
+def test_a_second_service_on_the_cluster_is_refused(client: httpx.Client, root: Path) -> None:
+    with (
+        pytest.raises(EngineError, match="runs on this cluster already"),
+        serving.start(_config(root), Workspace(root)),
+    ):
+        pass
+    assert client.get("/readyz").status_code == 200
+
+
+def test_nothing_published_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StoreError, match="nothing is published"),
+        serving.start(_config(tmp_path), Workspace(tmp_path)),
+    ):
+        pass

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
+
+from reki_ray.clustering.assignment import assign_all
+from reki_ray.clustering.grouping import PLACED, group
+from reki_ray.clustering.hdbscan import HdbscanClusterer
+from reki_ray.clustering.protocol import NOISE, Clusterer
+from reki_ray.config import SideClusterConfig
+from reki_ray.schema import CLUSTER_ID, ID, METHOD
+from reki_ray.vectors import normalise
+
+SIDE = SideClusterConfig(min_cluster_size=5)
+
+
+def clusterer(dimensions: int = 8) -> Clusterer:
+    return HdbscanClusterer(dimensions, "leaf", SIDE)
+
+
+def planted(groups: int, size: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (N, 64) around random directions, and the group of each."""
+    generator = np.random.default_rng(seed)
+    truth = np.repeat(np.arange(groups), size)
+    centres = normalise(generator.normal(size=(groups, 64)))
+    noise = generator.normal(scale=spread / 8, size=(len(truth), 64))  # norm = spread
+    return normalise(centres[truth] + noise), truth
+
+
+@pytest.mark.parametrize("groups", [4, 12, 20])
+def test_planted_groups_are_found_again(groups: int) -> None:
+    vectors, truth = planted(groups, size=30, spread=0.5)
+    algorithm = HdbscanClusterer(8, "eom", SIDE)
+    found = assign_all(vectors, algorithm.fit(vectors), SIDE.min_cluster_size)
+    assert normalized_mutual_info_score(truth, found.labels) > 0.95
+
+
+@pytest.mark.parametrize("groups", [4, 12, 20])
+def test_leaves_divide_planted_groups_but_do_not_mix_them(groups: int) -> None:
+    vectors, truth = planted(groups, size=30, spread=0.5)
+    found = assign_all(vectors, clusterer().fit(vectors), SIDE.min_cluster_size)
+    assert homogeneity_score(truth, found.labels) > 0.95
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    vectors, _ = planted(6, size=20, spread=0.6)
+    order = np.random.default_rng(1).permutation(len(vectors))
+    straight = clusterer().fit(vectors)
+    shuffled = clusterer().fit(vectors[order])
+    assert normalized_mutual_info_score(straight[order], shuffled) == pytest.approx(1.0)
+
+
+def test_the_same_rows_give_the_same_labels() -> None:
+    vectors, _ = planted(6, size=20, spread=0.8)
+    assert clusterer().fit(vectors).tolist() == clusterer().fit(vectors).tolist()
+
+
+def test_duplicates_alone_are_one_cluster() -> None:
+    assert clusterer().fit(np.tile(normalise(np.ones((1, 16))), (30, 1))).tolist() == [0] * 30
+
+
+def test_groups_of_duplicates_stay_apart() -> None:
+    vectors = np.repeat(np.eye(3, 16, dtype=np.float32), 10, axis=0)
+    found = assign_all(vectors, clusterer().fit(vectors), SIDE.min_cluster_size)
+    assert normalized_mutual_info_score(np.repeat(np.arange(3), 10), found.labels) == 1.0
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_too_few_rows_for_a_cluster_are_noise(rows: int) -> None:
+    vectors, _ = planted(rows, size=1, spread=0.1)
+    assert clusterer().fit(vectors).tolist() == [NOISE] * rows
+
+
+def test_fewer_rows_than_dimensions_are_clustered() -> None:
+    vectors, _ = planted(2, size=6, spread=0.3)
+    labels = HdbscanClusterer(50, "leaf", SIDE).fit(vectors)
+    assert labels.shape == (12,)
+
+
+def test_a_shapeless_cloud_still_ends_in_clusters_and_says_what_was_noise() -> None:
+    vectors = normalise(np.random.default_rng(0).normal(size=(120, 32)))
+    ids = [f"m{row:03d}" for row in range(120)]
+    grouping = group(ids, vectors, clusterer(), SIDE.min_cluster_size, "i")
+    methods = grouping.clusters[METHOD].to_pylist()
+    assert grouping.clusters[ID].to_pylist() == ids
+    assert all(name.startswith("i") for name in grouping.clusters[CLUSTER_ID].to_pylist())
+    placed = sum(method.endswith(PLACED) for method in methods) / 120
+    assert grouping.figures["noise_share"] == pytest.approx(placed, abs=1e-4)
+    assert grouping.figures["sizes"]["min"] >= SIDE.min_cluster_size
+    assert sum(grouping.figures["size_list"]) == 120

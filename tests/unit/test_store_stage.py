@@ -1,0 +1,198 @@
+"""Stage publish serves the run that validation chose, with vectors for every id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from reki_ray import schema
+from reki_ray.errors import ConfigError, DataError
+from reki_ray.extraction.ledger import PLAN
+from reki_ray.models import bundle as bundles
+from reki_ray.models.bundle import ModelBundle, Origin
+from reki_ray.progress import Reporter
+from reki_ray.store import stage
+from reki_ray.store.versions import VersionStore
+from reki_ray.workspace import Workspace
+from tests import store_factory
+from tests.conftest import TinyConfig
+from tests.store_factory import ITEM_IDS, REPRESENTATION, USER_IDS
+
+PLAN_COLUMNS = [schema.SUBJECT_KIND, schema.SUBJECT_ID, schema.PROMPT_HASH]
+AUCS = {
+    ("fair_base", 0): 0.9,
+    ("fair_base", 1): 0.8,
+    ("reki_c", 0): 0.70,
+    ("reki_c", 1): 0.75,
+    ("title_text", 0): 0.7,
+    ("title_text", 1): 0.7,
+    ("reki_c_shuffled", 0): 0.9,
+    ("reki_c_shuffled", 1): 0.9,
+}
+
+
+@pytest.fixture
+def trained(workspace: Workspace) -> Workspace:
+    """A workspace as the earlier stages leave it."""
+    workspace.write_table(schema.USERS, store_factory.USERS_TABLE)
+    workspace.write_table(schema.ITEMS, store_factory.ITEMS_TABLE)
+    workspace.write_table(schema.INTERACTIONS, store_factory.INTERACTIONS_TABLE)
+    workspace.write_table(schema.KNOWLEDGE, store_factory.ANSWERS_TABLE)
+    workspace.write_table(PLAN, store_factory.ANSWERS_TABLE.select(PLAN_COLUMNS))
+    for side, ids in (("users", USER_IDS), ("items", ITEM_IDS)):
+        _write_side(workspace, "users" if side == "users" else "items", ids)
+    for (arm, seed), auc in AUCS.items():
+        folder = f"train/din-{arm}-{seed}"
+        workspace.write_json(f"{folder}/metrics.json", {"valid": {"auc": auc}})
+        bundles.save(workspace.local_path(folder), _bundle(arm, seed))
+    return workspace
+
+
+def _write_side(workspace: Workspace, side: schema.Side, ids: list[str]) -> None:
+    clusters = {
+        schema.ID: ids,
+        schema.CLUSTER_ID: [f"{side[0]}0000"] * len(ids),
+        schema.SIMILARITY: np.ones(len(ids), np.float32),
+        schema.METHOD: ["hdbscan"] * len(ids),
+    }
+    workspace.write_table(schema.CLUSTERS[side], pa.table(clusters))
+    for table in (schema.REPRESENTATIONS[side], schema.TEXT_REPRESENTATIONS[side]):
+        # The last id has the fallback: nothing is known of it.
+        sources = ["cluster"] * (len(ids) - 1) + ["fallback"]
+        workspace.write_table(table, _vectors(ids, sources))
+
+
+def _vectors(ids: list[str], sources: list[str]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"id": name, "factor": "*", "vector": row, "source": source}
+            for name, row, source in zip(ids, _r(len(ids)), sources, strict=True)
+        ],
+        schema=schema.vectors_schema(REPRESENTATION),
+    )
+
+
+def _r(count: int) -> npt.NDArray[np.float32]:
+    r = np.random.default_rng(count).normal(size=(count, REPRESENTATION))
+    unit: npt.NDArray[np.float32] = (r / np.linalg.norm(r, axis=1, keepdims=True)).astype("f4")
+    return unit
+
+
+def _bundle(arm: str, seed: int) -> ModelBundle:
+    made = store_factory.make_bundle(knowledge=arm != "fair_base", seed=seed)
+    tables = {
+        "fair_base": ("", ""),
+        "title_text": ("", schema.TEXT_REPRESENTATIONS["items"].path),
+    }.get(arm, (schema.REPRESENTATIONS["users"].path, schema.REPRESENTATIONS["items"].path))
+    origin = Origin(arm, seed, *tables)
+    return ModelBundle(made.model, made.architecture, made.features, made.history, origin)
+
+
+def _train(*arms: str) -> dict[str, Any]:
+    return {"arms": ["fair_base", *arms], "seeds": [0, 1]}
+
+
+def test_auto_serves_the_best_seed_of_the_knowledge_arm(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    result = stage.run(tiny_config(train=_train("reki_c", "title_text")), trained, reporter)
+    assert result.rows_in == result.rows_out == len(USER_IDS) + len(ITEM_IDS)
+    size = result.details.pop("bytes")
+    assert size > 0
+    assert result.details == {
+        "version": 1,
+        "arm": "reki_c",
+        "seed": 1,
+        "users": len(USER_IDS),
+        "items": len(ITEM_IDS),
+        "dimension": 8,
+    }
+
+
+def test_the_stored_vectors_are_hein_of_the_representations(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    stage.run(tiny_config(train=_train("reki_c")), trained, reporter)
+    version = _store(trained).open()
+    assert version.users is not None
+    assert version.items is not None
+    model = version.load_model()
+    vectors, sources = version.users.lookup([*USER_IDS, "nobody"])
+    np.testing.assert_allclose(vectors[:-1], model.augment_users(_r(len(USER_IDS))), atol=1e-6)
+    assert sources == ["cluster"] * (len(USER_IDS) - 1) + ["fallback", "fallback"]
+    known = _r(len(ITEM_IDS))[:-1].mean(axis=0, keepdims=True)
+    fallback = model.augment_items(known / np.linalg.norm(known))
+    np.testing.assert_allclose(version.items.fallback, fallback[0], atol=1e-6)
+    texts = [entry.text for entry in version.knowledge("users", USER_IDS[3])]
+    assert texts == ["They like action."]
+
+
+def test_each_publication_is_a_new_version(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    config = tiny_config(train=_train("reki_c"), publish={"history": 2})
+    assert stage.run(config, trained, reporter).details["version"] == 1
+    assert stage.run(config, trained, reporter).details["version"] == 2
+    profile = _store(trained).open().profile("u0")
+    assert profile is not None
+    assert profile.item_ids == ("m4", "m5")
+
+
+def test_an_arm_without_knowledge_has_no_vectors(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    config = tiny_config(train=_train(), publish={"arm": "fair_base"})
+    details = stage.run(config, trained, reporter).details
+    assert (details["arm"], details["seed"], details["dimension"]) == ("fair_base", 0, 0)
+    version = _store(trained).open()
+    assert version.users is None
+    assert version.knowledge("users", "u0") == []
+
+
+def test_an_arm_that_knows_items_alone_gives_every_user_the_zero_vector(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    config = tiny_config(train=_train("title_text"), publish={"arm": "title_text"})
+    stage.run(config, trained, reporter)
+    version = _store(trained).open()
+    assert version.users is not None
+    zero = version.load_model().augment_users(np.zeros((1, REPRESENTATION), np.float32))[0]
+    vectors, sources = version.users.lookup(["u0", "nobody"])
+    np.testing.assert_allclose(vectors, [zero, zero], atol=1e-6)
+    assert sources == ["fallback", "fallback"]
+    assert version.knowledge("items", "m0") == []
+
+
+@pytest.mark.parametrize(
+    ("arms", "arm", "message"),
+    [
+        ((), "auto", "no arm with an LLM's knowledge"),
+        (("reki_c",), "title_text", "not trained"),
+        (("reki_c_shuffled",), "reki_c_shuffled", "placebo"),
+    ],
+)
+def test_arms_that_cannot_be_served_are_refused(
+    trained: Workspace, tiny_config: TinyConfig, arms: tuple[str, ...], arm: str, message: str
+) -> None:
+    config = tiny_config(train=_train(*arms), publish={"arm": arm})
+    with pytest.raises(ConfigError, match=message):
+        stage.choose_run(config, trained)
+
+
+def test_representations_that_lack_an_id_are_refused(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    ids = USER_IDS[:-1]
+    trained.write_table(schema.REPRESENTATIONS["users"], _vectors(ids, ["cluster"] * len(ids)))
+    with pytest.raises(DataError, match="3 representations do not cover the 4 users"):
+        stage.run(tiny_config(train=_train("reki_c")), trained, reporter)
+    assert _store(trained).versions() == []
+
+
+def _store(workspace: Workspace) -> VersionStore:
+    return VersionStore(Path(workspace.root) / "publish")

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reki_ray.errors import DataError
+from reki_ray.schema import FACTOR, SOURCE, Table, vectors_schema
+from reki_ray.vectors import normalise, read_vectors, vectors_table
+from reki_ray.workspace import Workspace
+
+
+def test_vectors_survive_the_disk(tmp_path: Path) -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
+    workspace, table = Workspace(tmp_path), Table("encode/users", None)
+    written = vectors_table(["a", "b", "c", "d"], vectors, ["cluster"] * 4)
+    assert written.schema.equals(vectors_schema(3))
+    workspace.write_table(table, written)
+    rows = workspace.read_table(table)
+    ids, found = read_vectors(rows)
+    assert ids == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(found, vectors)
+    assert set(rows[FACTOR].to_pylist()) == {"*"}
+    assert set(rows[SOURCE].to_pylist()) == {"cluster"}
+
+
+def test_a_slice_reads_its_own_rows() -> None:
+    table = vectors_table(["a", "b"], np.array([[1.0, 2.0], [3.0, 4.0]]), ["fallback"] * 2)
+    np.testing.assert_array_equal(read_vectors(table.slice(1))[1], [[3.0, 4.0]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_broken_vector_is_refused_by_its_id(bad: float) -> None:
+    with pytest.raises(DataError, match="id b"):
+        vectors_table(["a", "b"], np.array([[1.0], [bad]]), ["individual"] * 2)
+
+
+def test_zero_rows_stay_zero() -> None:
+    found = normalise(np.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_allclose(found, np.array([[0.0, 0.0], [0.6, 0.8]]))
