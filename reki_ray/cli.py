@@ -100,11 +100,11 @@ for _name, _text in (
 @app.command()
 def serve(config: ConfigOption, workspace: WorkspaceOption = None) -> None:
     """Serve the published version until interrupted."""
-    from reki_ray import serving  # noqa: PLC0415  # Ray Serve is slow to import
+    from reki_ray.serving import instance  # noqa: PLC0415  # Ray Serve is slow to import
 
     loaded = load_config(config, workspace=workspace)
     opened = Workspace(loaded.root)
-    serving.serve_forever(loaded, opened, Reporter())
+    instance.serve_forever(loaded, opened, Reporter())
 
 
 @app.command("status")

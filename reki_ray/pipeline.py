@@ -77,7 +77,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",)),
     Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
     Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",)),
-    Stage("serve", "reki_ray.serving:run", ("serve",), ("publish",)),
+    Stage("serve", "reki_ray.serving.stage:run", ("serve",), ("publish",)),
     Stage("report", "reki_ray.evaluation.report:run", (), ("evaluate", "serve"), always=True),
 )
 STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)

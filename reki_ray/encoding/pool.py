@@ -11,30 +11,14 @@ import ray
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
+from actors.encoding import EncodingActor
 from reki_ray.assets import resolve_model
 from reki_ray.config import EncodeConfig
-from reki_ray.encoding.encoder import TextEncoder
 from reki_ray.errors import DataError, EngineError, RekiError
 from reki_ray.progress import Reporter
 from reki_ray.schema import ID, TEXT, VECTOR
 
 _ACTOR_CPUS = 1
-
-
-class EncodeBatch:
-    """Callable of an encoder actor: loads the model once, then encodes batch after batch.
-
-    Args:
-        config: Model, device and batch size.
-    """
-
-    def __init__(self, config: EncodeConfig) -> None:
-        self._encoder = TextEncoder(config.model, config.revision, config.device, config.batch_size)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows (id, text) to rows (id, vector)."""
-        texts = [str(text) for text in batch[TEXT]]
-        return {ID: batch[ID], VECTOR: self._encoder.encode(texts)}
 
 
 def encode_texts(
@@ -96,7 +80,7 @@ def _batches(
     # One block a batch: otherwise a small table is one block, and one actor does all the work.
     blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
     encoded = ray.data.from_arrow(blocks).map_batches(
-        EncodeBatch,
+        EncodingActor,
         fn_constructor_args=(config,),
         batch_size=size,
         batch_format="numpy",

@@ -10,16 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from reki_ray.errors import StoreError
-
-KEY_HASH: Final = "key_hash"
-"""The index of a file: first column, not null, ascending; not part of any workspace table."""
+from reki_ray.schema import KEY_HASH
 
 HashKeys = Callable[[Sequence[str]], npt.NDArray[np.uint64]]
 

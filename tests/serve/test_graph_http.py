@@ -15,10 +15,10 @@ from ray.serve.schema import ServeDeploySchema
 
 import deployments
 from deployments.graph import GraphArgs
-from reki_ray import serving
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.serving import instance, stage
 from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 from tests import store_factory
@@ -51,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(root: Path, ray_local: None) -> Iterator[httpx.Client]:
     with (
-        serving.start(_config(root), Workspace(root)) as url,
+        instance.start(_config(root), Workspace(root)) as url,
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
     ):
         yield client
@@ -97,7 +97,7 @@ def test_scores_over_http_are_those_of_the_model(client: httpx.Client, root: Pat
     scorer = version.load_scorer()
     candidates = [*reversed(store_factory.ITEM_IDS), "unknown"]
     for user in [*store_factory.USER_IDS, "nobody"]:
-        expected = scorer.score(serving.user_input(version, user), candidates)
+        expected = scorer.score(stage.user_input(version, user), candidates)
         served = [
             entry["score"] for entry in score(client, user_id=user, candidates=candidates)["scores"]
         ]
@@ -293,13 +293,13 @@ def test_a_taken_port_is_told(client: httpx.Client) -> None:
     port = client.base_url.port
     assert port is not None
     with pytest.raises(EngineError, match=f"port {port}"):
-        serving.claim_port("127.0.0.1", port)
+        instance.claim_port("127.0.0.1", port)
 
 
 def test_a_second_service_on_the_cluster_is_refused(client: httpx.Client, root: Path) -> None:
     with (
         pytest.raises(EngineError, match="runs on this cluster already"),
-        serving.start(_config(root), Workspace(root)),
+        instance.start(_config(root), Workspace(root)),
     ):
         pass
     assert client.get("/readyz").status_code == 200
@@ -308,6 +308,6 @@ def test_a_second_service_on_the_cluster_is_refused(client: httpx.Client, root: 
 def test_nothing_published_is_told_before_anything_starts(tmp_path: Path) -> None:
     with (
         pytest.raises(StoreError, match="nothing is published"),
-        serving.start(_config(tmp_path), Workspace(tmp_path)),
+        instance.start(_config(tmp_path), Workspace(tmp_path)),
     ):
         pass

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ray import serve
 
-from reki_ray import serving
 from reki_ray.progress import Reporter
+from reki_ray.serving import stage
 from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 from tests import store_factory
@@ -26,7 +26,7 @@ def test_the_stage_measures_and_stops(
 ) -> None:
     store = VersionStore(Path(workspace.root) / "publish")
     store.publish(partial(store_factory.fill, knowledge=knowledge))
-    result = serving.run(tiny_config(), workspace, reporter)
+    result = stage.run(tiny_config(), workspace, reporter)
     assert result.rows_in == result.rows_out == 20
     details = result.details
     assert details["candidates"] == 10

@@ -1,0 +1,1 @@
+"""Room 7, serve: the published version behind HTTP, measured and checked."""

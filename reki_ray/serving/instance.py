@@ -1,0 +1,186 @@
+"""The composed graph on this cluster: brought up, made ready, and stopped.
+
+The graph is known by its import path alone (`serve.app`), so that another application with
+the same HTTP contract can take its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import httpx
+
+from reki_ray.config import RekiConfig, ServeConfig
+from reki_ray.errors import EngineError
+from reki_ray.pipeline import load
+from reki_ray.progress import Reporter
+from reki_ray.runtime import ray_session
+from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.workspace import Workspace
+
+APP_NAME: Final = "reki"
+LOGGING: Final = {"log_level": "WARNING", "enable_access_log": False}
+READY_SECONDS: Final = 120.0
+
+
+def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> None:
+    """Serve the published version until SIGINT or SIGTERM, then stop cleanly.
+
+    Raises:
+        EngineError: The graph does not come up, or the port is taken.
+        StoreError: Nothing is published, or the version is damaged.
+    """
+    stop = threading.Event()
+    with start(config, workspace) as url:
+        # After the start: Ray puts handlers of its own in place.
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+        try:
+            reporter.say(f"serve: {open_store(workspace).open(verify=False).name} at {url}")
+            reporter.say(f"serve: page {url}/, interface {url}/openapi.json; Ctrl-C stops")
+            while not stop.wait(timeout=1.0):
+                pass
+            reporter.say("serve: stopping")
+        finally:
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def start(config: RekiConfig, workspace: Workspace) -> Iterator[str]:
+    """The graph over the current version, stopped at the end of the block.
+
+    Args:
+        config: The run.
+        workspace: Its folder, on the local disk.
+
+    Yields:
+        Base URL, as http://127.0.0.1:8000.
+
+    Raises:
+        EngineError: The port is taken, Serve runs already, or the graph does not come up.
+        StoreError: Nothing is published, or the version is damaged.
+    """
+    store = open_store(workspace)
+    version = store.open()  # a damaged version is told of here, not in a replica's log
+    build = load(config.serve.app)
+    port = claim_port(config.serve.host, config.serve.port)
+    stack = contextlib.ExitStack()
+    try:
+        stack.enter_context(ray_session(config.ray))
+        url = stack.enter_context(_serve_instance(config.serve.host, port))
+        _deploy(build(_graph_args(config.serve, store, version)), config.serve)
+        _wait_until_ready(url)
+        yield url
+    finally:
+        # Ray tells standard output that Serve's controller has died, which is what an end is.
+        with contextlib.redirect_stdout(io.StringIO()):
+            stack.close()
+
+
+def _graph_args(config: ServeConfig, store: VersionStore, version: StoreVersion) -> dict[str, Any]:
+    return {
+        "publish_root": str(store.root.resolve()),
+        "version": version.manifest.version,
+        "gateway_replicas": config.gateway_replicas,
+        "lookup_replicas": config.lookup_replicas,
+        "scorer_replicas": config.scorer_replicas,
+        "max_candidates": config.max_candidates,
+        "max_history": config.max_history,
+        "timeout_seconds": config.timeout_seconds,
+    }
+
+
+@contextlib.contextmanager
+def _serve_instance(host: str, port: int) -> Iterator[str]:
+    """Ray Serve with its HTTP proxy at an address; yields the base URL."""
+    from ray import serve  # noqa: PLC0415  # after ray_session has set the environment
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if serve.status().proxies:
+        raise EngineError(
+            "Ray Serve runs on this cluster already",
+            where="ray.address",
+            todo="Use `serve deploy deployments/serve.yaml` there, or set ray.address to local.",
+        )
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": host, "port": port},
+        logging_config=LOGGING,
+    )
+    try:
+        reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        yield f"http://{reached}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def claim_port(host: str, port: int) -> int:
+    """A port that nobody listens on.
+
+    Args:
+        host: Address to listen on.
+        port: Wanted port; 0 takes any free one.
+
+    Raises:
+        EngineError: The port is taken, or the address is not this machine's.
+    """
+    # Serve's proxy shares ports (SO_REUSEPORT): without this check two services would
+    # answer in turn.
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise EngineError(
+                f"port {port} of {host} cannot be used: {error.strerror}",
+                where=f"serve.host = {host}, serve.port = {port}",
+                todo="Stop what listens there, or set serve.port to another one (0: any free).",
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _deploy(app: Any, config: ServeConfig) -> None:
+    from ray import serve  # noqa: PLC0415  # see _serve_instance
+
+    try:
+        serve.run(app, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
+    except RuntimeError as error:
+        raise EngineError(
+            f"the graph does not come up: {error}",
+            where=config.app,
+            todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
+        ) from error
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            response = httpx.get(f"{url}/readyz", timeout=10.0, trust_env=False)
+        except httpx.HTTPError as error:
+            last = str(error)
+        else:
+            if response.is_success:
+                return
+            last = response.text
+        time.sleep(0.1)
+    raise EngineError(
+        f"the graph is not ready after {READY_SECONDS:.0f} s: {last}",
+        where=f"{url}/readyz",
+        todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
+    )
+
+
+def open_store(workspace: Workspace) -> VersionStore:
+    """The versions of a workspace on the local disk."""
+    return VersionStore(workspace.local_path("publish"))
