@@ -13,7 +13,7 @@ VENV        := .venv
 READY       := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint slow clean
+.PHONY: help setup demo test lint slow docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -45,6 +45,10 @@ test: lint  ## Lint, types and all tests but the slow ones
 
 slow: setup  ## The tests that last longer than a minute
 	@$(VENV)/bin/python -m pytest -m slow
+
+docs: setup  ## The documentation as a site in build/site
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@$(VENV)/bin/mkdocs build --strict --quiet
 
 clean:  ## Remove the environment and the demo's output; the cache of downloads stays
 	rm -rf $(VENV) runs build *.egg-info

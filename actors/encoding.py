@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
+import torch
 
 from reki_ray.config import EncodeConfig
 from reki_ray.encoding.encoder import TextEncoder
@@ -17,6 +20,8 @@ class EncodingActor:
     """
 
     def __init__(self, config: EncodeConfig) -> None:
+        # Ray sets one OpenMP thread an actor; the cores of the node are shared by the pool.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.concurrency))
         self._encoder = TextEncoder(config.model, config.revision, config.device, config.batch_size)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

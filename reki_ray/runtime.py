@@ -14,6 +14,7 @@ _QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Ray's own progress bars would fight with ours for the terminal.
@@ -66,7 +67,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             todo="Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local.",
         ) from error
     for library in ("ray.data", "ray.serve", "ray.train"):  # their news are not the user's
-        logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         yield
     finally:
