@@ -166,7 +166,7 @@ def _version(distribution: str) -> str:
 
 
 def _cluster() -> str:
-    with ray_session(RayConfig(address="auto")):
+    with ray_session(RayConfig(address=os.environ.get("RAY_ADDRESS", "auto"))):
         import ray  # noqa: PLC0415  # only this check needs it
 
         resources = ray.cluster_resources()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 
 from reki_ray.config import RayConfig
 from reki_ray.errors import EngineError
 
+_PROBE_SECONDS = 10.0
 _QUIET = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -32,6 +34,17 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def _probe(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself would try again for ever.
+
+    Raises:
+        OSError: No connection to `host:port`; other forms of address are not tried.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
+
+
 @contextlib.contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
     """Ray for the work in the block.
@@ -52,6 +65,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     local = address == "local"
     try:
+        _probe(address)
         ray.init(
             address=address,
             num_cpus=config.num_cpus if local else None,

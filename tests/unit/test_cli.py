@@ -17,8 +17,8 @@ from reki_ray.workspace import StageEntry, Workspace
 REKI = str(Path(sys.executable).parent / "reki")
 
 
-def reki(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200"}
+def reki(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", **variables}
     return subprocess.run(
         [REKI, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
@@ -50,7 +50,8 @@ def test_missing_data_leave_with_3(tmp_path: Path) -> None:
 
 
 def test_unreachable_cluster_leaves_with_4(tmp_path: Path) -> None:
-    done = reki("doctor", "--cluster", "--json", cwd=tmp_path)
+    nobody = "127.0.0.1:1"
+    done = reki("doctor", "--cluster", "--json", cwd=tmp_path, RAY_ADDRESS=nobody)
     assert done.returncode == 4, done.stdout
     by_name = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert by_name["ray"]["ok"]
