@@ -49,6 +49,7 @@ from reki_ray.store.versions import (
     Description,
     VersionStore,
 )
+from reki_ray.vectors import read_vectors
 from reki_ray.workspace import Workspace
 
 Vectors = npt.NDArray[np.float32]
@@ -240,7 +241,7 @@ class VersionBuilder:
             zeros = np.zeros((len(ids), self._bundle.architecture.representation), np.float32)
             return ids, zeros, [FALLBACK] * len(ids)
         rows = self._workspace.read_table(Table(path, None), columns=[ID, FACTOR, VECTOR, SOURCE])
-        ids = rows.column(ID).to_pylist()
+        ids, r = read_vectors(rows)
         whole = set(rows.column(FACTOR).to_pylist()) <= {WHOLE_ANSWER}
         if not whole or len(ids) != len(expected) or set(ids) != set(expected.to_pylist()):
             raise DataError(
@@ -248,8 +249,6 @@ class VersionBuilder:
                 where=self._workspace.path(path),
                 todo="Run `reki run --until encode --force encode`.",
             )
-        vectors = rows.column(VECTOR).combine_chunks()
-        r = vectors.flatten().to_numpy().reshape(len(ids), -1)
         return ids, r, rows.column(SOURCE).to_pylist()
 
 

@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from reki_ray.config import Arm, TrainConfig
 from reki_ray.errors import DataError
@@ -21,6 +20,7 @@ from reki_ray.schema import (
     Side,
     Table,
 )
+from reki_ray.vectors import read_vectors
 from reki_ray.workspace import Workspace
 
 
@@ -141,12 +141,8 @@ def permute(representations: Representations | None, arm: Arm, seed: int) -> Rep
 
 
 def _read_side(workspace: Workspace, table: Table, ids: Sequence[str]) -> SideVectors:
-    data = workspace.read_table(table, columns=[ID, VECTOR])
-    column = data.column(VECTOR).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # an empty table stays chunked
-        column = pa.concat_arrays(column.chunks)
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(data), -1)
-    places = {key: row for row, key in enumerate(data.column(ID).to_pylist())}
+    known, vectors = read_vectors(workspace.read_table(table, columns=[ID, VECTOR]))
+    places = {key: row for row, key in enumerate(known)}
     missing = [key for key in ids if key not in places]
     if missing:
         raise DataError(
@@ -154,7 +150,6 @@ def _read_side(workspace: Workspace, table: Table, ids: Sequence[str]) -> SideVe
             where=workspace.path(table.path),
             todo="Run `reki encode --force encode`: it writes a row for every id.",
         )
-    vectors = vectors.astype(np.float32, copy=False)
     row_of: dict[bytes, int] = {}  # members of a cluster share a vector: one row for all
     first: list[int] = []
     rows = np.empty(len(ids), dtype=np.int64)
