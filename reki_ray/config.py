@@ -480,12 +480,15 @@ def load_config(path: Path | str, *, workspace: str | None = None) -> RekiConfig
         return RekiConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(
-            "; ".join(_describe(problem) for problem in error.errors()),
+            describe_problems(error),
             where=str(path),
             todo="Correct these keys; docs/configuration.md lists all of them.",
         ) from error
 
 
-def _describe(problem: Any) -> str:
-    location = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{location}: {problem['msg']}"
+def describe_problems(error: ValidationError) -> str:
+    """What is wrong with a file that broke a model's rules: each key and its problem."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+        for problem in error.errors()
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from reki_ray.config import describe_problems
 from reki_ray.errors import ConfigError
 from reki_ray.schema import SubjectKind
 
@@ -199,12 +200,8 @@ def load_scenario(name_or_path: str) -> Scenario:
             todo="Correct the line that the message names.",
         ) from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-            for problem in error.errors()
-        )
         raise ConfigError(
-            problems,
+            describe_problems(error),
             where=name_or_path,
             todo="Correct these keys; reki_ray/prompts/scenarios/ holds examples.",
         ) from error

@@ -49,7 +49,7 @@ from reki_ray.store.versions import (
     Description,
     VersionStore,
 )
-from reki_ray.vectors import read_vectors
+from reki_ray.vectors import normalise, read_vectors
 from reki_ray.workspace import Workspace
 
 Vectors = npt.NDArray[np.float32]
@@ -255,8 +255,7 @@ class VersionBuilder:
 def mean_direction(r: Vectors) -> Vectors:
     """Mean of representations (N, d) with length 1, shape (1, d); zero where N is 0."""
     mean = r.mean(axis=0, keepdims=True) if len(r) else np.zeros((1, r.shape[1]), np.float32)
-    direction: Vectors = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
-    return direction
+    return normalise(mean)
 
 
 def _representation_table(bundle: ModelBundle, side: Side) -> str:
