@@ -13,7 +13,7 @@ VENV        := .venv
 READY       := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint slow docs clean
+.PHONY: help setup demo test lint slow bench docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -45,6 +45,10 @@ test: lint  ## Lint, types and all tests but the slow ones
 
 slow: setup  ## The tests that last longer than a minute
 	@$(VENV)/bin/python -m pytest -m slow
+
+bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/benchmarks.md
+	@$(VENV)/bin/reki bench extract
+	@$(VENV)/bin/python docs/render_benchmarks.py
 
 docs: setup  ## The documentation as a site in build/site
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

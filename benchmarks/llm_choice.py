@@ -14,19 +14,31 @@ import argparse
 import json
 import os
 import platform
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reki_ray.config import PromptsConfig, RayConfig, SamplingConfig, VllmEngine
-from reki_ray.extraction.engines import Answer, Question
-from reki_ray.extraction.engines.vllm import VllmBatchEngine
+import pyarrow as pa
+import ray.data
+
+from reki_ray.config import ExtractConfig, PromptsConfig, RayConfig
+from reki_ray.extraction.engines import build_engine
+from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA
+from reki_ray.extraction.shards import Mode, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.progress import Reporter
-from reki_ray.prompts.parse import by_factor, clean
-from reki_ray.prompts.render import Prompt
+from reki_ray.prompts.parse import by_factor
+from reki_ray.prompts.render import Prompt, Renderer, load_scenario
 from reki_ray.runtime import ray_session
+from reki_ray.schema import (
+    BODY,
+    GENERATED_TOKENS,
+    PROMPT_HASH,
+    REASON,
+    SUBJECT_KIND,
+    TEXTS,
+    WHOLE_ANSWER,
+)
 from reki_ray.workspace import Workspace
 
 OUT = Path("benchmarks/out/llm_choice.json")
@@ -51,79 +63,75 @@ class Candidate(NamedTuple):
 
 def sample(workspace: Workspace, limits: PromptsConfig, count: int) -> list[Prompt]:
     """Half cluster prompts of both sides, half item prompts, evenly spread."""
-    collective = list(Subjects(workspace, limits, "collective"))
-    single = [p for p in Subjects(workspace, limits, "individual") if p.subject_kind == "item"]
+    renderer = Renderer(load_scenario(limits.scenario), limits)
+
+    def prompts(mode: Mode) -> list[Prompt]:
+        shards = cut_into_shards(workspace, mode)
+        subjects = (Subjects(load(workspace, shard), renderer, limits) for shard in shards)
+        return [prompt for shard in subjects for prompt in shard]
+
+    single = [p for p in prompts("individual") if p.subject_kind == "item"]
     chosen = []
-    for prompts in (collective, single):
-        step = max(1, 2 * len(prompts) // count)
-        chosen += prompts[::step][: count // 2]
+    for group in (prompts("collective"), single):
+        step = max(1, 2 * len(group) // count)
+        chosen += group[::step][: count // 2]
     return chosen
 
 
-def measure(
-    answers: list[Answer], prompts: dict[str, Prompt], factors: list[str]
-) -> dict[str, Any]:
+def measure(texts: list[str], bodies: list[str], factors: tuple[str, ...]) -> dict[str, Any]:
     """Figures over all answers; shares lie in [0, 1]."""
-    good = echo = 0
+    good = 0
     coverage: list[float] = []
     copied: list[float] = []
     bigrams: list[tuple[str, str]] = []
-    texts = set()
-    for answer in answers:
-        asked = {line.strip() for line in answer.prompt.splitlines()}
-        lines = [line.strip() for line in answer.text.splitlines() if line.strip()]
-        echo += sum(line in asked for line in lines) * 2 > len(lines)
-        text = clean(answer.text, answer.finish_reason, answer.prompt, factors).text or ""
+    for text, body in zip(texts, bodies, strict=True):
         found = by_factor(text, factors)
         coverage.append(len(found) / len(factors))
-        good += bool(text) and len(found) * 2 >= len(factors) and len(set(found.values())) > 1
-        copied.append(
-            sum(f"{key}: {value}" in answer.prompt for key, value in found.items())
-            / max(len(found), 1)
-        )
+        good += len(found) * 2 >= len(factors) and len(set(found.values())) > 1
+        copied.append(sum(value in body for value in found.values()) / max(len(found), 1))
         bigrams += pairwise(text.lower().split())
-        texts.add(text)
     return {
-        "answers": len(answers),
-        "right_form": round(good / len(answers), 3),
-        "echo": round(echo / len(answers), 3),
-        "factor_coverage": round(sum(coverage) / len(answers), 3),
-        "copied_from_prompt": round(sum(copied) / len(answers), 3),
+        "answers": len(texts),
+        "right_form": round(good / len(texts), 3),
+        "factor_coverage": round(sum(coverage) / len(texts), 3),
+        "copied_from_subject": round(sum(copied) / len(texts), 3),
         "distinct_2": round(len(set(bigrams)) / max(len(bigrams), 1), 3),
-        "different_answers": round(len(texts) / len(answers), 3),
-        "kinds": sorted({prompt.subject_kind for prompt in prompts.values()}),
+        "different_answers": round(len(set(texts)) / len(texts), 3),
     }
 
 
 def ask(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ask one candidate and measure it."""
+    """Ask one candidate and measure it; answers that only repeat the prompt count as failed."""
     workspace = Workspace(arguments.workspace)
     limits = PromptsConfig(scenario=arguments.scenario, few_shot=candidate.few_shot)
-    sampling = SamplingConfig.model_validate(
-        {"max_tokens": arguments.max_tokens, **candidate.sampling}
+    sampling = {"max_tokens": arguments.max_tokens, **candidate.sampling}
+    extract = ExtractConfig.model_validate(
+        {
+            "engine": {"kind": "vllm", "model": candidate.model, "cpu_threads": arguments.threads},
+            "sampling": sampling,
+            "batch_size": 16,
+        }
     )
-    factors = Subjects(workspace, limits, "collective").factors
-    settings = VllmEngine(model=candidate.model, cpu_threads=arguments.threads)
-    engine = VllmBatchEngine(settings, sampling, factors, batch_size=16, concurrency=1)
-    prompts = {
-        str(row): prompt for row, prompt in enumerate(sample(workspace, limits, arguments.prompts))
-    }
-    questions = [Question(row, prompt.messages) for row, prompt in prompts.items()]
-    started = time.monotonic()
-    arrivals: list[float] = []
-    answers: list[Answer] = []
-    for unit in engine.ask(questions, 8):
-        arrivals.append(time.monotonic() - started)
-        answers += unit
-    answered = [answer for answer in answers if not answer.error]
-    generated = sum(answer.generated_tokens for answer in answered)
+    frame = Renderer(load_scenario(limits.scenario), limits).frame
+    prompts = sample(workspace, limits, arguments.prompts)
+    questions = pa.table(
+        {
+            PROMPT_HASH: [str(row) for row in range(len(prompts))],
+            SUBJECT_KIND: [prompt.subject_kind for prompt in prompts],
+            BODY: [prompt.body for prompt in prompts],
+        },
+        schema=QUESTION_SCHEMA,
+    )
+    blocks = [questions.slice(start, 8) for start in range(0, questions.num_rows, 8)]
+    rows = build_engine(extract, frame).answer(ray.data.from_arrow(blocks)).take_all()
+    answered = [row for row in rows if not row[REASON]]
+    texts = [dict(row[TEXTS])[WHOLE_ANSWER] for row in answered]
     return {
-        **measure(answered, prompts, factors),
-        "failed": len(answers) - len(answered),
-        "generated_tokens": generated,
-        "seconds_with_start": round(arrivals[-1], 1),
-        "tokens_per_second_with_start": round(generated / arrivals[-1], 1),
-        "samples": [answer.text for answer in answered[:: max(1, len(answered) // 4)]],
+        **measure(texts, [row[BODY] for row in answered], frame.factors),
+        "kinds": sorted({prompt.subject_kind for prompt in prompts}),
+        "failed": len(rows) - len(answered),
+        "generated_tokens": sum(row[GENERATED_TOKENS] for row in answered),
+        "samples": texts[:: max(1, len(texts) // 4)],
     }
 
 

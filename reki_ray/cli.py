@@ -20,6 +20,7 @@ from reki_ray.config import RekiConfig, load_config
 from reki_ray.errors import RekiError
 from reki_ray.progress import Reporter
 from reki_ray.runtime import set_environment
+from reki_ray.schema import SubjectKind
 from reki_ray.workspace import Workspace
 
 app = typer.Typer(
@@ -120,6 +121,75 @@ def show_status(
 
 
 @app.command()
+def plan(  # noqa: PLR0913, PLR0917  # one argument an option
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    users: Annotated[
+        int | None, typer.Option(help="Number of users; that of the workspace where not given.")
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(help="Number of items; that of the workspace where not given.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float, typer.Option(help="Tokens that one engine generates a second.")
+    ] = 1000.0,
+    prefill_tokens_per_second: Annotated[
+        float, typer.Option(help="Prompt tokens that one engine reads a second.")
+    ] = 10_000.0,
+    engines: Annotated[
+        int | None, typer.Option(help="Engines; extract.max_replicas where not given.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate extraction before any call: prompts, tokens, GPU hours, money, storage, time."""
+    # Imports Ray and a tokenizer.
+    from reki_ray.extraction.estimating import estimate, render  # noqa: PLC0415
+
+    loaded = load_config(config, workspace=workspace)
+    found = estimate.estimate(
+        loaded,
+        Workspace(loaded.root),
+        users=users,
+        items=items,
+        tokens_per_second=tokens_per_second,
+        prefill_tokens_per_second=prefill_tokens_per_second,
+        engines=loaded.extract.max_replicas if engines is None else engines,
+    )
+    _show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("import-knowledge")
+def import_knowledge(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON {id: text}, JSON {id: {prompt, answer}}, or "
+            "Parquet with columns id, text and, optionally, factor."
+        ),
+    ],
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    kind: Annotated[
+        SubjectKind | None,
+        typer.Option(help="What the ids are; where they fit one kind alone, it is found out."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Name of the source; the file's name where not given.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a file with unknown ids as a whole.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over knowledge from elsewhere; its subjects are not asked."""
+    from reki_ray.extraction import importing  # noqa: PLC0415  # not needed by other commands
+
+    opened = Workspace(load_config(config, workspace=workspace).root)
+    report = importing.import_knowledge(opened, file, kind=kind, source=source, strict=strict)
+    _show(importing.render(report), report.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
 def doctor(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Also check the running Ray cluster.")
@@ -132,6 +202,17 @@ def doctor(
     findings = checks.examine(cluster=cluster)
     _show(checks.render(findings), [f.model_dump() for f in findings], as_json=as_json)
     raise typer.Exit(checks.exit_code(findings))
+
+
+@app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run_benchmark(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the benchmark, as extract.")],
+) -> None:
+    """Run a benchmark of the checkout; its own options follow its name."""
+    from reki_ray import bench  # noqa: PLC0415  # only a checkout has benchmarks
+
+    _show(str(bench.run(name, context.args)), None, as_json=False)
 
 
 def _run_stages(config: RekiConfig, stages: Any, force: list[str] | None, *, as_json: bool) -> None:

@@ -65,15 +65,21 @@ STAGES: tuple[Stage, ...] = (
         inputs="reki_ray.data.stage:identify_inputs",
     ),
     Stage(
-        "cluster", "reki_ray.clustering.stage:run", ("cluster", "encode", "prompts"), ("ingest",)
+        "cluster",
+        "reki_ray.clustering.stage:run",
+        ("cluster", "encode", "prompts"),
+        ("ingest",),
+        version=2,
     ),
     Stage(
         "extract",
         "reki_ray.extraction.stage:run",
         ("prompts", "extract"),
         ("ingest", "cluster"),
+        inputs="reki_ray.extraction.imported:identify",
+        version=2,
     ),
-    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",)),
+    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
     Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",)),
     Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
     Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",)),
@@ -109,7 +115,7 @@ def fingerprints(config: RekiConfig) -> dict[str, str]:
         identity = {
             "name": stage.name,
             "version": stage.version,
-            "config": {s: getattr(config, s).model_dump(mode="json") for s in stage.sections},
+            "config": {s: getattr(config, s).identity() for s in stage.sections},
             "after": {name: found[name] for name in stage.after},
             "inputs": load(stage.inputs)(config) if stage.inputs else None,
         }

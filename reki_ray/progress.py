@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -35,6 +36,9 @@ class Task:
         label: What is being done, as `extract: asking`.
         total: Number of steps; None where it is not known.
         unit: What a step is, as `prompts`.
+
+    Attributes:
+        snapshot: Gives further figures of the moment, JSON-ready, for the heartbeat.
     """
 
     def __init__(self, reporter: Reporter, label: str, total: int | None, unit: str) -> None:
@@ -45,6 +49,7 @@ class Task:
         self.done = 0
         self.counters: dict[str, float] = {}
         self.started = time.time()
+        self.snapshot: Callable[[], dict[str, Any]] | None = None
 
     def advance(self, steps: int = 1, **counters: float) -> None:
         """Count finished steps.
@@ -148,6 +153,7 @@ class Reporter:
                 "updated_at": time.time(),
                 "finished": finished,
                 "pid": os.getpid(),
+                "figures": task.snapshot() if task.snapshot is not None else None,
             },
         )
 

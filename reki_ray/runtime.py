@@ -6,10 +6,12 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from reki_ray.config import RayConfig
-from reki_ray.errors import EngineError
+from reki_ray.errors import EngineError, RekiError
 
 _PROBE_SECONDS = 10.0
 _QUIET = {
@@ -21,6 +23,8 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     # Ray's own progress bars would fight with ours for the terminal.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Whatever still runs after the end of a session must not start a cluster of its own.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Clients and servers must agree on it, so it is set on purpose and not left to a default.
     "RAY_AUTH_MODE": "token",
     # The driver chooses what runs on an accelerator; Ray must not hide it from CPU-only tasks.
@@ -58,6 +62,12 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     set_environment()
     import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
 
+    # Their tracebacks are not the user's news: what they mean is told by our own errors. A log
+    # record would also keep the frames of a dead pipeline, and with them its actors, alive.
+    for library in ("ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    # vLLM's stage and our pools state retries in the only way that this release of Ray offers.
+    warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
         yield
         return
@@ -80,9 +90,62 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             where=f"ray.address = {address}",
             todo="Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local.",
         ) from error
-    for library in ("ray.data", "ray.serve", "ray.train"):  # their news are not the user's
-        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) -> Iterator[Any]:
+    """Run Ray tasks, only some of them waiting at a time, and yield results as they come.
+
+    Args:
+        calls: Remote functions, each with its arguments.
+        pending: Most tasks submitted and not yet done: more would only fill the driver's memory.
+
+    Raises:
+        RekiError: A task raised it.
+        EngineError: A task failed for good, for instance because its node was lost repeatedly.
+    """
+    import ray  # noqa: PLC0415  # as above
+
+    waiting: list[Any] = []
+    try:
+        for function, arguments in calls:
+            waiting.append(function.remote(*arguments))
+            if len(waiting) >= pending:
+                done, waiting = ray.wait(waiting, fetch_local=False)
+                yield from ray.get(done)
+        while waiting:
+            done, waiting = ray.wait(waiting, fetch_local=False)
+            yield from ray.get(done)
+    except ray.exceptions.RayError as error:
+        raise cause_of(error) or EngineError(
+            f"a task of the cluster failed: {last_line(error)}",
+            where="Ray",
+            todo="Run again: finished work is kept. If it persists, read Ray's logs.",
+        ) from error
+    finally:
+        for left in waiting:
+            ray.cancel(left)
+
+
+def cause_of(error: BaseException) -> RekiError | None:
+    """The `RekiError` that a worker raised, out of what Ray wraps around it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # First what Ray wraps: its wrapper is of the same type, with a traceback as its message.
+        inner = getattr(seen, "cause", None)
+        if isinstance(inner, BaseException):
+            seen = inner
+        elif isinstance(seen, RekiError):
+            return seen
+        else:
+            seen = seen.__cause__
+    return None
+
+
+def last_line(error: BaseException) -> str:
+    """The cause in one line, which Ray puts below the traceback of the worker."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

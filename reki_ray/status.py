@@ -14,6 +14,7 @@ from rich.text import Text
 from reki_ray import pipeline
 from reki_ray.config import load_config
 from reki_ray.errors import ConfigError
+from reki_ray.extraction.figures import Snapshot
 from reki_ray.progress import HEARTBEAT
 from reki_ray.workspace import Workspace
 
@@ -45,6 +46,8 @@ class Activity(BaseModel):
     seconds_left: float | None
     alive: bool
     """False where the process ended without finishing its work."""
+    figures: Snapshot | None = None
+    """Figures of asking the LLM, as of the last sign of life; null for other work."""
 
 
 class Status(BaseModel):
@@ -117,7 +120,10 @@ def render(status: Status) -> Group:
             else ("", "", "", "")
         )
         table.add_row(stage.name, state, *figures)
-    return Group(table, Text(_sentence(status.activity)))
+    lines = [_sentence(status.activity)]
+    if status.activity is not None and status.activity.figures is not None:
+        lines += _figure_lines(status.activity.figures)
+    return Group(table, Text("\n".join(lines)))
 
 
 def _sentence(activity: Activity | None) -> str:
@@ -130,6 +136,23 @@ def _sentence(activity: Activity | None) -> str:
     return f"{activity.label}: {activity.done}{of} {activity.unit}{rates}{left}{state}"
 
 
+def _figure_lines(figures: Snapshot) -> list[str]:
+    """Done, speed and cost of asking the LLM, a line each."""
+    share = "" if figures.cached_share is None else f", {figures.cached_share:.0%} of them cached"
+    expected = figures.expected_cost
+    until = "" if expected is None else f", about {expected:,.2f} {figures.currency} at the end"
+    end = ""
+    if figures.ends_at is not None:
+        end = f", ends about {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(figures.ends_at))}"
+    return [
+        f"  prompts: {figures.answered:,} answered, {figures.dead:,} dead, {figures.left:,} left, "
+        f"{figures.cache_hits:,} from the ledger{end}",
+        f"  tokens: {figures.tokens_per_second_now:,.0f} generated/s in the last minute, "
+        f"{figures.tokens_per_second:,.0f} over all; {figures.prompt_tokens:,} of prompts{share}",
+        f"  cost: {figures.cost:,.2f} {figures.currency} so far{until}",
+    ]
+
+
 def _activity(workspace: Workspace) -> Activity | None:
     if not workspace.exists(HEARTBEAT):
         return None
@@ -138,6 +161,8 @@ def _activity(workspace: Workspace) -> Activity | None:
         return None
     seconds = max(beat["updated_at"] - beat["started_at"], 1e-9)
     done, total = beat["done"], beat["total"]
+    figures = Snapshot(**beat["figures"]) if beat.get("figures") else None
+    left = seconds * (total - done) / done if total and done else None
     return Activity(
         label=beat["label"],
         done=done,
@@ -145,8 +170,9 @@ def _activity(workspace: Workspace) -> Activity | None:
         unit=beat["unit"],
         rates={name: amount / seconds for name, amount in beat["counters"].items()},
         seconds=seconds,
-        seconds_left=seconds * (total - done) / done if total and done else None,
+        seconds_left=left if figures is None else figures.seconds_left,
         alive=_is_alive(beat["pid"], beat["updated_at"], local=workspace.is_local),
+        figures=figures,
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from reki_ray.errors import DataError
 from reki_ray.schema import ID, VECTOR, WHOLE_ANSWER, Source, vectors_schema
+
+ENCODER_METADATA: Final = "reki.encoder."
+"""Prefix of the Parquet metadata that says which encoder a table's vectors are from."""
 
 _SMALLEST_NORM = 1e-12
 
@@ -47,13 +51,19 @@ def require_finite(ids: Sequence[str], vectors: np.ndarray, *, what: str) -> Non
         )
 
 
-def vectors_table(ids: Sequence[str], vectors: np.ndarray, sources: Sequence[Source]) -> pa.Table:
+def vectors_table(
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    sources: Sequence[Source],
+    encoder: Mapping[str, str] | None = None,
+) -> pa.Table:
     """Whole-answer vectors as rows of a vector table.
 
     Args:
         ids: N distinct ids.
         vectors: (N, d).
         sources: N sources.
+        encoder: Which encoder they are from, as `{"model": ...}`; kept as metadata of the table.
 
     Returns:
         N rows of `schema.vectors_schema(d)`, in the order of `ids`.
@@ -64,22 +74,47 @@ def vectors_table(ids: Sequence[str], vectors: np.ndarray, sources: Sequence[Sou
     require_finite(ids, vectors, what="vectors")
     count, dimension = vectors.shape
     schema = vectors_schema(dimension)
-    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, type=schema.field(VECTOR).type)
-    return pa.table(
+    rows = pa.table(
         [
             pa.array(ids, pa.string()),
             pa.array([WHOLE_ANSWER] * count, pa.string()),
-            column,
+            vector_column(vectors),
             pa.array(sources, pa.string()),
         ],
         schema=schema,
     )
+    if encoder is None:
+        return rows
+    return rows.replace_schema_metadata(
+        {f"{ENCODER_METADATA}{name}": value for name, value in encoder.items()}
+    )
+
+
+def encoder_of(table: pa.Table) -> dict[str, str]:
+    """Which encoder a table's vectors are from; empty where it does not say."""
+    found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return {
+        key.removeprefix(ENCODER_METADATA): value
+        for key, value in found.items()
+        if key.startswith(ENCODER_METADATA)
+    }
 
 
 def read_vectors(table: pa.Table) -> tuple[list[str], np.ndarray]:
     """Ids and vectors (N, d) float32 of a vector table, in row order."""
-    column = table[VECTOR]
+    return table[ID].to_pylist(), stack(table[VECTOR])
+
+
+def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """Vectors (N, d) as an Arrow column of N lists of d float32."""
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    kind = vectors_schema(vectors.shape[1]).field(VECTOR).type
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
+def stack(column: pa.ChunkedArray) -> np.ndarray:
+    """An Arrow column of N lists of d float32 as vectors (N, d) float32."""
     dimension = column.type.list_size
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return table[ID].to_pylist(), flat.reshape(-1, dimension).astype(np.float32, copy=False)
+    vectors: np.ndarray = flat.reshape(-1, dimension).astype(np.float32, copy=False)
+    return vectors

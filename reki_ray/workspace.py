@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from reki_ray.schema import Table
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
+
+ROW_GROUP_ROWS = 16_384
+"""Rows of a Parquet row group: what a task that reads a share of a table takes at least."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Workspace:
         )
 
     @property
+    def location(self) -> str:
+        """Root as other processes open it: an absolute path, or the URL."""
+        return os.path.abspath(self._base) if self.is_local else self.root
+
+    @property
     def arrow_filesystem(self) -> pafs.FileSystem:
         """The workspace's filesystem for pyarrow and Ray Data."""
         if self.is_local:
@@ -102,13 +111,21 @@ class Workspace:
 
     # --- tables --------------------------------------------------------------------------------
 
-    def write_table(self, table: Table, data: pa.Table, *, part: str = "part-00000") -> None:
+    def write_table(
+        self,
+        table: Table,
+        data: pa.Table,
+        *,
+        part: str = "part-00000",
+        row_group_rows: int = ROW_GROUP_ROWS,
+    ) -> None:
         """Write one Parquet file of a table.
 
         Args:
             table: Which table.
             data: Rows; columns in any order, cast to the table's schema.
             part: File name without ending; an existing file of that name is replaced.
+            row_group_rows: Rows of a row group.
 
         Raises:
             DataError: A column is missing, has another type, or holds nulls that it must not.
@@ -117,11 +134,11 @@ class Workspace:
             data = conform(data, table.schema, where=self.path(table.path))
         self.filesystem.makedirs(self.path(table.path), exist_ok=True)
         with self.filesystem.open(self.path(table.path, f"{part}.parquet"), "wb") as sink:
-            pq.write_table(data, sink)
+            pq.write_table(data, sink, row_group_size=row_group_rows)
 
     def has_table(self, table: Table) -> bool:
         """Whether at least one file of the table exists."""
-        return bool(self._parts(table))
+        return bool(self.parts(table))
 
     def read_table(self, table: Table, *, columns: list[str] | None = None) -> pa.Table:
         """Read a table whole, parts in name order.
@@ -133,23 +150,17 @@ class Workspace:
         Raises:
             DataError: The table is missing, damaged, or has another schema.
         """
-        parts = self._parts(table)
+        parts = self.parts(table)
         if not parts:
             raise DataError(
                 "the table does not exist",
                 where=self.path(table.path),
                 todo=f"Run `reki {table.stage}` first.",
             )
-        try:
+        with reading(table, self.path(table.path)):
             data = pad.dataset(parts, filesystem=self.arrow_filesystem, format="parquet").to_table(
                 columns=columns
             )
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"the table is damaged: {error}",
-                where=self.path(table.path),
-                todo=f"Run `reki {table.stage} --force {table.stage}` to write it anew.",
-            ) from error
         if table.schema is None:
             return data
         expected = table.schema
@@ -157,11 +168,21 @@ class Workspace:
             expected = pa.schema([table.schema.field(name) for name in columns])
         return conform(data, expected, where=self.path(table.path))
 
-    def _parts(self, table: Table) -> list[str]:
+    def parts(self, table: Table) -> list[str]:
+        """Paths of a table's files, in name order; none where there is no such table."""
         folder = self.path(table.path)
         if not self.filesystem.exists(folder):
             return []
         return sorted(p for p in self.filesystem.ls(folder, detail=False) if p.endswith(".parquet"))
+
+    def identify(self, table: Table) -> list[tuple[str, int, str]]:
+        """Name, size and time of change of a table's files: equal where it is unchanged."""
+        found = []
+        for part in self.parts(table):
+            info = self.filesystem.info(part)
+            changed = info.get("mtime") or info.get("ETag") or info.get("LastModified") or ""
+            found.append((part.rpartition("/")[2], int(info["size"]), str(changed)))
+        return found
 
     # --- documents -----------------------------------------------------------------------------
 
@@ -233,21 +254,26 @@ class Workspace:
     # --- writing -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def replacing(self, stage: str) -> Iterator[Workspace]:
+    def replacing(self, stage: str, tables: Sequence[Table] = ()) -> Iterator[Workspace]:
         """Scratch workspace whose `<stage>/` folder takes the old one's place on success.
 
         On an error the scratch is removed and the old output stays as it was.
+
+        Args:
+            stage: Whose output is replaced; its manifest entry is removed.
+            tables: Replace only these tables of the stage; empty replaces its whole folder.
         """
-        scratch = Workspace(
-            self.path(f".scratch-{stage}") if self.is_local else f"{self.root}/.scratch-{stage}"
-        )
+        scratch = Workspace(f"{self.location}/.scratch-{stage}")
         scratch._remove("")
-        self.filesystem.makedirs(scratch.path(stage), exist_ok=True)
+        folders = [table.path for table in tables] or [stage]
+        for folder in folders:
+            self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
         try:
             yield scratch
             self.forget(stage)
-            self._remove(stage)
-            self.filesystem.mv(scratch.path(stage), self.path(stage), recursive=True)
+            for folder in folders:
+                self._remove(folder)
+                self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
         finally:
             scratch._remove("")
 
@@ -280,6 +306,27 @@ class Workspace:
             yield
         finally:
             lock.release()
+
+
+@contextlib.contextmanager
+def reading(table: Table, where: str) -> Iterator[None]:
+    """Turn a reader's errors into one that says which table is damaged.
+
+    Args:
+        table: What is read.
+        where: Its file or folder.
+
+    Raises:
+        DataError: The block failed to read.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"the table is damaged: {error}",
+            where=where,
+            todo=f"Run `reki {table.stage} --force {table.stage}` to write it anew.",
+        ) from error
 
 
 def conform(data: pa.Table, schema: pa.Schema, *, where: str) -> pa.Table:

@@ -1,136 +1,172 @@
-"""Encoding on the cluster: a Ray Data pool of encoder actors."""
+"""Encoding on the cluster: a Ray Data pool of encoder actors that outlives dead ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import RayError
 
 from actors.encoding import EncodingActor
-from reki_ray.assets import resolve_model
 from reki_ray.config import EncodeConfig
-from reki_ray.errors import DataError, EngineError, RekiError
-from reki_ray.progress import Reporter
-from reki_ray.schema import ID, TEXT, VECTOR
+from reki_ray.encoding.encoders import EncoderIdentity
+from reki_ray.encoding.ledger import VectorLedger
+from reki_ray.encoding.planning import Unit
+from reki_ray.errors import EngineError
+from reki_ray.progress import Reporter, Task
+from reki_ray.runtime import cause_of, last_line
+from reki_ray.workspace import Workspace
 
 _ACTOR_CPUS = 1
+_UNITS_A_PASS = 4096
+"""Units a pass: Ray Data keeps something in memory for each of them."""
+
+_UNIT: Final = pa.schema(
+    [
+        ("name", pa.string()),
+        ("path", pa.string()),
+        ("row_group", pa.int32()),
+        ("rows", pa.list_(pa.int32())),
+    ]
+)
 
 
-def encode_texts(
-    ids: Sequence[str],
-    texts: Sequence[str],
+def encode_units(
+    units: Sequence[Unit],
+    workspace: Workspace,
+    identity: EncoderIdentity,
     config: EncodeConfig,
     reporter: Reporter,
     label: str,
-) -> np.ndarray:
-    """Encode texts with a pool of actors on the Ray cluster that is initialised.
+) -> None:
+    """Encode work units into the ledger, on the Ray cluster that is initialised.
 
-    Each distinct text is encoded once.
+    A dead actor is replaced by Ray and its unit is encoded anew. Where that fails again, the
+    pass ends, and a new one takes what is left.
 
     Args:
-        ids: N distinct ids.
-        texts: Their texts, none of them blank.
-        config: Model, batch size and number of actors.
+        units: Work units whose texts the ledger lacks.
+        workspace: Holds the files of the texts; gets the ledger.
+        identity: Identity of the encoder.
+        config: Model, batch size, number of actors and of restarts.
         reporter: Shows progress.
-        label: What is being encoded, as `cluster: encoding items`.
-
-    Returns:
-        (N, d) float32, rows of unit length, in the order of `ids`.
+        label: What is being encoded, as `encode: encoding texts`.
 
     Raises:
-        DataError: A text is blank.
-        EngineError: The model cannot be loaded, or the cluster is too small.
+        DataError: A text cannot be encoded.
+        EngineError: The model cannot be loaded, the cluster is too small, the workspace cannot
+            be written, or actors die again and again without finishing a unit.
     """
-    _check(ids, texts)
-    resolve_model(
-        config.model, say=reporter.say
-    )  # an unknown name fails here, before any actor starts
+    if not units:
+        return
     _require_resources(config)
-    first = dict(zip(reversed(texts), reversed(ids), strict=True))  # distinct text -> its first id
-    # Texts of similar length share a batch, which then needs little padding.
-    distinct = sorted(first, key=lambda text: (-len(text), text))
-    with reporter.task(label, total=len(distinct), unit="texts") as task:
-        vectors: dict[str, np.ndarray] = {}
-        try:
-            for batch in _batches([first[text] for text in distinct], distinct, config):
-                vectors.update(zip(batch[ID].tolist(), batch[VECTOR], strict=True))
-                task.advance(len(batch[ID]))
-        except RayError as error:
-            raise _explain(error, config) from error
-    if len(vectors) != len(distinct):
-        raise EngineError(
-            f"{len(distinct)} texts went in, {len(vectors)} vectors came out",
-            where=label,
-            todo="Run the stage again; if it happens again, report it with the logs of Ray.",
+    ledger = VectorLedger(workspace, identity)
+    left = {unit.name: unit for unit in units}
+    failures = 0
+    total = sum(len(unit.rows) for unit in units)
+    with reporter.task(label, total=total, unit="texts") as task:
+        while left:
+            before = len(left)
+            reason = ""
+            try:
+                some = list(left.values())[:_UNITS_A_PASS]
+                for name in _run_pass(some, workspace, identity, config):
+                    _settle(name, left, task)
+            except RayError as error:
+                if (known := cause_of(error)) is not None:
+                    raise known from error
+                reason = last_line(error)
+            if reason:
+                # Units that were kept and whose actor died before it could say so.
+                for name in ledger.units() & left.keys():
+                    _settle(name, left, task)
+                # The error's traceback holds the pass, and that its actors: their CPUs are needed.
+                gc.collect()
+            progress = len(left) < before
+            if progress and not reason:
+                continue
+            failures = 1 if progress else failures + 1
+            if failures > config.restarts:
+                raise _exhausted(reason, config, failures, len(left))
+            reporter.say(f"{label}: encoder actors failed, {len(left)} units left, restarting")
+
+
+def _run_pass(
+    units: Sequence[Unit], workspace: Workspace, identity: EncoderIdentity, config: EncodeConfig
+) -> Iterator[str]:
+    """Names of units as they are kept, in any order."""
+    # One block a unit: otherwise a small table is one block, and one actor does all the work.
+    blocks = [
+        pa.Table.from_pylist(
+            [{"name": u.name, "path": u.path, "row_group": u.row_group, "rows": u.rows}],
+            schema=_UNIT,
         )
-    return np.stack([vectors[first[text]] for text in texts]).astype(np.float32)
-
-
-def _batches(
-    ids: list[str], texts: list[str], config: EncodeConfig
-) -> Iterable[Mapping[str, np.ndarray]]:
-    """Rows (id, vector) in any order."""
-    table = pa.table({ID: ids, TEXT: texts})
-    size = config.batch_size
-    # One block a batch: otherwise a small table is one block, and one actor does all the work.
-    blocks = [table.slice(start, size) for start in range(0, table.num_rows, size)]
-    encoded = ray.data.from_arrow(blocks).map_batches(
+        for u in units
+    ]
+    dataset = ray.data.from_arrow(blocks)
+    # Ray Data waits for ever where its actors take every CPU: one is left for its tasks.
+    dataset.context.execution_options.exclude_resources = ExecutionResources(cpu=1)
+    # Otherwise Ray Data puts its own error in the place of an actor's, and ours is lost.
+    dataset.context.raise_original_map_exception = True
+    encoded = dataset.map_batches(
         EncodingActor,
-        fn_constructor_args=(config,),
-        batch_size=size,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(size=config.concurrency),
+        fn_constructor_args=(config, identity, workspace.location),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=config.min_replicas, max_size=config.max_replicas),
         num_cpus=_ACTOR_CPUS,
-        num_gpus=1 if config.device == "cuda" else 0,
+        num_gpus=_gpus(config),
+        # The neighbours of a dead actor go on; a unit that kills its actor twice ends the pass.
+        max_restarts=config.restarts,
+        max_task_retries=1,
     )
-    batches: Iterable[Any] = encoded.iter_batches(batch_size=None, batch_format="numpy")
-    return batches
+    kept: Iterable[Any] = encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in kept:
+        yield from batch["name"].to_pylist()
 
 
-def _check(ids: Sequence[str], texts: Sequence[str]) -> None:
-    if len(set(ids)) != len(ids):
-        raise DataError(
-            "ids occur twice among the texts to encode",
-            where=f"{len(ids)} ids, {len(set(ids))} distinct",
-            todo="Keep one row an id.",
-        )
-    blank = [key for key, text in zip(ids, texts, strict=True) if not text.strip()]
-    if blank:
-        raise DataError(
-            f"{len(blank)} texts are blank and have no representation",
-            where=f"id {blank[0]}",
-            todo="Leave them out and give their ids a fallback vector.",
-        )
+def _settle(name: str, left: dict[str, Unit], task: Task) -> None:
+    unit = left.pop(name)
+    task.advance(len(unit.rows), texts=len(unit.rows))
+
+
+def _gpus(config: EncodeConfig) -> int:
+    """GPUs of one actor."""
+    if config.device == "cpu":
+        return 0
+    kwargs = config.engine_kwargs
+    return int(kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1))
 
 
 def _require_resources(config: EncodeConfig) -> None:
-    """Ray Data waits for ever where its actors take every CPU: one is left for its tasks."""
+    """The actors that must be there, and one CPU more for Ray Data's own tasks.
+
+    Raises:
+        EngineError: The cluster is too small.
+    """
     there = ray.cluster_resources()
-    needed = {"CPU": config.concurrency * _ACTOR_CPUS + 1}
-    if config.device == "cuda":
-        needed["GPU"] = config.concurrency
+    needed = {
+        "CPU": config.min_replicas * _ACTOR_CPUS + 1,
+        "GPU": config.min_replicas * _gpus(config),
+    }
     for kind, amount in needed.items():
         if there.get(kind, 0) < amount:
             raise EngineError(
                 f"encoding needs {amount} {kind}s, the cluster has {there.get(kind, 0):g}",
-                where=f"encode.concurrency = {config.concurrency}, device {config.device}",
-                todo="Lower encode.concurrency, or add nodes to the cluster.",
+                where=f"encode.min_replicas = {config.min_replicas}, device {config.device}",
+                todo="Lower encode.min_replicas, or add nodes to the cluster.",
             )
 
 
-def _explain(error: RayError, config: EncodeConfig) -> RekiError:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, RekiError):
-        return cause
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def _exhausted(reason: str, config: EncodeConfig, failures: int, left: int) -> EngineError:
     return EngineError(
-        f"the encoder actors failed: {lines[-1].strip()}",
-        where=f"encode.model = {config.model}",
+        f"the encoder actors failed {failures} times in a row: "
+        f"{reason or 'they ended without a word'}",
+        where=f"encode.model = {config.model}, {left} units left",
         todo="Check that every node can load this model; lower encode.batch_size if memory ran "
-        "out.",
+        "out. What was finished is kept: run again.",
     )

@@ -1,18 +1,21 @@
-"""The ledger of every answer: append-only, content-addressed, never asked twice.
+"""The ledger of every answer: content-addressed, append-only, safe with several writers.
 
-A prompt's hash covers all that determines its answer, so that changing the sampling asks
-again while changing the batch size does not. Each finished work unit becomes Parquet files
-under new names, written aside and renamed: what a reader sees is whole, and what was finished
-before a kill is kept.
+A prompt's address covers all that determines its answer, so that changing the sampling asks
+again while changing batch size, order or concurrency does not. A work unit becomes one Parquet
+file whose name is the hash of the addresses in it, written aside and renamed: what a reader
+sees is whole, a unit that is written twice is the same file, and a kill loses one unit at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import time
+import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,62 +24,121 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reki_ray import schema
 from reki_ray.config import SamplingConfig
-from reki_ray.prompts.render import TEMPLATE_VERSION, Message
+from reki_ray.errors import DataError, EngineError
+from reki_ray.prompts.frame import Frame
 from reki_ray.schema import (
+    CACHED_TOKENS,
     CREATED_AT,
-    DEAD_LETTERS,
-    KNOWLEDGE,
+    ENGINE,
+    FINISH_REASON,
+    GENERATED_TOKENS,
+    MODEL,
+    PROMPT,
     PROMPT_HASH,
-    SUBJECT_ID,
-    SUBJECT_KIND,
+    PROMPT_TOKENS,
+    REASON,
+    REVISION,
+    TEXTS,
+    SubjectKind,
     Table,
 )
-from reki_ray.workspace import Workspace, conform
+from reki_ray.workspace import ROW_GROUP_ROWS, Workspace, conform
 
-PLAN: Final = Table(
-    "extract/plan",
+PASS: Final = "pass"
+
+_STRING: Final = pa.string()
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+LEDGER: Final = Table(
+    "extract/ledger",
     pa.schema(
         [
-            pa.field(SUBJECT_KIND, pa.string(), nullable=False),
-            pa.field(SUBJECT_ID, pa.string(), nullable=False),
-            pa.field(PROMPT_HASH, pa.string(), nullable=False),
+            _required(PROMPT_HASH, _STRING),
+            # Factor to text, "*" for a whole answer.
+            _required(TEXTS, pa.map_(_STRING, _STRING)),
+            _required(MODEL, _STRING),
+            _required(REVISION, _STRING),
+            _required(ENGINE, _STRING),
+            _required(PROMPT_TOKENS, pa.int32()),
+            _required(CACHED_TOKENS, pa.int32()),
+            _required(GENERATED_TOKENS, pa.int32()),
+            pa.field(FINISH_REASON, _STRING),
+            _required(CREATED_AT, pa.int64()),
         ]
     ),
 )
-"""What the current configuration asks: one row a subject."""
+"""One row an answer, under the address of its prompt; every answer ever given."""
 
-STATISTICS: Final = "extract/statistics.json"
-"""What the last asking measured, by model and revision."""
+FAILURES: Final = Table(
+    "extract/failures",
+    pa.schema(
+        [
+            _required(PROMPT_HASH, _STRING),
+            _required(REASON, _STRING),
+            pa.field(PROMPT, _STRING),
+            # The asking in which it failed: within one asking a failure is final.
+            _required(PASS, _STRING),
+            _required(CREATED_AT, pa.int64()),
+        ]
+    ),
+)
+"""One row a failed prompt; kept also after a later asking has answered it."""
+
+_COMPACT_FILES = 32
+_COMPACT_ROWS = 131_072
+_READERS = 8
 
 
-def prompt_hash(
-    messages: Sequence[Message], model: str, revision: str, sampling: SamplingConfig
-) -> str:
-    """Address of an answer: hash of everything that determines it.
+class Addresses:
+    """Addresses of prompts in the ledger.
 
     Args:
-        messages: The rendered prompt.
+        frame: What all prompts of a kind share.
         model: Model as the configuration names it, not where it happens to lie on disk.
         revision: Revision of the model.
         sampling: Sampling parameters.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
+        request: Further fields of a request that change its answer, JSON-ready.
     """
-    identity = {
-        "messages": [[message.role, message.content] for message in messages],
-        "model": model,
-        "revision": revision,
-        "sampling": sampling.model_dump(mode="json"),
-        "template": TEMPLATE_VERSION,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def __init__(
+        self,
+        frame: Frame,
+        model: str,
+        revision: str,
+        sampling: SamplingConfig,
+        request: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._frame = frame
+        self._identity = {
+            "model": model,
+            "revision": revision,
+            "sampling": sampling.model_dump(mode="json"),
+            "request": dict(request or {}),
+        }
+        self._begun: dict[SubjectKind, hashlib._Hash] = {}
+
+    def of(self, kind: SubjectKind, body: str) -> str:
+        """Address of a prompt: hash of everything that determines its answer.
+
+        Returns:
+            SHA-256, 64 hexadecimal digits.
+        """
+        if kind not in self._begun:
+            # The frame is hashed once a kind: the rest of a prompt is a tenth of it.
+            identity = {**self._identity, "frame": self._frame.identity(kind)}
+            self._begun[kind] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+        digest = self._begun[kind].copy()
+        digest.update(body.encode("utf-8", errors="surrogatepass"))
+        return digest.hexdigest()
 
 
 class Ledger:
-    """Answers, dead letters and the current plan of one workspace.
+    """Answers and failures of one workspace.
 
     Args:
         workspace: The run's folder.
@@ -87,122 +149,237 @@ class Ledger:
 
     # --- writing -------------------------------------------------------------------------------
 
-    def append(
-        self, answers: Sequence[Mapping[str, Any]], dead: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def append(self, answers: pa.Table, failures: pa.Table) -> None:
         """Keep one work unit; it survives a kill from here on.
 
         Args:
-            answers: Rows of `KNOWLEDGE_SCHEMA`, without `created_at`.
-            dead: Rows of `DEAD_LETTERS_SCHEMA`, without `created_at`.
+            answers: Rows of `LEDGER`.
+            failures: Rows of `FAILURES`.
+
+        Raises:
+            EngineError: The workspace cannot be written.
         """
-        # Names begin with the time, so that name order is the order of writing.
-        part = f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
-        for table, rows in ((KNOWLEDGE, answers), (DEAD_LETTERS, dead)):
-            if rows:
-                stamped = [{**row, CREATED_AT: int(time.time())} for row in rows]
-                self._put(table, pa.Table.from_pylist(stamped, schema=table.schema), part)
+        for table, rows in ((LEDGER, answers), (FAILURES, failures)):
+            if rows.num_rows:
+                self._put(table, rows, prefix="unit")
 
-    def write_plan(self, rows: pa.Table) -> None:
-        """Replace the plan.
-
-        Args:
-            rows: Rows of `PLAN`.
-        """
-        self._put(PLAN, rows, "part-00000")
-
-    def _put(self, table: Table, rows: pa.Table, part: str) -> None:
+    def _put(self, table: Table, rows: pa.Table, prefix: str) -> str:
         workspace = self._workspace
-        assert table.schema is not None  # all three tables have a fixed schema
+        assert table.schema is not None  # both tables have a fixed schema
         rows = conform(rows, table.schema, where=workspace.path(table.path))
-        workspace.filesystem.makedirs(workspace.path(table.path), exist_ok=True)
-        target = workspace.path(table.path, f"{part}.parquet")
-        if not workspace.is_local:  # an object store's put is atomic by itself
-            with workspace.filesystem.open(target, "wb") as sink:
-                pq.write_table(rows, sink)
-            return
-        scratch = Path(workspace.path(table.path, f".{part}.tmp"))
-        pq.write_table(rows, scratch)
-        scratch.replace(target)
+        name = f"{prefix}-{_content(rows, table)}.parquet"
+        target = workspace.path(table.path, name)
+        with _writing(target):
+            workspace.filesystem.makedirs(workspace.path(table.path), exist_ok=True)
+            if workspace.is_local:
+                # Aside under a name of its own: two writers of one unit don't meet.
+                scratch = Path(workspace.path(table.path, f".{name}.{uuid.uuid4().hex[:8]}.tmp"))
+                try:
+                    pq.write_table(rows, scratch, row_group_size=ROW_GROUP_ROWS)
+                    scratch.replace(target)
+                finally:
+                    scratch.unlink(missing_ok=True)
+            else:  # an object store's put is atomic by itself
+                with workspace.filesystem.open(target, "wb") as sink:
+                    pq.write_table(rows, sink, row_group_size=ROW_GROUP_ROWS)
+        return name
+
+    def compact(self) -> int:
+        """Merge small files into big ones; a kill at any point loses nothing.
+
+        Several compactors, and writers beside them, do no harm: rows that stand in two files for
+        a moment have the same address and count once.
+
+        Returns:
+            Files that were merged.
+        """
+        merged = 0
+        for table in (LEDGER, FAILURES):
+            small = [part for part in self._workspace.parts(table) if "/unit-" in part]
+            if len(small) >= _COMPACT_FILES:
+                for group in self._groups(small):
+                    merged += self._merge(table, group)
+        return merged
+
+    def _groups(self, parts: Sequence[str]) -> Iterator[list[str]]:
+        """Files in groups of some rows; memory holds one group at a time."""
+        group: list[str] = []
+        rows = 0
+        for part in parts:
+            with self._workspace.filesystem.open(part, "rb") as source:
+                rows += pq.ParquetFile(source).metadata.num_rows
+            group.append(part)
+            if rows >= _COMPACT_ROWS:
+                yield group
+                group, rows = [], 0
+        if group:
+            yield group
+
+    def _merge(self, table: Table, parts: Sequence[str]) -> int:
+        read = []
+        for part in parts:
+            with (
+                contextlib.suppress(FileNotFoundError),  # another compactor was here
+                self._workspace.filesystem.open(part, "rb") as source,
+            ):
+                read.append(pq.read_table(source))
+        if len(read) < len(parts):
+            return 0
+        self._put(table, pa.concat_tables(read), prefix="part")
+        for part in parts:
+            with contextlib.suppress(FileNotFoundError):
+                self._workspace.filesystem.rm(part)
+        return len(parts)
 
     # --- reading -------------------------------------------------------------------------------
 
-    def answers(self) -> pa.Table:
-        """All answers ever kept, the latest for each subject, factor and prompt.
-
-        Returns:
-            Rows of `KNOWLEDGE_SCHEMA`.
-        """
-        rows = self._read(KNOWLEDGE)
-        return _latest(rows, [SUBJECT_KIND, SUBJECT_ID, schema.FACTOR, PROMPT_HASH])
-
-    def plan(self) -> pa.Table:
-        """The current plan: rows of `PLAN`.
+    def index(self) -> LedgerIndex:
+        """Where each answer lies.
 
         Raises:
-            DataError: Stage extract has not planned yet.
+            DataError: A file of the ledger is damaged.
         """
-        return self._workspace.read_table(PLAN)
+        columns = [PROMPT_HASH, PROMPT_TOKENS, GENERATED_TOKENS]
+        names, tables = self._listed(columns)
+        lengths = [table.num_rows for table in tables]
+        digests = np.concatenate([digests_of(t[PROMPT_HASH]) for t in tables] or [_NO_DIGESTS])
+        order = np.argsort(digests, kind="stable")
+        tokens = [
+            np.concatenate([t[c].to_numpy() for t in tables] or [_NO_ROWS])[order]
+            for c in columns[1:]
+        ]
+        starts = [np.arange(length, dtype=np.int32) for length in lengths]
+        return LedgerIndex(
+            files=tuple(names),
+            digests=digests[order],
+            file=np.repeat(np.arange(len(names), dtype=np.int32), lengths)[order],
+            row=np.concatenate(starts or [_NO_ROWS])[order],
+            prompt_tokens=tokens[0],
+            generated_tokens=tokens[1],
+        )
 
-    def current_answers(self) -> pa.Table:
-        """The answers that the current plan asks for, one row a planned subject and factor.
+    def _listed(self, columns: list[str]) -> tuple[list[str], list[pa.Table]]:
+        """All files and what stands in them."""
+        while True:
+            names = self._workspace.parts(LEDGER)
+            try:
+                with ThreadPoolExecutor(_READERS) as readers:
+                    return names, list(readers.map(lambda name: self.read(name, columns), names))
+            except FileNotFoundError:  # merged by another run since the listing
+                continue
 
-        Subjects whose prompts are equal share one answer; each gets a row of its own.
-
-        Returns:
-            Rows of `KNOWLEDGE_SCHEMA`; planned subjects without an answer are missing.
+    def read(self, path: str, columns: list[str] | None = None) -> pa.Table:
+        """One file of the ledger or of the failures.
 
         Raises:
-            DataError: Stage extract has not planned yet.
+            DataError: It is damaged.
+            FileNotFoundError: It was merged into another one.
         """
-        answers = _latest(self._read(KNOWLEDGE), [PROMPT_HASH, schema.FACTOR])
-        joined = self.plan().join(
-            answers.drop_columns([SUBJECT_KIND, SUBJECT_ID]), PROMPT_HASH, join_type="inner"
-        )
-        joined = joined.select(schema.KNOWLEDGE_SCHEMA.names)
-        order = [(name, "ascending") for name in (SUBJECT_KIND, SUBJECT_ID, schema.FACTOR)]
-        return conform(
-            joined.sort_by(order), schema.KNOWLEDGE_SCHEMA, where=self._workspace.path("extract")
-        )
+        try:
+            with self._workspace.filesystem.open(path, "rb") as source:
+                return pq.read_table(source, columns=columns)
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(
+                f"a file of the ledger is damaged: {error}",
+                where=path,
+                todo="Delete it and run `reki extract` again: only its answers are asked anew.",
+            ) from error
 
-    def answered(self) -> frozenset[str]:
-        """Hashes of all prompts that have an answer."""
-        return frozenset(self._read(KNOWLEDGE, [PROMPT_HASH])[PROMPT_HASH].to_pylist())
+    def failures(self, asking: str | None = None) -> pa.Table:
+        """Failures, the latest of each prompt last.
 
-    def dead_letters(self) -> pa.Table:
-        """Prompts that failed and have not been answered since, the latest failure of each.
+        Args:
+            asking: Only those of one asking; None reads all.
 
         Returns:
-            Rows of `DEAD_LETTERS_SCHEMA`.
+            Rows of `FAILURES`.
         """
-        rows = _latest(self._read(DEAD_LETTERS), [SUBJECT_KIND, SUBJECT_ID, PROMPT_HASH])
-        answered = pa.array(sorted(self.answered()), pa.string())
-        return rows.filter(pc.invert(pc.is_in(rows[PROMPT_HASH], value_set=answered)))
-
-    def _read(self, table: Table, columns: list[str] | None = None) -> pa.Table:
-        assert table.schema is not None  # all three tables have a fixed schema
-        if self._workspace.has_table(table):
-            return self._workspace.read_table(table, columns=columns)
-        names = columns or table.schema.names
-        return pa.schema([table.schema.field(name) for name in names]).empty_table()
-
-    # --- figures -------------------------------------------------------------------------------
-
-    def statistics(self) -> dict[str, Any]:
-        """What the last asking measured; empty before the first."""
-        if not self._workspace.exists(STATISTICS):
-            return {}
-        content: dict[str, Any] = self._workspace.read_json(STATISTICS)
-        return content
-
-    def write_statistics(self, content: Mapping[str, Any]) -> None:
-        """Keep what an asking measured, for runs that find every answer already here."""
-        self._workspace.write_json(STATISTICS, dict(content))
+        assert FAILURES.schema is not None
+        tables = [self.read(part) for part in self._workspace.parts(FAILURES)]
+        rows = pa.concat_tables([FAILURES.schema.empty_table(), *tables])
+        if asking is not None:
+            rows = rows.filter(pc.equal(rows[PASS], asking))
+        return rows.sort_by(CREATED_AT)
 
 
-def _latest(rows: pa.Table, key: Iterable[str]) -> pa.Table:
-    """Last row of every key; parts are read in name order, which is the order of writing."""
-    index = "__row"
-    numbered = rows.append_column(index, pa.array(np.arange(rows.num_rows)))
-    last = numbered.group_by(list(key)).aggregate([(index, "max")])[f"{index}_max"]
-    return rows.take(pa.array(np.sort(last.to_numpy())))
+@dataclass(frozen=True)
+class LedgerIndex:
+    """Address -> place of the answer; columns sorted by address, one entry an answer's row.
+
+    Attributes:
+        files: Paths of the ledger's files.
+        digests: (N,) addresses, 32 bytes each.
+        file: (N,) index into `files`.
+        row: (N,) row in that file.
+        prompt_tokens: (N,) tokens of the prompt.
+        generated_tokens: (N,) tokens of the answer.
+    """
+
+    files: tuple[str, ...]
+    digests: np.ndarray
+    file: np.ndarray
+    row: np.ndarray
+    prompt_tokens: np.ndarray
+    generated_tokens: np.ndarray
+
+    def find(self, digests: np.ndarray) -> np.ndarray:
+        """Entries of addresses.
+
+        Args:
+            digests: (M,) as `digests_of` gives them.
+
+        Returns:
+            (M,) int64, -1 where there is no answer.
+        """
+        if not len(self.digests):
+            return np.full(len(digests), -1)
+        at = np.minimum(np.searchsorted(self.digests, digests), len(self.digests) - 1)
+        return np.where(self.digests[at] == digests, at, -1)
+
+
+def digests_of(addresses: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """Addresses as (N,) fixed 32-byte values, a quarter of the memory of strings.
+
+    Raises:
+        DataError: One is no SHA-256 in hexadecimal digits.
+    """
+    try:
+        joined = bytes.fromhex("".join(addresses.to_pylist()))
+        if len(joined) != _DIGEST_BYTES * len(addresses):
+            raise ValueError("an address has another length")
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"prompt addresses are damaged: {error}",
+            where="extract",
+            todo="Run `reki extract --force extract`; a damaged ledger file must be deleted.",
+        ) from error
+    return np.frombuffer(joined, dtype=f"S{_DIGEST_BYTES}")
+
+
+_DIGEST_BYTES = 32
+_NO_DIGESTS = np.zeros(0, dtype=f"S{_DIGEST_BYTES}")
+_NO_ROWS = np.zeros(0, dtype=np.int32)
+
+
+def _content(rows: pa.Table, table: Table) -> str:
+    digest = hashlib.sha256()
+    for address in sorted(rows[PROMPT_HASH].to_pylist()):
+        digest.update(address.encode())
+    if table is FAILURES:  # a prompt may fail in one asking after another
+        digest.update(rows[PASS][0].as_py().encode())
+    return digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _writing(target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(
+            f"an answer cannot be kept: {error}",
+            where=os.path.dirname(target),
+            todo="Free some space or mend the storage, and run again: what was kept is not asked "
+            "a second time.",
+        ) from error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
-from reki_ray.prompts.render import CLOSE, OPEN
+from reki_ray.prompts.messages import CLOSE, OPEN
 
 LENGTH = "length"
 """Finish reason of an answer that ran into the limit of tokens."""
@@ -24,40 +24,55 @@ class Parsed:
     reason: str = ""
 
 
-def clean(
-    answer: str, finish_reason: str | None, prompt: str, factors: Sequence[str] = ()
-) -> Parsed:
+def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
+    """Lines of a prompt that an answer must not repeat.
+
+    A line `factor: text` is not among them: the worked example in the prompt, or another
+    subject, may share it. Neither are lines so short that an answer may hold them by chance.
+
+    Args:
+        prompt: What the LLM was asked, or a part of it.
+        factors: Keys of the factors that were asked for.
+    """
+    keys = tuple(f"{factor}:" for factor in factors)
+    # The notice on delimiters holds some itself: in an answer it is found without them.
+    return frozenset(
+        _without_data(line) if OPEN in line else line
+        for line in map(str.strip, prompt.splitlines())
+        if len(line) >= _MIN_ECHO and not line.startswith(keys)
+    )
+
+
+def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozenset()) -> Parsed:
     """Clean an answer.
 
-    Removes data sections and lines that repeat the prompt, and, where the answer ran into its
-    limit, the last line or sentence that was cut off. A line `factor: text` is never taken for
-    a repetition: the worked example in the prompt, or another subject, may share it.
+    Removes what no file of text can hold, data sections and lines that repeat the prompt, and,
+    where the answer ran into its limit, the last line or sentence that was cut off.
 
     Args:
         answer: What the LLM wrote.
         finish_reason: `stop`, `length`, or None where the engine does not tell.
-        prompt: What it was asked.
-        factors: Keys of the factors that were asked for.
+        asked: Lines of the prompt, see `prompt_lines`.
 
     Returns:
         The text, or None with a reason where nothing is left.
     """
+    answer = encodable(answer)
     if not answer.strip():
         return Parsed(None, "the answer is empty")
-    keys = tuple(f"{factor}:" for factor in factors)
-    asked = {
-        line
-        for line in map(str.strip, prompt.splitlines())
-        if len(line) >= _MIN_ECHO and not line.startswith(keys)
-    }
-    answer = _DATA.sub("", answer.replace("\x00", "")).replace(CLOSE, "")
-    lines = [line.strip() for line in answer.splitlines()]
+    lines = [line.strip() for line in _without_data(answer).splitlines()]
     lines = [line for line in lines if line and line not in asked]
     if not lines:
         return Parsed(None, "the answer only repeats the prompt")
     if finish_reason == LENGTH:
         lines = _without_cut_end(lines)
     return Parsed("\n".join(lines))
+
+
+def encodable(text: str) -> str:
+    """The text without NUL and lone surrogates, which neither Arrow nor a tokenizer takes."""
+    text = text.replace("\x00", "")
+    return text if text.isascii() else text.encode("utf-8", "ignore").decode("utf-8")
 
 
 def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
@@ -85,6 +100,10 @@ def factor_lines(factors: Sequence[str]) -> str:
     are the shares and years of their prompt.
     """
     return r"\n".join(f"{factor}: [A-Za-z][^\n%]{{8,56}}" for factor in factors)
+
+
+def _without_data(text: str) -> str:
+    return _DATA.sub("", text).replace(CLOSE, "")
 
 
 def _without_cut_end(lines: list[str]) -> list[str]:

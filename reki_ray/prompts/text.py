@@ -6,8 +6,10 @@ leave its place in a prompt, nor hide characters, nor fill the context window.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from reki_ray.config import PromptsConfig
 
@@ -22,6 +24,13 @@ _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co"})
 # Delimiters, and the special tokens of chat templates (<|im_end|>, <end_of_turn>, </s>), need
 # angle brackets, plain or full-width; round ones keep the text readable and without that power.
 _BRACKETS = str.maketrans("<>\uff1c\uff1e\ufe64\ufe65", "()()()")
+_BRACKET = re.compile(f"[{''.join(map(chr, _BRACKETS))}]")
+# The same rules for plain ASCII, in one pass; `str.split` takes care of white space.
+_ASCII = str.maketrans(
+    "<>", "()", "".join(c for c in map(chr, range(128)) if not (c.isprintable() or c.isspace()))
+)
+_MAX_CACHED_CHARS = 256
+_CACHED_LINES = 2**15
 
 
 def sanitise(text: str, limit: int) -> str:
@@ -37,20 +46,37 @@ def sanitise(text: str, limit: int) -> str:
     Returns:
         One line without leading or trailing blanks; may be empty.
     """
+    # Titles and attributes come again and again; long texts would only fill the memory.
+    return _short_line(text, limit) if len(text) <= _MAX_CACHED_CHARS else _line(text, limit)
+
+
+def _line(text: str, limit: int) -> str:
     # A huge text is cut before the work is done; the allowance covers what is dropped below.
-    text = unicodedata.normalize("NFC", text[: 16 * limit + 1024])
-    kept = "".join(
-        " " if char.isspace() else char
-        for char in text
-        if char.isspace() or unicodedata.category(char) not in _DROPPED
-    )
-    line = " ".join(kept.split()).translate(_BRACKETS)
+    text = text[: 16 * limit + 1024]
+    if text.isascii():
+        line = " ".join(text.translate(_ASCII).split())
+    else:
+        line = " ".join(unicodedata.normalize("NFC", text).split())
+        if not line.isprintable():  # as is every character that has to go, and few others
+            line = "".join(map(_kept, line))
+            # Once more, for what stood between two blanks, or a character and its mark, is gone.
+            line = " ".join(unicodedata.normalize("NFC", line).split())
+        if _BRACKET.search(line):
+            line = line.translate(_BRACKETS)
     if len(line) <= limit:
         return line
     end = limit
     while end > 0 and unicodedata.category(line[end]).startswith("M"):
         end -= 1  # a combining mark stays with its base character, or goes with it
     return line[:end].rstrip()
+
+
+_short_line = lru_cache(maxsize=_CACHED_LINES)(_line)
+
+
+@lru_cache(maxsize=4096)
+def _kept(char: str) -> str:
+    return "" if unicodedata.category(char) in _DROPPED else char
 
 
 def attributes_text(attributes: Attributes | None, limits: PromptsConfig) -> str:

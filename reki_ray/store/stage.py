@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.extraction.ledger import Ledger
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle
 from reki_ray.pipeline import StageResult
@@ -219,7 +218,7 @@ class VersionBuilder:
                 rows = self._workspace.read_table(CLUSTERS[side])
                 ids, names = (rows.column(name).to_pylist() for name in (ID, CLUSTER_ID))
                 clusters[side] = dict(zip(ids, names, strict=True))
-        return knowledge_table(Ledger(self._workspace).current_answers(), clusters)
+        return knowledge_table(self._workspace.read_table(KNOWLEDGE), clusters)
 
     def _write_side(
         self, side: Side, expected: pa.ChunkedArray, folder: Path, task: Task

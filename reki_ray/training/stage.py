@@ -108,9 +108,8 @@ def _train(
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
-    root = workspace.path() if workspace.is_local else workspace.root
     assignment = Assignment(
-        workspace=os.path.abspath(root) if workspace.is_local else root,
+        workspace=workspace.location,
         config=config,
         runs=runs,
         data=[ray.put(data)],

@@ -8,19 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reki_ray import schema
 from reki_ray.clustering import stage as cluster
-from reki_ray.config import RekiConfig
+from reki_ray.config import EncodeConfig, RekiConfig
 from reki_ray.data import stage as ingest
 from reki_ray.encoding import stage as encode
-from reki_ray.encoding.encoder import TextEncoder
+from reki_ray.encoding.encoders import Encoder, build_encoder
+from reki_ray.encoding.ledger import VectorLedger, digests_of
+from reki_ray.encoding.stage import encode_source_texts
 from reki_ray.errors import DataError
-from reki_ray.extraction.ledger import PLAN, Ledger
 from reki_ray.progress import Reporter
 from reki_ray.schema import (
     CLUSTER_ID,
+    CREATED_AT,
     ENGINE,
     FACTOR,
     FINISH_REASON,
@@ -38,7 +41,7 @@ from reki_ray.schema import (
     TEXT,
     Side,
 )
-from reki_ray.vectors import normalise, read_vectors
+from reki_ray.vectors import encoder_of, normalise, read_vectors
 from reki_ray.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -51,19 +54,25 @@ IDS: Mapping[Side, tuple[schema.Table, str]] = {
 
 @pytest.fixture(scope="module")
 def stash(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test leaves the output of stages ingest and cluster for the others."""
+    """Where the first test leaves ingest, cluster and encoded user texts for the others."""
     return tmp_path_factory.mktemp("stash") / "workspace"
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return build_encoder(EncodeConfig())
 
 
 @pytest.fixture
 def config(
     tiny_config: Callable[..., RekiConfig], workspace: Workspace, reporter: Reporter, stash: Path
 ) -> RekiConfig:
-    """A configuration whose stages ingest and cluster are done."""
+    """A configuration whose stages ingest and cluster are done, and all source texts encoded."""
     made = tiny_config()
     if not stash.exists():
         ingest.run(made, workspace, reporter)
         cluster.run(made, workspace, reporter)
+        encode_source_texts(made, workspace, "users", reporter, "test: encoding users")
         shutil.copytree(workspace.root, stash)
     shutil.copytree(stash, workspace.root, dirs_exist_ok=True)
     return made
@@ -80,20 +89,34 @@ def clusters_of(workspace: Workspace, side: Side) -> dict[str, str]:
     return dict(zip(rows[ID].to_pylist(), rows[CLUSTER_ID].to_pylist(), strict=True))
 
 
-def answer(workspace: Workspace, texts: Mapping[tuple[str, str], str]) -> None:
-    """A plan and a ledger in which each subject has the given answer."""
-    ledger = Ledger(workspace)
+def answer(workspace: Workspace, texts: Mapping[tuple[str, str, str], str]) -> None:
+    """The output of stage extract: text by kind, subject and factor."""
+    rest = {MODEL: "m", REVISION: "1", ENGINE: "scripted", FINISH_REASON: "stop"}
+    counts = {PROMPT_TOKENS: 1, GENERATED_TOKENS: 1, CREATED_AT: 0}
     rows = [
-        {SUBJECT_KIND: kind, SUBJECT_ID: key, PROMPT_HASH: f"{kind}/{key}"} for kind, key in texts
+        {SUBJECT_KIND: kind, SUBJECT_ID: key, FACTOR: factor, TEXT: text, PROMPT_HASH: key}
+        | rest
+        | counts
+        for (kind, key, factor), text in texts.items()
     ]
-    ledger.write_plan(pa.Table.from_pylist(rows, schema=PLAN.schema))
-    rest = {FACTOR: "*", MODEL: "m", REVISION: "1", ENGINE: "scripted", FINISH_REASON: "stop"}
-    counts = {PROMPT_TOKENS: 1, GENERATED_TOKENS: 1}
-    answers = [
-        {**row, **rest, **counts, TEXT: text}
-        for row, text in zip(rows, texts.values(), strict=True)
-    ]
-    ledger.append(answers, [])
+    table = pa.Table.from_pylist(rows, schema=schema.KNOWLEDGE_SCHEMA)
+    workspace.write_table(schema.KNOWLEDGE, table)
+
+
+def answer_and_encode(
+    workspace: Workspace, encoder: Encoder, texts: Mapping[tuple[str, str, str], str]
+) -> None:
+    """The same, with the answers encoded here: the stage finds them and starts no actor."""
+    answer(workspace, texts)
+    distinct = sorted({text for text in texts.values() if text.strip()})
+    ledger = VectorLedger(workspace, encoder.identity)
+    ledger.append(digests_of(distinct), encoder.encode(distinct))
+
+
+def ledger_texts(workspace: Workspace) -> int:
+    """Rows of the ledger of vectors."""
+    files = Path(workspace.root, "encode/ledger").glob("*/*.parquet")
+    return sum(pq.read_metadata(path).num_rows for path in files)
 
 
 def test_every_id_is_in_one_cluster_of_the_minimum_size_and_again_in_the_same(
@@ -116,19 +139,20 @@ def test_every_id_is_in_one_cluster_of_the_minimum_size_and_again_in_the_same(
 
 
 def test_members_share_the_answer_of_their_cluster_and_a_dead_one_falls_back(
-    config: RekiConfig, workspace: Workspace, reporter: Reporter
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, encoder: Encoder
 ) -> None:
     clusters = {side: clusters_of(workspace, side) for side in SIDES}
     dead = {"users": "u0001", "items": "i0001"}
     texts = {
-        (f"{side.removesuffix('s')}_cluster", name): "  " if name == dead[side] else f"Likes {name}"
+        (f"{side.removesuffix('s')}_cluster", name, "*"): "  "
+        if name == dead[side]
+        else f"Likes {name}"
         for side in SIDES
         for name in sorted(set(clusters[side].values()))
     }
-    answer(workspace, texts)
+    answer_and_encode(workspace, encoder, texts)
     result = encode.run(config, workspace, reporter)
     assert result.rows_in == result.rows_out == 100
-    encoder = TextEncoder(config.encode.model, "main", "cpu", 64)
     for side in SIDES:
         rows = workspace.read_table(schema.REPRESENTATIONS[side])
         ids, vectors = read_vectors(rows)
@@ -146,14 +170,14 @@ def test_members_share_the_answer_of_their_cluster_and_a_dead_one_falls_back(
 
 
 def test_individual_answers_and_source_texts(
-    config: RekiConfig, workspace: Workspace, reporter: Reporter
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, encoder: Encoder
 ) -> None:
     texts = {
-        (side.removesuffix("s"), key): f"About {key}"
+        (side.removesuffix("s"), key, "*"): f"About {key}"
         for side in SIDES
         for key in ids_of(workspace, side)[:-1]
     }
-    answer(workspace, texts)
+    answer_and_encode(workspace, encoder, texts)
     result = encode.run(config, workspace, reporter)
     assert result.details["sources"]["users"] == {"individual": 39, "fallback": 1}
     assert result.details["sources"]["items"] == {"individual": 59, "fallback": 1}
@@ -173,7 +197,135 @@ def test_individual_answers_and_source_texts(
 def test_a_side_without_any_answer_is_refused(
     config: RekiConfig, workspace: Workspace, reporter: Reporter
 ) -> None:
-    answer(workspace, {("item", "m0"): "About m0"})
+    answer(workspace, {("item", "m0", "*"): "About m0"})
     with pytest.raises(DataError, match="any of the 40 users"):
         encode.run(config, workspace, reporter)
-    assert not workspace.exists("encode")
+    assert not workspace.has_table(schema.REPRESENTATIONS["users"])
+    assert not workspace.exists(".scratch-texts")
+
+
+def test_the_answer_of_a_subject_counts_before_that_of_its_cluster_and_factors_are_joined(
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, encoder: Encoder
+) -> None:
+    users, items = (clusters_of(workspace, side) for side in SIDES)
+    answer_and_encode(
+        workspace,
+        encoder,
+        {
+            # The name of a cluster is no user, whoever is called like it.
+            ("user", users["u0"], "*"): "about nobody",
+            ("user_cluster", users["u0"], "*"): "about the cluster",
+            ("user", "u0", "taste"): "slow films",
+            ("user", "u0", "era"): "the seventies",
+            ("item_cluster", items["m0"], "*"): "about films",
+        },
+    )
+    joined = "the seventies\nslow films"
+    VectorLedger(workspace, encoder.identity).append(digests_of([joined]), encoder.encode([joined]))
+    encode.run(config, workspace, reporter)
+    rows = workspace.read_table(schema.REPRESENTATIONS["users"])
+    ids, vectors = read_vectors(rows)
+    found = dict(zip(ids, vectors, strict=True))
+    own, shared = encoder.encode([joined, "about the cluster"])
+    np.testing.assert_allclose(found["u0"], own, atol=1e-5)
+    neighbour = next(key for key, name in users.items() if name == users["u0"] and key != "u0")
+    np.testing.assert_allclose(found[neighbour], shared, atol=1e-5)
+    assert rows[SOURCE].to_pylist()[ids.index("u0")] == "individual"
+
+
+def test_texts_are_encoded_once_a_workspace_and_tables_say_by_what(
+    config: RekiConfig, workspace: Workspace, reporter: Reporter
+) -> None:
+    # Stage cluster has encoded the item texts, the fixture those of users.
+    assert ledger_texts(workspace) == 100
+    kinds = {
+        "user_cluster": clusters_of(workspace, "users"),
+        "item_cluster": clusters_of(workspace, "items"),
+    }
+    texts = {
+        (kind, name, "*"): f"Likes {name}"
+        for kind, names in kinds.items()
+        for name in sorted(set(names.values()))
+    }
+    answer(workspace, texts)
+    details = encode.run(config, workspace, reporter).details
+    assert (details["texts_found"], details["texts_encoded"]) == (100, len(texts))
+    assert details["texts"] == 100 + len(texts) == ledger_texts(workspace)
+    expected = {"backend": "sentence_transformers", "model": "packaged:all-minilm-l6-v2"}
+    assert expected.items() <= details.items()
+    for tables in (schema.REPRESENTATIONS, schema.TEXT_REPRESENTATIONS, schema.CLUSTER_VECTORS):
+        for table in tables.values():
+            said = encoder_of(workspace.read_table(table))
+            assert said == {
+                key: details[key] for key in ("backend", "model", "revision", "identity")
+            }
+    before = {side: workspace.read_table(schema.REPRESENTATIONS[side]) for side in SIDES}
+    # One answer changes: one text is encoded.
+    answer(workspace, {**texts, next(iter(texts)): "Changed its mind"})
+    details = encode.run(config, workspace, reporter).details
+    assert (details["texts_found"], details["texts_encoded"]) == (100 + len(texts) - 1, 1)
+    after = {side: workspace.read_table(schema.REPRESENTATIONS[side]) for side in SIDES}
+    assert after["items"].equals(before["items"])
+    assert not after["users"].equals(before["users"])
+
+
+def test_a_large_side_is_written_in_parts_that_read_as_one_table(
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, encoder: Encoder
+) -> None:
+    items = workspace.read_table(schema.ITEMS)
+    for number, start in enumerate(range(0, 60, 25)):
+        workspace.write_table(schema.ITEMS, items.slice(start, 25), part=f"part-{number:05d}")
+    clusters = {side: clusters_of(workspace, side) for side in SIDES}
+    answer_and_encode(
+        workspace,
+        encoder,
+        {
+            ("user_cluster", clusters["users"]["u0"], "*"): "Likes slow films",
+            ("item_cluster", clusters["items"]["m0"], "*"): "Is a slow film",
+            ("item_cluster", clusters["items"]["m1"], "*"): "Is a fast film",
+        },
+    )
+    encode.run(config, workspace, reporter)
+    rows = workspace.read_table(schema.REPRESENTATIONS["items"])
+    ids, vectors = read_vectors(rows)
+    assert len(workspace.parts(schema.REPRESENTATIONS["items"])) == 3
+    assert ids == items[schema.ITEM_ID].to_pylist()
+    known = np.array([source == "cluster" for source in rows[SOURCE].to_pylist()])
+    assert 0 < known.sum() < 60
+    # The mean is that of all parts.
+    mean = normalise(vectors[known].mean(axis=0, keepdims=True))[0]
+    np.testing.assert_allclose(vectors[~known], np.tile(mean, (sum(~known), 1)), atol=1e-5)
+
+
+def test_another_encoder_of_another_dimension_replaces_the_tables(
+    tiny_config: Callable[..., RekiConfig],
+    config: RekiConfig,
+    workspace: Workspace,
+    reporter: Reporter,
+    encoder: Encoder,
+) -> None:
+    clusters = {side: clusters_of(workspace, side) for side in SIDES}
+    answer_and_encode(
+        workspace,
+        encoder,
+        {
+            ("user_cluster", clusters["users"]["u0"], "*"): "Likes slow films",
+            ("item_cluster", clusters["items"]["m0"], "*"): "Is a slow film",
+        },
+    )
+    encode.run(config, workspace, reporter)
+    paper = tiny_config(
+        encode={"backend": "hidden_states", "model": "packaged:smollm2-135m-instruct"}
+    )
+    details = encode.run(paper, workspace, reporter).details
+    assert (details["dimension"], details["texts_found"]) == (576, 0)
+    for tables in (schema.REPRESENTATIONS, schema.TEXT_REPRESENTATIONS):
+        for side in SIDES:
+            rows = workspace.read_table(tables[side])
+            ids, vectors = read_vectors(rows)
+            assert ids == ids_of(workspace, side)
+            assert vectors.shape[1] == 576
+            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+            assert encoder_of(rows)["backend"] == "hidden_states"
+    # Back again costs nothing: the old vectors are still there.
+    assert encode.run(config, workspace, reporter).details["texts_encoded"] == 0

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pytest
 
 from reki_ray import schema
-from reki_ray.config import SamplingConfig, VllmEngine
+from reki_ray.config import ExtractConfig, PromptsConfig, VllmEngine
 from reki_ray.errors import EngineError
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
-from reki_ray.extraction.ledger import Ledger
+from reki_ray.extraction.resources import require
 from reki_ray.extraction.stage import run
 from reki_ray.progress import Reporter
+from reki_ray.prompts.render import Renderer, load_scenario
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
 
@@ -78,8 +79,8 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
         train={"arms": ["fair_base", "reki_i"]},
     )
     result = run(config, workspace, reporter)
-    rows = Ledger(workspace).current_answers().to_pylist()
-    dead = Ledger(workspace).dead_letters().to_pylist()
+    rows = workspace.read_table(schema.KNOWLEDGE).to_pylist()
+    dead = workspace.read_table(schema.DEAD_LETTERS).to_pylist()
     assert [letter[schema.SUBJECT_ID] for letter in dead] == ["m3"]
     assert "1024" in dead[0][schema.REASON]
     assert sorted(row[schema.SUBJECT_ID] for row in rows) == ["m0", "m1", "m2", "u0"]
@@ -94,12 +95,13 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
 
 
 def test_a_cluster_that_is_too_small_is_told_before_the_start() -> None:
-    engine = VllmBatchEngine(VllmEngine(), SamplingConfig(), (), batch_size=4, concurrency=9)
+    frame = Renderer(load_scenario("movies"), PromptsConfig()).frame
+    many = ExtractConfig(min_replicas=9, max_replicas=9)
     with pytest.raises(EngineError, match="need 10 CPU"):
-        list(engine.ask([], 4))
-    on_gpu = VllmBatchEngine(VllmEngine(device="gpu"), SamplingConfig(), (), 4, 1)
-    with pytest.raises(EngineError, match="need 1 GPU"):
-        list(on_gpu.ask([], 4))
+        require(VllmBatchEngine(VllmEngine(), many, frame).demand)
+    on_gpu = VllmEngine(device="gpu", engine_kwargs={"tensor_parallel_size": 2})
+    with pytest.raises(EngineError, match="need 2 GPU"):
+        require(VllmBatchEngine(on_gpu, ExtractConfig(engine=on_gpu), frame).demand)
 
 
 def test_preloaded_libraries_exist() -> None:

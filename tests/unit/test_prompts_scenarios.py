@@ -9,7 +9,7 @@ import yaml
 
 from reki_ray.config import PromptsConfig
 from reki_ray.errors import ConfigError
-from reki_ray.prompts.parse import by_factor, clean
+from reki_ray.prompts.parse import by_factor, clean, prompt_lines
 from reki_ray.prompts.render import Renderer, histogram, load_scenario, plain_text
 from reki_ray.prompts.scenario import SCENARIOS
 
@@ -27,26 +27,31 @@ def test_scenarios_that_come_along_render_every_kind(name: str) -> None:
         renderer.user_cluster("c", 2, [], shares),
     ]
     for prompt in prompts:
-        roles = [message.role for message in prompt.messages]
+        messages = renderer.frame.messages(prompt.subject_kind, prompt.body)
+        roles = [message.role for message in messages]
         assert roles == ["system", "user", "assistant", "user"]
         for factor in scenario.factors:
-            assert f"- {factor.key}: " in prompt.messages[0].content
+            assert f"- {factor.key}: " in messages[0].content
         keys = [factor.key for factor in scenario.factors]
-        assert list(by_factor(prompt.messages[2].content, keys)) == keys
+        assert list(by_factor(messages[2].content, keys)) == keys
 
 
 def test_prompts_of_a_kind_share_everything_but_the_subject() -> None:
     renderer = Renderer(load_scenario("movies"), PromptsConfig(few_shot=True))
-    first, second = renderer.item("1", "Heat", None, None), renderer.item("2", "Alien", None, None)
-    assert first.messages[:-1] == second.messages[:-1]
-    assert first.messages[-1] != second.messages[-1]
+    first, second = (
+        renderer.frame.messages("item", renderer.item("1", title, None, None).body)
+        for title in ("Heat", "Alien")
+    )
+    assert first[:-1] == second[:-1]
+    assert first[-1] != second[-1]
 
 
 def test_only_chosen_factors_are_asked_and_exemplified() -> None:
     limits = PromptsConfig(factors=("genre", "soundtrack"), few_shot=True)
-    prompt = Renderer(load_scenario("movies"), limits).item("1", "Heat", None, None)
-    assert "critical acclaim" not in plain_text(prompt.messages)
-    assert prompt.messages[2].content.count("\n") == 1
+    renderer = Renderer(load_scenario("movies"), limits)
+    messages = renderer.frame.messages("item", renderer.item("1", "Heat", None, None).body)
+    assert "critical acclaim" not in plain_text(messages)
+    assert messages[2].content.count("\n") == 1
 
 
 def test_an_unknown_factor_is_named() -> None:
@@ -57,7 +62,7 @@ def test_an_unknown_factor_is_named() -> None:
 def test_a_user_prompt_shows_no_more_than_the_history_limit() -> None:
     limits = PromptsConfig(max_history=3)
     history: list[tuple[str, float | None]] = [(f"Film {i}", float(i % 5 + 1)) for i in range(9)]
-    body = Renderer(load_scenario("movies"), limits).user("u", None, history).messages[-1].content
+    body = Renderer(load_scenario("movies"), limits).user("u", None, history).body
     assert "- Film 2: 3" in body
     assert "Film 3" not in body
 
@@ -98,24 +103,26 @@ FACTORS = ["genre", "mood and tone"]
 def test_answers_lose_echoes_and_cut_ends() -> None:
     prompt = "### Task\nWrite one line for each factor.\n<data>\nmovie: Heat\n</data>\n"
     answer = "Write one line for each factor.\n<data>\nmovie: Heat\n</data>\ngenre: crime\nmood and"
-    assert clean(answer, "stop", prompt, FACTORS).text == "genre: crime\nmood and"
-    assert clean(answer, "length", prompt, FACTORS).text == "genre: crime"
-    assert clean("One. Two is cu", "length", prompt).text == "One."
-    assert clean("cut at once", "length", prompt).text == "cut at once"
+    asked = prompt_lines(prompt, FACTORS)
+    assert clean(answer, "stop", asked).text == "genre: crime\nmood and"
+    assert clean(answer, "length", asked).text == "genre: crime"
+    assert clean("One. Two is cu", "length", asked).text == "One."
+    assert clean("cut at once", "length", asked).text == "cut at once"
 
 
 def test_factor_lines_of_the_example_are_no_echo() -> None:
     prompt = "genre: a crime drama for adults\nDescribe the movie for a system."
-    assert clean("genre: a crime drama for adults", "stop", prompt, FACTORS).text is not None
-    parsed = clean("Describe the movie for a system.", "stop", prompt, FACTORS)
+    asked = prompt_lines(prompt, FACTORS)
+    assert clean("genre: a crime drama for adults", "stop", asked).text is not None
+    parsed = clean("Describe the movie for a system.", "stop", asked)
     assert parsed.text is None
     assert "repeats" in parsed.reason
 
 
 @pytest.mark.parametrize("answer", ["", " \n\t", "\n"])
 def test_empty_answers_have_a_reason(answer: str) -> None:
-    assert clean(answer, "stop", "").text is None
-    assert "empty" in clean(answer, "stop", "").reason
+    assert clean(answer, "stop").text is None
+    assert "empty" in clean(answer, "stop").reason
 
 
 def test_factors_are_found_whatever_their_list_marks() -> None:

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reki_ray.config import PromptsConfig
+from reki_ray.prompts.messages import CLOSE, OPEN
 from reki_ray.prompts.render import (
-    CLOSE,
-    OPEN,
     GroupUser,
     Renderer,
     item_text,
@@ -50,14 +49,15 @@ def test_poison_stays_between_the_delimiters(poison: str) -> None:
         RENDERER.user_cluster("c", 3, [GroupUser({"a": [poison]}, [(poison, None)])], {}),
     ]
     for prompt in prompts:
-        body = prompt.messages[-1].content
+        body = prompt.body
+        whole = plain_text(RENDERER.frame.messages(prompt.subject_kind, body))
         assert body.startswith(f"{OPEN}\n")
         assert body.endswith(f"\n{CLOSE}")
         inside = body.removeprefix(OPEN).removesuffix(CLOSE)
         assert not set("<>\x00") & set(inside)
         assert len(body) < 1000
-        plain_text(prompt.messages).encode()  # no surrogate is left
-        assert plain_text(prompt.messages).count("### Task") == 1 + inside.count("### Task")
+        whole.encode()  # no surrogate is left
+        assert whole.count("### Task") == 1 + inside.count("### Task")
         assert "\n### Task" not in inside
 
 
@@ -75,6 +75,17 @@ def test_sanitised_text_is_one_short_clean_line(text: str, limit: int) -> None:
 def test_sanitising_twice_changes_nothing(text: str) -> None:
     once = sanitise(text, 60)
     assert sanitise(once, 60) == once
+
+
+def test_sanitising_twice_changes_nothing_where_a_mark_is_set_free() -> None:
+    assert sanitise("e\u200b\u0301", 9) == "\u00e9"
+
+
+def test_text_in_any_script_obeys_the_same_rules() -> None:
+    for word in ("plain", "r\u00e9sum\u00e9", "\u4e2d\u6587", "\U0001f3ac"):
+        noisy = f"\t<{word}>\n\u2028 \x00{word}\u200b\x1c \r\n"
+        assert sanitise(noisy, 99) == f"({word}) {word}"
+        assert sanitise(noisy + " " * 300, 99) == f"({word}) {word}"
 
 
 def test_a_cut_leaves_no_character_without_its_mark() -> None:

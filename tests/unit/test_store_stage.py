@@ -12,7 +12,6 @@ import pytest
 
 from reki_ray import schema
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.extraction.ledger import PLAN
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle, Origin
 from reki_ray.progress import Reporter
@@ -23,7 +22,6 @@ from tests import store_factory
 from tests.conftest import TinyConfig
 from tests.store_factory import ITEM_IDS, REPRESENTATION, USER_IDS
 
-PLAN_COLUMNS = [schema.SUBJECT_KIND, schema.SUBJECT_ID, schema.PROMPT_HASH]
 AUCS = {
     ("fair_base", 0): 0.9,
     ("fair_base", 1): 0.8,
@@ -43,7 +41,6 @@ def trained(workspace: Workspace) -> Workspace:
     workspace.write_table(schema.ITEMS, store_factory.ITEMS_TABLE)
     workspace.write_table(schema.INTERACTIONS, store_factory.INTERACTIONS_TABLE)
     workspace.write_table(schema.KNOWLEDGE, store_factory.ANSWERS_TABLE)
-    workspace.write_table(PLAN, store_factory.ANSWERS_TABLE.select(PLAN_COLUMNS))
     for side, ids in (("users", USER_IDS), ("items", ITEM_IDS)):
         _write_side(workspace, "users" if side == "users" else "items", ids)
     for (arm, seed), auc in AUCS.items():

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from reki_ray.config import ExtractConfig, OpenAiEngine, ScriptedEngine
+from reki_ray.extraction.engines.protocol import Engine
+from reki_ray.prompts.frame import Frame
 
-from reki_ray.config import ExtractConfig, ScriptedEngine
-from reki_ray.extraction.engines.protocol import Answer, Engine, Question
-
-__all__ = ["Answer", "Engine", "Question", "build_engine"]
+__all__ = ["Engine", "build_engine"]
 
 
-def build_engine(config: ExtractConfig, factors: Sequence[str]) -> Engine:
+def build_engine(config: ExtractConfig, frame: Frame) -> Engine:
     """The engine that a configuration names.
 
     Args:
         config: Engine, sampling and batching.
-        factors: Keys of the factors that are asked for.
+        frame: What all prompts of the run share.
     """
     # Only the chosen engine is imported: the scripted one must work without vLLM.
     if isinstance(config.engine, ScriptedEngine):
         from reki_ray.extraction.engines import scripted  # noqa: PLC0415
 
-        return scripted.ScriptedEngine(config.engine, config.batch_size)
+        return scripted.ScriptedEngine(config.engine, config, frame)
+    if isinstance(config.engine, OpenAiEngine):
+        from reki_ray.extraction.engines import openai  # noqa: PLC0415
+
+        return openai.OpenAiBatchEngine(config.engine, config, frame)
     from reki_ray.extraction.engines import vllm  # noqa: PLC0415
 
-    return vllm.VllmBatchEngine(
-        config.engine, config.sampling, factors, config.batch_size, config.concurrency
-    )
+    return vllm.VllmBatchEngine(config.engine, config, frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from reki_ray.errors import EngineError
@@ -13,7 +14,7 @@ PLAIN_STOP = "\n###"
 
 
 class ChatRenderer:
-    """Chat template of one model.
+    """Chat template of one model. Can be pickled: another process loads the tokenizer itself.
 
     Args:
         model: Local folder or Hugging Face id.
@@ -24,16 +25,30 @@ class ChatRenderer:
     """
 
     def __init__(self, model: str, revision: str) -> None:
+        self._model = model
+        self._revision = revision
+        self._tokenizer  # noqa: B018  # a model that cannot be loaded fails here
+
+    def __reduce__(self) -> tuple[type[ChatRenderer], tuple[str, str]]:
+        return type(self), (self._model, self._revision)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # noqa: PLC0415  # seconds, and only needed here
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(model, revision=revision)
+            return AutoTokenizer.from_pretrained(self._model, revision=self._revision)
         except (OSError, ValueError) as error:
             raise EngineError(
                 f"the tokenizer cannot be loaded: {error}",
-                where=f"extract.engine.model = {model}",
+                where=f"extract.engine.model = {self._model}",
                 todo="Name packaged:<name>, a local folder with a tokenizer, or a reachable id.",
             ) from error
+
+    @cached_property
+    def _adds_beginning(self) -> bool:
+        """Whether the tokenizer itself begins a text with its special token."""
+        return bool(self._tokenizer("", add_special_tokens=True)["input_ids"])
 
     @property
     def has_template(self) -> bool:
@@ -50,5 +65,4 @@ class ChatRenderer:
         )
         # The engine adds the beginning-of-text token itself; some templates write it as well.
         bos = self._tokenizer.bos_token
-        adds_bos = self._tokenizer("", add_special_tokens=True)["input_ids"] != []
-        return rendered.removeprefix(bos) if bos and adds_bos else rendered
+        return rendered.removeprefix(bos) if bos and self._adds_beginning else rendered

@@ -6,37 +6,28 @@ get answers alike.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-from collections.abc import Iterable, Iterator
-from functools import partial
+import time
+import zlib
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from reki_ray.config import ExtractConfig
 from reki_ray.config import ScriptedEngine as ScriptedConfig
-from reki_ray.extraction.engines.protocol import (
-    ANSWER_SCHEMA,
-    Answer,
-    Question,
-    answer_blocks,
-    question_blocks,
-)
-from reki_ray.prompts.render import plain_text
-from reki_ray.schema import (
-    FINISH_REASON,
-    GENERATED_TOKENS,
-    PROMPT,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    REASON,
-    TEXT,
-)
+from reki_ray.extraction.engines.answers import Outcome, answer_table
+from reki_ray.extraction.engines.pool import pool_options
+from reki_ray.extraction.engines.protocol import Demand
+from reki_ray.prompts.frame import Frame, Reply
+from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
-_FACTOR = re.compile(r"^- ([^:\n]+): ", re.MULTILINE)
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _WORDS_A_FACTOR = 3
-_SUBJECT = "### Subject"
-_FRAME = frozenset({"data", "answer"})
+_FRAME_WORDS = frozenset({"data", "answer"})
 
 
 class ScriptedEngine:
@@ -44,82 +35,80 @@ class ScriptedEngine:
 
     Args:
         config: Names for the ledger, and the text that makes a prompt fail.
-        batch_size: Prompts a call.
+        extract: Batches and replicas.
+        frame: What all prompts share.
     """
 
     name = "scripted"
 
-    def __init__(self, config: ScriptedConfig, batch_size: int) -> None:
+    def __init__(self, config: ScriptedConfig, extract: ExtractConfig, frame: Frame) -> None:
         self.model = config.model
         self.revision = config.revision
-        self._fail_containing = config.fail_containing
-        self._batch_size = batch_size
+        self._config = config
+        self._extract = extract
+        self._frame = frame
 
-    def ask(self, questions: Iterable[Question], unit_rows: int) -> Iterator[list[Answer]]:
-        """See `Engine.ask`."""
-        dataset = question_blocks(
-            ((question.prompt_hash, plain_text(question.messages)) for question in questions),
-            unit_rows,
-        )
-        if dataset is None:
-            return
-        dataset = dataset.map_batches(
-            partial(answer_batch, fail_containing=self._fail_containing),
-            batch_size=self._batch_size,
+    @property
+    def demand(self) -> Demand:
+        """See `Engine.demand`."""
+        return Demand(min_replicas=self._extract.min_replicas)
+
+    def answer(self, questions: Dataset) -> Dataset:
+        """See `Engine.answer`."""
+        return questions.map_batches(
+            ScriptedActor,
+            fn_constructor_args=(self._config, self._frame),
+            batch_size=None,
             batch_format="pyarrow",
+            num_cpus=1,
+            **pool_options(self._extract, self.demand),
         )
-        yield from answer_blocks(dataset, f"{self.name}: {self.model}")
 
 
-def answer_batch(batch: pa.Table, fail_containing: str) -> pa.Table:
-    """Answer a batch.
+class ScriptedActor:
+    """One replica of the scripted engine.
 
     Args:
-        batch: Prompt hashes and prompts as `plain_text` renders them.
-        fail_containing: Text of prompts that fail; empty lets every prompt succeed.
-
-    Returns:
-        Rows of `ANSWER_SCHEMA`, in the order of the batch.
+        config: See `ScriptedEngine`.
+        frame: What all prompts share.
     """
-    rows = []
-    for prompt_hash, prompt in zip(
-        batch[PROMPT_HASH].to_pylist(), batch[PROMPT].to_pylist(), strict=True
-    ):
-        fails = fail_containing and fail_containing in _subject(prompt)
-        text = "" if fails else answer(prompt)
-        rows.append(
-            {
-                PROMPT_HASH: prompt_hash,
-                PROMPT: prompt,
-                TEXT: text,
-                PROMPT_TOKENS: len(prompt.split()),
-                GENERATED_TOKENS: len(text.split()),
-                FINISH_REASON: None if fails else "stop",
-                REASON: f"the prompt contains {fail_containing!r}" if fails else "",
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
+
+    def __init__(self, config: ScriptedConfig, frame: Frame) -> None:
+        self._config = config
+        self._frame = frame
+
+    def __call__(self, questions: pa.Table) -> pa.Table:
+        """Rows of `QUESTION_SCHEMA` to rows of `ANSWER_SCHEMA`."""
+        rows = zip(questions[SUBJECT_KIND].to_pylist(), questions[BODY].to_pylist(), strict=True)
+        return answer_table(questions, [self._outcome(kind, body) for kind, body in rows])
+
+    def _outcome(self, kind: SubjectKind, body: str) -> Outcome:
+        asked_at = time.time()
+        if self._config.seconds:
+            time.sleep(self._config.seconds)
+        poison = self._config.fail_containing
+        if poison and poison in body:
+            return Outcome(None, f"the prompt contains {poison!r}", asked_at=asked_at)
+        text = answer(self._frame, body)
+        reply = Reply(text, "stop", len(body.split()), 0, len(text.split()))
+        verdict = self._frame.judge(kind, body, reply)
+        return Outcome(verdict.texts, verdict.reason, (reply,), asked_at)
 
 
-def answer(prompt: str) -> str:
-    """One line a factor, of words of the subject chosen by hash.
+def answer(frame: Frame, body: str) -> str:
+    """One text a factor, of words of the subject chosen by hash, in the form of the frame.
 
     Args:
-        prompt: As `plain_text` renders it.
+        frame: Factors and form.
+        body: What the prompt says of the subject.
     """
-    instruction = prompt.partition(_SUBJECT)[0]
-    factors = _FACTOR.findall(instruction) or ["knowledge"]
-    words = sorted({word.lower() for word in _WORD.findall(_subject(prompt))} - _FRAME)
-    lines = []
-    for factor in factors:
-        chosen = sorted(words, key=lambda word: _rank(factor, word))[:_WORDS_A_FACTOR]
-        lines.append(f"{factor}: {', '.join(chosen) or 'nothing is known'}")
-    return "\n".join(lines)
-
-
-def _subject(prompt: str) -> str:
-    return prompt.rpartition(_SUBJECT)[2]
-
-
-def _rank(factor: str, word: str) -> bytes:
-    return hashlib.sha256(f"{factor}\0{word}".encode()).digest()
+    words = sorted({word.lower() for word in _WORD.findall(body)} - _FRAME_WORDS)
+    encoded = [(word.encode(), word) for word in words]
+    texts = {}
+    for factor in frame.factors:
+        start = zlib.crc32(factor.encode())
+        chosen = sorted(encoded, key=lambda pair: zlib.crc32(pair[0], start))[:_WORDS_A_FACTOR]
+        texts[factor] = ", ".join(word for _, word in chosen) or "nothing is known"
+    if frame.form == "json":
+        return json.dumps(texts)
+    return "\n".join(f"{factor}: {text}" for factor, text in texts.items())

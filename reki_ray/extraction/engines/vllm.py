@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import ray
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
 from reki_ray.assets import resolve_model
-from reki_ray.config import SamplingConfig, VllmEngine
-from reki_ray.errors import EngineError
+from reki_ray.config import ExtractConfig, VllmEngine
+from reki_ray.extraction.engines.answers import answer_table
 from reki_ray.extraction.engines.chat import PLAIN_STOP, ChatRenderer
-from reki_ray.extraction.engines.protocol import (
-    Answer,
-    Question,
-    answer_blocks,
-    question_blocks,
-)
-from reki_ray.prompts.parse import factor_lines
-from reki_ray.schema import (
-    FINISH_REASON,
-    GENERATED_TOKENS,
-    PROMPT,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    REASON,
-    TEXT,
-)
+from reki_ray.extraction.engines.observed import OUTCOME, observing, outcome_of
+from reki_ray.extraction.engines.pool import largest_pool, restart_options
+from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA, Demand
+from reki_ray.extraction.prices import gpus_of
+from reki_ray.prompts.frame import Frame
+from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+# Blanks between the fields of an answer would cost tokens and teach nothing.
+_STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
 
 CPU_PRESET: dict[str, Any] = {
-    "dtype": "bfloat16",
+    "structured_outputs_config": _STRUCTURED,
     # Compiling costs minutes of start-up and gains nothing for models that fit a CPU.
     "enforce_eager": True,
     # The CPU default of 128 tokens a block never caches shorter shared prefixes.
@@ -44,6 +41,7 @@ CPU_PRESET: dict[str, Any] = {
     "max_num_seqs": 32,
 }
 GPU_PRESET: dict[str, Any] = {
+    "structured_outputs_config": _STRUCTURED,
     "enable_prefix_caching": True,
     "gpu_memory_utilization": 0.9,
 }
@@ -53,11 +51,34 @@ _ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_NO_USAGE_STATS": "1",
 }
-# Threads bound to cores starve where other work shares the cores. (The engine core always runs in
-# a process of its own under Ray Data: vLLM's switch for that serves the synchronous engine alone.)
-_CPU_ENV = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+_CPU_ENV = {
+    # Threads bound to cores starve where other work shares the cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # The model runs inside the engine core's process. With a worker process of its own, the core
+    # spins on a shared buffer while the worker computes, and takes half of a machine of two cores.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
 _PRELOADED = ("libiomp5.so", "libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
+
+
+@dataclass(frozen=True)
+class VllmSetting:
+    """How vLLM is started and asked; the benchmark starts it alone with the same.
+
+    Attributes:
+        source: Folder or id of the model.
+        engine_kwargs: Arguments of the engine, unrenamed.
+        sampling: Arguments of `SamplingParams`, structured output as a dict.
+        environment: Environment variables of its process.
+        chat: Renders prompts as the model wants them.
+    """
+
+    source: str
+    engine_kwargs: dict[str, Any]
+    sampling: dict[str, Any]
+    environment: dict[str, str]
+    chat: ChatRenderer
 
 
 class VllmBatchEngine:
@@ -65,68 +86,87 @@ class VllmBatchEngine:
 
     Args:
         config: Model, preset and overrides.
-        sampling: Sampling of the answers.
-        factors: Keys of the factors that are asked for.
-        batch_size: Prompts a call of the engine.
-        concurrency: Engine replicas.
+        extract: Sampling, batches and replicas.
+        frame: What all prompts share.
     """
 
     name = "vllm"
 
-    def __init__(
-        self,
-        config: VllmEngine,
-        sampling: SamplingConfig,
-        factors: Sequence[str],
-        batch_size: int,
-        concurrency: int,
-    ) -> None:
+    def __init__(self, config: VllmEngine, extract: ExtractConfig, frame: Frame) -> None:
         self.model = config.model
         self.revision = config.revision
         self._config = config
-        self._sampling = sampling
-        self._factors = factors
-        self._batch_size = batch_size
-        self._concurrency = concurrency
+        self._extract = extract
+        self._frame = frame
 
-    def ask(self, questions: Iterable[Question], unit_rows: int) -> Iterator[list[Answer]]:
-        """See `Engine.ask`."""
-        threads = self._threads()
-        self._require_resources(threads)
+    @property
+    def demand(self) -> Demand:
+        """See `Engine.demand`."""
+        gpus = {"GPU": float(gpus_of(self._extract))} if gpus_of(self._extract) else {}
+        return Demand({"CPU": 1.0, **gpus}, self._extract.min_replicas)
+
+    def setting(self, threads: int) -> VllmSetting:
+        """How vLLM is started and asked.
+
+        Args:
+            threads: OpenMP threads of a replica on the CPU.
+
+        Raises:
+            EngineError: The model's tokenizer cannot be loaded.
+        """
         source = resolve_model(self._config.model)
         chat = ChatRenderer(source, self._config.revision)
-        dataset = question_blocks(
-            ((question.prompt_hash, chat.text(question.messages)) for question in questions),
-            unit_rows,
-        )
-        if dataset is None:
-            return
-        processor = build_processor(
-            self._processor_config(source, threads),
-            preprocess=partial(_to_request, sampling=self._sampling_params(chat)),
-            postprocess=partial(
-                _to_answer,
-                max_tokens=self._sampling.max_tokens,
-                max_model_len=self._config.max_model_len,
-            ),
-        )
-        yield from answer_blocks(processor(dataset), f"{self.name}: {self.model}")
-
-    def _processor_config(self, source: str, threads: int) -> vLLMEngineProcessorConfig:
-        cpu = self._config.device == "cpu"
-        return vLLMEngineProcessorConfig(
-            model_source=source,
-            engine_kwargs={
-                **(CPU_PRESET if cpu else GPU_PRESET),
+        return VllmSetting(
+            source,
+            {
+                **(
+                    {**CPU_PRESET, "dtype": cpu_dtype()}
+                    if self._config.device == "cpu"
+                    else GPU_PRESET
+                ),
                 "max_model_len": self._config.max_model_len,
                 **({} if Path(source).is_dir() else {"revision": self._config.revision}),
                 **self._config.engine_kwargs,
             },
-            runtime_env={"env_vars": self._environment(source, threads)},
-            batch_size=self._batch_size,
-            concurrency=(self._concurrency, self._concurrency),
-            placement_group_config={"bundles": [{"CPU": 1}]} if cpu else None,
-            # The driver renders and the engine tokenises: three actors less to start.
+            self._sampling_params(chat),
+            self._environment(source, threads),
+            chat,
+        )
+
+    def answer(self, questions: Dataset) -> Dataset:
+        """See `Engine.answer`."""
+        setting = self.setting(self._threads())
+        processor = build_processor(
+            self._processor_config(setting),
+            preprocess=partial(
+                _to_request, frame=self._frame, chat=setting.chat, sampling=setting.sampling
+            ),
+            postprocess=_to_row,
+        )
+        for name, stage in processor.stages.items():  # the engine's alone: the others are off
+            # A copy: assigning would make the stage work out its resources a second time, wrongly.
+            processor.stages[name] = stage.model_copy(
+                update={
+                    "fn": observing(stage.fn, self._frame, setting.chat),
+                    "map_batches_kwargs": stage.map_batches_kwargs | restart_options(self._extract),
+                }
+            )
+        return processor(questions).map_batches(
+            _to_answers, batch_size=None, batch_format="pyarrow"
+        )
+
+    def _processor_config(self, setting: VllmSetting) -> vLLMEngineProcessorConfig:
+        extract = self._extract
+        return vLLMEngineProcessorConfig(
+            model_source=setting.source,
+            engine_kwargs=setting.engine_kwargs,
+            runtime_env={"env_vars": setting.environment},
+            batch_size=extract.batch_size,
+            concurrency=(extract.min_replicas, largest_pool(extract, self.demand)),
+            placement_group_config=(
+                {"bundles": [{"CPU": 1}]} if self._config.device == "cpu" else None
+            ),
+            # The tasks before it render and the engine tokenises: three actors less to start.
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,
@@ -136,8 +176,9 @@ class VllmBatchEngine:
         )
 
     def _sampling_params(self, chat: ChatRenderer) -> dict[str, Any]:
-        sampling = self._sampling
+        sampling = self._extract.sampling
         stop = list(sampling.stop) + ([] if chat.has_template else [PLAIN_STOP])
+        structured = self._frame.structured(constrain=sampling.constrain)
         return {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -145,11 +186,7 @@ class VllmBatchEngine:
             "repetition_penalty": sampling.repetition_penalty,
             "seed": sampling.seed,
             **({"stop": stop} if stop else {}),
-            **(
-                {"structured_outputs": {"regex": factor_lines(self._factors)}}
-                if sampling.constrain
-                else {}
-            ),
+            **({"structured_outputs": structured} if structured else {}),
         }
 
     def _environment(self, source: str, threads: int) -> dict[str, str]:
@@ -169,31 +206,20 @@ class VllmBatchEngine:
         node = max(
             (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1
         )
-        share = (ray.cluster_resources().get("CPU", 1) - 1) / self._concurrency
+        replicas = largest_pool(self._extract, self.demand)
+        share = (ray.cluster_resources().get("CPU", 1) - 1) / replicas
         return max(1, int(min(node - 1, share)))
 
-    def _require_resources(self, threads: int) -> None:
-        """A dataset whose actors do not all find a place would wait for ever.
 
-        Raises:
-            EngineError: The cluster is too small.
-        """
-        total = ray.cluster_resources()
-        kwargs = self._config.engine_kwargs
-        devices = kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1)
-        needed = {"CPU": self._concurrency + 1}
-        if self._config.device == "gpu":
-            needed["GPU"] = self._concurrency * devices
-        for resource, amount in needed.items():
-            if total.get(resource, 0) < amount:
-                raise EngineError(
-                    f"{self._concurrency} engine replicas need {amount} {resource} "
-                    f"(one CPU stays free for Ray Data), the cluster has "
-                    f"{total.get(resource, 0):g}",
-                    where="extract.concurrency, extract.engine",
-                    todo=f"Add nodes, lower extract.concurrency, or raise ray.num_cpus; "
-                    f"each replica would run {threads} threads.",
-                )
+def cpu_dtype() -> str:
+    """Precision in which this machine's CPU computes fast.
+
+    Without instructions for bfloat16 a product of matrices in it takes a hundred times as long.
+    The nodes of the engines are taken to be like this one; `engine_kwargs.dtype` overrides it.
+    """
+    import torch  # noqa: PLC0415  # seconds, and only needed here
+
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def preloaded_libraries() -> str:
@@ -211,20 +237,16 @@ def preloaded_libraries() -> str:
     )
 
 
-def _to_request(row: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
-    return {PROMPT: row[PROMPT], "sampling_params": dict(sampling)}
+def _to_request(
+    row: dict[str, Any], frame: Frame, chat: ChatRenderer, sampling: dict[str, Any]
+) -> dict[str, Any]:
+    messages = frame.messages(row[SUBJECT_KIND], row[BODY])
+    return {PROMPT: chat.text(messages), "sampling_params": dict(sampling)}
 
 
-def _to_answer(row: dict[str, Any], max_tokens: int, max_model_len: int) -> dict[str, Any]:
-    prompt_tokens, generated = row["num_input_tokens"], row["num_generated_tokens"]
-    # The processor does not hand the finish reason on; the counts tell.
-    cut = generated >= max_tokens or prompt_tokens + generated >= max_model_len
-    return {
-        PROMPT_HASH: row[PROMPT_HASH],
-        PROMPT: row[PROMPT],
-        TEXT: row["generated_text"],
-        PROMPT_TOKENS: prompt_tokens,
-        GENERATED_TOKENS: generated,
-        FINISH_REASON: "length" if cut else "stop",
-        REASON: "",
-    }
+def _to_row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in (*QUESTION_SCHEMA.names, OUTCOME)}
+
+
+def _to_answers(block: pa.Table) -> pa.Table:
+    return answer_table(block, [outcome_of(text) for text in block[OUTCOME].to_pylist()])

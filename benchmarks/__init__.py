@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench`, or `reki bench NAME`; each writes benchmarks/out/<name>.json."""

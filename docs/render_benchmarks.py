@@ -1,0 +1,57 @@
+"""Writes docs/benchmarks.md from benchmarks/out/*.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+OUT = Path(__file__).parents[1] / "benchmarks" / "out"
+TARGET = Path(__file__).with_name("benchmarks.md")
+HEADER = """# Benchmarks
+
+`make bench` measures and writes this page with `python docs/render_benchmarks.py`. Values are
+medians, the span is the smallest and the largest run. What each figure means is told at the top of
+`benchmarks/<name>.py`.
+"""
+
+
+def render(results: dict[str, dict[str, Any]]) -> str:
+    """The page as Markdown, one section a benchmark.
+
+    Args:
+        results: Content of each benchmark's file, by name.
+    """
+    return HEADER + "".join(_section(name, content) for name, content in sorted(results.items()))
+
+
+def _section(name: str, content: dict[str, Any]) -> str:
+    machine, versions = content["machine"], content["versions"]
+    where = (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['system']}, Python {machine['python']}"
+    )
+    tested = ", ".join(f"{library} {version}" for library, version in versions.items())
+    rows = "".join(
+        f"| `{figure}` | {_number(values['value'])} | "
+        f"{_number(values['min'])} to {_number(values['max'])} |\n"
+        for figure, values in content["figures"].items()
+    )
+    return (
+        f"\n## {name}\n\n{where}; {tested}; commit `{content['commit']}`, "
+        f"{content['measured_at']}.\n\n| figure | median | span |\n|---|---|---|\n{rows}"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
+
+
+if __name__ == "__main__":
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in OUT.glob("*.json")
+        if "machine" in (content := json.loads(path.read_text(encoding="utf-8")))
+        and "versions" in content
+    }
+    TARGET.write_text(render(found), encoding="utf-8")

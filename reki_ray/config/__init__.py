@@ -1,0 +1,178 @@
+"""One frozen configuration tree, read from one YAML file.
+
+Every field states its meaning and unit; an unknown key is an error, so that a typing
+mistake never silently leaves a default in force.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from reki_ray.config.data import (
+    ColumnMapping,
+    DataConfig,
+    FileSource,
+    MovieLens1MSource,
+    MovieLens100KSource,
+    SplitConfig,
+)
+from reki_ray.config.knowledge import (
+    ClusterConfig,
+    EncodeConfig,
+    ExtractConfig,
+    OpenAiEngine,
+    PriceConfig,
+    PromptsConfig,
+    SamplingConfig,
+    ScriptedEngine,
+    SideClusterConfig,
+    VllmEngine,
+)
+from reki_ray.config.section import Section
+from reki_ray.config.serving import PublishConfig, ServeConfig
+from reki_ray.config.training import (
+    KNOWLEDGE_ARMS,
+    Arm,
+    DinConfig,
+    EvaluateConfig,
+    HeinConfig,
+    TrainConfig,
+)
+from reki_ray.errors import ConfigError
+
+__all__ = [
+    "KNOWLEDGE_ARMS",
+    "Arm",
+    "ClusterConfig",
+    "ColumnMapping",
+    "DataConfig",
+    "DinConfig",
+    "EncodeConfig",
+    "EvaluateConfig",
+    "ExtractConfig",
+    "FileSource",
+    "HeinConfig",
+    "MovieLens1MSource",
+    "MovieLens100KSource",
+    "OpenAiEngine",
+    "PriceConfig",
+    "PromptsConfig",
+    "PublishConfig",
+    "RayConfig",
+    "RekiConfig",
+    "SamplingConfig",
+    "ScriptedEngine",
+    "Section",
+    "ServeConfig",
+    "SideClusterConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "VllmEngine",
+    "describe_problems",
+    "load_config",
+]
+
+
+class RayConfig(Section):
+    """The Ray cluster that does the work."""
+
+    address: str = Field(
+        "",
+        description="local starts one here; auto or an address joins a running one; empty takes "
+        "the variable RAY_ADDRESS, and local where that is not set.",
+    )
+    num_cpus: int | None = Field(None, ge=2, description="CPUs of a local cluster; null takes all.")
+    object_store_mib: int = Field(1024, ge=128, description="Object store of a local cluster, MiB.")
+
+
+class RekiConfig(Section):
+    """One run, from raw data to a served model."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the run.")
+    workspace: str = Field(
+        "", description="Folder or URL of the run's tables; empty means runs/<name>."
+    )
+    data: DataConfig
+    split: SplitConfig = SplitConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    extract: ExtractConfig = ExtractConfig()
+    encode: EncodeConfig = EncodeConfig()
+    train: TrainConfig = TrainConfig()
+    publish: PublishConfig = PublishConfig()
+    serve: ServeConfig = ServeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _arms_fit_the_mode(self) -> RekiConfig:
+        asked = "reki_c" if self.extract.mode == "collective" else "reki_i"
+        wrong = {arm for arm in self.train.arms if arm.startswith("reki")} - {
+            asked,
+            f"{asked}_shuffled",
+        }
+        if wrong:
+            raise ValueError(
+                f"train.arms names {', '.join(sorted(wrong))}, but extract.mode is "
+                f"{self.extract.mode}, whose arm is {asked}"
+            )
+        return self
+
+    @property
+    def root(self) -> str:
+        """Folder or URL of the workspace."""
+        return self.workspace or f"runs/{self.name}"
+
+
+def load_config(path: Path | str, *, workspace: str | None = None) -> RekiConfig:
+    """Read and check a configuration file.
+
+    Args:
+        path: YAML file.
+        workspace: Overrides the file's workspace.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or breaks the tree's rules.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the configuration: {error}",
+            where=str(path),
+            todo="Name a readable YAML file with -c; configs/ holds examples.",
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"the configuration is no valid YAML: {error}",
+            where=str(path),
+            todo="Correct the line that the message names.",
+        ) from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            "the configuration is no mapping",
+            where=str(path),
+            todo="Write `key: value` lines; configs/ holds examples.",
+        )
+    if workspace is not None:
+        content["workspace"] = workspace
+    try:
+        return RekiConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(
+            describe_problems(error),
+            where=str(path),
+            todo="Correct these keys; docs/configuration.md lists all of them.",
+        ) from error
+
+
+def describe_problems(error: ValidationError) -> str:
+    """What is wrong with a file that broke a model's rules: each key and its problem."""
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+        for problem in error.errors()
+    )

@@ -1,0 +1,121 @@
+"""vLLM pooling: the same embedding models, with vLLM's batching, kernels and parallelism.
+
+vLLM runs inside the encoder actor through `LLM.embed`, not through `ray.data.llm`'s processor:
+the actor then reads, encodes and keeps a work unit as with any other backend, so that vectors
+do not travel through Ray Data, and one pool with one set of rules for restarts serves all
+backends. With the engine core in the actor's own process nothing is left behind when the actor
+is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from reki_ray.config import EncodeConfig
+from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
+from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowReader
+from reki_ray.errors import EngineError
+
+CPU_PRESET: Final[dict[str, Any]] = {
+    # Compiling costs minutes of start-up and gains nothing for models that fit a CPU.
+    "enforce_eager": True,
+    # Without a fixed size vLLM demands most of the machine's memory, in bytes.
+    "kv_cache_memory_bytes": 2**29,
+}
+GPU_PRESET: Final[dict[str, Any]] = {"gpu_memory_utilization": 0.9}
+
+_ENV: Final = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Threads bound to cores starve where other work shares the cores.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
+
+class VllmEncoder:
+    """Encoder over vLLM's pooling runner.
+
+    A sentence-transformers model keeps its own pooling. A decoder LLM is pooled at its last
+    token, unless `encode.engine_kwargs` says `pooler_config: {pooling_type: MEAN}`, which gives
+    the vectors of backend hidden_states.
+
+    vLLM reads its environment when it is imported: what is not set yet is set in this process.
+
+    Args:
+        config: Section `encode`.
+        identity: Identity of the encoder.
+
+    Raises:
+        ConfigError: There is no packaged model of that name.
+        EngineError: vLLM is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
+        self.identity = identity
+        path, revision = source_of(config)
+        window = config.window or _stated_window(path, revision)
+        self._llm = _load(config, path, revision, window)
+        tokenizer = self._llm.get_tokenizer()
+        # A pooling head may change the hidden size: one forward pass tells the true dimension.
+        self.dimension = int(self._forward([tokenizer("probe")["input_ids"]]).shape[1])
+        self._reader = WindowReader(tokenizer, window, self.dimension, self._forward, config)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Encoder.encode`."""
+        return self._reader.read(texts)
+
+    def _forward(self, windows: list[Window]) -> np.ndarray:
+        prompts = [{"prompt_token_ids": window} for window in windows]
+        outputs = self._llm.embed(prompts, use_tqdm=False)
+        return np.array([output.outputs.embedding for output in outputs])
+
+
+def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int) -> Any:
+    for name, value in _ENV.items():
+        os.environ.setdefault(name, value)
+    if Path(path).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        from vllm import LLM  # noqa: PLC0415  # optional, and its import takes seconds
+    except ImportError as error:
+        raise EngineError(
+            f"vLLM is not installed: {error}",
+            where="encode.backend = vllm",
+            todo="Install reki-ray[cpu] or reki-ray[gpu], or choose another backend.",
+        ) from error
+    preset = CPU_PRESET if config.device == "cpu" else GPU_PRESET
+    arguments: dict[str, Any] = {
+        **preset,
+        "runner": "pooling",
+        "convert": "embed",
+        "dtype": config.dtype,
+        "max_model_len": window,
+        "max_num_seqs": config.batch_size,
+        "disable_log_stats": True,
+        **revision,
+        **config.engine_kwargs,
+    }
+    try:
+        return LLM(path, **arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise cannot_load(config, error) from error
+
+
+def _stated_window(path: str, revision: dict[str, Any]) -> int:
+    """Window of a sentence-transformers model, as that library reads it; else the default."""
+    from transformers.utils import cached_file  # noqa: PLC0415  # its import takes seconds
+
+    found = cached_file(
+        path, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False, **revision
+    )
+    if found is None:
+        return DEFAULT_WINDOW
+    stated = json.loads(Path(found).read_text(encoding="utf-8")).get("max_seq_length")
+    return int(stated or DEFAULT_WINDOW)

@@ -1,0 +1,117 @@
+"""Long texts: cut into windows of tokens, read one by one, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from reki_ray.config import EncodeConfig
+from reki_ray.errors import DataError, EngineError
+from reki_ray.vectors import normalise
+
+DEFAULT_WINDOW = 512
+"""Tokens of a window where neither the configuration nor the model states one."""
+
+Window = list[int]
+"""Token ids of a window, special ones included."""
+
+
+class WindowReader:
+    """Reads texts of any length through a model that reads windows.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        window: Tokens of a window, special ones included.
+        dimension: Length d of the vectors.
+        forward: W windows to their vectors (W, d), in order.
+        config: Section `encode`, for error messages.
+
+    Raises:
+        EngineError: The tokenizer is not a fast one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        window: int,
+        dimension: int,
+        forward: Callable[[list[Window]], np.ndarray],
+        config: EncodeConfig,
+    ) -> None:
+        if not getattr(tokenizer, "is_fast", False):
+            raise EngineError(
+                "the encoder has no fast tokenizer, without which long texts would be cut",
+                where=f"encode.model = {config.model}",
+                todo="Choose a model with a tokenizer.json.",
+            )
+        self._tokenizer = tokenizer
+        self._window = window
+        self._dimension = dimension
+        self._forward = forward
+        self._special: int = tokenizer.num_special_tokens_to_add()
+
+    def read(self, texts: Sequence[str]) -> np.ndarray:
+        """See `Encoder.encode`."""
+        for row, text in enumerate(texts):
+            if not text.strip():
+                raise DataError(
+                    "a blank text has no representation",
+                    where=f"text {row} of {len(texts)}",
+                    todo="Leave it out and give its id a fallback vector.",
+                )
+        if not texts:
+            return np.zeros((0, self._dimension), dtype=np.float32)
+        windows, owners = self._cut(texts)
+        weights = np.array([max(len(w) - self._special, 1) for w in windows], dtype=np.float64)
+        vectors = normalise(self._forward(windows)).astype(np.float64)  # (W, d)
+        sums = np.zeros((len(texts), self._dimension))
+        np.add.at(sums, owners, vectors * weights[:, None])  # (N, d)
+        self._require_finite(sums, texts)
+        return normalise(sums)
+
+    def _cut(self, texts: Sequence[str]) -> tuple[list[Window], np.ndarray]:
+        """Token ids of all windows, each with its special tokens, and the text of each."""
+        encoded = self._tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self._window,
+            return_overflowing_tokens=True,
+            stride=0,
+        )
+        windows: list[Window] = encoded["input_ids"]
+        owners = np.asarray(encoded["overflow_to_sample_mapping"])
+        for window, owner in zip(windows, owners, strict=True):
+            if not window:
+                raise DataError(
+                    f"the encoder knows no token of the text {texts[owner][:40]!r}",
+                    where=f"text {owner} of {len(texts)}",
+                    todo="Correct the text, or choose an encoder that knows its script.",
+                )
+        return windows, owners
+
+    def _require_finite(self, sums: np.ndarray, texts: Sequence[str]) -> None:
+        broken = np.flatnonzero(~np.isfinite(sums).all(axis=1))
+        if len(broken):
+            raise DataError(
+                f"the encoder gave NaN or infinity for {len(broken)} of {len(texts)} texts",
+                where=f"text {texts[broken[0]][:40]!r}",
+                todo="Set encode.dtype to float32, or choose another encoder.",
+            )
+
+
+def batches(windows: Sequence[Window], size: int) -> Iterator[tuple[np.ndarray, list[Window]]]:
+    """Windows of similar length together, which need little padding.
+
+    Args:
+        windows: W windows.
+        size: Most windows of a batch.
+
+    Yields:
+        Rows (B,) in `windows`, and their windows.
+    """
+    order = np.argsort([-len(window) for window in windows], kind="stable")
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        yield rows, [windows[row] for row in rows]

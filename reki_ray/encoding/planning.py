@@ -1,0 +1,287 @@
+"""What there is to encode: distinct texts that the ledger lacks, cut into work units.
+
+Ray tasks gather the texts of one shard each into files beside the workspace's tables; the
+driver sees their hashes only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from reki_ray.config import PromptsConfig, RekiConfig
+from reki_ray.encoding.ledger import (
+    DIGEST,
+    DIGEST_BYTES,
+    TEXT_HASH,
+    VectorIndex,
+    digests_of,
+    unit_name,
+)
+from reki_ray.encoding.shards import Shard, cut_into_shards, knowledge_of, source_texts
+from reki_ray.errors import DataError
+from reki_ray.progress import Reporter
+from reki_ray.runtime import bounded
+from reki_ray.schema import ID, SOURCE, TEXT, Side
+from reki_ray.workspace import Workspace
+
+_SCRATCH = ".scratch-texts"
+_KNOWLEDGE_HASH: Final = "knowledge_hash"
+_HASH: Final = pa.binary(DIGEST_BYTES)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A work unit: texts of one row group of a file.
+
+    Attributes:
+        name: File of its vectors in the ledger.
+        path: File of its texts.
+        row_group: Row group of that file.
+        rows: Rows of that row group.
+    """
+
+    name: str
+    path: str
+    row_group: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The planned ids of a shard.
+
+    Attributes:
+        ids: N ids, in the order of their table.
+        texts: (N,) hashes of their source texts.
+        known: (N,) bool, whether an answer stands for the id.
+        knowledge: (N,) hashes of these answers; meaningless where there is none.
+        sources: N sources of these answers.
+    """
+
+    ids: list[str]
+    texts: np.ndarray
+    known: np.ndarray
+    knowledge: np.ndarray
+    sources: list[Any]
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """What a task found out about a shard.
+
+    Attributes:
+        side: Users or items.
+        rows_path: File of its ids with the hashes of their texts.
+        texts_path: File of the texts that the ledger lacks.
+        distinct: (T,) hashes of all its texts.
+        pending: (P,) hashes of the texts in `texts_path`, in order.
+        sources: Number of ids by the source of their knowledge.
+    """
+
+    side: Side
+    rows_path: str
+    texts_path: str
+    distinct: np.ndarray
+    pending: np.ndarray
+    sources: Counter[str]
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """All texts of a stage.
+
+    Attributes:
+        shards: Side by side, in the order of the tables.
+        units: What is to be encoded; no text stands in two units.
+        total: Distinct texts.
+        new: Distinct texts that the ledger lacks.
+    """
+
+    shards: list[PlannedShard]
+    units: list[Unit]
+    total: int
+    new: int
+
+    def of(self, side: Side) -> list[PlannedShard]:
+        """Shards of one side, in the order of its table."""
+        return [shard for shard in self.shards if shard.side == side]
+
+    def sources(self, side: Side) -> dict[str, int]:
+        """Number of a side's ids by the source of their knowledge."""
+        return dict(sum((shard.sources for shard in self.of(side)), Counter()))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every planning task needs."""
+
+    location: str
+    limits: PromptsConfig
+    unit_rows: int
+    with_knowledge: bool
+
+
+@contextlib.contextmanager
+def plan_texts(
+    config: RekiConfig,
+    workspace: Workspace,
+    index: VectorIndex,
+    sides: Sequence[Side],
+    reporter: Reporter,
+    *,
+    with_knowledge: bool,
+) -> Iterator[TextPlan]:
+    """Gather the texts of some sides; their files are there as long as the block runs.
+
+    Args:
+        config: The run.
+        workspace: Holds the tables of stage ingest; with knowledge, of cluster and extract.
+        index: What the ledger holds.
+        sides: Which sides.
+        reporter: Shows progress.
+        with_knowledge: Gather answers as well as source texts.
+
+    Raises:
+        DataError: A table is missing or damaged, or an id's source text is blank.
+    """
+    shards = [shard for side in sides for shard in cut_into_shards(workspace, side)]
+    scratch = workspace.path(_SCRATCH)
+    _remove(workspace, scratch)  # what a killed run left
+    workspace.filesystem.makedirs(scratch)
+    try:
+        yield _plan(config, workspace, index, shards, reporter, with_knowledge=with_knowledge)
+    finally:
+        _remove(workspace, scratch)
+
+
+def _plan(
+    config: RekiConfig,
+    workspace: Workspace,
+    index: VectorIndex,
+    shards: list[Shard],
+    reporter: Reporter,
+    *,
+    with_knowledge: bool,
+) -> TextPlan:
+    task = ray.put(
+        _Task(workspace.location, config.prompts, config.encode.unit_rows, with_knowledge)
+    )
+    shared = ray.put(index)
+    planned: dict[int, PlannedShard] = {}
+    with reporter.task("texts: gathering", total=len(shards), unit="shards") as progress:
+        calls = ((_plan_shard, (task, shared, at, shard)) for at, shard in enumerate(shards))
+        for at, one in bounded(calls):
+            planned[at] = one
+            progress.advance()
+    ordered = [planned[at] for at in sorted(planned)]
+    units, new = _cut_units(ordered, config.encode.unit_rows)
+    distinct = np.concatenate([np.zeros(0, DIGEST), *(shard.distinct for shard in ordered)])
+    return TextPlan(ordered, units, len(np.unique(distinct)), new)
+
+
+def _cut_units(shards: Sequence[PlannedShard], unit_rows: int) -> tuple[list[Unit], int]:
+    """Work units of all shards, and the number of their texts; each text in its first shard."""
+    pending = np.concatenate([np.zeros(0, DIGEST), *(shard.pending for shard in shards)])
+    first = np.zeros(len(pending), dtype=bool)
+    first[np.unique(pending, return_index=True)[1]] = True
+    units = []
+    start = 0
+    for shard in shards:
+        for group, at in enumerate(range(0, len(shard.pending), unit_rows)):
+            own = first[start + at : start + min(at + unit_rows, len(shard.pending))]
+            rows = np.flatnonzero(own)
+            if len(rows):
+                name = unit_name(shard.pending[at + rows])
+                units.append(Unit(name, shard.texts_path, group, tuple(rows.tolist())))
+        start += len(shard.pending)
+    return units, int(first.sum())
+
+
+@ray.remote
+def _plan_shard(task: _Task, index: VectorIndex, at: int, shard: Shard) -> tuple[int, PlannedShard]:
+    """Write the texts of a shard that the ledger lacks, and which id has which text."""
+    workspace = Workspace(task.location)
+    ids, texts = source_texts(workspace, shard, task.limits)
+    _require_texts(ids, texts, shard)
+    hashes = digests_of(texts)
+    columns = {ID: pa.array(ids, pa.string()), TEXT_HASH: _hash_array(hashes)}
+    everything = dict(zip(hashes.tolist(), texts, strict=True))
+    sources: Counter[str] = Counter()
+    if task.with_knowledge:
+        knowledge = knowledge_of(workspace, shard.side, ids)
+        known = np.array([text is not None for text in knowledge.texts])
+        answers = digests_of([text or "" for text in knowledge.texts])
+        everything |= {
+            digest: text
+            for digest, text in zip(answers.tolist(), knowledge.texts, strict=True)
+            if text is not None
+        }
+        columns[_KNOWLEDGE_HASH] = _hash_array(answers, known)
+        columns[SOURCE] = pa.array(knowledge.sources, pa.string())
+        sources.update(knowledge.sources)
+    rows_path = workspace.path(_SCRATCH, f"rows-{at:06d}.parquet")
+    texts_path = workspace.path(_SCRATCH, f"texts-{at:06d}.parquet")
+    _write(workspace, rows_path, pa.table(columns), max(len(ids), 1))
+    distinct = np.array(list(everything), dtype=DIGEST)
+    pending = _pending(everything, distinct, index)
+    todo = {TEXT_HASH: _hash_array(pending), TEXT: [everything[d] for d in pending.tolist()]}
+    _write(workspace, texts_path, pa.table(todo), task.unit_rows)
+    return at, PlannedShard(shard.side, rows_path, texts_path, distinct, pending, sources)
+
+
+def _pending(texts: dict[bytes, str], distinct: np.ndarray, index: VectorIndex) -> np.ndarray:
+    """Hashes that the ledger lacks; texts of similar length stand together and need no padding."""
+    new = distinct[index.find(distinct) < 0]
+    return np.array(sorted(new.tolist(), key=lambda d: (-len(texts[d]), texts[d])), dtype=DIGEST)
+
+
+def read_rows(workspace: Workspace, shard: PlannedShard) -> ShardRows:
+    """The planned ids of a shard."""
+    with workspace.filesystem.open(shard.rows_path, "rb") as source:
+        rows = pq.read_table(source)
+    ids: list[str] = rows[ID].to_pylist()
+    texts = np.array(rows[TEXT_HASH].to_pylist(), dtype=DIGEST)
+    if _KNOWLEDGE_HASH not in rows.column_names:
+        none = np.zeros(len(ids), dtype=bool)
+        return ShardRows(ids, texts, none, texts, ["fallback"] * len(ids))
+    answers = rows[_KNOWLEDGE_HASH].to_pylist()
+    known = np.array([answer is not None for answer in answers])
+    knowledge = np.array([answer or b"" for answer in answers], dtype=DIGEST)
+    return ShardRows(ids, texts, known, knowledge, rows[SOURCE].to_pylist())
+
+
+def _require_texts(ids: Sequence[str], texts: Sequence[str], shard: Shard) -> None:
+    blank = [key for key, text in zip(ids, texts, strict=True) if not text.strip()]
+    if blank:
+        raise DataError(
+            f"{len(blank)} {shard.side} have a blank source text, which has no representation",
+            where=f"id {blank[0]}, {shard.path}",
+            todo="Give them a title, an attribute or a description, and run `reki ingest` again.",
+        )
+
+
+def _hash_array(digests: np.ndarray, there: np.ndarray | None = None) -> pa.Array:
+    raw = np.ascontiguousarray(digests, dtype=DIGEST).tobytes()
+    values = [raw[at : at + DIGEST_BYTES] for at in range(0, len(raw), DIGEST_BYTES)]
+    if there is not None:
+        return pa.array([v if t else None for v, t in zip(values, there, strict=True)], _HASH)
+    return pa.array(values, _HASH)
+
+
+def _write(workspace: Workspace, path: str, rows: pa.Table, group: int) -> None:
+    with workspace.filesystem.open(path, "wb") as sink:
+        pq.write_table(rows, sink, row_group_size=group)
+
+
+def _remove(workspace: Workspace, path: str) -> None:
+    if workspace.filesystem.exists(path):
+        workspace.filesystem.rm(path, recursive=True)

@@ -1,0 +1,130 @@
+"""Tables of vectors, gathered from the ledger by Ray tasks: one part of a table a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from reki_ray import schema
+from reki_ray.encoding.encoders import EncoderIdentity
+from reki_ray.encoding.ledger import VectorIndex, VectorLedger
+from reki_ray.encoding.planning import PlannedShard, TextPlan, read_rows
+from reki_ray.progress import Reporter
+from reki_ray.runtime import bounded
+from reki_ray.schema import SIDES, Side, Source
+from reki_ray.vectors import normalise, vectors_table
+from reki_ray.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every gathering task needs."""
+
+    location: str
+    scratch: str
+    identity: EncoderIdentity
+    encoder: Mapping[str, str]
+
+    @property
+    def ledger(self) -> VectorLedger:
+        return VectorLedger(Workspace(self.location), self.identity)
+
+
+def metadata_of(identity: EncoderIdentity) -> dict[str, str]:
+    """What a table says of the encoder that its vectors are from."""
+    return {
+        "backend": identity.backend,
+        "model": identity.model,
+        "revision": identity.revision,
+        "identity": identity.digest,
+    }
+
+
+def write_tables(
+    plan: TextPlan,
+    index: VectorIndex,
+    identity: EncoderIdentity,
+    workspace: Workspace,
+    scratch: Workspace,
+    reporter: Reporter,
+) -> None:
+    """Write `REPRESENTATIONS` and `TEXT_REPRESENTATIONS` of both sides.
+
+    Args:
+        plan: Texts of all ids, with knowledge about at least one id of each side.
+        index: Index of the ledger that holds them all.
+        identity: Identity of the encoder.
+        workspace: Holds the ledger and the plan's files.
+        scratch: Gets the tables.
+        reporter: Shows progress.
+
+    Raises:
+        DataError: A file of the ledger is damaged.
+    """
+    task = ray.put(_Task(workspace.location, scratch.location, identity, metadata_of(identity)))
+    shared = ray.put(index)
+    fallbacks = {side: _fallback(task, shared, plan, side) for side in SIDES}
+    with reporter.task("encode: writing tables", total=len(plan.shards), unit="parts") as progress:
+        calls = (
+            (_write_shard, (task, shared, shard, number, fallbacks[side]))
+            for side in SIDES
+            for number, shard in enumerate(plan.of(side))
+        )
+        for _ in bounded(calls):
+            progress.advance()
+
+
+def _fallback(
+    task: ray.ObjectRef[_Task], index: ray.ObjectRef[VectorIndex], plan: TextPlan, side: Side
+) -> np.ndarray | None:
+    """Mean direction (1, d) of a side's known ids; None where all ids are known."""
+    if not plan.sources(side).get("fallback"):
+        return None
+    calls = (
+        (_sum_shard, (task, index, shard, number))
+        for number, shard in enumerate(plan.of(side))
+        if shard.sources.total() > shard.sources["fallback"]
+    )
+    # In the order of the shards: a sum of floats depends on the order.
+    sums = dict(bounded(calls))
+    return normalise(sum(sums[number] for number in sorted(sums)))
+
+
+@ray.remote
+def _sum_shard(
+    task: _Task, index: VectorIndex, shard: PlannedShard, number: int
+) -> tuple[int, np.ndarray]:
+    """Sum (1, d) float64 of the vectors of a shard's known ids, at least one."""
+    rows = read_rows(Workspace(task.location), shard)
+    vectors = task.ledger.vectors(index, rows.knowledge[rows.known])
+    return number, vectors.sum(axis=0, dtype=np.float64, keepdims=True)
+
+
+@ray.remote
+def _write_shard(
+    task: _Task,
+    index: VectorIndex,
+    shard: PlannedShard,
+    number: int,
+    fallback: np.ndarray | None,
+) -> None:
+    """Write a shard's part of both tables."""
+    rows = read_rows(Workspace(task.location), shard)
+    if not rows.ids:
+        return
+    scratch = Workspace(task.scratch)
+    part = f"part-{number:05d}"
+    texts = task.ledger.vectors(index, rows.texts)  # (N, d)
+    own: list[Source] = ["individual"] * len(rows.ids)
+    table = vectors_table(rows.ids, texts, own, task.encoder)
+    scratch.write_table(schema.TEXT_REPRESENTATIONS[shard.side], table, part=part)
+    knowledge = np.empty_like(texts)
+    if rows.known.any():
+        knowledge[rows.known] = task.ledger.vectors(index, rows.knowledge[rows.known])
+    if fallback is not None:
+        knowledge[~rows.known] = fallback
+    table = vectors_table(rows.ids, knowledge, rows.sources, task.encoder)
+    scratch.write_table(schema.REPRESENTATIONS[shard.side], table, part=part)

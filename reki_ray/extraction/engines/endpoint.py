@@ -1,0 +1,252 @@
+"""One OpenAI-compatible endpoint: calls that end, with an answer, a reason or a fatal error.
+
+The official client sends the requests; its own retries are off. They hide the calls that must be
+counted against a budget, do not bound a body that drips, refuse a Retry-After above two minutes
+and know no limit of the time spent on a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+import openai
+from pydantic import SecretStr
+
+from reki_ray.config import OpenAiEngine, PriceConfig
+from reki_ray.errors import EngineError
+from reki_ray.extraction.engines.completion import (
+    MalformedError,
+    NoAnswerError,
+    Read,
+    Wording,
+    one_line,
+    read_completion,
+)
+from reki_ray.extraction.engines.purse import Purse
+from reki_ray.extraction.engines.refusals import fatal, filtered
+from reki_ray.extraction.engines.retrying import is_retried, wait_seconds
+from reki_ray.extraction.prices import token_cost
+from reki_ray.prompts.frame import Message, Reply
+
+_CONNECT_SECONDS = 10.0
+_HOPELESS = 10
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
+
+
+class RefusedError(Exception):
+    """One prompt gets no answer; others may.
+
+    Args:
+        reason: Why.
+        reply: Tokens of the last call, where it came back.
+    """
+
+    def __init__(self, reason: str, reply: Reply | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.reply = reply
+
+
+class _CallError(Exception):
+    """One call failed in a way that another may not.
+
+    Args:
+        reason: What happened.
+        billed: Whether the endpoint may have worked, and may charge, for it.
+        headers: Of its answer, where there was one.
+    """
+
+    def __init__(self, reason: str, billed: bool, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.billed = billed
+        self.headers = headers or {}
+
+
+class Endpoint:
+    """Calls one endpoint.
+
+    Args:
+        config: Address, model, limits.
+        wording: What all requests share.
+        prices: Prices of tokens.
+        key: The API key; None sends none.
+    """
+
+    def __init__(
+        self, config: OpenAiEngine, wording: Wording, prices: PriceConfig, key: SecretStr | None
+    ) -> None:
+        for library in ("httpx", "httpx2", "openai"):  # a line a request is nobody's news
+            logging.getLogger(library).setLevel(logging.WARNING)
+        self._config = config
+        self._wording = wording
+        self._prices = prices
+        self._key = key
+        self._given_up = 0
+        self._last_reason = ""
+        # Without a key the client wants each request to say so.
+        self._headers: dict[str, str | openai.Omit] = (
+            {} if key else {"Authorization": openai.Omit()}
+        )
+        self._client = openai.AsyncOpenAI(
+            base_url=config.base_url,
+            api_key=key.get_secret_value() if key else "none",
+            max_retries=0,
+            # Reading is bounded as a whole, below: a body that drips never exceeds a read's limit.
+            timeout=openai.Timeout(None, connect=min(_CONNECT_SECONDS, config.timeout_seconds)),
+        )
+
+    def most_cost(self, messages: Sequence[Message]) -> float:
+        """The most that one call may cost, as far as the endpoint keeps the length asked for."""
+        prompt = self._wording.most_prompt_tokens(messages)
+        full_price = self._prices.model_copy(update={"cached_tokens": None})
+        return token_cost(full_price, prompt, 0, self._wording.longest_answer)
+
+    def require_hope(self) -> None:
+        """Refuse more work where prompt after prompt got no answer at all.
+
+        Raises:
+            EngineError: The last prompts were all given up.
+        """
+        if self._hopeless:
+            raise EngineError(
+                f"the endpoint left {self._given_up} prompts in a row without an answer, the last: "
+                f"{self._last_reason}",
+                where=f"extract.engine.base_url = {self._config.base_url}",
+                todo="Wait until it is well, or correct its address, then run again: only what is "
+                "missing is asked.",
+            )
+
+    async def ask(
+        self, messages: Sequence[Message], deadline: float, purse: Purse, *, reserved: bool
+    ) -> Reply:
+        """Call until an answer comes, or no further call makes sense.
+
+        Args:
+            messages: The prompt.
+            deadline: Time of the loop after which there is no further call.
+            purse: What may be spent.
+            reserved: Whether the purse has already set the first call's money aside.
+
+        Raises:
+            RefusedError: This prompt gets no answer.
+            EngineError: No prompt would get one.
+        """
+        most = self.most_cost(messages)
+        tried = 0
+        try:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise RefusedError("no time is left for asking again")
+            while True:
+                if not reserved and not await purse.take(most):
+                    raise RefusedError("the budget does not last for asking again")
+                reserved, tried = False, tried + 1
+                try:
+                    return (await self._call(messages, deadline, purse, most)).reply
+                except _CallError as failed:
+                    reserved = not failed.billed
+                    await self._wait(failed, tried, deadline)
+                except NoAnswerError as none:
+                    raise RefusedError(none.reason, none.read.reply) from None
+        finally:
+            if reserved:
+                purse.put_back(most)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    # --- one call ------------------------------------------------------------------------------
+
+    async def _call(
+        self, messages: Sequence[Message], deadline: float, purse: Purse, most: float
+    ) -> Read:
+        """One call; the purse is charged for it unless it cannot have cost anything."""
+        # A call that is cancelled, or fails in a way unknown, may be billed.
+        cost: float | None = most
+        try:
+            read = await self._read(messages, deadline)
+            cost = self._cost(read, most)
+        except NoAnswerError as none:
+            self._given_up = 0
+            cost = self._cost(none.read, most)
+            raise
+        except _CallError as failed:
+            cost = most if failed.billed else None
+            raise
+        except (RefusedError, EngineError):  # refused by its status: nothing was generated
+            cost = None
+            purse.put_back(most)
+            raise
+        finally:
+            if cost is not None:
+                purse.charge(most, cost)
+        self._given_up = 0
+        return read
+
+    async def _read(self, messages: Sequence[Message], deadline: float) -> Read:
+        seconds = self._config.timeout_seconds
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(now + seconds, deadline)):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **self._wording.request(messages), extra_headers=self._headers
+                )
+                return read_completion(raw.content)
+        except TimeoutError:
+            waited = min(seconds, deadline - now)
+            raise _CallError(f"no whole answer within {waited:.1f} s", billed=True) from None
+        except MalformedError as error:
+            raise _CallError(str(error), billed=True) from None
+        except openai.APIStatusError as error:
+            raise self._by_status(error) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__
+            said = self._redacted(f"{error.message} {error.__cause__ or cause}")
+            raise _CallError(f"connection failed: {said}", billed=cause not in _NOT_SENT) from None
+
+    def _by_status(self, error: openai.APIStatusError) -> Exception:
+        body = error.body if isinstance(error.body, dict) else {}
+        said = self._redacted(str(body.get("message") or error.message))
+        code = str(body.get("code") or "")
+        status = error.status_code
+        stop = fatal(self._config, status, code, said)
+        if stop is not None:
+            return stop
+        if is_retried(status):
+            # An error below 500 is an answer before any work; one of a proxy may come after it.
+            return _CallError(f"HTTP {status}: {said}", status >= 500, error.response.headers)
+        self._given_up = 0
+        if filtered(code, said):
+            return RefusedError(f"the content filter of the endpoint refused the prompt: {said}")
+        return RefusedError(f"the endpoint refused the prompt (HTTP {status}): {said}")
+
+    # --- between calls -------------------------------------------------------------------------
+
+    async def _wait(self, failed: _CallError, tried: int, deadline: float) -> None:
+        seconds = wait_seconds(tried, failed.headers)
+        late = asyncio.get_running_loop().time() + seconds >= deadline
+        if late or tried > self._config.max_retries or self._hopeless:
+            self._given_up += 1
+            self._last_reason = failed.reason
+            calls = "1 call" if tried == 1 else f"{tried} calls"
+            raise RefusedError(f"given up after {calls}: {failed.reason}")
+        await asyncio.sleep(seconds)
+
+    @property
+    def _hopeless(self) -> bool:
+        return self._given_up >= _HOPELESS
+
+    def _cost(self, read: Read, most: float) -> float:
+        reply = read.reply
+        if not read.counted:
+            return most
+        return token_cost(
+            self._prices, reply.prompt_tokens, reply.cached_tokens, reply.generated_tokens
+        )
+
+    def _redacted(self, text: str) -> str:
+        secret = self._key.get_secret_value() if self._key else ""
+        return one_line(text.replace(secret, "***") if secret else text)

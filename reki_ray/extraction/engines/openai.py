@@ -1,0 +1,126 @@
+"""Any endpoint that speaks the OpenAI chat completions protocol, inside Ray Data."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import ray
+from pydantic import SecretStr
+from ray.data import ActorPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from actors.budget import SpendingGuard
+from actors.chatting import ChatActor, ChatJob
+from reki_ray.config import ExtractConfig, OpenAiEngine
+from reki_ray.errors import ConfigError
+from reki_ray.extraction.engines.pool import largest_pool, restart_options
+from reki_ray.extraction.engines.protocol import Demand
+from reki_ray.prompts.frame import Frame
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_CPUS: Final = 0.25
+"""A replica waits for the network nearly all of its time. It is not 0: the demand could then not
+be checked against the cluster, and nothing would bound the replicas a node holds."""
+
+_RESERVED_FIELDS: Final = frozenset({"messages", "model", "n", "stream"})
+
+
+class OpenAiBatchEngine:
+    """Engine that asks an endpoint over HTTP.
+
+    Args:
+        config: Endpoint, model, limits, budget.
+        extract: Sampling, work units, replicas and prices.
+        frame: What all prompts share.
+
+    Raises:
+        ConfigError: `config.extra_body` sets what the engine sets.
+    """
+
+    name = "openai"
+
+    def __init__(self, config: OpenAiEngine, extract: ExtractConfig, frame: Frame) -> None:
+        taken = sorted(_RESERVED_FIELDS & config.extra_body.keys())
+        if taken:
+            raise ConfigError(
+                f"{', '.join(taken)} cannot be set here",
+                where="extract.engine.extra_body",
+                todo="Leave it out; the model is extract.engine.model.",
+            )
+        self.model = config.model
+        self.revision = config.revision
+        self._config = config
+        self._extract = extract
+        self._frame = frame
+        # One unit more, so that no slot is idle while the last prompts of another are slow.
+        self._units = 1 + math.ceil(config.max_in_flight / extract.unit_rows)
+        self._guard: Any | None = None
+
+    @property
+    def demand(self) -> Demand:
+        """See `Engine.demand`."""
+        return Demand(replica={"CPU": _CPUS}, min_replicas=self._extract.min_replicas)
+
+    def answer(self, questions: Dataset) -> Dataset:
+        """See `Engine.answer`.
+
+        The budget is the engine's, not the pipeline's: pipelines of one engine spend it together.
+
+        Raises:
+            ConfigError: The environment lacks the API key.
+        """
+        extract = self._extract
+        job = ChatJob(
+            self._config,
+            extract.sampling,
+            extract.prices,
+            self._frame,
+            self._key(),
+            self._guarding(),
+        )
+        return questions.map_batches(
+            ChatActor,
+            fn_constructor_args=(job,),
+            # A whole block, which is a whole work unit: prompts are sent one by one anyway.
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=extract.min_replicas,
+                max_size=largest_pool(extract, self.demand),
+                max_concurrent_calls_per_actor=self._units,
+                # One unit waits beside those that run: more would be lost with the replica.
+                max_tasks_in_flight_per_actor=self._units + 1,
+            ),
+            num_cpus=_CPUS,
+            **restart_options(extract),
+        )
+
+    def _key(self) -> SecretStr | None:
+        variable = self._config.api_key_variable
+        if not variable:
+            return None
+        key = os.environ.get(variable, "").strip()
+        if not key:
+            raise ConfigError(
+                f"the environment variable {variable} is not set",
+                where="extract.engine.api_key_variable",
+                todo=f"Run `export {variable}=...` with the key of {self._config.base_url}; an "
+                "empty name sends no key.",
+            )
+        return SecretStr(key)
+
+    def _guarding(self) -> Any | None:
+        """The guard of the budget: it lives beside the driver, and as long as this engine."""
+        if self._config.budget is None:
+            return None
+        if self._guard is None:
+            here = NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            guard = ray.remote(SpendingGuard).options(num_cpus=0, scheduling_strategy=here)
+            self._guard = guard.remote(self._config.budget)
+        return self._guard

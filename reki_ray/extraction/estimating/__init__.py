@@ -1,0 +1,1 @@
+"""`reki plan`: what extraction would ask, take and cost, before any call."""

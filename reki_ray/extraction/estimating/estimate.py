@@ -1,0 +1,229 @@
+"""`reki plan`: what extraction will take, before any call.
+
+Individual and collective extraction stand side by side. Prompts are sampled, never enumerated,
+so that 100 million users take as long as a hundred; whatever is assumed is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from pydantic import BaseModel
+
+from reki_ray.config import RekiConfig
+from reki_ray.errors import ConfigError
+from reki_ray.extraction.estimating.figures import (
+    KindEstimate,
+    ModeEstimate,
+    Speed,
+    total_of_mode,
+    total_storage,
+)
+from reki_ray.extraction.estimating.reading import distinct
+from reki_ray.extraction.estimating.sample import KINDS, Sample, Sampler
+from reki_ray.extraction.estimating.storage import (
+    RowSizes,
+    encoder_dimension,
+    vector_bytes,
+)
+from reki_ray.extraction.estimating.tokens import (
+    TOKENISED,
+    Interval,
+    Tokeniser,
+    measured_answers,
+)
+from reki_ray.extraction.ledger import LEDGER
+from reki_ray.extraction.prices import gpus_of
+from reki_ray.extraction.shards import Mode
+from reki_ray.prompts.form import worked_answer
+from reki_ray.prompts.scenario import load_scenario
+from reki_ray.schema import SubjectKind
+from reki_ray.workspace import Workspace
+
+_MODES: Final[dict[Mode, tuple[SubjectKind, SubjectKind]]] = {
+    "individual": ("item", "user"),
+    "collective": ("item_cluster", "user_cluster"),
+}
+_MOST = 1e15
+
+
+class Estimate(BaseModel):
+    """What extraction takes, individual and collective.
+
+    Attributes:
+        name: Name of the run.
+        model: Model that is asked.
+        configured: Mode that the configuration names.
+        currency: Currency of all money.
+        engines: Engine replicas.
+        tokens_per_second: Generated tokens a second and replica.
+        prefill_tokens_per_second: Prompt tokens a second and replica.
+        modes: Both modes, individual first.
+        assumptions: All that was not measured.
+    """
+
+    name: str
+    model: str
+    configured: Mode
+    currency: str
+    engines: int
+    tokens_per_second: float
+    prefill_tokens_per_second: float
+    modes: list[ModeEstimate]
+    assumptions: list[str]
+
+
+def estimate(
+    config: RekiConfig,
+    workspace: Workspace | None,
+    *,
+    users: int | None,
+    items: int | None,
+    tokens_per_second: float,
+    prefill_tokens_per_second: float,
+    engines: int,
+) -> Estimate:
+    """Estimate extraction from a sample.
+
+    Args:
+        config: The run.
+        workspace: After ingest, and perhaps after cluster; None, or one without tables, where
+            there are no data yet.
+        users: Number of users; None takes that of the workspace.
+        items: Number of items; None takes that of the workspace.
+        tokens_per_second: Generated tokens a second and replica.
+        prefill_tokens_per_second: Prompt tokens a second and replica, cached ones not counted.
+        engines: Engine replicas.
+
+    Raises:
+        ConfigError: A number is missing, or no positive one.
+        DataError: A table is damaged.
+        EngineError: No tokenizer can be loaded.
+    """
+    _require_positive(users, items, tokens_per_second, prefill_tokens_per_second, engines)
+    speed = Speed(prefill=prefill_tokens_per_second, generation=tokens_per_second, engines=engines)
+    sampler = Sampler(config, workspace)
+    assumptions = sampler.assumptions
+    samples = sampler.draw(users, items)
+    kinds = _kinds(config, sampler, samples)
+    rows = RowSizes(config, sampler.renderer.frame, assumptions)
+    dimension = encoder_dimension(config, sampler.workspace, assumptions)
+    vectors = vector_bytes(config, samples["item"].subjects + samples["user"].subjects, dimension)
+    sizes = {
+        kind: rows.of(kind, samples[kind].bodies, kinds[kind].generated_tokens.mean)
+        for kind in kinds
+    }
+    assumptions += _standing_assumptions(config, sampler.workspace, speed)
+    return Estimate(
+        name=config.name,
+        model=config.extract.engine.model,
+        configured=config.extract.mode,
+        currency=config.extract.prices.currency,
+        engines=engines,
+        tokens_per_second=tokens_per_second,
+        prefill_tokens_per_second=prefill_tokens_per_second,
+        modes=[
+            total_of_mode(mode, pair, config.extract, speed, total_storage(pair, sizes, vectors))
+            for mode, pair in (
+                (mode, [kinds[kind] for kind in asked]) for mode, asked in _MODES.items()
+            )
+        ],
+        assumptions=assumptions,
+    )
+
+
+# --- prompts and tokens --------------------------------------------------------------------------
+def _kinds(
+    config: RekiConfig, sampler: Sampler, samples: Mapping[SubjectKind, Sample]
+) -> dict[SubjectKind, KindEstimate]:
+    assumptions = sampler.assumptions
+    frame = sampler.renderer.frame
+    tokeniser = Tokeniser(config.extract, assumptions)
+    generated = _generated(config, sampler, tokeniser)
+    found: dict[SubjectKind, KindEstimate] = {}
+    for kind in KINDS:
+        sample = samples[kind]
+        tokens = tokeniser.prompts(frame, kind, sample.bodies)
+        if tokens.too_long:
+            assumptions.append(
+                f"{tokens.too_long} of {min(TOKENISED, len(sample.bodies))} sampled {kind} prompts "
+                "do not fit extract.engine.max_model_len and would fail."
+            )
+        prompts = distinct(sample.bodies, sample.subjects) if sample.drawn else sample.subjects
+        found[kind] = KindEstimate(
+            kind=kind,
+            subjects=sample.subjects,
+            prompts=round(prompts),
+            duplicate_share=1 - prompts / sample.subjects if sample.subjects else 0.0,
+            sampled=len(sample.bodies),
+            prompt_tokens=tokens.prompt,
+            cached_tokens=tokens.cached,
+            generated_tokens=generated[kind],
+        )
+    return found
+
+
+def _generated(
+    config: RekiConfig, sampler: Sampler, tokeniser: Tokeniser
+) -> dict[SubjectKind, Interval]:
+    """Tokens an answer: as measured here, or as the worked answer, at most what is allowed."""
+    measured = measured_answers(sampler.workspace, config.extract)
+    most = config.extract.sampling.max_tokens
+    frame = sampler.renderer.frame
+    examples = load_scenario(config.prompts.scenario).examples
+    generated: dict[SubjectKind, Interval] = {}
+    for kind in KINDS:
+        answers = {factor: examples.answer(kind)[factor] for factor in frame.factors}
+        tokens = min(most, tokeniser.text(worked_answer(frame.form, answers)) + 1)
+        generated[kind] = measured.get(kind) or Interval(mean=tokens, low=tokens / 2, high=most)
+    guessed = [kind for kind in KINDS if kind not in measured]
+    if guessed:
+        sampler.assumptions.append(
+            f"Answers about {', '.join(guessed)} are as long as the scenario's worked ones; their "
+            f"range is from half of that to extract.sampling.max_tokens ({most})."
+        )
+    return generated
+
+
+# --- what is said and checked --------------------------------------------------------------------
+def _standing_assumptions(
+    config: RekiConfig, workspace: Workspace | None, speed: Speed
+) -> list[str]:
+    extract = config.extract
+    gpus = gpus_of(extract)
+    said = [
+        f"Each engine reads {speed.prefill:,.0f} prompt tokens/s and generates "
+        f"{speed.generation:,.0f} tokens/s, one after the other; starting engines is not counted.",
+        f"A replica takes {gpus} GPU{'s' if gpus > 1 else ''}."
+        if gpus
+        else "The engine takes no GPU of this cluster.",
+        "Ranges are 95 % intervals of the sampled means, added up as if all erred the same way.",
+    ]
+    prices = extract.prices
+    if not prices.prompt_tokens and not prices.generated_tokens and not gpus * prices.gpu_hour:
+        said.append("extract.prices names no price of what is used: the money is 0.")
+    if config.prompts.form == "json":
+        said.append("No repair is counted: each broken answer costs one call more.")
+    if workspace is not None and workspace.has_table(LEDGER):
+        said.append("Answers that the ledger holds already are not subtracted.")
+    return said
+
+
+def _require_positive(
+    users: int | None, items: int | None, generation: float, prefill: float, engines: int
+) -> None:
+    given = {
+        "--users": users,
+        "--items": items,
+        "--tokens-per-second": generation,
+        "--prefill-tokens-per-second": prefill,
+        "--engines": engines,
+    }
+    wrong = [name for name, value in given.items() if value is not None and not 0 < value < _MOST]
+    if wrong:
+        raise ConfigError(
+            f"not a positive number: {', '.join(wrong)}",
+            where="command line",
+            todo="Give positive numbers.",
+        )

@@ -1,0 +1,106 @@
+"""Prometheus metrics of a running extract: the figures of `reki status`, read when scraped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from reki_ray.errors import ConfigError
+from reki_ray.extraction.figures import Figures, Snapshot
+
+_TOKENS = {"prompt": "prompt_tokens", "cached": "cached_tokens", "generated": "generated_tokens"}
+_PROMPTS = ("answered", "dead")
+_GAUGES = {
+    "left": ("prompts_left", "Prompts that have neither an answer nor a reason."),
+    "cache_hits": ("cache_hits", "Prompts of the plan that an earlier run had answered."),
+    "cached_share": ("cached_share", "Cached tokens by prompt tokens."),
+    "tokens_per_second_now": (
+        "tokens_per_second",
+        "Generated tokens a second in the last minute.",
+    ),
+    "replicas": ("replicas", "Engine replicas that are paid for."),
+    "seconds_left": ("seconds_left", "Time until the end, seconds."),
+}
+_MONEY = {
+    "cost": ("cost", "Money spent so far."),
+    "expected_cost": ("expected_cost", "Money spent at the end, as far as can be told."),
+}
+
+
+@contextlib.contextmanager
+def exported(figures: Figures, port: int | None) -> Iterator[int | None]:
+    """Serve the figures at `http://<this machine>:<port>/metrics` for the work in the block.
+
+    Args:
+        figures: What is served.
+        port: Port on all interfaces; 0 takes a free one, None serves nothing.
+
+    Yields:
+        The port; None where nothing is served.
+
+    Raises:
+        ConfigError: The port cannot be opened.
+    """
+    if port is None:
+        yield None
+        return
+    registry = CollectorRegistry()
+    registry.register(_FiguresCollector(figures))
+    try:
+        server, thread = start_http_server(port, registry=registry)
+    except OSError as error:
+        raise ConfigError(
+            f"metrics cannot be served: {error.strerror or error}",
+            where=f"extract.metrics_port = {port}",
+            todo="Name a free port, 0 for any, or null for no metrics.",
+        ) from error
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _FiguresCollector(Collector):
+    """Makes metrics of the figures of the moment.
+
+    Args:
+        figures: What is read.
+    """
+
+    def __init__(self, figures: Figures) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        """One family a figure; what is not known yet is left out."""
+        found = Snapshot(**self._figures.snapshot())
+        prompts = CounterMetricFamily(
+            "reki_extract_prompts", "Prompts that are done, by outcome.", labels=["state"]
+        )
+        for state in _PROMPTS:
+            prompts.add_metric([state], getattr(found, state))
+        yield prompts
+        tokens = CounterMetricFamily(
+            "reki_extract_tokens",
+            "Tokens; those cached are among those of prompts.",
+            labels=["kind"],
+        )
+        for kind, name in _TOKENS.items():
+            tokens.add_metric([kind], getattr(found, name))
+        yield tokens
+        yield CounterMetricFamily("reki_extract_calls", "Calls of the model.", value=found.calls)
+        for field, (name, text) in _GAUGES.items():
+            value = getattr(found, field)
+            if value is not None:
+                yield GaugeMetricFamily(f"reki_extract_{name}", text, value=value)
+        for field, (name, text) in _MONEY.items():
+            value = getattr(found, field)
+            if value is not None:
+                money = GaugeMetricFamily(f"reki_extract_{name}", text, labels=["currency"])
+                money.add_metric([found.currency], value)
+                yield money

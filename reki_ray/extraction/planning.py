@@ -1,0 +1,213 @@
+"""The plan: every prompt of a run, rendered once by Ray tasks and kept on disk.
+
+What will be asked can be read before it is asked, asking needs no subject's rows any more, and
+a rerun of the same configuration over the same data finds its plan and starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+
+from reki_ray import schema
+from reki_ray.config import OpenAiEngine, PromptsConfig, RekiConfig
+from reki_ray.extraction import imported
+from reki_ray.extraction.ledger import Addresses
+from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
+from reki_ray.extraction.subjects import Subjects
+from reki_ray.progress import Reporter
+from reki_ray.prompts.render import Renderer, load_scenario
+from reki_ray.runtime import bounded
+from reki_ray.schema import BODY, PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND, SubjectKind, Table
+from reki_ray.workspace import Workspace
+
+PLAN: Final = Table(
+    "extract/plan",
+    pa.schema(
+        [
+            pa.field(SUBJECT_KIND, pa.string(), nullable=False),
+            pa.field(SUBJECT_ID, pa.string(), nullable=False),
+            pa.field(PROMPT_HASH, pa.string(), nullable=False),
+            # Last message of the prompt; null where imported knowledge stands for an answer.
+            pa.field(BODY, pa.string()),
+        ]
+    ),
+)
+"""What the current configuration asks: one row a subject."""
+
+_DOCUMENT = "extract/plan.json"
+_ROW_GROUP_ROWS = 1024
+"""A work unit reads the row groups that it touches and no more."""
+
+_FORMAT = 1
+"""Raised when a change of code changes the plan for the same configuration and data."""
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """All that a task needs to render prompts and to address them.
+
+    Attributes:
+        location: The workspace, as any process opens it.
+        mode: Individual or collective.
+        limits: Scenario, factors and limits.
+        renderer: Writes the prompts.
+        addresses: Addresses of the prompts.
+    """
+
+    location: str
+    mode: Mode
+    limits: PromptsConfig
+    renderer: Renderer
+    addresses: Addresses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that stands on disk.
+
+    Attributes:
+        identity: Hash of what determines it.
+        rows: Subjects.
+    """
+
+    identity: str
+    rows: int
+
+
+def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
+    """How a configuration words and addresses its prompts.
+
+    Raises:
+        ConfigError: The scenario is unknown, or lacks a factor.
+    """
+    engine, sampling = config.extract.engine, config.extract.sampling
+    withheld: frozenset[str] = frozenset()
+    if isinstance(engine, OpenAiEngine):
+        withheld = frozenset(engine.withhold)
+    renderer = Renderer(load_scenario(config.prompts.scenario), config.prompts, withheld)
+    addresses = Addresses(renderer.frame, engine.model, engine.revision, sampling, _request(config))
+    return Prompting(workspace.location, config.extract.mode, config.prompts, renderer, addresses)
+
+
+def _request(config: RekiConfig) -> dict[str, Any]:
+    """What else an engine sends with a prompt."""
+    engine = config.extract.engine
+    if not isinstance(engine, OpenAiEngine):
+        return {}
+    return {"structured": engine.structured, "extra_body": engine.extra_body}
+
+
+def make_plan(
+    config: RekiConfig, workspace: Workspace, wording: Prompting, reporter: Reporter
+) -> Plan:
+    """Render all prompts, unless the same plan stands already.
+
+    Args:
+        config: The run.
+        workspace: Holds ingest and, for collective knowledge, cluster; gets `PLAN`.
+        wording: How prompts are rendered.
+        reporter: Shows progress.
+
+    Raises:
+        DataError: A table is missing or damaged.
+    """
+    parts = cut_into_shards(workspace, wording.mode)
+    identity = _identity(config, workspace, wording)
+    if workspace.exists(_DOCUMENT):
+        document = workspace.read_json(_DOCUMENT)
+        if document["identity"] == identity:
+            return Plan(identity, document["rows"])
+    rows = 0
+    spec = ray.put(wording)
+    with (
+        workspace.replacing("extract", [PLAN]) as scratch,
+        reporter.task("extract: planning", total=len(parts), unit="shards") as task,
+    ):
+        calls = (
+            (_plan_shard, (spec, part, scratch.location, f"part-{number:06d}"))
+            for number, part in enumerate(parts)
+        )
+        for count in bounded(calls):
+            rows += count
+            task.advance(prompts=count)
+    workspace.write_json(_DOCUMENT, {"identity": identity, "rows": rows})
+    return Plan(identity, rows)
+
+
+def planned(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
+    """The current plan: rows of `PLAN`.
+
+    Raises:
+        DataError: Stage extract has not planned yet.
+    """
+    return workspace.read_table(PLAN, columns=columns)
+
+
+@ray.remote
+def _plan_shard(wording: Prompting, shard: Shard, target: str, part: str) -> int:
+    """Render the prompts of a shard into one file; returns their number."""
+    workspace = Workspace(wording.location)
+    known = _imported(workspace, shard.kind)
+    subjects = Subjects(load(workspace, shard), wording.renderer, wording.limits)
+    rows: list[tuple[str, str, str | None]] = []
+    for prompt in subjects:
+        if prompt.subject_id in known:
+            rows.append((prompt.subject_id, known[prompt.subject_id], None))
+        else:
+            address = wording.addresses.of(prompt.subject_kind, prompt.body)
+            rows.append((prompt.subject_id, address, prompt.body))
+    # Prompts that begin alike stand together: the engine computes their common prefix once.
+    rows.sort(key=lambda row: row[2] or "")
+    table = _table(shard.kind, rows)
+    Workspace(target).write_table(PLAN, table, part=part, row_group_rows=_ROW_GROUP_ROWS)
+    return len(rows)
+
+
+def _imported(workspace: Workspace, kind: SubjectKind) -> dict[str, str]:
+    """Address of the imported knowledge of each subject that has some."""
+    rows = imported.read_imported(workspace, columns=[SUBJECT_KIND, SUBJECT_ID, PROMPT_HASH])
+    rows = rows.filter(pc.equal(rows[SUBJECT_KIND], kind))
+    return dict(zip(rows[SUBJECT_ID].to_pylist(), rows[PROMPT_HASH].to_pylist(), strict=True))
+
+
+def _table(kind: SubjectKind, rows: list[tuple[str, str, str | None]]) -> pa.Table:
+    ids, addresses, bodies = zip(*rows, strict=True) if rows else ((), (), ())
+    columns: dict[str, Any] = {
+        SUBJECT_KIND: [kind] * len(rows),
+        SUBJECT_ID: ids,
+        PROMPT_HASH: addresses,
+        BODY: bodies,
+    }
+    return pa.table(columns, schema=PLAN.schema)
+
+
+def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> str:
+    tables = [schema.ITEMS, schema.USERS, schema.INTERACTIONS, schema.CUTS]
+    if wording.mode == "collective":
+        tables += schema.CLUSTERS.values()
+    engine = config.extract.engine
+    identity = {
+        "format": _FORMAT,
+        "tables": {table.path: workspace.identify(table) for table in tables},
+        "imported": imported.identify(config),
+        "mode": wording.mode,
+        "prompts": config.prompts.model_dump(mode="json"),
+        "model": engine.model,
+        "revision": engine.revision,
+        "sampling": config.extract.sampling.model_dump(mode="json"),
+        "request": _request(config),
+        "withheld": engine.withhold if isinstance(engine, OpenAiEngine) else (),
+        # A scenario of the user's own may change behind an unchanged path.
+        "frames": [
+            wording.renderer.frame.identity(kind)
+            for kind in ("item", "user", "item_cluster", "user_cluster")
+        ],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,181 @@
+"""Shards: a share of the subjects that one task renders from the rows it needs.
+
+Neither a process nor the driver ever holds all subjects. Only the interactions before a user's
+cut are read, so that no prompt can show what a sample is about to predict.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pad
+import pyarrow.parquet as pq
+
+from reki_ray import schema
+from reki_ray.histories import before_cut
+from reki_ray.schema import (
+    ATTRIBUTES,
+    CLUSTER_ID,
+    ID,
+    ITEM_ID,
+    SIMILARITY,
+    TITLE,
+    USER_ID,
+    Side,
+    SubjectKind,
+    Table,
+)
+from reki_ray.workspace import Workspace, conform, reading
+
+Mode = Literal["collective", "individual"]
+
+_CLUSTERS_A_SHARD = 512
+_SIDE: Final[dict[SubjectKind, Side]] = {
+    "item": "items",
+    "user": "users",
+    "item_cluster": "items",
+    "user_cluster": "users",
+}
+_ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
+    "items": (schema.ITEMS, ITEM_ID),
+    "users": (schema.USERS, USER_ID),
+}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A share of the subjects: one row group of a table, or some clusters.
+
+    Attributes:
+        kind: What its subjects are.
+        path: Parquet file of the ids; empty for clusters.
+        row_group: Row group of that file.
+        clusters: Ids of the clusters; empty for single ids.
+    """
+
+    kind: SubjectKind
+    path: str = ""
+    row_group: int = 0
+    clusters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """What the prompts of a shard show.
+
+    Attributes:
+        kind: What its subjects are.
+        items: Rows of the items that appear in its prompts.
+        users: Rows of its users; None where it has none.
+        visible: Interactions of its users, as `before_cut` gives them; None where it has none.
+        members: Cluster id to member ids, nearest to the centre first; empty for single ids.
+    """
+
+    kind: SubjectKind
+    items: pa.Table
+    users: pa.Table | None = None
+    visible: pa.Table | None = None
+    members: dict[str, list[str]] = field(default_factory=dict)
+
+
+def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
+    """All subjects, cut into shards; equal kinds stand together.
+
+    Args:
+        workspace: Holds the tables of stages ingest and, for collective knowledge, cluster.
+        mode: One prompt a cluster (REKI-C) or one an id (REKI-I).
+
+    Raises:
+        DataError: A table is missing or damaged.
+    """
+    if mode == "individual":
+        return [*_row_groups(workspace, "item"), *_row_groups(workspace, "user")]
+    return [
+        *_cluster_groups(workspace, "item_cluster"),
+        *_cluster_groups(workspace, "user_cluster"),
+    ]
+
+
+def load(workspace: Workspace, shard: Shard) -> ShardRows:
+    """Read what the prompts of a shard show.
+
+    Raises:
+        DataError: A table is missing or damaged.
+    """
+    side = _SIDE[shard.kind]
+    table, key = _ENTITIES[side]
+    members: dict[str, list[str]] = {}
+    if shard.clusters:
+        members = _members(workspace, side, shard.clusters)
+        ids = pa.array(sorted({one for ids in members.values() for one in ids}), pa.string())
+        rows = _rows_of(workspace, table, key, ids)
+    else:
+        assert table.schema is not None  # items and users have a fixed schema
+        with reading(table, shard.path), workspace.filesystem.open(shard.path, "rb") as source:
+            rows = pq.ParquetFile(source).read_row_group(shard.row_group)
+        rows = conform(rows, table.schema, where=shard.path)
+    if side == "items":
+        return ShardRows(shard.kind, rows, members=members)
+    ids = rows[USER_ID].combine_chunks()
+    visible = before_cut(
+        _rows_of(workspace, schema.INTERACTIONS, USER_ID, ids),
+        _rows_of(workspace, schema.CUTS, USER_ID, ids),
+    )
+    seen = pc.unique(visible[ITEM_ID])
+    items = _rows_of(workspace, schema.ITEMS, ITEM_ID, seen, columns=[ITEM_ID, TITLE, ATTRIBUTES])
+    return ShardRows(shard.kind, items, users=rows, visible=visible, members=members)
+
+
+def _row_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
+    table, _ = _ENTITIES[_SIDE[kind]]
+    workspace.read_table(table, columns=[])  # where it is missing, its own message
+    found = []
+    for path in workspace.parts(table):
+        with reading(table, path), workspace.filesystem.open(path, "rb") as source:
+            groups = pq.ParquetFile(source).num_row_groups
+        found += [Shard(kind, path, group) for group in range(groups)]
+    return found
+
+
+def _cluster_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
+    rows = workspace.read_table(schema.CLUSTERS[_SIDE[kind]], columns=[CLUSTER_ID])
+    ids = sorted(pc.unique(rows[CLUSTER_ID]).to_pylist())
+    starts = range(0, len(ids), _CLUSTERS_A_SHARD)
+    return [Shard(kind, clusters=tuple(ids[at : at + _CLUSTERS_A_SHARD])) for at in starts]
+
+
+def _members(workspace: Workspace, side: Side, clusters: tuple[str, ...]) -> dict[str, list[str]]:
+    """Cluster id -> member ids, nearest to the centre first, ties by id."""
+    rows = workspace.read_table(schema.CLUSTERS[side], columns=[ID, CLUSTER_ID, SIMILARITY])
+    wanted = pc.is_in(rows[CLUSTER_ID], value_set=pa.array(clusters, pa.string()))
+    rows = rows.filter(wanted).sort_by(
+        [(CLUSTER_ID, "ascending"), (SIMILARITY, "descending"), (ID, "ascending")]
+    )
+    members: dict[str, list[str]] = {}
+    for cluster, member in zip(rows[CLUSTER_ID].to_pylist(), rows[ID].to_pylist(), strict=True):
+        members.setdefault(cluster, []).append(member)
+    return members
+
+
+def _rows_of(
+    workspace: Workspace, table: Table, key: str, ids: pa.Array, columns: list[str] | None = None
+) -> pa.Table:
+    """Rows of a table with these ids; ids that it lacks are left out."""
+    assert table.schema is not None  # all tables that are read here have a fixed schema
+    fields = (
+        table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
+    )
+    if not len(ids):
+        return fields.empty_table()
+    # The range lets the reader pass over row groups; the tables are sorted by user or nearly so.
+    bounds = pc.min_max(ids).as_py()
+    within = (pc.field(key) >= bounds["min"]) & (pc.field(key) <= bounds["max"])
+    wanted = within & pc.field(key).isin(ids)
+    with reading(table, workspace.path(table.path)):
+        rows = pad.dataset(
+            workspace.parts(table), filesystem=workspace.arrow_filesystem, format="parquet"
+        ).to_table(filter=wanted, columns=columns)
+    return conform(rows, fields, where=workspace.path(table.path))
