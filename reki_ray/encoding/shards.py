@@ -11,15 +11,11 @@ from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
-import pyarrow.parquet as pq
 
 from reki_ray import schema
 from reki_ray.config import PromptsConfig
 from reki_ray.encoding.texts import item_texts, user_texts
-from reki_ray.histories import before_cut
 from reki_ray.schema import (
-    ATTRIBUTES,
     CLUSTER_ID,
     FACTOR,
     ID,
@@ -27,7 +23,6 @@ from reki_ray.schema import (
     SUBJECT_ID,
     SUBJECT_KIND,
     TEXT,
-    TITLE,
     USER_ID,
     WHOLE_ANSWER,
     Side,
@@ -35,7 +30,8 @@ from reki_ray.schema import (
     SubjectKind,
     Table,
 )
-from reki_ray.workspace import Workspace, conform, reading
+from reki_ray.shares import RowGroup, read_row_group, row_groups, rows_of, visible_to_prompts
+from reki_ray.workspace import Workspace
 
 ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
     "users": (schema.USERS, USER_ID),
@@ -82,13 +78,7 @@ def cut_into_shards(workspace: Workspace, side: Side) -> list[Shard]:
         DataError: The table is missing or damaged.
     """
     table, _ = ENTITIES[side]
-    workspace.read_table(table, columns=[])  # where it is missing, its own message
-    found = []
-    for path in workspace.parts(table):
-        with reading(table, path), workspace.filesystem.open(path, "rb") as source:
-            groups = pq.ParquetFile(source).num_row_groups
-        found += [Shard(side, path, group) for group in range(groups)]
-    return found
+    return [Shard(side, group.path, group.number) for group in row_groups(workspace, table)]
 
 
 def source_texts(
@@ -108,21 +98,12 @@ def source_texts(
         DataError: A table is missing or damaged.
     """
     table, key = ENTITIES[shard.side]
-    assert table.schema is not None  # items and users have a fixed schema
-    with reading(table, shard.path), workspace.filesystem.open(shard.path, "rb") as source:
-        rows = pq.ParquetFile(source).read_row_group(shard.row_group)
-    rows = conform(rows, table.schema, where=shard.path)
+    rows = read_row_group(workspace, table, RowGroup(shard.path, shard.row_group))
     ids: list[str] = rows[key].to_pylist()
     if shard.side == "items":
         return ids, item_texts(rows, limits)
-    users = rows[USER_ID].combine_chunks()
-    visible = before_cut(
-        _rows_of(workspace, schema.INTERACTIONS, USER_ID, users),
-        _rows_of(workspace, schema.CUTS, USER_ID, users),
-    )
-    seen = pc.unique(visible[ITEM_ID])
-    items = _rows_of(workspace, schema.ITEMS, ITEM_ID, seen, [ITEM_ID, TITLE, ATTRIBUTES])
-    return ids, user_texts(rows, visible, items, limits)
+    visible = visible_to_prompts(workspace, rows[USER_ID].combine_chunks())
+    return ids, user_texts(rows, visible.interactions, visible.items, limits)
 
 
 def knowledge_of(workspace: Workspace, side: Side, ids: Sequence[str]) -> Knowledge:
@@ -137,12 +118,12 @@ def knowledge_of(workspace: Workspace, side: Side, ids: Sequence[str]) -> Knowle
         DataError: A table is missing or damaged.
     """
     keys = pa.array(ids, pa.string())
-    clusters = _rows_of(workspace, schema.CLUSTERS[side], ID, keys, [ID, CLUSTER_ID])
+    clusters = rows_of(workspace, schema.CLUSTERS[side], ID, keys, [ID, CLUSTER_ID])
     cluster_of = dict(zip(clusters[ID].to_pylist(), clusters[CLUSTER_ID].to_pylist(), strict=True))
     # Kinds share no namespace: an id may also be the name of a cluster, so the kind decides.
     subjects = pc.unique(pa.chunked_array([keys, *clusters[CLUSTER_ID].chunks]))
     columns = [SUBJECT_KIND, SUBJECT_ID, FACTOR, TEXT]
-    answers = answer_texts(_rows_of(workspace, schema.KNOWLEDGE, SUBJECT_ID, subjects, columns))
+    answers = answer_texts(rows_of(workspace, schema.KNOWLEDGE, SUBJECT_ID, subjects, columns))
     return find_knowledge(side, ids, cluster_of, answers)
 
 
@@ -186,27 +167,3 @@ def find_knowledge(
         texts.append(own or shared)
         sources.append("individual" if own else "cluster" if shared else "fallback")
     return Knowledge(texts, sources)
-
-
-def _rows_of(
-    workspace: Workspace,
-    table: Table,
-    key: str,
-    ids: pa.Array | pa.ChunkedArray,
-    columns: list[str] | None = None,
-) -> pa.Table:
-    """Rows of a table with these ids; ids that it lacks are left out."""
-    assert table.schema is not None  # all tables that are read here have a fixed schema
-    fields = (
-        table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
-    )
-    if not len(ids):
-        return fields.empty_table()
-    # The range lets the reader pass over row groups; the tables are sorted by id or nearly so.
-    bounds = pc.min_max(ids).as_py()
-    within = (pc.field(key) >= bounds["min"]) & (pc.field(key) <= bounds["max"])
-    with reading(table, workspace.path(table.path)):
-        rows = pad.dataset(
-            workspace.parts(table), filesystem=workspace.arrow_filesystem, format="parquet"
-        ).to_table(filter=within & pc.field(key).isin(ids), columns=columns)
-    return conform(rows, fields, where=workspace.path(table.path))

@@ -11,24 +11,20 @@ from typing import Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
-import pyarrow.parquet as pq
 
 from reki_ray import schema
-from reki_ray.histories import before_cut
 from reki_ray.schema import (
-    ATTRIBUTES,
     CLUSTER_ID,
     ID,
     ITEM_ID,
     SIMILARITY,
-    TITLE,
     USER_ID,
     Side,
     SubjectKind,
     Table,
 )
-from reki_ray.workspace import Workspace, conform, reading
+from reki_ray.shares import RowGroup, read_row_group, row_groups, rows_of, visible_to_prompts
+from reki_ray.workspace import Workspace
 
 Mode = Literal["collective", "individual"]
 
@@ -111,33 +107,20 @@ def load(workspace: Workspace, shard: Shard) -> ShardRows:
     if shard.clusters:
         members = _members(workspace, side, shard.clusters)
         ids = pa.array(sorted({one for ids in members.values() for one in ids}), pa.string())
-        rows = _rows_of(workspace, table, key, ids)
+        rows = rows_of(workspace, table, key, ids)
     else:
-        assert table.schema is not None  # items and users have a fixed schema
-        with reading(table, shard.path), workspace.filesystem.open(shard.path, "rb") as source:
-            rows = pq.ParquetFile(source).read_row_group(shard.row_group)
-        rows = conform(rows, table.schema, where=shard.path)
+        rows = read_row_group(workspace, table, RowGroup(shard.path, shard.row_group))
     if side == "items":
         return ShardRows(shard.kind, rows, members=members)
-    ids = rows[USER_ID].combine_chunks()
-    visible = before_cut(
-        _rows_of(workspace, schema.INTERACTIONS, USER_ID, ids),
-        _rows_of(workspace, schema.CUTS, USER_ID, ids),
+    visible = visible_to_prompts(workspace, rows[USER_ID].combine_chunks())
+    return ShardRows(
+        shard.kind, visible.items, users=rows, visible=visible.interactions, members=members
     )
-    seen = pc.unique(visible[ITEM_ID])
-    items = _rows_of(workspace, schema.ITEMS, ITEM_ID, seen, columns=[ITEM_ID, TITLE, ATTRIBUTES])
-    return ShardRows(shard.kind, items, users=rows, visible=visible, members=members)
 
 
 def _row_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
     table, _ = _ENTITIES[_SIDE[kind]]
-    workspace.read_table(table, columns=[])  # where it is missing, its own message
-    found = []
-    for path in workspace.parts(table):
-        with reading(table, path), workspace.filesystem.open(path, "rb") as source:
-            groups = pq.ParquetFile(source).num_row_groups
-        found += [Shard(kind, path, group) for group in range(groups)]
-    return found
+    return [Shard(kind, group.path, group.number) for group in row_groups(workspace, table)]
 
 
 def _cluster_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
@@ -158,24 +141,3 @@ def _members(workspace: Workspace, side: Side, clusters: tuple[str, ...]) -> dic
     for cluster, member in zip(rows[CLUSTER_ID].to_pylist(), rows[ID].to_pylist(), strict=True):
         members.setdefault(cluster, []).append(member)
     return members
-
-
-def _rows_of(
-    workspace: Workspace, table: Table, key: str, ids: pa.Array, columns: list[str] | None = None
-) -> pa.Table:
-    """Rows of a table with these ids; ids that it lacks are left out."""
-    assert table.schema is not None  # all tables that are read here have a fixed schema
-    fields = (
-        table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
-    )
-    if not len(ids):
-        return fields.empty_table()
-    # The range lets the reader pass over row groups; the tables are sorted by user or nearly so.
-    bounds = pc.min_max(ids).as_py()
-    within = (pc.field(key) >= bounds["min"]) & (pc.field(key) <= bounds["max"])
-    wanted = within & pc.field(key).isin(ids)
-    with reading(table, workspace.path(table.path)):
-        rows = pad.dataset(
-            workspace.parts(table), filesystem=workspace.arrow_filesystem, format="parquet"
-        ).to_table(filter=wanted, columns=columns)
-    return conform(rows, fields, where=workspace.path(table.path))
