@@ -7,6 +7,7 @@ asked again, whatever dies afterwards.
 
 from __future__ import annotations
 
+import gc
 import math
 import queue
 import time
@@ -129,17 +130,20 @@ class Asking:
 
         The pipeline is read in a thread of its own, so that silence can be noticed.
         """
-        dataset = self._pipeline(pending.units(self._config.unit_rows))
         done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         stop = Event()
         pool = ThreadPoolExecutor(1, thread_name_prefix="extract")
-        reader = pool.submit(_read, dataset, done, stop)
+        # The data set is in no frame but the reader's: a traceback that holds a dead pipeline
+        # would hold its actors, and with them the CPUs that the next one needs.
+        units = pending.units(self._config.unit_rows)
+        reader = pool.submit(_read, self._pipeline(units), done, stop)
         try:
             yield from self._listen(done, reader, beat)
         finally:
             stop.set()
             # A stuck pipeline ends with its Ray session: waiting for it here would hang.
             pool.shutdown(wait=False)
+            gc.collect()
 
     def _listen(
         self,
@@ -236,7 +240,6 @@ def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event
             if stop.is_set():
                 break
     except ray.exceptions.RayError as error:
-        # Only what it says leaves here: its traceback holds the dead pipeline's actors, which
-        # would go on to hold the CPUs that the next pipeline needs.
+        # Only what it says leaves here, for the same reason as above.
         return _End(cause_of(error), last_line(error))
     return _End()
