@@ -26,11 +26,13 @@ from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-# Blanks between the fields of an answer would cost tokens and teach nothing.
-_STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
+# Blanks between the fields of an answer would cost tokens and teach nothing. Constrained lines
+# keep vLLM's own choice of a backend: xgrammar takes no line break inside a character class.
+_JSON_OUTPUT = {
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}
+}
 
 CPU_PRESET: dict[str, Any] = {
-    "structured_outputs_config": _STRUCTURED,
     # Compiling costs minutes of start-up and gains nothing for models that fit a CPU.
     "enforce_eager": True,
     # The CPU default of 128 tokens a block never caches shorter shared prefixes.
@@ -41,7 +43,6 @@ CPU_PRESET: dict[str, Any] = {
     "max_num_seqs": 32,
 }
 GPU_PRESET: dict[str, Any] = {
-    "structured_outputs_config": _STRUCTURED,
     "enable_prefix_caching": True,
     "gpu_memory_utilization": 0.9,
 }
@@ -124,6 +125,7 @@ class VllmBatchEngine:
                     if self._config.device == "cpu"
                     else GPU_PRESET
                 ),
+                **(_JSON_OUTPUT if self._frame.form == "json" else {}),
                 "max_model_len": self._config.max_model_len,
                 **({} if Path(source).is_dir() else {"revision": self._config.revision}),
                 **self._config.engine_kwargs,
