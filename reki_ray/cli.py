@@ -131,11 +131,13 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
         int | None, typer.Option(help="Number of items; that of the workspace where not given.")
     ] = None,
     tokens_per_second: Annotated[
-        float, typer.Option(help="Tokens that one engine generates a second.")
-    ] = 1000.0,
+        float | None,
+        typer.Option(help="Tokens that one engine generates a second; else extract.speed."),
+    ] = None,
     prefill_tokens_per_second: Annotated[
-        float, typer.Option(help="Prompt tokens that one engine reads a second.")
-    ] = 10_000.0,
+        float | None,
+        typer.Option(help="Prompt tokens that one engine reads a second; else extract.speed."),
+    ] = None,
     engines: Annotated[
         int | None, typer.Option(help="Engines; extract.max_replicas where not given.")
     ] = None,
@@ -153,7 +155,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
         items=items,
         tokens_per_second=tokens_per_second,
         prefill_tokens_per_second=prefill_tokens_per_second,
-        engines=loaded.extract.max_replicas if engines is None else engines,
+        engines=engines,
     )
     _show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
 

@@ -161,6 +161,15 @@ class PriceConfig(Section):
     generated_tokens: float = Field(0.0, ge=0, description="Price of a million generated tokens.")
 
 
+class SpeedConfig(Section):
+    """What one engine replica does, for estimates before any call."""
+
+    tokens_per_second: float = Field(1000.0, gt=0, description="Tokens generated a second.")
+    prefill_tokens_per_second: float = Field(
+        10_000.0, gt=0, description="Prompt tokens read a second, cached ones not counted."
+    )
+
+
 class SamplingConfig(Section):
     """Sampling of the LLM's answers."""
 
@@ -221,6 +230,7 @@ class ExtractConfig(Section):
         json_schema_extra=OPERATIONAL,
     )
     prices: PriceConfig = Field(PriceConfig(), json_schema_extra=OPERATIONAL)
+    speed: SpeedConfig = Field(SpeedConfig(), json_schema_extra=OPERATIONAL)
     metrics_port: int | None = Field(
         None,
         ge=0,

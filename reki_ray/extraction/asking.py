@@ -26,9 +26,12 @@ from ray.data import TaskPoolStrategy
 from reki_ray.config import ExtractConfig
 from reki_ray.errors import EngineError, RekiError
 from reki_ray.extraction.engines import Engine
+from reki_ray.extraction.engines.answers import Outcome, answer_table
 from reki_ray.extraction.figures import Figures
+from reki_ray.extraction.isolation import Isolation
 from reki_ray.extraction.keeping import ANSWERED, DEAD, keep, questions_of
-from reki_ray.extraction.pending import Pending, Unit, find_pending
+from reki_ray.extraction.pending import Pending, Unit, find_pending, read_unit
+from reki_ray.extraction.resources import replicas
 from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import bounded, cause_of, last_line
 from reki_ray.schema import ASKED_AT, GENERATED_TOKENS
@@ -37,7 +40,11 @@ from reki_ray.workspace import Workspace
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+_LABEL: Final = "extract: asking"
+_FAILED_START: Final = "creation task"
+"""What Ray says of an actor whose constructor failed."""
 _POLL_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 10.0
 _TASK_CPUS: Final = 0.25
 """Both ends of the pipeline mostly wait for storage, and share the CPU that the engines leave."""
 _READERS_A_REPLICA: Final = 2
@@ -70,6 +77,14 @@ class Asking:
         self._asking = asking
         self._figures = figures
         self._reporter = reporter
+        self._keeping = partial(
+            keep,
+            location=workspace.location,
+            asking=asking,
+            engine=engine.name,
+            model=engine.model,
+            revision=engine.revision,
+        )
         self._first_call = math.inf
         self._last_kept = math.inf
 
@@ -89,25 +104,44 @@ class Asking:
             EngineError: The engine died or lost prompts again and again without any progress,
                 or nothing was finished for too long.
         """
-        fruitless = 0
-        label = "extract: asking"
-        with self._reporter.task(label, total=pending.rows, unit="prompts") as task:
+        isolation = Isolation(self._config.unit_rows, self._config.restarts)
+        with self._reporter.task(_LABEL, total=pending.rows, unit="prompts") as task:
             task.snapshot = self._figures.snapshot
             while pending.rows:
                 settled = task.done
-                why = "the engine lost prompts"
-                try:
-                    for counts in self._units_done(pending, beat=task.advance):
-                        self._count(counts, task)
-                except _PipelineDiedError as died:
-                    why = f"the engine failed: {died}"
-                fruitless = 0 if task.done > settled else fruitless + 1
-                left = self.pending()
-                if fruitless > self._config.restarts and left.rows:
-                    raise self._failure(why, left)
-                if left.rows:
-                    self._reporter.say(f"{label}: {why}; {left.rows} prompts are asked again")
-                pending = left
+                end = self._attempt(pending, isolation, task)
+                pending = self.pending()
+                if task.done > settled:
+                    pending = self._bury(pending, isolation.answered(), isolation.reason, task)
+                else:
+                    others = pending.rows - isolation.suspects
+                    if not isolation.died(others, end.reason, started=end.started):
+                        raise self._failure(end.reason, pending)
+                if 0 < pending.rows == isolation.suspects:
+                    # Nothing is left whose answer would tell a broken prompt from a broken engine.
+                    if not task.done + pending.hits:
+                        raise self._failure(end.reason, pending)
+                    pending = self._bury(pending, isolation.suspects, isolation.reason, task)
+
+    def _attempt(self, pending: Pending, isolation: Isolation, task: Task) -> _End:
+        """One pipeline over what may be asked now."""
+        units = pending.units(self._config.unit_rows, skip=isolation.suspects, most=isolation.share)
+        try:
+            for counts in self._units_done(units, beat=task.advance):
+                self._count(counts, task)
+        except _PipelineDiedError as died:
+            self._reporter.say(f"{_LABEL}: {died.end.reason}; what is missing is asked again")
+            return died.end
+        return _End("the engine lost prompts")
+
+    def _bury(self, pending: Pending, count: int, reason: str, task: Task) -> Pending:
+        """Make the leading pending prompts dead letters, and look anew what is pending."""
+        if not count:
+            return pending
+        units = pending.units(self._config.unit_rows, most=count)
+        for counts in bounded((_bury_unit, (unit, reason, self._keeping)) for unit in units):
+            self._count(counts, task)
+        return self.pending()
 
     def _count(self, counts: dict[str, Any], task: Task) -> None:
         self._first_call = min(self._first_call, counts.pop(ASKED_AT))
@@ -124,7 +158,7 @@ class Asking:
     # --- one pipeline --------------------------------------------------------------------------
 
     def _units_done(
-        self, pending: Pending, beat: Callable[[int], object]
+        self, units: list[Unit], beat: Callable[[int], object]
     ) -> Iterator[dict[str, Any]]:
         """Counts of each kept block, as they come.
 
@@ -135,7 +169,6 @@ class Asking:
         pool = ThreadPoolExecutor(1, thread_name_prefix="extract")
         # The data set is in no frame but the reader's: a traceback that holds a dead pipeline
         # would hold its actors, and with them the CPUs that the next one needs.
-        units = pending.units(self._config.unit_rows)
         reader = pool.submit(_read, self._pipeline(units), done, stop)
         try:
             yield from self._listen(done, reader, beat)
@@ -152,8 +185,11 @@ class Asking:
         beat: Callable[[int], object],
     ) -> Iterator[dict[str, Any]]:
         patience = 60 * self._config.stall_minutes
-        heard = time.monotonic()
+        heard = looked = time.monotonic()
         while True:
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                looked = time.monotonic()
+                self._figures.resize(max(replicas(), self._config.min_replicas))
             finished = reader.done()  # asked before the queue: what it put is then there
             try:
                 yield done.get(block=not finished, timeout=None if finished else _POLL_SECONDS)
@@ -164,7 +200,7 @@ class Asking:
                     if end.fatal is not None:
                         raise end.fatal from None
                     if end.reason:
-                        raise _PipelineDiedError(end.reason) from None
+                        raise _PipelineDiedError(end) from None
                     return
                 beat(0)  # cost goes on while nothing is finished
                 if time.monotonic() - heard > patience:
@@ -191,14 +227,7 @@ class Asking:
             compute=TaskPoolStrategy(size=_READERS_A_REPLICA * self._config.max_replicas),
         )
         return self._engine.answer(questions).map_batches(
-            partial(
-                keep,
-                location=location,
-                asking=self._asking,
-                engine=self._engine.name,
-                model=self._engine.model,
-                revision=self._engine.revision,
-            ),
+            self._keeping,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=_TASK_CPUS,
@@ -214,21 +243,27 @@ class Asking:
         )
 
 
-class _PipelineDiedError(Exception):
-    """The pipeline ended with an error that another one may not have."""
-
-
 @dataclass(frozen=True)
 class _End:
     """How a pipeline ended.
 
     Attributes:
-        fatal: What no other pipeline would do better.
         reason: What it died of; empty where it came to its end.
+        started: Whether its engine came up.
+        fatal: What no other pipeline would do better.
     """
 
-    fatal: RekiError | None = None
     reason: str = ""
+    started: bool = True
+    fatal: RekiError | None = None
+
+
+class _PipelineDiedError(Exception):
+    """The pipeline ended with an error that another one may not have."""
+
+    def __init__(self, end: _End) -> None:
+        super().__init__(end.reason)
+        self.end = end
 
 
 def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event) -> _End:
@@ -241,5 +276,19 @@ def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event
                 break
     except ray.exceptions.RayError as error:
         # Only what it says leaves here, for the same reason as above.
-        return _End(cause_of(error), last_line(error))
+        return _End(
+            f"the engine failed: {last_line(error)}",
+            started=_FAILED_START not in str(error),
+            fatal=cause_of(error),
+        )
     return _End()
+
+
+@ray.remote
+def _bury_unit(unit: Unit, reason: str, keeping: partial[pa.Table]) -> dict[str, Any]:
+    """Keep a reason for each prompt of a unit; returns counts as `keep`."""
+    questions = read_unit(Workspace(keeping.keywords["location"]), unit)
+    outcomes = [Outcome(None, f"asked alone, {reason}")] * questions.num_rows
+    (counts,) = keeping(answer_table(questions, outcomes)).to_pylist()
+    found: dict[str, Any] = counts
+    return found

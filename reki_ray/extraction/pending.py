@@ -60,13 +60,21 @@ class Pending:
         """Prompts to ask."""
         return sum(self.parts.values())
 
-    def units(self, rows: int) -> list[Unit]:
-        """Work units of at most so many rows, in the order of the plan."""
-        return [
-            Unit(part, start, min(start + rows, count))
-            for part, count in self.parts.items()
-            for start in range(0, count, rows)
-        ]
+    def units(self, rows: int, *, skip: int = 0, most: int | None = None) -> list[Unit]:
+        """Work units in the order of the plan.
+
+        Args:
+            rows: Most prompts of a unit.
+            skip: Leading prompts that are left out.
+            most: Prompts in all; None takes every one.
+        """
+        stop = self.rows if most is None else skip + most
+        found, begin = [], 0
+        for part, count in self.parts.items():
+            first, last = max(skip - begin, 0), min(stop - begin, count)
+            found += [Unit(part, at, min(at + rows, last)) for at in range(first, last, rows)]
+            begin += count
+        return found
 
 
 def begin(workspace: Workspace, plan: Plan) -> str:

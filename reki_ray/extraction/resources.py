@@ -12,6 +12,9 @@ from reki_ray.extraction.engines.protocol import Demand
 _SPARE_CPUS = 1
 """Ray Data's own tasks need a CPU: where actors take every one, a dataset waits for ever."""
 
+_POOLED = "MapWorker("
+"""How Ray Data names the actors of a pool."""
+
 
 def capacity() -> dict[str, float]:
     """Resources that the cluster has, or that its autoscaler may start."""
@@ -22,6 +25,15 @@ def capacity() -> dict[str, float]:
     for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
         there[name] = max(there.get(name, 0.0), amount)
     return there
+
+
+def replicas() -> int:
+    """Actors of this job's Ray Data pools that are up."""
+    from ray._private.state import state  # noqa: PLC0415  # as above
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    actors = state.actor_table(None, job, "ALIVE").values()
+    return sum(actor["ActorClassName"].startswith(_POOLED) for actor in actors)
 
 
 def require(demand: Demand) -> None:

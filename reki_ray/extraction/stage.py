@@ -9,11 +9,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import ray
+
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction import pending
 from reki_ray.extraction.asking import Asking
 from reki_ray.extraction.engines import Engine, build_engine
+from reki_ray.extraction.estimating.estimate import estimate
+from reki_ray.extraction.estimating.render import summary
 from reki_ray.extraction.figures import Figures
 from reki_ray.extraction.metrics import exported
 from reki_ray.extraction.planning import make_plan, prompting
@@ -21,9 +25,11 @@ from reki_ray.extraction.resources import require
 from reki_ray.extraction.settling import Settled, compact, settle
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
-from reki_ray.runtime import ray_session
+from reki_ray.runtime import bounded, ray_session
 from reki_ray.workspace import Workspace
 
+ESTIMATE = "extract/estimate.json"
+"""What was foretold before the last asking; the fields of `Estimate`."""
 STATISTICS = "extract/statistics.json"
 """What the last asking measured, for runs that find every answer already there."""
 
@@ -53,6 +59,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         left = asking.pending()
         if left.rows:
             require(engine.demand)
+            _foretell(config, workspace, left, reporter)
             with exported(figures, config.extract.metrics_port):
                 _ask(asking, left, figures, engine, workspace)
         settled = settle(workspace, reporter)
@@ -77,6 +84,32 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             **_measured(workspace, engine),
         },
     )
+
+
+def _foretell(
+    config: RekiConfig, workspace: Workspace, left: pending.Pending, reporter: Reporter
+) -> None:
+    """Say what asking will take, individual beside collective, before the first call.
+
+    In a task: a tokenizer and sampled rows are no business of the driver's memory.
+    """
+    try:
+        (lines,) = bounded([(_estimated, (config, workspace.location))])
+    except EngineError as error:  # no tokenizer is no reason not to ask
+        lines = [f"no estimate: {error.what}"]
+    for line in lines:
+        reporter.say(f"extract: plan, {line}")
+    reporter.say(
+        f"extract: {left.rows:,} of {left.prompts:,} prompts are to be asked, the others are "
+        "answered"
+    )
+
+
+@ray.remote
+def _estimated(config: RekiConfig, location: str) -> list[str]:
+    found = estimate(config, Workspace(location))
+    Workspace(location).write_json(ESTIMATE, found.model_dump(mode="json"))
+    return summary(found)
 
 
 def _ask(

@@ -24,7 +24,7 @@ from reki_ray.extraction.engines.scripted import ScriptedActor, ScriptedEngine
 from reki_ray.extraction.ledger import LEDGER
 from reki_ray.pipeline import StageResult
 from reki_ray.prompts.frame import Frame
-from reki_ray.schema import PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND
+from reki_ray.schema import BODY, PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND
 from reki_ray.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Fault:
         after: Calls of an actor after which it dies; the first to reach it, and no other.
         seconds: Time that a call takes.
         every_actor: Every actor dies, again and again.
+        poison: Actors die of prompts with this text, each time.
+        no_start: Actors fail in their constructor.
     """
 
     folder: str
@@ -53,6 +55,8 @@ class Fault:
     after: int = 20
     seconds: float = 0.0
     every_actor: bool = False
+    poison: str = ""
+    no_start: bool = False
 
 
 class FaultyEngine(ScriptedEngine):
@@ -80,6 +84,8 @@ class FaultyActor(ScriptedActor):
 
     def __init__(self, config: ScriptedConfig, frame: Frame, fault: Fault) -> None:
         super().__init__(config, frame)
+        if fault.no_start:
+            raise RuntimeError("the model does not fit")
         self._fault = fault
         self._calls = 0
 
@@ -88,6 +94,8 @@ class FaultyActor(ScriptedActor):
         for row in range(questions.num_rows):
             self._note(questions[PROMPT_HASH][row].as_py())
             time.sleep(self._fault.seconds)
+            if self._fault.poison and self._fault.poison in questions[BODY][row].as_py():
+                os._exit(1)
             answers.append(super().__call__(questions.slice(row, 1)))
             self._calls += 1
             self._perhaps_die()

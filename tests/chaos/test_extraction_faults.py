@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from reki_ray import schema
 from reki_ray.config import ExtractConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction import stage
-from reki_ray.extraction.ledger import LEDGER
+from reki_ray.extraction.ledger import FAILURES, LEDGER
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
 from reki_ray.prompts.frame import Frame
@@ -67,10 +68,33 @@ def test_an_engine_that_always_dies_fails_the_stage_and_keeps_what_it_answered(
 ) -> None:
     hopeless = Fault(str(tmp_path), "os_exit", after=1, every_actor=True)
     with pytest.raises(EngineError, match=r"the engine failed.*prompts are left") as caught:
-        run_stage(hopeless, restarts=1)
+        run_stage(hopeless, restarts=0, unit_rows=2)
     assert "run `reki extract` again" in caught.value.todo
     result = run_stage(Fault(str(tmp_path)))
     faulty.require_sound(workspace, result, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_prompt_that_kills_each_engine_is_a_dead_letter_and_its_neighbours_are_answered(
+    run_stage: RunStage, workspace: Workspace, tmp_path: Path
+) -> None:
+    poison = " 17\ngenre"  # the prompt of one item
+    result = run_stage(Fault(str(tmp_path), poison=poison), restarts=1)
+    (letter,) = workspace.read_table(schema.DEAD_LETTERS).to_pylist()
+    assert letter[schema.SUBJECT_ID] == "i00000017"
+    assert poison in letter[schema.PROMPT]
+    assert "asked alone, the engine failed" in letter[schema.REASON]
+    faulty.require_sound(workspace, result, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_an_engine_that_does_not_start_blames_no_prompt(
+    run_stage: RunStage, workspace: Workspace, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match="the model does not fit") as caught:
+        run_stage(Fault(str(tmp_path), no_start=True), restarts=1)
+    assert f"{SUBJECTS} prompts are left" in caught.value.what
+    assert not workspace.has_table(FAILURES)
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
+import ray.data
+from rich.console import Console
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction.ledger import FAILURES, LEDGER
-from reki_ray.extraction.stage import run
+from reki_ray.extraction.resources import replicas
+from reki_ray.extraction.stage import ESTIMATE, run
 from reki_ray.progress import Reporter, Task
 from reki_ray.schema import PROMPT_HASH, REASON, SUBJECT_ID, SUBJECT_KIND, TEXT
 from reki_ray.workspace import Workspace
@@ -249,3 +255,30 @@ def test_prompts_show_nothing_after_the_cut(
 
 def ledger_parts(workspace: Workspace) -> list[str]:
     return sorted(path.name for path in Path(workspace.path("extract/ledger")).iterdir())
+
+
+class Census:
+    """Actor of a pool that tells how large the pool is."""
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        time.sleep(0.5)  # so that one actor cannot take all blocks
+        return {"replicas": np.full(len(rows["id"]), replicas())}
+
+
+def test_the_actors_of_a_pool_are_counted() -> None:
+    pool = ray.data.range(8, override_num_blocks=8).map_batches(
+        Census, batch_size=None, num_cpus=0.5, compute=ray.data.ActorPoolStrategy(size=2)
+    )
+    assert max(row["replicas"] for row in pool.take_all()) == 2
+
+
+def test_the_plan_is_told_before_the_first_call(tiny_config: TinyConfig, filled: Workspace) -> None:
+    told = Console(record=True, width=400, file=io.StringIO())
+    config = individual(tiny_config, prices={"gpu_hour": 2.0, "generated_tokens": 5.0})
+    run(config, filled, Reporter(filled, console=told))
+    lines = [line for line in told.export_text().splitlines() if line.startswith("extract: ")]
+    assert lines[0].startswith(f"extract: plan, individual (configured): {ITEMS + USERS} prompts")
+    assert lines[1].startswith("extract: plan, collective: ")
+    assert lines[2].startswith(f"extract: {ITEMS + USERS} of {ITEMS + USERS} prompts")
+    assert all("generated tokens" in line and "USD" in line for line in lines[:2])
+    assert filled.read_json(ESTIMATE)["modes"][0]["prompts"] == ITEMS + USERS

@@ -78,11 +78,11 @@ def estimate(
     config: RekiConfig,
     workspace: Workspace | None,
     *,
-    users: int | None,
-    items: int | None,
-    tokens_per_second: float,
-    prefill_tokens_per_second: float,
-    engines: int,
+    users: int | None = None,
+    items: int | None = None,
+    tokens_per_second: float | None = None,
+    prefill_tokens_per_second: float | None = None,
+    engines: int | None = None,
 ) -> Estimate:
     """Estimate extraction from a sample.
 
@@ -92,9 +92,10 @@ def estimate(
             there are no data yet.
         users: Number of users; None takes that of the workspace.
         items: Number of items; None takes that of the workspace.
-        tokens_per_second: Generated tokens a second and replica.
-        prefill_tokens_per_second: Prompt tokens a second and replica, cached ones not counted.
-        engines: Engine replicas.
+        tokens_per_second: Generated tokens a second and replica; None takes `extract.speed`.
+        prefill_tokens_per_second: Prompt tokens a second and replica, cached ones not counted;
+            None takes `extract.speed`.
+        engines: Engine replicas; None takes `extract.max_replicas`.
 
     Raises:
         ConfigError: A number is missing, or no positive one.
@@ -102,7 +103,12 @@ def estimate(
         EngineError: No tokenizer can be loaded.
     """
     _require_positive(users, items, tokens_per_second, prefill_tokens_per_second, engines)
-    speed = Speed(prefill=prefill_tokens_per_second, generation=tokens_per_second, engines=engines)
+    expected = config.extract.speed
+    speed = Speed(
+        prefill=prefill_tokens_per_second or expected.prefill_tokens_per_second,
+        generation=tokens_per_second or expected.tokens_per_second,
+        engines=engines or config.extract.max_replicas,
+    )
     sampler = Sampler(config, workspace)
     assumptions = sampler.assumptions
     samples = sampler.draw(users, items)
@@ -120,9 +126,9 @@ def estimate(
         model=config.extract.engine.model,
         configured=config.extract.mode,
         currency=config.extract.prices.currency,
-        engines=engines,
-        tokens_per_second=tokens_per_second,
-        prefill_tokens_per_second=prefill_tokens_per_second,
+        engines=speed.engines,
+        tokens_per_second=speed.generation,
+        prefill_tokens_per_second=speed.prefill,
         modes=[
             total_of_mode(mode, pair, config.extract, speed, total_storage(pair, sizes, vectors))
             for mode, pair in (
@@ -211,7 +217,11 @@ def _standing_assumptions(
 
 
 def _require_positive(
-    users: int | None, items: int | None, generation: float, prefill: float, engines: int
+    users: int | None,
+    items: int | None,
+    generation: float | None,
+    prefill: float | None,
+    engines: int | None,
 ) -> None:
     given = {
         "--users": users,

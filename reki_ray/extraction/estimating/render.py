@@ -25,15 +25,35 @@ def render(estimate: Estimate) -> Group:
     )
 
 
+def summary(estimate: Estimate) -> list[str]:
+    """One line a mode."""
+    engines = _engines(estimate)
+    return [
+        f"{_name(mode, estimate)}: {mode.prompts:,} prompts for {mode.subjects:,} subjects, "
+        f"{_short(mode.prompt_tokens.mean)} prompt and {_short(mode.generated_tokens.mean)} "
+        f"generated tokens, {_short(mode.gpu_hours.mean)} GPU hours, {_short(mode.cost.mean)} "
+        f"{estimate.currency}, {_bytes(mode.storage.total)}, {_time(mode.wall_hours.mean)} with "
+        f"{engines}"
+        for mode in estimate.modes
+    ]
+
+
+def _engines(estimate: Estimate) -> str:
+    return "1 engine" if estimate.engines == 1 else f"{estimate.engines:,} engines"
+
+
+def _name(mode: ModeEstimate, estimate: Estimate) -> str:
+    return f"{mode.mode}{' (configured)' if mode.mode == estimate.configured else ''}"
+
+
 def _modes(estimate: Estimate) -> Table:
-    engines = "1 engine" if estimate.engines == 1 else f"{estimate.engines:,} engines"
+    engines = _engines(estimate)
     table = Table(
         title=Text(f"plan of {estimate.name}: {estimate.model}, {engines}"), title_justify="left"
     )
     table.add_column("")
     for mode in estimate.modes:
-        chosen = " (configured)" if mode.mode == estimate.configured else ""
-        table.add_column(f"{mode.mode}{chosen}", justify="right")
+        table.add_column(_name(mode, estimate), justify="right")
 
     def row(name: str, cell: Callable[[ModeEstimate], str], *, last: bool = False) -> None:
         table.add_row(name, *(cell(mode) for mode in estimate.modes), end_section=last)
