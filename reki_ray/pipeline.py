@@ -69,7 +69,7 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.clustering.stage:run",
         ("cluster", "encode", "prompts"),
         ("ingest",),
-        version=2,
+        version=3,
     ),
     Stage(
         "extract",

@@ -12,6 +12,7 @@ from reki_ray.vectors import normalise
 
 _CHUNK = 65_536
 """Rows compared with all centres at a time, which bounds memory at 256 KiB x centres."""
+_HALVING_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ def assign_all(vectors: np.ndarray, labels: np.ndarray, min_size: int) -> Assign
     placed[noise] = nearest(vectors[noise], centres)[0]
     placed = _dissolve_small(vectors, placed, centres, min_size)
     _, placed = np.unique(placed, return_inverse=True)
-    centres = _centres(vectors, placed, int(placed.max()) + 1)
-    similarities = np.einsum("nd,nd->n", vectors, centres[placed]).astype(np.float32)
-    return Assignment(placed, centres, similarities)
+    return _assignment(vectors, placed, int(placed.max()) + 1)
 
 
 def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -73,6 +72,52 @@ def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.nd
     return indices, cosines
 
 
+def split_until_close(
+    vectors: np.ndarray, assignment: Assignment, min_similarity: float
+) -> Assignment:
+    """Halve clusters until every member is close to its centre; the lever of an alpha-ball cover.
+
+    Args:
+        vectors: (N, d), rows of unit length.
+        assignment: Of these rows.
+        min_similarity: Least cosine of a row and its centre, below 1.
+
+    Returns:
+        An assignment that keeps it; a cluster that had to be split may be of any size.
+    """
+    labels = assignment.labels.copy()
+    count = len(assignment.centres)
+    far = np.unique(labels[assignment.similarities < min_similarity]).tolist()
+    while far:
+        label = far.pop()
+        rows = np.flatnonzero(labels == label)
+        upper = _halve(vectors[rows])
+        labels[rows[upper]] = count
+        for half, members in ((label, rows[~upper]), (count, rows[upper])):
+            centre = normalise(vectors[members].mean(axis=0, keepdims=True))[0]
+            if (vectors[members] @ centre).min() < min_similarity and len(members) > 1:
+                far.append(half)
+        count += 1
+    return _assignment(vectors, labels, count)
+
+
+def _halve(vectors: np.ndarray) -> np.ndarray:
+    """Two-means from the pair of rows that lie far apart; (N,) bool, both values occur."""
+    first = int((vectors @ vectors.mean(axis=0)).argmin())
+    second = int((vectors @ vectors[first]).argmin())
+    centres = vectors[[first, second]]
+    upper = np.zeros(len(vectors), dtype=bool)
+    for _ in range(_HALVING_STEPS):
+        closer = vectors @ centres[1] > vectors @ centres[0]
+        if not closer.any() or closer.all():  # rows that rounding alone tells apart
+            closer = np.arange(len(vectors)) >= len(vectors) // 2
+        if (closer == upper).all():
+            break
+        upper = closer
+        centres = normalise(np.stack([vectors[~upper].mean(axis=0), vectors[upper].mean(axis=0)]))
+    return upper
+
+
 def name_clusters(ids: Sequence[str], labels: np.ndarray, prefix: str) -> list[str]:
     """Name clusters by falling size, equal sizes by their smallest id: `u0001`, `u0002`, ...
 
@@ -93,6 +138,12 @@ def name_clusters(ids: Sequence[str], labels: np.ndarray, prefix: str) -> list[s
     ranked = sorted(first, key=lambda label: (-int(sizes[label]), first[label]))
     names = {label: f"{prefix}{rank:04d}" for rank, label in enumerate(ranked, start=1)}
     return [names[label] for label in labels.tolist()]
+
+
+def _assignment(vectors: np.ndarray, labels: np.ndarray, count: int) -> Assignment:
+    centres = _centres(vectors, labels, count)
+    similarities = np.einsum("nd,nd->n", vectors, centres[labels]).astype(np.float32)
+    return Assignment(labels, centres, similarities)
 
 
 def _dissolve_small(

@@ -15,6 +15,8 @@ class Clusterer(Protocol):
 
     method: str
     """Name of the algorithm, as in the configuration."""
+    order_independent: bool
+    """Whether another order of the rows gives the same groups."""
 
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         """Group rows.

@@ -7,8 +7,8 @@ from typing import Final
 import ray
 
 from reki_ray import schema
-from reki_ray.clustering.grouping import Grouping, group
-from reki_ray.clustering.hdbscan import build_clusterer
+from reki_ray.clustering.build import build_clusterer
+from reki_ray.clustering.grouping import Grouping, Rules, group
 from reki_ray.clustering.representations import Weighting, user_vectors
 from reki_ray.config import RekiConfig
 from reki_ray.encoding.stage import EncodedSide, encode_source_texts
@@ -72,11 +72,10 @@ def _group(
     sizes = {"users": config.cluster.users, "items": config.cluster.items}
     pending = {}
     for side, encoded in sides.items():
-        clusterer = build_clusterer(config.cluster, sizes[side])
-        smallest = sizes[side].min_cluster_size
-        pending[remote.remote(encoded.ids, encoded.vectors, clusterer, smallest, _PREFIX[side])] = (
-            side
-        )
+        clusterer = build_clusterer(config.cluster, sizes[side], len(encoded.ids))
+        rules = Rules(sizes[side].min_cluster_size, config.cluster.min_similarity)
+        reference = remote.remote(encoded.ids, encoded.vectors, clusterer, rules, _PREFIX[side])
+        pending[reference] = side
     done: dict[Side, Grouping] = {}
     with reporter.task("cluster: grouping", total=len(pending), unit="sides") as task:
         while len(done) < len(pending):

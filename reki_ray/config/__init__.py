@@ -29,6 +29,8 @@ from reki_ray.config.knowledge import (
     SamplingConfig,
     ScriptedEngine,
     SideClusterConfig,
+    SpeedConfig,
+    StreaKhcConfig,
     VllmEngine,
 )
 from reki_ray.config.section import Section
@@ -68,7 +70,9 @@ __all__ = [
     "Section",
     "ServeConfig",
     "SideClusterConfig",
+    "SpeedConfig",
     "SplitConfig",
+    "StreaKhcConfig",
     "TrainConfig",
     "VllmEngine",
     "describe_problems",

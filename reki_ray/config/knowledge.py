@@ -41,12 +41,38 @@ class SideClusterConfig(Section):
     max_cluster_size: int = Field(
         0, ge=0, description="HDBSCAN's largest cluster before noise joins, members; 0: no limit."
     )
+    clusters: int | None = Field(
+        None,
+        ge=1,
+        description="Clusters of streakhc and kmeans; null: one for each 4 min_cluster_size ids.",
+    )
+
+
+class StreaKhcConfig(Section):
+    """StreaKHC's kernel and tree."""
+
+    subsamples: int = Field(200, ge=1, description="Subsamples t of the isolation kernel.")
+    subsample_points: int = Field(
+        256, ge=2, le=65_536, description="Points psi of each subsample: what matters most."
+    )
+    max_leaves: int = Field(
+        1024,
+        ge=2,
+        description="Leaves of the tree; past them the oldest is evicted. Memory is 4 max_leaves t "
+        "psi bytes, and there are at most a third as many clusters.",
+    )
+    dimensions: int = Field(64, ge=2, description="Dimensions after PCA.")
+    seed: int = Field(0, description="Seed of the subsamples.")
 
 
 class ClusterConfig(Section):
     """Clustering for collective knowledge."""
 
-    method: Literal["hdbscan"] = Field("hdbscan", description="Clustering algorithm.")
+    method: Literal["hdbscan", "streakhc", "kmeans"] = Field(
+        "hdbscan",
+        description="hdbscan; streakhc: of a stream, as in the REKI paper; kmeans: mini-batch "
+        "k-means, the control.",
+    )
     users: SideClusterConfig = SideClusterConfig()
     items: SideClusterConfig = SideClusterConfig()
     dimensions: int = Field(
@@ -55,6 +81,15 @@ class ClusterConfig(Section):
     selection: Literal["leaf", "eom"] = Field(
         "leaf", description="HDBSCAN's cluster selection: leaf gives many small, even clusters."
     )
+    min_similarity: float | None = Field(
+        None,
+        gt=-1,
+        lt=1,
+        description="Clusters are split until every member has this cosine to its centre; null: "
+        "no floor.",
+    )
+    streakhc: StreaKhcConfig = StreaKhcConfig()
+    seed: int = Field(0, description="Seed of kmeans.")
     half_life: float = Field(
         10.0,
         gt=0,

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 
 from reki_ray.clustering.assignment import assign_all
-from reki_ray.clustering.grouping import PLACED, group
+from reki_ray.clustering.grouping import PLACED, Rules, group
 from reki_ray.clustering.hdbscan import HdbscanClusterer
 from reki_ray.clustering.protocol import NOISE, Clusterer
 from reki_ray.config import SideClusterConfig
@@ -81,7 +81,7 @@ def test_fewer_rows_than_dimensions_are_clustered() -> None:
 def test_a_shapeless_cloud_still_ends_in_clusters_and_says_what_was_noise() -> None:
     vectors = normalise(np.random.default_rng(0).normal(size=(120, 32)))
     ids = [f"m{row:03d}" for row in range(120)]
-    grouping = group(ids, vectors, clusterer(), SIDE.min_cluster_size, "i")
+    grouping = group(ids, vectors, clusterer(), Rules(SIDE.min_cluster_size), "i")
     methods = grouping.clusters[METHOD].to_pylist()
     assert grouping.clusters[ID].to_pylist() == ids
     assert all(name.startswith("i") for name in grouping.clusters[CLUSTER_ID].to_pylist())

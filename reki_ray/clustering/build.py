@@ -1,0 +1,28 @@
+"""The clusterer of one side, as the configuration wants it."""
+
+from __future__ import annotations
+
+from reki_ray.clustering.hdbscan import HdbscanClusterer
+from reki_ray.clustering.kmeans import KMeansClusterer
+from reki_ray.clustering.protocol import Clusterer
+from reki_ray.clustering.streakhc.clusterer import StreaKhcClusterer
+from reki_ray.config import ClusterConfig, SideClusterConfig
+
+_SIZE_TO_SMALLEST = 4
+"""Rows a cluster, in units of the smallest cluster, where no number of clusters is given."""
+
+
+def build_clusterer(config: ClusterConfig, side: SideClusterConfig, rows: int) -> Clusterer:
+    """Clusterer of one side.
+
+    Args:
+        config: Method.
+        side: Sizes.
+        rows: Number of rows that it will group.
+    """
+    if config.method == "hdbscan":
+        return HdbscanClusterer(config.dimensions, config.selection, side)
+    clusters = side.clusters or max(1, rows // (_SIZE_TO_SMALLEST * side.min_cluster_size))
+    if config.method == "kmeans":
+        return KMeansClusterer(clusters, config.seed)
+    return StreaKhcClusterer(clusters, side.min_cluster_size, config.streakhc)

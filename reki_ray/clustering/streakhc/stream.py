@@ -1,0 +1,71 @@
+"""A stream of points and its hierarchy: insert, cut, save and load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from reki_ray.clustering.streakhc.cut import flat_cut
+from reki_ray.clustering.streakhc.kernel import IsolationKernel
+from reki_ray.clustering.streakhc.tree import NONE, ROOT, Tree, empty_tree, insert
+from reki_ray.errors import DataError
+
+
+class StreaKHC:
+    """Hierarchical clustering of a stream in constant memory.
+
+    The same points in the same order, with the same kernel, give the same tree.
+
+    Args:
+        kernel: Maps points; fixed for the life of the stream.
+        max_leaves: Leaves of the tree, at least 2; past them the oldest is evicted. Memory is
+            4 max_leaves t psi bytes.
+    """
+
+    def __init__(self, kernel: IsolationKernel, max_leaves: int) -> None:
+        t, psi, dimension = kernel.samples.shape
+        self._kernel = kernel
+        self._tree = empty_tree(max_leaves, t, psi, dimension)
+
+    @property
+    def points(self) -> int:
+        """Points in the root's sum; less than were inserted where a root was evicted."""
+        root = self._tree.state[ROOT]
+        return 0 if root == NONE else int(self._tree.points[root])
+
+    def insert(self, vectors: np.ndarray) -> None:
+        """Insert points (N, d), rows of unit length, one after the other."""
+        points = np.ascontiguousarray(vectors, dtype=np.float32)
+        insert(self._tree, points, self._kernel.maps(points))
+
+    def cut(self, clusters: int, min_size: int) -> np.ndarray:
+        """Centres (K, d) of a flat clustering of the tree as it is now, see `flat_cut`."""
+        return flat_cut(self._tree, clusters, min_size)
+
+    def save(self, path: Path) -> None:
+        """Write everything that `load` needs; no pickle."""
+        with path.open("wb") as file:
+            np.savez(file, samples=self._kernel.samples, **self._tree._asdict())
+
+    @classmethod
+    def load(cls, path: Path) -> StreaKHC:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                kernel = IsolationKernel(arrays["samples"])
+                tree = Tree(*(arrays[name] for name in Tree._fields))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise DataError(
+                f"a saved stream of StreaKHC is damaged: {error}",
+                where=str(path),
+                todo="Delete it; the stream is built again from the inserts that are kept.",
+            ) from error
+        stream = cls.__new__(cls)
+        stream._kernel, stream._tree = kernel, tree
+        return stream
