@@ -48,6 +48,7 @@ slow: setup  ## The tests that last longer than a minute
 
 bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/benchmarks.md
 	@$(VENV)/bin/reki bench extract
+	@$(VENV)/bin/reki bench cluster
 	@$(VENV)/bin/python docs/render_benchmarks.py
 
 docs: setup  ## The documentation as a site in build/site

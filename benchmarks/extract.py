@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +37,7 @@ from reki_ray.schema import CACHED_TOKENS, PROMPT_HASH, PROMPT_TOKENS, SUBJECT_K
 from reki_ray.workspace import Workspace
 
 NAME = "extract"
+_RUNS = "benchmarks.extract_runs"
 _USER_EVENTS = 20
 _SCRIPTED_EVENTS = 6
 _ITEMS = 40
@@ -70,7 +69,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--small", type=int, default=10_000, help="scripted prompts")
     parser.add_argument("--large", type=int, default=1_000_000, help="scripted prompts")
     parser.add_argument("--prompts", type=int, default=512, help="prompts to vLLM")
-    parser.add_argument("--max-tokens", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--max-tokens", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--folder", type=Path, help="where workspaces go; a temporary folder")
     return parser.parse_args(arguments)
 
@@ -88,24 +87,14 @@ def _scripted(folder: Path, options: argparse.Namespace, reporter: Reporter) -> 
     extract = {"engine": {"kind": "scripted"}, "mode": "individual", "unit_rows": 1024}
     found: dict[str, Any] = {"small": [], "large": [], "restart": []}
     workspace = folder / "large"
-    synthetic.fill(
-        Workspace(workspace),
-        options.large // 2,
-        options.large - options.large // 2,
-        _SCRIPTED_EVENTS,
-    )
+    _fill(workspace, options.large)
     found["large"].append(_stage(workspace, extract))
     reporter.say(f"extract: {options.large} scripted prompts: {found['large'][-1]}")
     for repeat in range(options.repeats):
         found["restart"].append(_stage(workspace, extract))
         reporter.say(f"extract: restart: {found['restart'][-1]}")
         small = folder / f"small-{repeat}"
-        synthetic.fill(
-            Workspace(small),
-            options.small // 2,
-            options.small - options.small // 2,
-            _SCRIPTED_EVENTS,
-        )
+        _fill(small, options.small)
         found["small"].append(_stage(small, extract))
         reporter.say(f"extract: {options.small} scripted prompts: {found['small'][-1]}")
     return found
@@ -198,18 +187,7 @@ def _stage(workspace: Path, extract: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(what: str, workspace: Path, extract: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.extract_runs", what, str(workspace)]
-    started = time.monotonic()
-    done = subprocess.run(
-        [*command, json.dumps(extract)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=harness.ROOT,
-    )
-    seconds = time.monotonic() - started
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": round(seconds, 2), **found}
+    return harness.process(_RUNS, what, workspace, json.dumps(extract))
 
 
 def questions(workspace: Workspace) -> pa.Table:

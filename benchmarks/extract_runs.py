@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from benchmarks.extract import config, questions
 from reki_ray.config import RekiConfig
 from reki_ray.progress import Reporter
@@ -30,7 +30,7 @@ def stage(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
         "dead": result.dead,
         "generated_tokens": result.generated_tokens,
         "tokens_per_second": result.details["tokens_per_second"],
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mib": harness.peak_rss_mib(),
     }
 
 

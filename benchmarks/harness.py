@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -26,6 +27,39 @@ def figure(values: Sequence[float], digits: int = 3) -> dict[str, float]:
         "min": round(min(values), digits),
         "max": round(max(values), digits),
     }
+
+
+def process(module: str, *arguments: object) -> dict[str, Any]:
+    """Run a module in a process of its own.
+
+    Args:
+        module: Prints one line of JSON as its last.
+        *arguments: Of its command line.
+
+    Returns:
+        What it printed, with its whole time as `seconds` where it tells none itself.
+    """
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    seconds = time.monotonic() - started
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": round(seconds, 2), **found}
+
+
+def peak_rss_mib() -> float:
+    """Peak resident memory of this process, MiB.
+
+    Not `ru_maxrss`: a process inherits that from the one which started it.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return round(int(peak) / 1024, 1)
 
 
 def write(name: str, figures: dict[str, dict[str, float]], runs: dict[str, Any]) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reki_ray.errors import ConfigError
 
-NAMES = ("extract",)
+NAMES = ("cluster", "extract")
 """Benchmarks, each a module of the same name in `benchmarks/`."""
 
 

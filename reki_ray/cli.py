@@ -160,6 +160,29 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
     _show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
+@app.command("sweep")
+def run_sweep(
+    config: ConfigOption,
+    vary: Annotated[
+        list[str],
+        typer.Option(help="A setting and its values, as cluster.users.min_cluster_size=4,8,16."),
+    ],
+    workspace: WorkspaceOption = None,
+    until: Annotated[
+        str, typer.Option(help="cluster: clusters alone; evaluate: ask, train and measure too.")
+    ] = "cluster",
+    as_json: JsonOption = False,
+) -> None:
+    """Vary settings of clustering: calls saved, similarity, sizes and test AUC of each."""
+    from reki_ray import sweep  # noqa: PLC0415  # not needed by other commands
+
+    loaded = load_config(config, workspace=workspace)
+    points = sweep.sweep(loaded, vary, until, Reporter())
+    _show(
+        sweep.render(points), [point.model_dump(mode="json") for point in points], as_json=as_json
+    )
+
+
 @app.command("import-knowledge")
 def import_knowledge(
     file: Annotated[

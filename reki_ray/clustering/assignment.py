@@ -10,8 +10,8 @@ import numpy as np
 from reki_ray.clustering.protocol import NOISE
 from reki_ray.vectors import normalise
 
-_CHUNK = 65_536
-"""Rows compared with all centres at a time, which bounds memory at 256 KiB x centres."""
+_CHUNK_BYTES = 256 * 2**20
+"""Bound of the matrix of cosines that is held at a time."""
 _HALVING_STEPS = 8
 
 
@@ -64,8 +64,9 @@ def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     indices = np.empty(len(vectors), dtype=np.int64)
     cosines = np.empty(len(vectors), dtype=np.float32)
-    for start in range(0, len(vectors), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    chunk = max(1, _CHUNK_BYTES // (4 * len(centres)))
+    for start in range(0, len(vectors), chunk):
+        rows = slice(start, start + chunk)
         scores = vectors[rows] @ centres.T  # (chunk, K)
         indices[rows] = scores.argmax(axis=1)
         cosines[rows] = scores.max(axis=1)

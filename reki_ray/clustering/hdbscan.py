@@ -7,53 +7,90 @@ estimates", PAKDD 2013; implementation: the package hdbscan.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Literal
 
 import hdbscan
 import numpy as np
 
+from reki_ray.clustering.partition import MapParts, fit_parts
 from reki_ray.clustering.protocol import NOISE
 from reki_ray.clustering.reduction import Projection, is_one_point
-from reki_ray.config import SideClusterConfig
+from reki_ray.config import ClusterConfig, SideClusterConfig
+
+Selection = Literal["leaf", "eom"]
+
+
+def map_here(
+    function: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]
+) -> Iterable[np.ndarray]:
+    """`MapParts` in this process, one part after the other."""
+    return map(function, parts)
 
 
 class HdbscanClusterer:
-    """HDBSCAN after PCA, on the unit sphere.
+    """HDBSCAN after PCA, on the unit sphere; part by part where there are too many rows.
 
     Args:
-        dimensions: Principal components kept; fewer where the data have fewer.
-        selection: `leaf` for many even clusters, `eom` for the most stable ones.
+        config: Dimensions, selection and rows of a part.
         side: Sizes.
+        map_parts: Where parts are clustered.
     """
 
     method = "hdbscan"
     order_independent = True
 
     def __init__(
-        self, dimensions: int, selection: Literal["leaf", "eom"], side: SideClusterConfig
+        self, config: ClusterConfig, side: SideClusterConfig, map_parts: MapParts = map_here
     ) -> None:
-        self._dimensions = dimensions
-        self._selection = selection
+        self._config = config
         self._side = side
+        self._map_parts = map_parts
 
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         """Group rows; see `Clusterer.fit`."""
-        count = len(vectors)
-        # A cluster needs min_cluster_size rows, and a density estimate min_samples neighbours.
-        if count < max(self._side.min_cluster_size, self._side.min_samples + 1):
-            return np.full(count, NOISE, dtype=np.int64)
-        if is_one_point(vectors):
-            return np.zeros(count, dtype=np.int64)
-        points = Projection.fitted(vectors, self._dimensions)(vectors)
-        algorithm = hdbscan.HDBSCAN(
-            min_cluster_size=self._side.min_cluster_size,
-            min_samples=self._side.min_samples,
-            max_cluster_size=self._side.max_cluster_size,
-            cluster_selection_method=self._selection,
-            core_dist_n_jobs=1,  # the CPUs belong to Ray's scheduler
+        if len(vectors) > 1 and is_one_point(vectors):
+            enough = len(vectors) >= self._side.min_cluster_size
+            return np.full(len(vectors), 0 if enough else NOISE, dtype=np.int64)
+        points = vectors
+        if len(vectors) > 1:
+            points = Projection.fitted(vectors, self._config.dimensions)(vectors)
+        fit = partial(fit_points, side=self._side, selection=self._config.selection)
+        if len(points) <= self._config.part_rows:
+            return fit(points)
+        return fit_parts(
+            points,
+            fit,
+            part_rows=self._config.part_rows,
+            min_size=self._side.min_cluster_size,
+            map_parts=self._map_parts,
         )
-        with warnings.catch_warnings():
-            # Duplicates have distance 0, so density 1/0: infinite, as it should be.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            labels = algorithm.fit_predict(points.astype(np.float64))
-        return np.asarray(labels, dtype=np.int64)
+
+
+def fit_points(points: np.ndarray, side: SideClusterConfig, selection: Selection) -> np.ndarray:
+    """HDBSCAN of one part.
+
+    Args:
+        points: (N, k), projected.
+        side: Sizes.
+        selection: `leaf` for many even clusters, `eom` for the most stable ones.
+
+    Returns:
+        (N,) int64 labels, `NOISE` for rows in no cluster.
+    """
+    # A cluster needs min_cluster_size rows, and a density estimate min_samples neighbours.
+    if len(points) < max(side.min_cluster_size, side.min_samples + 1):
+        return np.full(len(points), NOISE, dtype=np.int64)
+    algorithm = hdbscan.HDBSCAN(
+        min_cluster_size=side.min_cluster_size,
+        min_samples=side.min_samples,
+        max_cluster_size=side.max_cluster_size,
+        cluster_selection_method=selection,
+        core_dist_n_jobs=1,  # the CPUs belong to Ray's scheduler
+    )
+    with warnings.catch_warnings():
+        # Duplicates have distance 0, so density 1/0: infinite, as it should be.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        labels = algorithm.fit_predict(points.astype(np.float64))
+    return np.asarray(labels, dtype=np.int64)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
+import numpy as np
 import ray
+import ray.data
 
 from reki_ray import schema
 from reki_ray.clustering.build import build_clusterer
 from reki_ray.clustering.grouping import Grouping, Rules, group
 from reki_ray.clustering.representations import Weighting, user_vectors
-from reki_ray.config import RekiConfig
+from reki_ray.config import RekiConfig, SideClusterConfig
 from reki_ray.encoding.stage import EncodedSide, encode_source_texts
 from reki_ray.errors import DataError
 from reki_ray.histories import before_cut
@@ -21,6 +24,7 @@ from reki_ray.schema import SIDES, Side
 from reki_ray.vectors import vectors_table
 from reki_ray.workspace import Workspace
 
+_NUMBER, _POINTS, _LABELS = "number", "points", "labels"
 _PREFIX: Final[dict[Side, str]] = {"users": "u", "items": "i"}
 
 
@@ -67,20 +71,39 @@ def _represent(
 def _group(
     config: RekiConfig, sides: dict[Side, EncodedSide], reporter: Reporter
 ) -> dict[Side, Grouping]:
-    """Both sides at once, each a Ray task."""
+    """Both sides: small ones each in a task, at once; a large one from here, part by part."""
     remote = ray.remote(num_cpus=1)(group)
-    sizes = {"users": config.cluster.users, "items": config.cluster.items}
-    pending = {}
-    for side, encoded in sides.items():
-        clusterer = build_clusterer(config.cluster, sizes[side], len(encoded.ids))
-        rules = Rules(sizes[side].min_cluster_size, config.cluster.min_similarity)
-        reference = remote.remote(encoded.ids, encoded.vectors, clusterer, rules, _PREFIX[side])
-        pending[reference] = side
+    pending: dict[ray.ObjectRef[Grouping], Side] = {}
     done: dict[Side, Grouping] = {}
-    with reporter.task("cluster: grouping", total=len(pending), unit="sides") as task:
-        while len(done) < len(pending):
-            open_tasks = [ref for ref, side in pending.items() if side not in done]
-            for ref in ray.wait(open_tasks, timeout=5.0)[0]:
-                done[pending[ref]] = ray.get(ref)
+    with reporter.task("cluster: grouping", total=len(sides), unit="sides") as task:
+        for side, encoded in sides.items():
+            ids, vectors = encoded.ids, encoded.vectors
+            sizes: SideClusterConfig = getattr(config.cluster, side)
+            rules = Rules(sizes.min_cluster_size, config.cluster.min_similarity)
+            clusterer = build_clusterer(config.cluster, sizes, len(ids), map_on_cluster)
+            if len(ids) <= config.cluster.part_rows:
+                reference = remote.remote(ids, vectors, clusterer, rules, _PREFIX[side])
+                pending[reference] = side
+            else:
+                done[side] = group(ids, vectors, clusterer, rules, _PREFIX[side])
+                task.advance()
+        while len(done) < len(sides):
+            waiting = [reference for reference, side in pending.items() if side not in done]
+            for reference in ray.wait(waiting, timeout=5.0)[0]:
+                done[pending[reference]] = ray.get(reference)
                 task.advance()
     return done
+
+
+def map_on_cluster(
+    function: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]
+) -> list[np.ndarray]:
+    """`MapParts` by Ray Data: every part is a block of its own."""
+
+    def of_row(row: dict[str, Any]) -> dict[str, Any]:
+        return {_NUMBER: row[_NUMBER], _LABELS: function(row[_POINTS])}
+
+    rows = [{_NUMBER: number, _POINTS: part} for number, part in enumerate(parts)]
+    labels = ray.data.from_items(rows, override_num_blocks=len(rows)).map(of_row, num_cpus=1)
+    found = {row[_NUMBER]: row[_LABELS] for row in labels.iter_rows()}
+    return [found[number] for number in range(len(parts))]

@@ -81,6 +81,12 @@ class ClusterConfig(Section):
     selection: Literal["leaf", "eom"] = Field(
         "leaf", description="HDBSCAN's cluster selection: leaf gives many small, even clusters."
     )
+    part_rows: int = Field(
+        50_000,
+        ge=100,
+        description="Most rows that one HDBSCAN takes; more are cut into parts, clustered on all "
+        "nodes, and joined across the cuts.",
+    )
     min_similarity: float | None = Field(
         None,
         gt=-1,

@@ -82,6 +82,42 @@ def latency(milliseconds: Sequence[float]) -> str:
     return _svg(figure)
 
 
+def sweep(points: Sequence[tuple[str, Any]]) -> str:
+    """Calls saved against similarity and, where there are arms, against their test AUC.
+
+    Args:
+        points: Name of each setting and its `sweep.Point`.
+    """
+    measured = [point for _, point in points if point.arms]
+    figure = Figure(figsize=(_SIZE[0], _SIZE[1] * (2 if measured else 1)), layout="constrained")
+    panels = figure.subplots(2 if measured else 1, 1, sharex=True, squeeze=False)[:, 0]
+    saved = [100 * point.calls_saved for _, point in points]
+    for side, color in (("users", _INK), ("items", _REFERENCE)):
+        similarity = [getattr(point, side).mean_similarity for _, point in points]
+        panels[0].scatter(saved, similarity, color=color, label=side)
+    for (name, point), x in zip(points, saved, strict=True):
+        panels[0].annotate(f" {name}", (x, point.users.mean_similarity), fontsize=7)
+    panels[0].set_ylabel("similarity to the centre")
+    panels[0].legend(frameon=False)
+    for arm in dict.fromkeys(entry["arm"] for point in measured for entry in point.arms):
+        rows = [
+            (100 * point.calls_saved, entry["auc"], entry["auc_ci"])
+            for point in measured
+            for entry in point.arms
+            if entry["arm"] == arm
+        ]
+        values = np.array([auc for _, auc, _ in rows])
+        errors = np.abs(np.array([bounds for *_, bounds in rows]).T - values)
+        panels[1].errorbar([x for x, *_ in rows], values, errors, fmt="o", capsize=4, label=arm)
+    if measured:
+        panels[1].set_ylabel("test AUC")
+        panels[1].legend(frameon=False)
+    panels[-1].set_xlabel("calls saved against individual extraction, %")
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
 def _canvas() -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()

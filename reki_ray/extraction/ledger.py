@@ -195,7 +195,11 @@ class Ledger:
         """
         merged = 0
         for table in (LEDGER, FAILURES):
-            small = [part for part in self._workspace.parts(table) if "/unit-" in part]
+            # In the order of time, in which units of one shard of the plan stand together: settling
+            # then finds the answers of a shard in one or two files.
+            files = sorted(self._workspace.identify(table), key=lambda file: (file[2], file[0]))
+            names = [name for name, _, _ in files if name.startswith("unit-")]
+            small = [self._workspace.path(table.path, name) for name in names]
             if len(small) >= _COMPACT_FILES:
                 for group in self._groups(small):
                     merged += self._merge(table, group)

@@ -79,7 +79,7 @@ def test_a_prompt_that_kills_each_engine_is_a_dead_letter_and_its_neighbours_are
     run_stage: RunStage, workspace: Workspace, tmp_path: Path
 ) -> None:
     poison = " 17\ngenre"  # the prompt of one item
-    result = run_stage(Fault(str(tmp_path), poison=poison), restarts=1)
+    result = run_stage(Fault(str(tmp_path), poison=poison), restarts=1, unit_rows=4)
     (letter,) = workspace.read_table(schema.DEAD_LETTERS).to_pylist()
     assert letter[schema.SUBJECT_ID] == "i00000017"
     assert poison in letter[schema.PROMPT]

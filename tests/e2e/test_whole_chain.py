@@ -88,6 +88,7 @@ def check_tables(workspace: Workspace) -> None:
     assert workspace.exists("publish/CURRENT")
 
 
+@pytest.mark.slow
 def test_individual_mode_reaches_the_report(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(
         extract={"mode": "individual"}, train={"arms": ["fair_base", "reki_i"], "epochs": 1}

@@ -13,7 +13,9 @@ import pytest
 
 from reki_ray import schema
 from reki_ray.clustering import stage as cluster
-from reki_ray.config import EncodeConfig, RekiConfig
+from reki_ray.clustering.hdbscan import HdbscanClusterer, map_here
+from reki_ray.clustering.stage import map_on_cluster
+from reki_ray.config import ClusterConfig, EncodeConfig, RekiConfig, SideClusterConfig
 from reki_ray.data import stage as ingest
 from reki_ray.encoding import stage as encode
 from reki_ray.encoding.encoders import Encoder, build_encoder
@@ -329,3 +331,16 @@ def test_another_encoder_of_another_dimension_replaces_the_tables(
             assert encoder_of(rows)["backend"] == "hidden_states"
     # Back again costs nothing: the old vectors are still there.
     assert encode.run(config, workspace, reporter).details["texts_encoded"] == 0
+
+
+def test_parts_are_clustered_on_the_cluster_as_they_are_here() -> None:
+    config = ClusterConfig(part_rows=200)
+    random = np.random.default_rng(0)
+    vectors = normalise(random.normal(size=(6, 24))[random.integers(0, 6, 1000)])
+    vectors = normalise(vectors + random.normal(scale=0.1, size=vectors.shape))
+    here, there = (
+        HdbscanClusterer(config, SideClusterConfig(), map_parts).fit(vectors)
+        for map_parts in (map_here, map_on_cluster)
+    )
+    np.testing.assert_array_equal(here, there)
+    assert len(np.unique(here)) > 1

@@ -67,7 +67,7 @@ def test_nearest_is_the_same_in_chunks_as_at_once(monkeypatch: pytest.MonkeyPatc
     vectors = normalise(generator.normal(size=(50, 4)))
     centres = normalise(generator.normal(size=(5, 4)))
     whole = nearest(vectors, centres)
-    monkeypatch.setattr("reki_ray.clustering.assignment._CHUNK", 7)
+    monkeypatch.setattr("reki_ray.clustering.assignment._CHUNK_BYTES", 7 * 4 * 5)
     for one, other in zip(whole, nearest(vectors, centres), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
 

@@ -7,8 +7,9 @@ from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
 from reki_ray.clustering.assignment import assign_all
 from reki_ray.clustering.grouping import PLACED, Rules, group
 from reki_ray.clustering.hdbscan import HdbscanClusterer
+from reki_ray.clustering.partition import cut_at_medians
 from reki_ray.clustering.protocol import NOISE, Clusterer
-from reki_ray.config import SideClusterConfig
+from reki_ray.config import ClusterConfig, SideClusterConfig
 from reki_ray.schema import CLUSTER_ID, ID, METHOD
 from reki_ray.vectors import normalise
 
@@ -16,7 +17,7 @@ SIDE = SideClusterConfig(min_cluster_size=5)
 
 
 def clusterer(dimensions: int = 8) -> Clusterer:
-    return HdbscanClusterer(dimensions, "leaf", SIDE)
+    return HdbscanClusterer(ClusterConfig(dimensions=dimensions), SIDE)
 
 
 def planted(groups: int, size: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +32,7 @@ def planted(groups: int, size: int, spread: float, seed: int = 0) -> tuple[np.nd
 @pytest.mark.parametrize("groups", [4, 12, 20])
 def test_planted_groups_are_found_again(groups: int) -> None:
     vectors, truth = planted(groups, size=30, spread=0.5)
-    algorithm = HdbscanClusterer(8, "eom", SIDE)
+    algorithm = HdbscanClusterer(ClusterConfig(selection="eom"), SIDE)
     found = assign_all(vectors, algorithm.fit(vectors), SIDE.min_cluster_size)
     assert normalized_mutual_info_score(truth, found.labels) > 0.95
 
@@ -74,7 +75,7 @@ def test_too_few_rows_for_a_cluster_are_noise(rows: int) -> None:
 
 def test_fewer_rows_than_dimensions_are_clustered() -> None:
     vectors, _ = planted(2, size=6, spread=0.3)
-    labels = HdbscanClusterer(50, "leaf", SIDE).fit(vectors)
+    labels = clusterer(dimensions=50).fit(vectors)
     assert labels.shape == (12,)
 
 
@@ -89,3 +90,26 @@ def test_a_shapeless_cloud_still_ends_in_clusters_and_says_what_was_noise() -> N
     assert grouping.figures["noise_share"] == pytest.approx(placed, abs=1e-4)
     assert grouping.figures["sizes"]["min"] >= SIDE.min_cluster_size
     assert sum(grouping.figures["size_list"]) == 120
+
+
+def test_clusters_are_found_again_across_the_cuts_of_many_rows() -> None:
+    vectors, truth = planted(12, size=400, spread=0.3)
+    whole = HdbscanClusterer(ClusterConfig(selection="eom", part_rows=10_000), SIDE)
+    parted = HdbscanClusterer(ClusterConfig(selection="eom", part_rows=1000), SIDE)
+    straight, cut = (
+        assign_all(vectors, one.fit(vectors), SIDE.min_cluster_size).labels
+        for one in (whole, parted)
+    )
+    assert normalized_mutual_info_score(truth, straight) > 0.95
+    assert normalized_mutual_info_score(truth, cut) > 0.95
+    assert len(np.unique(cut)) <= 2 * len(np.unique(straight))
+
+
+def test_parts_are_even_and_hold_every_row_once() -> None:
+    points = np.random.default_rng(0).normal(size=(10_000, 3))
+    parts = cut_at_medians(points, part_rows=700)
+    sizes = [len(rows) for rows in parts.rows]
+    assert max(sizes) <= 700
+    assert min(sizes) >= 600
+    assert sorted(np.concatenate(parts.rows).tolist()) == list(range(10_000))
+    assert (parts.gaps >= 0).all()

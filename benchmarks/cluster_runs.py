@@ -1,0 +1,183 @@
+"""Single runs of the cluster benchmark; each prints one line of JSON and ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psutil
+
+from reki_ray.runtime import ray_session, set_environment
+from reki_ray.vectors import normalise
+
+_DIMENSION = 64
+_GROUP_POINTS = 500
+_MIN_CLUSTER_SIZE = 25
+
+
+def planted(count: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points (count, 64) of unit length around normal centres, and the group of each."""
+    random = np.random.default_rng(seed)
+    truth = random.integers(0, groups, count)
+    centres = random.normal(size=(groups, _DIMENSION)).astype(np.float32)
+    points = np.empty((count, _DIMENSION), dtype=np.float32)
+    for start in range(0, count, 100_000):
+        rows = slice(start, start + 100_000)
+        noise = random.normal(size=(len(truth[rows]), _DIMENSION)).astype(np.float32)
+        points[rows] = normalise(centres[truth[rows]] + noise)
+    return points, truth
+
+
+def hdbscan(count: str) -> dict[str, Any]:
+    """The stage's path from vectors to the table of clusters."""
+    from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
+
+    from reki_ray.clustering.build import build_clusterer  # noqa: PLC0415
+    from reki_ray.clustering.grouping import Rules, group  # noqa: PLC0415
+    from reki_ray.clustering.stage import map_on_cluster  # noqa: PLC0415
+    from reki_ray.config import ClusterConfig, RayConfig, SideClusterConfig  # noqa: PLC0415
+    from reki_ray.schema import CLUSTER_ID  # noqa: PLC0415
+
+    points, truth = planted(int(count), max(2, int(count) // _GROUP_POINTS), seed=0)
+    ids = [f"i{row:08d}" for row in range(len(points))]
+    side = SideClusterConfig(min_cluster_size=_MIN_CLUSTER_SIZE)
+    config = ClusterConfig()
+    with ray_session(RayConfig()), _peak_memory() as peak:
+        started = time.monotonic()
+        clusterer = build_clusterer(config, side, len(ids), map_on_cluster)
+        found = group(ids, points, clusterer, Rules(side.min_cluster_size), "i")
+        seconds = time.monotonic() - started
+    labels = np.unique(found.clusters[CLUSTER_ID].to_pylist(), return_inverse=True)[1]
+    return {
+        "points": len(points),
+        "seconds": round(seconds, 1),
+        "rss_gib": round(peak[0] / 2**30, 2),
+        "nmi": round(normalized_mutual_info_score(truth, labels), 4),
+        **{name: found.figures[name] for name in ("clusters", "noise_share", "mean_similarity")},
+    }
+
+
+def streakhc(count: str, seed: str) -> dict[str, Any]:
+    """One long stream, on one thread."""
+    from threadpoolctl import threadpool_limits  # noqa: PLC0415
+
+    stream = _stream(planted(20_000, 50, int(seed))[0], int(seed))
+    points, _ = planted(int(count), 50, int(seed))
+    stream.insert(points[:2000])  # compiled, and the tree is full
+    resident = []
+    tenth = len(points) // 10
+    with threadpool_limits(1):
+        started = time.monotonic()
+        for start in range(0, len(points), tenth):
+            stream.insert(points[start : start + tenth])
+            resident.append(psutil.Process().memory_info().rss)
+        seconds = time.monotonic() - started
+    return {
+        "inserts_per_s": round(len(points) / seconds, 1),
+        "memory_growth": round(resident[-1] / resident[0], 4),
+    }
+
+
+def quality(seed: str) -> dict[str, Any]:
+    """Fifty groups of 4,000 points: StreaKHC beside mini-batch k-means."""
+    from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415
+    from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
+
+    from reki_ray.clustering.assignment import nearest  # noqa: PLC0415
+
+    points, truth = planted(4000, 50, int(seed))
+    stream = _stream(points[:1000], int(seed))
+    stream.insert(points)
+    found = nearest(points, stream.cut(50, min_size=10))[0]
+    control = MiniBatchKMeans(50, n_init=3, random_state=int(seed)).fit_predict(points)
+    return {
+        "streakhc_nmi": normalized_mutual_info_score(truth, found),
+        "kmeans_nmi": normalized_mutual_info_score(truth, control),
+    }
+
+
+def assign(seed: str) -> dict[str, Any]:
+    """New ids, one at a time, to the nearest of many centres."""
+    from reki_ray.clustering.assignment import nearest  # noqa: PLC0415
+
+    centres, _ = planted(10_000, 10_000, int(seed))
+    points, _ = planted(2000, 50, int(seed) + 100)
+    times = []
+    for row in range(len(points)):
+        started = time.perf_counter()
+        nearest(points[row : row + 1], centres)
+        times.append(1000 * (time.perf_counter() - started))
+    return {"p50_ms": float(np.median(times)), "p99_ms": float(np.quantile(times, 0.99))}
+
+
+def text() -> dict[str, Any]:
+    """Titles and attributes of MovieLens-100K's items: stages ingest and cluster."""
+    from reki_ray.config import RekiConfig  # noqa: PLC0415
+    from reki_ray.pipeline import run_stages, select  # noqa: PLC0415
+    from reki_ray.progress import Reporter  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory(prefix="reki-bench-") as folder:
+        config = RekiConfig.model_validate(
+            {
+                "name": "bench-cluster",
+                "workspace": folder,
+                "data": {"source": {"kind": "movielens_100k"}},
+            }
+        )
+        entries = run_stages(config, select(until="cluster"), Reporter(quiet=True))
+    figures = entries["cluster"].details["items"]
+    return {name: figures[name] for name in ("clusters", "noise_share", "mean_similarity")}
+
+
+def _stream(sample: np.ndarray, seed: int) -> Any:
+    from reki_ray.clustering.streakhc.kernel import IsolationKernel  # noqa: PLC0415
+    from reki_ray.clustering.streakhc.stream import StreaKHC  # noqa: PLC0415
+
+    return StreaKHC(IsolationKernel.drawn(sample, 200, 256, seed), max_leaves=1024)
+
+
+@contextmanager
+def _peak_memory() -> Iterator[list[int]]:
+    """Peak of the resident memory of this process and all below it, bytes."""
+    peak, stop = [0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            total = 0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            peak[0] = max(peak[0], total)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        watcher.join()
+
+
+_RUNS: dict[str, Callable[..., dict[str, Any]]] = {
+    run.__name__: run for run in (hdbscan, streakhc, quality, assign, text)
+}
+
+
+def main() -> None:
+    """Name of the run, then its values."""
+    what, *values = sys.argv[1:]
+    set_environment()
+    sys.stdout.write(json.dumps(_RUNS[what](*values)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
