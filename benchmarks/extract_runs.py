@@ -29,6 +29,7 @@ def stage(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
         "cache_hits": result.details["cache_hits"],
         "dead": result.dead,
         "generated_tokens": result.generated_tokens,
+        "cached_share": round(result.details["cached_tokens"] / max(result.prompt_tokens, 1), 4),
         "tokens_per_second": result.details["tokens_per_second"],
         "peak_rss_mib": harness.peak_rss_mib(),
     }
@@ -55,8 +56,10 @@ def direct(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
     outputs = model.generate(prompts, SamplingParams(**setting.sampling), use_tqdm=False)
     seconds = time.monotonic() - started
     generated = sum(len(output.outputs[0].token_ids) for output in outputs)
+    read = sum(len(output.prompt_token_ids) for output in outputs)
     return {
         "generated_tokens": generated,
+        "cached_share": round(sum(output.num_cached_tokens for output in outputs) / read, 4),
         "generate_seconds": round(seconds, 2),
         "tokens_per_second": round(generated / seconds, 2),
     }

@@ -62,14 +62,22 @@ def peak_rss_mib() -> float:
     return round(int(peak) / 1024, 1)
 
 
-def write(name: str, figures: dict[str, dict[str, float]], runs: dict[str, Any]) -> Path:
+def write(
+    name: str, figures: dict[str, dict[str, float]], runs: dict[str, Any], *, update: bool = False
+) -> Path:
     """Write `benchmarks/out/<name>.json`.
 
     Args:
         name: Name of the benchmark.
         figures: Median and spread of each figure, by name.
         runs: What was run, and all single values.
+        update: Keep what the file holds of other figures, if it is from the same machine.
     """
+    target = OUT / f"{name}.json"
+    if update and target.exists():
+        before = json.loads(target.read_text(encoding="utf-8"))
+        if before["machine"]["processor"] == machine()["processor"]:
+            figures, runs = before["figures"] | figures, before["runs"] | runs
     content = {
         "machine": machine(),
         "versions": versions(),
@@ -79,7 +87,6 @@ def write(name: str, figures: dict[str, dict[str, float]], runs: dict[str, Any])
         "figures": figures,
     }
     OUT.mkdir(parents=True, exist_ok=True)
-    target = OUT / f"{name}.json"
     target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return target
 

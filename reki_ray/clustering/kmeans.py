@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
+from reki_ray.clustering.reduction import is_one_point
+
 _BATCH = 4096
 _STARTS = 3
 
@@ -29,9 +31,10 @@ class KMeansClusterer:
 
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         """Group rows; see `Clusterer.fit`. Leaves no noise."""
-        distinct = len(np.unique(vectors, axis=0))
+        if is_one_point(vectors):
+            return np.zeros(len(vectors), dtype=np.int64)
         algorithm = MiniBatchKMeans(
-            min(self._clusters, distinct),
+            min(self._clusters, len(vectors)),
             batch_size=_BATCH,
             n_init=_STARTS,
             random_state=self._seed,

@@ -113,7 +113,9 @@ class RekiConfig(Section):
 
     @model_validator(mode="after")
     def _arms_fit_the_mode(self) -> RekiConfig:
-        asked = "reki_c" if self.extract.mode == "collective" else "reki_i"
+        asked = {"collective": "reki_c", "individual": "reki_i", "blend": "reki_blend"}[
+            self.extract.mode
+        ]
         wrong = {arm for arm in self.train.arms if arm.startswith("reki")} - {
             asked,
             f"{asked}_shuffled",

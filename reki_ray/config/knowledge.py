@@ -232,8 +232,10 @@ class SamplingConfig(Section):
 class ExtractConfig(Section):
     """Asking the LLM."""
 
-    mode: Literal["collective", "individual"] = Field(
-        "collective", description="One prompt a cluster (REKI-C) or one an id (REKI-I)."
+    mode: Literal["collective", "individual", "blend"] = Field(
+        "collective",
+        description="One prompt a cluster (REKI-C), one an id (REKI-I), or both, blended by how "
+        "active an id is.",
     )
     engine: Annotated[VllmEngine | OpenAiEngine | ScriptedEngine, Field(discriminator="kind")] = (
         VllmEngine()
@@ -322,6 +324,12 @@ class EncodeConfig(Section):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of the model; vectors are kept as float32."
+    )
+    blend_events: float = Field(
+        10.0,
+        gt=0,
+        description="Mode blend: interactions before the cut at which an id's own knowledge and "
+        "that of its cluster count alike; more of them favour its own.",
     )
     engine_kwargs: dict[str, Any] = Field(
         {},

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from reki_ray.config import PromptsConfig, RekiConfig
+from reki_ray.encoding.activity import Activity, count_visible, own_weights
 from reki_ray.encoding.ledger import (
     DIGEST,
     DIGEST_BYTES,
@@ -35,6 +36,8 @@ from reki_ray.workspace import Workspace
 
 _SCRATCH = ".scratch-texts"
 _KNOWLEDGE_HASH: Final = "knowledge_hash"
+_SECOND_HASH: Final = "second_hash"
+_WEIGHT: Final = "weight"
 _HASH: Final = pa.binary(DIGEST_BYTES)
 
 
@@ -65,6 +68,8 @@ class ShardRows:
         known: (N,) bool, whether an answer stands for the id.
         knowledge: (N,) hashes of these answers; meaningless where there is none.
         sources: N sources of these answers.
+        weights: (N,) float32 share of these answers in the id's knowledge; 1 where it is all.
+        seconds: (N,) hashes of the answers that make up the rest; meaningless where there is none.
     """
 
     ids: list[str]
@@ -72,6 +77,8 @@ class ShardRows:
     known: np.ndarray
     knowledge: np.ndarray
     sources: list[Any]
+    weights: np.ndarray
+    seconds: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ class _Task:
     limits: PromptsConfig
     unit_rows: int
     with_knowledge: bool
+    blend_events: float
 
 
 @contextlib.contextmanager
@@ -173,12 +181,22 @@ def _plan(
     with_knowledge: bool,
 ) -> TextPlan:
     task = ray.put(
-        _Task(workspace.location, config.prompts, config.encode.unit_rows, with_knowledge)
+        _Task(
+            workspace.location,
+            config.prompts,
+            config.encode.unit_rows,
+            with_knowledge,
+            config.encode.blend_events,
+        )
     )
     shared = ray.put(index)
+    blending = with_knowledge and config.extract.mode == "blend"
+    activity = count_visible.remote(workspace.location) if blending else None
     planned: dict[int, PlannedShard] = {}
     with reporter.task("texts: gathering", total=len(shards), unit="shards") as progress:
-        calls = ((_plan_shard, (task, shared, at, shard)) for at, shard in enumerate(shards))
+        calls = (
+            (_plan_shard, (task, shared, activity, at, shard)) for at, shard in enumerate(shards)
+        )
         for at, one in bounded(calls):
             planned[at] = one
             progress.advance()
@@ -207,7 +225,9 @@ def _cut_units(shards: Sequence[PlannedShard], unit_rows: int) -> tuple[list[Uni
 
 
 @ray.remote
-def _plan_shard(task: _Task, index: VectorIndex, at: int, shard: Shard) -> tuple[int, PlannedShard]:
+def _plan_shard(
+    task: _Task, index: VectorIndex, activity: Activity | None, at: int, shard: Shard
+) -> tuple[int, PlannedShard]:
     """Write the texts of a shard that the ledger lacks, and which id has which text."""
     workspace = Workspace(task.location)
     ids, texts = source_texts(workspace, shard, task.limits)
@@ -218,15 +238,12 @@ def _plan_shard(task: _Task, index: VectorIndex, at: int, shard: Shard) -> tuple
     sources: Counter[str] = Counter()
     if task.with_knowledge:
         knowledge = knowledge_of(workspace, shard.side, ids)
-        known = np.array([text is not None for text in knowledge.texts])
-        answers = digests_of([text or "" for text in knowledge.texts])
-        everything |= {
-            digest: text
-            for digest, text in zip(answers.tolist(), knowledge.texts, strict=True)
-            if text is not None
-        }
-        columns[_KNOWLEDGE_HASH] = _hash_array(answers, known)
+        columns[_KNOWLEDGE_HASH] = _answers(knowledge.texts, everything)
         columns[SOURCE] = pa.array(knowledge.sources, pa.string())
+        if activity is not None:
+            columns[_SECOND_HASH] = _answers(knowledge.seconds, everything)
+            weights = own_weights(activity, shard.side, ids, task.blend_events)
+            columns[_WEIGHT] = pa.array(weights)
         sources.update(knowledge.sources)
     rows_path = workspace.path(_SCRATCH, f"rows-{at:06d}.parquet")
     texts_path = workspace.path(_SCRATCH, f"texts-{at:06d}.parquet")
@@ -236,6 +253,14 @@ def _plan_shard(task: _Task, index: VectorIndex, at: int, shard: Shard) -> tuple
     todo = {TEXT_HASH: _hash_array(pending), TEXT: [everything[d] for d in pending.tolist()]}
     _write(workspace, texts_path, pa.table(todo), task.unit_rows)
     return at, PlannedShard(shard.side, rows_path, texts_path, distinct, pending, sources)
+
+
+def _answers(texts: Sequence[str | None], everything: dict[bytes, str]) -> pa.Array:
+    """Hashes of answers, null where there is none; the answers go into `everything`."""
+    digests = digests_of([text or "" for text in texts])
+    pairs = zip(digests.tolist(), texts, strict=True)
+    everything.update({digest: text for digest, text in pairs if text is not None})
+    return _hash_array(digests, np.array([text is not None for text in texts]))
 
 
 def _pending(texts: dict[bytes, str], distinct: np.ndarray, index: VectorIndex) -> np.ndarray:
@@ -250,13 +275,23 @@ def read_rows(workspace: Workspace, shard: PlannedShard) -> ShardRows:
         rows = pq.read_table(source)
     ids: list[str] = rows[ID].to_pylist()
     texts = np.array(rows[TEXT_HASH].to_pylist(), dtype=DIGEST)
+    alone = np.ones(len(ids), dtype=np.float32)
     if _KNOWLEDGE_HASH not in rows.column_names:
         none = np.zeros(len(ids), dtype=bool)
-        return ShardRows(ids, texts, none, texts, ["fallback"] * len(ids))
-    answers = rows[_KNOWLEDGE_HASH].to_pylist()
-    known = np.array([answer is not None for answer in answers])
-    knowledge = np.array([answer or b"" for answer in answers], dtype=DIGEST)
-    return ShardRows(ids, texts, known, knowledge, rows[SOURCE].to_pylist())
+        return ShardRows(ids, texts, none, texts, ["fallback"] * len(ids), alone, texts)
+    known, knowledge = _digests(rows[_KNOWLEDGE_HASH])
+    weights, seconds = alone, knowledge
+    if _SECOND_HASH in rows.column_names:
+        both, seconds = _digests(rows[_SECOND_HASH])
+        weights = np.where(both, rows[_WEIGHT].to_numpy(), alone)
+    return ShardRows(ids, texts, known, knowledge, rows[SOURCE].to_pylist(), weights, seconds)
+
+
+def _digests(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Which hashes are there (N,) bool, and all of them (N,)."""
+    values = column.to_pylist()
+    there = np.array([value is not None for value in values])
+    return there, np.array([value or b"" for value in values], dtype=DIGEST)
 
 
 def _require_texts(ids: Sequence[str], texts: Sequence[str], shard: Shard) -> None:

@@ -65,10 +65,12 @@ class Knowledge(NamedTuple):
     Attributes:
         texts: The answer that stands for the id, None where there is none.
         sources: How near that answer is to the id.
+        seconds: The answer of the id's cluster beside its own; None where there are not both.
     """
 
     texts: list[str | None]
     sources: list[Source]
+    seconds: list[str | None]
 
 
 def cut_into_shards(workspace: Workspace, side: Side) -> list[Shard]:
@@ -161,9 +163,11 @@ def find_knowledge(
     """
     texts: list[str | None] = []
     sources: list[Source] = []
+    seconds: list[str | None] = []
     for key in ids:
         own = answers.get((_OWN[side], key))
         shared = answers.get((_SHARED[side], cluster_of.get(key, "")))
         texts.append(own or shared)
         sources.append("individual" if own else "cluster" if shared else "fallback")
-    return Knowledge(texts, sources)
+        seconds.append(shared if own else None)
+    return Knowledge(texts, sources, seconds)

@@ -11,7 +11,7 @@ import ray
 from reki_ray import schema
 from reki_ray.encoding.encoders import EncoderIdentity
 from reki_ray.encoding.ledger import VectorIndex, VectorLedger
-from reki_ray.encoding.planning import PlannedShard, TextPlan, read_rows
+from reki_ray.encoding.planning import PlannedShard, ShardRows, TextPlan, read_rows
 from reki_ray.progress import Reporter
 from reki_ray.runtime import bounded
 from reki_ray.schema import SIDES, Side, Source
@@ -99,8 +99,20 @@ def _sum_shard(
 ) -> tuple[int, np.ndarray]:
     """Sum (1, d) float64 of the vectors of a shard's known ids, at least one."""
     rows = read_rows(Workspace(task.location), shard)
-    vectors = task.ledger.vectors(index, rows.knowledge[rows.known])
+    vectors = _knowledge(task, index, rows)
     return number, vectors.sum(axis=0, dtype=np.float64, keepdims=True)
+
+
+def _knowledge(task: _Task, index: VectorIndex, rows: ShardRows) -> np.ndarray:
+    """Vectors (n, d) of a shard's known ids, own and cluster's mixed where there are both."""
+    vectors = task.ledger.vectors(index, rows.knowledge[rows.known])
+    weights = rows.weights[rows.known, None]
+    mixed = weights[:, 0] < 1
+    if mixed.any():
+        seconds = task.ledger.vectors(index, rows.seconds[rows.known][mixed])
+        mixture = weights[mixed] * vectors[mixed] + (1 - weights[mixed]) * seconds
+        vectors[mixed] = normalise(mixture)
+    return vectors
 
 
 @ray.remote
@@ -123,7 +135,7 @@ def _write_shard(
     scratch.write_table(schema.TEXT_REPRESENTATIONS[shard.side], table, part=part)
     knowledge = np.empty_like(texts)
     if rows.known.any():
-        knowledge[rows.known] = task.ledger.vectors(index, rows.knowledge[rows.known])
+        knowledge[rows.known] = _knowledge(task, index, rows)
     if fallback is not None:
         knowledge[~rows.known] = fallback
     table = vectors_table(rows.ids, knowledge, rows.sources, task.encoder)

@@ -190,7 +190,7 @@ def _table(kind: SubjectKind, rows: list[tuple[str, str, str | None]]) -> pa.Tab
 
 def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> str:
     tables = [schema.ITEMS, schema.USERS, schema.INTERACTIONS, schema.CUTS]
-    if wording.mode == "collective":
+    if wording.mode != "individual":
         tables += schema.CLUSTERS.values()
     engine = config.extract.engine
     identity = {

@@ -26,7 +26,7 @@ from reki_ray.schema import (
 from reki_ray.shares import RowGroup, read_row_group, row_groups, rows_of, visible_to_prompts
 from reki_ray.workspace import Workspace
 
-Mode = Literal["collective", "individual"]
+Mode = Literal["collective", "individual", "blend"]
 
 _CLUSTERS_A_SHARD = 512
 _SIDE: Final[dict[SubjectKind, Side]] = {
@@ -82,17 +82,20 @@ def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
 
     Args:
         workspace: Holds the tables of stages ingest and, for collective knowledge, cluster.
-        mode: One prompt a cluster (REKI-C) or one an id (REKI-I).
+        mode: One prompt a cluster (REKI-C), one an id (REKI-I), or both.
 
     Raises:
         DataError: A table is missing or damaged.
     """
-    if mode == "individual":
-        return [*_row_groups(workspace, "item"), *_row_groups(workspace, "user")]
-    return [
-        *_cluster_groups(workspace, "item_cluster"),
-        *_cluster_groups(workspace, "user_cluster"),
-    ]
+    found: list[Shard] = []
+    if mode != "collective":
+        found += [*_row_groups(workspace, "item"), *_row_groups(workspace, "user")]
+    if mode != "individual":
+        found += [
+            *_cluster_groups(workspace, "item_cluster"),
+            *_cluster_groups(workspace, "user_cluster"),
+        ]
+    return found
 
 
 def load(workspace: Workspace, shard: Shard) -> ShardRows:

@@ -120,7 +120,7 @@ def _choose_arm(config: RekiConfig, workspace: Workspace) -> Arm:
             raise ConfigError(
                 "publish.arm is auto, but no arm with an LLM's knowledge is trained",
                 where="publish.arm",
-                todo="Add reki_c or reki_i to train.arms, or name the arm to serve.",
+                todo="Add reki_c, reki_i or reki_blend to train.arms, or name the arm to serve.",
             )
         means = {
             arm: np.mean([run.valid_auc for run in _runs(config, workspace, arm)]) for arm in arms
@@ -213,7 +213,7 @@ class VersionBuilder:
             assert KNOWLEDGE.schema is not None
             return knowledge_table(KNOWLEDGE.schema.empty_table(), {})
         clusters: dict[Side, dict[str, str]] = {}
-        if self._chosen.arm == "reki_c":
+        if self._chosen.arm != "reki_i":
             for side in SIDES:
                 rows = self._workspace.read_table(CLUSTERS[side])
                 ids, names = (rows.column(name).to_pylist() for name in (ID, CLUSTER_ID))

@@ -102,3 +102,17 @@ def test_individual_mode_reaches_the_report(tiny_config: TinyConfig, tmp_path: P
     assert {s["source"] for s in content["serving"]["example"]["response"]["scores"]} == {
         "individual"
     }
+
+
+@pytest.mark.slow
+def test_blended_knowledge_reaches_the_report(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    config = tiny_config(
+        extract={"mode": "blend"}, train={"arms": ["fair_base", "reki_blend"], "epochs": 1}
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    done = reki(path, "run", "--json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert [arm["arm"] for arm in content["arms"]] == ["fair_base", "reki_blend"]
+    assert content["extraction"]["prompts"] > 100  # one an id, and one a cluster

@@ -344,3 +344,35 @@ def test_parts_are_clustered_on_the_cluster_as_they_are_here() -> None:
     )
     np.testing.assert_array_equal(here, there)
     assert len(np.unique(here)) > 1
+
+
+def test_own_and_cluster_knowledge_are_blended_by_activity(
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, encoder: Encoder
+) -> None:
+    blend = config.model_copy(
+        update={
+            "extract": config.extract.model_copy(update={"mode": "blend"}),
+            "encode": config.encode.model_copy(update={"blend_events": 2.0}),
+        }
+    )
+    users, items = (clusters_of(workspace, side) for side in SIDES)
+    texts = {
+        ("user_cluster", users["u0"], "*"): "about the cluster",
+        ("user", "u0", "*"): "slow films of the seventies",
+        ("item_cluster", items["m0"], "*"): "about films",
+    }
+    answer_and_encode(workspace, encoder, texts)
+    encode.run(blend, workspace, reporter)
+    rows = workspace.read_table(schema.REPRESENTATIONS["users"])
+    found = dict(zip(*read_vectors(rows), strict=True))
+    own, shared = encoder.encode(["slow films of the seventies", "about the cluster"])
+    cuts = workspace.read_table(schema.CUTS).to_pylist()
+    (seen,) = [row[schema.CUT] for row in cuts if row[schema.USER_ID] == "u0"]
+    weight = seen / (seen + 2)
+    mixed = normalise((weight * own + (1 - weight) * shared)[None])[0]
+    np.testing.assert_allclose(found["u0"], mixed, atol=1e-5)
+    neighbour = next(key for key, name in users.items() if name == users["u0"] and key != "u0")
+    np.testing.assert_allclose(found[neighbour], shared, atol=1e-5)
+    sources = dict(zip(rows[ID].to_pylist(), rows[SOURCE].to_pylist(), strict=True))
+    assert (sources["u0"], sources[neighbour]) == ("individual", "cluster")
+    assert "fallback" in sources.values()

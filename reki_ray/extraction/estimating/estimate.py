@@ -41,7 +41,7 @@ from reki_ray.prompts.scenario import load_scenario
 from reki_ray.schema import SubjectKind
 from reki_ray.workspace import Workspace
 
-_MODES: Final[dict[Mode, tuple[SubjectKind, SubjectKind]]] = {
+_MODES: Final[dict[Mode, tuple[SubjectKind, ...]]] = {
     "individual": ("item", "user"),
     "collective": ("item_cluster", "user_cluster"),
 }
@@ -132,11 +132,17 @@ def estimate(
         modes=[
             total_of_mode(mode, pair, config.extract, speed, total_storage(pair, sizes, vectors))
             for mode, pair in (
-                (mode, [kinds[kind] for kind in asked]) for mode, asked in _MODES.items()
+                (mode, [kinds[kind] for kind in asked])
+                for mode, asked in _modes(config.extract.mode).items()
             )
         ],
         assumptions=assumptions,
     )
+
+
+def _modes(configured: Mode) -> dict[Mode, tuple[SubjectKind, ...]]:
+    """Individual beside collective; and both together where the configuration asks for that."""
+    return _MODES | ({"blend": KINDS} if configured == "blend" else {})
 
 
 # --- prompts and tokens --------------------------------------------------------------------------
