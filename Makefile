@@ -43,7 +43,7 @@ lint: setup  ## Format, lint and types
 test: lint  ## Lint, types and all tests but the slow ones
 	@$(VENV)/bin/python -m pytest
 
-slow: setup  ## The tests that last longer than a minute
+slow: setup  ## The tests that last longer, for which `make test` has no time
 	@$(VENV)/bin/python -m pytest -m slow
 
 bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/benchmarks.md

@@ -74,6 +74,7 @@ def test_an_engine_that_always_dies_fails_the_stage_and_keeps_what_it_answered(
     faulty.require_sound(workspace, result, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_prompt_that_kills_each_engine_is_a_dead_letter_and_its_neighbours_are_answered(
     run_stage: RunStage, workspace: Workspace, tmp_path: Path

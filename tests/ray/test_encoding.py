@@ -212,7 +212,9 @@ def killing(
         hunter.join()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_actor_loses_and_repeats_no_finished_unit(
     encode: Encode, workspace: Workspace, how: signal.Signals
 ) -> None:

@@ -76,6 +76,7 @@ def test_train_then_evaluate_write_what_the_report_needs(
     assert len(predictions) == samples * len(arms)
 
 
+@pytest.mark.slow
 def test_two_workers_take_as_many_steps_and_see_all_validation_samples(
     filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
 ) -> None:
@@ -113,6 +114,7 @@ def test_failed_group_resumes_from_the_last_epoch(
     assert [epoch["loss"] for epoch in resumed["epochs"]] == pytest.approx(losses, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_changed_ones_are_trained_again(
     filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
 ) -> None:
