@@ -114,15 +114,19 @@ def sweep(points: Sequence[tuple[str, Any]]) -> str:
         panels[1].legend(frameon=False)
     panels[-1].set_xlabel("calls saved against individual extraction, %")
     for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
+        _open_frame(axes)
     return _svg(figure)
 
 
 def _canvas() -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    _open_frame(axes)
     return figure, axes
+
+
+def _open_frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _svg(figure: Figure) -> str:

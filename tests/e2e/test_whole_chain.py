@@ -88,16 +88,22 @@ def check_tables(workspace: Workspace) -> None:
     assert workspace.exists("publish/CURRENT")
 
 
+def report_of_mode(config: RekiConfig, folder: Path) -> dict[str, Any]:
+    """The report after all stages of a configuration."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
+    done = reki(path, "run", "--json")
+    assert done.returncode == 0, done.stderr
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
+
+
 @pytest.mark.slow
 def test_individual_mode_reaches_the_report(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(
         extract={"mode": "individual"}, train={"arms": ["fair_base", "reki_i"], "epochs": 1}
     )
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    done = reki(path, "run", "--json")
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
+    content = report_of_mode(config, tmp_path)
     assert content["extraction"]["prompts"] == 100
     assert {s["source"] for s in content["serving"]["example"]["response"]["scores"]} == {
         "individual"
@@ -109,10 +115,6 @@ def test_blended_knowledge_reaches_the_report(tiny_config: TinyConfig, tmp_path:
     config = tiny_config(
         extract={"mode": "blend"}, train={"arms": ["fair_base", "reki_blend"], "epochs": 1}
     )
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    done = reki(path, "run", "--json")
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
+    content = report_of_mode(config, tmp_path)
     assert [arm["arm"] for arm in content["arms"]] == ["fair_base", "reki_blend"]
     assert content["extraction"]["prompts"] > 100  # one an id, and one a cluster
