@@ -27,6 +27,8 @@ _QUIET = {
     "RAY_ENABLE_AUTO_CONNECT": "0",
     # Clients and servers must agree on it, so it is set on purpose and not left to a default.
     "RAY_AUTH_MODE": "token",
+    # At Ray's own nice 15, an engine on the CPU would wait behind every small task of the machine.
+    "RAY_worker_niceness": "0",
     # The driver chooses what runs on an accelerator; Ray must not hide it from CPU-only tasks.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
