@@ -53,23 +53,21 @@ def run(arguments: Sequence[str] = ()) -> Path:
     """Measure everything and write the figures; returns the file."""
     options = _options(arguments)
     reporter = Reporter()
-    figures: dict[str, dict[str, float]] = {}
-    runs: dict[str, Any] = {"options": vars(options)}
+    target = harness.OUT / f"{NAME}.json"
     with _scratch(options.folder) as folder:
-        if "scripted" in options.parts:
-            runs["scripted"] = _scripted(folder, options, reporter)
-            figures |= _scripted_figures(runs["scripted"])
-        if "vllm" in options.parts:
-            runs["vllm"] = _vllm(folder, options, reporter)
-            figures |= _vllm_figures(runs["vllm"])
-    target = harness.write(NAME, figures, runs, update=True)
-    reporter.say(json.dumps(figures, indent=2))
+        for part, (measure, summarise) in _PARTS.items():
+            if part in options.parts:  # each is kept as soon as it is measured
+                found = measure(folder, options, reporter)
+                figures = summarise(found)
+                runs = {"options": vars(options), part: found}
+                target = harness.write(NAME, figures, runs, update=True)
+                reporter.say(json.dumps(figures, indent=2))
     return target
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reki bench extract", description=__doc__)
-    parser.add_argument("--parts", nargs="+", default=["scripted", "vllm"])
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=list(_PARTS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", type=int, default=10_000, help="scripted prompts")
     parser.add_argument("--large", type=int, default=1_000_000, help="scripted prompts")
@@ -155,6 +153,9 @@ def _vllm_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
         "pipeline_tokens_per_s": harness.figure([one[rate] for one in found["pipeline"]], 1),
         "direct_tokens_per_s": harness.figure([one[rate] for one in found["direct"]], 1),
     }
+
+
+_PARTS = {"scripted": (_scripted, _scripted_figures), "vllm": (_vllm, _vllm_figures)}
 
 
 def _threads() -> int:

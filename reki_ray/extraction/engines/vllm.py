@@ -42,9 +42,12 @@ CPU_PRESET: dict[str, Any] = {
     # Without a fixed size vLLM demands most of the machine's memory, in bytes.
     "kv_cache_memory_bytes": 2**30,
     "max_num_seqs": 32,
+    # Inside Ray Data vLLM would take its default for online serving, half of that for batches.
+    "max_num_batched_tokens": 4096,
 }
 GPU_PRESET: dict[str, Any] = {
     "enable_prefix_caching": True,
+    "max_num_batched_tokens": 8192,  # as above: a quarter of it otherwise
     "gpu_memory_utilization": 0.9,
 }
 _ENV = {
