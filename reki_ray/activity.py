@@ -1,4 +1,4 @@
-"""How active users and items are, which decides how much their own knowledge counts."""
+"""How active users and items are: whether they are asked about alone, and how much it counts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 import ray
 
 from reki_ray import schema
-from reki_ray.encoding.shards import ENTITIES
 from reki_ray.histories import before_cut
 from reki_ray.schema import SIDES, Side
+from reki_ray.shares import ENTITIES
 from reki_ray.workspace import Workspace
 
 _KEY, _COUNT = "values", "counts"
@@ -55,7 +55,13 @@ def own_weights(activity: Activity, side: Side, ids: Sequence[str], half: float)
     Returns:
         (N,) float32 in [0, 1).
     """
-    rows = pc.index_in(pa.array(ids, pa.string()), value_set=activity[side][_KEY])
-    counts = activity[side][_COUNT].take(rows).fill_null(0).to_numpy().astype(np.float32)
+    counts = counts_of(activity, side, ids).astype(np.float32)
     weights: np.ndarray = counts / (counts + np.float32(half))
     return weights
+
+
+def counts_of(activity: Activity, side: Side, ids: Sequence[str]) -> np.ndarray:
+    """Interactions before the cut (N,) int64 of N ids; 0 for an id without any."""
+    rows = pc.index_in(pa.array(ids, pa.string()), value_set=activity[side][_KEY])
+    counts: np.ndarray = activity[side][_COUNT].take(rows).fill_null(0).to_numpy()
+    return counts

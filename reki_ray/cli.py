@@ -183,6 +183,29 @@ def run_sweep(
     )
 
 
+@app.command("update")
+def run_update(
+    config: ConfigOption,
+    events: Annotated[
+        Path | None,
+        typer.Argument(help="New events, Parquet or CSV; none takes up what was kept before."),
+    ] = None,
+    items: Annotated[Path | None, typer.Option(help="New or changed items.")] = None,
+    users: Annotated[Path | None, typer.Option(help="New or changed users.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in new events, ask about clusters that drifted, publish a new version."""
+    # Imports Ray and torch.
+    from reki_ray import update  # noqa: PLC0415
+    from reki_ray.data.batch import BatchFiles  # noqa: PLC0415
+
+    loaded = load_config(config, workspace=workspace)
+    files = BatchFiles(events, items, users) if events or items or users else None
+    done = update.update(loaded, files, Reporter(Workspace(loaded.root)))
+    _show(update.render(done), done.model_dump(mode="json"), as_json=as_json)
+
+
 @app.command("import-knowledge")
 def import_knowledge(
     file: Annotated[

@@ -69,6 +69,7 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.clustering.stage:run",
         ("cluster", "encode", "prompts"),
         ("ingest",),
+        inputs="reki_ray.clustering.stage:identify_inputs",
         version=3,
     ),
     Stage(
@@ -173,7 +174,7 @@ def run_stages(
                 reporter.say(f"{stage.name}: unchanged, skipped")
                 workspace.record(stage.name, replace(entry, skipped=True))
                 continue
-            _require_earlier(stage, wanted, workspace)
+            require_done(stage.after, wanted, workspace, what=f"stage {stage.name}")
             _forget_later(stage, workspace)
             _run_one(stage, config, workspace, reporter, wanted[stage.name])
         done = workspace.stages()
@@ -207,9 +208,22 @@ def _run_one(
     )
 
 
-def _require_earlier(stage: Stage, wanted: dict[str, str], workspace: Workspace) -> None:
+def require_done(
+    names: Sequence[str], wanted: dict[str, str], workspace: Workspace, *, what: str
+) -> None:
+    """Refuse what builds on stages that are not there.
+
+    Args:
+        names: Stages that must be done with these fingerprints.
+        wanted: Fingerprints of the configuration.
+        workspace: The run's folder.
+        what: Who needs them, for the message.
+
+    Raises:
+        ConfigError: A stage is not done, or was done with another configuration.
+    """
     entries = workspace.stages()
-    for name in stage.after:
+    for name in names:
         if name not in entries:
             problem = "is not done"
         elif entries[name].fingerprint != wanted[name]:
@@ -217,9 +231,9 @@ def _require_earlier(stage: Stage, wanted: dict[str, str], workspace: Workspace)
         else:
             continue
         raise ConfigError(
-            f"stage {stage.name} needs stage {name}, which {problem}",
+            f"{what} needs stage {name}, which {problem}",
             where=workspace.root,
-            todo=f"Run `reki run --until {stage.name}`, which does all that is missing.",
+            todo=f"Run `reki run --until {names[-1]}`, which does all that is missing.",
         )
 
 

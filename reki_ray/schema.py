@@ -40,6 +40,7 @@ MODEL: Final = "model"
 REVISION: Final = "revision"
 ENGINE: Final = "engine"
 BODY: Final = "body"
+SHOWN: Final = "shown"
 TEXTS: Final = "texts"
 CALLS: Final = "calls"
 ASKED_AT: Final = "asked_at"
@@ -67,6 +68,11 @@ Side = Literal["users", "items"]
 SIDES: Final[tuple[Side, ...]] = ("users", "items")
 
 SubjectKind = Literal["user", "item", "user_cluster", "item_cluster"]
+
+OF_ONE: Final[dict[Side, SubjectKind]] = {"users": "user", "items": "item"}
+"""Kind of a subject that is one id of a side."""
+OF_CLUSTER: Final[dict[Side, SubjectKind]] = {"users": "user_cluster", "items": "item_cluster"}
+"""Kind of a subject that is a cluster of a side."""
 
 Source = Literal["individual", "cluster", "fallback"]
 
@@ -134,6 +140,7 @@ QUARANTINE_SCHEMA: Final = pa.schema(
         pa.field(RAW, _STRING),
     ]
 )
+ASKED_CLUSTERS_SCHEMA: Final = pa.schema([_required(ID, _STRING), _required(CLUSTER_ID, _STRING)])
 CLUSTERS_SCHEMA: Final = pa.schema(
     [
         _required(ID, _STRING),
@@ -235,6 +242,14 @@ CLUSTER_VECTORS: Final[dict[Side, Table]] = {
     side: Table(f"cluster/{side}_vectors", None) for side in SIDES
 }
 """What was clustered: encoded title and attributes of items; of users, weighted item vectors."""
+ASKED_CLUSTERS: Final[dict[Side, Table]] = {
+    side: Table(f"cluster/{side}_asked", ASKED_CLUSTERS_SCHEMA) for side in SIDES
+}
+"""In which cluster each id was when that was last asked about; of rounds of `reki update`."""
+ASKED_CENTRES: Final[dict[Side, Table]] = {
+    side: Table(f"cluster/{side}_asked_centres", None) for side in SIDES
+}
+"""Centre of each cluster at that time."""
 KNOWLEDGE: Final = Table("extract/knowledge", KNOWLEDGE_SCHEMA)
 DEAD_LETTERS: Final = Table("extract/dead", DEAD_LETTERS_SCHEMA)
 REPRESENTATIONS: Final[dict[Side, Table]] = {side: Table(f"encode/{side}", None) for side in SIDES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,8 +12,14 @@ import pyarrow.parquet as pq
 
 from reki_ray import schema
 from reki_ray.histories import before_cut
-from reki_ray.schema import ATTRIBUTES, ITEM_ID, TITLE, USER_ID, Table
+from reki_ray.schema import ATTRIBUTES, ITEM_ID, TITLE, USER_ID, Side, Table
 from reki_ray.workspace import Workspace, conform, reading
+
+ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
+    "users": (schema.USERS, USER_ID),
+    "items": (schema.ITEMS, ITEM_ID),
+}
+"""Table of each side and its column of ids."""
 
 
 @dataclass(frozen=True)

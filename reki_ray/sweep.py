@@ -7,10 +7,8 @@ and vectors, so that a prompt that two points have in common is asked once.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -19,6 +17,7 @@ from rich.table import Table
 
 from reki_ray import pipeline
 from reki_ray.config import RekiConfig, describe_problems
+from reki_ray.derived import share_ledgers
 from reki_ray.errors import ConfigError
 from reki_ray.progress import Reporter
 from reki_ray.schema import SIDES
@@ -28,7 +27,6 @@ UNTIL: Final = ("cluster", "evaluate")
 RESULT: Final = "sweep/sweep.json"
 PLOT: Final = "sweep/sweep.svg"
 _METRICS: Final = "evaluate/metrics.json"
-_SHARED: Final = ("encode/ledger", "extract/ledger")
 
 
 class SideFigures(BaseModel):
@@ -101,7 +99,7 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
     for number, (changes, changed) in enumerate(runs, start=1):
         reporter.say(f"sweep: {number} of {len(runs)}: {_named(changes)}")
         workspace = Workspace(changed.root)
-        _share_ledgers(Workspace(config.root), workspace)
+        share_ledgers(Workspace(config.root), workspace)
         stages = pipeline.select(until=until)
         pipeline.run_stages(changed, stages, Reporter(workspace, quiet=True))
         points.append(_point(changes, workspace, until))
@@ -175,18 +173,6 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
         raise ConfigError(
             describe_problems(error), where=f"--vary {_named(changes)}", todo="Correct the value."
         ) from error
-
-
-def _share_ledgers(base: Workspace, point: Workspace) -> None:
-    """One ledger for all points, on a local disk; elsewhere each has its own."""
-    if not base.is_local:
-        return
-    for folder in _SHARED:
-        shared, own = Path(base.path(folder)), Path(point.path(folder))
-        shared.mkdir(parents=True, exist_ok=True)
-        own.parent.mkdir(parents=True, exist_ok=True)
-        if not own.exists():
-            own.symlink_to(os.path.relpath(shared, own.parent), target_is_directory=True)
 
 
 def _point(changes: dict[str, Any], workspace: Workspace, until: str) -> Point:

@@ -89,7 +89,9 @@ CLUSTERS: dict[Side, dict[str, str]] = {
 }
 
 
-def make_bundle(*, knowledge: bool = True, seed: int = 0) -> ModelBundle:
+def make_bundle(
+    *, knowledge: bool = True, seed: int = 0, representation: int = REPRESENTATION
+) -> ModelBundle:
     """A random model of the real architecture over the tiny data."""
     torch.manual_seed(seed)
     features = FeatureSpace.build(
@@ -101,7 +103,7 @@ def make_bundle(*, knowledge: bool = True, seed: int = 0) -> ModelBundle:
         backbone="din",
         din=DinConfig(embedding=8, attention=(8,), mlp=(16, 8)),
         hein=HeinConfig(hidden=8, output=8),
-        representation=REPRESENTATION if knowledge else 0,
+        representation=representation if knowledge else 0,
         id_dropout=0.0,
     )
     model = CTRModel(architecture, features)
@@ -109,7 +111,9 @@ def make_bundle(*, knowledge: bool = True, seed: int = 0) -> ModelBundle:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    origin = Origin("reki_c" if knowledge else "fair_base", seed)
+    origin = Origin("fair_base", seed)
+    if knowledge:
+        origin = Origin("reki_c", seed, "encode/users", "encode/items")
     return ModelBundle(model.eval(), architecture, features, 5, origin)
 
 

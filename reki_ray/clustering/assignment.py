@@ -49,7 +49,7 @@ def assign_all(vectors: np.ndarray, labels: np.ndarray, min_size: int) -> Assign
     placed[noise] = nearest(vectors[noise], centres)[0]
     placed = _dissolve_small(vectors, placed, centres, min_size)
     _, placed = np.unique(placed, return_inverse=True)
-    return _assignment(vectors, placed, int(placed.max()) + 1)
+    return assignment_of(vectors, placed, int(placed.max()) + 1)
 
 
 def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,13 +93,15 @@ def split_until_close(
         label = far.pop()
         rows = np.flatnonzero(labels == label)
         upper = _halve(vectors[rows])
+        if 2 * upper.sum() > len(rows):  # the larger half keeps the label
+            upper = ~upper
         labels[rows[upper]] = count
         for half, members in ((label, rows[~upper]), (count, rows[upper])):
             centre = normalise(vectors[members].mean(axis=0, keepdims=True))[0]
             if (vectors[members] @ centre).min() < min_similarity and len(members) > 1:
                 far.append(half)
         count += 1
-    return _assignment(vectors, labels, count)
+    return assignment_of(vectors, labels, count)
 
 
 def _halve(vectors: np.ndarray) -> np.ndarray:
@@ -141,7 +143,14 @@ def name_clusters(ids: Sequence[str], labels: np.ndarray, prefix: str) -> list[s
     return [names[label] for label in labels.tolist()]
 
 
-def _assignment(vectors: np.ndarray, labels: np.ndarray, count: int) -> Assignment:
+def assignment_of(vectors: np.ndarray, labels: np.ndarray, count: int) -> Assignment:
+    """Centres and similarities of a grouping.
+
+    Args:
+        vectors: (N, d), rows of unit length.
+        labels: (N,) in [0, count).
+        count: Number of clusters.
+    """
     centres = _centres(vectors, labels, count)
     similarities = np.einsum("nd,nd->n", vectors, centres[labels]).astype(np.float32)
     return Assignment(labels, centres, similarities)

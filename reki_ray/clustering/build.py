@@ -29,4 +29,5 @@ def build_clusterer(
     clusters = side.clusters or max(1, rows // (_SIZE_TO_SMALLEST * side.min_cluster_size))
     if config.method == "kmeans":
         return KMeansClusterer(clusters, config.seed)
+    clusters = min(clusters, config.streakhc.most_clusters)
     return StreaKhcClusterer(clusters, side.min_cluster_size, config.streakhc)

@@ -81,6 +81,32 @@ def user_vectors(
     return vectors
 
 
+def with_embeddings(
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    embedded: Sequence[str],
+    embeddings: np.ndarray,
+    weight: float,
+) -> np.ndarray:
+    """Encoded text and id embeddings side by side: their cosines are mixed by the weight.
+
+    Args:
+        ids: N ids.
+        vectors: (N, d) of their text, rows of unit length.
+        embedded: M ids that have an embedding.
+        embeddings: (M, e), of any length.
+        weight: Share of the embeddings in a cosine, in (0, 1).
+
+    Returns:
+        (N, d + e) float32, rows of unit length; an id without an embedding keeps its text alone.
+    """
+    rows = _rows(pa.chunked_array([pa.array(ids, pa.string())]), embedded)
+    own = np.zeros((len(ids), embeddings.shape[1]), dtype=np.float32)
+    own[rows >= 0] = normalise(embeddings)[rows[rows >= 0]]
+    parts = [np.sqrt(1 - weight) * vectors, np.sqrt(weight) * own]
+    return normalise(np.concatenate(parts, axis=1))
+
+
 def _ages(visible: pa.Table) -> np.ndarray:
     """Number of newer visible interactions of the same user, of each row."""
     users = visible[USER_ID].combine_chunks().dictionary_encode().indices.to_numpy()

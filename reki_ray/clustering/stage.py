@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 
 from reki_ray import schema
 from reki_ray.clustering.build import build_clusterer
 from reki_ray.clustering.grouping import Grouping, Rules, group
-from reki_ray.clustering.representations import Weighting, user_vectors
-from reki_ray.config import RekiConfig, SideClusterConfig
+from reki_ray.clustering.representations import Weighting, user_vectors, with_embeddings
+from reki_ray.config import IdEmbeddingsConfig, RekiConfig, SideClusterConfig
 from reki_ray.encoding.stage import EncodedSide, encode_source_texts
 from reki_ray.errors import DataError
 from reki_ray.histories import before_cut
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
-from reki_ray.schema import SIDES, Side
+from reki_ray.schema import SIDES, Side, Source
 from reki_ray.vectors import vectors_table
 from reki_ray.workspace import Workspace
 
@@ -28,17 +30,30 @@ _NUMBER, _POINTS, _LABELS = "number", "points", "labels"
 _PREFIX: Final[dict[Side, str]] = {"users": "u", "items": "i"}
 
 
+def identify_inputs(config: RekiConfig) -> object:
+    """Identity of the model that lends its id embeddings; None without one.
+
+    Args:
+        config: The run.
+
+    Raises:
+        StoreError: The model cannot be read.
+    """
+    if config.cluster.id_embeddings is None:
+        return None
+    from reki_ray.models import bundle  # noqa: PLC0415  # imports torch
+
+    return bundle.fingerprint(config.cluster.id_embeddings.model)
+
+
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
     """Write `CLUSTERS` and `CLUSTER_VECTORS` of both sides."""
     with ray_session(config.ray):
-        sides = _represent(config, workspace, reporter)
+        sides = represent(config, workspace, reporter)
         groupings = _group(config, sides, reporter)
     with workspace.replacing("cluster") as scratch:
         for side in SIDES:
-            ids, vectors, encoder = sides[side].ids, sides[side].vectors, sides[side].encoder
-            scratch.write_table(schema.CLUSTERS[side], groupings[side].clusters)
-            table = vectors_table(ids, vectors, ["individual"] * len(ids), encoder)
-            scratch.write_table(schema.CLUSTER_VECTORS[side], table)
+            write_clusters(scratch, side, sides[side], groupings[side].clusters)
     return StageResult(
         rows_in=sum(len(sides[side].ids) for side in SIDES),
         rows_out=sum(groupings[side].clusters.num_rows for side in SIDES),
@@ -46,9 +61,21 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     )
 
 
-def _represent(
+def represent(
     config: RekiConfig, workspace: Workspace, reporter: Reporter
 ) -> dict[Side, EncodedSide]:
+    """Vectors that are clustered, of both sides, on the Ray cluster that is initialised.
+
+    Args:
+        config: The run.
+        workspace: Holds the tables of stage ingest.
+        reporter: Shows progress.
+
+    Raises:
+        DataError: A table is missing or damaged, or a side is empty.
+        EngineError: The encoder cannot be loaded.
+        StoreError: The model of `cluster.id_embeddings` cannot be read.
+    """
     user_ids, item_ids = (
         workspace.read_table(table, columns=[key])[key].to_pylist()
         for table, key in ((schema.USERS, schema.USER_ID), (schema.ITEMS, schema.ITEM_ID))
@@ -64,8 +91,34 @@ def _represent(
         workspace.read_table(schema.INTERACTIONS), workspace.read_table(schema.CUTS)
     )
     weighting = Weighting(config.cluster.half_life, config.data.rating_min, config.data.rating_max)
+    if config.cluster.id_embeddings is not None:
+        items = replace(items, vectors=_with_ids(items, config.cluster.id_embeddings))
     users = user_vectors(user_ids, visible, items.ids, items.vectors, weighting)
     return {"users": EncodedSide(user_ids, users, items.encoder), "items": items}
+
+
+def _with_ids(items: EncodedSide, wanted: IdEmbeddingsConfig) -> np.ndarray:
+    from reki_ray.models import bundle  # noqa: PLC0415  # imports torch
+
+    ids, embeddings = bundle.load(wanted.model).item_embeddings()
+    return with_embeddings(items.ids, items.vectors, ids, embeddings, wanted.weight)
+
+
+def write_clusters(
+    scratch: Workspace, side: Side, encoded: EncodedSide, clusters: pa.Table
+) -> None:
+    """Write `CLUSTERS` and `CLUSTER_VECTORS` of one side.
+
+    Args:
+        scratch: Gets the tables.
+        side: Users or items.
+        encoded: What was clustered.
+        clusters: Rows of `CLUSTERS_SCHEMA`.
+    """
+    scratch.write_table(schema.CLUSTERS[side], clusters)
+    own: list[Source] = ["individual"] * len(encoded.ids)
+    table = vectors_table(encoded.ids, encoded.vectors, own, encoded.encoder)
+    scratch.write_table(schema.CLUSTER_VECTORS[side], table)
 
 
 def _group(

@@ -20,9 +20,12 @@ from reki_ray.config.data import (
     SplitConfig,
 )
 from reki_ray.config.knowledge import (
+    LEAVES_A_CLUSTER,
     ClusterConfig,
+    DriftConfig,
     EncodeConfig,
     ExtractConfig,
+    IdEmbeddingsConfig,
     OpenAiEngine,
     PriceConfig,
     PromptsConfig,
@@ -47,16 +50,19 @@ from reki_ray.errors import ConfigError
 
 __all__ = [
     "KNOWLEDGE_ARMS",
+    "LEAVES_A_CLUSTER",
     "Arm",
     "ClusterConfig",
     "ColumnMapping",
     "DataConfig",
     "DinConfig",
+    "DriftConfig",
     "EncodeConfig",
     "EvaluateConfig",
     "ExtractConfig",
     "FileSource",
     "HeinConfig",
+    "IdEmbeddingsConfig",
     "MovieLens1MSource",
     "MovieLens100KSource",
     "OpenAiEngine",
@@ -113,17 +119,20 @@ class RekiConfig(Section):
 
     @model_validator(mode="after")
     def _arms_fit_the_mode(self) -> RekiConfig:
-        asked = {"collective": "reki_c", "individual": "reki_i", "blend": "reki_blend"}[
-            self.extract.mode
-        ]
-        wrong = {arm for arm in self.train.arms if arm.startswith("reki")} - {
-            asked,
-            f"{asked}_shuffled",
+        asked: dict[str, set[str]] = {
+            "collective": {"reki_c", "reki_c_shuffled"},
+            "individual": {"reki_i"},
+            "blend": {"reki_blend"},
         }
+        if self.cluster.method == "kmeans":
+            asked["collective"].add("reki_c_kmeans")
+        possible = asked[self.extract.mode]
+        wrong = {arm for arm in self.train.arms if arm.startswith("reki")} - possible
         if wrong:
             raise ValueError(
-                f"train.arms names {', '.join(sorted(wrong))}, but extract.mode is "
-                f"{self.extract.mode}, whose arm is {asked}"
+                f"train.arms names {', '.join(sorted(wrong))}, but with extract.mode "
+                f"{self.extract.mode} and cluster.method {self.cluster.method} the arms with "
+                f"knowledge are {', '.join(sorted(possible))}"
             )
         return self
 

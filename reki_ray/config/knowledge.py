@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -48,6 +49,10 @@ class SideClusterConfig(Section):
     )
 
 
+LEAVES_A_CLUSTER: Final = 3
+"""Nodes that StreaKHC cuts for each cluster before it joins them."""
+
+
 class StreaKhcConfig(Section):
     """StreaKHC's kernel and tree."""
 
@@ -63,6 +68,38 @@ class StreaKhcConfig(Section):
     )
     dimensions: int = Field(64, ge=2, description="Dimensions after PCA.")
     seed: int = Field(0, description="Seed of the subsamples.")
+
+    @property
+    def most_clusters(self) -> int:
+        """Clusters that a tree of this size can tell apart."""
+        return max(1, self.max_leaves // LEAVES_A_CLUSTER)
+
+
+class IdEmbeddingsConfig(Section):
+    """Embeddings of item ids out of a trained model, beside the encoded text."""
+
+    model: Path = Field(
+        description="Folder of a trained run, as runs/<name>/train/din-fair_base-0, of this or "
+        "another workspace over the same catalogue."
+    )
+    weight: float = Field(
+        0.5, gt=0, lt=1, description="Share of the embeddings in the cosine of two items."
+    )
+
+
+class DriftConfig(Section):
+    """When `reki update` asks about a cluster again."""
+
+    moved_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of its members, of now and of when it was asked about, that came or "
+        "went since.",
+    )
+    centre_shift: float = Field(
+        0.02, ge=0, le=2, description="1 - cosine of its centre now and when it was asked about."
+    )
 
 
 class ClusterConfig(Section):
@@ -102,6 +139,23 @@ class ClusterConfig(Section):
         description="Number of newer interactions that halves an interaction's weight in a user "
         "vector.",
     )
+    id_embeddings: IdEmbeddingsConfig | None = Field(
+        None, description="Adds embeddings of item ids to what is clustered; null: text alone."
+    )
+    drift: DriftConfig = Field(DriftConfig(), json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _the_tree_is_large_enough(self) -> ClusterConfig:
+        most = self.streakhc.most_clusters
+        for name in ("users", "items"):
+            wanted = getattr(self, name).clusters
+            if self.method == "streakhc" and wanted is not None and wanted > most:
+                raise ValueError(
+                    f"cluster.{name}.clusters is {wanted}, but cluster.streakhc.max_leaves "
+                    f"{self.streakhc.max_leaves} allows {most}: raise max_leaves to "
+                    f"{LEAVES_A_CLUSTER * wanted}"
+                )
+        return self
 
 
 class VllmEngine(Section):
@@ -236,6 +290,12 @@ class ExtractConfig(Section):
         "collective",
         description="One prompt a cluster (REKI-C), one an id (REKI-I), or both, blended by how "
         "active an id is.",
+    )
+    min_interactions: int = Field(
+        5,
+        ge=0,
+        description="Mode blend: an id with fewer interactions before the cut is not asked about "
+        "alone; the knowledge of its cluster stands for it.",
     )
     engine: Annotated[VllmEngine | OpenAiEngine | ScriptedEngine, Field(discriminator="kind")] = (
         VllmEngine()

@@ -16,6 +16,7 @@ Arm = Literal[
     "reki_i",
     "reki_c",
     "reki_c_shuffled",
+    "reki_c_kmeans",
     "reki_blend",
 ]
 """An experimental arm. All but `base` see the same inputs as the knowledge side.
@@ -26,10 +27,11 @@ history_text     fair_base + encoded profile and history, title and attributes (
 title_text       fair_base + encoded title and attributes of items alone (no LLM)
 reki_i, reki_c   fair_base + LLM knowledge, asked per id or per cluster
 reki_c_shuffled  reki_c with the assignment of ids to clusters permuted: the placebo
+reki_c_kmeans    reki_c of a run with cluster.method kmeans: the control of the clustering
 reki_blend       fair_base + LLM knowledge of the id and of its cluster, blended by activity
 """
 
-KNOWLEDGE_ARMS: frozenset[Arm] = frozenset({"reki_i", "reki_c", "reki_blend"})
+KNOWLEDGE_ARMS: frozenset[Arm] = frozenset({"reki_i", "reki_c", "reki_c_kmeans", "reki_blend"})
 """Arms whose augmented vectors come from an LLM and may be published."""
 
 

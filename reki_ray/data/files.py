@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,13 @@ from reki_ray.data.raw import (
 from reki_ray.errors import DataError
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
 
-_SUFFIXES = {"parquet": (".parquet", ".parq", ".pq"), "csv": (".csv", ".csv.gz")}
+Form = Literal["parquet", "csv"]
+
+SUFFIXES: Final[dict[Form, tuple[str, ...]]] = {
+    "parquet": (".parquet", ".parq", ".pq"),
+    "csv": (".csv", ".csv.gz"),
+}
+"""Endings of the names of files of each form."""
 
 
 class Files:
@@ -112,7 +119,7 @@ class Files:
         path = Path(place).expanduser()
         if path.is_file():
             return [path]
-        suffixes = _SUFFIXES[self._config.kind]
+        suffixes = SUFFIXES[self._config.kind]
         if path.is_dir():
             found = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
         else:

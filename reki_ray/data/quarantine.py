@@ -108,10 +108,16 @@ def settle(draft: Draft, verdict: Verdict, rows: pa.Table) -> Checked:
     return checked
 
 
-def save_quarantine(workspace: Workspace, tables: Mapping[Kind, Checked], table: Table) -> None:
+def save_quarantine(
+    workspace: Workspace,
+    tables: Mapping[Kind, Checked],
+    table: Table,
+    *,
+    part: str = "part-00000",
+) -> None:
     """Write the rejected rows of all tables, also when there are none."""
     parts = [quarantine_table(kind, checked.rejected) for kind, checked in tables.items()]
-    workspace.write_table(table, pa.concat_tables(parts))
+    workspace.write_table(table, pa.concat_tables(parts), part=part)
 
 
 def enforce_threshold(

@@ -73,7 +73,11 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         enforce_threshold(workspace, tables, config.data.max_quarantine_share)
         interactions = sort_interactions(tables["interactions"].rows)
         items = tables["items"].rows
-        users = tables["users"].rows if "users" in tables else _users_of(interactions)
+        users = (
+            tables["users"].rows
+            if "users" in tables
+            else bare_users(interactions[USER_ID].unique())
+        )
         divided = build_samples(
             interactions, users.column(USER_ID), items.column(ITEM_ID), config.split
         )
@@ -131,11 +135,10 @@ def _ids(rows: pa.Table, name: str) -> pa.Array:
     return pa.concat_arrays(rows.column(name).chunks or [pa.array([], pa.string())])
 
 
-def _users_of(interactions: pa.Table) -> pa.Table:
-    """One bare row for each user that interacts, where the data set has no users table."""
-    ids = interactions.column(USER_ID).unique()
+def bare_users(ids: pa.Array) -> pa.Table:
+    """Rows of users of whom nothing but their interactions is known."""
     columns = {field.name: pa.nulls(len(ids), field.type) for field in USERS_SCHEMA}
-    return pa.table({**columns, USER_ID: ids})
+    return pa.table({**columns, USER_ID: ids}, schema=USERS_SCHEMA)
 
 
 def _clear_failed(workspace: Workspace) -> None:

@@ -76,7 +76,7 @@ def check_interactions(
     verdict.reject(~_is_in(item_ids, items), f"unknown {ITEM_ID}")
     for reason, mask in draft.problems.items():
         verdict.reject(mask, reason)
-    again = _repeated(user_ids, item_ids, seconds, verdict.accepted)
+    again = repeated(user_ids, item_ids, seconds, verdict.accepted)
     verdict.reject(again, "duplicate interaction")
     rows = pa.table(
         {
@@ -178,10 +178,20 @@ def _codes(values: pa.Array) -> np.ndarray:
     return codes.astype(np.int64)
 
 
-def _repeated(
+def repeated(
     users: pa.Array, items: pa.Array, seconds: np.ndarray, accepted: np.ndarray
 ) -> np.ndarray:
-    """Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time."""
+    """Interactions that are there already.
+
+    Args:
+        users: User ids, N.
+        items: Item ids, N.
+        seconds: Times (N,).
+        accepted: Rows that count, (N,) bool.
+
+    Returns:
+        Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time.
+    """
     rows = np.flatnonzero(accepted)
     user, item = _codes(users)[rows], _codes(items)[rows]
     pair = user * (item.max(initial=0) + 1) + item

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from reki_ray.activity import Activity, count_visible, own_weights
 from reki_ray.config import PromptsConfig, RekiConfig
-from reki_ray.encoding.activity import Activity, count_visible, own_weights
 from reki_ray.encoding.ledger import (
     DIGEST,
     DIGEST_BYTES,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,8 @@ from reki_ray.schema import (
     CLUSTER_ID,
     FACTOR,
     ID,
-    ITEM_ID,
+    OF_CLUSTER,
+    OF_ONE,
     SUBJECT_ID,
     SUBJECT_KIND,
     TEXT,
@@ -27,18 +28,16 @@ from reki_ray.schema import (
     WHOLE_ANSWER,
     Side,
     Source,
-    SubjectKind,
-    Table,
 )
-from reki_ray.shares import RowGroup, read_row_group, row_groups, rows_of, visible_to_prompts
+from reki_ray.shares import (
+    ENTITIES,
+    RowGroup,
+    read_row_group,
+    row_groups,
+    rows_of,
+    visible_to_prompts,
+)
 from reki_ray.workspace import Workspace
-
-ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
-    "users": (schema.USERS, USER_ID),
-    "items": (schema.ITEMS, ITEM_ID),
-}
-_OWN: Final[dict[Side, SubjectKind]] = {"users": "user", "items": "item"}
-_SHARED: Final[dict[Side, SubjectKind]] = {"users": "user_cluster", "items": "item_cluster"}
 
 Subject = tuple[str, str]
 """Kind and id of what an answer is about."""
@@ -165,8 +164,8 @@ def find_knowledge(
     sources: list[Source] = []
     seconds: list[str | None] = []
     for key in ids:
-        own = answers.get((_OWN[side], key))
-        shared = answers.get((_SHARED[side], cluster_of.get(key, "")))
+        own = answers.get((OF_ONE[side], key))
+        shared = answers.get((OF_CLUSTER[side], cluster_of.get(key, "")))
         texts.append(own or shared)
         sources.append("individual" if own else "cluster" if shared else "fallback")
         seconds.append(shared if own else None)

@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 
 from reki_ray import schema
+from reki_ray.activity import Activity, count_visible, counts_of
 from reki_ray.config import OpenAiEngine, PromptsConfig, RekiConfig
 from reki_ray.extraction import imported
 from reki_ray.extraction.ledger import Addresses
-from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
+from reki_ray.extraction.shards import SIDE_OF, Mode, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.progress import Reporter
 from reki_ray.prompts.render import Renderer, load_scenario
 from reki_ray.runtime import bounded
-from reki_ray.schema import BODY, PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND, SubjectKind, Table
-from reki_ray.workspace import Workspace
+from reki_ray.schema import (
+    BODY,
+    PROMPT_HASH,
+    SHOWN,
+    SUBJECT_ID,
+    SUBJECT_KIND,
+    SubjectKind,
+    Table,
+)
+from reki_ray.shares import rows_of
+from reki_ray.workspace import Workspace, reading
 
 PLAN: Final = Table(
     "extract/plan",
@@ -36,16 +48,21 @@ PLAN: Final = Table(
             pa.field(PROMPT_HASH, pa.string(), nullable=False),
             # Last message of the prompt; null where imported knowledge stands for an answer.
             pa.field(BODY, pa.string()),
+            # Members that the prompt of a cluster shows, nearest first; none for a single id.
+            pa.field(SHOWN, pa.list_(pa.string()), nullable=False),
         ]
     ),
 )
-"""What the current configuration asks: one row a subject."""
+"""What the current configuration asks: one row a subject; of clusters, which ids it shows."""
+
+KEPT: Final = Table("extract/kept", PLAN.schema)
+"""Prompts of an earlier round that stand, whatever their subjects would show today."""
 
 _DOCUMENT = "extract/plan.json"
 _ROW_GROUP_ROWS = 1024
 """A work unit reads the row groups that it touches and no more."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when a change of code changes the plan for the same configuration and data."""
 
 
@@ -59,6 +76,7 @@ class Prompting:
         limits: Scenario, factors and limits.
         renderer: Writes the prompts.
         addresses: Addresses of the prompts.
+        min_interactions: An id with fewer before the cut is not asked about alone.
     """
 
     location: str
@@ -66,6 +84,7 @@ class Prompting:
     limits: PromptsConfig
     renderer: Renderer
     addresses: Addresses
+    min_interactions: int
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,14 @@ def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
         withheld = frozenset(engine.withhold)
     renderer = Renderer(load_scenario(config.prompts.scenario), config.prompts, withheld)
     addresses = Addresses(renderer.frame, engine.model, engine.revision, sampling, _request(config))
-    return Prompting(workspace.location, config.extract.mode, config.prompts, renderer, addresses)
+    return Prompting(
+        workspace.location,
+        config.extract.mode,
+        config.prompts,
+        renderer,
+        addresses,
+        config.extract.min_interactions if config.extract.mode == "blend" else 0,
+    )
 
 
 def _request(config: RekiConfig) -> dict[str, Any]:
@@ -126,12 +152,13 @@ def make_plan(
             return Plan(identity, document["rows"])
     rows = 0
     spec = ray.put(wording)
+    activity = count_visible.remote(workspace.location) if wording.min_interactions else None
     with (
         workspace.replacing("extract", [PLAN]) as scratch,
         reporter.task("extract: planning", total=len(parts), unit="shards") as task,
     ):
         calls = (
-            (_plan_shard, (spec, part, scratch.location, f"part-{number:06d}"))
+            (_plan_shard, (spec, activity, part, scratch.location, f"part-{number:06d}"))
             for number, part in enumerate(parts)
         )
         for count in bounded(calls):
@@ -150,24 +177,86 @@ def planned(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
     return workspace.read_table(PLAN, columns=columns)
 
 
+def keep(earlier: Workspace, workspace: Workspace, again: Mapping[SubjectKind, set[str]]) -> None:
+    """Let the prompts of an earlier round stand, so that their answers do: writes `KEPT`.
+
+    Args:
+        earlier: Holds the plan of that round.
+        workspace: Of the round to come; asks the same model in the same words.
+        again: Subjects that are to be asked about anew.
+
+    Raises:
+        DataError: The earlier plan is missing or damaged.
+    """
+    planned(earlier, columns=[])  # where it is missing, its own message
+    with workspace.replacing("extract", [KEPT]) as scratch:
+        for number, part in enumerate(earlier.parts(PLAN)):
+            with reading(PLAN, part):
+                rows = pq.read_table(part, filesystem=earlier.arrow_filesystem)
+            stands = pc.is_valid(rows[BODY])
+            for kind, ids in again.items():
+                named = pc.is_in(rows[SUBJECT_ID], value_set=pa.array(sorted(ids), pa.string()))
+                stands = pc.and_(
+                    stands, pc.invert(pc.and_(pc.equal(rows[SUBJECT_KIND], kind), named))
+                )
+            scratch.write_table(KEPT, rows.filter(stands), part=f"part-{number:06d}")
+
+
 @ray.remote
-def _plan_shard(wording: Prompting, shard: Shard, target: str, part: str) -> int:
+def _plan_shard(
+    wording: Prompting, activity: Activity | None, shard: Shard, target: str, part: str
+) -> int:
     """Render the prompts of a shard into one file; returns their number."""
     workspace = Workspace(wording.location)
+    shown = load(workspace, shard)
+    subjects = Subjects(shown, wording.renderer, wording.limits)
     known = _imported(workspace, shard.kind)
-    subjects = Subjects(load(workspace, shard), wording.renderer, wording.limits)
-    rows: list[tuple[str, str, str | None]] = []
+    kept = _kept(workspace, shard.kind, shown.ids)
+    quiet = _quiet(activity, shard.kind, shown.ids, wording.min_interactions)
+    rows: list[_Row] = []
     for prompt in subjects:
-        if prompt.subject_id in known:
-            rows.append((prompt.subject_id, known[prompt.subject_id], None))
-        else:
+        key = prompt.subject_id
+        if key in known:
+            rows.append(_Row(key, known[key], None, []))
+        elif key in kept:
+            rows.append(kept[key])
+        elif key not in quiet:
             address = wording.addresses.of(prompt.subject_kind, prompt.body)
-            rows.append((prompt.subject_id, address, prompt.body))
+            rows.append(_Row(key, address, prompt.body, subjects.shown(key)))
     # Prompts that begin alike stand together: the engine computes their common prefix once.
-    rows.sort(key=lambda row: row[2] or "")
+    rows.sort(key=lambda row: row.body or "")
     table = _table(shard.kind, rows)
     Workspace(target).write_table(PLAN, table, part=part, row_group_rows=_ROW_GROUP_ROWS)
     return len(rows)
+
+
+class _Row(NamedTuple):
+    """A row of the plan, without the kind that all rows of a shard have."""
+
+    subject_id: str
+    address: str
+    body: str | None
+    shown: list[str]
+
+
+def _kept(workspace: Workspace, kind: SubjectKind, ids: list[str]) -> dict[str, _Row]:
+    """Prompts of an earlier round that stand, of these subjects."""
+    if not workspace.has_table(KEPT):
+        return {}
+    rows = rows_of(workspace, KEPT, SUBJECT_ID, pa.array(ids, pa.string()))
+    rows = rows.filter(pc.equal(rows[SUBJECT_KIND], kind))
+    columns = (rows[name].to_pylist() for name in (SUBJECT_ID, PROMPT_HASH, BODY, SHOWN))
+    return {row[0]: _Row(*row) for row in zip(*columns, strict=True)}
+
+
+def _quiet(
+    activity: Activity | None, kind: SubjectKind, ids: list[str], least: int
+) -> frozenset[str]:
+    """Single ids with too few interactions to be asked about alone."""
+    if activity is None or kind not in {"user", "item"}:
+        return frozenset()
+    counts = counts_of(activity, SIDE_OF[kind], ids)
+    return frozenset(key for key, count in zip(ids, counts, strict=True) if count < least)
 
 
 def _imported(workspace: Workspace, kind: SubjectKind) -> dict[str, str]:
@@ -177,13 +266,14 @@ def _imported(workspace: Workspace, kind: SubjectKind) -> dict[str, str]:
     return dict(zip(rows[SUBJECT_ID].to_pylist(), rows[PROMPT_HASH].to_pylist(), strict=True))
 
 
-def _table(kind: SubjectKind, rows: list[tuple[str, str, str | None]]) -> pa.Table:
-    ids, addresses, bodies = zip(*rows, strict=True) if rows else ((), (), ())
+def _table(kind: SubjectKind, rows: list[_Row]) -> pa.Table:
+    ids, addresses, bodies, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
     columns: dict[str, Any] = {
         SUBJECT_KIND: [kind] * len(rows),
         SUBJECT_ID: ids,
         PROMPT_HASH: addresses,
         BODY: bodies,
+        SHOWN: shown,
     }
     return pa.table(columns, schema=PLAN.schema)
 
@@ -197,6 +287,8 @@ def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> s
         "format": _FORMAT,
         "tables": {table.path: workspace.identify(table) for table in tables},
         "imported": imported.identify(config),
+        "kept": workspace.identify(KEPT),
+        "min_interactions": wording.min_interactions,
         "mode": wording.mode,
         "prompts": config.prompts.model_dump(mode="json"),
         "model": engine.model,

@@ -16,28 +16,29 @@ from reki_ray import schema
 from reki_ray.schema import (
     CLUSTER_ID,
     ID,
-    ITEM_ID,
     SIMILARITY,
     USER_ID,
     Side,
     SubjectKind,
-    Table,
 )
-from reki_ray.shares import RowGroup, read_row_group, row_groups, rows_of, visible_to_prompts
+from reki_ray.shares import (
+    ENTITIES,
+    RowGroup,
+    read_row_group,
+    row_groups,
+    rows_of,
+    visible_to_prompts,
+)
 from reki_ray.workspace import Workspace
 
 Mode = Literal["collective", "individual", "blend"]
 
 _CLUSTERS_A_SHARD = 512
-_SIDE: Final[dict[SubjectKind, Side]] = {
+SIDE_OF: Final[dict[SubjectKind, Side]] = {
     "item": "items",
     "user": "users",
     "item_cluster": "items",
     "user_cluster": "users",
-}
-_ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
-    "items": (schema.ITEMS, ITEM_ID),
-    "users": (schema.USERS, USER_ID),
 }
 
 
@@ -76,6 +77,15 @@ class ShardRows:
     visible: pa.Table | None = None
     members: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def ids(self) -> list[str]:
+        """Ids of its subjects."""
+        if self.members:
+            return list(self.members)
+        rows = self.items if self.users is None else self.users
+        found: list[str] = rows[ENTITIES[SIDE_OF[self.kind]][1]].to_pylist()
+        return found
+
 
 def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
     """All subjects, cut into shards; equal kinds stand together.
@@ -104,8 +114,8 @@ def load(workspace: Workspace, shard: Shard) -> ShardRows:
     Raises:
         DataError: A table is missing or damaged.
     """
-    side = _SIDE[shard.kind]
-    table, key = _ENTITIES[side]
+    side = SIDE_OF[shard.kind]
+    table, key = ENTITIES[side]
     members: dict[str, list[str]] = {}
     if shard.clusters:
         members = _members(workspace, side, shard.clusters)
@@ -122,12 +132,12 @@ def load(workspace: Workspace, shard: Shard) -> ShardRows:
 
 
 def _row_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
-    table, _ = _ENTITIES[_SIDE[kind]]
+    table, _ = ENTITIES[SIDE_OF[kind]]
     return [Shard(kind, group.path, group.number) for group in row_groups(workspace, table)]
 
 
 def _cluster_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
-    rows = workspace.read_table(schema.CLUSTERS[_SIDE[kind]], columns=[CLUSTER_ID])
+    rows = workspace.read_table(schema.CLUSTERS[SIDE_OF[kind]], columns=[CLUSTER_ID])
     ids = sorted(pc.unique(rows[CLUSTER_ID]).to_pylist())
     starts = range(0, len(ids), _CLUSTERS_A_SHARD)
     return [Shard(kind, clusters=tuple(ids[at : at + _CLUSTERS_A_SHARD])) for at in starts]

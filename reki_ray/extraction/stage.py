@@ -77,6 +77,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "model": engine.model,
             "mode": config.extract.mode,
             "prompts": settled.prompts,
+            "prompts_asked": left.rows,
             "prompt_tokens": settled.prompt_tokens,
             "generated_tokens": settled.generated_tokens,
             "cache_hits": left.hits,

@@ -54,6 +54,10 @@ class Subjects:
         else:
             yield from self._each_user_cluster()
 
+    def shown(self, subject_id: str) -> list[str]:
+        """Members that the prompt of a cluster shows, nearest first; none for a single id."""
+        return self._members.get(subject_id, [])[: self._limits.max_members]
+
     # --- individual ----------------------------------------------------------------------------
 
     def _each_item(self) -> Iterator[Prompt]:
@@ -73,7 +77,7 @@ class Subjects:
             shares = histogram(self._items.attributes(item_id) for item_id in ids)
             members = [
                 (self._items.title(item_id), self._items.attributes(item_id))
-                for item_id in ids[: self._limits.max_members]
+                for item_id in self.shown(cluster)
             ]
             yield self._renderer.item_cluster(cluster, len(ids), members, shares)
 
@@ -92,7 +96,7 @@ class Subjects:
                     self._users.attributes(user_id),
                     self._titles(telling(self._histories.of(user_id))),
                 )
-                for user_id in ids[: self._limits.max_members]
+                for user_id in self.shown(cluster)
             ]
             yield self._renderer.user_cluster(cluster, len(ids), members, shares)
 

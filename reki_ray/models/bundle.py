@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from reki_ray.errors import StoreError
 from reki_ray.models.ctr_model import Architecture, CTRModel
-from reki_ray.models.fields import FeatureSpace
+from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
 
 WEIGHTS: Final = "model.safetensors"
 DESCRIPTION: Final = "model.json"
@@ -99,6 +99,11 @@ class ModelBundle:
             StoreError: The model has no knowledge side, or another d.
         """
         return self._augment(r, users=False)
+
+    def item_embeddings(self) -> tuple[tuple[str, ...], Vectors]:
+        """Ids of the items that training saw (M), and the embeddings (M, E) of their ids."""
+        rows = self.model.items.ids.weight.detach()[FIRST_OWN_ROW:]
+        return self.features.items, rows.cpu().numpy()
 
     def _augment(self, r: Vectors, *, users: bool) -> Vectors:
         expected = self.architecture.representation

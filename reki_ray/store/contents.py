@@ -20,6 +20,8 @@ from reki_ray.schema import (
     ITEM_ID,
     ITEM_IDS,
     MODEL,
+    OF_CLUSTER,
+    OF_ONE,
     PROFILES_SCHEMA,
     RATING,
     RATINGS,
@@ -34,9 +36,6 @@ from reki_ray.schema import (
     SubjectKind,
 )
 from reki_ray.store.index import IndexedTable, single_chunk
-
-OF_ONE: dict[Side, SubjectKind] = {"users": "user", "items": "item"}
-OF_CLUSTER: dict[Side, SubjectKind] = {"users": "user_cluster", "items": "item_cluster"}
 
 Attributes = dict[str, list[str]]
 

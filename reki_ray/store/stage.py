@@ -46,6 +46,7 @@ from reki_ray.store.versions import (
     PROFILES_FILE,
     VECTOR_FILES,
     Description,
+    StoreVersion,
     VersionStore,
 )
 from reki_ray.vectors import normalise, read_vectors
@@ -76,17 +77,15 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         StoreError: What was built does not open; the old version stays in force.
     """
     chosen = choose_run(config, workspace)
-    store = VersionStore(workspace.local_path(STORE_FOLDER))
-    builder = VersionBuilder(config, workspace, reporter, chosen)
-    version = store.publish(builder.fill)
-    opened = store.open(version, verify=False)
+    history = workspace.read_table(INTERACTIONS)
+    opened = publish_version(config, workspace, workspace, chosen, history, reporter)
     total = len(opened.profiles) + len(opened.catalogue)
     size = sum(path.stat().st_size for path in opened.folder.rglob("*") if path.is_file())
     return StageResult(
         rows_in=total,
         rows_out=total,
         details={
-            "version": version,
+            "version": opened.manifest.version,
             "arm": chosen.arm,
             "seed": chosen.seed,
             "users": len(opened.profiles),
@@ -95,6 +94,35 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "bytes": size,
         },
     )
+
+
+def publish_version(
+    config: RekiConfig,
+    workspace: Workspace,
+    tables: Workspace,
+    chosen: TrainedRun,
+    history: pa.Table,
+    reporter: Reporter,
+) -> StoreVersion:
+    """Build a version and make it current.
+
+    Args:
+        config: The run.
+        workspace: Its workspace, which holds the store.
+        tables: Holds users, items, clusters, knowledge and representations: of the run itself, or
+            of a later round over new events.
+        chosen: Trained run to serve.
+        history: All interactions, by user, then time; profiles keep the latest.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: The workspace is remote.
+        DataError: The representations do not cover the ids.
+        StoreError: What was built does not open; the old version stays in force.
+    """
+    store = VersionStore(workspace.local_path(STORE_FOLDER))
+    number = store.publish(VersionBuilder(config, tables, reporter, chosen, history).fill)
+    return store.open(number, verify=False)
 
 
 # --- which run ---------------------------------------------------------------------------------
@@ -159,26 +187,32 @@ class VersionBuilder:
 
     Args:
         config: The run.
-        workspace: Its folder, on the local disk.
+        workspace: Holds the tables.
         reporter: Shows progress.
         chosen: Trained run to serve.
+        history: All interactions, by user, then time.
     """
 
     def __init__(
-        self, config: RekiConfig, workspace: Workspace, reporter: Reporter, chosen: TrainedRun
+        self,
+        config: RekiConfig,
+        workspace: Workspace,
+        reporter: Reporter,
+        chosen: TrainedRun,
+        history: pa.Table,
     ) -> None:
         self._config = config
         self._workspace = workspace
         self._reporter = reporter
         self._chosen = chosen
+        self._history = history
         self._bundle = bundles.load(chosen.folder)
 
     def fill(self, folder: Path) -> Description:
         """Write all files into a folder, and describe them."""
         users = self._workspace.read_table(USERS)
         items = self._workspace.read_table(ITEMS)
-        interactions = self._workspace.read_table(INTERACTIONS)
-        profiles = profiles_table(users, interactions, self._config.publish.history)
+        profiles = profiles_table(users, self._history, self._config.publish.history)
         write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
         write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
         write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)

@@ -65,6 +65,7 @@ ARMS: Final[dict[Arm, ArmInputs]] = {
     "title_text": ArmInputs(items=TEXT_REPRESENTATIONS["items"]),
     "reki_i": _KNOWLEDGE,
     "reki_c": _KNOWLEDGE,
+    "reki_c_kmeans": _KNOWLEDGE,
     "reki_blend": _KNOWLEDGE,
     "reki_c_shuffled": ArmInputs(users=_KNOWLEDGE.users, items=_KNOWLEDGE.items, permuted=True),
 }

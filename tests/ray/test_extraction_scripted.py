@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction.ledger import FAILURES, LEDGER
+from reki_ray.extraction.planning import PLAN
 from reki_ray.extraction.resources import replicas
 from reki_ray.extraction.stage import ESTIMATE, run
+from reki_ray.histories import before_cut
 from reki_ray.progress import Reporter, Task
-from reki_ray.schema import PROMPT_HASH, REASON, SUBJECT_ID, SUBJECT_KIND, TEXT
+from reki_ray.schema import PROMPT_HASH, REASON, SHOWN, SUBJECT_ID, SUBJECT_KIND, TEXT
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
 
@@ -164,6 +167,30 @@ def test_collective_asks_once_a_cluster(
         *(("user_cluster", f"u{i:04}") for i in range(3)),
     ]
     assert result.details["mode"] == "collective"
+
+
+def test_the_plan_tells_which_members_a_prompt_shows(
+    tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
+) -> None:
+    run(tiny_config(prompts={"max_members": 2}), filled, reporter)
+    shown = {row[SUBJECT_ID]: row[SHOWN] for row in filled.read_table(PLAN).to_pylist()}
+    assert shown["i0000"] == ["m0", "m1"]  # the nearest to the centre of four
+    assert shown["u0002"] == ["u08", "u09"]
+
+
+def test_blend_asks_about_active_ids_alone_and_about_every_cluster(
+    tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
+) -> None:
+    blend = {"engine": {"kind": "scripted"}, "mode": "blend", "min_interactions": 2}
+    run(tiny_config(extract=blend, train={"arms": ["fair_base", "reki_blend"]}), filled, reporter)
+    asked = keys(filled.read_table(PLAN))
+    assert {key for kind, key in asked if kind == "user"} == {f"u{i:02}" for i in range(USERS)}
+    visible = before_cut(filled.read_table(schema.INTERACTIONS), filled.read_table(schema.CUTS))
+    counts = Counter(visible[schema.ITEM_ID].to_pylist())
+    active = {item for item, count in counts.items() if count >= 2}
+    assert {key for kind, key in asked if kind == "item"} == active
+    assert 0 < len(active) < ITEMS
+    assert sum(kind.endswith("_cluster") for kind, _ in asked) == 8
 
 
 def test_a_second_run_asks_nothing(

@@ -39,7 +39,12 @@ def test_workspace_defaults_to_the_name_and_can_be_overridden(tmp_path: Path) ->
         (MINIMAL + "trian: {}\n", "trian: Extra inputs"),
         (MINIMAL + "train: {epochs: many}\n", "train.epochs: Input should be a valid integer"),
         (MINIMAL + "train: {arms: [base]}\n", "lacks fair_base"),
-        (MINIMAL + "train: {arms: [fair_base, reki_i]}\n", "extract.mode is collective"),
+        (MINIMAL + "train: {arms: [fair_base, reki_i]}\n", "with extract.mode collective"),
+        (MINIMAL + "train: {arms: [fair_base, reki_c_kmeans]}\n", "cluster.method hdbscan"),
+        (
+            MINIMAL + "cluster: {method: streakhc, users: {clusters: 400}}\n",
+            "raise max_leaves to 1200",
+        ),
         (MINIMAL + "split: {ratios: [0.5, 0.5, 0.5]}\n", "sum to 1"),
         ("name: run\n", "data: Field required"),
         ("- a list\n", "no mapping"),
@@ -51,6 +56,11 @@ def test_mistakes_name_the_key_and_the_file(tmp_path: Path, text: str, expected:
     with pytest.raises(ConfigError, match=re.escape(expected)) as raised:
         load_config(path)
     assert raised.value.where == str(path)
+
+
+def test_clusters_of_k_means_have_an_arm_of_their_own(tmp_path: Path) -> None:
+    arms = "cluster: {method: kmeans}\ntrain: {arms: [fair_base, reki_c_kmeans]}\n"
+    assert "reki_c_kmeans" in load_config(write(tmp_path, MINIMAL + arms)).train.arms
 
 
 def test_missing_file_is_a_config_error(tmp_path: Path) -> None:

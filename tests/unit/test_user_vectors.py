@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reki_ray.clustering.representations import Weighting, user_vectors
+from reki_ray.clustering.representations import Weighting, user_vectors, with_embeddings
 from reki_ray.histories import before_cut
 from reki_ray.schema import (
     CUT,
@@ -94,3 +94,16 @@ def test_vectors_have_unit_length(half_life: float) -> None:
     weighting = Weighting(half_life, 1.0, 5.0)
     found = user_vectors(["u"], before_cut(rows, cuts(u=30)), ITEMS, VECTORS, weighting)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-6)
+
+
+def test_id_embeddings_share_in_the_cosine_by_their_weight() -> None:
+    embeddings = np.array([[2.0, 0.0], [3.0, 0.0]])  # of a and b: alike, of any length
+    found = with_embeddings(ITEMS, VECTORS, ["a", "b"], embeddings, weight=0.25)
+    assert found.shape == (3, 5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-6)
+    assert found[0] @ found[1] == pytest.approx(0.25)  # their texts have nothing in common
+
+
+def test_an_item_without_an_embedding_keeps_its_text_alone() -> None:
+    found = with_embeddings(ITEMS, VECTORS, ["a"], np.ones((1, 2)), weight=0.25)
+    np.testing.assert_allclose(found[2], [0, 0, 1, 0, 0])

@@ -10,15 +10,12 @@ what came early in the stream may part a cluster high up in the tree.
 from __future__ import annotations
 
 import heapq
-from typing import Final
 
 import numpy as np
 
 from reki_ray.clustering.streakhc.tree import NONE, ROOT, Tree
+from reki_ray.config import LEAVES_A_CLUSTER
 from reki_ray.vectors import normalise
-
-_FINER: Final = 3
-"""Nodes cut for each cluster."""
 
 
 def flat_cut(tree: Tree, clusters: int, min_size: int) -> np.ndarray:
@@ -32,7 +29,7 @@ def flat_cut(tree: Tree, clusters: int, min_size: int) -> np.ndarray:
     Returns:
         (K, d) float32 mean direction of each cluster, rows of unit length.
     """
-    nodes = _cut(tree, _FINER * clusters, min_size)
+    nodes = _cut(tree, LEAVES_A_CLUSTER * clusters, min_size)
     labels = _join(tree, nodes, clusters)
     totals = np.zeros((int(labels.max()) + 1, tree.vectors.shape[1]))
     np.add.at(totals, labels, tree.vectors[nodes])

@@ -215,6 +215,8 @@ def _standing_assumptions(
     prices = extract.prices
     if not prices.prompt_tokens and not prices.generated_tokens and not gpus * prices.gpu_hour:
         said.append("extract.prices names no price of what is used: the money is 0.")
+    if extract.mode == "blend" and extract.min_interactions:
+        said.append("Ids below extract.min_interactions are counted as if they were asked about.")
     if config.prompts.form == "json":
         said.append("No repair is counted: each broken answer costs one call more.")
     if workspace is not None and workspace.has_table(LEDGER):

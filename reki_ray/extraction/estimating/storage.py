@@ -31,6 +31,7 @@ from reki_ray.schema import (
     PROMPT_HASH,
     PROMPT_TOKENS,
     REVISION,
+    SHOWN,
     SUBJECT_ID,
     SUBJECT_KIND,
     TEXT,
@@ -126,6 +127,7 @@ class RowSizes:
                 SUBJECT_KIND: kind,
                 SUBJECT_ID: f"{chance.getrandbits(32):0{_MEAN_ID}d}",
                 BODY: body,
+                SHOWN: [],
                 PROMPT_HASH: self._addresses.of(kind, f"{body} {number}"),
             }
             texts = {factor: words.text(length) for factor in self._factors}

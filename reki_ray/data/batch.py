@@ -1,0 +1,281 @@
+"""Batches of new events: checked, kept once, and put together with what a run began with.
+
+    <workspace>/live/inbox/{interactions,items,users}/000001-<content>.parquet
+
+A batch that comes twice is kept once, and an event that two batches hold counts once, so that a
+sender may repeat what it is not sure of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pad
+
+from reki_ray import schema
+from reki_ray.config import ColumnMapping, DataConfig, FileSource
+from reki_ray.data.files import SUFFIXES, Files, Form
+from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
+from reki_ray.data.raw import Kind, identify_files, unreadable
+from reki_ray.data.samples import sort_interactions
+from reki_ray.data.stage import bare_users
+from reki_ray.data.validation import check_interactions, check_items, check_users, repeated
+from reki_ray.errors import ConfigError
+from reki_ray.histories import before_cut
+from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, TIMESTAMP, USER_ID, Table
+from reki_ray.workspace import Workspace
+
+INBOX: Final[dict[Kind, Table]] = {
+    "interactions": Table("inbox/interactions", schema.INTERACTIONS_SCHEMA),
+    "items": Table("inbox/items", schema.ITEMS_SCHEMA),
+    "users": Table("inbox/users", schema.USERS_SCHEMA),
+}
+QUARANTINE: Final = Table("inbox/quarantine", schema.QUARANTINE_SCHEMA)
+
+_DIGEST_CHARS = 16
+
+
+@dataclass(frozen=True)
+class BatchFiles:
+    """Files of a batch, Parquet or CSV.
+
+    Attributes:
+        interactions: New events, of users who may be new; None where there are none.
+        items: New or changed items; None where there are none.
+        users: New or changed users; None where there are none.
+    """
+
+    interactions: Path | None = None
+    items: Path | None = None
+    users: Path | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is kept.
+
+    Attributes:
+        name: Its number and content.
+        is_new: Whether it was not there before.
+        events: Usable events.
+        quarantined: Rows of all its files that are not usable.
+    """
+
+    name: str
+    is_new: bool
+    events: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a run began with and all batches together.
+
+    Attributes:
+        users: Rows of `USERS_SCHEMA`.
+        items: Rows of `ITEMS_SCHEMA`.
+        visible: What prompts may see: interactions before the cuts of the run, and every event
+            of a batch, which never becomes a sample.
+        history: All interactions, for the profiles that are served.
+        events: Events of batches that the run did not begin with.
+    """
+
+    users: pa.Table
+    items: pa.Table
+    visible: pa.Table
+    history: pa.Table
+    events: int
+
+
+class Inbox:
+    """The batches of a run.
+
+    Args:
+        base: The run's workspace.
+        live: Workspace that holds the batches.
+    """
+
+    def __init__(self, base: Workspace, live: Workspace) -> None:
+        self._base = base
+        self._live = live
+
+    def batches(self) -> list[str]:
+        """Names of the batches, oldest first."""
+        parts = self._live.parts(INBOX["interactions"])
+        return [Path(part).stem for part in parts]
+
+    def add(self, files: BatchFiles, config: DataConfig) -> Batch:
+        """Check the files of a batch and keep their rows.
+
+        Args:
+            files: Its files; columns are named as `data.source.columns` says, or as in the tables.
+            config: Valid ranges, and the share of unusable rows that is borne.
+
+        Raises:
+            DataError: A file is missing or damaged, lacks a column, or too much is unusable.
+        """
+        paths = [path for path in (files.interactions, files.items, files.users) if path]
+        content = json.dumps(identify_files(paths), sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
+        before = self.batches()
+        for name in before:
+            if name.endswith(digest):
+                return Batch(name, is_new=False, events=0, quarantined=0)
+        tables = self._checked(files, config)
+        enforce_threshold(self._live, tables, config.max_quarantine_share)
+        name = f"{len(before) + 1:06d}-{digest}"
+        save_quarantine(self._live, tables, QUARANTINE, part=name)
+        for kind in ("users", "items"):
+            if kind in tables:
+                self._live.write_table(INBOX[kind], tables[kind].rows, part=name)
+        events = schema.INTERACTIONS_SCHEMA.empty_table()
+        if "interactions" in tables:
+            events = tables["interactions"].rows
+        self._live.write_table(INBOX["interactions"], events, part=name)  # last: it counts from now
+        return Batch(
+            name,
+            is_new=True,
+            events=len(events),
+            quarantined=sum(len(checked.rejected) for checked in tables.values()),
+        )
+
+    def merged(self) -> Merged:
+        """What the run began with and all batches, put together.
+
+        Raises:
+            DataError: A table is missing or damaged.
+        """
+        began = self._base.read_table(schema.INTERACTIONS)
+        events = self._rows("interactions")
+        both = pa.concat_tables([began, events])
+        twice = repeated(
+            both[USER_ID].combine_chunks(),
+            both[ITEM_ID].combine_chunks(),
+            both[TIMESTAMP].to_numpy(),
+            np.ones(len(both), dtype=bool),
+        )
+        fresh = events.filter(pa.array(~twice[len(began) :]))
+        seen = before_cut(began, self._base.read_table(schema.CUTS)).select(began.column_names)
+        items = _latest(self._base.read_table(schema.ITEMS), self._rows("items"), ITEM_ID)
+        users = _latest(self._base.read_table(schema.USERS), self._rows("users"), USER_ID)
+        active = pc.unique(fresh[USER_ID])
+        named = pc.is_in(active, value_set=users[USER_ID].combine_chunks())
+        return Merged(
+            users=pa.concat_tables([users, bare_users(active.filter(pc.invert(named)))]),
+            items=items,
+            visible=sort_interactions(pa.concat_tables([seen, fresh])),
+            history=sort_interactions(pa.concat_tables([began, fresh])),
+            events=len(fresh),
+        )
+
+    def _rows(self, kind: Kind) -> pa.Table:
+        table = INBOX[kind]
+        assert table.schema is not None
+        if not self._live.has_table(table):
+            return table.schema.empty_table()
+        return self._live.read_table(table)
+
+    def _checked(self, files: BatchFiles, config: DataConfig) -> dict[Kind, Checked]:
+        tables: dict[Kind, Checked] = {}
+        known = pa.concat_tables(
+            [
+                self._base.read_table(schema.ITEMS, columns=[ITEM_ID]),
+                self._rows("items").select([ITEM_ID]),
+            ]
+        )[ITEM_ID]
+        if files.items:
+            tables["items"] = check_items(self._open(files.items, "items", config).items())
+            known = pa.chunked_array([*known.chunks, *tables["items"].rows[ITEM_ID].chunks])
+        if files.users:
+            draft = self._open(files.users, "users", config).users()
+            assert draft is not None
+            tables["users"] = check_users(draft)
+        if files.interactions:
+            source = self._open(files.interactions, "interactions", config)
+            tables["interactions"] = check_interactions(
+                source.interactions(),
+                config,
+                source.timestamp_unit,
+                users=None,
+                items=known.combine_chunks(),
+            )
+        return tables
+
+    def _open(self, path: Path, kind: Kind, config: DataConfig) -> Files:
+        form, place = _form(path), str(path)
+        columns = self._columns(path, kind, config)
+        return Files(
+            FileSource(kind=form, interactions=place, items=place, users=place, columns=columns)
+        )
+
+    def _columns(self, path: Path, kind: Kind, config: DataConfig) -> ColumnMapping:
+        """The run's own mapping, or the tables' names for what the file has of them."""
+        if isinstance(config.source, FileSource):
+            return config.source.columns
+        present = _header(path)
+        return ColumnMapping(
+            rating="rating" if "rating" in present else None,
+            text="text" if "text" in present else None,
+            item_attributes=self._attributes(schema.ITEMS, present) if kind == "items" else (),
+            user_attributes=self._attributes(schema.USERS, present) if kind == "users" else (),
+        )
+
+    def _attributes(self, table: Table, present: Sequence[str]) -> tuple[str, ...]:
+        """Attributes of the run's table that a file has a column for."""
+        rows = self._base.read_table(table, columns=[ATTRIBUTES])[ATTRIBUTES]
+        names = {name for pairs in rows.to_pylist() for name, _ in pairs or ()}
+        return tuple(sorted(names & set(present)))
+
+
+def write_round(merged: Merged, workspace: Workspace) -> None:
+    """Write the tables of stage ingest that later stages read; prompts may see all interactions.
+
+    Args:
+        merged: What is written.
+        workspace: Of the round.
+    """
+    counts = pc.value_counts(merged.visible[USER_ID])
+    cuts = pa.table(
+        {USER_ID: counts.field("values"), CUT: counts.field("counts").cast(pa.int32())},
+        schema=CUTS_SCHEMA,
+    )
+    with workspace.replacing("ingest") as scratch:
+        scratch.write_table(schema.INTERACTIONS, merged.visible)
+        scratch.write_table(schema.ITEMS, merged.items)
+        scratch.write_table(schema.USERS, merged.users)
+        scratch.write_table(schema.CUTS, cuts)
+
+
+def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
+    """One row an id, the latest; ids in the order in which they came."""
+    rows = pa.concat_tables([began, added])
+    last = {one: row for row, one in enumerate(rows[key].to_pylist())}
+    return rows.take(pa.array(list(last.values()), pa.int64()))
+
+
+def _form(path: Path) -> Form:
+    for form, suffixes in SUFFIXES.items():
+        if path.name.endswith(suffixes):
+            return form
+    raise ConfigError(
+        f"{path.name} is neither Parquet nor CSV",
+        where=str(path),
+        todo=f"Give a file whose name ends in {', '.join(sum(SUFFIXES.values(), ()))}.",
+    )
+
+
+def _header(path: Path) -> list[str]:
+    """Names of a file's columns."""
+    try:
+        names: list[str] = pad.dataset(path, format=_form(path)).schema.names
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(path, error) from error
+    return names

@@ -1,0 +1,233 @@
+"""`reki update`: new events into a new published version, asking only about what has drifted.
+
+    <workspace>/live/inbox/...             batches that came so far
+    <workspace>/live/<number>/...          tables of the latest round, laid out as a run's
+    <workspace>/live/round.json            that round; written last, so that a round is whole
+
+The run itself, its samples and its model stay as they are: what comes after the training is never
+seen by a measurement. A round that was cut off is done anew; answers that it got are in the
+ledger. Until its end the old version is served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Any, Final
+
+from pydantic import BaseModel
+from rich.table import Table as RichTable
+
+from reki_ray.clustering.rounds import Regrouped, regroup
+from reki_ray.config import RekiConfig
+from reki_ray.data.batch import BatchFiles, Inbox, Merged, write_round
+from reki_ray.derived import share_ledgers
+from reki_ray.encoding import stage as encoding
+from reki_ray.extraction import stage as extraction
+from reki_ray.extraction.planning import keep
+from reki_ray.pipeline import fingerprints, require_done
+from reki_ray.progress import Reporter
+from reki_ray.runtime import ray_session
+from reki_ray.schema import OF_CLUSTER, SIDES
+from reki_ray.store.stage import choose_run, publish_version
+from reki_ray.workspace import Workspace
+
+LIVE: Final = "live"
+_ROUND: Final = "round.json"
+_NEEDED: Final = ("ingest", "cluster", "extract", "encode", "train")
+
+
+class SideUpdate(BaseModel):
+    """What a round did to users or to items.
+
+    Attributes:
+        ids: Number of ids.
+        new: Ids that the round before did not know.
+        moved: Ids that changed their cluster.
+        clusters: Number of clusters.
+        asked_again: Clusters that had drifted: `cluster_id`, `size`, `moved_share`,
+            `centre_shift`.
+        largest_moved_share: Of all clusters.
+        largest_centre_shift: Of all clusters.
+    """
+
+    ids: int
+    new: int
+    moved: int
+    clusters: int
+    asked_again: list[dict[str, Any]]
+    largest_moved_share: float
+    largest_centre_shift: float
+
+
+class Update(BaseModel):
+    """A finished round.
+
+    Attributes:
+        number: Of the round, from 1.
+        base: Fingerprint of the run that it builds on.
+        batches: Names of all batches in it.
+        events: Their events that the run did not begin with.
+        quarantined: Unusable rows of the batch that began it.
+        users: What it did to users.
+        items: What it did to items.
+        prompts: Prompts of its plan.
+        prompts_asked: Those of them that were not answered before.
+        dead: Subjects without an answer.
+        version: Published version.
+        changed: Whether this call did the round; false where it found it done.
+    """
+
+    number: int
+    base: str
+    batches: list[str]
+    events: int
+    quarantined: int
+    users: SideUpdate
+    items: SideUpdate
+    prompts: int
+    prompts_asked: int
+    dead: int
+    version: int
+    changed: bool = True
+
+
+def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> Update:
+    """Keep a batch, and bring the published version up to date.
+
+    Args:
+        config: A run that is trained.
+        files: Files of a batch; None takes up what was kept, as after a round that was cut off.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: The run is not trained, its workspace is remote, or another run holds it.
+        DataError: A file is missing or damaged, or too much of it is unusable; nothing is kept.
+        EngineError: The engine is unavailable; the batch is kept, and the next call goes on.
+        StoreError: What was built does not open; the old version stays in force.
+    """
+    workspace = Workspace(config.root)
+    live = Workspace(workspace.local_path(LIVE))
+    with workspace.lock():
+        wanted = fingerprints(config)
+        require_done(_NEEDED, wanted, workspace, what="an update")
+        inbox = Inbox(workspace, live)
+        quarantined = 0
+        if files is not None:
+            batch = inbox.add(files, config.data)
+            quarantined = batch.quarantined
+            reporter.say(
+                f"update: {batch.events} events kept, {batch.quarantined} rows quarantined"
+                if batch.is_new
+                else "update: the batch is there already"
+            )
+        last = _last(live, base=wanted["train"])
+        if last is not None and last.batches == inbox.batches():
+            reporter.say(f"update: nothing new since version v{last.version}")
+            return last.model_copy(update={"changed": False})
+        done = _round(config, workspace, live, last, wanted["train"], reporter)
+        done = done.model_copy(update={"quarantined": quarantined})
+        live.write_json(_ROUND, done.model_dump(mode="json"))
+        _remove_others(live, done.number)
+    return done
+
+
+def render(done: Update) -> RichTable:
+    """A finished round for the terminal."""
+    title = f"version v{done.version}: {done.events} events in {len(done.batches)} batches, "
+    title += f"{done.prompts_asked} of {done.prompts} prompts asked"
+    table = RichTable(title=title, title_justify="left")
+    for heading in ("side", "ids", "new", "moved", "clusters", "asked again"):
+        table.add_column(heading)
+    table.add_column("largest moved share, centre shift")
+    for side in SIDES:
+        one: SideUpdate = getattr(done, side)
+        table.add_row(
+            side,
+            *(str(count) for count in (one.ids, one.new, one.moved, one.clusters)),
+            str(len(one.asked_again)),
+            f"{one.largest_moved_share:.3f}, {one.largest_centre_shift:.4f}",
+        )
+    return table
+
+
+def _round(
+    config: RekiConfig,
+    workspace: Workspace,
+    live: Workspace,
+    last: Update | None,
+    base: str,
+    reporter: Reporter,
+) -> Update:
+    earlier = workspace if last is None else _tables(live, last.number)
+    number = _number(live) + 1
+    current = _tables(live, number)
+    inbox = Inbox(workspace, live)
+    batches, merged = inbox.batches(), inbox.merged()
+    shutil.rmtree(current.local_path(), ignore_errors=True)  # of a round that was cut off
+    share_ledgers(workspace, current)
+    write_round(merged, current)
+    own = config.model_copy(update={"workspace": current.root})
+    with ray_session(config.ray):
+        sides = regroup(own, earlier, current, reporter)
+        again = {OF_CLUSTER[side]: {one.cluster_id for one in sides[side].again} for side in SIDES}
+        keep(earlier, current, again)
+        asked = extraction.run(own, current, reporter).details
+        encoding.run(own, current, reporter)
+    version = _publish(config, workspace, current, merged, reporter)
+    return Update(
+        number=number,
+        base=base,
+        batches=batches,
+        events=merged.events,
+        quarantined=0,
+        prompts=asked["prompts"],
+        prompts_asked=asked["prompts_asked"],
+        dead=asked["dead"],
+        version=version,
+        users=_figures(sides["users"]),
+        items=_figures(sides["items"]),
+    )
+
+
+def _publish(
+    config: RekiConfig, workspace: Workspace, current: Workspace, merged: Merged, reporter: Reporter
+) -> int:
+    chosen = choose_run(config, workspace)
+    opened = publish_version(config, workspace, current, chosen, merged.history, reporter)
+    return opened.manifest.version
+
+
+def _figures(found: Regrouped) -> SideUpdate:
+    return SideUpdate(
+        ids=found.ids,
+        new=found.new,
+        moved=found.moved,
+        clusters=len(found.clusters),
+        asked_again=[dataclasses.asdict(one) for one in found.again],
+        largest_moved_share=max(one.moved_share for one in found.clusters),
+        largest_centre_shift=max(one.centre_shift for one in found.clusters),
+    )
+
+
+def _last(live: Workspace, base: str) -> Update | None:
+    """The latest round, if it builds on the run as it is now."""
+    if not live.exists(_ROUND):
+        return None
+    last = Update.model_validate(live.read_json(_ROUND))
+    return last if last.base == base else None
+
+
+def _number(live: Workspace) -> int:
+    """Number of the latest whole round, whatever it builds on; 0 before the first."""
+    return int(live.read_json(_ROUND)["number"]) if live.exists(_ROUND) else 0
+
+
+def _tables(live: Workspace, number: int) -> Workspace:
+    return Workspace(live.local_path(f"{number:06d}"))
+
+
+def _remove_others(live: Workspace, number: int) -> None:
+    for folder in live.local_path().iterdir():
+        if folder.name.isdecimal() and int(folder.name) != number:
+            shutil.rmtree(folder)

@@ -1,0 +1,184 @@
+"""Batches of new events: checked, kept once, and put together with what a run began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reki_ray import schema
+from reki_ray.config import DataConfig, RekiConfig
+from reki_ray.data import stage as ingest
+from reki_ray.data.batch import INBOX, QUARANTINE, BatchFiles, Inbox, write_round
+from reki_ray.errors import ConfigError, DataError
+from reki_ray.histories import before_cut
+from reki_ray.progress import Reporter
+from reki_ray.workspace import Workspace
+from tests.conftest import TinyConfig
+
+LATER = 2_000_000
+
+
+@pytest.fixture
+def config(tiny_config: TinyConfig) -> RekiConfig:
+    return tiny_config()
+
+
+@pytest.fixture
+def inbox(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> Inbox:
+    """Of a run whose ingest is done."""
+    ingest.run(config, workspace, reporter)
+    return Inbox(workspace, Workspace(workspace.local_path("live")))
+
+
+def events(path: Path, *rows: tuple[str, str, int, int]) -> Path:
+    """A CSV file of user, item, rating, time."""
+    lines = [",".join(map(str, row)) for row in rows]
+    path.write_text("\n".join(["user_id,item_id,rating,timestamp", *lines, ""]))
+    return path
+
+
+def test_a_batch_is_kept_once_and_its_events_join_the_history(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    file = events(tmp_path / "new.csv", ("u0", "m1", 5, LATER), ("u0", "m2", 2, LATER + 1))
+    first = inbox.add(BatchFiles(file), config.data)
+    assert (first.is_new, first.events, first.quarantined) == (True, 2, 0)
+    again = inbox.add(BatchFiles(file), config.data)
+    assert (again.name, again.is_new) == (first.name, False)
+    assert inbox.batches() == [first.name]
+    merged = inbox.merged()
+    began = workspace.read_table(schema.INTERACTIONS)
+    assert merged.events == 2
+    assert len(merged.history) == len(began) + 2
+    assert merged.history.filter(pa.compute.equal(merged.history[schema.USER_ID], "u0"))[
+        schema.ITEM_ID
+    ].to_pylist()[-2:] == ["m1", "m2"]
+
+
+def test_prompts_see_the_run_s_own_history_and_the_events_but_no_sample(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    inbox.add(BatchFiles(events(tmp_path / "new.csv", ("u0", "m1", 5, LATER))), config.data)
+    merged = inbox.merged()
+    seen = before_cut(workspace.read_table(schema.INTERACTIONS), workspace.read_table(schema.CUTS))
+    assert len(merged.visible) == len(seen) + 1
+    current = Workspace(tmp_path / "round")
+    write_round(merged, current)
+    visible = before_cut(current.read_table(schema.INTERACTIONS), current.read_table(schema.CUTS))
+    assert len(visible) == len(merged.visible)
+    key = [schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP]
+    shown = {tuple(row.values()) for row in visible.select(key).to_pylist()}
+    for split in schema.SPLITS:
+        samples = workspace.read_table(schema.SAMPLES[split]).select(key).to_pylist()
+        assert not shown & {tuple(row.values()) for row in samples}
+
+
+def test_an_event_of_two_batches_or_of_the_run_counts_once(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    old = workspace.read_table(schema.INTERACTIONS).slice(0, 1).to_pylist()[0]
+    known = (old["user_id"], old["item_id"], int(old["rating"]), old["timestamp"])
+    new = ("u1", "m1", 5, LATER)
+    inbox.add(BatchFiles(events(tmp_path / "a.csv", known, new)), config.data)
+    inbox.add(BatchFiles(events(tmp_path / "b.csv", new, ("u1", "m2", 5, LATER))), config.data)
+    assert inbox.merged().events == 2
+
+
+def test_new_items_and_users_join_and_changed_ones_replace(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title,genre\nm999,A new film,Action|Drama\nm0,Renamed,Horror\n")
+    users = tmp_path / "users.csv"
+    users.write_text("user_id,gender\nnamed,F\n")
+    file = events(tmp_path / "new.csv", ("bare", "m999", 5, LATER), ("named", "m0", 4, LATER))
+    inbox.add(BatchFiles(file, items, users), config.data)
+    merged = inbox.merged()
+    titles = dict(
+        zip(
+            merged.items[schema.ITEM_ID].to_pylist(),
+            merged.items[schema.TITLE].to_pylist(),
+            strict=True,
+        )
+    )
+    assert len(titles) == len(merged.items) == len(workspace.read_table(schema.ITEMS)) + 1
+    assert (titles["m999"], titles["m0"]) == ("A new film", "Renamed")
+    row = merged.items.filter(pa.compute.equal(merged.items[schema.ITEM_ID], "m999")).to_pylist()[0]
+    assert row[schema.ATTRIBUTES] == [("genre", ["Action", "Drama"])]
+    attributes = {row["user_id"]: row["attributes"] for row in merged.users.to_pylist()}
+    assert attributes["named"] == [("gender", ["F"])]
+    assert attributes["bare"] is None
+
+
+def test_items_alone_are_a_batch(inbox: Inbox, config: RekiConfig, tmp_path: Path) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title,genre\nm999,A new film,Action\n")
+    batch = inbox.add(BatchFiles(items=items), config.data)
+    assert (batch.is_new, batch.events) == (True, 0)
+    assert inbox.batches() == [batch.name]
+    assert "m999" in inbox.merged().items[schema.ITEM_ID].to_pylist()
+
+
+def test_a_parquet_file_in_the_tables_own_names_needs_no_mapping(
+    inbox: Inbox, tmp_path: Path
+) -> None:
+    file = tmp_path / "new.parquet"
+    rows = {"user_id": ["u0"], "item_id": ["m1"], "timestamp": [LATER]}
+    pq.write_table(pa.table(rows), file)
+    items = tmp_path / "items.parquet"
+    rows = {"item_id": ["m9x"], "title": ["New"], "genre": ["Action"], "shelf": ["7"]}
+    pq.write_table(pa.table(rows), items)
+    plain = DataConfig.model_validate({"source": {"kind": "movielens_100k"}})
+    batch = inbox.add(BatchFiles(file, items), plain)
+    assert batch.events == 1
+    merged = inbox.merged()
+    assert merged.items.to_pylist()[-1][schema.ATTRIBUTES] == [("genre", ["Action"])]
+
+
+def test_unusable_rows_are_quarantined_with_their_reason(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    good = [("u0", f"m{item}", 5, LATER + item) for item in range(10)]
+    file = events(tmp_path / "new.csv", *good, ("u0", "unheard", 5, LATER))
+    loose = config.data.model_copy(update={"max_quarantine_share": 0.2})
+    batch = inbox.add(BatchFiles(file), loose)
+    assert (batch.events, batch.quarantined) == (10, 1)
+    live = Workspace(workspace.local_path("live"))
+    (row,) = live.read_table(QUARANTINE).to_pylist()
+    assert row[schema.REASON] == "unknown item_id"
+
+
+def test_a_batch_with_too_much_unusable_is_refused_and_nothing_is_kept(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    file = events(tmp_path / "new.csv", ("u0", "m1", 5, LATER), ("u0", "unheard", 5, LATER))
+    with pytest.raises(DataError, match="1 of 2 rows of interactions are unusable"):
+        inbox.add(BatchFiles(file), config.data)
+    assert inbox.batches() == []
+    assert not Workspace(workspace.local_path("live")).has_table(INBOX["interactions"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "match"),
+    [
+        ("new.csv", "user_id,item_id\nu0,m1\n", DataError, "columns are missing"),
+        ("new.parquet", "no parquet", DataError, "cannot be read"),
+        ("new.txt", "user_id", ConfigError, "neither Parquet nor CSV"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    inbox: Inbox,
+    config: RekiConfig,
+    tmp_path: Path,
+    name: str,
+    content: str,
+    error: type[Exception],
+    match: str,
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(error, match=match):
+        inbox.add(BatchFiles(tmp_path / name), config.data)
+    assert inbox.batches() == []
