@@ -36,7 +36,7 @@ import pyarrow.compute as pc
 from benchmarks import harness, synthetic
 from reki_ray.config import RekiConfig
 from reki_ray.extraction.ledger import LEDGER
-from reki_ray.extraction.planning import PLAN
+from reki_ray.extraction.plan import PLAN
 from reki_ray.progress import Reporter
 from reki_ray.schema import CACHED_TOKENS, PROMPT_HASH, PROMPT_TOKENS, SUBJECT_KIND
 from reki_ray.workspace import Workspace
@@ -56,12 +56,12 @@ def run(arguments: Sequence[str] = ()) -> Path:
     target = harness.OUT / f"{NAME}.json"
     with _scratch(options.folder) as folder:
         for part, (measure, summarise) in _PARTS.items():
-            if part in options.parts:  # each is kept as soon as it is measured
-                found = measure(folder, options, reporter)
-                figures = summarise(found)
+            if part not in options.parts:
+                continue
+            for found in measure(folder, options, reporter):  # each repeat is kept at once
                 runs = {"options": vars(options), part: found}
-                target = harness.write(NAME, figures, runs, update=True)
-                reporter.say(json.dumps(figures, indent=2))
+                target = harness.write(NAME, summarise(found), runs, update=True)
+    reporter.say(target.read_text(encoding="utf-8"))
     return target
 
 
@@ -86,7 +86,9 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
 # --- scripted ------------------------------------------------------------------------------------
 
 
-def _scripted(folder: Path, options: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
+def _scripted(
+    folder: Path, options: argparse.Namespace, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
     extract = {"engine": {"kind": "scripted"}, "mode": "individual", "unit_rows": 4096}
     found: dict[str, Any] = {"small": [], "large": [], "restart": []}
     workspace = folder / "large"
@@ -100,7 +102,7 @@ def _scripted(folder: Path, options: argparse.Namespace, reporter: Reporter) -> 
         _fill(small, options.small)
         found["small"].append(_stage(small, extract))
         reporter.say(f"extract: {options.small} scripted prompts: {found['small'][-1]}")
-    return found
+        yield found
 
 
 def _fill(folder: Path, prompts: int) -> None:
@@ -121,7 +123,9 @@ def _scripted_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 # --- vLLM ----------------------------------------------------------------------------------------
 
 
-def _vllm(folder: Path, options: argparse.Namespace, reporter: Reporter) -> dict[str, Any]:
+def _vllm(
+    folder: Path, options: argparse.Namespace, reporter: Reporter
+) -> Iterator[dict[str, Any]]:
     extract = {
         "engine": {"kind": "vllm", "model": _MODEL, "cpu_threads": _threads()},
         "mode": "individual",
@@ -141,7 +145,7 @@ def _vllm(folder: Path, options: argparse.Namespace, reporter: Reporter) -> dict
         reporter.say(f"extract: pipeline: {found['pipeline'][-1]}")
         found["direct"].append(_run("direct", workspace, extract))
         reporter.say(f"extract: direct: {found['direct'][-1]}")
-    return found
+        yield found
 
 
 def _vllm_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -24,7 +24,7 @@ from reki_ray.data.batch import BatchFiles, Inbox, Merged, write_round
 from reki_ray.derived import share_ledgers
 from reki_ray.encoding import stage as encoding
 from reki_ray.extraction import stage as extraction
-from reki_ray.extraction.planning import keep
+from reki_ray.extraction.plan import keep
 from reki_ray.pipeline import fingerprints, require_done
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session

@@ -11,6 +11,14 @@ from pathlib import Path
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from reki_ray.config.clustering import (
+    LEAVES_A_CLUSTER,
+    ClusterConfig,
+    DriftConfig,
+    IdEmbeddingsConfig,
+    SideClusterConfig,
+    StreaKhcConfig,
+)
 from reki_ray.config.data import (
     ColumnMapping,
     DataConfig,
@@ -19,21 +27,15 @@ from reki_ray.config.data import (
     MovieLens100KSource,
     SplitConfig,
 )
-from reki_ray.config.knowledge import (
-    LEAVES_A_CLUSTER,
-    ClusterConfig,
-    DriftConfig,
-    EncodeConfig,
+from reki_ray.config.encoding import EncodeConfig
+from reki_ray.config.extraction import (
     ExtractConfig,
-    IdEmbeddingsConfig,
     OpenAiEngine,
     PriceConfig,
     PromptsConfig,
     SamplingConfig,
     ScriptedEngine,
-    SideClusterConfig,
     SpeedConfig,
-    StreaKhcConfig,
     VllmEngine,
 )
 from reki_ray.config.section import Section

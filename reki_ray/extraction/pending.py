@@ -14,7 +14,8 @@ import ray
 
 from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA
 from reki_ray.extraction.ledger import Ledger, digests_of
-from reki_ray.extraction.planning import PLAN, Plan
+from reki_ray.extraction.plan import PLAN
+from reki_ray.extraction.planning import Plan
 from reki_ray.schema import BODY, PROMPT_HASH, Table
 from reki_ray.workspace import Workspace, reading
 

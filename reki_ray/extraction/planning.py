@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from reki_ray import schema
@@ -22,41 +19,19 @@ from reki_ray.activity import Activity, count_visible, counts_of
 from reki_ray.config import OpenAiEngine, PromptsConfig, RekiConfig
 from reki_ray.extraction import imported
 from reki_ray.extraction.ledger import Addresses
+from reki_ray.extraction.plan import KEPT, PLAN, PlannedRow, kept, plan_table
 from reki_ray.extraction.shards import SIDE_OF, Mode, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.progress import Reporter
 from reki_ray.prompts.render import Renderer, load_scenario
 from reki_ray.runtime import bounded
 from reki_ray.schema import (
-    BODY,
     PROMPT_HASH,
-    SHOWN,
     SUBJECT_ID,
     SUBJECT_KIND,
     SubjectKind,
-    Table,
 )
-from reki_ray.shares import rows_of
-from reki_ray.workspace import Workspace, reading
-
-PLAN: Final = Table(
-    "extract/plan",
-    pa.schema(
-        [
-            pa.field(SUBJECT_KIND, pa.string(), nullable=False),
-            pa.field(SUBJECT_ID, pa.string(), nullable=False),
-            pa.field(PROMPT_HASH, pa.string(), nullable=False),
-            # Last message of the prompt; null where imported knowledge stands for an answer.
-            pa.field(BODY, pa.string()),
-            # Members that the prompt of a cluster shows, nearest first; none for a single id.
-            pa.field(SHOWN, pa.list_(pa.string()), nullable=False),
-        ]
-    ),
-)
-"""What the current configuration asks: one row a subject; of clusters, which ids it shows."""
-
-KEPT: Final = Table("extract/kept", PLAN.schema)
-"""Prompts of an earlier round that stand, whatever their subjects would show today."""
+from reki_ray.workspace import Workspace
 
 _DOCUMENT = "extract/plan.json"
 _ROW_GROUP_ROWS = 1024
@@ -168,40 +143,6 @@ def make_plan(
     return Plan(identity, rows)
 
 
-def planned(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
-    """The current plan: rows of `PLAN`.
-
-    Raises:
-        DataError: Stage extract has not planned yet.
-    """
-    return workspace.read_table(PLAN, columns=columns)
-
-
-def keep(earlier: Workspace, workspace: Workspace, again: Mapping[SubjectKind, set[str]]) -> None:
-    """Let the prompts of an earlier round stand, so that their answers do: writes `KEPT`.
-
-    Args:
-        earlier: Holds the plan of that round.
-        workspace: Of the round to come; asks the same model in the same words.
-        again: Subjects that are to be asked about anew.
-
-    Raises:
-        DataError: The earlier plan is missing or damaged.
-    """
-    planned(earlier, columns=[])  # where it is missing, its own message
-    with workspace.replacing("extract", [KEPT]) as scratch:
-        for number, part in enumerate(earlier.parts(PLAN)):
-            with reading(PLAN, part):
-                rows = pq.read_table(part, filesystem=earlier.arrow_filesystem)
-            stands = pc.is_valid(rows[BODY])
-            for kind, ids in again.items():
-                named = pc.is_in(rows[SUBJECT_ID], value_set=pa.array(sorted(ids), pa.string()))
-                stands = pc.and_(
-                    stands, pc.invert(pc.and_(pc.equal(rows[SUBJECT_KIND], kind), named))
-                )
-            scratch.write_table(KEPT, rows.filter(stands), part=f"part-{number:06d}")
-
-
 @ray.remote
 def _plan_shard(
     wording: Prompting, activity: Activity | None, shard: Shard, target: str, part: str
@@ -211,42 +152,23 @@ def _plan_shard(
     shown = load(workspace, shard)
     subjects = Subjects(shown, wording.renderer, wording.limits)
     known = _imported(workspace, shard.kind)
-    kept = _kept(workspace, shard.kind, shown.ids)
+    standing = kept(workspace, shard.kind, shown.ids)
     quiet = _quiet(activity, shard.kind, shown.ids, wording.min_interactions)
-    rows: list[_Row] = []
+    rows: list[PlannedRow] = []
     for prompt in subjects:
         key = prompt.subject_id
         if key in known:
-            rows.append(_Row(key, known[key], None, []))
-        elif key in kept:
-            rows.append(kept[key])
+            rows.append(PlannedRow(key, known[key], None, []))
+        elif key in standing:
+            rows.append(standing[key])
         elif key not in quiet:
             address = wording.addresses.of(prompt.subject_kind, prompt.body)
-            rows.append(_Row(key, address, prompt.body, subjects.shown(key)))
+            rows.append(PlannedRow(key, address, prompt.body, subjects.shown(key)))
     # Prompts that begin alike stand together: the engine computes their common prefix once.
     rows.sort(key=lambda row: row.body or "")
-    table = _table(shard.kind, rows)
+    table = plan_table(shard.kind, rows)
     Workspace(target).write_table(PLAN, table, part=part, row_group_rows=_ROW_GROUP_ROWS)
     return len(rows)
-
-
-class _Row(NamedTuple):
-    """A row of the plan, without the kind that all rows of a shard have."""
-
-    subject_id: str
-    address: str
-    body: str | None
-    shown: list[str]
-
-
-def _kept(workspace: Workspace, kind: SubjectKind, ids: list[str]) -> dict[str, _Row]:
-    """Prompts of an earlier round that stand, of these subjects."""
-    if not workspace.has_table(KEPT):
-        return {}
-    rows = rows_of(workspace, KEPT, SUBJECT_ID, pa.array(ids, pa.string()))
-    rows = rows.filter(pc.equal(rows[SUBJECT_KIND], kind))
-    columns = (rows[name].to_pylist() for name in (SUBJECT_ID, PROMPT_HASH, BODY, SHOWN))
-    return {row[0]: _Row(*row) for row in zip(*columns, strict=True)}
 
 
 def _quiet(
@@ -264,18 +186,6 @@ def _imported(workspace: Workspace, kind: SubjectKind) -> dict[str, str]:
     rows = imported.read_imported(workspace, columns=[SUBJECT_KIND, SUBJECT_ID, PROMPT_HASH])
     rows = rows.filter(pc.equal(rows[SUBJECT_KIND], kind))
     return dict(zip(rows[SUBJECT_ID].to_pylist(), rows[PROMPT_HASH].to_pylist(), strict=True))
-
-
-def _table(kind: SubjectKind, rows: list[_Row]) -> pa.Table:
-    ids, addresses, bodies, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
-    columns: dict[str, Any] = {
-        SUBJECT_KIND: [kind] * len(rows),
-        SUBJECT_ID: ids,
-        PROMPT_HASH: addresses,
-        BODY: bodies,
-        SHOWN: shown,
-    }
-    return pa.table(columns, schema=PLAN.schema)
 
 
 def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> str:

@@ -18,7 +18,7 @@ import ray
 from reki_ray import schema
 from reki_ray.extraction import imported
 from reki_ray.extraction.ledger import Ledger, LedgerIndex, digests_of
-from reki_ray.extraction.planning import PLAN
+from reki_ray.extraction.plan import PLAN
 from reki_ray.progress import Reporter
 from reki_ray.runtime import bounded
 from reki_ray.schema import (

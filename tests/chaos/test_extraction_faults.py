@@ -52,7 +52,14 @@ def run_stage(
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("death", ["sigkill", "os_exit", "clean_exit"])
+@pytest.mark.parametrize(
+    "death",
+    [
+        "sigkill",
+        pytest.param("os_exit", marks=pytest.mark.slow),
+        pytest.param("clean_exit", marks=pytest.mark.slow),
+    ],
+)
 def test_an_engine_actor_that_dies_costs_its_unfinished_units_alone(
     run_stage: RunStage, workspace: Workspace, tmp_path: Path, death: Death
 ) -> None:
@@ -153,6 +160,7 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_node_that_goes_and_one_that_comes_lose_nothing(
     cluster: Cluster, run_stage: RunStage, workspace: Workspace, tmp_path: Path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +19,9 @@ from reki_ray import schema
 from reki_ray.errors import DataError
 from reki_ray.extraction import stage
 from reki_ray.extraction.ledger import LEDGER
+from reki_ray.pipeline import fingerprints
 from reki_ray.progress import Reporter
-from reki_ray.workspace import Workspace
+from reki_ray.workspace import StageEntry, Workspace
 from tests.chaos import faulty
 from tests.conftest import TinyConfig
 
@@ -43,31 +44,29 @@ def columns(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("table", [schema.ITEMS, schema.USERS, schema.INTERACTIONS])
-@pytest.mark.parametrize("damage", [footer, page, columns])
 def test_damaged_input_is_named_and_costs_no_answer(
-    workspace: Workspace,
-    reporter: Reporter,
-    table: schema.Table,
-    damage: Callable[[Path], None],
+    workspace: Workspace, reporter: Reporter
 ) -> None:
     faulty.fill(workspace)
-    first = stage.run(faulty.config(workspace.root), workspace, reporter)
+    config = faulty.config(workspace.root)
+    first = stage.run(config, workspace, reporter)
     kept = faulty.kept(workspace)
-    (part,) = workspace.parts(table)
-    whole = Path(part).read_bytes()
-    damage(Path(part))
-    with pytest.raises(DataError) as caught:
-        stage.run(faulty.config(workspace.root), workspace, reporter)
-    assert table.path in caught.value.where
-    Path(part).write_bytes(whole)
-    again = stage.run(faulty.config(workspace.root), workspace, reporter)
+    tables = [schema.ITEMS, schema.USERS, schema.INTERACTIONS]
+    for table, damage in itertools.product(tables, [footer, page, columns]):
+        (part,) = workspace.parts(table)
+        whole = Path(part).read_bytes()
+        damage(Path(part))
+        with pytest.raises(DataError) as caught:
+            stage.run(config, workspace, reporter)
+        assert table.path in caught.value.where, damage.__name__
+        Path(part).write_bytes(whole)
+    again = stage.run(config, workspace, reporter)
     assert again.details["cache_hits"] == first.rows_out == faulty.SUBJECTS
     assert faulty.kept(workspace) == kept
 
 
-def reki(config: Path, command: str) -> subprocess.Popen[str]:
-    arguments = [str(Path(sys.executable).parent / "reki"), command, "--config", str(config)]
+def reki_extract(config: Path) -> subprocess.Popen[str]:
+    arguments = [str(Path(sys.executable).parent / "reki"), "extract", "--config", str(config)]
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
 
 
@@ -84,14 +83,15 @@ def test_a_second_run_on_a_workspace_is_refused_and_the_first_goes_on(
     )
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")), encoding="utf-8")
-    for command in ("ingest", "cluster"):
-        assert reki(path, command).wait() == 0
-    first = reki(path, "extract")
+    faulty.fill(workspace)
+    for name in ("ingest", "cluster"):
+        workspace.record(name, StageEntry(fingerprint=fingerprints(config)[name]))
+    first = reki_extract(path)
     try:
         while not workspace.parts(LEDGER):
             assert first.poll() is None
             time.sleep(0.05)
-        second = reki(path, "extract")
+        second = reki_extract(path)
         _, told = second.communicate(timeout=120)
         assert second.returncode == 2
         assert "another run is working on this workspace" in told

@@ -299,6 +299,7 @@ def test_a_large_side_is_written_in_parts_that_read_as_one_table(
     np.testing.assert_allclose(vectors[~known], np.tile(mean, (sum(~known), 1)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_encoder_of_another_dimension_replaces_the_tables(
     tiny_config: Callable[..., RekiConfig],
     config: RekiConfig,

@@ -18,7 +18,7 @@ from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction.ledger import FAILURES, LEDGER
-from reki_ray.extraction.planning import PLAN
+from reki_ray.extraction.plan import PLAN
 from reki_ray.extraction.resources import replicas
 from reki_ray.extraction.stage import ESTIMATE, run
 from reki_ray.histories import before_cut

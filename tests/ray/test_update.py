@@ -16,7 +16,7 @@ from reki_ray.config import RekiConfig
 from reki_ray.data.batch import BatchFiles
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.ledger import LEDGER
-from reki_ray.extraction.planning import PLAN
+from reki_ray.extraction.plan import PLAN
 from reki_ray.models import bundle as bundles
 from reki_ray.pipeline import fingerprints, run_stages, select
 from reki_ray.progress import Reporter
@@ -108,6 +108,7 @@ def test_new_events_become_a_new_version_without_touching_the_run(
     assert (again.changed, again.version) == (False, done.version)
 
 
+@pytest.mark.slow
 def test_only_clusters_that_drifted_are_asked_about_again(
     trained: Configured, workspace: Workspace, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from reki_ray.config import ExtractConfig
 from reki_ray.extraction.estimating.storage import Storage
 from reki_ray.extraction.estimating.tokens import Interval
 from reki_ray.extraction.ledger import LEDGER
-from reki_ray.extraction.planning import PLAN
+from reki_ray.extraction.plan import PLAN
 from reki_ray.extraction.prices import gpus_of, token_cost
 from reki_ray.extraction.shards import Mode
 from reki_ray.schema import KNOWLEDGE, SubjectKind, Table

@@ -16,7 +16,7 @@ from reki_ray.assets import PACKAGED, resolve_model
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction.ledger import LEDGER, Addresses
-from reki_ray.extraction.planning import PLAN
+from reki_ray.extraction.plan import PLAN
 from reki_ray.prompts.frame import Frame
 from reki_ray.schema import (
     BODY,
