@@ -174,7 +174,8 @@ def run_stages(
                 reporter.say(f"{stage.name}: unchanged, skipped")
                 workspace.record(stage.name, replace(entry, skipped=True))
                 continue
-            require_done(stage.after, wanted, workspace, what=f"stage {stage.name}")
+            what = f"stage {stage.name}"
+            require_done(stage.after, wanted, workspace, what=what, until=stage.name)
             _forget_later(stage, workspace)
             _run_one(stage, config, workspace, reporter, wanted[stage.name])
         done = workspace.stages()
@@ -209,7 +210,7 @@ def _run_one(
 
 
 def require_done(
-    names: Sequence[str], wanted: dict[str, str], workspace: Workspace, *, what: str
+    names: Sequence[str], wanted: dict[str, str], workspace: Workspace, *, what: str, until: str
 ) -> None:
     """Refuse what builds on stages that are not there.
 
@@ -218,6 +219,7 @@ def require_done(
         wanted: Fingerprints of the configuration.
         workspace: The run's folder.
         what: Who needs them, for the message.
+        until: Stage up to which all that is missing is to be done.
 
     Raises:
         ConfigError: A stage is not done, or was done with another configuration.
@@ -233,7 +235,7 @@ def require_done(
         raise ConfigError(
             f"{what} needs stage {name}, which {problem}",
             where=workspace.root,
-            todo=f"Run `reki run --until {names[-1]}`, which does all that is missing.",
+            todo=f"Run `reki run --until {until}`, which does all that is missing.",
         )
 
 

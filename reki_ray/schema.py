@@ -73,6 +73,10 @@ OF_ONE: Final[dict[Side, SubjectKind]] = {"users": "user", "items": "item"}
 """Kind of a subject that is one id of a side."""
 OF_CLUSTER: Final[dict[Side, SubjectKind]] = {"users": "user_cluster", "items": "item_cluster"}
 """Kind of a subject that is a cluster of a side."""
+SIDE_OF: Final[dict[SubjectKind, Side]] = {
+    kind: side for kinds in (OF_ONE, OF_CLUSTER) for side, kind in kinds.items()
+}
+"""Side of each kind of subject."""
 
 Source = Literal["individual", "cluster", "fallback"]
 

@@ -110,7 +110,7 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
     live = Workspace(workspace.local_path(LIVE))
     with workspace.lock():
         wanted = fingerprints(config)
-        require_done(_NEEDED, wanted, workspace, what="an update")
+        require_done(_NEEDED, wanted, workspace, what="an update", until=_NEEDED[-1])
         inbox = Inbox(workspace, live)
         quarantined = 0
         if files is not None:
@@ -121,11 +121,12 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
                 if batch.is_new
                 else "update: the batch is there already"
             )
-        last = _last(live, base=wanted["train"])
-        if last is not None and last.batches == inbox.batches():
+        base = wanted["train"]
+        last = _last(live)
+        if last is not None and (last.base, last.batches) == (base, inbox.batches()):
             reporter.say(f"update: nothing new since version v{last.version}")
             return last.model_copy(update={"changed": False})
-        done = _round(config, workspace, live, last, wanted["train"], reporter)
+        done = _round(config, workspace, live, last, base, reporter)
         done = done.model_copy(update={"quarantined": quarantined})
         live.write_json(_ROUND, done.model_dump(mode="json"))
         _remove_others(live, done.number)
@@ -159,8 +160,9 @@ def _round(
     base: str,
     reporter: Reporter,
 ) -> Update:
-    earlier = workspace if last is None else _tables(live, last.number)
-    number = _number(live) + 1
+    # A round of a run that has been trained anew since is no start for the next.
+    earlier = workspace if last is None or last.base != base else _tables(live, last.number)
+    number = 1 if last is None else last.number + 1
     current = _tables(live, number)
     inbox = Inbox(workspace, live)
     batches, merged = inbox.batches(), inbox.merged()
@@ -210,17 +212,9 @@ def _figures(found: Regrouped) -> SideUpdate:
     )
 
 
-def _last(live: Workspace, base: str) -> Update | None:
-    """The latest round, if it builds on the run as it is now."""
-    if not live.exists(_ROUND):
-        return None
-    last = Update.model_validate(live.read_json(_ROUND))
-    return last if last.base == base else None
-
-
-def _number(live: Workspace) -> int:
-    """Number of the latest whole round, whatever it builds on; 0 before the first."""
-    return int(live.read_json(_ROUND)["number"]) if live.exists(_ROUND) else 0
+def _last(live: Workspace) -> Update | None:
+    """The latest whole round, whatever it builds on; None before the first."""
+    return Update.model_validate(live.read_json(_ROUND)) if live.exists(_ROUND) else None
 
 
 def _tables(live: Workspace, number: int) -> Workspace:

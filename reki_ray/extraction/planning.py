@@ -20,13 +20,14 @@ from reki_ray.config import OpenAiEngine, PromptsConfig, RekiConfig
 from reki_ray.extraction import imported
 from reki_ray.extraction.ledger import Addresses
 from reki_ray.extraction.plan import KEPT, PLAN, PlannedRow, kept, plan_table
-from reki_ray.extraction.shards import SIDE_OF, Mode, Shard, cut_into_shards, load
+from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.progress import Reporter
 from reki_ray.prompts.render import Renderer, load_scenario
 from reki_ray.runtime import bounded
 from reki_ray.schema import (
     PROMPT_HASH,
+    SIDE_OF,
     SUBJECT_ID,
     SUBJECT_KIND,
     SubjectKind,

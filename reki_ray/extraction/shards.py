@@ -7,7 +7,7 @@ cut are read, so that no prompt can show what a sample is about to predict.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +16,7 @@ from reki_ray import schema
 from reki_ray.schema import (
     CLUSTER_ID,
     ID,
+    SIDE_OF,
     SIMILARITY,
     USER_ID,
     Side,
@@ -34,12 +35,6 @@ from reki_ray.workspace import Workspace
 Mode = Literal["collective", "individual", "blend"]
 
 _CLUSTERS_A_SHARD = 512
-SIDE_OF: Final[dict[SubjectKind, Side]] = {
-    "item": "items",
-    "user": "users",
-    "item_cluster": "items",
-    "user_cluster": "users",
-}
 
 
 @dataclass(frozen=True)
