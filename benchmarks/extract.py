@@ -1,7 +1,11 @@
 """Benchmark of stage extract.
 
 pipeline_to_direct      generated tokens a second through the stage, from the first call to the
-                        last answer kept, over those of vLLM called directly on the same prompts
+                        last answer kept, over those of vLLM called directly on the same prompts,
+                        both with the default number of threads, which leaves one core to Ray
+..._all_cores           the same with a thread of the engine on every core: its threads wait for
+                        each other at each layer, so that all stand still when one of Ray's
+                        processes takes the core of one
 cached_prompt_share     share of the tokens of individual user prompts that vLLM took from its
                         prefix cache, as vLLM itself reports it
 driver_memory_growth    peak resident memory of the driver at the large number of prompts over
@@ -27,6 +31,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +129,11 @@ def _scripted_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _vllm(
-    folder: Path, options: argparse.Namespace, reporter: Reporter
+    folder: Path, options: argparse.Namespace, reporter: Reporter, *, spare_cores: int
 ) -> Iterator[dict[str, Any]]:
+    threads = max(1, len(os.sched_getaffinity(0)) - spare_cores)
     extract = {
-        "engine": {"kind": "vllm", "model": _MODEL, "cpu_threads": _threads()},
+        "engine": {"kind": "vllm", "model": _MODEL, "cpu_threads": threads},
         "mode": "individual",
         "unit_rows": 64,
         "batch_size": 64,
@@ -136,7 +142,7 @@ def _vllm(
     }
     found: dict[str, Any] = {"pipeline": [], "direct": [], "cached_share": []}
     for repeat in range(options.repeats):
-        workspace = folder / f"vllm-{repeat}"
+        workspace = folder / f"vllm-{threads}-{repeat}"
         synthetic.fill(
             Workspace(workspace), options.prompts - _ITEMS, _ITEMS, _USER_EVENTS, seed=repeat
         )
@@ -149,21 +155,28 @@ def _vllm(
 
 
 def _vllm_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return _rates(found) | {"cached_prompt_share": harness.figure(found["cached_share"])}
+
+
+def _all_cores_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    return {f"{name}_all_cores": figure for name, figure in _rates(found).items()}
+
+
+def _rates(found: dict[str, Any]) -> dict[str, dict[str, float]]:
     pairs = zip(found["pipeline"], found["direct"], strict=True)
     rate = "tokens_per_second"
     return {
         "pipeline_to_direct": harness.figure([one[rate] / other[rate] for one, other in pairs]),
-        "cached_prompt_share": harness.figure(found["cached_share"]),
         "pipeline_tokens_per_s": harness.figure([one[rate] for one in found["pipeline"]], 1),
         "direct_tokens_per_s": harness.figure([one[rate] for one in found["direct"]], 1),
     }
 
 
-_PARTS = {"scripted": (_scripted, _scripted_figures), "vllm": (_vllm, _vllm_figures)}
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0))
+_PARTS = {
+    "scripted": (_scripted, _scripted_figures),
+    "vllm": (partial(_vllm, spare_cores=1), _vllm_figures),
+    "vllm_all_cores": (partial(_vllm, spare_cores=0), _all_cores_figures),
+}
 
 
 def _cached_share(workspace: Workspace) -> float:
