@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 
 from reki_ray.runtime import ray_session, set_environment
 from reki_ray.vectors import normalise
@@ -20,6 +21,37 @@ from reki_ray.vectors import normalise
 _DIMENSION = 64
 _GROUP_POINTS = 500
 _MIN_CLUSTER_SIZE = 25
+_MOVIELENS = {
+    # Three factors in a few words: asking 7,000 times is a matter of half an hour on two cores.
+    "prompts": {
+        "scenario": "movies",
+        "few_shot": True,
+        "max_members": 5,
+        "factors": ["genre", "plot and theme", "mood and tone"],
+    },
+    "cluster": {"users": {"min_cluster_size": 12}, "items": {"min_cluster_size": 8}},
+    "extract": {
+        "mode": "blend",
+        "min_interactions": 0,
+        "engine": {
+            "kind": "vllm",
+            "model": "packaged:smollm2-135m-instruct",
+            "cpu_threads": 2,
+        },
+        "unit_rows": 64,
+        "batch_size": 64,
+        "sampling": {"max_tokens": 48, "constrain": True},
+        "max_dead_share": 1.0,
+    },
+    "train": {
+        "arms": ["fair_base", "reki_i", "reki_c", "reki_c_shuffled"],
+        "seeds": [0, 1, 2],
+        "batch_size": 2048,
+        "learning_rate": 4e-3,
+        "epochs": 4,
+    },
+}
+_NAMED = {"reki_i": "reki_i", "reki_c_shuffled": "shuffled"}
 
 
 def planted(count: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,6 +168,43 @@ def text() -> dict[str, Any]:
     return {name: figures[name] for name in ("clusters", "noise_share", "mean_similarity")}
 
 
+def movielens(folder: str, ml1m: str) -> dict[str, Any]:
+    """One run in which each id is asked about alone and by its cluster, up to the test split."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    from reki_ray.config import RekiConfig  # noqa: PLC0415
+    from reki_ray.evaluation.report import EVALUATION_JSON  # noqa: PLC0415
+    from reki_ray.extraction.plan import PLAN  # noqa: PLC0415
+    from reki_ray.pipeline import run_stages, select  # noqa: PLC0415
+    from reki_ray.progress import Reporter  # noqa: PLC0415
+    from reki_ray.schema import OF_CLUSTER, PROMPT_HASH, SUBJECT_KIND  # noqa: PLC0415
+    from reki_ray.workspace import Workspace  # noqa: PLC0415
+
+    source = {"kind": "movielens_1m", "path": ml1m} if ml1m else {"kind": "movielens_100k"}
+    content = {"name": "bench-cluster", "workspace": folder, "data": {"source": source}}
+    config = RekiConfig.model_validate(content | _MOVIELENS)
+    run_stages(config, select(until="evaluate"), Reporter(quiet=True))
+    workspace = Workspace(folder)
+    plan = workspace.read_table(PLAN, columns=[SUBJECT_KIND, PROMPT_HASH])
+    of_clusters = pc.is_in(plan[SUBJECT_KIND], pa.array(OF_CLUSTER.values()))
+    calls = {
+        name: len(pc.unique(plan.filter(rows)[PROMPT_HASH]))
+        for name, rows in (("collective", of_clusters), ("individual", pc.invert(of_clusters)))
+    }
+    measured = workspace.read_json(EVALUATION_JSON)
+    auc = {f"{one['arm']}_auc": [one["auc"], *one["auc_ci"]] for one in measured["arms"]}
+    for one in measured["controls"]:
+        if one["arm"] == "reki_c" and one["control"] in _NAMED:
+            auc[f"reki_c_minus_{_NAMED[one['control']]}"] = [one["delta_auc"], *one["delta_ci"]]
+    return {
+        "dataset": source["kind"],
+        "calls": calls,
+        "calls_ratio": calls["collective"] / calls["individual"],
+        "auc": auc,
+        **measured,
+    }
+
+
 def _stream(sample: np.ndarray, seed: int) -> Any:
     from reki_ray.clustering.streakhc.kernel import IsolationKernel  # noqa: PLC0415
     from reki_ray.clustering.streakhc.stream import StreaKHC  # noqa: PLC0415
@@ -168,7 +237,7 @@ def _peak_memory() -> Iterator[list[int]]:
 
 
 _RUNS: dict[str, Callable[..., dict[str, Any]]] = {
-    run.__name__: run for run in (hdbscan, streakhc, quality, assign, text)
+    run.__name__: run for run in (hdbscan, streakhc, quality, assign, text, movielens)
 }
 
 

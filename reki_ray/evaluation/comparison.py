@@ -1,4 +1,4 @@
-"""Arms against the fair base model: metrics, intervals and slices of the test split."""
+"""Arms against the fair base model and against their controls: metrics, intervals and slices."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from reki_ray.config import EvaluateConfig
+from reki_ray.config import Arm, EvaluateConfig
 from reki_ray.evaluation.bootstrap import Floats, UserBootstrap, interval
 from reki_ray.evaluation.metrics import Array, auc, gauc, logloss
 from reki_ray.training.dataset import Dataset
 
 BASELINE: Final = "fair_base"
 ALL = "all"
+CONTROLS: Final[Mapping[Arm, tuple[Arm, ...]]] = {
+    "reki_i": ("title_text", "history_text"),
+    "reki_c": ("reki_c_shuffled", "reki_i", "title_text", "history_text"),
+    "reki_c_kmeans": ("reki_i", "title_text", "history_text"),
+    "reki_blend": ("reki_c", "reki_i", "title_text", "history_text"),
+}
+"""What an arm must be compared with besides the fair base model, before its knowledge gets the
+credit: a placebo, dearer knowledge, and encoded texts without an LLM."""
 
 Marks = npt.NDArray[np.bool_]
 SeedScores = Mapping[int, npt.NDArray[np.float32]]
@@ -66,6 +74,7 @@ class Comparison:
         self._confidence = config.confidence
         self._bootstrap = UserBootstrap(users, config.bootstrap)
         self._baseline = {name: self._measure(baseline, name) for name in slices}
+        self._measured = {BASELINE: self._baseline}
 
     def entry(self, arm: str, backbone: str, scores: SeedScores) -> dict[str, Any]:
         """Entry of an arm in report.json.
@@ -75,11 +84,10 @@ class Comparison:
             backbone: Its conventional model.
             scores: Scores (N,) by seed.
         """
-        parts = {
-            name: self._baseline[name] if arm == BASELINE else self._measure(scores, name)
-            for name in self._slices
-        }
-        compared = {name: self._compare(arm, name, part) for name, part in parts.items()}
+        if arm not in self._measured:
+            self._measured[arm] = {name: self._measure(scores, name) for name in self._slices}
+        parts = self._measured[arm]
+        compared = self._compare(arm, BASELINE)
         whole = compared[ALL]
         per_seed = [{"seed": seed, **self._metrics(scores[seed])} for seed in scores]
         return {
@@ -112,20 +120,41 @@ class Comparison:
         resampled = [self._bootstrap.auc(self._labels, v, chosen) for v in scores.values()]
         return _Measured(mean(by_seed), np.mean(resampled, axis=0))
 
-    def _compare(self, arm: str, name: str, part: _Measured) -> dict[str, Any]:
-        base = self._baseline[name]
-        delta, delta_interval = None, None
-        if part.auc is not None and base.auc is not None:
-            same = arm == BASELINE
-            delta = 0.0 if same else part.auc - base.auc
-            between = part.resampled - base.resampled
-            delta_interval = [0.0, 0.0] if same else interval(between, self._confidence)
+    def control(self, arm: str, control: str) -> dict[str, Any]:
+        """Entry of `controls` in report.json: an arm minus one of its controls.
+
+        Args:
+            arm: Name of an arm whose entry was made.
+            control: Name of another one.
+        """
+        compared = self._compare(arm, control)
+        bounds = compared[ALL]["delta_ci"]
         return {
-            "samples": int(self._slices[name].sum()),
-            "auc": part.auc,
-            "delta_auc": delta,
-            "delta_ci": delta_interval,
+            "arm": arm,
+            "control": control,
+            "delta_auc": compared[ALL]["delta_auc"],
+            "delta_ci": bounds,
+            "apart": bounds is not None and not bounds[0] <= 0 <= bounds[1],
+            "slices": compared,
         }
+
+    def _compare(self, arm: str, other: str) -> dict[str, dict[str, Any]]:
+        """By slice, the arm's AUC and its paired difference to the other's."""
+        compared = {}
+        for name, part in self._measured[arm].items():
+            against = self._measured[other][name]
+            delta, delta_interval = None, None
+            if part.auc is not None and against.auc is not None:
+                delta = part.auc - against.auc
+                between = part.resampled - against.resampled
+                delta_interval = interval(between, self._confidence)
+            compared[name] = {
+                "samples": int(self._slices[name].sum()),
+                "auc": part.auc,
+                "delta_auc": delta,
+                "delta_ci": delta_interval,
+            }
+        return compared
 
 
 def mean(values: list[float | None]) -> float | None:

@@ -86,7 +86,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
             "backbone": config.train.backbone,
             "samples_per_second": entries["train"].details["samples_per_second"],
         },
-        "arms": workspace.read_json(EVALUATION_JSON)["arms"],
+        **workspace.read_json(EVALUATION_JSON),
         "published": entries["publish"].details,
         "serving": {
             key: value for key, value in entries["serve"].details.items() if key != "latencies_ms"
@@ -117,6 +117,7 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["interval"] = interval
+    environment.filters["verdict"] = verdict
     return environment.get_template("report.html.j2").render(
         report=content,
         slices=SLICES,
@@ -144,6 +145,7 @@ def render_text(content: dict[str, Any], workspace: Workspace) -> Group:
         Syntax(_curl(serving["example"]), "bash", background_color="default", word_wrap=True),
         Text(),
         _arms_table(content["arms"], content["config"]["evaluate"]["confidence"]),
+        *[Text(verdict(entry)) for entry in content["controls"]],
         throughput,
         Text(f"Report: {workspace.path(REPORT_HTML)}"),
     )
@@ -157,6 +159,20 @@ def interval(value: float | None, bounds: list[float] | None, *, signed: bool = 
     if not bounds or bounds[0] is None:
         return f"{value:{sign}.4f}"
     return f"{value:{sign}.4f} [{bounds[0]:{sign}.4f}, {bounds[1]:{sign}.4f}]"
+
+
+def verdict(entry: dict[str, Any]) -> str:
+    """An arm against one of its controls, in words.
+
+    Args:
+        entry: Of `controls`, as `Comparison.control` makes it.
+    """
+    difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
+    if not entry["apart"]:
+        told = "not apart, no difference is shown"
+    else:
+        told = "ahead" if entry["delta_auc"] > 0 else "behind"
+    return f"{entry['arm']} against {entry['control']}: {difference}, {told}"
 
 
 def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:

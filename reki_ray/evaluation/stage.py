@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.evaluation.comparison import BASELINE, Comparison, slices
+from reki_ray.evaluation.comparison import BASELINE, CONTROLS, Comparison, slices
 from reki_ray.evaluation.predictions import Scores, predict_test
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
@@ -42,11 +42,18 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         for arm in config.train.arms:
             entries.append(comparison.entry(arm, config.train.backbone, scores[arm]))
             task.advance()
+    arms = config.train.arms
+    controls = [
+        comparison.control(arm, control)
+        for arm in arms
+        for control in CONTROLS.get(arm, ())
+        if control in arms
+    ]
     with workspace.replacing("evaluate") as scratch:
         for one in runs:
             table = _table(dataset, scores, one.arm, one.seed)
             scratch.write_table(PREDICTIONS, table, part=one.name)
-        scratch.write_json(METRICS, {"arms": entries})
+        scratch.write_json(METRICS, {"arms": entries, "controls": controls})
     figures = [{key: row[key] for key in ("arm", "auc", "delta_auc")} for row in entries]
     rows = len(samples) * len(runs)
     return StageResult(rows, rows, details={"test_samples": len(samples), "arms": figures})

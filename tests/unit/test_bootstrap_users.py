@@ -78,6 +78,22 @@ def test_baseline_differs_from_itself_by_nothing(comparison: Comparison) -> None
     assert entry["delta_ci"] == [0.0, 0.0]
 
 
+def test_arm_is_apart_from_a_control_only_where_the_interval_leaves_out_zero(
+    comparison: Comparison,
+) -> None:
+    better = (SCORES + 0.1 * LABELS).astype(np.float32)
+    comparison.entry("reki_c", "din", {0: better})
+    comparison.entry("reki_c_shuffled", "din", {0: SCORES})
+    comparison.entry("reki_i", "din", {0: better})
+    apart = comparison.control("reki_c", "reki_c_shuffled")
+    assert apart["apart"]
+    assert 0 < apart["delta_ci"][0] < apart["delta_auc"] < apart["delta_ci"][1]
+    same = comparison.control("reki_c", "reki_i")
+    assert not same["apart"]
+    assert same["delta_ci"] == [0.0, 0.0]
+    assert same["slices"]["empty"]["delta_auc"] is None
+
+
 def test_slice_without_both_labels_has_no_auc(comparison: Comparison) -> None:
     slices = comparison.entry("reki_c", "din", {0: SCORES})["slices"]
     for name in ("empty", "positive"):

@@ -42,6 +42,10 @@ CONTRACT: dict[str, Any] = {
     },
     "serving": {"candidates", "requests", "p50_ms", "p99_ms", "requests_per_second"},
 }
+VERDICTS = (
+    "reki_c against title_text: +0.0150 [+0.0100, +0.0200], ahead",
+    "reki_c against reki_c_shuffled: +0.0000 [-0.0100, +0.0100], not apart",
+)
 
 
 def keys_of(part: Any) -> set[str]:
@@ -61,6 +65,18 @@ def arm(name: str, auc: float, cold: float | None) -> dict[str, Any]:
         "delta_auc": auc - 0.7,
         "delta_ci": [auc - 0.71, auc - 0.69],
         "slices": dict.fromkeys(report.SLICES, piece),
+    }
+
+
+def control(name: str, low: float, high: float) -> dict[str, Any]:
+    middle = (low + high) / 2
+    return {
+        "arm": "reki_c",
+        "control": name,
+        "delta_auc": middle,
+        "delta_ci": [low, high],
+        "apart": low > 0,
+        "slices": {},
     }
 
 
@@ -93,7 +109,8 @@ def finished(workspace: Workspace) -> Workspace:
     for name, figures in details.items():
         workspace.record(name, StageEntry("f", seconds=1.0, details=figures))
     arms = [arm("base", 0.69, None), arm("fair_base", 0.7, 0.6), arm("reki_c", 0.7, 0.61)]
-    workspace.write_json(report.EVALUATION_JSON, {"arms": arms})
+    controls = [control("title_text", 0.01, 0.02), control("reki_c_shuffled", -0.01, 0.01)]
+    workspace.write_json(report.EVALUATION_JSON, {"arms": arms, "controls": controls})
     return workspace
 
 
@@ -134,7 +151,7 @@ def test_page_is_self_contained_and_shows_arms_and_plots(
     page = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
     assert page.count("<svg") == 3
     assert "src=" not in page
-    for name in ("base", "fair_base", "reki_c", "p99", "0.7000 [0.6900, 0.7100]"):
+    for name in ("base", "fair_base", "reki_c", "p99", "0.7000 [0.6900, 0.7100]", *VERDICTS):
         assert name in page
 
 
@@ -146,6 +163,7 @@ def test_terminal_shows_the_table_and_the_scored_request(
     Console(file=stream, width=160).print(report.render_text(content, finished))
     text = stream.getvalue()
     for part in (
+        *VERDICTS,
         "/v1/score",
         '"user_id": "1"',
         "fair_base",
