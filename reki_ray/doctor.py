@@ -19,7 +19,15 @@ from reki_ray.errors import ConfigError, EngineError, RekiError
 from reki_ray.runtime import ray_session
 
 _OUR_PACKAGES = ("reki_ray", "actors", "deployments")
-_LIBRARIES = ("ray", "torch", "vllm", "pyarrow", "hdbscan", "sentence_transformers", "transformers")
+_LIBRARIES = (
+    "ray",
+    "torch",
+    "vllm",
+    "pyarrow",
+    "fast_hdbscan",
+    "sentence_transformers",
+    "transformers",
+)
 _BROKEN_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 _MIN_PYTHON = (3, 11)
 _MIN_MEMORY_GIB = 6

