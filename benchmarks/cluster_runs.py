@@ -9,11 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-import pyarrow as pa
 
 from reki_ray.runtime import ray_session, set_environment
 from reki_ray.vectors import normalise
@@ -21,7 +20,7 @@ from reki_ray.vectors import normalise
 _DIMENSION = 64
 _GROUP_POINTS = 500
 _MIN_CLUSTER_SIZE = 25
-_MOVIELENS = {
+_MOVIELENS: dict[str, Any] = {
     # Two factors in a few words, or asking 7,000 times would take an hour on two cores.
     "prompts": {
         "scenario": "movies",
@@ -31,8 +30,6 @@ _MOVIELENS = {
     },
     "cluster": {"users": {"min_cluster_size": 12}, "items": {"min_cluster_size": 8}},
     "extract": {
-        "mode": "blend",
-        "min_interactions": 0,
         "engine": {
             "kind": "vllm",
             "model": "packaged:smollm2-135m-instruct",
@@ -44,14 +41,12 @@ _MOVIELENS = {
         "max_dead_share": 1.0,
     },
     "train": {
-        "arms": ["fair_base", "reki_i", "reki_c", "reki_c_shuffled"],
         "seeds": [0, 1, 2],
         "batch_size": 2048,
         "learning_rate": 4e-3,
         "epochs": 3,
     },
 }
-_NAMED = {"reki_i": "reki_i", "reki_c_shuffled": "shuffled"}
 
 
 def planted(count: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -169,40 +164,87 @@ def text() -> dict[str, Any]:
 
 
 def movielens(folder: str, ml1m: str) -> dict[str, Any]:
-    """One run in which each id is asked about alone and by its cluster, up to the test split."""
+    """Two runs up to the test split: each id asked about alone, and by its cluster."""
+    from reki_ray.evaluation.bootstrap import UserBootstrap, interval  # noqa: PLC0415
+
+    source = {"kind": "movielens_1m", "path": ml1m} if ml1m else {"kind": "movielens_100k"}
+    individual = _ask(f"{folder}/individual", source, "individual", ["reki_i"])
+    collective = _ask(f"{folder}/collective", source, "collective", ["reki_c", "reki_c_shuffled"])
+    users, labels = individual.samples
+    resamples = UserBootstrap(users, 1000)
+    scores = {**collective.scores, **individual.scores}
+    drawn = {
+        arm: np.mean([resamples.auc(labels, one) for one in seeds], axis=0)
+        for arm, seeds in scores.items()
+    }
+    arms = {one["arm"]: one for one in (*collective.arms, *individual.arms)}
+    auc = {f"{arm}_auc": [one["auc"], *one["auc_ci"]] for arm, one in arms.items()}
+    for name, other in (("reki_i", "reki_i"), ("shuffled", "reki_c_shuffled")):
+        bounds = interval(drawn["reki_c"] - drawn[other], 0.95)
+        assert bounds is not None
+        auc[f"reki_c_minus_{name}"] = [arms["reki_c"]["auc"] - arms[other]["auc"], *bounds]
+    return {
+        "dataset": source["kind"],
+        "calls": {"individual": individual.calls, "collective": collective.calls},
+        "calls_ratio": collective.calls / individual.calls,
+        "auc": auc,
+        "arms": list(arms.values()),
+    }
+
+
+class _Asked(NamedTuple):
+    """One run of `movielens`.
+
+    Attributes:
+        calls: Prompts without duplicates.
+        arms: Their entries in the report.
+        scores: Of the test samples, a seed each, by arm.
+        samples: Users, as integers, and labels of the test samples.
+    """
+
+    calls: int
+    arms: list[dict[str, Any]]
+    scores: dict[str, list[np.ndarray]]
+    samples: tuple[np.ndarray, np.ndarray]
+
+
+def _ask(folder: str, source: dict[str, str], mode: str, arms: list[str]) -> _Asked:
     import pyarrow.compute as pc  # noqa: PLC0415
 
+    from reki_ray import schema  # noqa: PLC0415
     from reki_ray.config import RekiConfig  # noqa: PLC0415
     from reki_ray.evaluation.report import EVALUATION_JSON  # noqa: PLC0415
     from reki_ray.extraction.plan import PLAN  # noqa: PLC0415
     from reki_ray.pipeline import run_stages, select  # noqa: PLC0415
     from reki_ray.progress import Reporter  # noqa: PLC0415
-    from reki_ray.schema import OF_CLUSTER, PROMPT_HASH, SUBJECT_KIND  # noqa: PLC0415
     from reki_ray.workspace import Workspace  # noqa: PLC0415
 
-    source = {"kind": "movielens_1m", "path": ml1m} if ml1m else {"kind": "movielens_100k"}
-    content = {"name": "bench-cluster", "workspace": folder, "data": {"source": source}}
-    config = RekiConfig.model_validate(content | _MOVIELENS)
+    config = RekiConfig.model_validate(
+        {
+            **_MOVIELENS,
+            "name": f"bench-cluster-{mode}",
+            "workspace": folder,
+            "data": {"source": source},
+            "extract": {**_MOVIELENS["extract"], "mode": mode},
+            "train": {**_MOVIELENS["train"], "arms": ["fair_base", *arms]},
+        }
+    )
     run_stages(config, select(until="evaluate"), Reporter(quiet=True))
     workspace = Workspace(folder)
-    plan = workspace.read_table(PLAN, columns=[SUBJECT_KIND, PROMPT_HASH])
-    of_clusters = pc.is_in(plan[SUBJECT_KIND], pa.array(OF_CLUSTER.values()))
-    calls = {
-        name: len(pc.unique(plan.filter(rows)[PROMPT_HASH]))
-        for name, rows in (("collective", of_clusters), ("individual", pc.invert(of_clusters)))
-    }
-    measured = workspace.read_json(EVALUATION_JSON)
-    auc = {f"{one['arm']}_auc": [one["auc"], *one["auc_ci"]] for one in measured["arms"]}
-    for one in measured["controls"]:
-        if one["arm"] == "reki_c" and one["control"] in _NAMED:
-            auc[f"reki_c_minus_{_NAMED[one['control']]}"] = [one["delta_auc"], *one["delta_ci"]]
-    return {
-        "dataset": source["kind"],
-        "calls": calls,
-        "calls_ratio": calls["collective"] / calls["individual"],
-        "auc": auc,
-        **measured,
-    }
+    found = workspace.read_table(schema.PREDICTIONS)
+    scores: dict[str, list[np.ndarray]] = {}
+    for arm in config.train.arms:
+        for seed in config.train.seeds:
+            rows = pc.and_(pc.equal(found[schema.ARM], arm), pc.equal(found[schema.SEED], seed))
+            one = found.filter(rows)
+            scores.setdefault(arm, []).append(one[schema.SCORE].to_numpy())
+    users = np.unique(one[schema.USER_ID].to_pylist(), return_inverse=True)[1]
+    return _Asked(
+        calls=len(pc.unique(workspace.read_table(PLAN)[schema.PROMPT_HASH])),
+        arms=workspace.read_json(EVALUATION_JSON)["arms"],
+        scores=scores,
+        samples=(users, one[schema.LABEL].to_numpy()),
+    )
 
 
 def _stream(sample: np.ndarray, seed: int) -> Any:

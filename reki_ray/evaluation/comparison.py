@@ -18,12 +18,12 @@ BASELINE: Final = "fair_base"
 ALL = "all"
 CONTROLS: Final[Mapping[Arm, tuple[Arm, ...]]] = {
     "reki_i": ("title_text", "history_text"),
-    "reki_c": ("reki_c_shuffled", "reki_i", "title_text", "history_text"),
-    "reki_c_kmeans": ("reki_i", "title_text", "history_text"),
-    "reki_blend": ("reki_c", "reki_i", "title_text", "history_text"),
+    "reki_c": ("reki_c_shuffled", "title_text", "history_text"),
+    "reki_c_kmeans": ("title_text", "history_text"),
+    "reki_blend": ("title_text", "history_text"),
 }
 """What an arm must be compared with besides the fair base model, before its knowledge gets the
-credit: a placebo, dearer knowledge, and encoded texts without an LLM."""
+credit: a placebo, and encoded texts without an LLM."""
 
 Marks = npt.NDArray[np.bool_]
 SeedScores = Mapping[int, npt.NDArray[np.float32]]

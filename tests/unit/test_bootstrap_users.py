@@ -84,11 +84,11 @@ def test_arm_is_apart_from_a_control_only_where_the_interval_leaves_out_zero(
     better = (SCORES + 0.1 * LABELS).astype(np.float32)
     comparison.entry("reki_c", "din", {0: better})
     comparison.entry("reki_c_shuffled", "din", {0: SCORES})
-    comparison.entry("reki_i", "din", {0: better})
+    comparison.entry("history_text", "din", {0: better})
     apart = comparison.control("reki_c", "reki_c_shuffled")
     assert apart["apart"]
     assert 0 < apart["delta_ci"][0] < apart["delta_auc"] < apart["delta_ci"][1]
-    same = comparison.control("reki_c", "reki_i")
+    same = comparison.control("reki_c", "history_text")
     assert not same["apart"]
     assert same["delta_ci"] == [0.0, 0.0]
     assert same["slices"]["empty"]["delta_auc"] is None
