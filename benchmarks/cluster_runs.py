@@ -27,6 +27,7 @@ _MOVIELENS: dict[str, Any] = {
         "few_shot": True,
         "max_members": 5,
         "factors": ["genre", "mood and tone"],
+        "max_history": 10,
     },
     "cluster": {"users": {"min_cluster_size": 12}, "items": {"min_cluster_size": 8}},
     "extract": {

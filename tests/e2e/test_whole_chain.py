@@ -113,7 +113,8 @@ def test_individual_mode_reaches_the_report(tiny_config: TinyConfig, tmp_path: P
 @pytest.mark.slow
 def test_blended_knowledge_reaches_the_report(tiny_config: TinyConfig, tmp_path: Path) -> None:
     config = tiny_config(
-        extract={"mode": "blend"}, train={"arms": ["fair_base", "reki_blend"], "epochs": 1}
+        extract={"mode": "blend", "min_interactions": 0},
+        train={"arms": ["fair_base", "reki_blend"], "epochs": 1},
     )
     content = report_of_mode(config, tmp_path)
     assert [arm["arm"] for arm in content["arms"]] == ["fair_base", "reki_blend"]

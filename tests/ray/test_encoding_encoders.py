@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+import llvmlite.binding  # noqa: F401  # as after a task that used numba: vLLM must bear it
 import numpy as np
 import pytest
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,9 +105,26 @@ def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int
         **config.engine_kwargs,
     }
     try:
-        return LLM(path, **arguments)
+        with _without_llvmlite_handle():
+            return LLM(path, **arguments)
     except (OSError, ValueError, RuntimeError) as error:
         raise cannot_load(config, error) from error
+
+
+@contextmanager
+def _without_llvmlite_handle() -> Iterator[None]:
+    """Hide a module of llvmlite, if a task in this process has loaded it before.
+
+    On a CPU vLLM looks for its kernels in all modules, and fails at llvmlite's library handle,
+    which answers to every name, `__dict__` among them.
+    """
+    name = "llvmlite.binding.ffi"
+    hidden = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            sys.modules[name] = hidden
 
 
 def _stated_window(path: str, revision: dict[str, Any]) -> int:
