@@ -92,10 +92,39 @@ for _name, _text in (
     ("encode", "Encode the answers."),
     ("train", "Train the backbone with HEIN, and its control arms."),
     ("publish", "Prestore augmented vectors as a new version."),
-    ("evaluate", "Measure the arms on the test split."),
     ("report", "Write report.json and report.html."),
 ):
     _stage_command(_name, _text)
+
+
+@app.command()
+def evaluate(
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Arms, as fair_base,reki_c; else train.arms.")
+    ] = None,
+    backbones: Annotated[
+        str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2; else train.seeds.")] = None,
+    force: ForceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure arms on the test split; trains first those asked for that are not trained yet."""
+    from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
+
+    asked = {
+        name: [part.strip() for part in value.split(",")]
+        for name, value in (("arms", arms), ("backbones", backbones), ("seeds", seeds))
+        if value is not None
+    }
+    loaded = load_config(config, workspace=workspace, train=asked)
+    stages = [*(pipeline.select(only="train") if asked else ()), *pipeline.select(only="evaluate")]
+    opened = Workspace(loaded.root)
+    pipeline.run_stages(loaded, stages, Reporter(opened), force=frozenset(force or []))
+    content = opened.read_json(report.EVALUATION_JSON)
+    _show(report.render_arms(content, loaded.evaluate.confidence), content, as_json=as_json)
 
 
 @app.command()
@@ -264,8 +293,6 @@ def run_benchmark(
 
 
 def _run_stages(config: RekiConfig, stages: Any, force: list[str] | None, *, as_json: bool) -> None:
-    for name in force or []:
-        pipeline.select(only=name)
     workspace = Workspace(config.root)
     pipeline.run_stages(config, stages, Reporter(workspace), force=frozenset(force or []))
     names = [stage.name for stage in stages]

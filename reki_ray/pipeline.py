@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError
+from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
 
@@ -81,7 +81,7 @@ STAGES: tuple[Stage, ...] = (
         version=2,
     ),
     Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
-    Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",)),
+    Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",), version=2),
     Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
     Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=2),
     Stage("serve", "reki_ray.serving.stage:run", ("serve",), ("publish",)),
@@ -98,23 +98,6 @@ _VERSIONED = (
     "fast-hdbscan",
     "sentence-transformers",
 )
-
-
-def load(path: str) -> Any:
-    """Object at an import path `module:name`.
-
-    Raises:
-        ConfigError: There is no such object.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ConfigError(
-            f"cannot import {path!r}: {error}",
-            where=path,
-            todo="Write it as package.module:name, and install the package here.",
-        ) from error
 
 
 def fingerprints(config: RekiConfig) -> dict[str, str]:
@@ -170,8 +153,11 @@ def run_stages(
         The manifest entries of these stages, by name.
 
     Raises:
-        ConfigError: A needed earlier stage is not done, or another run holds the workspace.
+        ConfigError: `force` names no stage, a needed earlier stage is not done, or another run
+            holds the workspace.
     """
+    for name in force:
+        select(only=name)
     workspace = Workspace(config.root)
     with workspace.lock():
         wanted = fingerprints(config)

@@ -53,6 +53,7 @@ VECTOR: Final = "vector"
 KEY_HASH: Final = "key_hash"
 """Sorted index column of the published files; not part of any workspace table."""
 SOURCE: Final = "source"
+BACKBONE: Final = "backbone"
 ARM: Final = "arm"
 SEED: Final = "seed"
 SCORE: Final = "score"
@@ -181,6 +182,7 @@ DEAD_LETTERS_SCHEMA: Final = pa.schema(
 )
 PREDICTIONS_SCHEMA: Final = pa.schema(
     [
+        _required(BACKBONE, _STRING),
         _required(ARM, _STRING),
         _required(SEED, pa.int64()),
         _required(USER_ID, _STRING),

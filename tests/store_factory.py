@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from reki_ray.config import DinConfig, HeinConfig
+from reki_ray.config import GateConfig, HeinConfig, NetworkConfig
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle, Origin, Vectors
 from reki_ray.models.ctr_model import Architecture, CTRModel
@@ -101,8 +101,9 @@ def make_bundle(
     )
     architecture = Architecture(
         backbone="din",
-        din=DinConfig(embedding=8, attention=(8,), mlp=(16, 8)),
+        network=NetworkConfig(embedding=8, attention=(8,), mlp=(16, 8)),
         hein=HeinConfig(hidden=8, output=8),
+        gate=GateConfig(),
         representation=representation if knowledge else 0,
         id_dropout=0.0,
     )

@@ -6,6 +6,7 @@ mistake never silently leaves a default in force.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -43,9 +44,12 @@ from reki_ray.config.serving import PublishConfig, ServeConfig
 from reki_ray.config.training import (
     KNOWLEDGE_ARMS,
     Arm,
-    DinConfig,
+    Backbone,
     EvaluateConfig,
+    GateConfig,
     HeinConfig,
+    HeinScaling,
+    NetworkConfig,
     TrainConfig,
 )
 from reki_ray.errors import ConfigError
@@ -54,19 +58,22 @@ __all__ = [
     "KNOWLEDGE_ARMS",
     "LEAVES_A_CLUSTER",
     "Arm",
+    "Backbone",
     "ClusterConfig",
     "ColumnMapping",
     "DataConfig",
-    "DinConfig",
     "DriftConfig",
     "EncodeConfig",
     "EvaluateConfig",
     "ExtractConfig",
     "FileSource",
+    "GateConfig",
     "HeinConfig",
+    "HeinScaling",
     "IdEmbeddingsConfig",
     "MovieLens1MSource",
     "MovieLens100KSource",
+    "NetworkConfig",
     "OpenAiEngine",
     "PriceConfig",
     "PromptsConfig",
@@ -144,12 +151,18 @@ class RekiConfig(Section):
         return self.workspace or f"runs/{self.name}"
 
 
-def load_config(path: Path | str, *, workspace: str | None = None) -> RekiConfig:
+def load_config(
+    path: Path | str,
+    *,
+    workspace: str | None = None,
+    train: Mapping[str, object] | None = None,
+) -> RekiConfig:
     """Read and check a configuration file.
 
     Args:
         path: YAML file.
         workspace: Overrides the file's workspace.
+        train: Overrides keys of its section train.
 
     Raises:
         ConfigError: The file is missing, is no YAML, or breaks the tree's rules.
@@ -177,6 +190,8 @@ def load_config(path: Path | str, *, workspace: str | None = None) -> RekiConfig
         )
     if workspace is not None:
         content["workspace"] = workspace
+    if train:
+        content["train"] = {**(content.get("train") or {}), **train}
     try:
         return RekiConfig.model_validate(content)
     except ValidationError as error:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from reki_ray.config.section import Section
 
@@ -35,34 +35,119 @@ KNOWLEDGE_ARMS: frozenset[Arm] = frozenset({"reki_i", "reki_c", "reki_c_kmeans",
 """Arms whose augmented vectors come from an LLM and may be published."""
 
 
+HeinScaling = Literal["length", "standardise", "whiten"]
+"""What representations go through before HEIN."""
+
+
 class HeinConfig(Section):
     """Hybrid-expert integration network (REKI, section on HEIN; KAR's HEA)."""
 
+    kind: Literal["hein", "mixture", "mlp", "linear"] = Field(
+        "hein",
+        description="hein; its ablations: mixture, one for both sides; mlp, one expert a side; "
+        "linear, a projection a side.",
+    )
+    scaling: HeinScaling = Field(
+        "length",
+        description="Of representations before HEIN: length, their length alone; standardise, "
+        "component by component; whiten, components uncorrelated.",
+    )
     shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
     dedicated_experts: int = Field(6, ge=1, description="Experts of one side, each.")
     hidden: int = Field(128, ge=1, description="Hidden width of an expert.")
     output: int = Field(32, ge=1, description="Length q of an augmented vector.")
 
 
-class DinConfig(Section):
-    """Deep interest network."""
+BACKBONES: Final = (
+    "din",
+    "dien",
+    "dcnv1",
+    "dcnv2",
+    "deepfm",
+    "xdeepfm",
+    "autoint",
+    "fibinet",
+    "fignn",
+)
+WITH_HISTORY: Final = frozenset({"din", "dien"})
+"""Backbones that read the history step by step. The others of reki_ray multiply fields with each
+other: the mean of the history is a field, and so are the augmented vectors, which need its
+length."""
+
+
+def _is_backbone(name: str) -> str:
+    module, colon, attribute = name.partition(":")
+    of_others = colon and attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))
+    if name not in BACKBONES and not of_others:
+        raise ValueError(
+            f"{name!r} is no backbone: name one of {', '.join(BACKBONES)}, or a class of yours as "
+            "package.module:Name"
+        )
+    return name
+
+
+Backbone = Annotated[str, AfterValidator(_is_backbone)]
+"""A conventional recommendation model: one of `BACKBONES`, or the import path of a class that
+fulfils `reki_ray.models.backbones.Backbone`."""
+
+
+class NetworkConfig(Section):
+    """Sizes of the backbone; each reads those that it has a use for."""
 
     embedding: int = Field(32, ge=1, description="Embedding size of every feature.")
-    attention: tuple[int, ...] = Field((32, 16), description="Widths of the attention MLP.")
-    mlp: tuple[int, ...] = Field((200, 80), description="Widths of the final MLP.")
+    mlp: tuple[int, ...] = Field((200, 80), min_length=1, description="Widths of the final MLP.")
     dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of the final MLP.")
+    attention: tuple[int, ...] = Field(
+        (32, 16), min_length=1, description="din: widths of the attention MLP."
+    )
+    auxiliary_weight: float = Field(
+        0.5, ge=0, description="dien: weight of the loss on the next interaction."
+    )
+    cross_layers: int = Field(3, ge=1, description="dcnv1, dcnv2: cross layers.")
+    cin: tuple[int, ...] = Field(
+        (50, 50), min_length=1, description="xdeepfm: rows of each layer of the CIN."
+    )
+    interaction_layers: int = Field(
+        3, ge=1, description="autoint: layers; fignn: rounds of messages."
+    )
+    heads: int = Field(1, ge=1, description="autoint, fignn: attention heads.")
+    head_size: int = Field(64, ge=1, description="autoint, fignn: width of a head.")
+    senet_reduction: int = Field(3, ge=1, description="fibinet: fields a number of the squeeze.")
+
+
+class GateConfig(Section):
+    """How much knowledge counts by how well the model knows the id itself: half / (half + n)."""
+
+    items: float | None = Field(
+        None,
+        gt=0,
+        description="Training samples n of an item at which its augmented vector counts half; "
+        "null: it always counts in full.",
+    )
+    users: float | None = Field(
+        None,
+        gt=0,
+        description="Past interactions n that the model sees of a user at which the user's "
+        "augmented vector counts half; null: it always counts in full.",
+    )
 
 
 class TrainConfig(Section):
     """Joint training of the backbone and HEIN on Ray Train."""
 
-    backbone: Literal["din"] = Field("din", description="Conventional recommendation model.")
+    backbones: tuple[Backbone, ...] = Field(
+        ("din",),
+        min_length=1,
+        description="Conventional models, each trained with every arm: "
+        f"{', '.join(BACKBONES)}, or a class of yours as package.module:Name.",
+    )
     arms: tuple[Arm, ...] = Field(
         ("base", "fair_base", "history_text", "reki_c"), description="Arms to train and compare."
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run a seed and arm.")
-    din: DinConfig = DinConfig()
+    network: NetworkConfig = NetworkConfig()
     hein: HeinConfig = HeinConfig()
+    gate: GateConfig = GateConfig()
     base_history: int = Field(10, ge=1, description="History of arm base, interactions.")
     history: int = Field(30, ge=1, description="History of every other arm, interactions.")
     batch_size: int = Field(1024, ge=1, description="Samples a step, over all workers.")
@@ -81,18 +166,31 @@ class TrainConfig(Section):
         ge=0,
         lt=1,
         description="Share of a batch's items shown without their id, which trains the row of "
-        "unknown ids.",
+        "unknown ids and, with a gate, what their knowledge is worth in its place.",
     )
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP).")
     device: Literal["cpu", "cuda"] = Field("cpu", description="gloo on cpu, nccl on cuda.")
     max_failures: int = Field(2, ge=0, description="Restarts of a failed worker group.")
 
     @model_validator(mode="after")
+    def _augmented_vectors_are_fields(self) -> TrainConfig:
+        multiplying = [
+            name for name in self.backbones if name in BACKBONES and name not in WITH_HISTORY
+        ]
+        if multiplying and self.hein.output != self.network.embedding:
+            raise ValueError(
+                f"train.hein.output is {self.hein.output} and train.network.embedding "
+                f"{self.network.embedding}, but {multiplying[0]} multiplies augmented vectors with "
+                "embeddings: give both the same length"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _arms_are_comparable(self) -> TrainConfig:
-        if len(set(self.arms)) != len(self.arms):
-            raise ValueError("train.arms names an arm twice")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("train.seeds names a seed twice")
+        for name in ("arms", "backbones", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"train.{name} names one of them twice: {values}")
         if "fair_base" not in self.arms:
             raise ValueError(
                 "train.arms lacks fair_base: differences are reported against it, add it"

@@ -13,16 +13,21 @@ from matplotlib.figure import Figure
 _INK = "#1f4e79"
 _REFERENCE = "#b0413e"
 _SIZE = (7.2, 3.2)
+_ROW = 0.22
+"""Height of a row of text, inches."""
 
 
 def arms(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Test AUC of each arm with its interval; the line marks fair_base.
+    """Test AUC of each arm with its interval; lines mark fair_base.
 
     Args:
         entries: The `arms` of report.json.
     """
-    figure, axes = _canvas()
-    names = [entry["arm"] for entry in entries]
+    figure, axes = _canvas(max(_SIZE[1], _ROW * len(entries)))
+    several = len({entry["backbone"] for entry in entries}) > 1
+    names = [
+        f"{entry['backbone']} {entry['arm']}" if several else entry["arm"] for entry in entries
+    ]
     values = np.array([entry["auc"] for entry in entries])
     bounds = np.array([entry["auc_ci"] for entry in entries])
     rows = np.arange(len(names))[::-1]
@@ -118,8 +123,8 @@ def sweep(points: Sequence[tuple[str, Any]]) -> str:
     return _svg(figure)
 
 
-def _canvas() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+def _canvas(height: float = _SIZE[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_SIZE[0], height), layout="constrained")
     axes = figure.subplots()
     _open_frame(axes)
     return figure, axes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from reki_ray.config import Arm
+from reki_ray.config import Arm, Backbone
 from reki_ray.errors import DataError
 from reki_ray.training.arms import Representations, permute, read_representations
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
@@ -16,8 +16,8 @@ from reki_ray.training.loop import predict
 from reki_ray.training.runs import Run, read_bundle
 from reki_ray.workspace import Workspace
 
-Scores = dict[Arm, dict[int, npt.NDArray[np.float32]]]
-"""Scores (N,) of the test samples by arm and seed."""
+Scores = dict[tuple[Backbone, Arm], dict[int, npt.NDArray[np.float32]]]
+"""Scores (N,) of the test samples by backbone and arm, then seed."""
 
 
 def predict_test(
@@ -57,6 +57,6 @@ def predict_test(
         batches = BatchBuilder(
             encoded[profile], samples, bundle.history, permute(vectors[run.arm], run.arm, run.seed)
         )
-        scores.setdefault(run.arm, {})[run.seed] = predict(bundle.model, batches)
+        scores.setdefault((run.backbone, run.arm), {})[run.seed] = predict(bundle.model, batches)
         after_run()
     return scores

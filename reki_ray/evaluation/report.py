@@ -83,7 +83,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
             for side, figures in entries["cluster"].details.items()
         },
         "training": {
-            "backbone": config.train.backbone,
+            "backbones": list(config.train.backbones),
             "samples_per_second": entries["train"].details["samples_per_second"],
         },
         **workspace.read_json(EVALUATION_JSON),
@@ -144,10 +144,27 @@ def render_text(content: dict[str, Any], workspace: Workspace) -> Group:
         Text("\nOne scored request, as the service answered it"),
         Syntax(_curl(serving["example"]), "bash", background_color="default", word_wrap=True),
         Text(),
-        _arms_table(content["arms"], content["config"]["evaluate"]["confidence"]),
-        *[Text(verdict(entry)) for entry in content["controls"]],
+        render_arms(content, content["config"]["evaluate"]["confidence"]),
         throughput,
         Text(f"Report: {workspace.path(REPORT_HTML)}"),
+    )
+
+
+def render_arms(content: dict[str, Any], confidence: float) -> Group:
+    """Arms and their controls for the terminal, a table a backbone.
+
+    Args:
+        content: Of report.json, or of the evaluation's metrics.
+        confidence: Level of the intervals.
+    """
+    arms = content["arms"]
+    backbones = dict.fromkeys(arm["backbone"] for arm in arms)
+    return Group(
+        *[
+            _arms_table([arm for arm in arms if arm["backbone"] == backbone], confidence)
+            for backbone in backbones
+        ],
+        *[Text(verdict(entry)) for entry in content["controls"]],
     )
 
 
@@ -172,7 +189,7 @@ def verdict(entry: dict[str, Any]) -> str:
         told = "not apart, no difference is shown"
     else:
         told = "ahead" if entry["delta_auc"] > 0 else "behind"
-    return f"{entry['arm']} against {entry['control']}: {difference}, {told}"
+    return f"{entry['backbone']}: {entry['arm']} against {entry['control']}: {difference}, {told}"
 
 
 def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from reki_ray.config import Arm, RekiConfig
+from reki_ray.config import RekiConfig
 from reki_ray.evaluation.comparison import BASELINE, CONTROLS, Comparison, slices
-from reki_ray.evaluation.predictions import Scores, predict_test
+from reki_ray.evaluation.predictions import predict_test
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
-from reki_ray.schema import ARM, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
+from reki_ray.schema import ARM, BACKBONE, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
 from reki_ray.training.dataset import Dataset, read_dataset
-from reki_ray.training.runs import planned
+from reki_ray.training.runs import Run, planned
 from reki_ray.workspace import Workspace
 
 METRICS = "evaluate/metrics.json"
@@ -28,47 +29,45 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     dataset = read_dataset(workspace)
     runs = planned(config.train)
     samples = dataset.samples["test"]
-    steps = len(runs) + len(config.train.arms)
+    steps = len(runs) + len(config.train.backbones) * len(config.train.arms)
     with reporter.task("evaluate: runs and arms", steps, "steps") as task:
         scores = predict_test(workspace, dataset, runs, task.advance)
-        comparison = Comparison(
-            samples.labels,
-            samples.users,
-            slices(dataset, config.evaluate),
-            scores[BASELINE],
-            config.evaluate,
-        )
-        entries = []
-        for arm in config.train.arms:
-            entries.append(comparison.entry(arm, config.train.backbone, scores[arm]))
-            task.advance()
-    arms = config.train.arms
-    controls = [
-        comparison.control(arm, control)
-        for arm in arms
-        for control in CONTROLS.get(arm, ())
-        if control in arms
-    ]
+        marks = slices(dataset, config.evaluate)
+        entries, controls = [], []
+        for backbone in config.train.backbones:
+            baseline = scores[backbone, BASELINE]
+            comparison = Comparison(samples.labels, samples.users, marks, baseline, config.evaluate)
+            for arm in config.train.arms:
+                entries.append(comparison.entry(arm, backbone, scores[backbone, arm]))
+                task.advance()
+            controls += [
+                {"backbone": backbone, **comparison.control(arm, control)}
+                for arm in config.train.arms
+                for control in CONTROLS.get(arm, ())
+                if control in config.train.arms
+            ]
     with workspace.replacing("evaluate") as scratch:
         for one in runs:
-            table = _table(dataset, scores, one.arm, one.seed)
+            table = _table(dataset, one, scores[one.backbone, one.arm][one.seed])
             scratch.write_table(PREDICTIONS, table, part=one.name)
         scratch.write_json(METRICS, {"arms": entries, "controls": controls})
-    figures = [{key: row[key] for key in ("arm", "auc", "delta_auc")} for row in entries]
+    figures = [
+        {key: row[key] for key in ("backbone", "arm", "auc", "delta_auc")} for row in entries
+    ]
     rows = len(samples) * len(runs)
     return StageResult(rows, rows, details={"test_samples": len(samples), "arms": figures})
 
 
-def _table(dataset: Dataset, scores: Scores, arm: Arm, seed: int) -> pa.Table:
+def _table(dataset: Dataset, one: Run, scores: npt.NDArray[np.float32]) -> pa.Table:
     samples = dataset.samples["test"]
-    values = scores[arm][seed]
     return pa.table(
         {
-            ARM: pa.array([arm] * len(samples)),
-            SEED: pa.array(np.full(len(samples), seed, dtype=np.int64)),
+            BACKBONE: pa.array([one.backbone] * len(samples)),
+            ARM: pa.array([one.arm] * len(samples)),
+            SEED: pa.array(np.full(len(samples), one.seed, dtype=np.int64)),
             USER_ID: pa.array(dataset.user_ids).take(pa.array(samples.users)),
             ITEM_ID: pa.array(dataset.item_ids).take(pa.array(samples.items)),
             LABEL: pa.array(samples.labels.astype(np.int8)),
-            SCORE: pa.array(values),
+            SCORE: pa.array(scores),
         }
     )

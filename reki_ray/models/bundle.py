@@ -25,7 +25,7 @@ from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
 
 WEIGHTS: Final = "model.safetensors"
 DESCRIPTION: Final = "model.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 Vectors = npt.NDArray[np.float32]
 

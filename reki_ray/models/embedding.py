@@ -74,16 +74,20 @@ class ItemEmbedding(nn.Module):
         self.attributes = AttributeEmbedding(features.item_fields, size)
         _initialise(self.ids.weight)
 
+    def drop(self, ids: Tensor) -> Tensor:
+        """Rows (N,) of the item ids, some of them unknown in training."""
+        if not self.training or not self.id_dropout:
+            return ids
+        dropped = torch.rand(ids.shape, device=ids.device) < self.id_dropout
+        return torch.where(dropped & (ids != PADDING), UNKNOWN, ids)
+
     def forward(self, ids: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
         """Item vectors (N, E).
 
         Args:
-            ids: Rows of the item ids (N,).
+            ids: Rows of the item ids (N,), as `drop` gives them.
             attributes: Rows (N, width) by attribute.
         """
-        if self.training and self.id_dropout > 0:
-            dropped = torch.rand(ids.shape, device=ids.device) < self.id_dropout
-            ids = torch.where(dropped & (ids != PADDING), UNKNOWN, ids)
         vectors: Tensor = self.ids(ids)
         of_attributes: Tensor = self.attributes(attributes, len(ids))  # (N, F, E)
         return vectors + of_attributes.sum(dim=1)

@@ -82,6 +82,7 @@ class FeatureSpace:
 
     Args:
         items: Item ids with an embedding row of their own; row of items[k] is 2 + k.
+        item_counts: Training samples of each of these items.
         item_fields: Attributes of items.
         user_fields: Attributes of users; empty where the model sees no profile.
         rating_levels: Ascending lower bounds of the rating levels; the row of level k is 2 + k,
@@ -89,6 +90,7 @@ class FeatureSpace:
     """
 
     items: tuple[str, ...]
+    item_counts: tuple[int, ...]
     item_fields: dict[str, Field]
     user_fields: dict[str, Field]
     rating_levels: tuple[float, ...]
@@ -99,6 +101,7 @@ class FeatureSpace:
         items: Mapping[str, Attributes | None],
         users: Iterable[Attributes | None],
         ratings: npt.NDArray[np.float32],
+        counts: Mapping[str, int] | None = None,
     ) -> FeatureSpace:
         """Vocabularies of the training data.
 
@@ -107,9 +110,12 @@ class FeatureSpace:
             users: Attributes of every user with training samples; empty for a model without
                 profile.
             ratings: Ratings in the histories of training samples, NaN where there is none.
+            counts: Training samples of the items, by id; an item that is missing has none.
         """
+        counts = counts or {}
         return cls(
             items=tuple(sorted(items)),
+            item_counts=tuple(counts.get(item, 0) for item in sorted(items)),
             item_fields=_fields(items.values()),
             user_fields=_fields(users),
             rating_levels=_rating_levels(ratings),
@@ -155,6 +161,7 @@ class FeatureSpace:
         """JSON-ready form, read back by `from_json`."""
         return {
             "items": list(self.items),
+            "item_counts": list(self.item_counts),
             "item_fields": _fields_to_json(self.item_fields),
             "user_fields": _fields_to_json(self.user_fields),
             "rating_levels": list(self.rating_levels),
@@ -169,6 +176,7 @@ class FeatureSpace:
         """
         return cls(
             items=tuple(content["items"]),
+            item_counts=tuple(content["item_counts"]),
             item_fields=_fields_from_json(content["item_fields"]),
             user_fields=_fields_from_json(content["user_fields"]),
             rating_levels=tuple(content["rating_levels"]),

@@ -14,6 +14,18 @@ from torch import Tensor, nn
 from reki_ray.config import HeinConfig
 
 
+class Adaptor(nn.Module):
+    """Makes augmented vectors of either side; each depends on its own representation alone."""
+
+    def users(self, r: Tensor) -> Tensor:
+        """Augmented vectors h_u (N, q) of user representations r_u (N, d)."""
+        raise NotImplementedError
+
+    def items(self, r: Tensor) -> Tensor:
+        """Augmented vectors h_i (N, q) of item representations r_i (N, d)."""
+        raise NotImplementedError
+
+
 class ExpertBank(nn.Module):
     """n experts over the same input: d -> hidden -> output, ReLU after both layers.
 
@@ -43,7 +55,7 @@ class ExpertBank(nn.Module):
         return torch.relu(torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight))
 
 
-class HEIN(nn.Module):
+class HEIN(Adaptor):
     """Shared experts S serve both sides, dedicated experts P (users) and I (items) one side.
 
         a_u = softmax(W_u r_u + b_u)      h_u = sum_k a_u[k] S_k(r_u) + sum_k a_u[n_s+k] P_k(r_u)

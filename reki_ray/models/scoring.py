@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import ModelBundle, Vectors
+from reki_ray.models.ctr_model import Items
 from reki_ray.models.fields import PADDING, EncodedItems
 
 _UNKNOWN_ITEM = 1
@@ -79,7 +80,7 @@ class CandidateScorer:
         # The ids of padding and of the unknown item are empty: no item has them.
         encoded = bundle.features.encode_items(["", "", *item_ids], [None, None, *item_attributes])
         encoded.ids[0] = PADDING
-        self._items = _item_vectors(bundle, encoded)  # (I + 2, E)
+        self._items = _embed(bundle, encoded)  # I + 2 items
         self._augmented = self._stack(augmented_items, augmented_item_fallback, len(item_ids))
 
     def score(self, user: UserInput, candidates: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -100,7 +101,7 @@ class CandidateScorer:
         count = len(candidates)
         with torch.inference_mode():
             profile = self.bundle.model.profile(self._profile(user.attributes), 1)
-            logits = self.bundle.model.logits(
+            output = self.bundle.model.output(
                 items=self._items,
                 targets=rows,
                 history=history.expand(count, -1),
@@ -108,7 +109,7 @@ class CandidateScorer:
                 profile=profile.expand(count, -1, -1),
                 augmented=self._pairs(user.augmented, rows),
             )
-            scores: npt.NDArray[np.float32] = torch.sigmoid(logits).numpy()
+            scores: npt.NDArray[np.float32] = torch.sigmoid(output.logits).numpy()
         return scores
 
     def _history(self, events: Sequence[HistoryEvent]) -> tuple[Tensor, Tensor]:
@@ -159,8 +160,7 @@ class CandidateScorer:
             )
 
 
-def _item_vectors(bundle: ModelBundle, items: EncodedItems) -> Tensor:
+def _embed(bundle: ModelBundle, items: EncodedItems) -> Items:
     attributes = {name: torch.from_numpy(rows) for name, rows in items.attributes.items()}
     with torch.inference_mode():
-        vectors: Tensor = bundle.model.items(torch.from_numpy(items.ids), attributes)
-    return vectors
+        return bundle.model.embed_items(torch.from_numpy(items.ids), attributes)

@@ -20,7 +20,7 @@ import httpx
 
 from reki_ray.config import RekiConfig, ServeConfig
 from reki_ray.errors import EngineError
-from reki_ray.pipeline import load
+from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.store.versions import StoreVersion, VersionStore

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig
+from reki_ray.config import KNOWLEDGE_ARMS, Arm, Backbone, RekiConfig
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle
@@ -49,6 +49,7 @@ from reki_ray.store.versions import (
     StoreVersion,
     VersionStore,
 )
+from reki_ray.training.runs import METRICS, Run
 from reki_ray.vectors import normalise, read_vectors
 from reki_ray.workspace import Workspace
 
@@ -129,18 +130,24 @@ def publish_version(
 
 
 def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
-    """The run to serve: best arm by mean validation AUC, then its best seed.
+    """The run to serve: best backbone and arm by mean validation AUC, then their best seed.
 
     The test split has no say in it. Ties go to the first name and the lowest seed.
 
     Raises:
         ConfigError: No trained arm may be served.
     """
-    arm = _choose_arm(config, workspace)
-    return min(_runs(config, workspace, arm), key=lambda run: (-run.valid_auc, run.seed))
+    candidates = [
+        _runs(config, workspace, backbone, arm)
+        for backbone in sorted(config.train.backbones)
+        for arm in _servable(config)
+    ]
+    best = max(candidates, key=lambda runs: np.mean([run.valid_auc for run in runs]))
+    return min(best, key=lambda run: (-run.valid_auc, run.seed))
 
 
-def _choose_arm(config: RekiConfig, workspace: Workspace) -> Arm:
+def _servable(config: RekiConfig) -> list[Arm]:
+    """The arm that is to be published, or all that may be."""
     wanted = config.publish.arm
     if wanted == "auto":
         arms = sorted(KNOWLEDGE_ARMS & set(config.train.arms))
@@ -150,10 +157,7 @@ def _choose_arm(config: RekiConfig, workspace: Workspace) -> Arm:
                 where="publish.arm",
                 todo="Add reki_c, reki_i or reki_blend to train.arms, or name the arm to serve.",
             )
-        means = {
-            arm: np.mean([run.valid_auc for run in _runs(config, workspace, arm)]) for arm in arms
-        }
-        return min(arms, key=lambda arm: (-means[arm], arm))
+        return arms
     if wanted not in config.train.arms:
         raise ConfigError(
             f"arm {wanted} is not trained",
@@ -166,15 +170,17 @@ def _choose_arm(config: RekiConfig, workspace: Workspace) -> Arm:
             where="publish.arm",
             todo=f"Name another of {', '.join(get_args(Arm))}.",
         )
-    return wanted
+    return [wanted]
 
 
-def _runs(config: RekiConfig, workspace: Workspace, arm: Arm) -> list[TrainedRun]:
+def _runs(
+    config: RekiConfig, workspace: Workspace, backbone: Backbone, arm: Arm
+) -> list[TrainedRun]:
     found = []
     for seed in config.train.seeds:
-        name = f"train/{config.train.backbone}-{arm}-{seed}"
-        metrics = workspace.read_json(f"{name}/metrics.json")
-        folder = workspace.local_path(name)
+        run = Run(backbone, arm, seed)
+        metrics = workspace.read_json(f"{run.folder}/{METRICS}")
+        folder = workspace.local_path(run.folder)
         found.append(TrainedRun(arm, seed, folder, float(metrics["valid"]["auc"])))
     return found
 

@@ -93,10 +93,12 @@ class Dataset:
         place = np.arange(len(self.past_items)) - np.repeat(self.offsets[:-1], self.activity)
         before = place < np.repeat(last, self.activity)
         seen = np.union1d(train.items, self.past_items[before])
+        items, counts = np.unique(train.items, return_counts=True)
         return FeatureSpace.build(
             items={self.item_ids[item]: self.item_attributes[item] for item in seen},
             users=[self.user_attributes[user] for user in np.unique(train.users)],
             ratings=self.past_ratings[before],
+            counts={self.item_ids[i]: int(n) for i, n in zip(items, counts, strict=True)},
         )
 
     def digest(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reki_ray.config import TrainConfig
 from reki_ray.evaluation.metrics import auc, logloss
+from reki_ray.models.backbones import Output
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.training.batches import BatchBuilder, shuffled
 from reki_ray.training.checkpoint import Epoch, RunState, copy_weights
@@ -204,10 +205,12 @@ class Trainer:
     def _step(self, indices: npt.NDArray[np.int64], rate: float) -> float:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        logits: Tensor = self._wrapped(self._splits.train.build(indices))
+        output: Output = self._wrapped(self._splits.train.build(indices))
         loss = nn.functional.binary_cross_entropy_with_logits(
-            logits, self._splits.train.labels(indices)
+            output.logits, self._splits.train.labels(indices)
         )
+        if output.auxiliary is not None:
+            loss = loss + output.auxiliary
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.parameters(), self._config.gradient_clip)
@@ -234,7 +237,7 @@ def predict(
     ]
     with torch.inference_mode():
         parts = [
-            torch.sigmoid(model(batches.build(share[start : start + PREDICT_BATCH])))
+            torch.sigmoid(model(batches.build(share[start : start + PREDICT_BATCH])).logits)
             for start in range(0, len(share), PREDICT_BATCH)
         ]
     if not parts:

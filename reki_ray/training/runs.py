@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from reki_ray.config import Arm, TrainConfig
+from reki_ray.config import Arm, Backbone, TrainConfig
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle
 from reki_ray.training.checkpoint import Epoch
@@ -20,7 +20,7 @@ from reki_ray.workspace import Workspace
 STAGE: Final = "train"
 METRICS: Final = "metrics.json"
 
-_WITHOUT_EFFECT: Final = {"arms", "seeds", "max_failures", "device"}
+_WITHOUT_EFFECT: Final = {"arms", "backbones", "seeds", "max_failures", "device"}
 """Keys of the configuration that do not change the result of a run."""
 
 
@@ -35,7 +35,7 @@ class Run:
         fingerprint: Equal where training again would give the same model.
     """
 
-    backbone: str
+    backbone: Backbone
     arm: Arm
     seed: int
     fingerprint: str = ""
@@ -43,7 +43,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the run's folder."""
-        return f"{self.backbone}-{self.arm}-{self.seed}"
+        return f"{self.backbone.replace(':', '.')}-{self.arm}-{self.seed}"
 
     @property
     def folder(self) -> str:
@@ -53,13 +53,18 @@ class Run:
 
 def planned(config: TrainConfig) -> list[Run]:
     """All runs of a configuration, without fingerprints; seeds of an arm stand together."""
-    return [Run(config.backbone, arm, seed) for arm in config.arms for seed in config.seeds]
+    return [
+        Run(backbone, arm, seed)
+        for backbone in config.backbones
+        for arm in config.arms
+        for seed in config.seeds
+    ]
 
 
-def fingerprint(config: TrainConfig, arm: Arm, seed: int, digests: Sequence[str]) -> str:
-    """Identity of a run: configuration, arm, seed, and digests of all that it reads."""
+def fingerprint(config: TrainConfig, run: Run, digests: Sequence[str]) -> str:
+    """Identity of a run: its configuration and name, and digests of all that it reads."""
     settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    identity = {"config": settings, "arm": arm, "seed": seed, "data": list(digests)}
+    identity = {"config": settings, "run": run.name, "data": list(digests)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,15 +76,21 @@ def finished(workspace: Workspace, run: Run) -> dict[str, Any] | None:
     return metrics if metrics.get("fingerprint") == run.fingerprint else None
 
 
-def remove_others(workspace: Workspace, runs: Sequence[Run]) -> None:
-    """Remove folders below `train/` that belong to none of these runs."""
+def remove_stale(workspace: Workspace, runs: Sequence[Run]) -> None:
+    """Remove what earlier trainings of these runs left, and what was cut off; all others stay.
+
+    A run of an arm, backbone or seed that is not asked for now costs nothing, and may be later.
+    """
     files = workspace.filesystem
     folder = workspace.path(STAGE)
     if not files.exists(folder):
         return
-    kept = {run.name for run in runs if finished(workspace, run) is not None}
+    asked = {run.name: run for run in runs}
     for path in files.ls(folder, detail=False):
-        if path.rstrip("/").rpartition("/")[2] not in kept:
+        name = path.rstrip("/").rpartition("/")[2]
+        run = asked.get(name)
+        whole = workspace.exists(STAGE, name, METRICS)
+        if not whole or (run is not None and finished(workspace, run) is None):
             files.rm(path, recursive=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from queue import Empty
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     dataset = read_dataset(workspace)
     representations = _read_all(config.train, workspace, dataset)
     runs = _identify(config.train, dataset, representations)
-    runs_module.remove_others(workspace, runs)
+    runs_module.remove_stale(workspace, runs)
     pending = [one for one in runs if runs_module.finished(workspace, one) is None]
     if pending:
         data = TrainingData.of(dataset, representations)
@@ -84,12 +85,7 @@ def _identify(
     data = dataset.digest()
     vectors = {arm: _digest(found) for arm, found in representations.items()}
     return [
-        Run(
-            one.backbone,
-            one.arm,
-            one.seed,
-            runs_module.fingerprint(config, one.arm, one.seed, [data, vectors[one.arm]]),
-        )
+        replace(one, fingerprint=runs_module.fingerprint(config, one, [data, vectors[one.arm]]))
         for one in runs_module.planned(config)
     ]
 
@@ -185,6 +181,7 @@ def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
     found = [workspace.read_json(f"{one.folder}/{runs_module.METRICS}") for one in runs]
     rows = [
         {
+            "backbone": metrics["backbone"],
             "arm": metrics["arm"],
             "seed": metrics["seed"],
             "valid_auc": metrics["valid"]["auc"],
@@ -200,5 +197,5 @@ def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
     return {
         "samples_per_second": rates[len(rates) // 2],
         "runs": rows,
-        "chosen": {key: best[key] for key in ("arm", "seed", "valid_auc")},
+        "chosen": {key: best[key] for key in ("backbone", "arm", "seed", "valid_auc")},
     }

@@ -171,14 +171,19 @@ def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle
     features = data.features if inputs.profile else replace(data.features, user_fields={})
     architecture = Architecture(
         backbone=run.backbone,
-        din=config.din,
+        network=config.network,
         hein=config.hein,
+        gate=config.gate,
         representation=representations.items.dimension if representations else 0,
         id_dropout=config.id_dropout,
     )
     torch.manual_seed(run.seed)
+    model = CTRModel(architecture, features)
+    if representations is not None:
+        model.user_scaling.fit(torch.from_numpy(representations.users.vectors))
+        model.item_scaling.fit(torch.from_numpy(representations.items.vectors))
     return ModelBundle(
-        model=CTRModel(architecture, features),
+        model=model,
         architecture=architecture,
         features=features,
         history=inputs.history(config),

@@ -10,6 +10,7 @@ import pytest
 from reki_ray import pipeline, status
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError, DataError
+from reki_ray.importing import load
 from reki_ray.pipeline import Stage, StageResult
 from reki_ray.progress import Reporter
 from reki_ray.workspace import Workspace
@@ -98,7 +99,7 @@ def test_unknown_stage_and_import_path_are_named() -> None:
     with pytest.raises(ConfigError, match="no stage 'cook'"):
         pipeline.select(until="cook")
     with pytest.raises(ConfigError, match="cannot import"):
-        pipeline.load("reki_ray.nowhere:run")
+        load("reki_ray.nowhere:run")
 
 
 def test_status_tells_of_stages_and_of_a_dead_process(

@@ -43,8 +43,8 @@ CONTRACT: dict[str, Any] = {
     "serving": {"candidates", "requests", "p50_ms", "p99_ms", "requests_per_second"},
 }
 VERDICTS = (
-    "reki_c against title_text: +0.0150 [+0.0100, +0.0200], ahead",
-    "reki_c against reki_c_shuffled: +0.0000 [-0.0100, +0.0100], not apart",
+    "din: reki_c against title_text: +0.0150 [+0.0100, +0.0200], ahead",
+    "din: reki_c against reki_c_shuffled: +0.0000 [-0.0100, +0.0100], not apart",
 )
 
 
@@ -71,6 +71,7 @@ def arm(name: str, auc: float, cold: float | None) -> dict[str, Any]:
 def control(name: str, low: float, high: float) -> dict[str, Any]:
     middle = (low + high) / 2
     return {
+        "backbone": "din",
         "arm": "reki_c",
         "control": name,
         "delta_auc": middle,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reki_ray import schema
-from reki_ray.config import Arm, DinConfig, HeinConfig, TrainConfig
+from reki_ray.config import Arm, HeinConfig, NetworkConfig, TrainConfig
 from reki_ray.errors import DataError
 from reki_ray.models.bundle import ModelBundle
 from reki_ray.training.arms import permute, read_representations
@@ -23,7 +23,7 @@ from reki_ray.workspace import Workspace
 from tests.trained_workspace import CUT, EVENTS, fill, item_ids, user_ids
 
 CONFIG = TrainConfig(
-    din=DinConfig(embedding=8, attention=(8,), mlp=(16, 8)),
+    network=NetworkConfig(embedding=8, attention=(8,), mlp=(16, 8)),
     hein=HeinConfig(hidden=8, output=8, dedicated_experts=2),
     history=6,
     base_history=3,
@@ -196,12 +196,14 @@ def test_id_without_representation_is_named(filled: Workspace) -> None:
 
 
 def test_fingerprint_follows_what_changes_the_result() -> None:
-    first = fingerprint(CONFIG, "reki_c", 0, ["data", "vectors"])
-    more_arms = CONFIG.model_copy(update={"arms": ("fair_base", "reki_c"), "max_failures": 9})
-    assert fingerprint(more_arms, "reki_c", 0, ["data", "vectors"]) == first
+    run, read = Run("din", "reki_c", 0), ["data", "vectors"]
+    first = fingerprint(CONFIG, run, read)
+    more = {"arms": ("fair_base", "reki_c"), "backbones": ("din", "dien"), "max_failures": 9}
+    assert fingerprint(CONFIG.model_copy(update=more), run, read) == first
     other_rate = CONFIG.model_copy(update={"learning_rate": 0.5})
-    assert fingerprint(other_rate, "reki_c", 0, ["data", "vectors"]) != first
-    assert fingerprint(CONFIG, "reki_c", 0, ["data", "other"]) != first
+    assert fingerprint(other_rate, run, read) != first
+    assert fingerprint(CONFIG, run, ["data", "other"]) != first
+    assert fingerprint(CONFIG, Run("dien", "reki_c", 0), read) != first
 
 
 def test_distinct_agrees_with_sorting() -> None:

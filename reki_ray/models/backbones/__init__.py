@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from torch import nn
 
-from reki_ray.config import DinConfig
+from reki_ray.config import NetworkConfig
 from reki_ray.errors import ConfigError
+from reki_ray.importing import load
+from reki_ray.models.backbones.autoint import AutoInt
+from reki_ray.models.backbones.dcn import DCNv1, DCNv2
+from reki_ray.models.backbones.deepfm import DeepFM
+from reki_ray.models.backbones.dien import DIEN
 from reki_ray.models.backbones.din import DIN
-from reki_ray.models.backbones.protocol import Backbone, BackboneInputs
+from reki_ray.models.backbones.fibinet import FiBiNET
+from reki_ray.models.backbones.fignn import FiGNN
+from reki_ray.models.backbones.protocol import Backbone, BackboneInputs, Output
+from reki_ray.models.backbones.xdeepfm import XDeepFM
 
-__all__ = ["DIN", "Backbone", "BackboneInputs", "build_backbone"]
+__all__ = ["BACKBONES", "Backbone", "BackboneInputs", "Output", "build_backbone"]
+
+BACKBONES: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {
+        "din": DIN,
+        "dien": DIEN,
+        "dcnv1": DCNv1,
+        "dcnv2": DCNv2,
+        "deepfm": DeepFM,
+        "xdeepfm": XDeepFM,
+        "autoint": AutoInt,
+        "fibinet": FiBiNET,
+        "fignn": FiGNN,
+    }
+)
+"""Class of each value of `train.backbone`."""
 
 
-def build_backbone(name: str, config: DinConfig, user_fields: int, augmented: int) -> nn.Module:
+def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented: int) -> nn.Module:
     """Network of a backbone; it fulfils `Backbone`.
 
     Args:
-        name: Value of `train.backbone`.
+        name: One of `train.backbones`: a name, or the import path of a class that is called
+            with the other arguments as the backbones here are.
         config: Sizes.
         user_fields: Number of profile fields.
         augmented: Length q of an augmented vector; 0 builds the network without knowledge.
@@ -24,10 +51,13 @@ def build_backbone(name: str, config: DinConfig, user_fields: int, augmented: in
     Raises:
         ConfigError: There is no such backbone.
     """
-    if name == "din":
-        return DIN(config, user_fields, augmented)
-    raise ConfigError(
-        f"there is no backbone {name!r}",
-        where="train.backbone",
-        todo="Use din.",
-    )
+    if name in BACKBONES:
+        return BACKBONES[name](config, user_fields, augmented)
+    made = load(name)(config, user_fields, augmented)
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"backbone {name!r} made a {type(made).__name__}, not a torch module",
+            where="train.backbones",
+            todo="Name a torch.nn.Module that fulfils reki_ray.models.backbones.Backbone.",
+        )
+    return made

@@ -7,62 +7,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import DinConfig
-from reki_ray.models.backbones.protocol import BackboneInputs
-
-
-class Dice(nn.Module):
-    """Data-adaptive activation (the paper's section 5.3).
-
-        Dice(x) = p(x) x + (1 - p(x)) alpha x,   p(x) = sigmoid((x - E[x]) / sqrt(Var[x] + eps))
-
-    E and Var are those of the batch in training and running averages in evaluation, so that a
-    score never depends on what else is scored with it. A training batch with a single row has
-    no variance and uses the running averages too. E and Var only place the gate: no gradient
-    flows through them.
-
-    Args:
-        size: Number of features.
-        momentum: Weight of the newest batch in the running averages.
-    """
-
-    running_mean: Tensor
-    running_variance: Tensor
-
-    def __init__(self, size: int, momentum: float = 0.05, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.eps = eps
-        self.alpha = nn.Parameter(torch.zeros(size))
-        self.register_buffer("running_mean", torch.zeros(size))
-        self.register_buffer("running_variance", torch.ones(size))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Activation of x (..., size).
-
-        Args:
-            x: Inputs.
-            mask: True at the rows (...) that count for the statistics; None counts all.
-        """
-        mean, variance = self._statistics(x.detach(), mask)
-        scale = torch.rsqrt(variance + self.eps)
-        p = torch.sigmoid(torch.addcmul(-mean * scale, x, scale))
-        return x * torch.lerp(self.alpha, torch.ones_like(self.alpha), p)
-
-    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not self.training:
-            return self.running_mean, self.running_variance
-        rows = x.reshape(-1, x.shape[-1])
-        counted = rows.new_ones(len(rows)) if mask is None else mask.reshape(-1).to(rows.dtype)
-        count = counted.sum()
-        if count < 2:
-            return self.running_mean.clone(), self.running_variance.clone()
-        # Products with a vector of marks: several times as fast as reductions over rows.
-        mean = counted @ rows / count
-        variance = (counted @ rows.square() / count - mean.square()).clamp_min(0.0)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_variance.lerp_(variance, self.momentum)
-        return mean, variance
+from reki_ray.config import NetworkConfig
+from reki_ray.models.backbones.layers import Dice, DiceHead
+from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
 class TargetAttention(nn.Module):
@@ -109,33 +56,20 @@ class TargetAttention(nn.Module):
 class DIN(nn.Module):
     """Target attention and an MLP on [profile, target, interest, target * interest, h_u, h_i].
 
-    Augmented vectors enter the first layer through weights of their own without bias: zeros
-    leave the network as it is without knowledge.
-
     Args:
         config: Sizes.
         user_fields: Number F of profile fields.
         augmented: Length q of an augmented vector; 0 builds the network without knowledge.
     """
 
-    def __init__(self, config: DinConfig, user_fields: int, augmented: int) -> None:
+    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
         super().__init__()
         self.attention = TargetAttention(config.embedding, config.attention)
-        self.first = nn.Linear((user_fields + 3) * config.embedding, config.mlp[0])
-        self.dices = nn.ModuleList(Dice(width) for width in config.mlp)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((*config.mlp, 1)))
-        self.dropout = nn.Dropout(config.dropout)
-        # Last, so that with one seed the other layers start as they do without knowledge.
-        self.knowledge = nn.Linear(2 * augmented, config.mlp[0], bias=False) if augmented else None
+        self.head = DiceHead((user_fields + 3) * config.embedding, config, augmented)
 
-    def forward(self, inputs: BackboneInputs) -> Tensor:
-        """Logits (B,)."""
+    def forward(self, inputs: BackboneInputs) -> Output:
+        """See `Backbone`."""
         target = inputs.target
         interest = self.attention(target, inputs.history, inputs.mask)  # (B, E)
-        features = [inputs.users.flatten(1), target, interest, target * interest]
-        x: Tensor = self.first(torch.cat(features, dim=1))  # (B, mlp[0])
-        if self.knowledge is not None and inputs.augmented is not None:
-            x = x + self.knowledge(inputs.augmented.flatten(1))
-        for dice, layer in zip(self.dices, self.layers, strict=True):
-            x = layer(self.dropout(dice(x)))
-        return x.squeeze(-1)
+        parts = [inputs.users.flatten(1), target, interest, target * interest]
+        return Output(self.head(parts, inputs.augmented))

@@ -1,0 +1,83 @@
+"""Fi-GNN (Li et al., CIKM 2019, arXiv 1910.05552)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reki_ray.config import NetworkConfig
+from reki_ray.models.backbones.autoint import InteractingLayer
+from reki_ray.models.backbones.layers import count_fields, stack_fields
+from reki_ray.models.backbones.protocol import BackboneInputs, Output
+
+
+class FieldGraph(nn.Module):
+    """Gated graph network over the complete graph of the fields (the paper's section 3.4).
+
+        A_ij = softmax_j(leaky_relu(w . [h_i, h_j])),  j other than i, from the first states
+        a_i  = W_in,i sum_j A_ij W_out,j h_j + b,      h_i <- GRU(a_i, h_i) + first h_i
+
+    Args:
+        fields: Number M of fields.
+        size: Length D of a state.
+        steps: Number of rounds.
+    """
+
+    itself: Tensor
+
+    def __init__(self, fields: int, size: int, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.edges = nn.Linear(2 * size, 1, bias=False)
+        self.outgoing = nn.Parameter(torch.empty(fields, size, size))
+        self.incoming = nn.Parameter(torch.empty(fields, size, size))
+        self.bias = nn.Parameter(torch.zeros(size))
+        self.cell = nn.GRUCell(size, size)
+        self.register_buffer("itself", torch.eye(fields, dtype=torch.bool), persistent=False)
+        for weight in (self.outgoing, self.incoming):
+            nn.init.xavier_normal_(weight)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """Last states (B, M, D) of first states (B, M, D)."""
+        graph = self._graph(first)  # (B, M, M)
+        states = first
+        for _ in range(self.steps):
+            sent = torch.einsum("bmd,mde->bme", states, self.outgoing)
+            heard = torch.einsum("bmd,mde->bme", graph @ sent, self.incoming) + self.bias
+            new = self.cell(heard.flatten(0, 1), states.flatten(0, 1))
+            states = new.view_as(first) + first
+        return states
+
+    def _graph(self, states: Tensor) -> Tensor:
+        # w . [h_i, h_j] is a number of i and one of j: no pair is laid out.
+        of_i, of_j = self.edges.weight.view(2, -1)
+        scores = (states @ of_i).unsqueeze(2) + (states @ of_j).unsqueeze(1)  # (B, M, M)
+        scores = nn.functional.leaky_relu(scores).masked_fill(self.itself, -torch.inf)
+        return torch.softmax(scores, dim=2)
+
+
+class FiGNN(nn.Module):
+    """Self-attention for the first states, a field graph, and attention over the fields.
+
+        y = sum_i a_i y_i,    y_i = v . h_i + c,    a_i = w . h_i + d
+
+    Args:
+        config: Sizes.
+        user_fields: Number F of profile fields.
+        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+    """
+
+    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+        super().__init__()
+        fields = count_fields(user_fields, augmented)
+        width = config.heads * config.head_size
+        self.states = InteractingLayer(config.embedding, config.heads, config.head_size)
+        self.graph = FieldGraph(fields, width, config.interaction_layers)
+        self.dropout = nn.Dropout(config.dropout)
+        self.scores = nn.Linear(width, 1)
+        self.weights = nn.Linear(width, 1)
+
+    def forward(self, inputs: BackboneInputs) -> Output:
+        """See `Backbone`."""
+        states = self.dropout(self.graph(self.states(stack_fields(inputs))))  # (B, M, D)
+        return Output((self.weights(states) * self.scores(states)).sum(dim=1).squeeze(-1))

@@ -1,0 +1,130 @@
+"""Layers that several backbones share."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from reki_ray.config import NetworkConfig
+from reki_ray.models.backbones.protocol import BackboneInputs
+
+
+class Dice(nn.Module):
+    """Data-adaptive activation (DIN, section 5.3).
+
+        Dice(x) = p(x) x + (1 - p(x)) alpha x,   p(x) = sigmoid((x - E[x]) / sqrt(Var[x] + eps))
+
+    E and Var are those of the batch in training and running averages in evaluation, so that a
+    score never depends on what else is scored with it. A training batch with a single row has
+    no variance and uses the running averages too. E and Var only place the gate: no gradient
+    flows through them.
+
+    Args:
+        size: Number of features.
+        momentum: Weight of the newest batch in the running averages.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, size: int, momentum: float = 0.05, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.alpha = nn.Parameter(torch.zeros(size))
+        self.register_buffer("running_mean", torch.zeros(size))
+        self.register_buffer("running_variance", torch.ones(size))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Activation of x (..., size).
+
+        Args:
+            x: Inputs.
+            mask: True at the rows (...) that count for the statistics; None counts all.
+        """
+        mean, variance = self._statistics(x.detach(), mask)
+        scale = torch.rsqrt(variance + self.eps)
+        p = torch.sigmoid(torch.addcmul(-mean * scale, x, scale))
+        return x * torch.lerp(self.alpha, torch.ones_like(self.alpha), p)
+
+    def _statistics(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return self.running_mean, self.running_variance
+        rows = x.reshape(-1, x.shape[-1])
+        counted = rows.new_ones(len(rows)) if mask is None else mask.reshape(-1).to(rows.dtype)
+        count = counted.sum()
+        if count < 2:
+            return self.running_mean.clone(), self.running_variance.clone()
+        # Products with a vector of marks: several times as fast as reductions over rows.
+        mean = counted @ rows / count
+        variance = (counted @ rows.square() / count - mean.square()).clamp_min(0.0)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_variance.lerp_(variance, self.momentum)
+        return mean, variance
+
+
+class DiceHead(nn.Module):
+    """MLP with Dice from the parts of a sample to its logit, and h_u and h_i beside them.
+
+    Augmented vectors enter the first layer through weights of their own without bias: zeros
+    leave the network as it is without knowledge.
+
+    Args:
+        width: Length of the parts together.
+        config: Widths and dropout.
+        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
+    """
+
+    def __init__(self, width: int, config: NetworkConfig, augmented: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, config.mlp[0])
+        self.dices = nn.ModuleList(Dice(width) for width in config.mlp)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((*config.mlp, 1)))
+        self.dropout = nn.Dropout(config.dropout)
+        # Last, so that with one seed the other layers start as they do without knowledge.
+        self.knowledge = nn.Linear(2 * augmented, config.mlp[0], bias=False) if augmented else None
+
+    def forward(self, parts: list[Tensor], augmented: Tensor | None) -> Tensor:
+        """Logits (B,) of parts (B, ...) and of augmented vectors (B, 2, q)."""
+        x: Tensor = self.first(torch.cat(parts, dim=1))  # (B, mlp[0])
+        if self.knowledge is not None and augmented is not None:
+            x = x + self.knowledge(augmented.flatten(1))
+        for dice, layer in zip(self.dices, self.layers, strict=True):
+            x = layer(self.dropout(dice(x)))
+        return x.squeeze(-1)
+
+
+class MLP(nn.Sequential):
+    """Hidden layers with ReLU and dropout; its output has the last width.
+
+    Args:
+        width: Length of the input.
+        config: Widths and dropout.
+    """
+
+    def __init__(self, width: int, config: NetworkConfig) -> None:
+        layers: list[nn.Module] = []
+        for a, b in pairwise((width, *config.mlp)):
+            layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(config.dropout)]
+        super().__init__(*layers)
+
+
+def count_fields(user_fields: int, augmented: int) -> int:
+    """Number M of the fields that `stack_fields` makes."""
+    return user_fields + 2 + (2 if augmented else 0)
+
+
+def stack_fields(inputs: BackboneInputs) -> Tensor:
+    """Fields of a sample (B, M, E), for models of interactions between fields.
+
+    They are the profile, the item, the mean of the history (zeros where it is empty) and, with
+    knowledge, h_u and h_i, which therefore have the length E of an embedding.
+    """
+    mask = inputs.mask.unsqueeze(-1)  # (B, L, 1)
+    past = (inputs.history * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)  # (B, E)
+    fields = [inputs.users, inputs.target.unsqueeze(1), past.unsqueeze(1)]
+    if inputs.augmented is not None:
+        fields.append(inputs.augmented)
+    return torch.cat(fields, dim=1)

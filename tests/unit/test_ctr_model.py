@@ -1,0 +1,153 @@
+"""The whole network, knowledge included, on every backbone: gradients, unknown ids, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reki_ray.config import GateConfig, HeinConfig
+from reki_ray.errors import StoreError
+from reki_ray.models import bundle as bundles
+from reki_ray.models.backbones import BACKBONES
+from reki_ray.models.bundle import ModelBundle, Origin
+from reki_ray.models.ctr_model import Architecture, Batch, CTRModel, Knowledge
+from reki_ray.models.fields import FeatureSpace
+from reki_ray.models.hein import HEIN
+from tests.backbone_inputs import CONFIG, LENGTH, Q
+
+
+@pytest.fixture
+def features() -> FeatureSpace:
+    return FeatureSpace.build(
+        items={f"m{k}": {"genre": ["A", "B"][: k % 3]} for k in range(6)},
+        users=[{"gender": ["F"]}, {"gender": ["M"], "age": ["25-34"]}],
+        ratings=np.array([1.0, 3.0, 5.0, np.nan], dtype=np.float32),
+        counts={"m0": 6, "m1": 3},
+    )
+
+
+@pytest.fixture(params=BACKBONES)
+def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> ModelBundle:
+    architecture = Architecture(
+        backbone=request.param,
+        network=CONFIG,
+        hein=HeinConfig(hidden=8, output=Q),
+        gate=GateConfig(items=3.0, users=2.0),
+        representation=5,
+        id_dropout=0.3,
+    )
+    torch.manual_seed(0)
+    model = CTRModel(architecture, features)
+    return ModelBundle(model, architecture, features, LENGTH, Origin("reki_c", 0, "users", "items"))
+
+
+def batch(features: FeatureSpace, samples: int = 40) -> Batch:
+    generator = np.random.default_rng(0)
+    ids = ["", *features.items, "never seen"]
+    records = [None, *({"genre": ["A", "B", "C"][: k % 4]} for k in range(len(ids) - 1))]
+    items = features.encode_items(ids, records)
+    items.ids[0] = 0
+    history = generator.integers(0, len(ids), (samples, LENGTH))
+    ratings = features.encode_ratings(generator.choice([1.0, 3.0, 5.0, np.nan], history.shape))
+    users = features.encode_users([{"gender": ["F"], "age": ["25-34"]}, {"gender": ["X"]}, None])
+    targets = generator.integers(1, len(ids), samples)
+    user_rows = torch.from_numpy(generator.integers(0, 3, samples))
+    random = torch.Generator().manual_seed(0)
+    return Batch(
+        item_ids=torch.from_numpy(items.ids),
+        item_attributes={k: torch.from_numpy(v) for k, v in items.attributes.items()},
+        targets=torch.from_numpy(targets),
+        history=torch.from_numpy(history),
+        history_ratings=torch.from_numpy(np.where(history > 0, ratings, 0)),
+        user_attributes={k: torch.from_numpy(v) for k, v in users.items()},
+        distinct_users=3,
+        users=user_rows,
+        user_knowledge=Knowledge(torch.randn(3, 5, generator=random), user_rows),
+        item_knowledge=Knowledge(
+            torch.randn(len(ids), 5, generator=random), torch.from_numpy(targets)
+        ),
+    )
+
+
+def test_gradient_reaches_every_parameter(bundle: ModelBundle, features: FeatureSpace) -> None:
+    # Experts of zero output would hide a missing path; a positive bias keeps ReLU open.
+    assert isinstance(bundle.model.hein, HEIN)
+    for bank in (bundle.model.hein.shared, bundle.model.hein.user_experts):
+        nn.init.constant_(bank.bias, 0.1)
+    torch.manual_seed(0)
+    output = bundle.model.train()(batch(features))
+    loss = output.logits.square().sum()
+    (loss if output.auxiliary is None else loss + output.auxiliary).backward()
+    without = [
+        name
+        for name, parameter in bundle.model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+def test_unknown_item_and_unknown_profile_value_get_a_finite_logit(
+    bundle: ModelBundle, features: FeatureSpace
+) -> None:
+    assert torch.isfinite(bundle.model.eval()(batch(features)).logits).all()
+
+
+def test_saved_and_loaded_model_gives_the_same_bits(
+    bundle: ModelBundle, features: FeatureSpace, tmp_path: Path
+) -> None:
+    bundle.model.train()(batch(features))  # moves the running statistics
+    fingerprint = bundles.save(tmp_path, bundle)
+    loaded = bundles.load(tmp_path)
+    bundle.model.eval()
+    assert torch.equal(loaded.model(batch(features)).logits, bundle.model(batch(features)).logits)
+    assert loaded.features == features
+    assert loaded.fingerprint == fingerprint == bundles.fingerprint(tmp_path)
+    assert (loaded.arm, loaded.history, loaded.origin) == ("reki_c", LENGTH, bundle.origin)
+    r = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    assert loaded.augment_users(r).shape == (3, Q)
+    np.testing.assert_array_equal(loaded.augment_items(r), bundle.augment_items(r))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_damaged_model_is_refused(bundle: ModelBundle, tmp_path: Path, name: str) -> None:
+    bundles.save(tmp_path, bundle)
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(StoreError, match="cannot be read"):
+        bundles.load(tmp_path)
+
+
+def test_representations_of_another_length_are_refused(bundle: ModelBundle) -> None:
+    with pytest.raises(StoreError, match="do not fit"):
+        bundle.augment_users(np.zeros((2, 7), dtype=np.float32))
+
+
+def test_gate_turns_knowledge_down_where_the_id_is_well_known(
+    bundle: ModelBundle, features: FeatureSpace
+) -> None:
+    model, given = bundle.model.eval(), batch(features)
+    items = model.embed_items(given.item_ids, given.item_attributes)
+    ids = ["", *features.items, "never seen"]
+    assert items.seen.tolist() == [{"m0": 6.0, "m1": 3.0}.get(name, 0.0) for name in ids]
+    augmented = torch.ones(3, 2, Q)
+    mask = torch.tensor([[True] * LENGTH, [False] * LENGTH, [True, True] + [False] * (LENGTH - 2)])
+    targets = torch.tensor([ids.index("m0"), ids.index("m1"), ids.index("never seen")])
+    gated = model._gated(augmented, mask, items.seen, targets)
+    assert gated is not None
+    expected = [[2 / (2 + LENGTH), 3 / 9], [1.0, 0.5], [0.5, 1.0]]
+    torch.testing.assert_close(gated[:, :, 0], torch.tensor(expected))
+
+
+def test_dropped_id_counts_as_never_seen(bundle: ModelBundle, features: FeatureSpace) -> None:
+    model, given = bundle.model.train(), batch(features)
+    torch.manual_seed(1)
+    items = model.embed_items(given.item_ids, given.item_attributes)
+    model.eval()
+    known = model.embed_items(given.item_ids, given.item_attributes)
+    changed = (items.vectors != known.vectors).any(dim=1)
+    assert changed.any()
+    assert not items.seen[changed].any()
+    assert torch.equal(items.seen[~changed], known.seen[~changed])

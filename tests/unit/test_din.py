@@ -1,0 +1,59 @@
+"""DIN's attention and Dice against their formulas."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from reki_ray.models.backbones.din import DIN, TargetAttention
+from reki_ray.models.backbones.layers import Dice
+from tests.backbone_inputs import CONFIG, LENGTH, SIZE, Q, inputs
+
+
+def test_history_of_padding_alone_gives_zero_interest() -> None:
+    attention = TargetAttention(SIZE, (8, 4))
+    empty = torch.zeros(3, LENGTH, dtype=torch.bool)
+    for training in (False, True):
+        attention.train(training)
+        interest = attention(torch.randn(3, SIZE), torch.zeros(3, LENGTH, SIZE), empty)
+        assert torch.equal(interest, torch.zeros(3, SIZE))
+
+
+def test_attention_follows_the_published_formula() -> None:
+    torch.manual_seed(0)
+    attention = TargetAttention(SIZE, (8,)).eval()
+    given = inputs(4)
+    t = given.target.unsqueeze(1).expand(-1, LENGTH, -1)
+    h = given.history
+    x = attention.first(torch.cat([h, t, h - t, h * t], dim=-1))
+    weights = attention.layers[0](attention.dices[0](x)) * given.mask.unsqueeze(-1)
+    torch.testing.assert_close(
+        attention(given.target, h, given.mask), (weights * h).sum(dim=1), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_dice_uses_batch_statistics_in_training_and_running_ones_in_evaluation() -> None:
+    dice = Dice(3)
+    x = torch.randn(1000, 3) * 2 + 5
+    trained = dice(x)
+    expected = x * torch.sigmoid((x - x.mean(0)) / x.std(0, correction=0))  # alpha is 0
+    torch.testing.assert_close(trained, expected, atol=1e-3, rtol=1e-3)
+    for _ in range(200):
+        dice(x)
+    torch.testing.assert_close(dice.eval()(x[:1]), expected[:1], atol=1e-2, rtol=1e-2)
+
+
+def test_zeroed_augmented_vectors_leave_the_logits_unchanged() -> None:
+    torch.manual_seed(0)
+    din = DIN(CONFIG, user_fields=2, augmented=Q)
+    plain = DIN(CONFIG, user_fields=2, augmented=0)
+    weights = {k: v for k, v in din.state_dict().items() if "knowledge" not in k}
+    plain.load_state_dict(weights)
+    given = inputs(8)
+    zeroed = replace(given, augmented=torch.zeros(8, 2, Q))
+    for training in (False, True):
+        din.train(training)
+        plain.train(training)
+        assert torch.equal(din(zeroed).logits, plain(replace(given, augmented=None)).logits)
+        assert not torch.equal(din(given).logits, din(zeroed).logits)
