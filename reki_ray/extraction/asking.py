@@ -27,6 +27,7 @@ from reki_ray.config import ExtractConfig
 from reki_ray.errors import EngineError, RekiError
 from reki_ray.extraction.engines import Engine
 from reki_ray.extraction.engines.answers import Outcome, answer_table
+from reki_ray.extraction.engines.protocol import TASK_CPUS
 from reki_ray.extraction.figures import Figures
 from reki_ray.extraction.isolation import Isolation
 from reki_ray.extraction.keeping import ANSWERED, DEAD, keep, questions_of
@@ -45,8 +46,6 @@ _FAILED_START: Final = "creation task"
 """What Ray says of an actor whose constructor failed."""
 _POLL_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 10.0
-_TASK_CPUS: Final = 0.25
-"""Both ends of the pipeline mostly wait for storage, and share the CPU that the engines leave."""
 _READERS_A_REPLICA: Final = 2
 
 
@@ -222,7 +221,7 @@ class Asking:
             partial(questions_of, location=location),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=_TASK_CPUS,
+            num_cpus=TASK_CPUS,
             # Reading ahead without bound would take the CPU from keeping what is answered.
             compute=TaskPoolStrategy(size=_READERS_A_REPLICA * self._config.max_replicas),
         )
@@ -230,7 +229,7 @@ class Asking:
             self._keeping,
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=_TASK_CPUS,
+            num_cpus=TASK_CPUS,
         )
 
     # --- errors --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pyarrow as pa
 
@@ -28,6 +28,11 @@ from reki_ray.schema import (
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+TASK_CPUS: Final = 0.25
+"""CPUs of every task before and behind the engines. They mostly wait for storage, and share the
+CPU that the engines leave; neighbours that ask for as much become one task. With a whole CPU for
+each, Ray Data on two CPUs would keep nothing before the last question was answered."""
 
 QUESTION_SCHEMA = pa.schema(
     [

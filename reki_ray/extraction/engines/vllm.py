@@ -19,7 +19,7 @@ from reki_ray.extraction.engines.answers import answer_table
 from reki_ray.extraction.engines.chat import PLAIN_STOP, ChatRenderer
 from reki_ray.extraction.engines.observed import OUTCOME, observing, outcome_of
 from reki_ray.extraction.engines.pool import largest_pool, restart_options
-from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA, Demand
+from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA, TASK_CPUS, Demand
 from reki_ray.extraction.prices import gpus_of
 from reki_ray.prompts.frame import Frame
 from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
@@ -148,6 +148,8 @@ class VllmBatchEngine:
                 _to_request, frame=self._frame, chat=setting.chat, sampling=setting.sampling
             ),
             postprocess=_to_row,
+            preprocess_map_kwargs={"num_cpus": TASK_CPUS},
+            postprocess_map_kwargs={"num_cpus": TASK_CPUS},
         )
         for name, stage in processor.stages.items():  # the engine's alone: the others are off
             # A copy: assigning would make the stage work out its resources a second time, wrongly.
@@ -158,7 +160,7 @@ class VllmBatchEngine:
                 }
             )
         return processor(questions).map_batches(
-            _to_answers, batch_size=None, batch_format="pyarrow"
+            _to_answers, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
         )
 
     def _processor_config(self, setting: VllmSetting) -> vLLMEngineProcessorConfig:
