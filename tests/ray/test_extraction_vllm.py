@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import pyarrow as pa
@@ -10,21 +12,22 @@ import pytest
 from reki_ray import schema
 from reki_ray.config import ExtractConfig, PromptsConfig, VllmEngine
 from reki_ray.errors import EngineError
+from reki_ray.extraction.asking import Asking
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
 from reki_ray.extraction.resources import require
 from reki_ray.extraction.stage import run
-from reki_ray.progress import Reporter
+from reki_ray.progress import Reporter, Task
 from reki_ray.prompts.render import Renderer, load_scenario
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
-TITLES = ["Star Wars", "Toy Story", "Alien", "word " * 2000]
+TITLES = ["Star Wars", "Toy Story", "Alien", "word " * 2000, *(f"Film {n}" for n in range(60))]
 
 
 def fill(workspace: Workspace) -> None:
-    """Four items, one with a description longer than the context, and one user."""
+    """Items, one with a title longer than the context, and one user."""
     count = len(TITLES)
     tables: list[tuple[schema.Table, dict[str, list[Any]]]] = [
         (
@@ -62,8 +65,25 @@ def fill(workspace: Workspace) -> None:
         workspace.write_table(table, pa.table(columns, schema=table.schema))
 
 
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """When each unit was asked, and when the driver heard that it is kept, s since the epoch."""
+    found: list[tuple[float, float]] = []
+    count = Asking._count
+
+    def counting(self: Asking, counts: dict[str, Any], task: Task) -> None:
+        found.append((counts[schema.ASKED_AT], time.time()))
+        count(self, counts, task)
+
+    monkeypatch.setattr(Asking, "_count", counting)
+    return found
+
+
 def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
-    tiny_config: TinyConfig, workspace: Workspace, reporter: Reporter
+    tiny_config: TinyConfig,
+    workspace: Workspace,
+    reporter: Reporter,
+    heard: list[tuple[float, float]],
 ) -> None:
     fill(workspace)
     config = tiny_config(
@@ -72,8 +92,8 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
             "engine": {"kind": "vllm", "device": "cpu", "max_model_len": 1024},
             "mode": "individual",
             "sampling": {"max_tokens": 24, "constrain": True},
-            "batch_size": 4,
-            "unit_rows": 4,
+            "batch_size": 2,
+            "unit_rows": 2,
             "max_dead_share": 0.5,
         },
         train={"arms": ["fair_base", "reki_i"]},
@@ -83,14 +103,17 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
     dead = workspace.read_table(schema.DEAD_LETTERS).to_pylist()
     assert [letter[schema.SUBJECT_ID] for letter in dead] == ["m3"]
     assert "1024" in dead[0][schema.REASON]
-    assert sorted(row[schema.SUBJECT_ID] for row in rows) == ["m0", "m1", "m2", "u0"]
+    alive = {"u0", *(f"m{i}" for i in range(len(TITLES)))} - {"m3"}
+    assert sorted(row[schema.SUBJECT_ID] for row in rows) == sorted(alive)
     for row in rows:
         assert row[schema.TEXT].startswith("genre: ")
         assert 0 < row[schema.GENERATED_TOKENS] <= 24
         assert 100 < row[schema.PROMPT_TOKENS] < 1024
         assert row[schema.MODEL] == "packaged:smollm2-135m-instruct"
         assert row[schema.FINISH_REASON] in {"stop", "length"}
-    assert (result.rows_in, result.rows_out, result.dead) == (5, 4, 1)
+    assert (result.rows_in, result.rows_out, result.dead) == (len(TITLES) + 1, len(TITLES), 1)
+    # More units than go to the engine at once: the first is kept before the last is asked.
+    assert min(kept for _, kept in heard) < max(asked for asked, _ in heard if asked < math.inf)
     assert result.details["tokens_per_second"] > 0
 
 
