@@ -166,30 +166,27 @@ def text() -> dict[str, Any]:
 
 def movielens(folder: str, ml1m: str) -> dict[str, Any]:
     """Two runs up to the test split: each id asked about alone, and by its cluster."""
-    from reki_ray.evaluation.bootstrap import UserBootstrap, interval  # noqa: PLC0415
+    from reki_ray.config import EvaluateConfig  # noqa: PLC0415
+    from reki_ray.evaluation.comparison import ALL, BASELINE, Comparison  # noqa: PLC0415
 
     source = {"kind": "movielens_1m", "path": ml1m} if ml1m else {"kind": "movielens_100k"}
     individual = _ask(f"{folder}/individual", source, "individual", ["reki_i"])
     collective = _ask(f"{folder}/collective", source, "collective", ["reki_c", "reki_c_shuffled"])
     users, labels = individual.samples
-    resamples = UserBootstrap(users, 1000)
     scores = {**collective.scores, **individual.scores}
-    drawn = {
-        arm: np.mean([resamples.auc(labels, one) for one in seeds], axis=0)
-        for arm, seeds in scores.items()
-    }
-    arms = {one["arm"]: one for one in (*collective.arms, *individual.arms)}
-    auc = {f"{arm}_auc": [one["auc"], *one["auc_ci"]] for arm, one in arms.items()}
+    everywhere = {ALL: np.ones(len(labels), dtype=bool)}
+    comparison = Comparison(labels, users, everywhere, scores[BASELINE], EvaluateConfig())
+    arms = [comparison.entry(arm, "din", seeds) for arm, seeds in scores.items()]
+    auc = {f"{one['arm']}_auc": [one["auc"], *one["auc_ci"]] for one in arms}
     for name, other in (("reki_i", "reki_i"), ("shuffled", "reki_c_shuffled")):
-        bounds = interval(drawn["reki_c"] - drawn[other], 0.95)
-        assert bounds is not None
-        auc[f"reki_c_minus_{name}"] = [arms["reki_c"]["auc"] - arms[other]["auc"], *bounds]
+        compared = comparison.control("reki_c", other)
+        auc[f"reki_c_minus_{name}"] = [compared["delta_auc"], *compared["delta_ci"]]
     return {
         "dataset": source["kind"],
         "calls": {"individual": individual.calls, "collective": collective.calls},
         "calls_ratio": collective.calls / individual.calls,
         "auc": auc,
-        "arms": list(arms.values()),
+        "arms": arms,
     }
 
 
@@ -198,14 +195,12 @@ class _Asked(NamedTuple):
 
     Attributes:
         calls: Prompts without duplicates.
-        arms: Their entries in the report.
-        scores: Of the test samples, a seed each, by arm.
+        scores: Of the test samples, by arm and seed.
         samples: Users, as integers, and labels of the test samples.
     """
 
     calls: int
-    arms: list[dict[str, Any]]
-    scores: dict[str, list[np.ndarray]]
+    scores: dict[str, dict[int, np.ndarray]]
     samples: tuple[np.ndarray, np.ndarray]
 
 
@@ -214,7 +209,6 @@ def _ask(folder: str, source: dict[str, str], mode: str, arms: list[str]) -> _As
 
     from reki_ray import schema  # noqa: PLC0415
     from reki_ray.config import RekiConfig  # noqa: PLC0415
-    from reki_ray.evaluation.report import EVALUATION_JSON  # noqa: PLC0415
     from reki_ray.extraction.plan import PLAN  # noqa: PLC0415
     from reki_ray.pipeline import run_stages, select  # noqa: PLC0415
     from reki_ray.progress import Reporter  # noqa: PLC0415
@@ -233,16 +227,15 @@ def _ask(folder: str, source: dict[str, str], mode: str, arms: list[str]) -> _As
     run_stages(config, select(until="evaluate"), Reporter(quiet=True))
     workspace = Workspace(folder)
     found = workspace.read_table(schema.PREDICTIONS)
-    scores: dict[str, list[np.ndarray]] = {}
+    scores: dict[str, dict[int, np.ndarray]] = {}
     for arm in config.train.arms:
         for seed in config.train.seeds:
             rows = pc.and_(pc.equal(found[schema.ARM], arm), pc.equal(found[schema.SEED], seed))
             one = found.filter(rows)
-            scores.setdefault(arm, []).append(one[schema.SCORE].to_numpy())
+            scores.setdefault(arm, {})[seed] = one[schema.SCORE].to_numpy()
     users = np.unique(one[schema.USER_ID].to_pylist(), return_inverse=True)[1]
     return _Asked(
         calls=len(pc.unique(workspace.read_table(PLAN)[schema.PROMPT_HASH])),
-        arms=workspace.read_json(EVALUATION_JSON)["arms"],
         scores=scores,
         samples=(users, one[schema.LABEL].to_numpy()),
     )

@@ -35,7 +35,7 @@ BACKBONES: Mapping[str, type[nn.Module]] = MappingProxyType(
         "fignn": FiGNN,
     }
 )
-"""Class of each value of `train.backbone`."""
+"""Class of each backbone that `train.backbones` may name without an import path."""
 
 
 def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented: int) -> nn.Module:

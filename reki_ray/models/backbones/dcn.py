@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -54,11 +56,20 @@ class CrossMatrix(nn.Module):
 
 
 class _DeepAndCross(nn.Module):
-    """Cross layers and an MLP side by side over all fields, and one linear layer over both."""
+    """Cross layers and an MLP side by side over all fields, and one linear layer over both.
 
-    def __init__(self, cross: nn.Module, width: int, config: NetworkConfig) -> None:
+    Args:
+        config: Sizes.
+        user_fields: Number F of profile fields.
+        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+    """
+
+    cross_layers: ClassVar[type[CrossVector] | type[CrossMatrix]]
+
+    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
         super().__init__()
-        self.cross = cross
+        width = count_fields(user_fields, augmented) * config.embedding
+        self.cross = self.cross_layers(width, config.cross_layers)
         self.deep = MLP(width, config)
         self.last = nn.Linear(width + config.mlp[-1], 1)
 
@@ -70,28 +81,12 @@ class _DeepAndCross(nn.Module):
 
 
 class DCNv1(_DeepAndCross):
-    """Deep and cross network, parallel structure; its cross layers have a vector each.
+    """Deep and cross network, parallel structure; its cross layers have a vector each."""
 
-    Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
-    """
-
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
-        width = count_fields(user_fields, augmented) * config.embedding
-        super().__init__(CrossVector(width, config.cross_layers), width, config)
+    cross_layers = CrossVector
 
 
 class DCNv2(_DeepAndCross):
-    """Deep and cross network, parallel structure; its cross layers have a matrix each.
+    """Deep and cross network, parallel structure; its cross layers have a matrix each."""
 
-    Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
-    """
-
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
-        width = count_fields(user_fields, augmented) * config.embedding
-        super().__init__(CrossMatrix(width, config.cross_layers), width, config)
+    cross_layers = CrossMatrix
