@@ -46,6 +46,17 @@ def reporter(workspace: Workspace) -> Reporter:
     return Reporter(workspace, quiet=True)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small matrices gain nothing from torch's threads, and wait for them on a busy machine."""
+    import torch  # noqa: PLC0415  # seconds, which tests without a model need not wait for
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A private Ray with two CPUs, ended with the test session."""

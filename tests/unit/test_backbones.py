@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from reki_ray.config import NetworkConfig, TrainConfig
+from reki_ray.config import NetworkConfig, TrainConfig, training
 from reki_ray.errors import ConfigError
 from reki_ray.models.backbones import BACKBONES, BackboneInputs, Output, build_backbone
 from reki_ray.models.backbones.layers import Dice
 from reki_ray.training.runs import Run
 from tests.backbone_inputs import CONFIG, FIELDS, LENGTH, SIZE, Q, inputs, rows
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Matrices this small gain nothing from threads, and wait for them on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 both_modes = pytest.mark.parametrize("training", [False, True])
@@ -174,6 +166,10 @@ def test_learns_an_interaction_of_user_and_item(name: str) -> None:
     given, labels = draw(2000)
     correct = (network.eval()(given).logits > 0) == (labels > 0)
     assert correct.float().mean() > 0.65
+
+
+def test_configuration_names_exactly_the_backbones_that_there_are() -> None:
+    assert set(training.BACKBONES) == set(BACKBONES)
 
 
 def test_unknown_backbone_is_a_wrong_configuration() -> None:
