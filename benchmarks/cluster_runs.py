@@ -34,7 +34,6 @@ _MOVIELENS: dict[str, Any] = {
         "engine": {
             "kind": "vllm",
             "model": "packaged:smollm2-135m-instruct",
-            "cpu_threads": 2,
         },
         "unit_rows": 64,
         "batch_size": 64,
