@@ -12,7 +12,8 @@ import torch
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle, Origin, Vectors
-from reki_ray.models.ctr_model import Architecture, CTRModel
+from reki_ray.models.ctr_model import CTRModel
+from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FeatureSpace
 from reki_ray.schema import (
     INTERACTIONS_SCHEMA,

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from reki_ray.errors import StoreError
-from reki_ray.models.ctr_model import Architecture, CTRModel
+from reki_ray.models.ctr_model import CTRModel
+from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
 
 WEIGHTS: Final = "model.safetensors"

@@ -6,57 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
-from reki_ray.models.adaptors import ADAPTORS
 from reki_ray.models.backbones import BackboneInputs, Output, build_backbone
-from reki_ray.models.embedding import AttributeEmbedding, ItemEmbedding, RatingEmbedding
-from reki_ray.models.fields import FIRST_OWN_ROW, PADDING, FeatureSpace
-from reki_ray.models.hein import Adaptor
-from reki_ray.models.representation_scaling import RepresentationScaling
-
-
-class Architecture(Section):
-    """What, besides the vocabularies, determines the network's parameters.
-
-    `representation` is the length d of r; 0 builds the network without knowledge.
-    """
-
-    backbone: str
-    network: NetworkConfig
-    hein: HeinConfig
-    gate: GateConfig
-    representation: int
-    id_dropout: float
-
-
-@dataclass(frozen=True)
-class Items:
-    """Item vectors, each distinct one once.
-
-    Args:
-        vectors: (R, E); row 0 is padding.
-        seen: Training samples of their ids (R,); 0 where training never saw the id.
-    """
-
-    vectors: Tensor
-    seen: Tensor
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """Representations of one side for B samples, each distinct one once.
-
-    Members of a cluster share one, so K is far below B and HEIN costs little.
-
-    Args:
-        vectors: Unit representations (K, d).
-        index: The sample's, among K, (B,).
-    """
-
-    vectors: Tensor
-    index: Tensor
+from reki_ray.models.embedded_model import Architecture, EmbeddedModel, Items, Knowledge
+from reki_ray.models.fields import PADDING, FeatureSpace
 
 
 @dataclass(frozen=True)
@@ -90,63 +44,25 @@ class Batch:
     item_knowledge: Knowledge | None
 
 
-class CTRModel(nn.Module):
+class CTRModel(EmbeddedModel):
     """Click probability of (user, history, item), with h_u and h_i as extra feature fields.
-
-    Representations arrive with length 1 and are scaled before HEIN, see `RepresentationScaling`.
-
-    With a gate, h_i counts half / (half + n) for an item of n training samples, and h_u the same
-    for n past interactions: knowledge carries what the model does not know by itself, and leaves
-    alone what it knows better. Id dropout shows known items as unknown ones, with n = 0, which
-    trains the network for that case.
 
     Args:
         architecture: Kind and sizes of the layers.
         features: Vocabularies.
     """
 
-    seen: Tensor
-
     def __init__(self, architecture: Architecture, features: FeatureSpace) -> None:
-        super().__init__()
-        size = architecture.network.embedding
-        knows = architecture.representation > 0
-        self.items = ItemEmbedding(features, size, architecture.id_dropout)
-        self.ratings = RatingEmbedding(features, size)
-        self.profile = AttributeEmbedding(features.user_fields, size)
-        self.backbone = build_backbone(
-            architecture.backbone,
-            architecture.network,
-            user_fields=len(features.user_fields),
-            augmented=architecture.hein.output if knows else 0,
+        super().__init__(
+            architecture,
+            features,
+            lambda: build_backbone(
+                architecture.backbone,
+                architecture.network,
+                user_fields=len(features.user_fields),
+                augmented=architecture.hein.output if architecture.representation else 0,
+            ),
         )
-        self.hein: Adaptor | None = None
-        if knows:
-            d, hein = architecture.representation, architecture.hein
-            self.hein = ADAPTORS[hein.kind](d, hein)
-            self.user_scaling = RepresentationScaling(d, hein.scaling)
-            self.item_scaling = RepresentationScaling(d, hein.scaling)
-        self.gate = architecture.gate
-        counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
-        self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
-
-    def augment_users(self, r: Tensor) -> Tensor:
-        """Augmented vectors h_u (N, q) of unit representations r_u (N, d)."""
-        return self._require_hein().users(self.user_scaling(r))
-
-    def augment_items(self, r: Tensor) -> Tensor:
-        """Augmented vectors h_i (N, q) of unit representations r_i (N, d)."""
-        return self._require_hein().items(self.item_scaling(r))
-
-    def embed_items(self, ids: Tensor, attributes: Mapping[str, Tensor]) -> Items:
-        """Vectors of R items.
-
-        Args:
-            ids: Rows of the item ids (R,).
-            attributes: Rows (R, width) by attribute.
-        """
-        shown = self.items.drop(ids)
-        return Items(self.items(shown, attributes), self.seen[shown])
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B,) of a batch, and the loss that the backbone adds in training."""
@@ -193,15 +109,11 @@ class CTRModel(nn.Module):
             profile: Profile fields (B, F, E).
             augmented: h_u and h_i (B, 2, q); None without knowledge.
         """
-        shape = (*history.shape, items.vectors.shape[1])
         mask = history != PADDING
-        past = items.vectors.index_select(0, history.reshape(-1)).view(shape) + self.ratings(
-            history_ratings
-        )
         inputs = BackboneInputs(
             users=profile,
             target=items.vectors.index_select(0, targets),
-            history=past,  # zeros at padding: row 0 of both embeddings is zero
+            history=self.embed_history(items, history, history_ratings),
             mask=mask,
             augmented=self._gated(augmented, mask, items.seen, targets),
         )
@@ -214,15 +126,5 @@ class CTRModel(nn.Module):
         """h_u and h_i (B, 2, q), each by how little the model knows of its id."""
         if augmented is None or (self.gate.users is None and self.gate.items is None):
             return augmented
-        known = (mask.sum(dim=1).to(augmented.dtype), seen.index_select(0, targets))
-        halves = (self.gate.users, self.gate.items)
-        gates = [
-            torch.ones_like(n) if half is None else half / (half + n)
-            for n, half in zip(known, halves, strict=True)
-        ]
+        gates = [self.user_gate(mask), self.item_gate(seen.index_select(0, targets))]
         return augmented * torch.stack(gates, dim=1).unsqueeze(-1)
-
-    def _require_hein(self) -> Adaptor:
-        if self.hein is None:
-            raise ValueError("this model has no knowledge side")
-        return self.hein

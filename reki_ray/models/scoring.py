@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import ModelBundle, Vectors
-from reki_ray.models.ctr_model import Items
+from reki_ray.models.embedded_model import Items
 from reki_ray.models.fields import PADDING, EncodedItems
 
 _UNKNOWN_ITEM = 1

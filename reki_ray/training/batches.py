@@ -9,7 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reki_ray.models.ctr_model import Batch, Knowledge
+from reki_ray.models.ctr_model import Batch
+from reki_ray.models.embedded_model import Knowledge
 from reki_ray.models.fields import PADDING, FeatureSpace, Rows
 from reki_ray.schema import Side
 from reki_ray.training.arms import Representations

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from reki_ray.config import Arm, TrainConfig
 from reki_ray.evaluation.metrics import auc, gauc, logloss
 from reki_ray.models.bundle import ModelBundle, Origin
-from reki_ray.models.ctr_model import Architecture, CTRModel
+from reki_ray.models.ctr_model import CTRModel
+from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FeatureSpace
 from reki_ray.schema import Split
 from reki_ray.training.arms import ARMS, Representations, permute

@@ -14,7 +14,8 @@ from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.backbones import BACKBONES
 from reki_ray.models.bundle import ModelBundle, Origin
-from reki_ray.models.ctr_model import Architecture, Batch, CTRModel, Knowledge
+from reki_ray.models.ctr_model import Batch, CTRModel
+from reki_ray.models.embedded_model import Architecture, Knowledge
 from reki_ray.models.fields import FeatureSpace
 from reki_ray.models.hein import HEIN
 from tests.backbone_inputs import CONFIG, LENGTH, Q
