@@ -18,6 +18,7 @@ Arm = Literal[
     "reki_c_shuffled",
     "reki_c_kmeans",
     "reki_blend",
+    "imported",
 ]
 """An experimental arm. All but `base` see the same inputs as the knowledge side.
 
@@ -29,9 +30,13 @@ reki_i, reki_c   fair_base + LLM knowledge, asked per id or per cluster
 reki_c_shuffled  reki_c with the assignment of ids to clusters permuted: the placebo
 reki_c_kmeans    reki_c of a run with cluster.method kmeans: the control of the clustering
 reki_blend       fair_base + LLM knowledge of the id and of its cluster, blended by activity
+imported         fair_base + knowledge of items alone, of a run that has it from elsewhere
+                 (`reki import-knowledge`): as title_text, so that the two compare
 """
 
-KNOWLEDGE_ARMS: frozenset[Arm] = frozenset({"reki_i", "reki_c", "reki_c_kmeans", "reki_blend"})
+KNOWLEDGE_ARMS: frozenset[Arm] = frozenset(
+    {"reki_i", "reki_c", "reki_c_kmeans", "reki_blend", "imported"}
+)
 """Arms whose augmented vectors come from an LLM and may be published."""
 
 
@@ -51,6 +56,11 @@ class HeinConfig(Section):
         "length",
         description="Of representations before HEIN: length, their length alone; standardise, "
         "component by component; whiten, components uncorrelated.",
+    )
+    enrich_items: bool = Field(
+        False,
+        description="Also add a projection of h_i to the vector of every item, past ones too: "
+        "what attends to the history then sees knowledge on both sides.",
     )
     shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
     dedicated_experts: int = Field(6, ge=1, description="Experts of one side, each.")

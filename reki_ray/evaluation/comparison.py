@@ -21,6 +21,7 @@ CONTROLS: Final[Mapping[Arm, tuple[Arm, ...]]] = {
     "reki_c": ("reki_c_shuffled", "title_text", "history_text"),
     "reki_c_kmeans": ("title_text", "history_text"),
     "reki_blend": ("title_text", "history_text"),
+    "imported": ("title_text",),
 }
 """What an arm must be compared with besides the fair base model, before its knowledge gets the
 credit: a placebo, and encoded texts without an LLM."""

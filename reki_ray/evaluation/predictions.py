@@ -55,7 +55,11 @@ def predict_test(
         if profile not in encoded:  # runs of one stage share their vocabularies
             encoded[profile] = encode_dataset(dataset, bundle.features)
         batches = BatchBuilder(
-            encoded[profile], samples, bundle.history, permute(vectors[run.arm], run.arm, run.seed)
+            encoded[profile],
+            samples,
+            bundle.history,
+            permute(vectors[run.arm], run.arm, run.seed),
+            enriched=bundle.model.enriches,
         )
         scores.setdefault((run.backbone, run.arm), {})[run.seed] = predict(bundle.model, batches)
         after_run()

@@ -28,8 +28,9 @@ class Batch:
         user_attributes: Rows (U, width) by attribute.
         distinct_users: Number U of distinct users.
         users: Index among U, (B,).
-        user_knowledge: Representations r_u; None without knowledge.
-        item_knowledge: Representations r_i of the items to be scored; None without knowledge.
+        user_knowledge: Representations r_u of the samples; None without knowledge.
+        item_knowledge: Representations r_i of the R items, where the model looks at past items
+            only if it enriches them; None without knowledge.
     """
 
     item_ids: Tensor
@@ -66,27 +67,21 @@ class CTRModel(EmbeddedModel):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B,) of a batch, and the loss that the backbone adds in training."""
-        augmented = None
+        h_items, h_users = None, None
         if self.hein is not None:
             if batch.user_knowledge is None or batch.item_knowledge is None:
                 raise ValueError("a model with knowledge needs representations of both sides")
-            h_users = self.augment_users(batch.user_knowledge.vectors)  # (K_u, q)
-            h_items = self.augment_items(batch.item_knowledge.vectors)  # (K_i, q)
-            augmented = torch.stack(
-                [
-                    h_users.index_select(0, batch.user_knowledge.index),
-                    h_items.index_select(0, batch.item_knowledge.index),
-                ],
-                dim=1,
-            )
+            known_users, known_items = batch.user_knowledge, batch.item_knowledge
+            h_users = self.augment_users(known_users.vectors).index_select(0, known_users.index)
+            h_items = self.augment_items(known_items.vectors).index_select(0, known_items.index)
         profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)
         return self.output(
-            items=self.embed_items(batch.item_ids, batch.item_attributes),
+            items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
             targets=batch.targets,
             history=batch.history,
             history_ratings=batch.history_ratings,
             profile=profile.index_select(0, batch.users),
-            augmented=augmented,
+            augmented=_pair(h_users, h_items, batch.targets),
         )
 
     def output(
@@ -115,16 +110,21 @@ class CTRModel(EmbeddedModel):
             target=items.vectors.index_select(0, targets),
             history=self.embed_history(items, history, history_ratings),
             mask=mask,
-            augmented=self._gated(augmented, mask, items.seen, targets),
+            augmented=self._gated(augmented, mask, items.gates.index_select(0, targets)),
         )
         output: Output = self.backbone(inputs)
         return output
 
-    def _gated(
-        self, augmented: Tensor | None, mask: Tensor, seen: Tensor, targets: Tensor
-    ) -> Tensor | None:
+    def _gated(self, augmented: Tensor | None, mask: Tensor, item_gates: Tensor) -> Tensor | None:
         """h_u and h_i (B, 2, q), each by how little the model knows of its id."""
         if augmented is None or (self.gate.users is None and self.gate.items is None):
             return augmented
-        gates = [self.user_gate(mask), self.item_gate(seen.index_select(0, targets))]
-        return augmented * torch.stack(gates, dim=1).unsqueeze(-1)
+        gates = torch.stack([self.user_gate(mask), item_gates], dim=1)
+        return augmented * gates.unsqueeze(-1)
+
+
+def _pair(h_users: Tensor | None, h_items: Tensor | None, targets: Tensor) -> Tensor | None:
+    """h_u and h_i (B, 2, q) of samples, from those of their users and of all items."""
+    if h_users is None or h_items is None:
+        return None
+    return torch.stack([h_users, h_items.index_select(0, targets)], dim=1)

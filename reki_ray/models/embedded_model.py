@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
 from reki_ray.models.adaptors import ADAPTORS
 from reki_ray.models.embedding import AttributeEmbedding, ItemEmbedding, RatingEmbedding
-from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
+from reki_ray.models.fields import FIRST_OWN_ROW, PADDING, FeatureSpace
 from reki_ray.models.hein import Adaptor
 from reki_ray.models.representation_scaling import RepresentationScaling
 
@@ -36,22 +36,22 @@ class Items:
 
     Args:
         vectors: (R, E); row 0 is padding.
-        seen: Training samples of their ids (R,); 0 where training never saw the id.
+        gates: How much h_i counts (R,).
     """
 
     vectors: Tensor
-    seen: Tensor
+    gates: Tensor
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Representations of one side for B samples, each distinct one once.
+    """Representations of one side for N users or items, each distinct one once.
 
-    Members of a cluster share one, so K is far below B and HEIN costs little.
+    Members of a cluster share one, so K is far below N and HEIN costs little.
 
     Args:
         vectors: Unit representations (K, d).
-        index: The sample's, among K, (B,).
+        index: The representation of each, among K, (N,).
     """
 
     vectors: Tensor
@@ -95,6 +95,9 @@ class EmbeddedModel(nn.Module):
             self.hein = ADAPTORS[hein.kind](d, hein)
             self.user_scaling = RepresentationScaling(d, hein.scaling)
             self.item_scaling = RepresentationScaling(d, hein.scaling)
+            if hein.enrich_items:
+                self.enrichment = nn.Linear(hein.output, size, bias=False)
+        self.enriches = bool(architecture.representation) and architecture.hein.enrich_items
         self.gate = architecture.gate
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
@@ -107,15 +110,24 @@ class EmbeddedModel(nn.Module):
         """Augmented vectors h_i (N, q) of unit representations r_i (N, d)."""
         return self._require_hein().items(self.item_scaling(r))
 
-    def embed_items(self, ids: Tensor, attributes: Mapping[str, Tensor]) -> Items:
+    def embed_items(
+        self, ids: Tensor, attributes: Mapping[str, Tensor], augmented: Tensor | None
+    ) -> Items:
         """Vectors of R items.
 
         Args:
-            ids: Rows of the item ids (R,).
+            ids: Rows of the item ids (R,); those of padding are 0.
             attributes: Rows (R, width) by attribute.
+            augmented: h_i (R, q); only looked at where items are enriched.
         """
         shown = self.items.drop(ids)
-        return Items(self.items(shown, attributes), self.seen[shown])
+        vectors = self.items(shown, attributes)
+        gates = _gate(self.gate.items, self.seen[shown])
+        if self.enriches:
+            assert augmented is not None
+            there = gates * (ids != PADDING)
+            vectors = vectors + there.unsqueeze(-1) * self.enrichment(augmented)
+        return Items(vectors, gates)
 
     def embed_history(self, items: Items, history: Tensor, ratings: Tensor) -> Tensor:
         """Vectors (B, L, E) of past interactions, zeros at padding.
@@ -133,10 +145,6 @@ class EmbeddedModel(nn.Module):
     def user_gate(self, mask: Tensor) -> Tensor:
         """How much h_u counts (B,), by the real interactions of a history, mask (B, L)."""
         return _gate(self.gate.users, mask.sum(dim=1).to(self.seen.dtype))
-
-    def item_gate(self, seen: Tensor) -> Tensor:
-        """How much h_i counts, by the training samples of an item, both of any shape."""
-        return _gate(self.gate.items, seen)
 
     def _require_hein(self) -> Adaptor:
         if self.hein is None:

@@ -80,8 +80,8 @@ class CandidateScorer:
         # The ids of padding and of the unknown item are empty: no item has them.
         encoded = bundle.features.encode_items(["", "", *item_ids], [None, None, *item_attributes])
         encoded.ids[0] = PADDING
-        self._items = _embed(bundle, encoded)  # I + 2 items
         self._augmented = self._stack(augmented_items, augmented_item_fallback, len(item_ids))
+        self._items = _embed(bundle, encoded, self._augmented)  # I + 2 items
 
     def score(self, user: UserInput, candidates: Sequence[str]) -> npt.NDArray[np.float32]:
         """Click probabilities (C,) of C candidates, in their order.
@@ -160,7 +160,7 @@ class CandidateScorer:
             )
 
 
-def _embed(bundle: ModelBundle, items: EncodedItems) -> Items:
+def _embed(bundle: ModelBundle, items: EncodedItems, augmented: Tensor | None) -> Items:
     attributes = {name: torch.from_numpy(rows) for name, rows in items.attributes.items()}
     with torch.inference_mode():
-        return bundle.model.embed_items(torch.from_numpy(items.ids), attributes)
+        return bundle.model.embed_items(torch.from_numpy(items.ids), attributes, augmented)

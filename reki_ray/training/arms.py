@@ -67,6 +67,7 @@ ARMS: Final[dict[Arm, ArmInputs]] = {
     "reki_c": _KNOWLEDGE,
     "reki_c_kmeans": _KNOWLEDGE,
     "reki_blend": _KNOWLEDGE,
+    "imported": ArmInputs(items=REPRESENTATIONS["items"]),
     "reki_c_shuffled": ArmInputs(users=_KNOWLEDGE.users, items=_KNOWLEDGE.items, permuted=True),
 }
 

@@ -65,6 +65,7 @@ class BatchBuilder:
         samples: Samples of the split.
         history: Number L of past interactions.
         representations: Representations as the run sees them; None without knowledge.
+        enriched: Whether the model looks at the representations of past items.
         device: Where the batches go.
     """
 
@@ -74,12 +75,15 @@ class BatchBuilder:
         samples: Samples,
         history: int,
         representations: Representations | None,
+        *,
+        enriched: bool = False,
         device: torch.device | None = None,
     ) -> None:
         self._data = data
         self._samples = samples
         self._back = np.arange(history, 0, -1)  # distance to the sample, oldest first
         self._representations = representations
+        self._enriched = enriched
         self._device = device or torch.device("cpu")
 
     def __len__(self) -> int:
@@ -108,7 +112,7 @@ class BatchBuilder:
             distinct_users=len(users),
             users=self._tensor(user_index),
             user_knowledge=self._knowledge("users", self._samples.users[indices]),
-            item_knowledge=self._knowledge("items", targets - 1),
+            item_knowledge=self._item_knowledge(items, item_index[1 : size + 1]),
         )
 
     def _history(self, indices: Ints) -> tuple[Rows, Rows]:
@@ -129,6 +133,21 @@ class BatchBuilder:
         found = self._representations.users if side == "users" else self._representations.items
         rows, index = distinct(found.rows[ids], len(found.vectors))
         return Knowledge(self._tensor(found.vectors[rows]), self._tensor(index))
+
+    def _item_knowledge(self, items: Ints, targets: Ints) -> Knowledge | None:
+        """Representations of the items (R,), for past ones only where the model enriches them.
+
+        Elsewhere a past item stands with the first representation, which nothing looks at.
+        """
+        if self._representations is None:
+            return None
+        if self._enriched:
+            return self._knowledge("items", np.maximum(items - 1, 0))
+        found = self._knowledge("items", items[targets] - 1)
+        assert found is not None
+        index = torch.zeros(len(items), dtype=torch.int64, device=self._device)
+        index[self._tensor(targets)] = found.index
+        return Knowledge(found.vectors, index)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)

@@ -82,20 +82,21 @@ class Dataset:
         return np.diff(self.offsets)
 
     def train_features(self) -> FeatureSpace:
-        """Vocabularies of the training samples and of what lies before them.
+        """Vocabularies of the training samples, and of the ratings that lie before them.
 
-        A user's interactions after the last training sample stay out, as do all users
-        without training samples.
+        An item gets a row of its own as a training sample alone: one that only histories show,
+        as those held out of training do, meets the model as a new item will. A user's
+        interactions after the last training sample stay out, as do all users without training
+        samples.
         """
         train = self.samples["train"]
         last = np.zeros(len(self.user_ids), dtype=np.int64)
         np.maximum.at(last, train.users, train.positions)
         place = np.arange(len(self.past_items)) - np.repeat(self.offsets[:-1], self.activity)
         before = place < np.repeat(last, self.activity)
-        seen = np.union1d(train.items, self.past_items[before])
         items, counts = np.unique(train.items, return_counts=True)
         return FeatureSpace.build(
-            items={self.item_ids[item]: self.item_attributes[item] for item in seen},
+            items={self.item_ids[item]: self.item_attributes[item] for item in items},
             users=[self.user_attributes[user] for user in np.unique(train.users)],
             ratings=self.past_ratings[before],
             counts={self.item_ids[i]: int(n) for i, n in zip(items, counts, strict=True)},

@@ -206,7 +206,14 @@ def make_splits(run: Run, bundle: ModelBundle, data: TrainingData, device: torch
 
     def builder(split: Split) -> BatchBuilder:
         samples = data.samples[split]
-        return BatchBuilder(encoded, samples, bundle.history, representations, device)
+        return BatchBuilder(
+            encoded,
+            samples,
+            bundle.history,
+            representations,
+            enriched=bundle.model.enriches,
+            device=device,
+        )
 
     return Splits(train=builder("train"), valid=builder("valid"))
 

@@ -36,7 +36,7 @@ def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> ModelBundl
     architecture = Architecture(
         backbone=request.param,
         network=CONFIG,
-        hein=HeinConfig(hidden=8, output=Q),
+        hein=HeinConfig(hidden=8, output=Q, enrich_items=True),
         gate=GateConfig(items=3.0, users=2.0),
         representation=5,
         id_dropout=0.3,
@@ -69,7 +69,7 @@ def batch(features: FeatureSpace, samples: int = 40) -> Batch:
         users=user_rows,
         user_knowledge=Knowledge(torch.randn(3, 5, generator=random), user_rows),
         item_knowledge=Knowledge(
-            torch.randn(len(ids), 5, generator=random), torch.from_numpy(targets)
+            torch.randn(len(ids), 5, generator=random), torch.arange(len(ids))
         ),
     )
 
@@ -130,25 +130,39 @@ def test_gate_turns_knowledge_down_where_the_id_is_well_known(
     bundle: ModelBundle, features: FeatureSpace
 ) -> None:
     model, given = bundle.model.eval(), batch(features)
-    items = model.embed_items(given.item_ids, given.item_attributes)
+    augmented = torch.ones(len(given.item_ids), Q)
+    items = model.embed_items(given.item_ids, given.item_attributes, augmented)
     ids = ["", *features.items, "never seen"]
-    assert items.seen.tolist() == [{"m0": 6.0, "m1": 3.0}.get(name, 0.0) for name in ids]
-    augmented = torch.ones(3, 2, Q)
+    expected = [3 / (3 + {"m0": 6, "m1": 3}.get(name, 0)) for name in ids]
+    torch.testing.assert_close(items.gates, torch.tensor(expected))
     mask = torch.tensor([[True] * LENGTH, [False] * LENGTH, [True, True] + [False] * (LENGTH - 2)])
     targets = torch.tensor([ids.index("m0"), ids.index("m1"), ids.index("never seen")])
-    gated = model._gated(augmented, mask, items.seen, targets)
+    gated = model._gated(torch.ones(3, 2, Q), mask, items.gates[targets])
     assert gated is not None
-    expected = [[2 / (2 + LENGTH), 3 / 9], [1.0, 0.5], [0.5, 1.0]]
-    torch.testing.assert_close(gated[:, :, 0], torch.tensor(expected))
+    both = [[2 / (2 + LENGTH), 3 / 9], [1.0, 0.5], [0.5, 1.0]]
+    torch.testing.assert_close(gated[:, :, 0], torch.tensor(both))
+
+
+def test_enriched_item_holds_its_knowledge_by_how_little_is_known_of_it(
+    bundle: ModelBundle, features: FeatureSpace
+) -> None:
+    model, given = bundle.model.eval(), batch(features)
+    h = torch.randn(len(given.item_ids), Q, generator=torch.Generator().manual_seed(0))
+    items = model.embed_items(given.item_ids, given.item_attributes, h)
+    without = model.embed_items(given.item_ids, given.item_attributes, torch.zeros_like(h))
+    expected = items.gates[:, None] * h @ model.enrichment.weight.T
+    expected[0] = 0  # padding stays zero
+    torch.testing.assert_close(items.vectors - without.vectors, expected)
 
 
 def test_dropped_id_counts_as_never_seen(bundle: ModelBundle, features: FeatureSpace) -> None:
     model, given = bundle.model.train(), batch(features)
     torch.manual_seed(1)
-    items = model.embed_items(given.item_ids, given.item_attributes)
+    nothing = torch.zeros(len(given.item_ids), Q)
+    items = model.embed_items(given.item_ids, given.item_attributes, nothing)
     model.eval()
-    known = model.embed_items(given.item_ids, given.item_attributes)
+    known = model.embed_items(given.item_ids, given.item_attributes, nothing)
     changed = (items.vectors != known.vectors).any(dim=1)
     assert changed.any()
-    assert not items.seen[changed].any()
-    assert torch.equal(items.seen[~changed], known.seen[~changed])
+    assert (items.gates[changed] == 1).all()
+    assert torch.equal(items.gates[~changed], known.gates[~changed])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reki_ray.config import TrainConfig
+from reki_ray.config import HeinConfig, TrainConfig
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import ModelBundle
 from reki_ray.models.scoring import CandidateScorer, HistoryEvent, UserInput
@@ -19,7 +19,7 @@ from reki_ray.training.worker import TrainingData, new_bundle
 from reki_ray.workspace import Workspace
 from tests.trained_workspace import fill
 
-CONFIG = TrainConfig(history=6, base_history=3)
+CONFIG = TrainConfig(history=6, base_history=3, hein=HeinConfig(enrich_items=True))
 
 
 @pytest.fixture
@@ -39,7 +39,13 @@ def make(arm: str, workspace: Workspace, dataset: Dataset) -> tuple[ModelBundle,
     data = TrainingData.of(dataset, {run.arm: found})
     bundle = new_bundle(run, CONFIG, data)
     encoded = encode_dataset(dataset, bundle.features)
-    builder = BatchBuilder(encoded, dataset.samples["test"], bundle.history, found)
+    builder = BatchBuilder(
+        encoded,
+        dataset.samples["test"],
+        bundle.history,
+        found,
+        enriched=bundle.model.enriches,
+    )
     bundle.model.train()
     for _ in range(20):  # running statistics as after training
         bundle.model(builder.build(np.arange(len(builder))))
