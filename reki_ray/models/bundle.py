@@ -26,7 +26,7 @@ from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
 
 WEIGHTS: Final = "model.safetensors"
 DESCRIPTION: Final = "model.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 Vectors = npt.NDArray[np.float32]
 

@@ -25,6 +25,7 @@ class Batch:
         targets: Item to be scored, index among R, (B,).
         history: Past items, index among R, 0 at padding, (B, L).
         history_ratings: Rows of their ratings (B, L).
+        history_gaps: Rows of their time before the latest one (B, L).
         user_attributes: Rows (U, width) by attribute.
         distinct_users: Number U of distinct users.
         users: Index among U, (B,).
@@ -38,6 +39,7 @@ class Batch:
     targets: Tensor
     history: Tensor
     history_ratings: Tensor
+    history_gaps: Tensor
     user_attributes: Mapping[str, Tensor]
     distinct_users: int
     users: Tensor
@@ -80,6 +82,7 @@ class CTRModel(EmbeddedModel):
             targets=batch.targets,
             history=batch.history,
             history_ratings=batch.history_ratings,
+            history_gaps=batch.history_gaps,
             profile=profile.index_select(0, batch.users),
             augmented=_pair(h_users, h_items, batch.targets),
         )
@@ -91,6 +94,7 @@ class CTRModel(EmbeddedModel):
         targets: Tensor,
         history: Tensor,
         history_ratings: Tensor,
+        history_gaps: Tensor,
         profile: Tensor,
         augmented: Tensor | None,
     ) -> Output:
@@ -101,6 +105,7 @@ class CTRModel(EmbeddedModel):
             targets: Items to be scored, index among R, (B,).
             history: Past items, index among R, 0 at padding, (B, L).
             history_ratings: Rows of their ratings (B, L).
+            history_gaps: Rows of their time before the latest one (B, L).
             profile: Profile fields (B, F, E).
             augmented: h_u and h_i (B, 2, q); None without knowledge.
         """
@@ -108,7 +113,7 @@ class CTRModel(EmbeddedModel):
         inputs = BackboneInputs(
             users=profile,
             target=items.vectors.index_select(0, targets),
-            history=self.embed_history(items, history, history_ratings),
+            history=self.embed_history(items, history, history_ratings, history_gaps),
             mask=mask,
             augmented=self._gated(augmented, mask, items.gates.index_select(0, targets)),
         )

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
 from reki_ray.models.adaptors import ADAPTORS
-from reki_ray.models.embedding import AttributeEmbedding, ItemEmbedding, RatingEmbedding
+from reki_ray.models.embedding import (
+    AttributeEmbedding,
+    GapEmbedding,
+    ItemEmbedding,
+    RatingEmbedding,
+)
 from reki_ray.models.fields import FIRST_OWN_ROW, PADDING, FeatureSpace
 from reki_ray.models.hein import Adaptor
 from reki_ray.models.representation_scaling import RepresentationScaling
@@ -87,6 +92,7 @@ class EmbeddedModel(nn.Module):
         size = architecture.network.embedding
         self.items = ItemEmbedding(features, size, architecture.id_dropout)
         self.ratings = RatingEmbedding(features, size)
+        self.gaps = GapEmbedding(size)
         self.profile = AttributeEmbedding(features.user_fields, size)
         self.backbone = network()
         self.hein: Adaptor | None = None
@@ -129,17 +135,19 @@ class EmbeddedModel(nn.Module):
             vectors = vectors + there.unsqueeze(-1) * self.enrichment(augmented)
         return Items(vectors, gates)
 
-    def embed_history(self, items: Items, history: Tensor, ratings: Tensor) -> Tensor:
+    def embed_history(self, items: Items, history: Tensor, ratings: Tensor, gaps: Tensor) -> Tensor:
         """Vectors (B, L, E) of past interactions, zeros at padding.
 
         Args:
             items: R distinct items.
             history: Past items, index among R, 0 at padding, (B, L).
             ratings: Rows of their ratings (B, L).
+            gaps: Rows of their time before the latest one (B, L).
         """
         shape = (*history.shape, items.vectors.shape[1])
         rows = items.vectors.index_select(0, history.reshape(-1)).view(shape)
-        past: Tensor = rows + self.ratings(ratings)  # row 0 of both embeddings is zero
+        # Row 0 of each embedding is zero.
+        past: Tensor = rows + self.ratings(ratings) + self.gaps(gaps)
         return past
 
     def user_gate(self, mask: Tensor) -> Tensor:

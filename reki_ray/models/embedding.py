@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reki_ray.models.fields import PADDING, UNKNOWN, FeatureSpace, Field
+from reki_ray.models.fields import GAP_ROWS, PADDING, UNKNOWN, FeatureSpace, Field
 
 _INITIAL_STD = 0.05
 
@@ -103,6 +103,18 @@ class RatingEmbedding(nn.Embedding):
 
     def __init__(self, features: FeatureSpace, size: int) -> None:
         super().__init__(features.rating_rows, size, padding_idx=PADDING)
+        _initialise(self.weight)
+
+
+class GapEmbedding(nn.Embedding):
+    """Embedding of how long before the latest interaction a past one was, added to its vector.
+
+    Args:
+        size: Embedding size E.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(GAP_ROWS, size, padding_idx=PADDING)
         _initialise(self.weight)
 
 

@@ -33,6 +33,24 @@ MAX_RATING_LEVELS: Final = 20
 """Finer rating scales are divided into this many quantiles."""
 
 
+GAP_BOUNDS: Final = tuple(
+    seconds * count
+    for seconds, counts in (
+        (60, (1, 10)),
+        (3_600, (1, 6)),
+        (86_400, (1, 3, 7, 30, 90, 365)),
+    )
+    for count in counts
+)
+"""Ascending lower bounds of the levels of a time gap, seconds; shorter gaps are a level too."""
+
+NO_TIME: Final = -1
+"""Time of an interaction whose time is not known."""
+
+GAP_ROWS: Final = 1 + 1 + len(GAP_BOUNDS)
+"""Rows of the embedding of time gaps: padding, and the levels."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One categorical attribute.
@@ -181,6 +199,25 @@ class FeatureSpace:
             user_fields=_fields_from_json(content["user_fields"]),
             rating_levels=tuple(content["rating_levels"]),
         )
+
+
+def encode_gaps(times: npt.NDArray[np.integer[Any]]) -> Rows:
+    """Rows of the time from each interaction to the latest of its history.
+
+    Gaps to the latest interaction, not to now: a score then depends on what it is computed from,
+    never on when.
+
+    Args:
+        times: Seconds, the latest in the last column (..., L), or `NO_TIME`.
+
+    Returns:
+        Rows (..., L); padding where an interaction or the latest one has no time.
+    """
+    gaps = times[..., -1:] - times
+    levels = np.searchsorted(GAP_BOUNDS, gaps, side="right") + 1
+    known = (times != NO_TIME) & (times[..., -1:] != NO_TIME)
+    rows: Rows = np.where(known, levels, PADDING).astype(np.int32)
+    return rows
 
 
 def _fields(records: Iterable[Attributes | None]) -> dict[str, Field]:

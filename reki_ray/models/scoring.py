@@ -13,7 +13,7 @@ from torch import Tensor
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import ModelBundle, Vectors
 from reki_ray.models.embedded_model import Items
-from reki_ray.models.fields import PADDING, EncodedItems
+from reki_ray.models.fields import NO_TIME, PADDING, EncodedItems, encode_gaps
 
 _UNKNOWN_ITEM = 1
 """Row of an item that the catalogue does not hold; row 0 is padding."""
@@ -26,7 +26,7 @@ class HistoryEvent:
     Args:
         item_id: The item.
         rating: Its rating; None where there is none.
-        timestamp: Seconds since the epoch; the model takes the order of the list, not this.
+        timestamp: Seconds since the epoch; None where it is not known.
     """
 
     item_id: str
@@ -97,7 +97,7 @@ class CandidateScorer:
         if not candidates:
             return np.zeros(0, dtype=np.float32)
         rows = torch.tensor([self._rows.get(item, _UNKNOWN_ITEM) for item in candidates])
-        history, ratings = self._history(user.history)
+        history, ratings, gaps = self._history(user.history)
         count = len(candidates)
         with torch.inference_mode():
             profile = self.bundle.model.profile(self._profile(user.attributes), 1)
@@ -106,23 +106,27 @@ class CandidateScorer:
                 targets=rows,
                 history=history.expand(count, -1),
                 history_ratings=ratings.expand(count, -1),
+                history_gaps=gaps.expand(count, -1),
                 profile=profile.expand(count, -1, -1),
                 augmented=self._pairs(user.augmented, rows),
             )
             scores: npt.NDArray[np.float32] = torch.sigmoid(output.logits).numpy()
         return scores
 
-    def _history(self, events: Sequence[HistoryEvent]) -> tuple[Tensor, Tensor]:
+    def _history(self, events: Sequence[HistoryEvent]) -> tuple[Tensor, ...]:
         length = self.bundle.history
         latest = events[-length:]
         rows = np.full(length, PADDING, dtype=np.int32)
         ratings = np.full(length, PADDING, dtype=np.int32)
+        times = np.full(length, NO_TIME, dtype=np.int64)
         if latest:
             start = length - len(latest)
             rows[start:] = [self._rows.get(event.item_id, _UNKNOWN_ITEM) for event in latest]
             given = [np.nan if event.rating is None else event.rating for event in latest]
             ratings[start:] = self.bundle.features.encode_ratings(np.array(given))
-        return torch.from_numpy(rows)[None], torch.from_numpy(ratings)[None]
+            times[start:] = [NO_TIME if e.timestamp is None else e.timestamp for e in latest]
+        found = (rows, ratings, encode_gaps(times))
+        return tuple(torch.from_numpy(one)[None] for one in found)
 
     def _profile(self, attributes: Mapping[str, Sequence[str]] | None) -> dict[str, Tensor]:
         encoded = self.bundle.features.encode_users([attributes])

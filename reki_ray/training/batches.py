@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reki_ray.models.ctr_model import Batch
 from reki_ray.models.embedded_model import Knowledge
-from reki_ray.models.fields import PADDING, FeatureSpace, Rows
+from reki_ray.models.fields import NO_TIME, PADDING, FeatureSpace, Rows, encode_gaps
 from reki_ray.schema import Side
 from reki_ray.training.arms import Representations
 from reki_ray.training.dataset import Dataset, Ints, Samples
@@ -30,6 +30,7 @@ class EncodedDataset:
         offsets: As in `Dataset`.
         past_items: Items in time order a user, 1 to I, (T,).
         past_ratings: Rows of the ratings (T,).
+        past_times: Seconds since the epoch (T,).
     """
 
     item_ids: Rows
@@ -38,6 +39,7 @@ class EncodedDataset:
     offsets: Ints
     past_items: Rows
     past_ratings: Rows
+    past_times: Ints
 
 
 def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
@@ -54,6 +56,7 @@ def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
         offsets=dataset.offsets,
         past_items=(dataset.past_items + 1).astype(np.int32),
         past_ratings=features.encode_ratings(dataset.past_ratings),
+        past_times=dataset.past_times,
     )
 
 
@@ -98,7 +101,7 @@ class BatchBuilder:
         data = self._data
         users, user_index = distinct(self._samples.users[indices], len(data.offsets))
         targets = self._samples.items[indices] + 1  # (B,)
-        history, ratings = self._history(indices)  # (B, L)
+        history, ratings, gaps = self._history(indices)  # (B, L)
         table = np.concatenate([[0], targets, history.reshape(-1)])
         items, item_index = distinct(table, len(data.item_ids))
         size = len(indices)
@@ -108,6 +111,7 @@ class BatchBuilder:
             targets=self._tensor(item_index[1 : size + 1]),
             history=self._tensor(item_index[size + 1 :].reshape(history.shape)),
             history_ratings=self._tensor(ratings),
+            history_gaps=self._tensor(gaps),
             user_attributes=self._rows(data.user_attributes, users),
             distinct_users=len(users),
             users=self._tensor(user_index),
@@ -115,14 +119,15 @@ class BatchBuilder:
             item_knowledge=self._item_knowledge(items, item_index[1 : size + 1]),
         )
 
-    def _history(self, indices: Ints) -> tuple[Rows, Rows]:
+    def _history(self, indices: Ints) -> tuple[Rows, Rows, Rows]:
         positions = self._samples.positions[indices][:, None]
         starts = self._data.offsets[self._samples.users[indices]][:, None]
         there = self._back <= positions  # (B, L)
         rows = np.where(there, starts + positions - self._back, 0)
         items = np.where(there, self._data.past_items[rows], PADDING)
         ratings = np.where(there, self._data.past_ratings[rows], PADDING)
-        return items, ratings
+        times = np.where(there, self._data.past_times[rows], NO_TIME)
+        return items, ratings, encode_gaps(times)
 
     def _rows(self, fields: dict[str, Rows], entries: Ints) -> dict[str, Tensor]:
         return {name: self._tensor(rows[entries]) for name, rows in fields.items()}

@@ -22,6 +22,7 @@ from reki_ray.schema import (
     RATING,
     SAMPLES,
     SPLITS,
+    TIMESTAMP,
     USER_ID,
     USERS,
     Split,
@@ -64,6 +65,7 @@ class Dataset:
         offsets: Interactions of user u are offsets[u] to offsets[u + 1] of the next two, (U + 1,).
         past_items: Place of the item in `item_ids`, in time order a user, (T,).
         past_ratings: Ratings, NaN where there is none, (T,).
+        past_times: Seconds since the epoch (T,).
         samples: Samples of the three splits.
     """
 
@@ -74,6 +76,7 @@ class Dataset:
     offsets: Ints
     past_items: Ints
     past_ratings: Floats
+    past_times: Ints
     samples: dict[Split, Samples]
 
     @property
@@ -109,7 +112,7 @@ class Dataset:
             digest.update("\0".join(texts).encode())
         for records in (self.user_attributes, self.item_attributes):
             digest.update(repr(records).encode())
-        arrays = [self.offsets, self.past_items, self.past_ratings]
+        arrays = [self.offsets, self.past_items, self.past_ratings, self.past_times]
         for split in ("train", "valid"):
             part = self.samples[split]
             arrays += [part.users, part.items, part.positions, part.labels]
@@ -127,7 +130,7 @@ def read_dataset(workspace: Workspace) -> Dataset:
     """
     users = workspace.read_table(USERS, columns=[USER_ID, ATTRIBUTES])
     items = workspace.read_table(ITEMS, columns=[ITEM_ID, ATTRIBUTES])
-    past = workspace.read_table(INTERACTIONS, columns=[USER_ID, ITEM_ID, RATING])
+    past = workspace.read_table(INTERACTIONS, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])
     user_ids, item_ids = users.column(USER_ID).to_pylist(), items.column(ITEM_ID).to_pylist()
     user_places = {user: place for place, user in enumerate(user_ids)}
     item_places = {item: place for place, item in enumerate(item_ids)}
@@ -145,6 +148,7 @@ def read_dataset(workspace: Workspace) -> Dataset:
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         past_items=_places(past, ITEM_ID, item_places, where)[order],
         past_ratings=ratings.astype(np.float32)[order],
+        past_times=past.column(TIMESTAMP).to_numpy().astype(np.int64)[order],
         samples={s: _read_samples(workspace, s, user_places, item_places) for s in SPLITS},
     )
 

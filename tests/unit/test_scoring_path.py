@@ -56,7 +56,11 @@ def make(arm: str, workspace: Workspace, dataset: Dataset) -> tuple[ModelBundle,
 def history(dataset: Dataset, user: int, position: int) -> list[HistoryEvent]:
     start = dataset.offsets[user]
     return [
-        HistoryEvent(dataset.item_ids[dataset.past_items[k]], float(dataset.past_ratings[k]))
+        HistoryEvent(
+            dataset.item_ids[dataset.past_items[k]],
+            float(dataset.past_ratings[k]),
+            int(dataset.past_times[k]),
+        )
         for k in range(start, start + position)
     ]
 
