@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from reki_ray import pipeline, status
-from reki_ray.config import RekiConfig, load_config
+from reki_ray.config import Arm, RekiConfig, load_config
 from reki_ray.errors import RekiError
 from reki_ray.progress import Reporter
 from reki_ray.runtime import set_environment
@@ -210,6 +210,40 @@ def run_sweep(
     _show(
         sweep.render(points), [point.model_dump(mode="json") for point in points], as_json=as_json
     )
+
+
+@app.command()
+def tune(  # noqa: PLR0913, PLR0917  # one argument an option
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    backbones: Annotated[
+        str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
+    ] = None,
+    arm: Annotated[Arm, typer.Option(help="What the models see.")] = "fair_base",
+    trials: Annotated[int | None, typer.Option(help="Settings to try; else tune.trials.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Trials at a time; else tune.concurrency.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; else tune.seed.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File, or folder of one a backbone, for the best settings."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the best settings of each backbone on the validation split; resumes."""
+    from reki_ray.tuning import results, search  # noqa: PLC0415  # imports Ray and torch
+
+    named = {"backbones": [name.strip() for name in backbones.split(",")]} if backbones else {}
+    given = {"trials": trials, "concurrency": concurrency, "seed": seed}
+    loaded = load_config(
+        config,
+        workspace=workspace,
+        train={**named, "arms": list(dict.fromkeys(["fair_base", arm]))},
+        tune={name: value for name, value in given.items() if value is not None},
+    )
+    found = search.search(loaded, arm, Reporter(Workspace(loaded.root)), out=out)
+    _show(results.render(found), [one.model_dump(mode="json") for one in found], as_json=as_json)
 
 
 @app.command("update")

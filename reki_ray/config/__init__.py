@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from reki_ray.config.clustering import (
@@ -39,6 +38,7 @@ from reki_ray.config.extraction import (
     SpeedConfig,
     VllmEngine,
 )
+from reki_ray.config.files import read_mapping, read_tuned
 from reki_ray.config.section import Section
 from reki_ray.config.serving import PublishConfig, ServeConfig
 from reki_ray.config.training import (
@@ -52,6 +52,7 @@ from reki_ray.config.training import (
     NetworkConfig,
     TrainConfig,
 )
+from reki_ray.config.tuning import Domain, TuneConfig
 from reki_ray.errors import ConfigError
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "ClusterConfig",
     "ColumnMapping",
     "DataConfig",
+    "Domain",
     "DriftConfig",
     "EncodeConfig",
     "EvaluateConfig",
@@ -89,6 +91,7 @@ __all__ = [
     "SplitConfig",
     "StreaKhcConfig",
     "TrainConfig",
+    "TuneConfig",
     "VllmEngine",
     "describe_problems",
     "load_config",
@@ -121,6 +124,7 @@ class RekiConfig(Section):
     extract: ExtractConfig = ExtractConfig()
     encode: EncodeConfig = EncodeConfig()
     train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
     publish: PublishConfig = PublishConfig()
     serve: ServeConfig = ServeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -156,42 +160,29 @@ def load_config(
     *,
     workspace: str | None = None,
     train: Mapping[str, object] | None = None,
+    tune: Mapping[str, object] | None = None,
 ) -> RekiConfig:
-    """Read and check a configuration file.
+    """Read and check a configuration file, and the files of tuned settings that it names.
 
     Args:
         path: YAML file.
         workspace: Overrides the file's workspace.
         train: Overrides keys of its section train.
+        tune: Overrides keys of its section tune.
 
     Raises:
-        ConfigError: The file is missing, is no YAML, or breaks the tree's rules.
+        ConfigError: A file is missing, is no YAML, or breaks the tree's rules.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the configuration: {error}",
-            where=str(path),
-            todo="Name a readable YAML file with -c; configs/ holds examples.",
-        ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"the configuration is no valid YAML: {error}",
-            where=str(path),
-            todo="Correct the line that the message names.",
-        ) from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            "the configuration is no mapping",
-            where=str(path),
-            todo="Write `key: value` lines; configs/ holds examples.",
-        )
+    content = read_mapping(path, todo="Name a readable YAML file with -c; configs/ holds examples.")
     if workspace is not None:
         content["workspace"] = workspace
-    if train:
-        content["train"] = {**(content.get("train") or {}), **train}
+    for name, keys in (("train", train), ("tune", tune)):
+        if keys:
+            content[name] = {**(content.get(name) or {}), **keys}
+    section = content.get("train")
+    if isinstance(section, dict) and isinstance(section.get("tuned"), str):
+        content["train"] = {**section, "tuned": read_tuned(path.parent / section["tuned"])}
     try:
         return RekiConfig.model_validate(content)
     except ValidationError as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from reki_ray.config.keys import check_keys, flat, leaves, merged
 from reki_ray.config.section import Section
 
 Arm = Literal[
@@ -142,6 +143,12 @@ class GateConfig(Section):
     )
 
 
+COMMON: Final = frozenset(
+    {"backbones", "arms", "seeds", "tuned", "workers", "device", "max_failures"}
+)
+"""Keys of `TrainConfig` that hold for a whole stage: no backbone has its own."""
+
+
 class TrainConfig(Section):
     """Joint training of the backbone and HEIN on Ray Train."""
 
@@ -155,6 +162,12 @@ class TrainConfig(Section):
         ("base", "fair_base", "history_text", "reki_c"), description="Arms to train and compare."
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run a seed and arm.")
+    tuned: dict[Backbone, dict[str, Any]] = Field(
+        {},
+        description="Keys of this section that one backbone has of its own, as {din: {history: "
+        "50}}; or the path of a file of `reki tune`, or of a folder of them, from where this file "
+        "lies.",
+    )
     network: NetworkConfig = NetworkConfig()
     hein: HeinConfig = HeinConfig()
     gate: GateConfig = GateConfig()
@@ -185,7 +198,9 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _augmented_vectors_are_fields(self) -> TrainConfig:
         multiplying = [
-            name for name in self.backbones if name in BACKBONES and name not in WITH_HISTORY
+            name
+            for name in self.backbones
+            if name in BACKBONES and name not in WITH_HISTORY and name not in self.tuned
         ]
         if multiplying and self.hein.output != self.network.embedding:
             raise ValueError(
@@ -206,6 +221,33 @@ class TrainConfig(Section):
                 "train.arms lacks fair_base: differences are reported against it, add it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _tuned_settings_are_valid(self) -> TrainConfig:
+        for name, settings in self.tuned.items():
+            check_keys(flat(settings), tunable_keys(), where=f"train.tuned.{name}")
+            try:
+                self.of(name)
+            except ValidationError as error:
+                problems = "; ".join(
+                    f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".lstrip(": ")
+                    for problem in error.errors()
+                )
+                raise ValueError(f"train.tuned.{name}: {problems}") from error
+        return self
+
+    def of(self, backbone: Backbone) -> TrainConfig:
+        """Settings of one backbone's runs: these, with what `tuned` has for it."""
+        if backbone not in self.tuned:
+            return self
+        own = {"backbones": (backbone,), "tuned": {}}
+        tree = merged(self.model_dump(exclude={"tuned"}), self.tuned[backbone])
+        return TrainConfig.model_validate({**tree, **own})
+
+
+def tunable_keys() -> tuple[str, ...]:
+    """Dotted keys of `TrainConfig` that a backbone may have of its own."""
+    return tuple(key for key in leaves(TrainConfig) if key.partition(".")[0] not in COMMON)
 
 
 class EvaluateConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -105,6 +106,14 @@ class Representations:
 
     users: SideVectors
     items: SideVectors
+
+    def digest(self) -> str:
+        """SHA-256 over all of them."""
+        digest = hashlib.sha256()
+        for side in (self.users, self.items):
+            digest.update(np.ascontiguousarray(side.vectors).data)
+            digest.update(np.ascontiguousarray(side.rows).data)
+        return digest.hexdigest()
 
 
 def read_representations(

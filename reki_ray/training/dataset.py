@@ -121,8 +121,12 @@ class Dataset:
         return digest.hexdigest()
 
 
-def read_dataset(workspace: Workspace) -> Dataset:
+def read_dataset(workspace: Workspace, splits: Sequence[Split] = SPLITS) -> Dataset:
     """Arrays of the ingested tables.
+
+    Args:
+        workspace: The run's tables.
+        splits: Whose samples are read; the others' files are not opened.
 
     Raises:
         DataError: A table is missing or damaged, names an unknown id, or has no training or no
@@ -149,7 +153,7 @@ def read_dataset(workspace: Workspace) -> Dataset:
         past_items=_places(past, ITEM_ID, item_places, where)[order],
         past_ratings=ratings.astype(np.float32)[order],
         past_times=past.column(TIMESTAMP).to_numpy().astype(np.int64)[order],
-        samples={s: _read_samples(workspace, s, user_places, item_places) for s in SPLITS},
+        samples={s: _read_samples(workspace, s, user_places, item_places) for s in splits},
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from queue import Empty
 from typing import Any, Final
 
-import numpy as np
 import ray
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -59,7 +59,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
         with (
             ray_session(config.ray),
-            reporter.task("train: epochs", len(pending) * config.train.epochs, "epochs") as task,
+            reporter.task("train: epochs", _epochs(config.train, pending), "epochs") as task,
         ):
             _train(config.train, workspace, runs, data, task)
         if workspace.exists(_STATE):
@@ -83,20 +83,12 @@ def _identify(
     """All runs with their fingerprints: contents decide, so that an arm without knowledge is
     not trained again when only the knowledge has changed."""
     data = dataset.digest()
-    vectors = {arm: _digest(found) for arm, found in representations.items()}
+    nothing = hashlib.sha256().hexdigest()
+    vectors = {arm: found.digest() if found else nothing for arm, found in representations.items()}
     return [
         replace(one, fingerprint=runs_module.fingerprint(config, one, [data, vectors[one.arm]]))
         for one in runs_module.planned(config)
     ]
-
-
-def _digest(representations: Representations | None) -> str:
-    digest = hashlib.sha256()
-    if representations is not None:
-        for side in (representations.users, representations.items):
-            digest.update(np.ascontiguousarray(side.vectors).data)
-            digest.update(np.ascontiguousarray(side.rows).data)
-    return digest.hexdigest()
 
 
 def _train(
@@ -130,7 +122,8 @@ def _train(
     # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
-        _follow(executor.submit(trainer.fit), progress, task, config, len(data.samples["train"]))
+        samples = len(data.samples["train"])
+        _follow(executor.submit(trainer.fit), progress, task, assignment, samples)
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
@@ -145,11 +138,17 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
 
 
+def _epochs(config: TrainConfig, runs: Sequence[Run]) -> int:
+    """Largest number of epochs of some runs together."""
+    return sum(config.of(one.backbone).epochs for one in runs)
+
+
 def _follow(
-    fit: Future[Result], progress: Queue, task: Task, config: TrainConfig, samples: int
+    fit: Future[Result], progress: Queue, task: Task, assignment: Assignment, samples: int
 ) -> None:
     """Show finished epochs until training ends."""
-    seen: dict[str, int] = {}
+    config, seen = assignment.config, dict[str, int]()
+    most = {one.name: config.of(one.backbone).epochs for one in assignment.runs}
     while True:
         done = fit.done()
         try:
@@ -159,8 +158,8 @@ def _follow(
                 break
             continue
         for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
-            task.advance(config.epochs - seen[before])
-            seen[before] = config.epochs
+            task.advance(most[before] - seen[before])
+            seen[before] = most[before]
         task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=samples)
         seen[name] = max(epoch.epoch, seen.get(name, 0))
     try:

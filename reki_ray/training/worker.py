@@ -134,13 +134,14 @@ def _train_run(
     workers: RayWorkers,
     state: RunState | None,
 ) -> None:
-    bundle = new_bundle(run, assignment.config, data)
+    config = assignment.config.of(run.backbone)
+    bundle = new_bundle(run, config, data)
     model = bundle.model.to(workers.device)
     splits = make_splits(run, bundle, data, workers.device)
     trainer = Trainer(
         model,
         splits,
-        assignment.config,
+        config,
         seed=run.seed,
         fingerprint=run.fingerprint,
         workers=workers,
