@@ -83,7 +83,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
     Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",), version=2),
     Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
-    Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=2),
+    Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=3),
     Stage("serve", "reki_ray.serving.stage:run", ("serve",), ("publish",)),
     Stage("report", "reki_ray.evaluation.report:run", (), ("evaluate", "serve"), always=True),
 )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from reki_ray.config import Arm, EvaluateConfig
 from reki_ray.evaluation.bootstrap import Floats, UserBootstrap, interval
+from reki_ray.evaluation.calibration import calibration_error, calibration_ratio, reliability
 from reki_ray.evaluation.metrics import Array, auc, gauc, logloss
 from reki_ray.training.dataset import Dataset
 
@@ -99,6 +100,11 @@ class Comparison:
             "auc_ci": interval(parts[ALL].resampled, self._confidence),
             "logloss": mean([row["logloss"] for row in per_seed]),
             "gauc": mean([row["gauc"] for row in per_seed]),
+            "calibration": {
+                "error": mean([row["calibration_error"] for row in per_seed]),
+                "ratio": mean([row["calibration_ratio"] for row in per_seed]),
+                "bins": self._reliability(scores),
+            },
             "delta_auc": whole["delta_auc"],
             "delta_ci": whole["delta_ci"],
             "slices": compared,
@@ -110,7 +116,14 @@ class Comparison:
             "auc": auc(self._labels, scores),
             "logloss": logloss(self._labels, scores),
             "gauc": gauc(self._labels, scores, self._users),
+            "calibration_error": calibration_error(self._labels, scores),
+            "calibration_ratio": calibration_ratio(self._labels, scores),
         }
+
+    def _reliability(self, scores: SeedScores) -> list[dict[str, Any]]:
+        """Bins over the predictions of all seeds together."""
+        labels = np.tile(self._labels, len(scores))
+        return reliability(labels, np.concatenate(list(scores.values())))
 
     def _measure(self, scores: SeedScores, name: str) -> _Measured:
         chosen = self._slices[name]

@@ -121,6 +121,7 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
     return environment.get_template("report.html.j2").render(
         report=content,
         slices=SLICES,
+        most_bins=max(len(arm["calibration"]["bins"]) for arm in content["arms"]),
         plots={
             "Test AUC of the arms": plots.arms(content["arms"]),
             "Cluster sizes": plots.cluster_sizes(

@@ -70,6 +70,14 @@ def test_paired_difference_is_tighter_than_the_intervals_of_its_terms(
     assert 0 < low < entry["delta_auc"] < high
     assert high - low < 0.5 * (entry["auc_ci"][1] - entry["auc_ci"][0])
     assert [row["seed"] for row in entry["per_seed"]] == [0, 1]
+    calibration, per_seed = entry["calibration"], entry["per_seed"]
+    assert calibration["error"] == pytest.approx(
+        np.mean([row["calibration_error"] for row in per_seed])
+    )
+    assert calibration["ratio"] == pytest.approx(
+        np.mean([row["calibration_ratio"] for row in per_seed])
+    )
+    assert sum(bin["samples"] for bin in calibration["bins"]) == 2 * len(LABELS)
 
 
 def test_baseline_differs_from_itself_by_nothing(comparison: Comparison) -> None:

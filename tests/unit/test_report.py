@@ -36,6 +36,7 @@ CONTRACT: dict[str, Any] = {
         "auc_ci",
         "logloss",
         "gauc",
+        "calibration",
         "delta_auc",
         "delta_ci",
         "slices",
@@ -62,6 +63,14 @@ def arm(name: str, auc: float, cold: float | None) -> dict[str, Any]:
         "auc_ci": [auc - 0.01, auc + 0.01],
         "logloss": 0.6,
         "gauc": 0.65,
+        "calibration": {
+            "error": 0.0123,
+            "ratio": 1.0456,
+            "bins": [
+                {"samples": 5, "predicted": 0.2, "observed": 0.25},
+                {"samples": 4, "predicted": 0.7, "observed": 0.75},
+            ],
+        },
         "delta_auc": auc - 0.7,
         "delta_ci": [auc - 0.71, auc - 0.69],
         "slices": dict.fromkeys(report.SLICES, piece),
@@ -154,6 +163,9 @@ def test_page_is_self_contained_and_shows_arms_and_plots(
     assert "src=" not in page
     for name in ("base", "fair_base", "reki_c", "p99", "0.7000 [0.6900, 0.7100]", *VERDICTS):
         assert name in page
+    assert page.count("<td>0.0123</td><td>1.0456</td>") == 3
+    assert page.count("<td>0.200 / 0.250</td><td>0.700 / 0.750</td>") == 3
+    assert "<th>bin 2</th></tr>" in page
 
 
 def test_terminal_shows_the_table_and_the_scored_request(
