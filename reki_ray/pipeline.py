@@ -46,6 +46,8 @@ class Stage:
             outside the workspace; empty where there are none.
         version: Raised when a change of code changes the output for the same input.
         always: Runs in every pass: cheap, and tells of the pass itself.
+        check: Import path of a function `RekiConfig -> None` that refuses what the stage could not
+            do, before an earlier one begins; empty where there is none.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stage:
     inputs: str = ""
     version: int = 1
     always: bool = False
+    check: str = ""
 
 
 STAGES: tuple[Stage, ...] = (
@@ -81,7 +84,14 @@ STAGES: tuple[Stage, ...] = (
         version=2,
     ),
     Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
-    Stage("train", "reki_ray.training.stage:run", ("train",), ("encode",), version=2),
+    Stage(
+        "train",
+        "reki_ray.training.stage:run",
+        ("train",),
+        ("encode",),
+        version=2,
+        check="reki_ray.training.packages:check",
+    ),
     Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
     Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=3),
     Stage("serve", "reki_ray.serving.stage:run", ("serve",), ("publish",)),
@@ -153,11 +163,14 @@ def run_stages(
         The manifest entries of these stages, by name.
 
     Raises:
-        ConfigError: `force` names no stage, a needed earlier stage is not done, or another run
-            holds the workspace.
+        ConfigError: `force` names no stage, a stage refuses the configuration, a needed earlier
+            stage is not done, or another run holds the workspace.
     """
     for name in force:
         select(only=name)
+    for stage in stages:
+        if stage.check:
+            load(stage.check)(config)
     workspace = Workspace(config.root)
     with workspace.lock():
         wanted = fingerprints(config)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from reki_ray.config.keys import check_keys, flat, leaves, merged
-from reki_ray.config.section import Section
+from reki_ray.config.section import OPERATIONAL, Section
 
 Arm = Literal[
     "base",
@@ -144,7 +144,7 @@ class GateConfig(Section):
 
 
 COMMON: Final = frozenset(
-    {"backbones", "arms", "seeds", "tuned", "workers", "device", "max_failures"}
+    {"backbones", "arms", "seeds", "tuned", "workers", "device", "max_failures", "mlflow"}
 )
 """Keys of `TrainConfig` that hold for a whole stage: no backbone has its own."""
 
@@ -194,6 +194,13 @@ class TrainConfig(Section):
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP).")
     device: Literal["cpu", "cuda"] = Field("cpu", description="gloo on cpu, nccl on cuda.")
     max_failures: int = Field(2, ge=0, description="Restarts of a failed worker group.")
+    mlflow: str | None = Field(
+        None,
+        min_length=1,
+        description="Tracking URI of an MLflow server, or sqlite:///FILE, that is told of every "
+        "trained run; null: none.",
+        json_schema_extra=OPERATIONAL,
+    )
 
     @model_validator(mode="after")
     def _augmented_vectors_are_fields(self) -> TrainConfig:

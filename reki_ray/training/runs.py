@@ -20,7 +20,10 @@ from reki_ray.workspace import Workspace
 STAGE: Final = "train"
 METRICS: Final = "metrics.json"
 
-_WITHOUT_EFFECT: Final = {"arms", "backbones", "seeds", "tuned", "max_failures", "device"}
+_WITHOUT_EFFECT: Final = {
+    *("arms", "backbones", "seeds", "tuned"),
+    *("max_failures", "device", "mlflow"),
+}
 """Keys of the configuration that do not change the result of a run."""
 
 
@@ -61,10 +64,14 @@ def planned(config: TrainConfig) -> list[Run]:
     ]
 
 
+def settings_of(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """Settings that decide what a run becomes, JSON-ready."""
+    return config.of(run.backbone).model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+
+
 def fingerprint(config: TrainConfig, run: Run, digests: Sequence[str]) -> str:
     """Identity of a run: its configuration and name, and digests of all that it reads."""
-    settings = config.of(run.backbone).model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    identity = {"config": settings, "run": run.name, "data": list(digests)}
+    identity = {"config": settings_of(config, run), "run": run.name, "data": list(digests)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from queue import Empty
 from typing import Any, Final
@@ -25,6 +26,7 @@ from reki_ray.training import runs as runs_module
 from reki_ray.training.arms import Representations, read_representations
 from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.training.runs import Run
+from reki_ray.training.tracking import Tracker
 from reki_ray.training.worker import Assignment, TrainingData, train_runs
 from reki_ray.workspace import Workspace
 
@@ -58,10 +60,13 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         data = TrainingData.of(dataset, representations)
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
         with (
+            Tracker(config, pending) if config.train.mlflow else nullcontext() as tracker,
             ray_session(config.ray),
             reporter.task("train: epochs", _epochs(config.train, pending), "epochs") as task,
         ):
-            _train(config.train, workspace, runs, data, task)
+            _train(config.train, workspace, runs, data, task, tracker)
+            if tracker is not None:
+                _finish(tracker, workspace, pending)
         if workspace.exists(_STATE):
             workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
     samples = sum(len(part) for part in dataset.samples.values())
@@ -91,8 +96,18 @@ def _identify(
     ]
 
 
+def _finish(tracker: Tracker, workspace: Workspace, runs: Sequence[Run]) -> None:
+    for one in runs:
+        tracker.finish(one, workspace.read_json(f"{one.folder}/{runs_module.METRICS}"))
+
+
 def _train(
-    config: TrainConfig, workspace: Workspace, runs: list[Run], data: TrainingData, task: Task
+    config: TrainConfig,
+    workspace: Workspace,
+    runs: list[Run],
+    data: TrainingData,
+    task: Task,
+    tracker: Tracker | None,
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
@@ -123,7 +138,7 @@ def _train(
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
         samples = len(data.samples["train"])
-        _follow(executor.submit(trainer.fit), progress, task, assignment, samples)
+        _follow(executor.submit(trainer.fit), progress, task, assignment, samples, tracker)
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
@@ -144,7 +159,12 @@ def _epochs(config: TrainConfig, runs: Sequence[Run]) -> int:
 
 
 def _follow(
-    fit: Future[Result], progress: Queue, task: Task, assignment: Assignment, samples: int
+    fit: Future[Result],
+    progress: Queue,
+    task: Task,
+    assignment: Assignment,
+    samples: int,
+    tracker: Tracker | None,
 ) -> None:
     """Show finished epochs until training ends."""
     config, seen = assignment.config, dict[str, int]()
@@ -162,6 +182,8 @@ def _follow(
             seen[before] = most[before]
         task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=samples)
         seen[name] = max(epoch.epoch, seen.get(name, 0))
+        if tracker is not None:
+            tracker.epoch(name, epoch)
     try:
         fit.result()
     except TrainingFailedError as error:

@@ -150,7 +150,8 @@ def _run(
     assignment = TrialAssignment(config.train, run, data, config.tune.concurrency)
     own = config.train.of(one.backbone)
     first = space.values(own, one.space) if one.configured is None else None
-    name = f"{Path(one.path).stem}-{len(one.trials)}"
+    name = Path(one.path).stem
+    _remove(workspace, f"{_STATE}/{name}")  # of a search that was cut off
     with reporter.task(f"tune {one.backbone}: trials", missing, "trials") as task:
         tuner = tune.Tuner(
             tune.with_resources(
