@@ -62,10 +62,25 @@ class HeinConfig(Section):
         description="Also add a projection of h_i to the vector of every item, past ones too: "
         "what attends to the history then sees knowledge on both sides.",
     )
+    alignment_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a contrastive loss that draws what the shared experts make of an "
+        "item towards the embedding of its id; 0: none.",
+    )
     shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
     dedicated_experts: int = Field(6, ge=1, description="Experts of one side, each.")
     hidden: int = Field(128, ge=1, description="Hidden width of an expert.")
     output: int = Field(32, ge=1, description="Length q of an augmented vector.")
+
+    @model_validator(mode="after")
+    def _alignment_has_shared_experts(self) -> HeinConfig:
+        if self.alignment_weight and self.kind not in ("hein", "mixture"):
+            raise ValueError(
+                f"alignment_weight aligns shared experts, and kind {self.kind} has none: set it to "
+                "0, or take kind hein or mixture"
+            )
+        return self
 
 
 BACKBONES: Final = (

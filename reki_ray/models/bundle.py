@@ -23,6 +23,7 @@ from reki_ray.errors import StoreError
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
+from reki_ray.schema import Side
 
 WEIGHTS: Final = "model.safetensors"
 DESCRIPTION: Final = "model.json"
@@ -86,28 +87,28 @@ class ModelBundle:
         return self.architecture.hein.output if self.uses_knowledge else 0
 
     def augment_users(self, r: Vectors) -> Vectors:
-        """Augmented vectors h_u (N, q) of representations r_u (N, d).
+        """Augmented vectors h_u (N, q) of representations r_u (N, K d), K factors side by side.
 
         Raises:
             StoreError: The model has no knowledge side, or another d.
         """
-        return self._augment(r, users=True)
+        return self._augment(r, "users")
 
     def augment_items(self, r: Vectors) -> Vectors:
-        """Augmented vectors h_i (N, q) of representations r_i (N, d).
+        """Augmented vectors h_i (N, q) of representations r_i (N, K d), K factors side by side.
 
         Raises:
             StoreError: The model has no knowledge side, or another d.
         """
-        return self._augment(r, users=False)
+        return self._augment(r, "items")
 
     def item_embeddings(self) -> tuple[tuple[str, ...], Vectors]:
         """Ids of the items that training saw (M), and the embeddings (M, E) of their ids."""
         rows = self.model.items.ids.weight.detach()[FIRST_OWN_ROW:]
         return self.features.items, rows.cpu().numpy()
 
-    def _augment(self, r: Vectors, *, users: bool) -> Vectors:
-        expected = self.architecture.representation
+    def _augment(self, r: Vectors, side: Side) -> Vectors:
+        expected = self.architecture.width(side)
         if not expected or r.ndim != 2 or r.shape[1] != expected:
             raise StoreError(
                 f"representations of shape {r.shape} do not fit a model that takes {expected} "
@@ -115,7 +116,8 @@ class ModelBundle:
                 where=f"model of arm {self.arm}",
                 todo="Train the model on the representations that are to be augmented.",
             )
-        augment = self.model.augment_users if users else self.model.augment_items
+        model = self.model
+        augment = model.augment_users if side == "users" else model.augment_items
         out = np.empty((len(r), self.augmented_dim), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(r), _AUGMENT_ROWS):

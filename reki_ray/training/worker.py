@@ -22,7 +22,7 @@ from reki_ray.models.bundle import ModelBundle, Origin
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FeatureSpace
-from reki_ray.schema import Split
+from reki_ray.schema import WHOLE_ANSWER, Split
 from reki_ray.training.arms import ARMS, Representations, permute
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
@@ -176,13 +176,15 @@ def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle
         hein=config.hein,
         gate=config.gate,
         representation=representations.items.dimension if representations else 0,
+        user_factors=representations.users.factors if representations else (WHOLE_ANSWER,),
+        item_factors=representations.items.factors if representations else (WHOLE_ANSWER,),
         id_dropout=config.id_dropout,
     )
     torch.manual_seed(run.seed)
     model = CTRModel(architecture, features)
     if representations is not None:
-        model.user_scaling.fit(torch.from_numpy(representations.users.vectors))
-        model.item_scaling.fit(torch.from_numpy(representations.items.vectors))
+        model.user_reader.fit(torch.from_numpy(representations.users.vectors))
+        model.item_reader.fit(torch.from_numpy(representations.items.vectors))
     return ModelBundle(
         model=model,
         architecture=architecture,
