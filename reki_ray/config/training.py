@@ -175,6 +175,11 @@ class TrainConfig(Section):
     gate: GateConfig = GateConfig()
     base_history: int = Field(10, ge=1, description="History of arm base, interactions.")
     history: int = Field(30, ge=1, description="History of every other arm, interactions.")
+    buckets: dict[str, Annotated[int, Field(ge=2)]] = Field(
+        {},
+        description="Attributes that are numbers, as {price: 20}, and into how many quantile "
+        "buckets of the training data they go; all others are categories.",
+    )
     batch_size: int = Field(1024, ge=1, description="Samples a step, over all workers.")
     epochs: int = Field(10, ge=1, description="Largest number of passes over the training samples.")
     patience: int = Field(

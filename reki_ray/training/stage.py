@@ -55,7 +55,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     runs_module.remove_stale(workspace, runs)
     pending = [one for one in runs if runs_module.finished(workspace, one) is None]
     if pending:
-        data = TrainingData.of(dataset, representations)
+        data = TrainingData.of(dataset, representations, config.train.buckets)
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
         with (
             ray_session(config.ray),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,19 @@ class TrainingData:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, representations: dict[Arm, Representations | None]
+        cls,
+        dataset: Dataset,
+        representations: dict[Arm, Representations | None],
+        buckets: Mapping[str, int] | None = None,
     ) -> TrainingData:
-        """Training data of a data set, without its test samples."""
-        features = dataset.train_features()
+        """Training data of a data set, without its test samples.
+
+        Args:
+            dataset: The data set.
+            representations: By arm, not yet permuted.
+            buckets: As for `Dataset.train_features`.
+        """
+        features = dataset.train_features(buckets)
         samples: dict[Split, Samples] = {s: dataset.samples[s] for s in ("train", "valid")}
         return cls(features, encode_dataset(dataset, features), samples, representations)
 
