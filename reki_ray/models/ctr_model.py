@@ -22,14 +22,15 @@ class Batch:
     Args:
         item_ids: Rows of the item ids (R,); entry 0 is padding.
         item_attributes: Rows (R, width) by attribute.
-        targets: Item to be scored, index among R, (B,).
+        targets: Item to be scored, index among R, (B,); of lists (B, K), 0 at padding.
         history: Past items, index among R, 0 at padding, (B, L).
         history_ratings: Rows of their ratings (B, L).
         user_attributes: Rows (U, width) by attribute.
         distinct_users: Number U of distinct users.
         users: Index among U, (B,).
         user_knowledge: Representations r_u; None without knowledge.
-        item_knowledge: Representations r_i of the items to be scored; None without knowledge.
+        item_knowledge: Representations r_i of the items to be scored, its index of the shape of
+            `targets`; None without knowledge.
     """
 
     item_ids: Tensor

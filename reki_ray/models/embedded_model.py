@@ -51,7 +51,7 @@ class Knowledge:
 
     Args:
         vectors: Unit representations (K, d).
-        index: The sample's, among K, (B,).
+        index: The sample's, among K, (B,); of the candidates of lists (B, C).
     """
 
     vectors: Tensor
