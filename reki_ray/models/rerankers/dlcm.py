@@ -44,6 +44,8 @@ class DLCM(nn.Module):
         outputs = self.reader(torch.cat([x, self.abstraction(x)], dim=-1), inputs.mask)
         first = inputs.mask.int().argmax(dim=1)[:, None, None].expand(-1, 1, x.shape[-1])
         state = outputs.gather(1, first).squeeze(1)  # (B, D)
-        context = torch.tanh(self.context(state)).view(*x.shape[::2], -1)  # (B, D, comparisons)
+        context = torch.tanh(self.context(state)).view(
+            len(x), x.shape[-1], -1
+        )  # (B, D, comparisons)
         logits: Tensor = self.last(outputs @ context).squeeze(-1)
         return logits

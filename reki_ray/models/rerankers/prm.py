@@ -19,9 +19,10 @@ class PRM(nn.Module):
         logit_k = w . e_k                                    (output layer)
 
     These are the parts of the paper's section 4. pe_k belongs to the candidate's place in the
-    initial order. The personalised vector pv_k of user and item is the last hidden layer of a click model that was trained before
-    (personalized module); here it is `CandidateEncoder`'s, with profile, history and knowledge, and
-    trains jointly. Candidates beyond the longest training list share its last place.
+    initial order; candidates beyond the longest training list share its last place. The
+    personalised vector pv_k of user and item is the last hidden layer of a click model that was
+    trained before (personalized module); here it is that of `CandidateEncoder`, with profile,
+    history and knowledge, and trains jointly.
 
     Args:
         sizes: Sizes.
