@@ -42,10 +42,9 @@ class DLCM(nn.Module):
         """See `Reranker`."""
         x = self.encoder(inputs)  # (B, K, D)
         outputs = self.reader(torch.cat([x, self.abstraction(x)], dim=-1), inputs.mask)
-        first = inputs.mask.int().argmax(dim=1)[:, None, None].expand(-1, 1, x.shape[-1])
+        lists, _, width = x.shape
+        first = inputs.mask.int().argmax(dim=1)[:, None, None].expand(-1, 1, width)
         state = outputs.gather(1, first).squeeze(1)  # (B, D)
-        context = torch.tanh(self.context(state)).view(
-            len(x), x.shape[-1], -1
-        )  # (B, D, comparisons)
+        context = torch.tanh(self.context(state)).view(lists, width, -1)  # (B, D, comparisons)
         logits: Tensor = self.last(outputs @ context).squeeze(-1)
         return logits

@@ -20,7 +20,7 @@ from reki_ray.models.rerankers.protocol import RerankerSizes, RerankInputs
 class Decay(nn.Module):
     """How much less an older interaction counts, by user (personalised decay).
 
-        1 + exp(-theta_u log2(1 + n_l));   theta_u = softplus(w . relu(W [profile, h_u] + b) + c)
+        1 + exp(-theta_u log2(1 + n_l));   theta_u = softplus(w . relu(W profile + b) + c)
 
     n_l is the number of interactions since l, where the paper has the time since then.
 
@@ -36,17 +36,12 @@ class Decay(nn.Module):
         self.of_profile = nn.Linear(profile, width, bias=False) if profile else None
         self.last = nn.Linear(width, 1)
         nn.init.uniform_(self.bias, -0.1, 0.1)
-        # Last, so that with one seed the other layers start as they do without knowledge.
-        q = sizes.augmented
-        self.of_h_user = nn.Linear(q, width, bias=False) if q else None
 
     def forward(self, inputs: RerankInputs) -> Tensor:
         """Factors (B, L) between 1 and 2."""
         x = self.bias.expand(inputs.users.shape[0], -1)
         if self.of_profile is not None:
             x = x + self.of_profile(inputs.users.flatten(1))
-        if self.of_h_user is not None and inputs.augmented_user is not None:
-            x = x + self.of_h_user(inputs.augmented_user)
         theta = nn.functional.softplus(self.last(torch.relu(x)))  # (B, 1)
         mask = inputs.history_mask.to(x.dtype)
         since = mask.flip(1).cumsum(dim=1).flip(1) - mask  # later real interactions (B, L)
@@ -131,8 +126,8 @@ class MIR(nn.Module):
         self.set_to_list = SLAttention(size, of_set, of_list, width)
         self.mlp = MLP(width + of_set + of_list, sizes.network)
         self.last = nn.Linear(sizes.network.mlp[-1], 1, bias=False)
-        self.encoder = CandidateEncoder(sizes, interest=False)
         self.decay = Decay(sizes)
+        self.encoder = CandidateEncoder(sizes, interest=False)
 
     def forward(self, inputs: RerankInputs) -> Tensor:
         """See `Reranker`."""
