@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def batch(features: FeatureSpace, lists: int = 40) -> Batch:
 
 
 def real(model: RerankModel, given: Batch) -> torch.Tensor:
-    return model(given).logits[given.targets != 0]
+    logits: torch.Tensor = model(given).logits
+    return logits[given.targets != 0]
 
 
 def test_gradient_reaches_every_parameter(bundle: RerankBundle, features: FeatureSpace) -> None:
@@ -91,7 +93,8 @@ def test_gradient_reaches_every_parameter(bundle: RerankBundle, features: Featur
     for bank in (bundle.model.hein.shared, bundle.model.hein.user_experts):
         nn.init.constant_(bank.bias, 0.1)
     torch.manual_seed(0)
-    real(bundle.model.train(), batch(features)).square().sum().backward()
+    loss = real(bundle.model.train(), batch(features)).square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
     without = [
         name
         for name, parameter in bundle.model.named_parameters()
@@ -112,7 +115,8 @@ def test_knowledge_of_either_side_changes_the_order_of_scores(
 ) -> None:
     given = batch(features)
     knowledge: Knowledge = getattr(given, side)
-    other = replace(given, **{side: Knowledge(-knowledge.vectors, knowledge.index)})
+    changed: dict[str, Any] = {side: Knowledge(-knowledge.vectors, knowledge.index)}
+    other = replace(given, **changed)
     model = bundle.model.eval()
     one, two = (torch.softmax(model(part).logits, dim=1) for part in (given, other))
     assert not torch.isclose(one, two, rtol=1e-5).all()

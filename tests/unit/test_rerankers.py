@@ -54,7 +54,7 @@ def loss_of(logits: torch.Tensor, given: RerankInputs) -> torch.Tensor:
 def check_numbers(reranker: nn.Module, given: RerankInputs) -> None:
     logits = reranker(given)
     assert logits.shape == given.mask.shape
-    loss_of(logits, given).backward()
+    loss_of(logits, given).backward()  # type: ignore[no-untyped-call]
     assert torch.isfinite(real(logits, given)).all()
     assert all(torch.isfinite(p.grad).all() for p in reranker.parameters() if p.grad is not None)
 
@@ -104,10 +104,10 @@ def test_permuted_batch_gives_permuted_logits(reranker: nn.Module, training: boo
 def test_content_of_padding_does_not_matter(reranker: nn.Module, training: bool) -> None:
     reranker.train(training)
     clean, seven = inputs(8), torch.tensor(7.0)
-    assert clean.augmented_items is not None
     nothing = clean.history_mask.clone()
     nothing[0] = False
     clean = replace(clean, history_mask=nothing)
+    assert clean.augmented_items is not None
     dirt = take(
         clean,
         candidates=torch.where(clean.mask.unsqueeze(-1), clean.candidates, seven),

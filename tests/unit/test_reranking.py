@@ -160,7 +160,7 @@ def test_listwise_loss_is_the_cross_entropy_of_the_real_candidates() -> None:
         shares = torch.log_softmax(row[wanted >= 0], dim=0)
         losses.append(-shares[wanted[wanted >= 0] > 0].mean())
     torch.testing.assert_close(loss, torch.stack(losses).mean())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert not logits.grad[labels < 0].any()
