@@ -39,6 +39,7 @@ from reki_ray.config.extraction import (
     SpeedConfig,
     VllmEngine,
 )
+from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
 from reki_ray.config.section import Section
 from reki_ray.config.serving import PublishConfig, ServeConfig
 from reki_ray.config.training import (
@@ -80,6 +81,9 @@ __all__ = [
     "PublishConfig",
     "RayConfig",
     "RekiConfig",
+    "RerankConfig",
+    "RerankNetworkConfig",
+    "Reranker",
     "SamplingConfig",
     "ScriptedEngine",
     "Section",

@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from reki_ray.config.reranking import RERANKERS, RerankConfig, Reranker, is_import_path
 from reki_ray.config.section import Section
 
 Arm = Literal[
@@ -101,9 +102,7 @@ length."""
 
 
 def _is_backbone(name: str) -> str:
-    module, colon, attribute = name.partition(":")
-    of_others = colon and attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))
-    if name not in BACKBONES and not of_others:
+    if name not in BACKBONES and not is_import_path(name):
         raise ValueError(
             f"{name!r} is no backbone: name one of {', '.join(BACKBONES)}, or a class of yours as "
             "package.module:Name"
@@ -169,10 +168,16 @@ class TrainConfig(Section):
     arms: tuple[Arm, ...] = Field(
         ("base", "fair_base", "history_text", "reki_c"), description="Arms to train and compare."
     )
+    rerankers: tuple[Reranker, ...] = Field(
+        (),
+        description="Rerankers, each trained with every arm on lists of candidates: "
+        f"{', '.join(RERANKERS)}, or a class of yours as package.module:Name; none by default.",
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run a seed and arm.")
     network: NetworkConfig = NetworkConfig()
     hein: HeinConfig = HeinConfig()
     gate: GateConfig = GateConfig()
+    rerank: RerankConfig = RerankConfig()
     base_history: int = Field(10, ge=1, description="History of arm base, interactions.")
     history: int = Field(30, ge=1, description="History of every other arm, interactions.")
     buckets: dict[str, Annotated[int, Field(ge=2)]] = Field(
@@ -202,6 +207,11 @@ class TrainConfig(Section):
     device: Literal["cpu", "cuda"] = Field("cpu", description="gloo on cpu, nccl on cuda.")
     max_failures: int = Field(2, ge=0, description="Restarts of a failed worker group.")
 
+    def for_reranking(self) -> TrainConfig:
+        """The same with the rates of section `rerank`, as a reranker is trained."""
+        rates = ("batch_size", "epochs", "patience", "learning_rate")
+        return self.model_copy(update={name: getattr(self.rerank, name) for name in rates})
+
     @model_validator(mode="after")
     def _augmented_vectors_are_fields(self) -> TrainConfig:
         multiplying = [
@@ -217,7 +227,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _arms_are_comparable(self) -> TrainConfig:
-        for name in ("arms", "backbones", "seeds"):
+        for name in ("arms", "backbones", "rerankers", "seeds"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"train.{name} names one of them twice: {values}")

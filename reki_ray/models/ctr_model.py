@@ -22,7 +22,7 @@ class Batch:
     Args:
         item_ids: Rows of the item ids (R,); entry 0 is padding.
         item_attributes: Rows (R, width) by attribute.
-        targets: Item to be scored, index among R, (B,).
+        targets: Item to be scored, index among R, (B,); of lists (B, K), 0 at padding.
         history: Past items, index among R, 0 at padding, (B, L).
         history_ratings: Rows of their ratings (B, L).
         history_gaps: Rows of their time before the latest one (B, L).

@@ -36,13 +36,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples of one split.
+    """N samples of one split, or N lists of candidates (`training.lists`).
 
     Args:
         users: Place of the user in `Dataset.user_ids`, (N,).
-        items: Place of the item in `Dataset.item_ids`, (N,).
-        positions: Row of the interaction among the user's, (N,).
-        labels: 0 or 1, (N,).
+        items: Place of the item in `Dataset.item_ids`, (N,); of lists (N, K), -1 at padding.
+        positions: Row of the interaction among the user's, (N,); of lists the earliest one.
+        labels: 0 or 1, (N,); of lists (N, K), -1 at padding.
     """
 
     users: Ints

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from queue import Empty
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from ray.util.queue import Queue
 
 from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig, TrainConfig
 from reki_ray.errors import EngineError, RekiError
+from reki_ray.evaluation.ranking import HEADLINE
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import ray_session
@@ -55,11 +56,13 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     runs_module.remove_stale(workspace, runs)
     pending = [one for one in runs if runs_module.finished(workspace, one) is None]
     if pending:
-        data = TrainingData.of(dataset, representations, config.train.buckets)
+        rerank = config.train.rerank if config.train.rerankers else None
+        data = TrainingData.of(dataset, representations, config.train.buckets, rerank)
+        epochs = sum(runs_module.settings_of(config.train, one).epochs for one in pending)
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
         with (
             ray_session(config.ray),
-            reporter.task("train: epochs", len(pending) * config.train.epochs, "epochs") as task,
+            reporter.task("train: epochs", epochs, "epochs") as task,
         ):
             _train(config.train, workspace, runs, data, task)
         if workspace.exists(_STATE):
@@ -86,7 +89,7 @@ def _identify(
     vectors = {arm: _digest(found) for arm, found in representations.items()}
     return [
         replace(one, fingerprint=runs_module.fingerprint(config, one, [data, vectors[one.arm]]))
-        for one in runs_module.planned(config)
+        for one in [*runs_module.planned(config), *runs_module.planned_rerankers(config)]
     ]
 
 
@@ -130,7 +133,8 @@ def _train(
     # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
-        _follow(executor.submit(trainer.fit), progress, task, config, len(data.samples["train"]))
+        fit = executor.submit(trainer.fit)
+        _follow(fit, progress, task, config, _Extent.of(config, runs, data))
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
@@ -145,8 +149,23 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
 
 
+@dataclass(frozen=True)
+class _Extent:
+    """Largest number of epochs of every run by its name, and samples or lists of an epoch."""
+
+    epochs: dict[str, int]
+    samples: dict[str, int]
+
+    @classmethod
+    def of(cls, config: TrainConfig, runs: list[Run], data: TrainingData) -> _Extent:
+        return cls(
+            {one.name: runs_module.settings_of(config, one).epochs for one in runs},
+            {one.name: len(data.samples_of(one)["train"]) for one in runs},
+        )
+
+
 def _follow(
-    fit: Future[Result], progress: Queue, task: Task, config: TrainConfig, samples: int
+    fit: Future[Result], progress: Queue, task: Task, config: TrainConfig, extent: _Extent
 ) -> None:
     """Show finished epochs until training ends."""
     seen: dict[str, int] = {}
@@ -159,9 +178,9 @@ def _follow(
                 break
             continue
         for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
-            task.advance(config.epochs - seen[before])
-            seen[before] = config.epochs
-        task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=samples)
+            task.advance(extent.epochs[before] - seen[before])
+            seen[before] = extent.epochs[before]
+        task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=extent.samples[name])
         seen[name] = max(epoch.epoch, seen.get(name, 0))
     try:
         fit.result()
@@ -178,24 +197,23 @@ def _follow(
 
 
 def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
-    found = [workspace.read_json(f"{one.folder}/{runs_module.METRICS}") for one in runs]
-    rows = [
-        {
-            "backbone": metrics["backbone"],
-            "arm": metrics["arm"],
-            "seed": metrics["seed"],
-            "valid_auc": metrics["valid"]["auc"],
-            "best_epoch": metrics["best_epoch"],
-            "seconds": metrics["seconds"],
-            "samples_per_second": metrics["samples_per_second"],
-        }
-        for metrics in found
-    ]
+    rows, rerankers = [], []
+    for one in runs:
+        metrics = workspace.read_json(f"{one.folder}/{runs_module.METRICS}")
+        figures = {key: metrics[key] for key in ("best_epoch", "seconds", "samples_per_second")}
+        origin = {"arm": one.arm, "seed": one.seed}
+        if one.reranks:
+            ndcg = metrics["valid"]["ndcg"][str(HEADLINE)]
+            rerankers.append({"reranker": one.backbone, **origin, "valid_ndcg": ndcg, **figures})
+        else:
+            valid = metrics["valid"]["auc"]
+            rows.append({"backbone": one.backbone, **origin, "valid_auc": valid, **figures})
     knowing = [row for row in rows if row["arm"] in KNOWLEDGE_ARMS] or rows
     best = max(knowing, key=lambda row: row["valid_auc"] or 0.0)
     rates = sorted(row["samples_per_second"] for row in knowing)
     return {
         "samples_per_second": rates[len(rates) // 2],
         "runs": rows,
+        "rerankers": rerankers,
         "chosen": {key: best[key] for key in ("backbone", "arm", "seed", "valid_auc")},
     }
