@@ -86,15 +86,15 @@ class ListRanking:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `Objective`."""
-        lowest = torch.finfo(logits.dtype).min
-        log_shares = torch.log_softmax(logits.masked_fill(labels < 0, lowest), dim=1)
+        lowest = torch.finfo(torch.float32).min
+        log_shares = torch.log_softmax(logits.float().masked_fill(labels < 0, lowest), dim=1)
         wanted = labels.clamp_min(0.0)
         wanted = wanted / wanted.sum(dim=1, keepdim=True)
         return -(wanted * log_shares).sum(dim=1).mean()
 
     def scores(self, logits: Tensor) -> Tensor:
         """The logits: a probability would round large ones to the same number."""
-        return logits
+        return logits.float()  # numpy has no bfloat16
 
     def validate(self, labels: Array, scores: Array) -> Validation:
         """See `Objective`."""
