@@ -142,13 +142,14 @@ class BatchBuilder:
     def _item_knowledge(self, items: Ints, targets: Ints) -> Knowledge | None:
         """Representations of the items (R,), for past ones only where the model enriches them.
 
-        Elsewhere a past item stands with the first representation, which nothing looks at.
+        Elsewhere a past item stands with the first representation, which nothing looks at, and
+        padding with that of the first item.
         """
         if self._representations is None:
             return None
         if self._enriched:
             return self._knowledge("items", np.maximum(items - 1, 0))
-        found = self._knowledge("items", items[targets] - 1)
+        found = self._knowledge("items", np.maximum(items[targets] - 1, 0))
         assert found is not None
         index = torch.zeros(len(items), dtype=torch.int64, device=self._device)
         index[self._tensor(targets)] = found.index

@@ -142,7 +142,7 @@ def test_batch_of_lists_holds_candidates_and_what_came_before_them(
         past = dataset.past_items[max(start, at - 6) : at]
         shown = batch.item_ids[batch.history[row]]
         np.testing.assert_array_equal(shown[shown > 0], encoded.item_ids[past + 1])
-        vectors = batch.item_knowledge.vectors[batch.item_knowledge.index[row]]
+        vectors = batch.item_knowledge.vectors[batch.item_knowledge.index[batch.targets[row]]]
         np.testing.assert_array_equal(vectors[known], found.items.gather(items[known]))
         of_user = batch.user_knowledge.vectors[batch.user_knowledge.index[row]]
         np.testing.assert_array_equal(of_user[None], found.users.gather(np.array([user])))
