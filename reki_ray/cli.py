@@ -98,7 +98,7 @@ for _name, _text in (
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     arms: Annotated[
@@ -106,6 +106,9 @@ def evaluate(
     ] = None,
     backbones: Annotated[
         str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
+    ] = None,
+    rerankers: Annotated[
+        str | None, typer.Option(help="Rerankers, as prm,mir; else train.rerankers.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2; else train.seeds.")] = None,
     force: ForceOption = None,
@@ -116,7 +119,12 @@ def evaluate(
 
     asked = {
         name: [part.strip() for part in value.split(",")]
-        for name, value in (("arms", arms), ("backbones", backbones), ("seeds", seeds))
+        for name, value in (
+            ("arms", arms),
+            ("backbones", backbones),
+            ("rerankers", rerankers),
+            ("seeds", seeds),
+        )
         if value is not None
     }
     loaded = load_config(config, workspace=workspace, train=asked)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reki_ray.errors import DataError
-from reki_ray.schema import ID, VECTOR, WHOLE_ANSWER, Source, vectors_schema
+from reki_ray.schema import FACTOR, ID, SOURCE, VECTOR, WHOLE_ANSWER, Source, vectors_schema
 
 ENCODER_METADATA: Final = "reki.encoder."
 """Prefix of the Parquet metadata that says which encoder a table's vectors are from."""
@@ -87,6 +88,76 @@ def vectors_table(
         return rows
     return rows.replace_schema_metadata(
         {f"{ENCODER_METADATA}{name}": value for name, value in encoder.items()}
+    )
+
+
+def factors_table(
+    ids: Sequence[str],
+    factors: Sequence[str],
+    vectors: np.ndarray,
+    sources: Sequence[Source],
+    encoder: Mapping[str, str],
+) -> pa.Table:
+    """Vectors by factor as rows of a vector table; a factor of zeros has no row.
+
+    Args:
+        ids: N distinct ids.
+        factors: K names.
+        vectors: (N, K, d), at least one of an id not zero.
+        sources: N sources.
+        encoder: Which encoder they are from.
+
+    Raises:
+        DataError: A vector is not finite.
+    """
+    rows, columns = np.nonzero(vectors.any(axis=2))
+    places = pa.array(rows)
+    table = vectors_table(
+        pa.array(ids, pa.string()).take(places).to_pylist(),
+        vectors[rows, columns],
+        pa.array(sources, pa.string()).take(places).to_pylist(),
+        encoder,
+    )
+    names = pa.array(factors, pa.string()).take(pa.array(columns))
+    return table.set_column(1, table.schema.field(FACTOR), names)
+
+
+class FactorVectors(NamedTuple):
+    """Representations by factor, side by side.
+
+    Attributes:
+        ids: N distinct ids, in the order of their first rows.
+        factors: K factors, in the order of their names.
+        vectors: (N, K * d) float32, zeros where an id lacks a factor.
+        sources: N sources.
+    """
+
+    ids: list[str]
+    factors: tuple[str, ...]
+    vectors: np.ndarray
+    sources: list[str]
+
+
+def read_factor_vectors(table: pa.Table) -> FactorVectors:
+    """Content of a vector table, one or more rows an id.
+
+    Args:
+        table: Columns id, factor, vector and source; in any order of rows.
+    """
+    ids = table[ID].combine_chunks().dictionary_encode()
+    factors = tuple(sorted(pc.unique(table[FACTOR]).to_pylist()))
+    found = stack(table[VECTOR])
+    names = table[FACTOR].to_pylist()
+    columns = np.array([factors.index(name) for name in names], dtype=np.int64)
+    rows = ids.indices.to_numpy(zero_copy_only=False)
+    vectors = np.zeros((len(ids.dictionary), len(factors), found.shape[1]), dtype=np.float32)
+    vectors[rows, columns] = found
+    first = np.unique(rows, return_index=True)[1]
+    return FactorVectors(
+        ids.dictionary.to_pylist(),
+        factors,
+        vectors.reshape(len(vectors), -1),
+        table[SOURCE].take(pa.array(first)).to_pylist(),
     )
 
 

@@ -39,6 +39,8 @@ from reki_ray.config.extraction import (
     VllmEngine,
 )
 from reki_ray.config.files import read_mapping, read_tuned
+from reki_ray.config.keys import describe_problems
+from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
 from reki_ray.config.section import Section
 from reki_ray.config.serving import PublishConfig, ServeConfig
 from reki_ray.config.training import (
@@ -82,6 +84,9 @@ __all__ = [
     "PublishConfig",
     "RayConfig",
     "RekiConfig",
+    "RerankConfig",
+    "RerankNetworkConfig",
+    "Reranker",
     "SamplingConfig",
     "ScriptedEngine",
     "Section",
@@ -191,11 +196,3 @@ def load_config(
             where=str(path),
             todo="Correct these keys; docs/configuration.md lists all of them.",
         ) from error
-
-
-def describe_problems(error: ValidationError) -> str:
-    """What is wrong with a file that broke a model's rules: each key and its problem."""
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-        for problem in error.errors()
-    )

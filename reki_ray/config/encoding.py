@@ -35,6 +35,12 @@ class EncodeConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Precision of the model; vectors are kept as float32."
     )
+    by_factor: bool = Field(
+        False,
+        description="One representation a factor where answers are kept by factor (prompts.form "
+        "json, or imported so): the model weighs them by learned gates. false: one of the whole "
+        "answer.",
+    )
     blend_events: float = Field(
         10.0,
         gt=0,

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from reki_ray.config.section import Section
 
 
@@ -72,3 +74,16 @@ def check_keys(given: Iterable[str], known: Iterable[str], *, where: str) -> Non
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise ValueError(f"{where} has no key {key!r}; the nearest is {near[0]!r}")
+
+
+def describe_problems(error: ValidationError, whole: str = "the file") -> str:
+    """What is wrong with content that broke a model's rules: each key and its problem.
+
+    Args:
+        error: What the model raised.
+        whole: Stands for the key where a rule concerns all of it.
+    """
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}"
+        for problem in error.errors()
+    )

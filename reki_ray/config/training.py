@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from reki_ray.config.keys import check_keys, flat, leaves, merged
+from reki_ray.config.keys import check_keys, describe_problems, flat, leaves, merged
+from reki_ray.config.reranking import RERANKERS, RerankConfig, Reranker, is_import_path
 from reki_ray.config.section import OPERATIONAL, Section
 
 Arm = Literal[
@@ -63,10 +64,25 @@ class HeinConfig(Section):
         description="Also add a projection of h_i to the vector of every item, past ones too: "
         "what attends to the history then sees knowledge on both sides.",
     )
+    alignment_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of a contrastive loss that draws what the shared experts make of an "
+        "item towards the embedding of its id; 0: none.",
+    )
     shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
     dedicated_experts: int = Field(6, ge=1, description="Experts of one side, each.")
     hidden: int = Field(128, ge=1, description="Hidden width of an expert.")
     output: int = Field(32, ge=1, description="Length q of an augmented vector.")
+
+    @model_validator(mode="after")
+    def _alignment_has_shared_experts(self) -> HeinConfig:
+        if self.alignment_weight and self.kind not in ("hein", "mixture"):
+            raise ValueError(
+                f"alignment_weight aligns shared experts, and kind {self.kind} has none: set it to "
+                "0, or take kind hein or mixture"
+            )
+        return self
 
 
 BACKBONES: Final = (
@@ -87,9 +103,7 @@ length."""
 
 
 def _is_backbone(name: str) -> str:
-    module, colon, attribute = name.partition(":")
-    of_others = colon and attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))
-    if name not in BACKBONES and not of_others:
+    if name not in BACKBONES and not is_import_path(name):
         raise ValueError(
             f"{name!r} is no backbone: name one of {', '.join(BACKBONES)}, or a class of yours as "
             "package.module:Name"
@@ -144,7 +158,10 @@ class GateConfig(Section):
 
 
 COMMON: Final = frozenset(
-    {"backbones", "arms", "seeds", "tuned", "workers", "device", "max_failures", "mlflow"}
+    {
+        *("backbones", "arms", "rerankers", "rerank", "seeds", "tuned", "buckets"),
+        *("workers", "device", "max_failures", "mlflow"),
+    }
 )
 """Keys of `TrainConfig` that hold for a whole stage: no backbone has its own."""
 
@@ -161,6 +178,11 @@ class TrainConfig(Section):
     arms: tuple[Arm, ...] = Field(
         ("base", "fair_base", "history_text", "reki_c"), description="Arms to train and compare."
     )
+    rerankers: tuple[Reranker, ...] = Field(
+        (),
+        description="Rerankers, each trained with every arm on lists of candidates: "
+        f"{', '.join(RERANKERS)}, or a class of yours as package.module:Name; none by default.",
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run a seed and arm.")
     tuned: dict[Backbone, dict[str, Any]] = Field(
         {},
@@ -171,8 +193,14 @@ class TrainConfig(Section):
     network: NetworkConfig = NetworkConfig()
     hein: HeinConfig = HeinConfig()
     gate: GateConfig = GateConfig()
+    rerank: RerankConfig = RerankConfig()
     base_history: int = Field(10, ge=1, description="History of arm base, interactions.")
     history: int = Field(30, ge=1, description="History of every other arm, interactions.")
+    buckets: dict[str, Annotated[int, Field(ge=2)]] = Field(
+        {},
+        description="Attributes that are numbers, as {price: 20}, and into how many quantile "
+        "buckets of the training data they go; all others are categories.",
+    )
     batch_size: int = Field(1024, ge=1, description="Samples a step, over all workers.")
     epochs: int = Field(10, ge=1, description="Largest number of passes over the training samples.")
     patience: int = Field(
@@ -202,6 +230,11 @@ class TrainConfig(Section):
         json_schema_extra=OPERATIONAL,
     )
 
+    def for_reranking(self) -> TrainConfig:
+        """The same with the rates of section `rerank`, as a reranker is trained."""
+        rates = ("batch_size", "epochs", "patience", "learning_rate")
+        return self.model_copy(update={name: getattr(self.rerank, name) for name in rates})
+
     @model_validator(mode="after")
     def _augmented_vectors_are_fields(self) -> TrainConfig:
         multiplying = [
@@ -219,7 +252,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _arms_are_comparable(self) -> TrainConfig:
-        for name in ("arms", "backbones", "seeds"):
+        for name in ("arms", "backbones", "rerankers", "seeds"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"train.{name} names one of them twice: {values}")
@@ -236,10 +269,7 @@ class TrainConfig(Section):
             try:
                 self.of(name)
             except ValidationError as error:
-                problems = "; ".join(
-                    f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}".lstrip(": ")
-                    for problem in error.errors()
-                )
+                problems = describe_problems(error, "its settings")
                 raise ValueError(f"train.tuned.{name}: {problems}") from error
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,16 +27,23 @@ from reki_ray.encoding.ledger import (
     digests_of,
     unit_name,
 )
-from reki_ray.encoding.shards import Shard, cut_into_shards, knowledge_of, source_texts
+from reki_ray.encoding.shards import (
+    Answer,
+    Shard,
+    cut_into_shards,
+    factors_of,
+    knowledge_of,
+    source_texts,
+)
 from reki_ray.errors import DataError
 from reki_ray.progress import Reporter
 from reki_ray.runtime import bounded
-from reki_ray.schema import ID, SOURCE, TEXT, Side
+from reki_ray.schema import ID, SIDES, SOURCE, TEXT, WHOLE_ANSWER, Side
 from reki_ray.workspace import Workspace
 
 _SCRATCH = ".scratch-texts"
-_KNOWLEDGE_HASH: Final = "knowledge_hash"
-_SECOND_HASH: Final = "second_hash"
+_KNOWLEDGE_HASHES: Final = "knowledge_hashes"
+_SECOND_HASHES: Final = "second_hashes"
 _WEIGHT: Final = "weight"
 _HASH: Final = pa.binary(DIGEST_BYTES)
 
@@ -65,11 +72,12 @@ class ShardRows:
     Attributes:
         ids: N ids, in the order of their table.
         texts: (N,) hashes of their source texts.
-        known: (N,) bool, whether an answer stands for the id.
-        knowledge: (N,) hashes of these answers; meaningless where there is none.
+        known: (N, K) bool, whether an answer stands for the id, by factor.
+        knowledge: (N, K) hashes of these answers; meaningless where there is none.
         sources: N sources of these answers.
-        weights: (N,) float32 share of these answers in the id's knowledge; 1 where it is all.
-        seconds: (N,) hashes of the answers that make up the rest; meaningless where there is none.
+        weights: (N, K) float32 share of these answers in the id's knowledge; 1 where it is all.
+        seconds: (N, K) hashes of the answers that make up the rest; meaningless where there is
+            none.
     """
 
     ids: list[str]
@@ -92,6 +100,7 @@ class PlannedShard:
         distinct: (T,) hashes of all its texts.
         pending: (P,) hashes of the texts in `texts_path`, in order.
         sources: Number of ids by the source of their knowledge.
+        factors: K factors of that knowledge; `WHOLE_ANSWER` alone where answers are not divided.
     """
 
     side: Side
@@ -100,6 +109,7 @@ class PlannedShard:
     distinct: np.ndarray
     pending: np.ndarray
     sources: Counter[str]
+    factors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,7 @@ class _Task:
     unit_rows: int
     with_knowledge: bool
     blend_events: float
+    factors: Mapping[Side, tuple[str, ...]]
 
 
 @contextlib.contextmanager
@@ -180,6 +191,7 @@ def _plan(
     *,
     with_knowledge: bool,
 ) -> TextPlan:
+    divided = with_knowledge and config.encode.by_factor
     task = ray.put(
         _Task(
             workspace.location,
@@ -187,6 +199,7 @@ def _plan(
             config.encode.unit_rows,
             with_knowledge,
             config.encode.blend_events,
+            {side: factors_of(workspace, side) for side in SIDES} if divided else {},
         )
     )
     shared = ray.put(index)
@@ -236,12 +249,14 @@ def _plan_shard(
     columns = {ID: pa.array(ids, pa.string()), TEXT_HASH: _hash_array(hashes)}
     everything = dict(zip(hashes.tolist(), texts, strict=True))
     sources: Counter[str] = Counter()
+    factors = task.factors.get(shard.side, (WHOLE_ANSWER,))
     if task.with_knowledge:
-        knowledge = knowledge_of(workspace, shard.side, ids)
-        columns[_KNOWLEDGE_HASH] = _answers(knowledge.texts, everything)
+        divided = shard.side in task.factors
+        knowledge = knowledge_of(workspace, shard.side, ids, by_factor=divided)
+        columns[_KNOWLEDGE_HASHES] = _answers(knowledge.answers, factors, everything)
         columns[SOURCE] = pa.array(knowledge.sources, pa.string())
         if activity is not None:
-            columns[_SECOND_HASH] = _answers(knowledge.seconds, everything)
+            columns[_SECOND_HASHES] = _answers(knowledge.seconds, factors, everything)
             weights = own_weights(activity, shard.side, ids, task.blend_events)
             columns[_WEIGHT] = pa.array(weights)
         sources.update(knowledge.sources)
@@ -252,15 +267,19 @@ def _plan_shard(
     pending = _pending(everything, distinct, index)
     todo = {TEXT_HASH: _hash_array(pending), TEXT: [everything[d] for d in pending.tolist()]}
     _write(workspace, texts_path, pa.table(todo), task.unit_rows)
-    return at, PlannedShard(shard.side, rows_path, texts_path, distinct, pending, sources)
+    return at, PlannedShard(shard.side, rows_path, texts_path, distinct, pending, sources, factors)
 
 
-def _answers(texts: Sequence[str | None], everything: dict[bytes, str]) -> pa.Array:
-    """Hashes of answers, null where there is none; the answers go into `everything`."""
+def _answers(
+    answers: Sequence[Answer | None], factors: Sequence[str], everything: dict[bytes, str]
+) -> pa.Array:
+    """K hashes of each of N answers, null where there is none; texts go into `everything`."""
+    texts = [(answer or {}).get(factor) for answer in answers for factor in factors]
     digests = digests_of([text or "" for text in texts])
     pairs = zip(digests.tolist(), texts, strict=True)
     everything.update({digest: text for digest, text in pairs if text is not None})
-    return _hash_array(digests, np.array([text is not None for text in texts]))
+    flat = _hash_array(digests, np.array([text is not None for text in texts], dtype=bool))
+    return pa.FixedSizeListArray.from_arrays(flat, len(factors))
 
 
 def _pending(texts: dict[bytes, str], distinct: np.ndarray, index: VectorIndex) -> np.ndarray:
@@ -275,23 +294,25 @@ def read_rows(workspace: Workspace, shard: PlannedShard) -> ShardRows:
         rows = pq.read_table(source)
     ids: list[str] = rows[ID].to_pylist()
     texts = np.array(rows[TEXT_HASH].to_pylist(), dtype=DIGEST)
-    alone = np.ones(len(ids), dtype=np.float32)
-    if _KNOWLEDGE_HASH not in rows.column_names:
-        none = np.zeros(len(ids), dtype=bool)
-        return ShardRows(ids, texts, none, texts, ["fallback"] * len(ids), alone, texts)
-    known, knowledge = _digests(rows[_KNOWLEDGE_HASH])
-    weights, seconds = alone, knowledge
-    if _SECOND_HASH in rows.column_names:
-        both, seconds = _digests(rows[_SECOND_HASH])
-        weights = np.where(both, rows[_WEIGHT].to_numpy(), alone)
+    if _KNOWLEDGE_HASHES not in rows.column_names:
+        none = np.zeros((len(ids), 1), dtype=bool)
+        alone, unused = none.astype(np.float32), texts[:, None]
+        return ShardRows(ids, texts, none, unused, ["fallback"] * len(ids), alone, unused)
+    known, knowledge = _digests(rows[_KNOWLEDGE_HASHES])
+    weights, seconds = np.ones(known.shape, dtype=np.float32), knowledge
+    if _SECOND_HASHES in rows.column_names:
+        both, seconds = _digests(rows[_SECOND_HASHES])
+        weights = np.where(known & both, rows[_WEIGHT].to_numpy()[:, None], weights)
     return ShardRows(ids, texts, known, knowledge, rows[SOURCE].to_pylist(), weights, seconds)
 
 
 def _digests(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Which hashes are there (N,) bool, and all of them (N,)."""
-    values = column.to_pylist()
-    there = np.array([value is not None for value in values])
-    return there, np.array([value or b"" for value in values], dtype=DIGEST)
+    """Which hashes are there (N, K) bool, and all of them (N, K)."""
+    shape = (len(column), column.type.list_size)
+    values = column.combine_chunks().flatten().to_pylist()
+    there = np.array([value is not None for value in values], dtype=bool)
+    digests = np.array([value or b"" for value in values], dtype=DIGEST)
+    return there.reshape(shape), digests.reshape(shape)
 
 
 def _require_texts(ids: Sequence[str], texts: Sequence[str], shard: Shard) -> None:

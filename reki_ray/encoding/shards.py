@@ -58,18 +58,22 @@ class Shard:
     row_group: int
 
 
+Answer = Mapping[str, str]
+"""Text by factor; `WHOLE_ANSWER` is the factor of an answer that was not divided."""
+
+
 class Knowledge(NamedTuple):
     """What is known about each id.
 
     Attributes:
-        texts: The answer that stands for the id, None where there is none.
+        answers: The answer that stands for the id, None where there is none.
         sources: How near that answer is to the id.
         seconds: The answer of the id's cluster beside its own; None where there are not both.
     """
 
-    texts: list[str | None]
+    answers: list[Answer | None]
     sources: list[Source]
-    seconds: list[str | None]
+    seconds: list[Answer | None]
 
 
 def cut_into_shards(workspace: Workspace, side: Side) -> list[Shard]:
@@ -107,13 +111,28 @@ def source_texts(
     return ids, user_texts(rows, visible.interactions, visible.items, limits)
 
 
-def knowledge_of(workspace: Workspace, side: Side, ids: Sequence[str]) -> Knowledge:
+def factors_of(workspace: Workspace, side: Side) -> tuple[str, ...]:
+    """Factors that the answers about a side are divided into, in the order of their names.
+
+    Raises:
+        DataError: The table is missing or damaged.
+    """
+    found = workspace.read_table(schema.KNOWLEDGE, columns=[SUBJECT_KIND, FACTOR])
+    kinds = pa.array([OF_ONE[side], OF_CLUSTER[side]])
+    of_side = found.filter(pc.is_in(found[SUBJECT_KIND], kinds))
+    return tuple(sorted(pc.unique(of_side[FACTOR]).to_pylist()))
+
+
+def knowledge_of(
+    workspace: Workspace, side: Side, ids: Sequence[str], *, by_factor: bool = False
+) -> Knowledge:
     """The nearest answer for each id: its own, its cluster's, or none.
 
     Args:
         workspace: Holds the output of stages cluster and extract.
         side: Users or items.
         ids: N ids.
+        by_factor: Keep answers divided; otherwise each is one text.
 
     Raises:
         DataError: A table is missing or damaged.
@@ -124,33 +143,36 @@ def knowledge_of(workspace: Workspace, side: Side, ids: Sequence[str]) -> Knowle
     # Kinds share no namespace: an id may also be the name of a cluster, so the kind decides.
     subjects = pc.unique(pa.chunked_array([keys, *clusters[CLUSTER_ID].chunks]))
     columns = [SUBJECT_KIND, SUBJECT_ID, FACTOR, TEXT]
-    answers = answer_texts(rows_of(workspace, schema.KNOWLEDGE, SUBJECT_ID, subjects, columns))
+    answers = answers_of(rows_of(workspace, schema.KNOWLEDGE, SUBJECT_ID, subjects, columns))
+    if not by_factor:
+        answers = {subject: {WHOLE_ANSWER: whole(answer)} for subject, answer in answers.items()}
     return find_knowledge(side, ids, cluster_of, answers)
 
 
-def answer_texts(answers: pa.Table) -> dict[Subject, str]:
-    """Text of every subject that has a non-blank answer.
+def answers_of(answers: pa.Table) -> dict[Subject, Answer]:
+    """Answer of every subject that has one which is not blank.
 
     Args:
-        answers: Rows of `KNOWLEDGE_SCHEMA`. Where a subject has a whole answer it counts,
-            otherwise its factors, each on a line, in the order of their names.
+        answers: Rows of `KNOWLEDGE_SCHEMA`.
     """
     parts: dict[Subject, dict[str, str]] = {}
     columns = (answers[name].to_pylist() for name in (SUBJECT_KIND, SUBJECT_ID, FACTOR, TEXT))
     for kind, subject, factor, text in zip(*columns, strict=True):
         if text.strip():
             parts.setdefault((kind, subject), {})[factor] = text
-    return {
-        subject: factors.get(WHOLE_ANSWER) or "\n".join(factors[name] for name in sorted(factors))
-        for subject, factors in parts.items()
-    }
+    return dict(parts)
+
+
+def whole(answer: Answer) -> str:
+    """The undivided answer, or its factors, each on a line, in the order of their names."""
+    return answer.get(WHOLE_ANSWER) or "\n".join(answer[name] for name in sorted(answer))
 
 
 def find_knowledge(
     side: Side,
     ids: Sequence[str],
     cluster_of: Mapping[str, str],
-    answers: Mapping[Subject, str],
+    answers: Mapping[Subject, Answer],
 ) -> Knowledge:
     """Nearest answer for each id: its own, its cluster's, or none.
 
@@ -158,15 +180,15 @@ def find_knowledge(
         side: Users or items.
         ids: N ids.
         cluster_of: Cluster of each id.
-        answers: Text of every answered subject.
+        answers: Answer of every subject that has one.
     """
-    texts: list[str | None] = []
+    nearest: list[Answer | None] = []
     sources: list[Source] = []
-    seconds: list[str | None] = []
+    seconds: list[Answer | None] = []
     for key in ids:
         own = answers.get((OF_ONE[side], key))
         shared = answers.get((OF_CLUSTER[side], cluster_of.get(key, "")))
-        texts.append(own or shared)
+        nearest.append(own or shared)
         sources.append("individual" if own else "cluster" if shared else "fallback")
         seconds.append(shared if own else None)
-    return Knowledge(texts, sources, seconds)
+    return Knowledge(nearest, sources, seconds)

@@ -15,7 +15,7 @@ from reki_ray.encoding.planning import PlannedShard, ShardRows, TextPlan, read_r
 from reki_ray.progress import Reporter
 from reki_ray.runtime import bounded
 from reki_ray.schema import SIDES, Side, Source
-from reki_ray.vectors import normalise, vectors_table
+from reki_ray.vectors import factors_table, normalise, vectors_table
 from reki_ray.workspace import Workspace
 
 
@@ -80,7 +80,7 @@ def write_tables(
 def _fallback(
     task: ray.ObjectRef[_Task], index: ray.ObjectRef[VectorIndex], plan: TextPlan, side: Side
 ) -> np.ndarray | None:
-    """Mean direction (1, d) of a side's known ids; None where all ids are known."""
+    """Mean direction (K, d) of a side's known ids by factor; None where all ids are known."""
     if not plan.sources(side).get("fallback"):
         return None
     calls = (
@@ -97,21 +97,25 @@ def _fallback(
 def _sum_shard(
     task: _Task, index: VectorIndex, shard: PlannedShard, number: int
 ) -> tuple[int, np.ndarray]:
-    """Sum (1, d) float64 of the vectors of a shard's known ids, at least one."""
+    """Sum (K, d) float64 of the vectors of a shard's known ids, at least one."""
     rows = read_rows(Workspace(task.location), shard)
-    vectors = _knowledge(task, index, rows)
-    return number, vectors.sum(axis=0, dtype=np.float64, keepdims=True)
+    return number, _knowledge(task, index, rows).sum(axis=0, dtype=np.float64)
 
 
 def _knowledge(task: _Task, index: VectorIndex, rows: ShardRows) -> np.ndarray:
-    """Vectors (n, d) of a shard's known ids, own and cluster's mixed where there are both."""
-    vectors = task.ledger.vectors(index, rows.knowledge[rows.known])
+    """Vectors (N, K, d) of a shard's ids, zeros where a factor is not known.
+
+    Own and cluster's answers are mixed where there are both.
+    """
+    known = task.ledger.vectors(index, rows.knowledge[rows.known])
     weights = rows.weights[rows.known, None]
     mixed = weights[:, 0] < 1
     if mixed.any():
         seconds = task.ledger.vectors(index, rows.seconds[rows.known][mixed])
-        mixture = weights[mixed] * vectors[mixed] + (1 - weights[mixed]) * seconds
-        vectors[mixed] = normalise(mixture)
+        mixture = weights[mixed] * known[mixed] + (1 - weights[mixed]) * seconds
+        known[mixed] = normalise(mixture)
+    vectors = np.zeros((*rows.known.shape, known.shape[1]), dtype=np.float32)
+    vectors[rows.known] = known
     return vectors
 
 
@@ -133,10 +137,10 @@ def _write_shard(
     own: list[Source] = ["individual"] * len(rows.ids)
     table = vectors_table(rows.ids, texts, own, task.encoder)
     scratch.write_table(schema.TEXT_REPRESENTATIONS[shard.side], table, part=part)
-    knowledge = np.empty_like(texts)
+    knowledge = np.zeros((*rows.known.shape, texts.shape[1]), dtype=np.float32)
     if rows.known.any():
-        knowledge[rows.known] = _knowledge(task, index, rows)
+        knowledge = _knowledge(task, index, rows)
     if fallback is not None:
-        knowledge[~rows.known] = fallback
-    table = vectors_table(rows.ids, knowledge, rows.sources, task.encoder)
+        knowledge[~rows.known.any(axis=1)] = fallback
+    table = factors_table(rows.ids, shard.factors, knowledge, rows.sources, task.encoder)
     scratch.write_table(schema.REPRESENTATIONS[shard.side], table, part=part)

@@ -69,6 +69,22 @@ class UserBootstrap:
                 found[start : start + step] = won / np.where(pairs > 0, pairs, np.nan)
         return found
 
+    def mean(self, values: Array) -> Floats:
+        """Mean of every resample (B,); NaN where it has no defined value.
+
+        Args:
+            values: One a sample (N,); NaN where not defined.
+        """
+        defined = ~np.isnan(values)
+        size = self._counts.shape[1]
+        users = self._users[defined]
+        totals = np.bincount(users, weights=values[defined], minlength=size)
+        numbers = np.bincount(users, minlength=size).astype(np.float64)
+        weights = self._counts.astype(np.float64)
+        drawn = weights @ numbers
+        found: Floats = weights @ totals / np.where(drawn > 0, drawn, np.nan)
+        return found
+
 
 def interval(values: Floats, confidence: float) -> list[float] | None:
     """Percentile interval [low, high] of resampled values; None where all are NaN.

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from reki_ray.config import Arm, Backbone
+from reki_ray.config import Arm, Backbone, Reranker
 from reki_ray.errors import DataError
+from reki_ray.models.bundle import Bundle
 from reki_ray.training.arms import Representations, permute, read_representations
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
-from reki_ray.training.dataset import Dataset
+from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.loop import predict
-from reki_ray.training.runs import Run, read_bundle
+from reki_ray.training.objectives import CLICKS, LISTS
+from reki_ray.training.runs import Run, read_bundle, read_reranker
 from reki_ray.workspace import Workspace
 
-Scores = dict[tuple[Backbone, Arm], dict[int, npt.NDArray[np.float32]]]
-"""Scores (N,) of the test samples by backbone and arm, then seed."""
+Scores = dict[tuple[Backbone | Reranker, Arm], dict[int, npt.NDArray[np.float32]]]
+"""Scores (N,) of the test samples, or (N, K) of the lists, by model and arm, then seed."""
 
 
 def predict_test(
-    workspace: Workspace, dataset: Dataset, runs: Sequence[Run], after_run: Callable[[], None]
+    workspace: Workspace,
+    dataset: Dataset,
+    samples: Samples,
+    runs: Sequence[Run],
+    after_run: Callable[[], None],
 ) -> Scores:
     """Predict the test split once with every run.
 
     Args:
         workspace: Holds the runs and the representations.
         dataset: The data set.
-        runs: Trained runs.
+        samples: Its test samples or, for rerankers, the lists made of them.
+        runs: Trained runs, all of them rerankers or none.
         after_run: Called after each run.
 
     Raises:
         DataError: There are no test samples.
         StoreError: A run is missing or damaged.
     """
-    samples = dataset.samples["test"]
     if not len(samples):
         raise DataError(
             "there are no test samples",
@@ -46,7 +53,7 @@ def predict_test(
     encoded: dict[bool, EncodedDataset] = {}
     scores: Scores = {}
     for run in runs:
-        bundle = read_bundle(workspace, run)
+        bundle: Bundle[Any, Any] = (read_reranker if run.reranks else read_bundle)(workspace, run)
         if run.arm not in vectors:
             vectors[run.arm] = read_representations(
                 workspace, run.arm, dataset.user_ids, dataset.item_ids
@@ -61,6 +68,7 @@ def predict_test(
             permute(vectors[run.arm], run.arm, run.seed),
             enriched=bundle.model.enriches,
         )
-        scores.setdefault((run.backbone, run.arm), {})[run.seed] = predict(bundle.model, batches)
+        found = predict(bundle.model, batches, objective=LISTS if run.reranks else CLICKS)
+        scores.setdefault((run.backbone, run.arm), {})[run.seed] = found
         after_run()
     return scores

@@ -84,6 +84,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
         },
         "training": {
             "backbones": list(config.train.backbones),
+            "rerankers": list(config.train.rerankers),
             "samples_per_second": entries["train"].details["samples_per_second"],
         },
         **workspace.read_json(EVALUATION_JSON),
@@ -166,7 +167,41 @@ def render_arms(content: dict[str, Any], confidence: float) -> Group:
             for backbone in backbones
         ],
         *[Text(verdict(entry)) for entry in content["controls"]],
+        *render_reranking(content, confidence),
     )
+
+
+def render_reranking(content: dict[str, Any], confidence: float) -> list[Table | Text]:
+    """Rerankers beside the initial order, and their controls; nothing without rerankers.
+
+    Args:
+        content: Of report.json, or of the evaluation's metrics.
+        confidence: Level of the intervals.
+    """
+    rows = content.get("reranking")
+    if not rows:
+        return []
+    table = Table(
+        title=f"Lists of the test split, {rows[0]['lists']} of them, {confidence:.0%} intervals "
+        "over users",
+        title_justify="left",
+        box=SIMPLE,
+    )
+    for heading in ("reranker", "arm"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("NDCG@7", "against fair_base", "against initial", "MAP@7", "NDCG@1"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["reranker"],
+            row["arm"] or "-",
+            interval(row["ndcg"]["7"], None),
+            interval(row["delta_ndcg_7"], row["delta_ci"], signed=True),
+            interval(row["delta_initial_ndcg_7"], None, signed=True),
+            interval(row["map"]["7"], None),
+            interval(row["ndcg"]["1"], None),
+        )
+    return [table, *[Text(verdict(entry)) for entry in content["reranking_controls"]]]
 
 
 def interval(value: float | None, bounds: list[float] | None, *, signed: bool = False) -> str:
@@ -183,14 +218,18 @@ def verdict(entry: dict[str, Any]) -> str:
     """An arm against one of its controls, in words.
 
     Args:
-        entry: Of `controls`, as `Comparison.control` makes it.
+        entry: Of `controls` or `reranking_controls`, as `Comparison.control` and
+            `ListComparison.rows` make them.
     """
-    difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
+    model, metric = (
+        ("reranker", "delta_ndcg_7") if "reranker" in entry else ("backbone", "delta_auc")
+    )
+    difference = interval(entry[metric], entry["delta_ci"], signed=True)
     if not entry["apart"]:
         told = "not apart, no difference is shown"
     else:
-        told = "ahead" if entry["delta_auc"] > 0 else "behind"
-    return f"{entry['backbone']}: {entry['arm']} against {entry['control']}: {difference}, {told}"
+        told = "ahead" if entry[metric] > 0 else "behind"
+    return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}, {told}"
 
 
 def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:

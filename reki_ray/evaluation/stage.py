@@ -9,6 +9,7 @@ import pyarrow as pa
 from reki_ray.config import RekiConfig
 from reki_ray.evaluation.comparison import BASELINE, CONTROLS, Comparison, slices
 from reki_ray.evaluation.predictions import predict_test
+from reki_ray.evaluation.reranking import Reranking
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
 from reki_ray.schema import ARM, BACKBONE, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
@@ -29,9 +30,10 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     dataset = read_dataset(workspace)
     runs = planned(config.train)
     samples = dataset.samples["test"]
-    steps = len(runs) + len(config.train.backbones) * len(config.train.arms)
+    reranking = Reranking(config, workspace, dataset)
+    steps = len(runs) + len(config.train.backbones) * len(config.train.arms) + reranking.steps
     with reporter.task("evaluate: runs and arms", steps, "steps") as task:
-        scores = predict_test(workspace, dataset, runs, task.advance)
+        scores = predict_test(workspace, dataset, samples, runs, task.advance)
         marks = slices(dataset, config.evaluate)
         entries, controls = [], []
         for backbone in config.train.backbones:
@@ -46,11 +48,13 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
                 for control in CONTROLS.get(arm, ())
                 if control in config.train.arms
             ]
+        rows_of_lists = reranking.measure(task.advance)
     with workspace.replacing("evaluate") as scratch:
         for one in runs:
             table = _table(dataset, one, scores[one.backbone, one.arm][one.seed])
             scratch.write_table(PREDICTIONS, table, part=one.name)
-        scratch.write_json(METRICS, {"arms": entries, "controls": controls})
+        metrics = {"arms": entries, "controls": controls, **rows_of_lists}
+        scratch.write_json(METRICS, metrics)
     figures = [
         {key: row[key] for key in ("backbone", "arm", "auc", "delta_auc")} for row in entries
     ]

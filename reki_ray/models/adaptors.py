@@ -38,6 +38,10 @@ class OneMixture(Adaptor):
         """See `Adaptor`."""
         return self.users(r)
 
+    def shared_items(self, r: Tensor) -> Tensor:
+        """See `Adaptor`; all experts are shared."""
+        return self.users(r)
+
 
 class TwoTowers(Adaptor):
     """A network of its own for each side.

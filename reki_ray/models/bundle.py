@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,18 @@ from safetensors.torch import load_file, save_file
 
 from reki_ray.errors import StoreError
 from reki_ray.models.ctr_model import CTRModel
-from reki_ray.models.embedded_model import Architecture
+from reki_ray.models.embedded_model import Architecture, EmbeddedModel
 from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
+from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
+from reki_ray.schema import Side
 
 WEIGHTS: Final = "model.safetensors"
 DESCRIPTION: Final = "model.json"
 FORMAT: Final = 3
 
 Vectors = npt.NDArray[np.float32]
+Model = TypeVar("Model", bound=EmbeddedModel)
+Layers = TypeVar("Layers", bound=Architecture)
 
 _AUGMENT_ROWS: Final = 8192
 
@@ -51,8 +56,8 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class ModelBundle:
-    """A trained model, ready to score.
+class Bundle(Generic[Model, Layers]):
+    """A trained model of one kind, ready to score.
 
     Args:
         model: The network in evaluation mode.
@@ -63,8 +68,8 @@ class ModelBundle:
         fingerprint: SHA-256 over both files; empty for a model that was not saved.
     """
 
-    model: CTRModel
-    architecture: Architecture
+    model: Model
+    architecture: Layers
     features: FeatureSpace
     history: int
     origin: Origin
@@ -86,28 +91,28 @@ class ModelBundle:
         return self.architecture.hein.output if self.uses_knowledge else 0
 
     def augment_users(self, r: Vectors) -> Vectors:
-        """Augmented vectors h_u (N, q) of representations r_u (N, d).
+        """Augmented vectors h_u (N, q) of representations r_u (N, K d), K factors side by side.
 
         Raises:
             StoreError: The model has no knowledge side, or another d.
         """
-        return self._augment(r, users=True)
+        return self._augment(r, "users")
 
     def augment_items(self, r: Vectors) -> Vectors:
-        """Augmented vectors h_i (N, q) of representations r_i (N, d).
+        """Augmented vectors h_i (N, q) of representations r_i (N, K d), K factors side by side.
 
         Raises:
             StoreError: The model has no knowledge side, or another d.
         """
-        return self._augment(r, users=False)
+        return self._augment(r, "items")
 
     def item_embeddings(self) -> tuple[tuple[str, ...], Vectors]:
         """Ids of the items that training saw (M), and the embeddings (M, E) of their ids."""
         rows = self.model.items.ids.weight.detach()[FIRST_OWN_ROW:]
         return self.features.items, rows.cpu().numpy()
 
-    def _augment(self, r: Vectors, *, users: bool) -> Vectors:
-        expected = self.architecture.representation
+    def _augment(self, r: Vectors, side: Side) -> Vectors:
+        expected = self.architecture.width(side)
         if not expected or r.ndim != 2 or r.shape[1] != expected:
             raise StoreError(
                 f"representations of shape {r.shape} do not fit a model that takes {expected} "
@@ -115,7 +120,8 @@ class ModelBundle:
                 where=f"model of arm {self.arm}",
                 todo="Train the model on the representations that are to be augmented.",
             )
-        augment = self.model.augment_users if users else self.model.augment_items
+        model = self.model
+        augment = model.augment_users if side == "users" else model.augment_items
         out = np.empty((len(r), self.augmented_dim), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(r), _AUGMENT_ROWS):
@@ -124,7 +130,15 @@ class ModelBundle:
         return out
 
 
-def save(folder: Path, bundle: ModelBundle) -> str:
+class ModelBundle(Bundle[CTRModel, Architecture]):
+    """A model of clicks."""
+
+
+class RerankBundle(Bundle[RerankModel, RerankArchitecture]):
+    """A reranker."""
+
+
+def save(folder: Path, bundle: Bundle[Any, Any]) -> str:
     """Write a model into a folder.
 
     Args:
@@ -175,16 +189,32 @@ def fingerprint(folder: Path) -> str:
 
 
 def load(folder: Path) -> ModelBundle:
-    """Read a model from a folder, on the CPU, in evaluation mode.
+    """Read a model of clicks from a folder, on the CPU, in evaluation mode.
 
     Raises:
-        StoreError: A file is missing, damaged, of another format, or the two do not fit.
+        StoreError: A file is missing, damaged, of another format or kind, or the two do not fit.
     """
+    return ModelBundle(**_load(folder, Architecture, CTRModel))
+
+
+def load_reranker(folder: Path) -> RerankBundle:
+    """Read a reranker from a folder, on the CPU, in evaluation mode.
+
+    Raises:
+        StoreError: As `load`.
+    """
+    return RerankBundle(**_load(folder, RerankArchitecture, RerankModel))
+
+
+def _load(
+    folder: Path, layers: type[Layers], make: Callable[[Layers, FeatureSpace], Model]
+) -> dict[str, Any]:
+    """Fields of a bundle, from its files."""
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
         if description["format"] != FORMAT:
             raise ValueError(f"format {description['format']!r} is not {FORMAT}")
-        architecture = Architecture.model_validate(description["architecture"])
+        architecture = layers.model_validate(description["architecture"])
         features = FeatureSpace.from_json(description["features"])
         origin = Origin(
             arm=description["arm"],
@@ -192,7 +222,7 @@ def load(folder: Path) -> ModelBundle:
             user_representations=description["representations"]["users"],
             item_representations=description["representations"]["items"],
         )
-        model = CTRModel(architecture, features)
+        model = make(architecture, features)
         model.load_state_dict(load_file(folder / WEIGHTS))
         history = int(description["history"])
     except (
@@ -200,14 +230,14 @@ def load(folder: Path) -> ModelBundle:
         *(SafetensorError, ValidationError),
     ) as error:
         raise _damaged(folder, error) from error
-    return ModelBundle(
-        model=model.eval().requires_grad_(False),
-        architecture=architecture,
-        features=features,
-        history=history,
-        origin=origin,
-        fingerprint=fingerprint(folder),
-    )
+    return {
+        "model": model.eval().requires_grad_(False),
+        "architecture": architecture,
+        "features": features,
+        "history": history,
+        "origin": origin,
+        "fingerprint": fingerprint(folder),
+    }
 
 
 def _damaged(folder: Path, error: Exception) -> StoreError:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
 from reki_ray.models.adaptors import ADAPTORS
+from reki_ray.models.alignment import MOST_ITEMS, Alignment
 from reki_ray.models.embedding import (
     AttributeEmbedding,
     GapEmbedding,
@@ -18,13 +19,16 @@ from reki_ray.models.embedding import (
 )
 from reki_ray.models.fields import FIRST_OWN_ROW, PADDING, FeatureSpace
 from reki_ray.models.hein import Adaptor
-from reki_ray.models.representation_scaling import RepresentationScaling
+from reki_ray.models.knowledge_reader import KnowledgeReader
+from reki_ray.schema import WHOLE_ANSWER, Side
 
 
 class Architecture(Section):
     """What, besides the vocabularies, determines the network's parameters.
 
-    `representation` is the length d of r; 0 builds the network without knowledge.
+    `representation` is the length d of r, of one factor; 0 builds the network without knowledge.
+    Representations by factor arrive side by side, in the order of `user_factors` and
+    `item_factors`.
     """
 
     backbone: str
@@ -32,7 +36,14 @@ class Architecture(Section):
     hein: HeinConfig
     gate: GateConfig
     representation: int
+    user_factors: tuple[str, ...] = (WHOLE_ANSWER,)
+    item_factors: tuple[str, ...] = (WHOLE_ANSWER,)
     id_dropout: float
+
+    def width(self, side: Side) -> int:
+        """Numbers that the model takes of an id's knowledge."""
+        factors = self.user_factors if side == "users" else self.item_factors
+        return len(factors) * self.representation
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,11 @@ class Items:
 class Knowledge:
     """Representations of one side for N users or items, each distinct one once.
 
-    Members of a cluster share one, so K is far below N and HEIN costs little.
+    Members of a cluster share one, so V is far below N and HEIN costs little.
 
     Args:
-        vectors: Unit representations (K, d).
-        index: The representation of each, among K, (N,).
+        vectors: V unit representations, (V, K d) of K factors.
+        index: The representation of each, among V, (N,).
     """
 
     vectors: Tensor
@@ -66,7 +77,8 @@ class Knowledge:
 class EmbeddedModel(nn.Module):
     """Item, rating, profile and augmented vectors, for a network that a subclass puts on top.
 
-    Representations arrive with length 1 and are scaled before HEIN, see `RepresentationScaling`.
+    Representations arrive with length 1; before HEIN they are scaled (`RepresentationScaling`)
+    and, where there is one a factor, mixed (`FactorMixture`).
 
     With a gate, h_i counts half / (half + n) for an item of n training samples, and h_u the same
     for n past interactions: knowledge carries what the model does not know by itself, and leaves
@@ -99,22 +111,25 @@ class EmbeddedModel(nn.Module):
         if architecture.representation:
             d, hein = architecture.representation, architecture.hein
             self.hein = ADAPTORS[hein.kind](d, hein)
-            self.user_scaling = RepresentationScaling(d, hein.scaling)
-            self.item_scaling = RepresentationScaling(d, hein.scaling)
+            self.user_reader = KnowledgeReader(len(architecture.user_factors), d, hein.scaling)
+            self.item_reader = KnowledgeReader(len(architecture.item_factors), d, hein.scaling)
             if hein.enrich_items:
                 self.enrichment = nn.Linear(hein.output, size, bias=False)
+            self.alignment_weight = hein.alignment_weight
+            if hein.alignment_weight:
+                self.alignment = Alignment(hein.output, size)
         self.enriches = bool(architecture.representation) and architecture.hein.enrich_items
         self.gate = architecture.gate
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
 
     def augment_users(self, r: Tensor) -> Tensor:
-        """Augmented vectors h_u (N, q) of unit representations r_u (N, d)."""
-        return self._require_hein().users(self.user_scaling(r))
+        """Augmented vectors h_u (N, q) of unit representations r_u (N, K d)."""
+        return self._require_hein().users(self.user_reader(r))
 
     def augment_items(self, r: Tensor) -> Tensor:
-        """Augmented vectors h_i (N, q) of unit representations r_i (N, d)."""
-        return self._require_hein().items(self.item_scaling(r))
+        """Augmented vectors h_i (N, q) of unit representations r_i (N, K d)."""
+        return self._require_hein().items(self.item_reader(r))
 
     def embed_items(
         self, ids: Tensor, attributes: Mapping[str, Tensor], augmented: Tensor | None
@@ -149,6 +164,24 @@ class EmbeddedModel(nn.Module):
         # Row 0 of each embedding is zero.
         past: Tensor = rows + self.ratings(ratings) + self.gaps(gaps)
         return past
+
+    def misalignment(self, ids: Tensor, items: Tensor, knowledge: Knowledge) -> Tensor | None:
+        """Loss of the shared experts in training; None where there is none.
+
+        Args:
+            ids: Rows of the ids of R items (R,).
+            items: Some of these items, repeated or not, whose knowledge is at hand, (B,).
+            knowledge: Knowledge of the R items.
+        """
+        if not self.training or self.hein is None or not self.alignment_weight:
+            return None
+        known = torch.unique(items)[:MOST_ITEMS]
+        known = known[ids[known] >= FIRST_OWN_ROW]
+        if not len(known):
+            return None
+        r = self.item_reader(knowledge.vectors[knowledge.index[known]])
+        loss: Tensor = self.alignment(self.hein.shared_items(r), self.items.ids(ids[known]))
+        return self.alignment_weight * loss
 
     def user_gate(self, mask: Tensor) -> Tensor:
         """How much h_u counts (B,), by the real interactions of a history, mask (B, L)."""

@@ -7,6 +7,8 @@ that a validation or test id meets the model as it would online.
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,20 +55,23 @@ GAP_ROWS: Final = 1 + 1 + len(GAP_BOUNDS)
 
 @dataclass(frozen=True)
 class Field:
-    """One categorical attribute.
+    """One attribute: categories, or numbers in buckets.
 
     Args:
-        values: Known values; the embedding row of values[k] is 2 + k.
+        values: Known categories; the embedding row of values[k] is 2 + k.
         width: Most values of a record.
+        bounds: Ascending lower bounds of the buckets of an attribute that is a number; the
+            row of bucket k is 2 + k. Empty for categories.
     """
 
     values: tuple[str, ...]
     width: int
+    bounds: tuple[float, ...] = ()
 
     @property
     def rows(self) -> int:
         """Rows of the embedding, with padding and unknown."""
-        return len(self.values) + FIRST_OWN_ROW
+        return len(self.values) + len(self.bounds) + FIRST_OWN_ROW
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -77,8 +82,16 @@ class Field:
         rows = np.full((len(records), self.width), PADDING, dtype=np.int32)
         for row, values in zip(rows, records, strict=True):
             for column, value in enumerate(values[: self.width]):
-                row[column] = self._index.get(value, UNKNOWN)
+                row[column] = self._row(value)
         return rows
+
+    def _row(self, value: str) -> int:
+        if not self.bounds:
+            return self._index.get(value, UNKNOWN)
+        number = to_number(value)
+        if number is None:
+            return UNKNOWN
+        return FIRST_OWN_ROW + bisect.bisect_right(self.bounds[1:], number)
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,7 @@ class FeatureSpace:
         users: Iterable[Attributes | None],
         ratings: npt.NDArray[np.float32],
         counts: Mapping[str, int] | None = None,
+        buckets: Mapping[str, int] | None = None,
     ) -> FeatureSpace:
         """Vocabularies of the training data.
 
@@ -129,13 +143,14 @@ class FeatureSpace:
                 profile.
             ratings: Ratings in the histories of training samples, NaN where there is none.
             counts: Training samples of the items, by id; an item that is missing has none.
+            buckets: Number of quantile buckets of each attribute that is a number.
         """
-        counts = counts or {}
+        counts, buckets = counts or {}, buckets or {}
         return cls(
             items=tuple(sorted(items)),
             item_counts=tuple(counts.get(item, 0) for item in sorted(items)),
-            item_fields=_fields(items.values()),
-            user_fields=_fields(users),
+            item_fields=_fields(items.values(), buckets),
+            user_fields=_fields(users, buckets),
             rating_levels=_rating_levels(ratings),
         )
 
@@ -220,14 +235,36 @@ def encode_gaps(times: npt.NDArray[np.integer[Any]]) -> Rows:
     return rows
 
 
-def _fields(records: Iterable[Attributes | None]) -> dict[str, Field]:
+def to_number(value: str) -> float | None:
+    """The finite number that a text is; None where it is none."""
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _fields(records: Iterable[Attributes | None], buckets: Mapping[str, int]) -> dict[str, Field]:
     values: dict[str, Counter[str]] = {}
     widths: dict[str, int] = {}
     for record in records:
         for name, texts in (record or {}).items():
             values.setdefault(name, Counter()).update(texts)
             widths[name] = max(widths.get(name, 1), min(len(texts), MAX_VALUES))
-    return {name: Field(tuple(sorted(values[name])), widths[name]) for name in sorted(values)}
+    return {
+        name: Field((), widths[name], _quantiles(values[name], buckets[name]))
+        if name in buckets
+        else Field(tuple(sorted(values[name])), widths[name])
+        for name in sorted(values)
+    }
+
+
+def _quantiles(values: Counter[str], buckets: int) -> tuple[float, ...]:
+    """Lower bounds of at most so many buckets that hold about equally many values."""
+    numbers = [to_number(text) for text in values.elements()]
+    found = np.sort([number for number in numbers if number is not None] or [0.0])
+    firsts = np.arange(buckets) * len(found) // buckets
+    return tuple(float(bound) for bound in np.unique(found[firsts]))
 
 
 def _encode(fields: Mapping[str, Field], records: Sequence[Attributes | None]) -> dict[str, Rows]:
@@ -247,12 +284,13 @@ def _rating_levels(ratings: npt.NDArray[np.float32]) -> tuple[float, ...]:
 
 def _fields_to_json(fields: Mapping[str, Field]) -> dict[str, Any]:
     return {
-        name: {"values": list(field.values), "width": field.width} for name, field in fields.items()
+        name: {"values": list(field.values), "width": field.width, "bounds": list(field.bounds)}
+        for name, field in fields.items()
     }
 
 
 def _fields_from_json(content: Mapping[str, Any]) -> dict[str, Field]:
     return {
-        name: Field(values=tuple(field["values"]), width=int(field["width"]))
+        name: Field(tuple(field["values"]), int(field["width"]), tuple(field["bounds"]))
         for name, field in content.items()
     }

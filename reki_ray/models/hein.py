@@ -25,6 +25,10 @@ class Adaptor(nn.Module):
         """Augmented vectors h_i (N, q) of item representations r_i (N, d)."""
         raise NotImplementedError
 
+    def shared_items(self, r: Tensor) -> Tensor:
+        """What the experts of both sides alone make of item representations (N, d): (N, q)."""
+        raise NotImplementedError
+
 
 class ExpertBank(nn.Module):
     """n experts over the same input: d -> hidden -> output, ReLU after both layers.
@@ -90,6 +94,12 @@ class HEIN(Adaptor):
     def items(self, r: Tensor) -> Tensor:
         """Augmented vectors h_i (N, q) of item representations r_i (N, d)."""
         return self._mix(r, self.item_gate, self.item_experts)
+
+    def shared_items(self, r: Tensor) -> Tensor:
+        """See `Adaptor`; gates are normalised over the shared experts."""
+        experts = self.shared(r)  # (n_s, N, q)
+        gates = torch.softmax(self.item_gate(r)[:, : len(experts)], dim=-1)
+        return torch.einsum("nk,knq->nq", gates, experts)
 
     def forward(self, r_users: Tensor, r_items: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides at once: (N, d) and (M, d) to (N, q) and (M, q)."""

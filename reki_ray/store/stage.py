@@ -21,18 +21,14 @@ from reki_ray.progress import Reporter, Task
 from reki_ray.schema import (
     CLUSTER_ID,
     CLUSTERS,
-    FACTOR,
     ID,
     INTERACTIONS,
     ITEM_ID,
     ITEMS,
     KNOWLEDGE,
     SIDES,
-    SOURCE,
     USER_ID,
     USERS,
-    VECTOR,
-    WHOLE_ANSWER,
     Side,
     Table,
 )
@@ -50,7 +46,7 @@ from reki_ray.store.versions import (
     VersionStore,
 )
 from reki_ray.training.runs import METRICS, Run
-from reki_ray.vectors import normalise, read_vectors
+from reki_ray.vectors import normalise, read_factor_vectors
 from reki_ray.workspace import Workspace
 
 Vectors = npt.NDArray[np.float32]
@@ -277,18 +273,27 @@ class VersionBuilder:
         path = _representation_table(self._bundle, side)
         if not path:  # the arm knows nothing of this side: the zero vector, as in training
             ids = expected.to_pylist()
-            zeros = np.zeros((len(ids), self._bundle.architecture.representation), np.float32)
+            zeros = np.zeros((len(ids), self._bundle.architecture.width(side)), np.float32)
             return ids, zeros, [FALLBACK] * len(ids)
-        rows = self._workspace.read_table(Table(path, None), columns=[ID, FACTOR, VECTOR, SOURCE])
-        ids, r = read_vectors(rows)
-        whole = set(rows.column(FACTOR).to_pylist()) <= {WHOLE_ANSWER}
-        if not whole or len(ids) != len(expected) or set(ids) != set(expected.to_pylist()):
+        ids, factors, r, sources = read_factor_vectors(
+            self._workspace.read_table(Table(path, None))
+        )
+        if len(ids) != len(expected) or set(ids) != set(expected.to_pylist()):
             raise DataError(
                 f"{len(ids)} representations do not cover the {len(expected)} {side} once each",
                 where=self._workspace.path(path),
                 todo="Run `reki run --until encode --force encode`.",
             )
-        return ids, r, rows.column(SOURCE).to_pylist()
+        architecture = self._bundle.architecture
+        trained = architecture.user_factors if side == "users" else architecture.item_factors
+        if factors != trained:
+            raise DataError(
+                f"representations of {side} are of the factors {', '.join(factors)}, the model "
+                f"was trained with {', '.join(trained)}",
+                where=self._workspace.path(path),
+                todo="Run `reki run --until train --force encode`.",
+            )
+        return ids, r, sources
 
 
 def mean_direction(r: Vectors) -> Vectors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -13,15 +13,14 @@ import numpy.typing as npt
 from reki_ray.config import Arm, TrainConfig
 from reki_ray.errors import DataError
 from reki_ray.schema import (
-    ID,
     REPRESENTATIONS,
     SIDES,
     TEXT_REPRESENTATIONS,
-    VECTOR,
+    WHOLE_ANSWER,
     Side,
     Table,
 )
-from reki_ray.vectors import read_vectors
+from reki_ray.vectors import read_factor_vectors
 from reki_ray.workspace import Workspace
 
 
@@ -78,25 +77,27 @@ class SideVectors:
     """Representations of one side in the order of a list of ids.
 
     Args:
-        vectors: Distinct rows (V, d).
+        vectors: Distinct rows (V, K d), of K factors side by side.
         rows: Row of every id (N,).
+        factors: Names of the factors.
     """
 
     vectors: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
+    factors: tuple[str, ...] = (WHOLE_ANSWER,)
 
     @property
     def dimension(self) -> int:
-        """Length d of a representation."""
-        return int(self.vectors.shape[1])
+        """Length d of a representation of one factor."""
+        return int(self.vectors.shape[1]) // len(self.factors)
 
     def permuted(self, seed: int, side: Side) -> SideVectors:
         """The same vectors dealt out to other ids, reproducibly."""
         generator = np.random.default_rng([seed, SIDES.index(side)])
-        return SideVectors(self.vectors, generator.permutation(self.rows))
+        return replace(self, rows=generator.permutation(self.rows))
 
     def gather(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Representations (n, d) of n ids, given by their place in the list."""
+        """Representations (n, K d) of n ids, given by their place in the list."""
         return self.vectors[self.rows[ids]]
 
 
@@ -153,7 +154,7 @@ def permute(representations: Representations | None, arm: Arm, seed: int) -> Rep
 
 
 def _read_side(workspace: Workspace, table: Table, ids: Sequence[str]) -> SideVectors:
-    known, vectors = read_vectors(workspace.read_table(table, columns=[ID, VECTOR]))
+    known, factors, vectors, _ = read_factor_vectors(workspace.read_table(table))
     places = {key: row for row, key in enumerate(known)}
     missing = [key for key in ids if key not in places]
     if missing:
@@ -171,4 +172,4 @@ def _read_side(workspace: Workspace, table: Table, ids: Sequence[str]) -> SideVe
         if row == len(first):
             first.append(place)
         rows[number] = row
-    return SideVectors(vectors[first], rows)
+    return SideVectors(vectors[first], rows, factors)

@@ -93,30 +93,30 @@ class BatchBuilder:
         return len(self._samples)
 
     def labels(self, indices: Ints) -> Tensor:
-        """Labels (B,) of the samples at these places."""
+        """Labels (B,) of the samples, or (B, K) of the lists, at these places."""
         return self._tensor(self._samples.labels[indices])
 
     def build(self, indices: Ints) -> Batch:
-        """Batch of the samples at these places (B,)."""
+        """Batch of the samples, or of the lists, at these places (B,)."""
         data = self._data
         users, user_index = distinct(self._samples.users[indices], len(data.offsets))
-        targets = self._samples.items[indices] + 1  # (B,)
+        targets = self._samples.items[indices] + 1  # (B,), of lists (B, K)
         history, ratings, gaps = self._history(indices)  # (B, L)
-        table = np.concatenate([[0], targets, history.reshape(-1)])
+        table = np.concatenate([[0], targets.reshape(-1), history.reshape(-1)])
         items, item_index = distinct(table, len(data.item_ids))
-        size = len(indices)
+        end = targets.size + 1
         return Batch(
             item_ids=self._tensor(data.item_ids[items]),
             item_attributes=self._rows(data.item_attributes, items),
-            targets=self._tensor(item_index[1 : size + 1]),
-            history=self._tensor(item_index[size + 1 :].reshape(history.shape)),
+            targets=self._tensor(item_index[1:end].reshape(targets.shape)),
+            history=self._tensor(item_index[end:].reshape(history.shape)),
             history_ratings=self._tensor(ratings),
             history_gaps=self._tensor(gaps),
             user_attributes=self._rows(data.user_attributes, users),
             distinct_users=len(users),
             users=self._tensor(user_index),
             user_knowledge=self._knowledge("users", self._samples.users[indices]),
-            item_knowledge=self._item_knowledge(items, item_index[1 : size + 1]),
+            item_knowledge=self._item_knowledge(items, item_index[1:end]),
         )
 
     def _history(self, indices: Ints) -> tuple[Rows, Rows, Rows]:
@@ -142,13 +142,14 @@ class BatchBuilder:
     def _item_knowledge(self, items: Ints, targets: Ints) -> Knowledge | None:
         """Representations of the items (R,), for past ones only where the model enriches them.
 
-        Elsewhere a past item stands with the first representation, which nothing looks at.
+        Elsewhere a past item stands with the first representation, which nothing looks at, and
+        padding with that of the first item.
         """
         if self._representations is None:
             return None
         if self._enriched:
             return self._knowledge("items", np.maximum(items - 1, 0))
-        found = self._knowledge("items", items[targets] - 1)
+        found = self._knowledge("items", np.maximum(items[targets] - 1, 0))
         assert found is not None
         index = torch.zeros(len(items), dtype=torch.int64, device=self._device)
         index[self._tensor(targets)] = found.index
@@ -164,7 +165,7 @@ def distinct(values: npt.NDArray[np.integer], size: int) -> tuple[Ints, Ints]:
     A table of marks does what `np.unique` does without sorting.
 
     Args:
-        values: Integers (n,) in [0, size).
+        values: Integers in [0, size), of any shape, which their places have too.
         size: Bound of the values.
     """
     marks = np.zeros(size, dtype=bool)

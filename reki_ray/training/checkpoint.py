@@ -22,11 +22,14 @@ class Epoch:
     Args:
         epoch: Number, from 1.
         loss: Mean training loss, nats a sample.
-        valid_auc: AUC over all validation samples; None where they have a single label.
-        valid_logloss: Log-loss over all validation samples, nats a sample.
+        valid_auc: AUC over all validation samples; None where they have a single label, and of
+            rerankers.
+        valid_logloss: Log-loss over all validation samples, nats a sample; of rerankers the
+            listwise loss, nats a list.
         seconds: Time of the training steps.
-        samples_per_second: Over all workers.
+        samples_per_second: Over all workers; of rerankers lists.
         learning_rate: After the last step.
+        valid_ndcg: NDCG over all validation lists; None but of rerankers.
     """
 
     epoch: int
@@ -36,10 +39,13 @@ class Epoch:
     seconds: float
     samples_per_second: float
     learning_rate: float
+    valid_ndcg: float | None = None
 
     @property
     def quality(self) -> float:
-        """What selection maximises: AUC, or minus the log-loss where there is a single label."""
+        """What selection maximises: NDCG of lists, AUC of clicks, minus the loss without either."""
+        if self.valid_ndcg is not None:
+            return self.valid_ndcg
         return -self.valid_logloss if self.valid_auc is None else self.valid_auc
 
 

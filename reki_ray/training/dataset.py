@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reki_ray.errors import DataError
+from reki_ray.errors import ConfigError, DataError
 from reki_ray.models.fields import Attributes, FeatureSpace
 from reki_ray.schema import (
     ATTRIBUTES,
@@ -35,13 +36,13 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples of one split.
+    """N samples of one split, or N lists of candidates (`training.lists`).
 
     Args:
         users: Place of the user in `Dataset.user_ids`, (N,).
-        items: Place of the item in `Dataset.item_ids`, (N,).
-        positions: Row of the interaction among the user's, (N,).
-        labels: 0 or 1, (N,).
+        items: Place of the item in `Dataset.item_ids`, (N,); of lists (N, K), -1 at padding.
+        positions: Row of the interaction among the user's, (N,); of lists the earliest one.
+        labels: 0 or 1, (N,); of lists (N, K), -1 at padding.
     """
 
     users: Ints
@@ -84,14 +85,21 @@ class Dataset:
         """Number of interactions of every user (U,)."""
         return np.diff(self.offsets)
 
-    def train_features(self) -> FeatureSpace:
+    def train_features(self, buckets: Mapping[str, int] | None = None) -> FeatureSpace:
         """Vocabularies of the training samples, and of the ratings that lie before them.
 
         An item gets a row of its own as a training sample alone: one that only histories show,
         as those held out of training do, meets the model as a new item will. A user's
         interactions after the last training sample stay out, as do all users without training
         samples.
+
+        Args:
+            buckets: Number of quantile buckets of each attribute that is a number.
+
+        Raises:
+            ConfigError: No user and no item has an attribute of that name.
         """
+        self._require_attributes(buckets or {})
         train = self.samples["train"]
         last = np.zeros(len(self.user_ids), dtype=np.int64)
         np.maximum.at(last, train.users, train.positions)
@@ -103,7 +111,19 @@ class Dataset:
             users=[self.user_attributes[user] for user in np.unique(train.users)],
             ratings=self.past_ratings[before],
             counts={self.item_ids[i]: int(n) for i, n in zip(items, counts, strict=True)},
+            buckets=buckets,
         )
+
+    def _require_attributes(self, names: Iterable[str]) -> None:
+        records = chain(self.user_attributes, self.item_attributes)
+        found = set[str]().union(*(record or () for record in records))
+        missing = sorted(set(names) - found)
+        if missing:
+            raise ConfigError(
+                f"there is no attribute {missing[0]!r} to put in buckets",
+                where="train.buckets",
+                todo=f"Name one of {', '.join(sorted(found)) or 'none, the data have none'}.",
+            )
 
     def digest(self) -> str:
         """SHA-256 over everything that training and validation depend on."""

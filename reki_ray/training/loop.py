@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.config import TrainConfig
-from reki_ray.evaluation.metrics import auc, logloss
 from reki_ray.models.backbones import Output
-from reki_ray.models.ctr_model import CTRModel
+from reki_ray.models.embedded_model import EmbeddedModel
 from reki_ray.training.batches import BatchBuilder, shuffled
 from reki_ray.training.checkpoint import Epoch, RunState, copy_weights
+from reki_ray.training.objectives import CLICKS, Objective
 
 PREDICT_BATCH = 4096
 """Samples a forward pass where no gradient is needed."""
@@ -92,7 +92,7 @@ class Schedule:
 
 
 class Trainer:
-    """Trains one model and keeps its best weights by validation AUC.
+    """Trains one model and keeps its best weights by the validation samples.
 
     Args:
         model: On its device.
@@ -101,19 +101,22 @@ class Trainer:
         seed: Seed of batches and dropout.
         fingerprint: Of the run; a state of another run is not gone on from.
         workers: The workers that train together.
+        objective: What the model is trained for.
     """
 
     def __init__(
         self,
-        model: CTRModel,
+        model: EmbeddedModel,
         splits: Splits,
         config: TrainConfig,
         *,
         seed: int,
         fingerprint: str,
         workers: Workers | None = None,
+        objective: Objective = CLICKS,
     ) -> None:
         self._model = model
+        self._objective = objective
         self._splits = splits
         self._config = config
         self._seed = seed
@@ -160,13 +163,15 @@ class Trainer:
         while not self._finished():
             number = len(self.epochs) + 1
             loss, seconds = self._train_epoch(number)
-            scores = predict(self._model, self._splits.valid, self._workers)
+            scores = predict(self._model, self._splits.valid, self._workers, self._objective)
             labels = self._splits.valid.labels(np.arange(len(scores))).cpu().numpy()
+            valid = self._objective.validate(labels, scores)
             done = Epoch(
                 epoch=number,
                 loss=loss,
-                valid_auc=auc(labels, scores),
-                valid_logloss=logloss(labels, scores) or 0.0,
+                valid_auc=valid.auc,
+                valid_logloss=valid.logloss,
+                valid_ndcg=valid.ndcg,
                 seconds=round(seconds, 4),
                 samples_per_second=round(len(self._splits.train) / seconds, 1),
                 learning_rate=self._schedule.rate(number * self.steps_per_epoch - 1),
@@ -206,9 +211,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         output: Output = self._wrapped(self._splits.train.build(indices))
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            output.logits, self._splits.train.labels(indices)
-        )
+        loss = self._objective.loss(output.logits, self._splits.train.labels(indices))
         if output.auxiliary is not None:
             loss = loss + output.auxiliary
         self._optimiser.zero_grad(set_to_none=True)
@@ -219,14 +222,18 @@ class Trainer:
 
 
 def predict(
-    model: CTRModel, batches: BatchBuilder, workers: Workers | None = None
+    model: EmbeddedModel,
+    batches: BatchBuilder,
+    workers: Workers | None = None,
+    objective: Objective = CLICKS,
 ) -> npt.NDArray[np.float32]:
-    """Probabilities (N,) of all samples of a split, on every worker.
+    """Scores (N,) of all samples of a split, or (N, K) of all lists, on every worker.
 
     Args:
         model: Put into evaluation mode here.
         batches: The split.
         workers: Each computes its share, then all get the whole.
+        objective: What the model was trained for.
     """
     workers = workers or SingleWorker()
     workers.synchronise(model)
@@ -237,11 +244,12 @@ def predict(
     ]
     with torch.inference_mode():
         parts = [
-            torch.sigmoid(model(batches.build(share[start : start + PREDICT_BATCH])).logits)
+            objective.scores(model(batches.build(share[start : start + PREDICT_BATCH])).logits)
             for start in range(0, len(share), PREDICT_BATCH)
         ]
     if not parts:
         return np.zeros(0, dtype=np.float32)
     gathered = workers.gather(torch.cat(parts))
-    scores: npt.NDArray[np.float32] = torch.stack(gathered, dim=1).reshape(-1)[:count].cpu().numpy()
+    together = torch.stack(gathered, dim=1).flatten(0, 1)[:count]
+    scores: npt.NDArray[np.float32] = together.cpu().numpy()
     return scores

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from reki_ray.config import Arm, Backbone, TrainConfig
 from reki_ray.models import bundle as bundles
-from reki_ray.models.bundle import ModelBundle
+from reki_ray.models.bundle import Bundle, ModelBundle, RerankBundle
 from reki_ray.training.checkpoint import Epoch
 from reki_ray.workspace import Workspace
 
@@ -21,7 +21,7 @@ STAGE: Final = "train"
 METRICS: Final = "metrics.json"
 
 _WITHOUT_EFFECT: Final = {
-    *("arms", "backbones", "seeds", "tuned"),
+    *("arms", "backbones", "rerankers", "seeds", "tuned"),
     *("max_failures", "device", "mlflow"),
 }
 """Keys of the configuration that do not change the result of a run."""
@@ -32,16 +32,18 @@ class Run:
     """One model to train.
 
     Args:
-        backbone: Conventional model.
+        backbone: Conventional model or, where it reranks, the reranker.
         arm: What it sees.
         seed: Seed of initialisation, batches and dropout.
         fingerprint: Equal where training again would give the same model.
+        reranks: Whether it is a reranker, trained on lists of candidates.
     """
 
     backbone: Backbone
     arm: Arm
     seed: int
     fingerprint: str = ""
+    reranks: bool = False
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Run:
 
 
 def planned(config: TrainConfig) -> list[Run]:
-    """All runs of a configuration, without fingerprints; seeds of an arm stand together."""
+    """All runs of models of clicks, without fingerprints; seeds of an arm stand together."""
     return [
         Run(backbone, arm, seed)
         for backbone in config.backbones
@@ -64,14 +66,30 @@ def planned(config: TrainConfig) -> list[Run]:
     ]
 
 
-def settings_of(config: TrainConfig, run: Run) -> dict[str, Any]:
+def planned_rerankers(config: TrainConfig) -> list[Run]:
+    """All runs of rerankers, as `planned`."""
+    return [
+        Run(reranker, arm, seed, reranks=True)
+        for reranker in config.rerankers
+        for arm in config.arms
+        for seed in config.seeds
+    ]
+
+
+def settings_of(config: TrainConfig, run: Run) -> TrainConfig:
+    """The configuration with what a run has of its own: tuned settings, or rates of rerankers."""
+    return config.for_reranking() if run.reranks else config.of(run.backbone)
+
+
+def effective(config: TrainConfig, run: Run) -> dict[str, Any]:
     """Settings that decide what a run becomes, JSON-ready."""
-    return config.of(run.backbone).model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    without = _WITHOUT_EFFECT if run.reranks else _WITHOUT_EFFECT | {"rerank"}
+    return settings_of(config, run).model_dump(mode="json", exclude=without)
 
 
 def fingerprint(config: TrainConfig, run: Run, digests: Sequence[str]) -> str:
     """Identity of a run: its configuration and name, and digests of all that it reads."""
-    identity = {"config": settings_of(config, run), "run": run.name, "data": list(digests)}
+    identity = {"config": effective(config, run), "run": run.name, "data": list(digests)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -104,8 +122,8 @@ def remove_stale(workspace: Workspace, runs: Sequence[Run]) -> None:
 def write_run(
     workspace: Workspace,
     run: Run,
-    bundle: ModelBundle,
-    valid: dict[str, float | None],
+    bundle: Bundle[Any, Any],
+    valid: dict[str, Any],
     epochs: Sequence[Epoch],
 ) -> None:
     """Write a finished run; metrics.json comes last and makes it count.
@@ -114,14 +132,14 @@ def write_run(
         workspace: Where to.
         run: Which run.
         bundle: Its best model.
-        valid: Its metrics on the validation samples.
+        valid: Its metrics on the validation samples or lists.
         epochs: Figures of its epochs.
     """
     rates = sorted(epoch.samples_per_second for epoch in epochs)
     best = max(epochs, key=lambda epoch: epoch.quality)
     metrics = {
         "arm": run.arm,
-        "backbone": run.backbone,
+        "reranker" if run.reranks else "backbone": run.backbone,
         "seed": run.seed,
         "fingerprint": run.fingerprint,
         "valid": valid,
@@ -150,6 +168,16 @@ def read_bundle(workspace: Workspace, run: Run) -> ModelBundle:
     """
     with _local_folder(workspace, run) as folder:
         return bundles.load(folder)
+
+
+def read_reranker(workspace: Workspace, run: Run) -> RerankBundle:
+    """Reranker of a finished run.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    with _local_folder(workspace, run) as folder:
+        return bundles.load_reranker(folder)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from queue import Empty
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from ray.util.queue import Queue
 
 from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig, TrainConfig
 from reki_ray.errors import EngineError, RekiError
+from reki_ray.evaluation.ranking import HEADLINE
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import ray_session
@@ -57,12 +58,14 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     runs_module.remove_stale(workspace, runs)
     pending = [one for one in runs if runs_module.finished(workspace, one) is None]
     if pending:
-        data = TrainingData.of(dataset, representations)
+        rerank = config.train.rerank if config.train.rerankers else None
+        data = TrainingData.of(dataset, representations, config.train.buckets, rerank)
+        epochs = sum(runs_module.settings_of(config.train, one).epochs for one in pending)
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
         with (
             Tracker(config, pending) if config.train.mlflow else nullcontext() as tracker,
             ray_session(config.ray),
-            reporter.task("train: epochs", _epochs(config.train, pending), "epochs") as task,
+            reporter.task("train: epochs", epochs, "epochs") as task,
         ):
             _train(config.train, workspace, runs, data, task, tracker)
             if tracker is not None:
@@ -92,7 +95,7 @@ def _identify(
     vectors = {arm: found.digest() if found else nothing for arm, found in representations.items()}
     return [
         replace(one, fingerprint=runs_module.fingerprint(config, one, [data, vectors[one.arm]]))
-        for one in runs_module.planned(config)
+        for one in [*runs_module.planned(config), *runs_module.planned_rerankers(config)]
     ]
 
 
@@ -137,8 +140,8 @@ def _train(
     # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
-        samples = len(data.samples["train"])
-        _follow(executor.submit(trainer.fit), progress, task, assignment, samples, tracker)
+        fit = executor.submit(trainer.fit)
+        _follow(fit, progress, task, config, _Extent.of(config, runs, data), tracker)
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
@@ -153,22 +156,31 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
 
 
-def _epochs(config: TrainConfig, runs: Sequence[Run]) -> int:
-    """Largest number of epochs of some runs together."""
-    return sum(config.of(one.backbone).epochs for one in runs)
+@dataclass(frozen=True)
+class _Extent:
+    """Largest number of epochs of every run by its name, and samples or lists of an epoch."""
+
+    epochs: dict[str, int]
+    samples: dict[str, int]
+
+    @classmethod
+    def of(cls, config: TrainConfig, runs: list[Run], data: TrainingData) -> _Extent:
+        return cls(
+            {one.name: runs_module.settings_of(config, one).epochs for one in runs},
+            {one.name: len(data.samples_of(one)["train"]) for one in runs},
+        )
 
 
 def _follow(
     fit: Future[Result],
     progress: Queue,
     task: Task,
-    assignment: Assignment,
-    samples: int,
+    config: TrainConfig,
+    extent: _Extent,
     tracker: Tracker | None,
 ) -> None:
     """Show finished epochs until training ends."""
-    config, seen = assignment.config, dict[str, int]()
-    most = {one.name: config.of(one.backbone).epochs for one in assignment.runs}
+    seen: dict[str, int] = {}
     while True:
         done = fit.done()
         try:
@@ -178,9 +190,9 @@ def _follow(
                 break
             continue
         for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
-            task.advance(most[before] - seen[before])
-            seen[before] = most[before]
-        task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=samples)
+            task.advance(extent.epochs[before] - seen[before])
+            seen[before] = extent.epochs[before]
+        task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=extent.samples[name])
         seen[name] = max(epoch.epoch, seen.get(name, 0))
         if tracker is not None:
             tracker.epoch(name, epoch)
@@ -199,24 +211,23 @@ def _follow(
 
 
 def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
-    found = [workspace.read_json(f"{one.folder}/{runs_module.METRICS}") for one in runs]
-    rows = [
-        {
-            "backbone": metrics["backbone"],
-            "arm": metrics["arm"],
-            "seed": metrics["seed"],
-            "valid_auc": metrics["valid"]["auc"],
-            "best_epoch": metrics["best_epoch"],
-            "seconds": metrics["seconds"],
-            "samples_per_second": metrics["samples_per_second"],
-        }
-        for metrics in found
-    ]
+    rows, rerankers = [], []
+    for one in runs:
+        metrics = workspace.read_json(f"{one.folder}/{runs_module.METRICS}")
+        figures = {key: metrics[key] for key in ("best_epoch", "seconds", "samples_per_second")}
+        origin = {"arm": one.arm, "seed": one.seed}
+        if one.reranks:
+            ndcg = metrics["valid"]["ndcg"][str(HEADLINE)]
+            rerankers.append({"reranker": one.backbone, **origin, "valid_ndcg": ndcg, **figures})
+        else:
+            valid = metrics["valid"]["auc"]
+            rows.append({"backbone": one.backbone, **origin, "valid_auc": valid, **figures})
     knowing = [row for row in rows if row["arm"] in KNOWLEDGE_ARMS] or rows
     best = max(knowing, key=lambda row: row["valid_auc"] or 0.0)
     rates = sorted(row["samples_per_second"] for row in knowing)
     return {
         "samples_per_second": rates[len(rates) // 2],
         "runs": rows,
+        "rerankers": rerankers,
         "chosen": {key: best[key] for key in ("backbone", "arm", "seed", "valid_auc")},
     }

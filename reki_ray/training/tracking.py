@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from reki_ray.config import RekiConfig
 from reki_ray.config.keys import flat
 from reki_ray.training.checkpoint import Epoch
 from reki_ray.training.packages import check
-from reki_ray.training.runs import Run, settings_of
+from reki_ray.training.runs import Run, effective
 
 _PATIENCE: Final = {
     # MLflow's own retries keep a dead server's caller for minutes, each call anew.
@@ -102,14 +103,7 @@ class Tracker:
         for epoch in epochs:
             if epoch.epoch <= known:  # after a restart of the workers, or at the end
                 continue
-            figures = {
-                "loss": epoch.loss,
-                "valid_auc": epoch.valid_auc,
-                "valid_logloss": epoch.valid_logloss,
-                "seconds": epoch.seconds,
-                "samples_per_second": epoch.samples_per_second,
-                "learning_rate": epoch.learning_rate,
-            }
+            figures = {key: value for key, value in asdict(epoch).items() if key != "epoch"}
             told += self._metrics(figures, epoch.epoch)
             self._told[name] = epoch.epoch
         if told:
@@ -117,7 +111,7 @@ class Tracker:
 
     def _finish(self, name: str, epochs: Sequence[Epoch], metrics: Mapping[str, Any]) -> None:
         self._epochs(name, epochs)
-        figures = {f"best_valid_{key}": value for key, value in metrics["valid"].items()}
+        figures = {f"best_valid_{key}": value for key, value in flat(metrics["valid"]).items()}
         figures |= {key: metrics[key] for key in ("best_epoch", "parameters")}
         told = self._metrics(figures, metrics["best_epoch"])
         self._client.log_batch(self._id(name), metrics=told)
@@ -137,7 +131,7 @@ class Tracker:
             tags = {"reki.workspace": self._config.root, "reki.fingerprint": run.fingerprint}
             made = client.create_run(experiment, run_name=name, tags=tags).info.run_id
             self._ids[name] = made
-            settings = flat(settings_of(self._config.train, run))
+            settings = flat(effective(self._config.train, run))
             settings |= {"backbone": run.backbone, "arm": run.arm, "seed": run.seed}
             parameter = self._mlflow.entities.Param
             client.log_batch(made, params=[parameter(k, str(v)) for k, v in settings.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,21 @@ import torch.distributed as dist
 from ray.util.queue import Queue
 from torch import Tensor, nn
 
-from reki_ray.config import Arm, TrainConfig
-from reki_ray.evaluation.metrics import auc, gauc, logloss
-from reki_ray.models.bundle import ModelBundle, Origin
+from reki_ray.config import Arm, RerankConfig, TrainConfig
+from reki_ray.models.bundle import Bundle, Layers, Model, ModelBundle, Origin, RerankBundle
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FeatureSpace
-from reki_ray.schema import Split
+from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
+from reki_ray.schema import WHOLE_ANSWER, Split
 from reki_ray.training.arms import ARMS, Representations, permute
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
+from reki_ray.training.lists import build_lists
 from reki_ray.training.loop import Splits, Trainer, predict
-from reki_ray.training.runs import Run, finished, write_run
+from reki_ray.training.objectives import CLICKS, LISTS
+from reki_ray.training.runs import Run, finished, settings_of, write_run
 from reki_ray.workspace import Workspace
 
 
@@ -41,21 +44,43 @@ class TrainingData:
         encoded: The data set in their rows.
         samples: Training and validation samples.
         representations: By arm, not yet permuted; None for an arm without knowledge.
+        lists: Training and validation lists; empty without rerankers.
     """
 
     features: FeatureSpace
     encoded: EncodedDataset
     samples: dict[Split, Samples]
     representations: dict[Arm, Representations | None]
+    lists: dict[Split, Samples]
 
     @classmethod
     def of(
-        cls, dataset: Dataset, representations: dict[Arm, Representations | None]
+        cls,
+        dataset: Dataset,
+        representations: dict[Arm, Representations | None],
+        buckets: Mapping[str, int] | None = None,
+        rerank: RerankConfig | None = None,
     ) -> TrainingData:
-        """Training data of a data set, without its test samples."""
-        features = dataset.train_features()
-        samples: dict[Split, Samples] = {s: dataset.samples[s] for s in ("train", "valid")}
-        return cls(features, encode_dataset(dataset, features), samples, representations)
+        """Training data of a data set, without its test samples.
+
+        Args:
+            dataset: The data set.
+            representations: By arm, not yet permuted.
+            buckets: As for `Dataset.train_features`.
+            rerank: Sizes of the lists; None where there are none to make.
+
+        Raises:
+            DataError: There are to be lists, and no sample is positive.
+        """
+        features = dataset.train_features(buckets)
+        learned: tuple[Split, ...] = ("train", "valid")
+        samples = {split: dataset.samples[split] for split in learned}
+        lists = {split: build_lists(dataset, split, rerank) for split in learned if rerank}
+        return cls(features, encode_dataset(dataset, features), samples, representations, lists)
+
+    def samples_of(self, run: Run) -> dict[Split, Samples]:
+        """What a run is trained and validated on."""
+        return self.lists if run.reranks else self.samples
 
 
 @dataclass(frozen=True)
@@ -134,8 +159,10 @@ def _train_run(
     workers: RayWorkers,
     state: RunState | None,
 ) -> None:
-    config = assignment.config.of(run.backbone)
-    bundle = new_bundle(run, config, data)
+    new = new_reranker if run.reranks else new_bundle
+    config = settings_of(assignment.config, run)
+    bundle: Bundle[Any, Any] = new(run, config, data)
+    objective = LISTS if run.reranks else CLICKS
     model = bundle.model.to(workers.device)
     splits = make_splits(run, bundle, data, workers.device)
     trainer = Trainer(
@@ -145,6 +172,7 @@ def _train_run(
         seed=run.seed,
         fingerprint=run.fingerprint,
         workers=workers,
+        objective=objective,
     )
     if state is not None:
         trainer.resume(state)
@@ -155,58 +183,86 @@ def _train_run(
         _report(run, epoch, state, first=workers.rank == 0)
 
     trainer.run(after_epoch)
-    scores = predict(model, splits.valid, workers)
+    scores = predict(model, splits.valid, workers, objective)
     if workers.rank == 0:
-        samples = data.samples["valid"]
-        valid = {
-            "auc": auc(samples.labels, scores),
-            "logloss": logloss(samples.labels, scores),
-            "gauc": gauc(samples.labels, scores, samples.users),
-        }
+        samples = data.samples_of(run)["valid"]
+        valid = objective.summarise(samples.labels, scores, samples.users)
         write_run(Workspace(assignment.workspace), run, bundle, valid, trainer.epochs)
 
 
 def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle:
     """Untrained model of a run, its parameters drawn with the run's seed."""
+    layers = Architecture(**_layers(run, config, data))
+    return ModelBundle(**_parts(run, config, data, layers, CTRModel))
+
+
+def new_reranker(run: Run, config: TrainConfig, data: TrainingData) -> RerankBundle:
+    """Untrained reranker of a run, its parameters drawn with the run's seed."""
+    layers = RerankArchitecture(
+        **_layers(run, config, data),
+        reranker=config.rerank.network,
+        list_size=config.rerank.list_size,
+    )
+    return RerankBundle(**_parts(run, config, data, layers, RerankModel))
+
+
+def _layers(run: Run, config: TrainConfig, data: TrainingData) -> dict[str, Any]:
+    """Fields of the architecture of either kind of model."""
+    representations = data.representations[run.arm]
+    return {
+        "backbone": run.backbone,
+        "network": config.network,
+        "hein": config.hein,
+        "gate": config.gate,
+        "representation": representations.items.dimension if representations else 0,
+        "user_factors": representations.users.factors if representations else (WHOLE_ANSWER,),
+        "item_factors": representations.items.factors if representations else (WHOLE_ANSWER,),
+        "id_dropout": config.id_dropout,
+    }
+
+
+def _parts(
+    run: Run,
+    config: TrainConfig,
+    data: TrainingData,
+    layers: Layers,
+    make: Callable[[Layers, FeatureSpace], Model],
+) -> dict[str, Any]:
+    """Fields of an untrained bundle."""
     inputs = ARMS[run.arm]
     representations = data.representations[run.arm]
     features = data.features if inputs.profile else replace(data.features, user_fields={})
-    architecture = Architecture(
-        backbone=run.backbone,
-        network=config.network,
-        hein=config.hein,
-        gate=config.gate,
-        representation=representations.items.dimension if representations else 0,
-        id_dropout=config.id_dropout,
-    )
     torch.manual_seed(run.seed)
-    model = CTRModel(architecture, features)
+    model = make(layers, features)
     if representations is not None:
-        model.user_scaling.fit(torch.from_numpy(representations.users.vectors))
-        model.item_scaling.fit(torch.from_numpy(representations.items.vectors))
-    return ModelBundle(
-        model=model,
-        architecture=architecture,
-        features=features,
-        history=inputs.history(config),
-        origin=Origin(
-            arm=run.arm,
-            seed=run.seed,
-            user_representations=inputs.users.path if inputs.users else "",
-            item_representations=inputs.items.path if inputs.items else "",
-        ),
+        model.user_reader.fit(torch.from_numpy(representations.users.vectors))
+        model.item_reader.fit(torch.from_numpy(representations.items.vectors))
+    origin = Origin(
+        arm=run.arm,
+        seed=run.seed,
+        user_representations=inputs.users.path if inputs.users else "",
+        item_representations=inputs.items.path if inputs.items else "",
     )
+    return {
+        "model": model,
+        "architecture": layers,
+        "features": features,
+        "history": inputs.history(config),
+        "origin": origin,
+    }
 
 
-def make_splits(run: Run, bundle: ModelBundle, data: TrainingData, device: torch.device) -> Splits:
-    """Batches of a run's training and validation samples."""
+def make_splits(
+    run: Run, bundle: Bundle[Any, Any], data: TrainingData, device: torch.device
+) -> Splits:
+    """Batches of a run's training and validation samples, or lists."""
     representations = permute(data.representations[run.arm], run.arm, run.seed)
     encoded = data.encoded
     if not bundle.features.user_fields:
         encoded = replace(encoded, user_attributes={})
 
     def builder(split: Split) -> BatchBuilder:
-        samples = data.samples[split]
+        samples = data.samples_of(run)[split]
         return BatchBuilder(
             encoded,
             samples,
@@ -221,7 +277,7 @@ def make_splits(run: Run, bundle: ModelBundle, data: TrainingData, device: torch
 
 def _report(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:
     """Save the state of the epoch; all workers have the same, the first one writes it."""
-    metrics = {"run": run.name, "epoch": epoch.epoch, "valid_auc": epoch.valid_auc}
+    metrics = {"run": run.name, "epoch": epoch.epoch, "quality": epoch.quality}
     if not first:
         ray.train.report(metrics)
         return

@@ -66,6 +66,7 @@ KNOWLEDGE: Final[Space] = MappingProxyType(
         "hein.kind": _choice("hein", "mixture", "mlp", "linear"),
         "hein.scaling": _choice("length", "standardise", "whiten"),
         "hein.enrich_items": _choice(False, True),
+        "hein.alignment_weight": _choice(0.0, 0.01, 0.1),
         "hein.shared_experts": Domain(int=(1, 5)),
         "hein.dedicated_experts": Domain(int=(1, 6)),
         "hein.hidden": _choice(32, 64, 128, 256),
@@ -122,7 +123,8 @@ def complete(train: TrainConfig, backbone: Backbone, settings: Settings) -> dict
     """Settings, and those that follow from them.
 
     To a backbone without a history of its own, augmented vectors are fields like all others: where
-    `hein.output` is `network.embedding` before, it is so afterwards.
+    `hein.output` is `network.embedding` before, it is so afterwards. Without shared experts there
+    is nothing to align.
 
     Args:
         train: The run's configuration.
@@ -133,6 +135,8 @@ def complete(train: TrainConfig, backbone: Backbone, settings: Settings) -> dict
     alike = backbone not in WITH_HISTORY and own.hein.output == own.network.embedding
     if alike and "network.embedding" in found:
         found.setdefault("hein.output", found["network.embedding"])
+    if found.get("hein.kind", own.hein.kind) not in ("hein", "mixture"):
+        found["hein.alignment_weight"] = 0.0
     return found
 
 

@@ -43,7 +43,7 @@ from reki_ray.schema import (
     TEXT,
     Side,
 )
-from reki_ray.vectors import encoder_of, normalise, read_vectors
+from reki_ray.vectors import encoder_of, normalise, read_factor_vectors, read_vectors
 from reki_ray.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -233,6 +233,33 @@ def test_the_answer_of_a_subject_counts_before_that_of_its_cluster_and_factors_a
     neighbour = next(key for key, name in users.items() if name == users["u0"] and key != "u0")
     np.testing.assert_allclose(found[neighbour], shared, atol=1e-5)
     assert rows[SOURCE].to_pylist()[ids.index("u0")] == "individual"
+
+
+def test_factors_of_an_answer_are_kept_apart_where_that_is_asked_for(
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, encoder: Encoder
+) -> None:
+    divided = config.model_copy(update={"encode": EncodeConfig(by_factor=True)})
+    users, items = (clusters_of(workspace, side) for side in SIDES)
+    answer_and_encode(
+        workspace,
+        encoder,
+        {
+            ("user", "u0", "taste"): "slow films",
+            ("user", "u0", "era"): "the seventies",
+            ("user_cluster", users["u1"], "era"): "the nineties",
+            ("item_cluster", items["m0"], "*"): "about films",
+        },
+    )
+    encode.run(divided, workspace, reporter)
+    found = read_factor_vectors(workspace.read_table(schema.REPRESENTATIONS["users"]))
+    assert found.factors == ("era", "taste")
+    vectors = dict(zip(found.ids, found.vectors.reshape(len(found.ids), 2, -1), strict=True))
+    seventies, slow, nineties = encoder.encode(["the seventies", "slow films", "the nineties"])
+    np.testing.assert_allclose(vectors["u0"], [seventies, slow], atol=1e-5)
+    shared = next(key for key, name in users.items() if name == users["u1"] and key != "u0")
+    np.testing.assert_allclose(vectors[shared], [nineties, 0 * nineties], atol=1e-5)
+    of_items = read_factor_vectors(workspace.read_table(schema.REPRESENTATIONS["items"]))
+    assert of_items.factors == ("*",)
 
 
 def test_texts_are_encoded_once_a_workspace_and_tables_say_by_what(

@@ -18,7 +18,7 @@ from reki_ray.training.batches import BatchBuilder, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState
 from reki_ray.training.dataset import read_dataset
 from reki_ray.training.loop import predict
-from reki_ray.training.runs import Run, read_bundle
+from reki_ray.training.runs import Run, read_bundle, read_reranker
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
 from tests.trained_workspace import EVENTS, fill
@@ -98,6 +98,49 @@ def test_backbones_are_compared_each_with_its_own_fair_base(
     trained = metrics_of(filled, "dcnv2-reki_c-0")
     stage.run(tiny_config(train=both), filled, reporter)
     assert metrics_of(filled, "dcnv2-reki_c-0") == trained  # not asked for, and kept
+
+
+def test_rerankers_train_in_the_same_stage_and_are_compared_on_lists(
+    filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    lists = {"epochs": 2, "batch_size": 16, "network": {"hidden": 8, "feed_forward": 8}}
+    both = {**SMALL, "arms": ["fair_base", "reki_c", "reki_c_shuffled"], "epochs": 1}
+    config = tiny_config(train={**both, "seeds": [0], "rerankers": ["prm"], "rerank": lists})
+    result = stage.run(config, filled, reporter)
+    assert {row["backbone"] for row in result.details["runs"]} == {"din"}
+    assert result.details["chosen"]["backbone"] == "din"
+    rerankers = result.details["rerankers"]
+    assert [row["arm"] for row in rerankers] == ["fair_base", "reki_c", "reki_c_shuffled"]
+    metrics = metrics_of(filled, "prm-reki_c-0")
+    assert (metrics["reranker"], len(metrics["epochs"])) == ("prm", 2)
+    assert metrics["valid"]["ndcg"]["7"] == rerankers[1]["valid_ndcg"]
+    bundle = read_reranker(filled, Run("prm", "reki_c", 0, reranks=True))
+    assert (bundle.arm, bundle.history, bundle.uses_knowledge) == ("reki_c", 30, True)
+    assert filled.exists("train/prm-reki_c-0/model.safetensors")
+
+    evaluation.run(config, filled, reporter)
+    content = filled.read_json("evaluate/metrics.json")
+    assert [row["arm"] for row in content["arms"]] == both["arms"]
+    rows = content["reranking"]
+    assert [(row["reranker"], row["arm"]) for row in rows] == [
+        ("initial_order", None),
+        *(("prm", arm) for arm in both["arms"]),
+    ]
+    for row in rows:
+        assert set(row["ndcg"]) == set(row["map"]) == {"1", "3", "5", "7", "10"}
+        assert row["ndcg_7_ci"][0] <= row["ndcg"]["7"] <= row["ndcg_7_ci"][1]
+        assert row["lists"] == rows[0]["lists"] > 0
+    assert rows[1]["delta_ci"] == [0.0, 0.0]
+    gain = rows[2]["ndcg"]["7"] - rows[1]["ndcg"]["7"]
+    assert rows[2]["delta_ndcg_7"] == pytest.approx(gain)
+    assert [row["control"] for row in content["reranking_controls"]] == ["reki_c_shuffled"]
+
+    trained = filled.local_path("train/din-fair_base-0/metrics.json").stat().st_mtime_ns
+    more = {**both, "seeds": [0], "rerankers": [], "rerank": {**lists, "epochs": 9}}
+    stage.run(
+        tiny_config(train=more), filled, reporter
+    )  # what rerankers are asked changes no click
+    assert filled.local_path("train/din-fair_base-0/metrics.json").stat().st_mtime_ns == trained
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> ModelBundl
     architecture = Architecture(
         backbone=request.param,
         network=CONFIG,
-        hein=HeinConfig(hidden=8, output=Q, enrich_items=True),
+        hein=HeinConfig(hidden=8, output=Q, enrich_items=True, alignment_weight=0.1),
         gate=GateConfig(items=3.0, users=2.0),
         representation=5,
         id_dropout=0.3,

@@ -90,6 +90,44 @@ def control(name: str, low: float, high: float) -> dict[str, Any]:
     }
 
 
+def reranked(name: str, arm: str | None, delta: float | None) -> dict[str, Any]:
+    bounds = None if delta is None else [delta - 0.01, delta + 0.01]
+    by_cutoff = dict.fromkeys(("1", "3", "5", "7", "10"), 0.4321)
+    return {
+        "reranker": name,
+        "arm": arm,
+        "seeds": [0, 1],
+        "lists": 77,
+        "ndcg": by_cutoff,
+        "map": by_cutoff,
+        "ndcg_7_ci": [0.42, 0.44],
+        "map_7_ci": [0.42, 0.44],
+        "delta_ndcg_7": delta,
+        "delta_ci": bounds,
+        "delta_initial_ndcg_7": delta,
+        "delta_initial_ci": bounds,
+        "delta_map_7": delta,
+        "delta_map_7_ci": bounds,
+        "per_seed": [],
+    }
+
+
+def with_rerankers(workspace: Workspace) -> None:
+    """Add what the evaluation writes where rerankers are trained."""
+    content = workspace.read_json(report.EVALUATION_JSON)
+    content["reranking"] = [
+        reranked("initial_order", None, None),
+        reranked("prm", "fair_base", 0.0),
+        reranked("prm", "reki_c", 0.0321),
+    ]
+    entry = control("title_text", 0.01, 0.02)
+    entry["delta_ndcg_7"] = entry.pop("delta_auc")
+    entry["reranker"] = "prm"
+    del entry["backbone"]
+    content["reranking_controls"] = [entry]
+    workspace.write_json(report.EVALUATION_JSON, content)
+
+
 @pytest.fixture
 def finished(workspace: Workspace) -> Workspace:
     details: dict[str, dict[str, Any]] = {
@@ -185,6 +223,26 @@ def test_terminal_shows_the_table_and_the_scored_request(
         "2 further",
     ):
         assert part in text
+
+
+def test_rerankers_are_shown_beside_the_initial_order(
+    finished: Workspace, config: RekiConfig, reporter: Reporter
+) -> None:
+    shown = ("prm", "0.4321", "+0.0321 [+0.0221, +0.0421]", "initial_order", "77")
+    ahead = "prm: reki_c against title_text: +0.0150 [+0.0100, +0.0200], ahead"
+    report.run(config, finished, reporter)
+    before = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
+    assert "Reranking" not in before
+    with_rerankers(finished)
+    report.run(config, finished, reporter)
+    assert len(finished.read_json(report.REPORT_JSON)["reranking"]) == 3
+    page = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
+    stream = io.StringIO()
+    content = report.gather(config, finished)
+    Console(file=stream, width=160).print(report.render_text(content, finished))
+    for text in (page, stream.getvalue()):
+        for part in (*shown, ahead):
+            assert part in text
 
 
 def test_missing_figures_are_shown_as_missing() -> None:

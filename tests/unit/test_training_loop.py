@@ -9,7 +9,7 @@ import torch
 
 from reki_ray import schema
 from reki_ray.config import Arm, HeinConfig, NetworkConfig, TrainConfig
-from reki_ray.errors import DataError
+from reki_ray.errors import ConfigError, DataError
 from reki_ray.models.bundle import ModelBundle
 from reki_ray.training.arms import permute, read_representations
 from reki_ray.training.batches import BatchBuilder, distinct, encode_dataset, shuffled
@@ -157,6 +157,12 @@ def test_vocabulary_holds_nothing_that_training_never_saw(dataset: Dataset) -> N
     assert features.items == (dataset.item_ids[few.items[0]],)  # histories give no rows
     assert features.item_counts == (1,)
     assert len(features.user_fields["gender"].values) == 1
+
+
+def test_attribute_that_is_nowhere_cannot_be_put_in_buckets(dataset: Dataset) -> None:
+    assert dataset.train_features({"gender": 2}).user_fields["gender"].bounds
+    with pytest.raises(ConfigError, match="no attribute 'price'"):
+        dataset.train_features({"price": 2})
 
 
 def test_shuffled_arm_deals_the_same_vectors_to_other_ids(filled: Workspace) -> None:

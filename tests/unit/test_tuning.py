@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from ray.tune.search import Searcher
 
-from reki_ray.config import Domain, RekiConfig, TrainConfig, TuneConfig, load_config
+from reki_ray.config import Domain, HeinConfig, RekiConfig, TrainConfig, TuneConfig, load_config
 from reki_ray.config.keys import flat, merged, nested
 from reki_ray.config.training import BACKBONES, tunable_keys
 from reki_ray.errors import ConfigError
@@ -92,6 +92,12 @@ def test_hein_output_follows_the_embedding_where_vectors_are_fields() -> None:
     assert changed.backbones == ("dcnv2",)
 
 
+def test_nothing_is_aligned_without_shared_experts() -> None:
+    train = TrainConfig(hein=HeinConfig(alignment_weight=0.1))
+    assert space.with_settings(train, "din", {"hein.kind": "mlp"}).hein.alignment_weight == 0
+    assert space.with_settings(train, "din", {"hein.kind": "mixture"}).hein.alignment_weight == 0.1
+
+
 def test_trees_and_dotted_keys_are_the_same() -> None:
     tree = {"history": 5, "network": {"mlp": [8], "dropout": 0.1}}
     assert nested(flat(tree)) == tree
@@ -119,8 +125,14 @@ def test_tuned_settings_hold_for_their_backbone_alone() -> None:
     [
         ({"din": {"network": {"dropot": 1}}}, "train.tuned.din has no key 'network.dropot'"),
         ({"din": {"seeds": [1]}}, "has no key 'seeds'"),
-        ({"din": {"network": {"dropout": 2}}}, "train.tuned.din: network.dropout"),
-        ({"dcnv2": {"network": {"embedding": 16}}}, "train.tuned.dcnv2: Value error, train.hein"),
+        (
+            {"din": {"network": {"dropout": 2}}},
+            "din: network.dropout: Input should be less",
+        ),
+        (
+            {"dcnv2": {"network": {"embedding": 16}}},
+            "dcnv2: its settings: Value error, train.h",
+        ),
         ({"dine": {}}, "'dine' is no backbone"),
     ],
 )

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 
 from reki_ray.errors import DataError
-from reki_ray.schema import FACTOR, SOURCE, Table, vectors_schema
-from reki_ray.vectors import normalise, read_vectors, vectors_table
+from reki_ray.schema import FACTOR, SOURCE, Source, Table, vectors_schema
+from reki_ray.vectors import (
+    encoder_of,
+    factors_table,
+    normalise,
+    read_factor_vectors,
+    read_vectors,
+    vectors_table,
+)
 from reki_ray.workspace import Workspace
 
 
@@ -39,3 +46,23 @@ def test_a_broken_vector_is_refused_by_its_id(bad: float) -> None:
 def test_zero_rows_stay_zero() -> None:
     found = normalise(np.array([[0.0, 0.0], [3.0, 4.0]]))
     np.testing.assert_allclose(found, np.array([[0.0, 0.0], [0.6, 0.8]]))
+
+
+def test_vectors_by_factor_lie_side_by_side_and_what_is_not_known_is_zero() -> None:
+    vectors = np.zeros((3, 2, 2), dtype=np.float32)
+    vectors[0], vectors[1, 1], vectors[2] = [[1, 2], [3, 4]], [5, 6], [[7, 8], [9, 10]]
+    sources: list[Source] = ["individual", "cluster", "fallback"]
+    table = factors_table(["b", "a", "c"], ["genre", "mood"], vectors, sources, {"model": "m"})
+    assert len(table) == 5
+    assert encoder_of(table) == {"model": "m"}
+    found = read_factor_vectors(table)
+    assert (found.ids, found.factors) == (["b", "a", "c"], ("genre", "mood"))
+    np.testing.assert_array_equal(found.vectors, vectors.reshape(3, 4))
+    assert found.sources == sources
+
+
+def test_whole_vectors_are_a_single_factor() -> None:
+    table = vectors_table(["a", "b"], np.eye(2, dtype=np.float32), ["fallback"] * 2)
+    found = read_factor_vectors(table)
+    assert found.factors == ("*",)
+    np.testing.assert_array_equal(found.vectors, np.eye(2))

@@ -1,0 +1,118 @@
+"""Reranker and HEIN as one network that trains jointly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reki_ray.config import RerankNetworkConfig
+from reki_ray.models.backbones import Output
+from reki_ray.models.ctr_model import Batch
+from reki_ray.models.embedded_model import Architecture, EmbeddedModel, Items
+from reki_ray.models.fields import PADDING, FeatureSpace
+from reki_ray.models.rerankers import RerankerSizes, RerankInputs, build_reranker
+
+
+class RerankArchitecture(Architecture):
+    """The same of a reranker; `backbone` is its name, `list_size` that of its training lists."""
+
+    reranker: RerankNetworkConfig
+    list_size: int
+
+
+class RerankModel(EmbeddedModel):
+    """Scores of the candidates of a list for a user, with h_u and h_i beside the embeddings.
+
+    Args:
+        architecture: Kind and sizes of the layers.
+        features: Vocabularies.
+    """
+
+    def __init__(self, architecture: RerankArchitecture, features: FeatureSpace) -> None:
+        sizes = RerankerSizes(
+            network=architecture.network,
+            reranker=architecture.reranker,
+            user_fields=len(features.user_fields),
+            augmented=architecture.hein.output if architecture.representation else 0,
+            list_size=architecture.list_size,
+        )
+        super().__init__(
+            architecture, features, lambda: build_reranker(architecture.backbone, sizes)
+        )
+
+    def forward(self, batch: Batch) -> Output:
+        """Logits (B, K) of B lists, whose `targets` are (B, K); see `output`."""
+        h_users: Tensor | None = None
+        h_items: Tensor | None = None
+        misaligned: Tensor | None = None
+        if self.hein is not None:
+            if batch.user_knowledge is None or batch.item_knowledge is None:
+                raise ValueError("a model with knowledge needs representations of both sides")
+            of_users, of_items = batch.user_knowledge, batch.item_knowledge
+            h_users = self.augment_users(of_users.vectors).index_select(0, of_users.index)
+            h_items = self.augment_items(of_items.vectors).index_select(0, of_items.index)
+            there = batch.targets[batch.targets != PADDING]
+            misaligned = self.misalignment(batch.item_ids, there, of_items)
+        profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)
+        logits = self.output(
+            items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
+            candidates=batch.targets,
+            history=batch.history,
+            history_ratings=batch.history_ratings,
+            history_gaps=batch.history_gaps,
+            profile=profile.index_select(0, batch.users),
+            augmented_user=h_users,
+            augmented_items=None if h_items is None else _rows(h_items, batch.targets),
+        )
+        return Output(logits, misaligned)
+
+    def output(  # noqa: PLR0913
+        self,
+        *,
+        items: Items,
+        candidates: Tensor,
+        history: Tensor,
+        history_ratings: Tensor,
+        history_gaps: Tensor,
+        profile: Tensor,
+        augmented_user: Tensor | None,
+        augmented_items: Tensor | None,
+    ) -> Tensor:
+        """Logits (B, K) from item vectors and augmented vectors that are already computed.
+
+        Args:
+            items: R distinct items.
+            candidates: In the initial order, index among R, 0 at padding, (B, K).
+            history: Past items, index among R, 0 at padding, (B, L).
+            history_ratings: Rows of their ratings (B, L).
+            history_gaps: Rows of their time before the latest one (B, L).
+            profile: Profile fields (B, F, E).
+            augmented_user: h_u (B, q); None without knowledge.
+            augmented_items: h_i of the candidates (B, K, q); None without knowledge.
+
+        Returns:
+            Those at padding have no meaning.
+        """
+        seen = history != PADDING
+        if augmented_user is not None and self.gate.users is not None:
+            augmented_user = augmented_user * self.user_gate(seen).unsqueeze(-1)
+        if augmented_items is not None and self.gate.items is not None:
+            gates = _rows(items.gates, candidates)
+            augmented_items = augmented_items * gates.unsqueeze(-1)
+        logits: Tensor = self.backbone(
+            RerankInputs(
+                users=profile,
+                candidates=_rows(items.vectors, candidates),
+                mask=candidates != PADDING,
+                history=self.embed_history(items, history, history_ratings, history_gaps),
+                history_mask=seen,
+                augmented_user=augmented_user,
+                augmented_items=augmented_items,
+            )
+        )
+        return logits
+
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table at an index of any shape; faster than indexing in the backward pass."""
+    return torch.index_select(table, 0, index.reshape(-1)).view(*index.shape, *table.shape[1:])

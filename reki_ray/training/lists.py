@@ -1,0 +1,224 @@
+"""Lists of candidates for rerankers, made from the samples of a split.
+
+A user's positive samples are cut, in time order, into runs of at most `max_positives`; each run
+begins a list. A negative sample of the user goes into the list during which it happened, the
+latest ones where there is no room for all. The rest of the list is sampled, evenly, from the items
+of the split's samples that the user never met in any interaction of the data set, before or
+after: a sampled negative is never a positive. So lists of training hold no item that the split
+keeps cold.
+
+The initial order is by popularity: the number of training samples of an item from other users
+than the list's, ties in random order. The user's own samples are left out because they would
+tell the label: each real candidate of a training list would be counted once more than by chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.config import RerankConfig
+from reki_ray.errors import DataError
+from reki_ray.schema import SPLITS, Split
+from reki_ray.training.dataset import Dataset, Ints, Samples
+
+Marks = npt.NDArray[np.bool_]
+
+NOTHING: Final = -1
+"""Item and label of a place in a list that is too short."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real candidates, one entry each.
+
+    Args:
+        rows: Rows of the split's samples (n,).
+        lists: List of each (n,), ascending.
+    """
+
+    rows: Ints
+    lists: Ints
+
+
+def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples:
+    """Lists of a split; every positive sample is in exactly one of them.
+
+    Args:
+        dataset: The data set.
+        split: Which samples.
+        config: Sizes of the lists and seed.
+
+    Returns:
+        N lists: users (N,), items and labels (N, K) in the initial order, `NOTHING` after the
+        end of a list whose user has met nearly all items, and positions (N,) of the earliest
+        real candidates: what came before them is the history.
+
+    Raises:
+        DataError: The split has no positive sample.
+    """
+    samples = dataset.samples[split]
+    generator = np.random.default_rng([config.seed, SPLITS.index(split)])
+    real, users = real_candidates(samples, config)
+    if not len(users):
+        raise DataError(
+            f"there are no lists to rerank: no {split} sample is positive",
+            where=f"ingest/samples/{split}",
+            todo="Give more data or a lower data.positive_above, or leave train.rerankers empty.",
+        )
+    count = len(users)
+    room = config.list_size - np.bincount(real.lists, minlength=count)
+    pool = np.unique(samples.items)
+    sampled = sample_negatives(dataset, users, pool, room, generator)
+    items = np.full((count, config.list_size), NOTHING, dtype=np.int64)
+    labels = np.full(items.shape, NOTHING, dtype=np.float32)
+    place = _places(real.lists)
+    items[real.lists, place] = samples.items[real.rows]
+    labels[real.lists, place] = samples.labels[real.rows]
+    lists, column = np.nonzero(sampled >= 0)
+    place = config.list_size - room[lists] + column
+    items[lists, place] = sampled[lists, column]
+    labels[lists, place] = 0
+    positions = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(positions, real.lists, samples.positions[real.rows])
+    order = initial_order(dataset.samples["train"], users, items, generator)
+    return Samples(
+        users=users,
+        items=np.take_along_axis(items, order, axis=1),
+        positions=positions,
+        labels=np.take_along_axis(labels, order, axis=1),
+    )
+
+
+def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Real, Ints]:
+    """Which sample is in which list, and the users of the lists.
+
+    Args:
+        samples: Of one split.
+        config: Sizes of the lists.
+
+    Returns:
+        The candidates, positives first in each list, and users (N,).
+    """
+    order = np.lexsort((samples.positions, samples.users))
+    users, positive = samples.users[order], samples.labels[order] > 0
+    own = np.cumsum(positive) - positive  # positives before, of all users
+    start = np.concatenate([[True], users[1:] != users[:-1]]) if len(users) else positive
+    first = np.maximum.accumulate(np.where(start, own, 0))
+    liked = np.bincount(users, weights=positive, minlength=1).astype(np.int64)
+    # A negative after the last positive belongs to the user's last list.
+    number = np.minimum(own - first, liked[users] - 1) // config.max_positives
+    lists = np.full(len(users), NOTHING, dtype=np.int64)
+    has_list = liked[users] > 0
+    key = users * (len(users) + 1) + number
+    distinct, lists[has_list] = np.unique(key[has_list], return_inverse=True)
+    kept = has_list & (positive | ~_liked_too_or_repeated(samples, order, lists, positive))
+    # Positives first, then the latest negatives: what finds no room stands at the end.
+    ranked = np.lexsort((-samples.positions[order], ~positive, lists))
+    ranked = ranked[kept[ranked]]
+    ranked = ranked[_places(lists[ranked]) < config.list_size]
+    return Real(order[ranked], lists[ranked]), distinct // (len(users) + 1)
+
+
+def _liked_too_or_repeated(samples: Samples, order: Ints, lists: Ints, positive: Marks) -> Marks:
+    """Marks of negatives whose item the user likes in another sample, and of repeated ones."""
+    items = samples.items[order]
+    size = int(items.max(initial=0)) + 1
+    of_user = samples.users[order] * size + items
+    liked = np.isin(of_user, of_user[positive])
+    _, first = np.unique(np.where(positive, -1, lists * size + items), return_index=True)
+    repeated = np.ones(len(items), dtype=bool)
+    repeated[first] = False
+    marks: Marks = liked | repeated
+    return marks
+
+
+def sample_negatives(
+    dataset: Dataset, users: Ints, pool: Ints, room: Ints, generator: np.random.Generator
+) -> Ints:
+    """Items that the user of a list never met, each once a list.
+
+    Args:
+        dataset: All interactions.
+        users: User of every list (N,).
+        pool: Items to choose from, ascending (P,).
+        room: How many each list wants (N,).
+        generator: Source of the draws.
+
+    Returns:
+        Items (N, largest room), `NOTHING` after the end of a row; a list whose user has met
+        nearly the whole pool gets fewer than it wants.
+    """
+    width, size = int(room.max(initial=0)), len(pool)
+    people = np.repeat(np.arange(len(dataset.user_ids)), dataset.activity)
+    place = np.searchsorted(pool, dataset.past_items)
+    known = place < size
+    known[known] = pool[place[known]] == dataset.past_items[known]
+    met = np.unique(people[known] * size + place[known]) if size else people[:0]
+    of_user, met_place = np.divmod(met, max(size, 1))
+    before = np.searchsorted(of_user, np.arange(len(dataset.user_ids) + 1))
+    free = size - np.diff(before)
+    ranks = distinct_draws(free[users], np.minimum(room, free[users]), width, generator)
+    # The rank-th item that a user did not meet lies behind as many met ones as have at most
+    # rank unmet items before them: their number is found by one search among all users.
+    unmet_before = met_place - (np.arange(len(met)) - before[of_user])
+    behind = np.searchsorted(
+        of_user * (size + 1) + unmet_before, users[:, None] * (size + 1) + ranks, side="right"
+    )
+    drawn = ranks >= 0
+    found = np.full(ranks.shape, NOTHING, dtype=np.int64)
+    places = ranks + behind - before[users][:, None]
+    found[drawn] = pool[places[drawn]]
+    return found
+
+
+def distinct_draws(free: Ints, wanted: Ints, width: int, generator: np.random.Generator) -> Ints:
+    """Distinct random integers a row: every set of them is equally likely.
+
+    Args:
+        free: Row n draws from 0 to free[n] - 1, (N,).
+        wanted: How many it draws, at most free[n], (N,).
+        width: Number of columns.
+        generator: Source of the draws.
+
+    Returns:
+        Draws (N, width), `NOTHING` after the end of a row.
+    """
+    beyond = np.iinfo(np.int64).max
+    drawn = np.full((len(free), width), beyond, dtype=np.int64)  # ascending in each row
+    for column in range(width):
+        draw = generator.integers(0, np.maximum(free - column, 1))
+        for earlier in range(column):  # the draw-th of the numbers that are left
+            draw += draw >= drawn[:, earlier]
+        drawn[:, column] = np.where(column < wanted, draw, beyond)
+        drawn[:, : column + 1].sort(axis=1)
+    return np.where(drawn == beyond, NOTHING, drawn)
+
+
+def initial_order(train: Samples, users: Ints, items: Ints, generator: np.random.Generator) -> Ints:
+    """Places (N, K) by popularity among other users, falling; ties are random, padding last.
+
+    Args:
+        train: Training samples, which popularity is counted in.
+        users: User of every list (N,).
+        items: Candidates (N, K), `NOTHING` at padding.
+        generator: Source of the ties.
+    """
+    size = int(max(train.items.max(initial=0), items.max(initial=0))) + 1
+    counts = np.bincount(train.items, minlength=size)
+    pairs, own = np.unique(train.users * size + train.items, return_counts=True)
+    asked = users[:, None] * size + items
+    found = np.minimum(np.searchsorted(pairs, asked), max(len(pairs) - 1, 0))
+    by_user = np.where(pairs[found] == asked, own[found], 0) if len(pairs) else np.zeros_like(asked)
+    popularity = np.where(items == NOTHING, NOTHING, counts[items] - by_user)
+    order: Ints = np.lexsort((generator.random(items.shape), -popularity))
+    return order
+
+
+def _places(lists: Ints) -> Ints:
+    """Place of every entry within its list, for ascending lists."""
+    starts = np.flatnonzero(np.concatenate([[True], lists[1:] != lists[:-1]]))[: len(lists)]
+    return np.arange(len(lists)) - np.repeat(starts, np.diff(np.append(starts, len(lists))))

@@ -1,0 +1,181 @@
+"""A whole reranker, knowledge included: gradients, unknown ids, gate, files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from reki_ray.config import GateConfig, HeinConfig
+from reki_ray.errors import StoreError
+from reki_ray.models import bundle as bundles
+from reki_ray.models.bundle import Origin, RerankBundle
+from reki_ray.models.ctr_model import Batch
+from reki_ray.models.embedded_model import Knowledge
+from reki_ray.models.fields import GAP_ROWS, FeatureSpace
+from reki_ray.models.hein import HEIN
+from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
+from reki_ray.models.rerankers import RERANKERS
+from tests.reranker_inputs import CANDIDATES, LENGTH, SIZES, Q
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def features() -> FeatureSpace:
+    return FeatureSpace.build(
+        items={f"m{k}": {"genre": ["A", "B"][: k % 3]} for k in range(6)},
+        users=[{"gender": ["F"]}, {"gender": ["M"], "age": ["25-34"]}],
+        ratings=np.array([1.0, 3.0, 5.0, np.nan], dtype=np.float32),
+        counts={"m0": 6, "m1": 3},
+    )
+
+
+@pytest.fixture(params=RERANKERS)
+def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> RerankBundle:
+    architecture = RerankArchitecture(
+        backbone=request.param,
+        network=SIZES.network,
+        hein=HeinConfig(hidden=8, output=Q),
+        gate=GateConfig(items=3.0, users=2.0),
+        representation=5,
+        id_dropout=0.3,
+        reranker=SIZES.reranker,
+        list_size=CANDIDATES,
+    )
+    torch.manual_seed(0)
+    model = RerankModel(architecture, features)
+    origin = Origin("reki_c", 0, "users", "items")
+    return RerankBundle(model, architecture, features, LENGTH, origin)
+
+
+def batch(features: FeatureSpace, lists: int = 40) -> Batch:
+    generator = np.random.default_rng(0)
+    ids = ["", *features.items, "never seen"]
+    records = [None, *({"genre": ["A", "B", "C"][: k % 4]} for k in range(len(ids) - 1))]
+    items = features.encode_items(ids, records)
+    items.ids[0] = 0
+    history = generator.integers(0, len(ids), (lists, LENGTH))
+    ratings = features.encode_ratings(generator.choice([1.0, 3.0, 5.0, np.nan], history.shape))
+    users = features.encode_users([{"gender": ["F"], "age": ["25-34"]}, {"gender": ["X"]}, None])
+    targets = generator.integers(1, len(ids), (lists, CANDIDATES))
+    targets[::3, 3:] = 0
+    user_rows = torch.from_numpy(generator.integers(0, 3, lists))
+    random = torch.Generator().manual_seed(0)
+    of_items = torch.randn(len(ids), 5, generator=random)
+    return Batch(
+        item_ids=torch.from_numpy(items.ids),
+        item_attributes={k: torch.from_numpy(v) for k, v in items.attributes.items()},
+        targets=torch.from_numpy(targets),
+        history=torch.from_numpy(history),
+        history_ratings=torch.from_numpy(np.where(history > 0, ratings, 0)),
+        history_gaps=torch.from_numpy(
+            np.where(history > 0, generator.integers(1, GAP_ROWS, history.shape), 0)
+        ),
+        user_attributes={k: torch.from_numpy(v) for k, v in users.items()},
+        distinct_users=3,
+        users=user_rows,
+        user_knowledge=Knowledge(torch.randn(3, 5, generator=random), user_rows),
+        item_knowledge=Knowledge(of_items, torch.arange(len(ids))),
+    )
+
+
+def real(model: RerankModel, given: Batch) -> torch.Tensor:
+    logits: torch.Tensor = model(given).logits
+    return logits[given.targets != 0]
+
+
+def test_gradient_reaches_every_parameter(bundle: RerankBundle, features: FeatureSpace) -> None:
+    # Experts of zero output would hide a missing path; a positive bias keeps ReLU open.
+    assert isinstance(bundle.model.hein, HEIN)
+    for bank in (bundle.model.hein.shared, bundle.model.hein.user_experts):
+        nn.init.constant_(bank.bias, 0.1)
+    torch.manual_seed(0)
+    loss = real(bundle.model.train(), batch(features)).square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    without = [
+        name
+        for name, parameter in bundle.model.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
+    assert without == []
+
+
+def test_unknown_item_and_unknown_profile_value_get_a_finite_logit(
+    bundle: RerankBundle, features: FeatureSpace
+) -> None:
+    assert torch.isfinite(real(bundle.model.eval(), batch(features))).all()
+
+
+@pytest.mark.parametrize("side", ["user_knowledge", "item_knowledge"])
+def test_knowledge_of_either_side_changes_the_order_of_scores(
+    bundle: RerankBundle, features: FeatureSpace, side: str
+) -> None:
+    given = batch(features)
+    knowledge: Knowledge = getattr(given, side)
+    changed: dict[str, Any] = {side: Knowledge(-knowledge.vectors, knowledge.index)}
+    other = replace(given, **changed)
+    model = bundle.model.eval()
+    one, two = (torch.softmax(model(part).logits, dim=1) for part in (given, other))
+    assert not torch.isclose(one, two, rtol=1e-5).all()
+
+
+def test_gate_turns_knowledge_down_where_the_id_is_well_known(
+    bundle: RerankBundle, features: FeatureSpace
+) -> None:
+    seen: list[object] = []
+    bundle.model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    given = batch(features)
+    model = bundle.model.eval()
+    model(given)
+    inputs = seen[0]
+    ids = ["", *features.items, "never seen"]
+    half = {"m0": 3 / 9, "m1": 3 / 6}
+    h_items = model.augment_items(given.item_knowledge.vectors)  # type: ignore[union-attr]
+    h_users = model.augment_users(given.user_knowledge.vectors)  # type: ignore[union-attr]
+    for row in range(4):
+        past = int((given.history[row] != 0).sum())
+        torch.testing.assert_close(
+            inputs.augmented_user[row],  # type: ignore[attr-defined]
+            h_users[given.users[row]] * 2 / (2 + past),
+        )
+        for k, target in enumerate(given.targets[row].tolist()):
+            torch.testing.assert_close(
+                inputs.augmented_items[row, k],  # type: ignore[attr-defined]
+                h_items[target] * half.get(ids[target], 1.0),
+            )
+
+
+def test_saved_and_loaded_reranker_gives_the_same_bits(
+    bundle: RerankBundle, features: FeatureSpace, tmp_path: Path
+) -> None:
+    fingerprint = bundles.save(tmp_path, bundle)
+    loaded = bundles.load_reranker(tmp_path)
+    given, model = batch(features), bundle.model.eval()
+    assert torch.equal(loaded.model(given).logits, model(given).logits)
+    assert loaded.features == features
+    assert loaded.architecture == bundle.architecture
+    assert loaded.fingerprint == fingerprint == bundles.fingerprint(tmp_path)
+    assert (loaded.arm, loaded.history, loaded.origin) == ("reki_c", LENGTH, bundle.origin)
+    r = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.augment_items(r), bundle.augment_items(r))
+    assert {path.name for path in tmp_path.iterdir()} == {bundles.WEIGHTS, bundles.DESCRIPTION}
+
+
+def test_one_kind_of_model_is_not_loaded_as_the_other(bundle: RerankBundle, tmp_path: Path) -> None:
+    bundles.save(tmp_path, bundle)
+    with pytest.raises(StoreError, match="cannot be read"):
+        bundles.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_damaged_reranker_is_refused(bundle: RerankBundle, tmp_path: Path, name: str) -> None:
+    bundles.save(tmp_path, bundle)
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(StoreError, match="cannot be read"):
+        bundles.load_reranker(tmp_path)
