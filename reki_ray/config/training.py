@@ -55,9 +55,10 @@ class HeinConfig(Section):
         "linear, a projection a side.",
     )
     scaling: HeinScaling = Field(
-        "length",
-        description="Of representations before HEIN: length, their length alone; standardise, "
-        "component by component; whiten, components uncorrelated.",
+        "standardise",
+        description="Of representations before HEIN: length, their length alone, with which "
+        "training diverges at high rates; standardise, component by component; whiten, components "
+        "uncorrelated.",
     )
     enrich_items: bool = Field(
         False,
