@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from reki_ray.config.section import Section
+from reki_ray.config.section import OPERATIONAL, Section
 
 Arm = Literal[
     "base",
@@ -167,6 +167,40 @@ class TrainConfig(Section):
         lt=1,
         description="Share of a batch's items shown without their id, which trains the row of "
         "unknown ids and, with a gate, what their knowledge is worth in its place.",
+    )
+    data: Literal["auto", "tensors", "stream"] = Field(
+        "auto",
+        description="Training samples: tensors holds them in memory; stream reads them from their "
+        "Parquet files in every epoch, in memory that does not grow with them; auto holds at most "
+        "max_held_samples and streams more.",
+    )
+    max_held_samples: int = Field(
+        10_000_000,
+        ge=0,
+        description="auto: most training samples that are held, at 28 bytes each in Ray's object "
+        "store and some 200 while they are read.",
+    )
+    shuffle_buffer: int = Field(
+        1_048_576,
+        ge=1,
+        description="stream: samples of a worker among which the next batch is drawn, at 16 bytes "
+        "each.",
+    )
+    prefetch: int = Field(
+        2,
+        ge=0,
+        description="Batches built ahead in the background; 0 builds each when it is needed.",
+        json_schema_extra=OPERATIONAL,
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of HEIN's products of matrices in training; all else is float32, validation "
+        "too.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the training step with torch.compile, which needs a C++ compiler and "
+        "a minute.",
     )
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP).")
     device: Literal["cpu", "cuda"] = Field("cpu", description="gloo on cpu, nccl on cuda.")

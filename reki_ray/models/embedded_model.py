@@ -15,6 +15,9 @@ from reki_ray.models.fields import FIRST_OWN_ROW, FeatureSpace
 from reki_ray.models.hein import Adaptor
 from reki_ray.models.representation_scaling import RepresentationScaling
 
+_ROUND_ROWS = 256
+"""HEIN's rows in bfloat16 are rounded up to a multiple of this."""
+
 
 class Architecture(Section):
     """What, besides the vocabularies, determines the network's parameters.
@@ -96,16 +99,19 @@ class EmbeddedModel(nn.Module):
             self.user_scaling = RepresentationScaling(d, hein.scaling)
             self.item_scaling = RepresentationScaling(d, hein.scaling)
         self.gate = architecture.gate
+        self.reduced = False
+        """Whether HEIN multiplies in bfloat16 in training. The rest of the network is no product of
+        large matrices and gains nothing from it."""
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
 
     def augment_users(self, r: Tensor) -> Tensor:
         """Augmented vectors h_u (N, q) of unit representations r_u (N, d)."""
-        return self._require_hein().users(self.user_scaling(r))
+        return self._augment(self._require_hein().users, self.user_scaling(r))
 
     def augment_items(self, r: Tensor) -> Tensor:
         """Augmented vectors h_i (N, q) of unit representations r_i (N, d)."""
-        return self._require_hein().items(self.item_scaling(r))
+        return self._augment(self._require_hein().items, self.item_scaling(r))
 
     def embed_items(self, ids: Tensor, attributes: Mapping[str, Tensor]) -> Items:
         """Vectors of R items.
@@ -137,6 +143,17 @@ class EmbeddedModel(nn.Module):
     def item_gate(self, seen: Tensor) -> Tensor:
         """How much h_i counts, by the training samples of an item, both of any shape."""
         return _gate(self.gate.items, seen)
+
+    def _augment(self, side: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+        if not (self.reduced and self.training):
+            return side(r)
+        # Cast once for all experts. The number of distinct representations differs from batch to
+        # batch, and each new shape costs a new kernel, which is made while the network waits.
+        rows = len(r) + -len(r) % _ROUND_ROWS
+        padded = r.new_zeros(rows, r.shape[1], dtype=torch.bfloat16)
+        padded[: len(r)] = r
+        with torch.autocast(r.device.type, torch.bfloat16):
+            return side(padded)[: len(r)].float()
 
     def _require_hein(self) -> Adaptor:
         if self.hein is None:

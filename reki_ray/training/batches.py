@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,12 +59,63 @@ def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
     )
 
 
+class Prepared(NamedTuple):
+    """What a training step needs.
+
+    Attributes:
+        batch: B samples.
+        labels: Theirs (B,).
+    """
+
+    batch: Batch
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of an epoch that is one worker's.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 1.
+        rank: This worker.
+        world: Number of workers.
+        batch_size: Samples a batch of this worker.
+    """
+
+    seed: int
+    epoch: int
+    rank: int
+    world: int
+    batch_size: int
+
+    def samples(self, total: int) -> int:
+        """This worker's samples of that many; every worker has as many."""
+        return -(-total // self.world)
+
+    def steps(self, total: int) -> int:
+        """Batches that these make; all but the last are full."""
+        return -(-self.samples(total) // self.batch_size)
+
+
+class TrainSamples(Protocol):
+    """Training samples, held or streamed."""
+
+    def __len__(self) -> int:
+        """Samples of an epoch, over all workers."""
+        ...
+
+    def epoch(self, share: Share) -> Iterator[Prepared]:
+        """Batches of a share in random order, `share.steps(len(self))` of them."""
+        ...
+
+
 class BatchBuilder:
-    """Makes batches of one split for one run.
+    """Makes batches of samples for one run.
 
     Args:
         data: The encoded data set.
-        samples: Samples of the split.
+        samples: Samples of the split that is held; streamed ones come to `of`.
         history: Number L of past interactions.
         representations: Representations as the run sees them; None without knowledge.
         device: Where the batches go.
@@ -86,18 +139,32 @@ class BatchBuilder:
         return len(self._samples)
 
     def labels(self, indices: Ints) -> Tensor:
-        """Labels (B,) of the samples at these places."""
+        """Labels (B,) of the held samples at these places."""
         return self._tensor(self._samples.labels[indices])
 
     def build(self, indices: Ints) -> Batch:
-        """Batch of the samples at these places (B,)."""
+        """Batch of the held samples at these places (B,)."""
+        return self.of(self._samples.take(indices))
+
+    def epoch(self, share: Share) -> Iterator[Prepared]:
+        """See `TrainSamples`."""
+        order = shuffled(len(self), share.seed, share.epoch, share.rank, share.world)
+        for start in range(0, len(order), share.batch_size):
+            yield self.prepare(self._samples.take(order[start : start + share.batch_size]))
+
+    def prepare(self, samples: Samples) -> Prepared:
+        """Batch and labels of B samples."""
+        return Prepared(self.of(samples), self._tensor(samples.labels))
+
+    def of(self, samples: Samples) -> Batch:
+        """Batch of B samples."""
         data = self._data
-        users, user_index = distinct(self._samples.users[indices], len(data.offsets))
-        targets = self._samples.items[indices] + 1  # (B,)
-        history, ratings = self._history(indices)  # (B, L)
+        users, user_index = distinct(samples.users, len(data.offsets))
+        targets = samples.items + 1  # (B,)
+        history, ratings = self._history(samples)  # (B, L)
         table = np.concatenate([[0], targets, history.reshape(-1)])
         items, item_index = distinct(table, len(data.item_ids))
-        size = len(indices)
+        size = len(samples)
         return Batch(
             item_ids=self._tensor(data.item_ids[items]),
             item_attributes=self._rows(data.item_attributes, items),
@@ -107,13 +174,13 @@ class BatchBuilder:
             user_attributes=self._rows(data.user_attributes, users),
             distinct_users=len(users),
             users=self._tensor(user_index),
-            user_knowledge=self._knowledge("users", self._samples.users[indices]),
-            item_knowledge=self._knowledge("items", targets - 1),
+            user_knowledge=self._knowledge("users", samples.users),
+            item_knowledge=self._knowledge("items", samples.items),
         )
 
-    def _history(self, indices: Ints) -> tuple[Rows, Rows]:
-        positions = self._samples.positions[indices][:, None]
-        starts = self._data.offsets[self._samples.users[indices]][:, None]
+    def _history(self, samples: Samples) -> tuple[Rows, Rows]:
+        positions = samples.positions[:, None]
+        starts = self._data.offsets[samples.users][:, None]
         there = self._back <= positions  # (B, L)
         rows = np.where(there, starts + positions - self._back, 0)
         items = np.where(there, self._data.past_items[rows], PADDING)

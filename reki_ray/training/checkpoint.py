@@ -27,6 +27,8 @@ class Epoch:
         seconds: Time of the training steps.
         samples_per_second: Over all workers.
         learning_rate: After the last step.
+        input_wait_share: Share of the time in which the steps waited for their batches, of the
+            worker that waited longest.
     """
 
     epoch: int
@@ -36,6 +38,7 @@ class Epoch:
     seconds: float
     samples_per_second: float
     learning_rate: float
+    input_wait_share: float = 0.0
 
     @property
     def quality(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from queue import Empty
 from typing import Any, Final
@@ -23,8 +24,9 @@ from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import ray_session
 from reki_ray.training import runs as runs_module
 from reki_ray.training.arms import Representations, read_representations
-from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.dataset import Dataset
 from reki_ray.training.runs import Run
+from reki_ray.training.stream import load_dataset, open_stream, streams
 from reki_ray.training.worker import Assignment, TrainingData, train_runs
 from reki_ray.workspace import Workspace
 
@@ -35,10 +37,19 @@ _POLL_SECONDS: Final = "0.1"
 """A worker's report waits for the controller's next look, which by default is every 2 s: longer
 than a small epoch."""
 
-# Threads that wait give their core away: on a busy machine spinning ones take many times as
-# long. A mapping, because Ray annotates RunConfig with the fields of its first version.
+# A mapping, because Ray annotates RunConfig with the fields of its first version.
 _WORKER_ENVIRONMENT: Final[dict[str, Any]] = {
-    "worker_runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}
+    "worker_runtime_env": {
+        "env_vars": {
+            # Threads that wait give their core away: on a busy machine spinning ones take many
+            # times as long.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # Every step frees what the next one needs again. Given back to the system, it comes
+            # as new pages, which took 8 % of a step.
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            "MALLOC_TRIM_THRESHOLD_": str(2**32),
+        }
+    }
 }
 
 
@@ -49,23 +60,30 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         DataError: A table is missing or damaged.
         EngineError: Training failed more often than `train.max_failures`.
     """
-    dataset = read_dataset(workspace)
-    representations = _read_all(config.train, workspace, dataset)
-    runs = _identify(config.train, dataset, representations)
-    runs_module.remove_stale(workspace, runs)
-    pending = [one for one in runs if runs_module.finished(workspace, one) is None]
-    if pending:
-        data = TrainingData.of(dataset, representations)
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
-        with (
-            ray_session(config.ray),
-            reporter.task("train: epochs", len(pending) * config.train.epochs, "epochs") as task,
-        ):
-            _train(config.train, workspace, runs, data, task)
-        if workspace.exists(_STATE):
-            workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
-    samples = sum(len(part) for part in dataset.samples.values())
-    return StageResult(samples, samples, details=_details(workspace, runs))
+    streamed = streams(config.train, workspace)
+    with ray_session(config.ray) if streamed else nullcontext():
+        dataset = load_dataset(config, workspace)
+        representations = _read_all(config.train, workspace, dataset)
+        runs = _identify(config.train, dataset, representations)
+        runs_module.remove_stale(workspace, runs)
+        pending = [one for one in runs if runs_module.finished(workspace, one) is None]
+        if pending:
+            os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
+            with (
+                ray_session(config.ray),
+                reporter.task(
+                    "train: epochs", len(pending) * config.train.epochs, "epochs"
+                ) as task,
+            ):
+                stream = (
+                    open_stream(workspace, dataset.user_ids, dataset.item_ids) if streamed else None
+                )
+                data = TrainingData.of(dataset, representations, stream)
+                _train(config.train, workspace, runs, data, task, dataset.train.samples)
+            if workspace.exists(_STATE):
+                workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
+    samples = dataset.sample_count
+    return StageResult(samples, samples, details=_details(workspace, runs, streamed=streamed))
 
 
 def _read_all(
@@ -100,7 +118,12 @@ def _digest(representations: Representations | None) -> str:
 
 
 def _train(
-    config: TrainConfig, workspace: Workspace, runs: list[Run], data: TrainingData, task: Task
+    config: TrainConfig,
+    workspace: Workspace,
+    runs: list[Run],
+    data: TrainingData,
+    task: Task,
+    samples: int,
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
@@ -130,7 +153,7 @@ def _train(
     # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
-        _follow(executor.submit(trainer.fit), progress, task, config, len(data.samples["train"]))
+        _follow(executor.submit(trainer.fit), progress, task, config, samples)
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
@@ -177,7 +200,7 @@ def _follow(
         ) from error
 
 
-def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
+def _details(workspace: Workspace, runs: list[Run], *, streamed: bool) -> dict[str, Any]:
     found = [workspace.read_json(f"{one.folder}/{runs_module.METRICS}") for one in runs]
     rows = [
         {
@@ -188,6 +211,7 @@ def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
             "best_epoch": metrics["best_epoch"],
             "seconds": metrics["seconds"],
             "samples_per_second": metrics["samples_per_second"],
+            "input_wait_share": metrics["input_wait_share"],
         }
         for metrics in found
     ]
@@ -196,6 +220,8 @@ def _details(workspace: Workspace, runs: list[Run]) -> dict[str, Any]:
     rates = sorted(row["samples_per_second"] for row in knowing)
     return {
         "samples_per_second": rates[len(rates) // 2],
+        "input_wait_share": max(row["input_wait_share"] for row in rows),
+        "data": "stream" if streamed else "tensors",
         "runs": rows,
         "chosen": {key: best[key] for key in ("backbone", "arm", "seed", "valid_auc")},
     }

@@ -29,6 +29,7 @@ from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_stat
 from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.loop import Splits, Trainer, predict
 from reki_ray.training.runs import Run, finished, write_run
+from reki_ray.training.stream import SampleStream, StreamedSamples
 from reki_ray.workspace import Workspace
 
 
@@ -39,23 +40,30 @@ class TrainingData:
     Args:
         features: Vocabularies.
         encoded: The data set in their rows.
-        samples: Training and validation samples.
+        samples: Validation samples, and training samples where they are held.
         representations: By arm, not yet permuted; None for an arm without knowledge.
+        stream: Where training samples come from that are not held.
     """
 
     features: FeatureSpace
     encoded: EncodedDataset
     samples: dict[Split, Samples]
     representations: dict[Arm, Representations | None]
+    stream: SampleStream | None = None
 
     @classmethod
     def of(
-        cls, dataset: Dataset, representations: dict[Arm, Representations | None]
+        cls,
+        dataset: Dataset,
+        representations: dict[Arm, Representations | None],
+        stream: SampleStream | None = None,
     ) -> TrainingData:
         """Training data of a data set, without its test samples."""
         features = dataset.train_features()
-        samples: dict[Split, Samples] = {s: dataset.samples[s] for s in ("train", "valid")}
-        return cls(features, encode_dataset(dataset, features), samples, representations)
+        samples: dict[Split, Samples] = {
+            split: part for split, part in dataset.samples.items() if split != "test"
+        }
+        return cls(features, encode_dataset(dataset, features), samples, representations, stream)
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,7 @@ def _train_run(
 ) -> None:
     bundle = new_bundle(run, assignment.config, data)
     model = bundle.model.to(workers.device)
-    splits = make_splits(run, bundle, data, workers.device)
+    splits = make_splits(run, bundle, data, workers.device, buffer=assignment.config.shuffle_buffer)
     trainer = Trainer(
         model,
         splits,
@@ -197,8 +205,23 @@ def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle
     )
 
 
-def make_splits(run: Run, bundle: ModelBundle, data: TrainingData, device: torch.device) -> Splits:
-    """Batches of a run's training and validation samples."""
+def make_splits(
+    run: Run,
+    bundle: ModelBundle,
+    data: TrainingData,
+    device: torch.device,
+    *,
+    buffer: int = 1,
+) -> Splits:
+    """Batches of a run's training and validation samples.
+
+    Args:
+        run: Which run.
+        bundle: Its model.
+        data: What all runs read.
+        device: Where the batches go.
+        buffer: Streamed samples among which the next batch is drawn.
+    """
     representations = permute(data.representations[run.arm], run.arm, run.seed)
     encoded = data.encoded
     if not bundle.features.user_fields:
@@ -208,7 +231,10 @@ def make_splits(run: Run, bundle: ModelBundle, data: TrainingData, device: torch
         samples = data.samples[split]
         return BatchBuilder(encoded, samples, bundle.history, representations, device)
 
-    return Splits(train=builder("train"), valid=builder("valid"))
+    valid = builder("valid")
+    if data.stream is None:
+        return Splits(builder("train"), valid)
+    return Splits(StreamedSamples(data.stream, valid, buffer), valid)
 
 
 def _report(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:
