@@ -8,6 +8,7 @@ a restart.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,8 @@ import ray.data
 from ray.data import ExecutionOptions, ExecutionResources
 
 from reki_ray.config import RekiConfig, TrainConfig
-from reki_ray.runtime import cause_of, ray_session
+from reki_ray.errors import DataError
+from reki_ray.runtime import ray_session
 from reki_ray.schema import ITEM_ID, LABEL, POSITION, USER_ID
 from reki_ray.training.batches import BatchBuilder, Prepared, Share
 from reki_ray.training.dataset import Dataset, TrainSummary, read_dataset
@@ -40,6 +42,8 @@ from reki_ray.workspace import Workspace
 _COLUMNS: Final = (USER_ID, ITEM_ID, POSITION, LABEL)
 _AHEAD_BYTES: Final = 64 * 2**20
 """Object store that a pipeline may fill with samples which no worker has taken yet."""
+
+_ERROR: Final = "error"
 
 Columns = dict[str, npt.NDArray[np.generic]]
 Process = Callable[[PackedSamples], Columns]
@@ -158,12 +162,10 @@ def _pipeline(stream: SampleStream, pieces: Pieces, process: Process) -> Iterato
         preserve_order=True,
         resource_limits=ExecutionResources(object_store_memory=_AHEAD_BYTES),
     )
-    # Not inside the placement group of the worker that asks: its CPUs are the worker's.
-    data.context.scheduling_strategy = "SPREAD"
-    try:
-        yield from data.iter_batches(batch_size=None, batch_format="numpy")
-    except ray.exceptions.RayError as error:
-        raise cause_of(error) or error from error
+    for part in data.iter_batches(batch_size=None, batch_format="numpy"):
+        if _ERROR in part:
+            raise DataError(**json.loads(str(part[_ERROR][0])))
+        yield part
 
 
 def _read_unit(
@@ -173,9 +175,16 @@ def _read_unit(
     process: Process,
     batch: Columns,
 ) -> Columns:
-    """Task of a unit: read, map ids to places, process."""
+    """Task of a unit: read, map ids to places, process; an error that the user can act on is data.
+
+    Of one that is raised here Ray Data keeps the text of its traceback alone.
+    """
     known, pieces = ray.get(ids[0]), ray.get(units[0])
-    return process(np.concatenate([files.read(pieces[unit], known) for unit in batch["id"]]))
+    try:
+        return process(np.concatenate([files.read(pieces[unit], known) for unit in batch["id"]]))
+    except DataError as error:
+        content = {"what": error.what, "where": error.where, "todo": error.todo}
+        return {_ERROR: np.array([json.dumps(content)])}
 
 
 def _columns(packed: PackedSamples) -> Columns:

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
+from reki_ray.errors import DataError
 from reki_ray.evaluation import stage as evaluation
 from reki_ray.evaluation.comparison import slices
 from reki_ray.evaluation.metrics import auc
@@ -167,6 +169,11 @@ def test_two_workers_stream_uneven_files_in_as_many_steps(
     # What the vocabularies are made of is the same, held or streamed.
     features = load_dataset(config, filled).train_features()
     assert features == read_dataset(filled).train_features()
+
+    stranger = train.set_column(0, schema.USER_ID, pa.array(["nobody"] * len(train)))
+    filled.write_table(schema.SAMPLES["train"], stranger, part="c")
+    with pytest.raises(DataError, match="user_id 'nobody' stands in no row"):
+        load_dataset(config, filled)
 
 
 @pytest.mark.slow
