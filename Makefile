@@ -49,6 +49,7 @@ slow: setup  ## The tests that last longer, for which `make test` has no time
 bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/benchmarks.md
 	@$(VENV)/bin/reki bench extract
 	@$(VENV)/bin/reki bench cluster
+	@$(VENV)/bin/reki bench train
 	@$(VENV)/bin/python docs/render_benchmarks.py
 
 docs: setup  ## The documentation as a site in build/site

@@ -161,6 +161,7 @@ class GateConfig(Section):
 COMMON: Final = frozenset(
     {
         *("backbones", "arms", "rerankers", "rerank", "seeds", "tuned", "buckets"),
+        *("data", "max_held_samples", "shuffle_buffer"),
         *("workers", "device", "max_failures", "mlflow"),
     }
 )
@@ -220,6 +221,40 @@ class TrainConfig(Section):
         description="Share of a batch's items shown without their id, which trains the row of "
         "unknown ids and, with a gate, what their knowledge is worth in its place.",
     )
+    data: Literal["auto", "tensors", "stream"] = Field(
+        "auto",
+        description="Training samples: tensors holds them in memory; stream reads them from their "
+        "Parquet files in every epoch, in memory that does not grow with them; auto holds at most "
+        "max_held_samples and streams more.",
+    )
+    max_held_samples: int = Field(
+        10_000_000,
+        ge=0,
+        description="auto: most training samples that are held, at 28 bytes each in Ray's object "
+        "store and some 200 while they are read.",
+    )
+    shuffle_buffer: int = Field(
+        1_048_576,
+        ge=1,
+        description="stream: samples of a worker among which the next batch is drawn, at 16 bytes "
+        "each.",
+    )
+    prefetch: int = Field(
+        2,
+        ge=0,
+        description="Batches built ahead in the background; 0 builds each when it is needed.",
+        json_schema_extra=OPERATIONAL,
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Of HEIN's products of matrices in training; all else is float32, validation "
+        "too. bfloat16 pays on a GPU and on processors with AMX or AVX512-BF16; others emulate it.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the training step with torch.compile, which needs a C++ compiler and "
+        "half a minute a run; for long epochs.",
+    )
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP).")
     device: Literal["cpu", "cuda"] = Field("cpu", description="gloo on cpu, nccl on cuda.")
     max_failures: int = Field(2, ge=0, description="Restarts of a failed worker group.")
@@ -248,6 +283,16 @@ class TrainConfig(Section):
                 f"train.hein.output is {self.hein.output} and train.network.embedding "
                 f"{self.network.embedding}, but {multiplying[0]} multiplies augmented vectors with "
                 "embeddings: give both the same length"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lists_are_made_of_held_samples(self) -> TrainConfig:
+        if self.rerankers and self.data == "stream":
+            raise ValueError(
+                "train.rerankers need lists, which are made of samples that are held, but "
+                "train.data is stream: set it to tensors, or train the rerankers in a run of their "
+                "own"
             )
         return self
 

@@ -33,10 +33,9 @@ SeedScores = Mapping[int, npt.NDArray[np.float32]]
 
 def slices(dataset: Dataset, config: EvaluateConfig) -> dict[str, Marks]:
     """Where knowledge should pay: marks (N,) of the test samples of every slice."""
-    test, train = dataset.samples["test"], dataset.samples["train"]
-    trained = np.bincount(train.items, minlength=len(dataset.item_ids))
+    test = dataset.samples["test"]
     return {
-        "cold_items": trained[test.items] <= config.cold_item_max,
+        "cold_items": dataset.train.items[test.items] <= config.cold_item_max,
         "cold_users": test.positions <= config.cold_user_max,
         "sparse_users": dataset.activity[test.users] <= config.sparse_user_max,
         ALL: np.ones(len(test), dtype=bool),

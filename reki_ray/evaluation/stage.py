@@ -13,8 +13,9 @@ from reki_ray.evaluation.reranking import Reranking
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
 from reki_ray.schema import ARM, BACKBONE, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
-from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.dataset import Dataset
 from reki_ray.training.runs import Run, planned
+from reki_ray.training.stream import load_dataset
 from reki_ray.workspace import Workspace
 
 METRICS = "evaluate/metrics.json"
@@ -27,7 +28,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         DataError: A table is missing or damaged, or there are no test samples.
         StoreError: A trained run is missing or damaged.
     """
-    dataset = read_dataset(workspace)
+    dataset = load_dataset(config, workspace)
     runs = planned(config.train)
     samples = dataset.samples["test"]
     reranking = Reranking(config, workspace, dataset)

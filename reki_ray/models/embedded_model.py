@@ -22,6 +22,9 @@ from reki_ray.models.hein import Adaptor
 from reki_ray.models.knowledge_reader import KnowledgeReader
 from reki_ray.schema import WHOLE_ANSWER, Side
 
+_ROUND_ROWS = 256
+"""HEIN's rows in bfloat16 are rounded up to a multiple of this."""
+
 
 class Architecture(Section):
     """What, besides the vocabularies, determines the network's parameters.
@@ -120,16 +123,19 @@ class EmbeddedModel(nn.Module):
                 self.alignment = Alignment(hein.output, size)
         self.enriches = bool(architecture.representation) and architecture.hein.enrich_items
         self.gate = architecture.gate
+        self.reduced = False
+        """Whether HEIN multiplies in bfloat16 in training. The rest of the network is no product of
+        large matrices and gains nothing from it."""
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
 
     def augment_users(self, r: Tensor) -> Tensor:
         """Augmented vectors h_u (N, q) of unit representations r_u (N, K d)."""
-        return self._require_hein().users(self.user_reader(r))
+        return self._augment(self._require_hein().users, self.user_reader(r))
 
     def augment_items(self, r: Tensor) -> Tensor:
         """Augmented vectors h_i (N, q) of unit representations r_i (N, K d)."""
-        return self._require_hein().items(self.item_reader(r))
+        return self._augment(self._require_hein().items, self.item_reader(r))
 
     def embed_items(
         self, ids: Tensor, attributes: Mapping[str, Tensor], augmented: Tensor | None
@@ -186,6 +192,17 @@ class EmbeddedModel(nn.Module):
     def user_gate(self, mask: Tensor) -> Tensor:
         """How much h_u counts (B,), by the real interactions of a history, mask (B, L)."""
         return _gate(self.gate.users, mask.sum(dim=1).to(self.seen.dtype))
+
+    def _augment(self, side: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+        if not (self.reduced and self.training):
+            return side(r)
+        # Cast once for all experts. The number of distinct representations differs from batch to
+        # batch, and each new shape costs a new kernel, which is made while the network waits.
+        rows = len(r) + -len(r) % _ROUND_ROWS
+        padded = r.new_zeros(rows, r.shape[1], dtype=torch.bfloat16)
+        padded[: len(r)] = r
+        with torch.autocast(r.device.type, torch.bfloat16):
+            return side(padded)[: len(r)].float()
 
     def _require_hein(self) -> Adaptor:
         if self.hein is None:

@@ -56,7 +56,9 @@ class ExpertBank(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         """Outputs (n, N, q) of all experts for representations r (N, d)."""
         hidden = torch.relu(self.hidden(r)).view(r.shape[0], self.experts, -1)  # (N, n, hidden)
-        return torch.relu(torch.baddbmm(self.bias, hidden.transpose(0, 1), self.weight))
+        # Laid out anew: in bfloat16 the gradient of a transposed operand takes 30 times as long.
+        hidden = hidden.transpose(0, 1).contiguous()  # (n, N, hidden)
+        return torch.relu(torch.baddbmm(self.bias, hidden, self.weight))
 
 
 class HEIN(Adaptor):

@@ -38,8 +38,10 @@ class RepresentationScaling(nn.Module):
         self.factor = math.sqrt(dimension)
         if kind != "length":
             self.register_buffer("mean", torch.zeros(dimension))
-            shape = (dimension,) if kind == "standardise" else (dimension, dimension)
-            self.register_buffer("matrix", torch.zeros(shape))
+            kept = torch.eye(dimension) if kind == "whiten" else torch.ones(dimension)
+            self.register_buffer(
+                "matrix", torch.eye(dimension) if whitens else torch.ones(dimension)
+            )
 
     def fit(self, r: Tensor) -> None:
         """Take mean and covariance from representations (V, d), V >= 1."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -60,12 +62,63 @@ def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
     )
 
 
+class Prepared(NamedTuple):
+    """What a training step needs.
+
+    Attributes:
+        batch: B samples.
+        labels: Theirs (B,).
+    """
+
+    batch: Batch
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of an epoch that is one worker's.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 1.
+        rank: This worker.
+        world: Number of workers.
+        batch_size: Samples a batch of this worker.
+    """
+
+    seed: int
+    epoch: int
+    rank: int
+    world: int
+    batch_size: int
+
+    def samples(self, total: int) -> int:
+        """This worker's samples of that many; every worker has as many."""
+        return -(-total // self.world)
+
+    def steps(self, total: int) -> int:
+        """Batches that these make; all but the last are full."""
+        return -(-self.samples(total) // self.batch_size)
+
+
+class TrainSamples(Protocol):
+    """Training samples, held or streamed."""
+
+    def __len__(self) -> int:
+        """Samples of an epoch, over all workers."""
+        ...
+
+    def epoch(self, share: Share) -> Iterator[Prepared]:
+        """Batches of a share in random order, `share.steps(len(self))` of them."""
+        ...
+
+
 class BatchBuilder:
-    """Makes batches of one split for one run.
+    """Makes batches of samples for one run.
 
     Args:
         data: The encoded data set.
-        samples: Samples of the split.
+        samples: Samples of the split that is held; streamed ones come to `of`.
         history: Number L of past interactions.
         representations: Representations as the run sees them; None without knowledge.
         enriched: Whether the model looks at the representations of past items.
@@ -93,15 +146,29 @@ class BatchBuilder:
         return len(self._samples)
 
     def labels(self, indices: Ints) -> Tensor:
-        """Labels (B,) of the samples, or (B, K) of the lists, at these places."""
+        """Labels (B,) of the held samples, or (B, K) of the lists, at these places."""
         return self._tensor(self._samples.labels[indices])
 
     def build(self, indices: Ints) -> Batch:
-        """Batch of the samples, or of the lists, at these places (B,)."""
+        """Batch of the held samples, or of the lists, at these places (B,)."""
+        return self.of(self._samples.take(indices))
+
+    def epoch(self, share: Share) -> Iterator[Prepared]:
+        """See `TrainSamples`."""
+        order = shuffled(len(self), share.seed, share.epoch, share.rank, share.world)
+        for start in range(0, len(order), share.batch_size):
+            yield self.prepare(self._samples.take(order[start : start + share.batch_size]))
+
+    def prepare(self, samples: Samples) -> Prepared:
+        """Batch and labels of B samples, or of B lists."""
+        return Prepared(self.of(samples), self._tensor(samples.labels))
+
+    def of(self, samples: Samples) -> Batch:
+        """Batch of B samples, or of B lists."""
         data = self._data
-        users, user_index = distinct(self._samples.users[indices], len(data.offsets))
-        targets = self._samples.items[indices] + 1  # (B,), of lists (B, K)
-        history, ratings, gaps = self._history(indices)  # (B, L)
+        users, user_index = distinct(samples.users, len(data.offsets))
+        targets = samples.items + 1  # (B,), of lists (B, K)
+        history, ratings, gaps = self._history(samples)  # (B, L)
         table = np.concatenate([[0], targets.reshape(-1), history.reshape(-1)])
         items, item_index = distinct(table, len(data.item_ids))
         end = targets.size + 1
@@ -115,13 +182,13 @@ class BatchBuilder:
             user_attributes=self._rows(data.user_attributes, users),
             distinct_users=len(users),
             users=self._tensor(user_index),
-            user_knowledge=self._knowledge("users", self._samples.users[indices]),
+            user_knowledge=self._knowledge("users", samples.users),
             item_knowledge=self._item_knowledge(items, item_index[1:end]),
         )
 
-    def _history(self, indices: Ints) -> tuple[Rows, Rows, Rows]:
-        positions = self._samples.positions[indices][:, None]
-        starts = self._data.offsets[self._samples.users[indices]][:, None]
+    def _history(self, samples: Samples) -> tuple[Rows, Rows, Rows]:
+        positions = samples.positions[:, None]
+        starts = self._data.offsets[samples.users][:, None]
         there = self._back <= positions  # (B, L)
         rows = np.where(there, starts + positions - self._back, 0)
         items = np.where(there, self._data.past_items[rows], PADDING)

@@ -30,6 +30,8 @@ class Epoch:
         samples_per_second: Over all workers; of rerankers lists.
         learning_rate: After the last step.
         valid_ndcg: NDCG over all validation lists; None but of rerankers.
+        input_wait_share: Share of the time in which the steps waited for their batches, of the
+            worker that waited longest.
     """
 
     epoch: int
@@ -40,6 +42,7 @@ class Epoch:
     samples_per_second: float
     learning_rate: float
     valid_ndcg: float | None = None
+    input_wait_share: float = 0.0
 
     @property
     def quality(self) -> float:

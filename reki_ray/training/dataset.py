@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -53,6 +54,51 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, indices: Ints) -> Samples:
+        """The samples at these places (n,)."""
+        return Samples(
+            self.users[indices], self.items[indices], self.positions[indices], self.labels[indices]
+        )
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What vocabularies and comparisons need of the training samples, without the samples.
+
+    Args:
+        samples: Their number.
+        items: Samples of every item (I,).
+        users: Samples of every user (U,).
+        last: Largest position of a sample of every user, 0 where there is none, (U,).
+        digest: Equal where the samples are.
+    """
+
+    samples: int
+    items: Ints
+    users: Ints
+    last: Ints
+    digest: str
+
+    @classmethod
+    def of(cls, samples: Samples, users: int, items: int) -> TrainSummary:
+        """Of held samples of that many users and items."""
+        last = np.zeros(users, dtype=np.int64)
+        np.maximum.at(last, samples.users, samples.positions)
+        digest = hashlib.sha256()
+        for array in (samples.users, samples.items, samples.positions, samples.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        return cls(
+            samples=len(samples),
+            items=np.bincount(samples.items, minlength=items),
+            users=np.bincount(samples.users, minlength=users),
+            last=last,
+            digest=digest.hexdigest(),
+        )
+
+
+Summarise = Callable[[list[str], list[str]], TrainSummary]
+"""Makes the summary of training samples that are not held, from the ids of users and items."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -67,7 +113,8 @@ class Dataset:
         past_items: Place of the item in `item_ids`, in time order a user, (T,).
         past_ratings: Ratings, NaN where there is none, (T,).
         past_times: Seconds since the epoch (T,).
-        samples: Samples of the three splits.
+        samples: Samples of the splits; those of training only where they are held.
+        streamed: Summary of the training samples where they are not.
     """
 
     user_ids: list[str]
@@ -79,6 +126,20 @@ class Dataset:
     past_ratings: Floats
     past_times: Ints
     samples: dict[Split, Samples]
+    streamed: TrainSummary | None = None
+
+    @cached_property
+    def train(self) -> TrainSummary:
+        """Summary of the training samples, held or streamed."""
+        if self.streamed is not None:
+            return self.streamed
+        return TrainSummary.of(self.samples["train"], len(self.user_ids), len(self.item_ids))
+
+    @property
+    def sample_count(self) -> int:
+        """Samples of all splits."""
+        held = sum(len(part) for part in self.samples.values())
+        return held + (self.streamed.samples if self.streamed else 0)
 
     @property
     def activity(self) -> Ints:
@@ -100,17 +161,15 @@ class Dataset:
             ConfigError: No user and no item has an attribute of that name.
         """
         self._require_attributes(buckets or {})
-        train = self.samples["train"]
-        last = np.zeros(len(self.user_ids), dtype=np.int64)
-        np.maximum.at(last, train.users, train.positions)
+        train = self.train
         place = np.arange(len(self.past_items)) - np.repeat(self.offsets[:-1], self.activity)
-        before = place < np.repeat(last, self.activity)
-        items, counts = np.unique(train.items, return_counts=True)
+        before = place < np.repeat(train.last, self.activity)
+        items = np.flatnonzero(train.items)
         return FeatureSpace.build(
             items={self.item_ids[item]: self.item_attributes[item] for item in items},
-            users=[self.user_attributes[user] for user in np.unique(train.users)],
+            users=[self.user_attributes[user] for user in np.flatnonzero(train.users)],
             ratings=self.past_ratings[before],
-            counts={self.item_ids[i]: int(n) for i, n in zip(items, counts, strict=True)},
+            counts={self.item_ids[item]: int(train.items[item]) for item in items},
             buckets=buckets,
         )
 
@@ -132,21 +191,26 @@ class Dataset:
             digest.update("\0".join(texts).encode())
         for records in (self.user_attributes, self.item_attributes):
             digest.update(repr(records).encode())
+        # Streamed samples come in another order than held ones: another model.
+        digest.update(f"{self.train.digest} {self.streamed is None}".encode())
+        valid = self.samples["valid"]
         arrays = [self.offsets, self.past_items, self.past_ratings, self.past_times]
-        for split in ("train", "valid"):
-            part = self.samples[split]
-            arrays += [part.users, part.items, part.positions, part.labels]
-        for array in arrays:
+        for array in (*arrays, valid.users, valid.items, valid.positions, valid.labels):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
-def read_dataset(workspace: Workspace, splits: Sequence[Split] = SPLITS) -> Dataset:
+def read_dataset(
+    workspace: Workspace,
+    splits: Sequence[Split] = SPLITS,
+    summarise: Summarise | None = None,
+) -> Dataset:
     """Arrays of the ingested tables.
 
     Args:
         workspace: The run's tables.
         splits: Whose samples are read; the others' files are not opened.
+        summarise: Makes the summary of the training samples; None reads and holds them.
 
     Raises:
         DataError: A table is missing or damaged, names an unknown id, or has no training or no
@@ -164,6 +228,7 @@ def read_dataset(workspace: Workspace, splits: Sequence[Split] = SPLITS) -> Data
     order = np.argsort(past_users, kind="stable")
     counts = np.bincount(past_users, minlength=len(user_ids))
     ratings = past.column(RATING).to_numpy()
+    held = [split for split in splits if split != "train" or summarise is None]
     return Dataset(
         user_ids=user_ids,
         user_attributes=_attributes(users),
@@ -173,7 +238,8 @@ def read_dataset(workspace: Workspace, splits: Sequence[Split] = SPLITS) -> Data
         past_items=_places(past, ITEM_ID, item_places, where)[order],
         past_ratings=ratings.astype(np.float32)[order],
         past_times=past.column(TIMESTAMP).to_numpy().astype(np.int64)[order],
-        samples={s: _read_samples(workspace, s, user_places, item_places) for s in splits},
+        samples={s: _read_samples(workspace, s, user_places, item_places) for s in held},
+        streamed=summarise(user_ids, item_ids) if summarise else None,
     )
 
 
@@ -184,16 +250,30 @@ def _read_samples(
     data = workspace.read_table(table, columns=[USER_ID, ITEM_ID, POSITION, LABEL])
     where = workspace.path(table.path)
     if not len(data) and split != "test":
-        raise DataError(
-            f"there are no {split} samples",
-            where=where,
-            todo="Give more data, or a larger share of it in split.ratios.",
-        )
+        raise no_samples(split, where)
     return Samples(
         users=_places(data, USER_ID, users, where),
         items=_places(data, ITEM_ID, items, where),
         positions=data.column(POSITION).to_numpy().astype(np.int64),
         labels=data.column(LABEL).to_numpy().astype(np.float32),
+    )
+
+
+def no_samples(split: Split, where: str) -> DataError:
+    """The error of a split that must have samples and has none."""
+    return DataError(
+        f"there are no {split} samples",
+        where=where,
+        todo="Give more data, or a larger share of it in split.ratios.",
+    )
+
+
+def unknown_id(column: str, key: object, where: str) -> DataError:
+    """The error of an id that its own table does not have."""
+    return DataError(
+        f"{column} {key!r} stands in no row of its table",
+        where=where,
+        todo="Run `reki ingest --force ingest` to write the tables anew.",
     )
 
 
@@ -205,11 +285,7 @@ def _places(data: pa.Table, column: str, places: Mapping[str, int], where: str) 
     try:
         distinct = [places[key] for key in encoded.dictionary.to_pylist()]
     except KeyError as error:
-        raise DataError(
-            f"{column} {error} stands in no row of its table",
-            where=where,
-            todo="Run `reki ingest --force ingest` to write the tables anew.",
-        ) from error
+        raise unknown_id(column, error.args[0], where) from error
     indices: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return np.array(distinct, dtype=np.int64)[indices] if len(indices) else indices
 

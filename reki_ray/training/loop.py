@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from reki_ray.config import TrainConfig
 from reki_ray.models.backbones import Output
 from reki_ray.models.embedded_model import EmbeddedModel
-from reki_ray.training.batches import BatchBuilder, shuffled
+from reki_ray.training.batches import BatchBuilder, Prepared, Share, TrainSamples
 from reki_ray.training.checkpoint import Epoch, RunState, copy_weights
+from reki_ray.training.compiling import compiled
 from reki_ray.training.objectives import CLICKS, Objective
+from reki_ray.training.prefetch import Prefetched
 
 PREDICT_BATCH = 4096
 """Samples a forward pass where no gradient is needed."""
@@ -65,7 +67,7 @@ class SingleWorker:
 class Splits:
     """Batches of the training and the validation samples."""
 
-    train: BatchBuilder
+    train: TrainSamples
     valid: BatchBuilder
 
 
@@ -82,6 +84,12 @@ class Schedule:
     peak: float
     steps: int
     warmup: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
+        """Schedule of a run."""
+        steps = steps_per_epoch * config.epochs
+        return cls(config.learning_rate, steps, round(steps * config.warmup_share))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, the first being 0."""
@@ -121,19 +129,18 @@ class Trainer:
         self._config = config
         self._seed = seed
         self._workers = workers or SingleWorker()
-        self._wrapped = self._workers.wrap(model)
+        self._device = next(model.parameters()).device
+        model.reduced = config.precision == "bfloat16"
+        wrapped = self._workers.wrap(model)
+        self._wrapped = compiled(wrapped) if config.compile else wrapped
         self._optimiser = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._local_batch = max(1, config.batch_size // self._workers.world)
-        rank_samples = -(-len(splits.train) // self._workers.world)
-        self.steps_per_epoch = -(-rank_samples // self._local_batch)
-        steps = self.steps_per_epoch * config.epochs
-        warmup = round(steps * config.warmup_share)
-        self._schedule = Schedule(config.learning_rate, steps, warmup)
+        self.steps_per_epoch = self._share(epoch=1).steps(len(splits.train))
+        self._schedule = Schedule.of(config, self.steps_per_epoch)
         self._state = RunState(fingerprint, [], {}, copy_weights(model), {})
 
     @property
@@ -162,7 +169,7 @@ class Trainer:
         """
         while not self._finished():
             number = len(self.epochs) + 1
-            loss, seconds = self._train_epoch(number)
+            loss, seconds, waited = self._train_epoch(number)
             scores = predict(self._model, self._splits.valid, self._workers, self._objective)
             labels = self._splits.valid.labels(np.arange(len(scores))).cpu().numpy()
             valid = self._objective.validate(labels, scores)
@@ -175,6 +182,7 @@ class Trainer:
                 seconds=round(seconds, 4),
                 samples_per_second=round(len(self._splits.train) / seconds, 1),
                 learning_rate=self._schedule.rate(number * self.steps_per_epoch - 1),
+                input_wait_share=round(waited, 5),
             )
             if not self.epochs or done.quality > self.best.quality:
                 self._state.best = copy_weights(self._model)
@@ -191,34 +199,46 @@ class Trainer:
         stale = len(self.epochs) - self.best.epoch
         return len(self.epochs) >= self._config.epochs or stale >= self._config.patience
 
-    def _train_epoch(self, number: int) -> tuple[float, float]:
+    def _share(self, epoch: int) -> Share:
+        workers = self._workers
+        local_batch = max(1, self._config.batch_size // workers.world)
+        return Share(self._seed, epoch, workers.rank, workers.world, local_batch)
+
+    def _train_epoch(self, number: int) -> tuple[float, float, float]:
+        """Mean loss, seconds, and share of them in which the slowest worker waited for batches."""
         # Seeded anew every epoch, so that a resumed run draws what an unbroken one would.
         entropy = np.random.SeedSequence([self._seed, number, self._workers.rank])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         self._wrapped.train()
-        order = shuffled(
-            len(self._splits.train), self._seed, number, self._workers.rank, self._workers.world
-        )
-        total = 0.0
+        # Read once an epoch: reading a loss waits until an accelerator has done all before it.
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        count = 0
         started = time.perf_counter()
-        for step in range(self.steps_per_epoch):
-            indices = order[step * self._local_batch : (step + 1) * self._local_batch]
-            at = (number - 1) * self.steps_per_epoch + step
-            total += self._step(indices, self._schedule.rate(at)) * len(indices)
-        return total / len(order), time.perf_counter() - started
+        batches = self._splits.train.epoch(self._share(number))
+        with Prefetched(batches, self._config.prefetch) as prepared:
+            # Not one step more or less than the others take, who would wait for this worker.
+            for step in range(self.steps_per_epoch):
+                one = next(prepared)
+                at = (number - 1) * self.steps_per_epoch + step
+                total += self._step(one, self._schedule.rate(at)).double() * len(one.labels)
+                count += len(one.labels)
+        loss = float(total) / count
+        seconds = time.perf_counter() - started
+        shares = self._workers.gather(torch.tensor([prepared.waited / seconds]).to(self._device))
+        return loss, seconds, float(torch.cat(shares).max())
 
-    def _step(self, indices: npt.NDArray[np.int64], rate: float) -> float:
+    def _step(self, prepared: Prepared, rate: float) -> Tensor:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        output: Output = self._wrapped(self._splits.train.build(indices))
-        loss = self._objective.loss(output.logits, self._splits.train.labels(indices))
+        output: Output = self._wrapped(prepared.batch)
+        loss = self._objective.loss(output.logits, prepared.labels)
         if output.auxiliary is not None:
             loss = loss + output.auxiliary
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._model.parameters(), self._config.gradient_clip)
         self._optimiser.step()
-        return float(loss.detach())
+        return loss.detach()
 
 
 def predict(

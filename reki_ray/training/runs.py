@@ -23,8 +23,10 @@ METRICS: Final = "metrics.json"
 _WITHOUT_EFFECT: Final = {
     *("arms", "backbones", "rerankers", "seeds", "tuned"),
     *("max_failures", "device", "mlflow"),
+    *("data", "max_held_samples", "prefetch"),
 }
-"""Keys of the configuration that do not change the result of a run."""
+"""Keys of the configuration that do not change the result of a run. Whether its samples were held
+or streamed does; that is part of what it read."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def write_run(
         "epochs": [asdict(epoch) for epoch in epochs],
         "seconds": round(sum(epoch.seconds for epoch in epochs), 3),
         "samples_per_second": rates[len(rates) // 2],
+        "input_wait_share": round(wait_share(epochs), 4),
         "parameters": sum(p.numel() for p in bundle.model.parameters()),
     }
     files = workspace.filesystem
@@ -158,6 +161,12 @@ def write_run(
         for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
             files.put_file(str(Path(scratch) / name), workspace.path(run.folder, name))
     workspace.write_json(f"{run.folder}/{METRICS}", metrics)
+
+
+def wait_share(epochs: Sequence[Epoch]) -> float:
+    """Share of the time of all steps in which they waited for their batches."""
+    waited = sum(epoch.input_wait_share * epoch.seconds for epoch in epochs)
+    return waited / max(sum(epoch.seconds for epoch in epochs), 1e-9)
 
 
 def read_bundle(workspace: Workspace, run: Run) -> ModelBundle:

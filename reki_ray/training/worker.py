@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from ray.util.queue import Queue
 from torch import Tensor, nn
 
-from reki_ray.config import Arm, RerankConfig, TrainConfig
+from reki_ray.config import Arm, TrainConfig
 from reki_ray.models.bundle import Bundle, Layers, Model, ModelBundle, Origin, RerankBundle
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.embedded_model import Architecture
@@ -32,6 +32,7 @@ from reki_ray.training.lists import build_lists
 from reki_ray.training.loop import Splits, Trainer, predict
 from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.runs import Run, finished, settings_of, write_run
+from reki_ray.training.stream import SampleStream, StreamedSamples
 from reki_ray.workspace import Workspace
 
 
@@ -42,9 +43,10 @@ class TrainingData:
     Args:
         features: Vocabularies.
         encoded: The data set in their rows.
-        samples: Training and validation samples.
+        samples: Validation samples, and training samples where they are held.
         representations: By arm, not yet permuted; None for an arm without knowledge.
         lists: Training and validation lists; empty without rerankers.
+        stream: Where training samples come from that are not held.
     """
 
     features: FeatureSpace
@@ -52,35 +54,44 @@ class TrainingData:
     samples: dict[Split, Samples]
     representations: dict[Arm, Representations | None]
     lists: dict[Split, Samples]
+    stream: SampleStream | None = None
 
     @classmethod
     def of(
         cls,
         dataset: Dataset,
         representations: dict[Arm, Representations | None],
-        buckets: Mapping[str, int] | None = None,
-        rerank: RerankConfig | None = None,
+        config: TrainConfig,
+        stream: SampleStream | None = None,
     ) -> TrainingData:
         """Training data of a data set, without its test samples.
 
         Args:
             dataset: The data set.
             representations: By arm, not yet permuted.
-            buckets: As for `Dataset.train_features`.
-            rerank: Sizes of the lists; None where there are none to make.
+            config: Buckets of attributes, and sizes of the lists where there are rerankers.
+            stream: Where training samples come from that are not held.
 
         Raises:
+            ConfigError: An attribute that is to be put in buckets is nowhere.
             DataError: There are to be lists, and no sample is positive.
         """
-        features = dataset.train_features(buckets)
-        learned: tuple[Split, ...] = ("train", "valid")
-        samples = {split: dataset.samples[split] for split in learned}
-        lists = {split: build_lists(dataset, split, rerank) for split in learned if rerank}
-        return cls(features, encode_dataset(dataset, features), samples, representations, lists)
+        features = dataset.train_features(config.buckets)
+        samples: dict[Split, Samples] = {
+            split: part for split, part in dataset.samples.items() if split != "test"
+        }
+        learned: tuple[Split, ...] = ("train", "valid") if config.rerankers else ()
+        lists = {split: build_lists(dataset, split, config.rerank) for split in learned}
+        encoded = encode_dataset(dataset, features)
+        return cls(features, encoded, samples, representations, lists, stream)
 
     def samples_of(self, run: Run) -> dict[Split, Samples]:
         """What a run is trained and validated on."""
         return self.lists if run.reranks else self.samples
+
+    def epoch_samples(self, run: Run) -> int:
+        """Samples, or lists, of an epoch of a run."""
+        return len(self.stream.files) if self.stream else len(self.samples_of(run)["train"])
 
 
 @dataclass(frozen=True)
@@ -164,7 +175,7 @@ def _train_run(
     bundle: Bundle[Any, Any] = new(run, config, data)
     objective = LISTS if run.reranks else CLICKS
     model = bundle.model.to(workers.device)
-    splits = make_splits(run, bundle, data, workers.device)
+    splits = make_splits(run, bundle, data, workers.device, buffer=assignment.config.shuffle_buffer)
     trainer = Trainer(
         model,
         splits,
@@ -253,9 +264,22 @@ def _parts(
 
 
 def make_splits(
-    run: Run, bundle: Bundle[Any, Any], data: TrainingData, device: torch.device
+    run: Run,
+    bundle: Bundle[Any, Any],
+    data: TrainingData,
+    device: torch.device,
+    *,
+    buffer: int = 1,
 ) -> Splits:
-    """Batches of a run's training and validation samples, or lists."""
+    """Batches of a run's training and validation samples, or lists.
+
+    Args:
+        run: Which run.
+        bundle: Its model.
+        data: What all runs read.
+        device: Where the batches go.
+        buffer: Streamed samples among which the next batch is drawn.
+    """
     representations = permute(data.representations[run.arm], run.arm, run.seed)
     encoded = data.encoded
     if not bundle.features.user_fields:
@@ -272,7 +296,10 @@ def make_splits(
             device=device,
         )
 
-    return Splits(train=builder("train"), valid=builder("valid"))
+    valid = builder("valid")
+    if data.stream is None:
+        return Splits(builder("train"), valid)
+    return Splits(StreamedSamples(data.stream, valid, buffer), valid)
 
 
 def _report(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:

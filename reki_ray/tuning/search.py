@@ -82,9 +82,7 @@ def search(
                 if len(one.finished) < _wanted(config.tune, one):
                     if not data:
                         stack.enter_context(_session(config))
-                        data.append(
-                            ray.put(TrainingData.of(dataset, {arm: vectors}, config.train.buckets))
-                        )
+                        data.append(ray.put(TrainingData.of(dataset, {arm: vectors}, config.train)))
                     _run(one, config, workspace, reporter, data)
                 else:
                     reporter.say(f"tune {one.backbone}: {len(one.finished)} trials, nothing to do")

@@ -6,19 +6,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
+from reki_ray.errors import DataError
 from reki_ray.evaluation import stage as evaluation
+from reki_ray.evaluation.comparison import slices
 from reki_ray.evaluation.metrics import auc
 from reki_ray.progress import Reporter
 from reki_ray.training import stage, worker
 from reki_ray.training.batches import BatchBuilder, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState
 from reki_ray.training.dataset import read_dataset
-from reki_ray.training.loop import predict
+from reki_ray.training.loop import Schedule, predict
 from reki_ray.training.runs import Run, read_bundle, read_reranker
+from reki_ray.training.stream import load_dataset
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
 from tests.trained_workspace import EVENTS, fill
@@ -163,13 +167,15 @@ def test_two_workers_take_as_many_steps_and_see_all_validation_samples(
     assert two["valid"]["auc"] == pytest.approx(auc(samples.labels, scores), abs=1e-6)
 
 
+@pytest.mark.parametrize("data", ["tensors", "stream"])
 def test_failed_group_resumes_from_the_last_epoch(
     filled: Workspace,
     reporter: Reporter,
     tiny_config: TinyConfig,
     failing_once: Path,
+    data: str,
 ) -> None:
-    config = config_of(tiny_config, epochs=4, patience=4, max_failures=1)
+    config = config_of(tiny_config, epochs=4, patience=4, max_failures=1, data=data)
     stage.run(config, filled, reporter)
     resumed = metrics_of(filled, "din-fair_base-0")
     # Only the epoch whose report was still under way when the worker died is trained again.
@@ -179,6 +185,38 @@ def test_failed_group_resumes_from_the_last_epoch(
     unbroken = metrics_of(filled, "din-fair_base-0")
     losses = [epoch["loss"] for epoch in unbroken["epochs"]]
     assert [epoch["loss"] for epoch in resumed["epochs"]] == pytest.approx(losses, abs=1e-5)
+
+
+def test_two_workers_stream_uneven_files_in_as_many_steps(
+    filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    train = filled.read_table(schema.SAMPLES["train"])
+    filled.write_table(schema.SAMPLES["train"], train.slice(0, 23), row_group_rows=7)
+    filled.write_table(schema.SAMPLES["train"], train.slice(23), part="b", row_group_rows=101)
+    config = config_of(tiny_config, workers=2, epochs=2, data="stream", shuffle_buffer=50)
+    result = stage.run(config, filled, reporter)
+    assert result.details["data"] == "stream"
+    assert result.rows_in == 30 * (EVENTS - 5)
+    found = metrics_of(filled, "din-fair_base-0")
+    steps = -(-len(train) // 2 // (SMALL["batch_size"] // 2))
+    schedule = Schedule.of(config.train, steps)
+    assert rates(found) == pytest.approx([schedule.rate(steps - 1), schedule.rate(2 * steps - 1)])
+    assert 0 <= found["input_wait_share"] <= 1
+
+    evaluation.run(config, filled, reporter)
+    streamed = filled.read_json("evaluate/metrics.json")["arms"][0]["slices"]
+    held = slices(read_dataset(filled), config.evaluate)
+    assert {name: part["samples"] for name, part in streamed.items()} == {
+        name: int(marks.sum()) for name, marks in held.items()
+    }
+    # What the vocabularies are made of is the same, held or streamed.
+    features = load_dataset(config, filled).train_features()
+    assert features == read_dataset(filled).train_features()
+
+    stranger = train.set_column(0, schema.USER_ID, pa.array(["nobody"] * len(train)))
+    filled.write_table(schema.SAMPLES["train"], stranger, part="c")
+    with pytest.raises(DataError, match="user_id 'nobody' stands in no row"):
+        load_dataset(config, filled)
 
 
 @pytest.mark.slow

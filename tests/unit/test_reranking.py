@@ -63,7 +63,7 @@ def trainer(
     name: str = "prm",
 ) -> tuple[Trainer, RerankBundle]:
     found = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
-    data = TrainingData.of(dataset, {arm: found}, rerank=config.rerank)
+    data = TrainingData.of(dataset, {arm: found}, config)
     run = Run(name, arm, seed=0, fingerprint="x", reranks=True)
     bundle = new_reranker(run, config, data)
     splits = make_splits(run, bundle, data, torch.device("cpu"))

@@ -36,7 +36,7 @@ def dataset(filled: Workspace) -> Dataset:
 def make(arm: str, workspace: Workspace, dataset: Dataset) -> tuple[ModelBundle, BatchBuilder]:
     run = Run("din", arm, 0)  # type: ignore[arg-type]
     found = read_representations(workspace, run.arm, dataset.user_ids, dataset.item_ids)
-    data = TrainingData.of(dataset, {run.arm: found})
+    data = TrainingData.of(dataset, {run.arm: found}, CONFIG)
     bundle = new_bundle(run, CONFIG, data)
     encoded = encode_dataset(dataset, bundle.features)
     builder = BatchBuilder(

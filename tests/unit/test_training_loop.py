@@ -51,7 +51,7 @@ def trainer(
     workspace: Workspace, dataset: Dataset, config: TrainConfig, arm: Arm = "reki_c"
 ) -> tuple[Trainer, ModelBundle]:
     found = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
-    data = TrainingData.of(dataset, {arm: found})
+    data = TrainingData.of(dataset, {arm: found}, config)
     run = Run("din", arm, seed=0, fingerprint="x")
     bundle = new_bundle(run, config, data)
     splits = make_splits(run, bundle, data, torch.device("cpu"))

@@ -1,0 +1,179 @@
+"""Training samples in their Parquet files: a worker's share of an epoch, read piece by piece.
+
+A row group is the smallest part of a file that can be read. An epoch takes all row groups in a
+random order, and every worker gets an equal stretch of the rows in that order, so that all take
+equally many steps however uneven files and row groups are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reki_ray.schema import ITEM_ID, LABEL, POSITION, SAMPLES, USER_ID
+from reki_ray.training.batches import Share
+from reki_ray.training.dataset import Ints, Samples, no_samples, unknown_id
+from reki_ray.workspace import Workspace, reading
+
+TABLE: Final = SAMPLES["train"]
+UNIT_ROWS: Final = 262_144
+"""Rows that one task reads: Ray Data notes some 30 KiB of each task until the epoch ends."""
+
+PackedSamples = npt.NDArray[np.int32]
+"""User, item, position and label of N samples, (N, 4): 16 bytes each, one row to move."""
+
+Pieces = Ints
+"""Stretches of rows: number of the file, row group, first row in it, row after the last, (P, 4)."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Ids of the tables, in their order; a sample's place is a row of these.
+
+    Args:
+        users: Strings (U,).
+        items: Strings (I,).
+    """
+
+    users: pa.Array
+    items: pa.Array
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """The files of the training samples.
+
+    Args:
+        workspace: Root of the workspace.
+        files: Their paths.
+        groups: Number of the file, row group in it, and its rows, (G, 3).
+    """
+
+    workspace: str
+    files: tuple[str, ...]
+    groups: Ints
+
+    @classmethod
+    def find(cls, workspace: Workspace) -> SampleFiles:
+        """The files of a workspace; reads what stands at their ends, no samples.
+
+        Raises:
+            DataError: There are none, or one is damaged.
+        """
+        files = tuple(workspace.parts(TABLE))
+        groups = []
+        for number, path in enumerate(files):
+            with reading(TABLE, path), workspace.filesystem.open(path, "rb") as file:
+                metadata = pq.read_metadata(file)
+                rows = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
+            groups += [(number, group, count) for group, count in enumerate(rows) if count]
+        if not groups:
+            raise no_samples("train", workspace.path(TABLE.path))
+        return cls(workspace.location, files, np.array(groups, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self.groups[:, 2].sum())
+
+    def everything(self) -> Pieces:
+        """All rows in the order of the files."""
+        return self._stretch(np.arange(len(self.groups)), 0, len(self))
+
+    def pieces(self, share: Share) -> Pieces:
+        """A worker's rows of an epoch, row groups in random order.
+
+        Where the number of workers does not divide the samples, the first ones of the order come
+        once more at its end.
+        """
+        order = np.random.default_rng([share.seed, share.epoch]).permutation(len(self.groups))
+        count = share.samples(len(self))
+        start = share.rank * count % len(self)
+        surplus = max(0, start + count - len(self))
+        body = self._stretch(order, start, start + count - surplus)
+        return np.concatenate([body, self._stretch(order, 0, surplus)])
+
+    def _stretch(self, order: Ints, start: int, stop: int) -> Pieces:
+        """Rows start to stop of the row groups in that order."""
+        file, group, rows = self.groups[order].T
+        ends = np.cumsum(rows)
+        first = np.maximum(start - (ends - rows), 0)
+        last = np.minimum(stop - (ends - rows), rows)
+        found: Pieces = np.stack([file, group, first, last], axis=1)[first < last]
+        return found
+
+    def read(self, pieces: Pieces, ids: Ids) -> PackedSamples:
+        """Samples of some pieces, ids mapped to their places.
+
+        Raises:
+            DataError: A file is damaged, or an id stands in no row of its table.
+        """
+        parts = [np.empty((0, 4), dtype=np.int32)]
+        # Each file is opened once: a long one has a long list of row groups at its end.
+        by_file = sorted(pieces.tolist())
+        for number, of_file in groupby(by_file, key=lambda piece: piece[0]):
+            parts += self._read_file(self.files[number], [piece[1:] for piece in of_file], ids)
+        return np.concatenate(parts)
+
+    def _read_file(self, path: str, pieces: list[list[int]], ids: Ids) -> Iterator[PackedSamples]:
+        columns = [USER_ID, ITEM_ID, POSITION, LABEL]
+        filesystem = Workspace(self.workspace).filesystem
+        with reading(TABLE, path), filesystem.open(path, "rb") as source:
+            # Ids as indices into the distinct ones, as they lie in the file: few to look up.
+            file = pq.ParquetFile(source, read_dictionary=[USER_ID, ITEM_ID])
+            for group, start, stop in pieces:
+                rows = file.read_row_group(group, columns, use_threads=False)
+                yield pack(rows.slice(start, stop - start), ids, path)
+
+
+def pack(rows: pa.Table, ids: Ids, where: str) -> PackedSamples:
+    """Samples of a table's rows, ids mapped to their places.
+
+    Args:
+        rows: Rows of the samples table.
+        ids: All ids of users and items.
+        where: File, for the error.
+
+    Raises:
+        DataError: An id stands in no row of its table.
+    """
+    packed = np.empty((len(rows), 4), dtype=np.int32)
+    packed[:, 0] = _places(rows, USER_ID, ids.users, where)
+    packed[:, 1] = _places(rows, ITEM_ID, ids.items, where)
+    packed[:, 2] = rows.column(POSITION).to_numpy()
+    packed[:, 3] = rows.column(LABEL).to_numpy()
+    return packed
+
+
+def unpack(packed: PackedSamples) -> Samples:
+    """Samples of packed rows (N, 4)."""
+    users, items, positions, labels = packed.astype(np.int64).T
+    return Samples(users, items, positions, labels.astype(np.float32))
+
+
+def in_units(pieces: Pieces, rows: int = UNIT_ROWS) -> list[Pieces]:
+    """Divide pieces among tasks of about that many rows, in their order."""
+    lengths = pieces[:, 3] - pieces[:, 2]
+    unit = (np.cumsum(lengths) - lengths) // rows
+    return np.split(pieces, np.flatnonzero(np.diff(unit)) + 1)
+
+
+def _places(rows: pa.Table, column: str, ids: pa.Array, where: str) -> npt.NDArray[np.int32]:
+    encoded = rows.column(column).combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):  # an empty table has no chunk to combine
+        encoded = pa.concat_arrays(encoded.chunks)
+    if not isinstance(encoded, pa.DictionaryArray):
+        encoded = encoded.dictionary_encode()
+    distinct = encoded.dictionary.cast(ids.type)
+    places = pc.index_in(distinct, value_set=ids)
+    if places.null_count:
+        missing = distinct.filter(places.is_null())[0].as_py()
+        raise unknown_id(column, missing, where)
+    found: npt.NDArray[np.int32] = places.to_numpy()[encoded.indices.to_numpy()]
+    return found
