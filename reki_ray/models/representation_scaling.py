@@ -39,9 +39,7 @@ class RepresentationScaling(nn.Module):
         if kind != "length":
             self.register_buffer("mean", torch.zeros(dimension))
             kept = torch.eye(dimension) if kind == "whiten" else torch.ones(dimension)
-            self.register_buffer(
-                "matrix", torch.eye(dimension) if whitens else torch.ones(dimension)
-            )
+            self.register_buffer("matrix", kept)
 
     def fit(self, r: Tensor) -> None:
         """Take mean and covariance from representations (V, d), V >= 1."""
