@@ -344,6 +344,13 @@ class EvaluateConfig(Section):
     cold_user_max: int = Field(
         5, ge=0, description="Users with at most this long a history at the sample count as cold."
     )
+    new_user_history: int | None = Field(
+        3,
+        ge=1,
+        description="All test samples are scored once more with only so many latest interactions "
+        "shown: slice new_users, what an arm is worth for users who have just come. What texts "
+        "about a user say stays. null: not measured.",
+    )
     sparse_user_max: int = Field(
         50, ge=0, description="Users with at most this many interactions count as sparse."
     )

@@ -17,6 +17,7 @@ from reki_ray.training.dataset import Dataset
 
 BASELINE: Final = "fair_base"
 ALL = "all"
+NEW_USERS = "new_users"
 CONTROLS: Final[Mapping[Arm, tuple[Arm, ...]]] = {
     "reki_i": ("title_text", "history_text"),
     "reki_c": ("reki_c_shuffled", "title_text", "history_text"),
@@ -34,8 +35,10 @@ SeedScores = Mapping[int, npt.NDArray[np.float32]]
 def slices(dataset: Dataset, config: EvaluateConfig) -> dict[str, Marks]:
     """Where knowledge should pay: marks (N,) of the test samples of every slice."""
     test = dataset.samples["test"]
+    cold_items = dataset.train.items[test.items] <= config.cold_item_max
     return {
-        "cold_items": dataset.train.items[test.items] <= config.cold_item_max,
+        "cold_items": cold_items,
+        "warm_items": ~cold_items,
         "cold_users": test.positions <= config.cold_user_max,
         "sparse_users": dataset.activity[test.users] <= config.sparse_user_max,
         ALL: np.ones(len(test), dtype=bool),

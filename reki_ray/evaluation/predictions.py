@@ -29,6 +29,8 @@ def predict_test(
     samples: Samples,
     runs: Sequence[Run],
     after_run: Callable[[], None],
+    *,
+    shown: int | None = None,
 ) -> Scores:
     """Predict the test split once with every run.
 
@@ -38,6 +40,7 @@ def predict_test(
         samples: Its test samples or, for rerankers, the lists made of them.
         runs: Trained runs, all of them rerankers or none.
         after_run: Called after each run.
+        shown: Most past interactions that a model is shown; None shows all that it takes.
 
     Raises:
         DataError: There are no test samples.
@@ -64,7 +67,7 @@ def predict_test(
         batches = BatchBuilder(
             encoded[profile],
             samples,
-            bundle.history,
+            min(bundle.history, shown or bundle.history),
             permute(vectors[run.arm], run.arm, run.seed),
             enriched=bundle.model.enriches,
         )

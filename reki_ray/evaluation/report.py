@@ -29,7 +29,6 @@ EVALUATION_JSON = "evaluate/metrics.json"
 
 _SHOWN_SCORES = 3
 
-SLICES = ("all", "cold_items", "cold_users", "sparse_users")
 _EXTRACTION_KEYS = (
     "engine",
     "model",
@@ -121,7 +120,7 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
     environment.filters["verdict"] = verdict
     return environment.get_template("report.html.j2").render(
         report=content,
-        slices=SLICES,
+        slices=list(content["arms"][0]["slices"]),
         most_bins=max(len(arm["calibration"]["bins"]) for arm in content["arms"]),
         plots={
             "Test AUC of the arms": plots.arms(content["arms"]),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from reki_ray.config import RekiConfig
-from reki_ray.evaluation.comparison import BASELINE, CONTROLS, Comparison, slices
-from reki_ray.evaluation.predictions import predict_test
+from reki_ray.evaluation.comparison import (
+    ALL,
+    BASELINE,
+    CONTROLS,
+    NEW_USERS,
+    Comparison,
+    Marks,
+    slices,
+)
+from reki_ray.evaluation.predictions import Scores, predict_test
 from reki_ray.evaluation.reranking import Reranking
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
 from reki_ray.schema import ARM, BACKBONE, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
-from reki_ray.training.dataset import Dataset
+from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.runs import Run, planned
 from reki_ray.training.stream import load_dataset
 from reki_ray.workspace import Workspace
@@ -32,23 +42,19 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     runs = planned(config.train)
     samples = dataset.samples["test"]
     reranking = Reranking(config, workspace, dataset)
-    steps = len(runs) + len(config.train.backbones) * len(config.train.arms) + reranking.steps
+    shown = config.evaluate.new_user_history
+    predicted = len(runs) * (1 if shown is None else 2)
+    steps = predicted + len(config.train.backbones) * len(config.train.arms) + reranking.steps
     with reporter.task("evaluate: runs and arms", steps, "steps") as task:
         scores = predict_test(workspace, dataset, samples, runs, task.advance)
-        marks = slices(dataset, config.evaluate)
-        entries, controls = [], []
-        for backbone in config.train.backbones:
-            baseline = scores[backbone, BASELINE]
-            comparison = Comparison(samples.labels, samples.users, marks, baseline, config.evaluate)
-            for arm in config.train.arms:
-                entries.append(comparison.entry(arm, backbone, scores[backbone, arm]))
-                task.advance()
-            controls += [
-                {"backbone": backbone, **comparison.control(arm, control)}
-                for arm in config.train.arms
-                for control in CONTROLS.get(arm, ())
-                if control in config.train.arms
-            ]
+        entries, controls = _compare(config, samples, slices(dataset, config.evaluate), scores)
+        if shown is not None:
+            new = predict_test(workspace, dataset, samples, runs, task.advance, shown=shown)
+            everywhere = {ALL: np.ones(len(samples), dtype=bool)}
+            found = _compare(config, samples, everywhere, new)
+            for row, of_new in zip(entries + controls, found[0] + found[1], strict=True):
+                row["slices"][NEW_USERS] = of_new["slices"][ALL]
+        task.advance(len(entries))
         rows_of_lists = reranking.measure(task.advance)
     with workspace.replacing("evaluate") as scratch:
         for one in runs:
@@ -61,6 +67,25 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     ]
     rows = len(samples) * len(runs)
     return StageResult(rows, rows, details={"test_samples": len(samples), "arms": figures})
+
+
+def _compare(
+    config: RekiConfig, samples: Samples, marks: dict[str, Marks], scores: Scores
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Entries `arms` and `controls` of the report, in the order of the configuration."""
+    entries, controls = [], []
+    for backbone in config.train.backbones:
+        baseline = scores[backbone, BASELINE]
+        comparison = Comparison(samples.labels, samples.users, marks, baseline, config.evaluate)
+        for arm in config.train.arms:
+            entries.append(comparison.entry(arm, backbone, scores[backbone, arm]))
+        controls += [
+            {"backbone": backbone, **comparison.control(arm, control)}
+            for arm in config.train.arms
+            for control in CONTROLS.get(arm, ())
+            if control in config.train.arms
+        ]
+    return entries, controls
 
 
 def _table(dataset: Dataset, one: Run, scores: npt.NDArray[np.float32]) -> pa.Table:

@@ -72,7 +72,12 @@ def test_train_then_evaluate_write_what_the_report_needs(
     for entry in entries.values():
         assert entry["seeds"] == [0]
         assert entry["auc_ci"][0] <= entry["auc"] <= entry["auc_ci"][1]
-        assert set(entry["slices"]) == {"cold_items", "cold_users", "sparse_users", "all"}
+        assert set(entry["slices"]) == {
+            *("all", "cold_items", "warm_items", "cold_users", "sparse_users", "new_users")
+        }
+        new = entry["slices"]["new_users"]
+        assert new["samples"] == entry["slices"]["all"]["samples"]
+        assert new["auc"] != entry["auc"]  # shown 3 past interactions, not all
         assert entry["slices"]["all"]["samples"] == samples
         assert entry["delta_auc"] == pytest.approx(entry["auc"] - entries["fair_base"]["auc"])
     assert entries["fair_base"]["delta_ci"] == [0.0, 0.0]
