@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reki_ray.models.backbones import BackboneInputs, Output, build_backbone
-from reki_ray.models.embedded_model import Architecture, EmbeddedModel, Items, Knowledge
+from reki_ray.models.embedded_model import Architecture, EmbeddedModel, History, Items, Knowledge
 from reki_ray.models.fields import PADDING, FeatureSpace
 
 
@@ -23,9 +23,7 @@ class Batch:
         item_ids: Rows of the item ids (R,); entry 0 is padding.
         item_attributes: Rows (R, width) by attribute.
         targets: Item to be scored, index among R, (B,); of lists (B, K), 0 at padding.
-        history: Past items, index among R, 0 at padding, (B, L).
-        history_ratings: Rows of their ratings (B, L).
-        history_gaps: Rows of their time before the latest one (B, L).
+        history: Past interactions.
         user_attributes: Rows (U, width) by attribute.
         distinct_users: Number U of distinct users.
         users: Index among U, (B,).
@@ -37,9 +35,7 @@ class Batch:
     item_ids: Tensor
     item_attributes: Mapping[str, Tensor]
     targets: Tensor
-    history: Tensor
-    history_ratings: Tensor
-    history_gaps: Tensor
+    history: History
     user_attributes: Mapping[str, Tensor]
     distinct_users: int
     users: Tensor
@@ -82,8 +78,6 @@ class CTRModel(EmbeddedModel):
             items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
             targets=batch.targets,
             history=batch.history,
-            history_ratings=batch.history_ratings,
-            history_gaps=batch.history_gaps,
             profile=profile.index_select(0, batch.users),
             augmented=_pair(h_users, h_items, batch.targets),
         )
@@ -95,9 +89,7 @@ class CTRModel(EmbeddedModel):
         *,
         items: Items,
         targets: Tensor,
-        history: Tensor,
-        history_ratings: Tensor,
-        history_gaps: Tensor,
+        history: History,
         profile: Tensor,
         augmented: Tensor | None,
     ) -> Output:
@@ -106,17 +98,15 @@ class CTRModel(EmbeddedModel):
         Args:
             items: R distinct items.
             targets: Items to be scored, index among R, (B,).
-            history: Past items, index among R, 0 at padding, (B, L).
-            history_ratings: Rows of their ratings (B, L).
-            history_gaps: Rows of their time before the latest one (B, L).
+            history: Past interactions.
             profile: Profile fields (B, F, E).
             augmented: h_u and h_i (B, 2, q); None without knowledge.
         """
-        mask = history != PADDING
+        mask = history.items != PADDING
         inputs = BackboneInputs(
             users=profile,
             target=items.vectors.index_select(0, targets),
-            history=self.embed_history(items, history, history_ratings, history_gaps),
+            history=self.embed_history(items, history),
             mask=mask,
             augmented=self._gated(augmented, mask, items.gates.index_select(0, targets)),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,20 @@ class Items:
 
     vectors: Tensor
     gates: Tensor
+
+
+class History(NamedTuple):
+    """Past interactions of B samples, oldest first, 0 at padding.
+
+    Attributes:
+        items: Index among R distinct items (B, L).
+        ratings: Rows of their ratings (B, L).
+        gaps: Rows of their time before the latest one (B, L).
+    """
+
+    items: Tensor
+    ratings: Tensor
+    gaps: Tensor
 
 
 @dataclass(frozen=True)
@@ -156,19 +171,12 @@ class EmbeddedModel(nn.Module):
             vectors = vectors + there.unsqueeze(-1) * self.enrichment(augmented)
         return Items(vectors, gates)
 
-    def embed_history(self, items: Items, history: Tensor, ratings: Tensor, gaps: Tensor) -> Tensor:
-        """Vectors (B, L, E) of past interactions, zeros at padding.
-
-        Args:
-            items: R distinct items.
-            history: Past items, index among R, 0 at padding, (B, L).
-            ratings: Rows of their ratings (B, L).
-            gaps: Rows of their time before the latest one (B, L).
-        """
-        shape = (*history.shape, items.vectors.shape[1])
-        rows = items.vectors.index_select(0, history.reshape(-1)).view(shape)
+    def embed_history(self, items: Items, history: History) -> Tensor:
+        """Vectors (B, L, E) of past interactions among R distinct items, zeros at padding."""
+        shape = (*history.items.shape, items.vectors.shape[1])
+        rows = items.vectors.index_select(0, history.items.reshape(-1)).view(shape)
         # Row 0 of each embedding is zero.
-        past: Tensor = rows + self.ratings(ratings) + self.gaps(gaps)
+        past: Tensor = rows + self.ratings(history.ratings) + self.gaps(history.gaps)
         return past
 
     def misalignment(self, ids: Tensor, items: Tensor, knowledge: Knowledge) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from reki_ray.config import RerankNetworkConfig
 from reki_ray.models.backbones import Output
 from reki_ray.models.ctr_model import Batch
-from reki_ray.models.embedded_model import Architecture, EmbeddedModel, Items
+from reki_ray.models.embedded_model import Architecture, EmbeddedModel, History, Items
 from reki_ray.models.fields import PADDING, FeatureSpace
 from reki_ray.models.rerankers import RerankerSizes, RerankInputs, build_reranker
 
@@ -58,22 +58,18 @@ class RerankModel(EmbeddedModel):
             items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
             candidates=batch.targets,
             history=batch.history,
-            history_ratings=batch.history_ratings,
-            history_gaps=batch.history_gaps,
             profile=profile.index_select(0, batch.users),
             augmented_user=h_users,
             augmented_items=None if h_items is None else _rows(h_items, batch.targets),
         )
         return Output(logits, misaligned)
 
-    def output(  # noqa: PLR0913
+    def output(
         self,
         *,
         items: Items,
         candidates: Tensor,
-        history: Tensor,
-        history_ratings: Tensor,
-        history_gaps: Tensor,
+        history: History,
         profile: Tensor,
         augmented_user: Tensor | None,
         augmented_items: Tensor | None,
@@ -83,9 +79,7 @@ class RerankModel(EmbeddedModel):
         Args:
             items: R distinct items.
             candidates: In the initial order, index among R, 0 at padding, (B, K).
-            history: Past items, index among R, 0 at padding, (B, L).
-            history_ratings: Rows of their ratings (B, L).
-            history_gaps: Rows of their time before the latest one (B, L).
+            history: Past interactions.
             profile: Profile fields (B, F, E).
             augmented_user: h_u (B, q); None without knowledge.
             augmented_items: h_i of the candidates (B, K, q); None without knowledge.
@@ -93,7 +87,7 @@ class RerankModel(EmbeddedModel):
         Returns:
             Those at padding have no meaning.
         """
-        seen = history != PADDING
+        seen = history.items != PADDING
         if augmented_user is not None and self.gate.users is not None:
             augmented_user = augmented_user * self.user_gate(seen).unsqueeze(-1)
         if augmented_items is not None and self.gate.items is not None:
@@ -104,7 +98,7 @@ class RerankModel(EmbeddedModel):
                 users=profile,
                 candidates=_rows(items.vectors, candidates),
                 mask=candidates != PADDING,
-                history=self.embed_history(items, history, history_ratings, history_gaps),
+                history=self.embed_history(items, history),
                 history_mask=seen,
                 augmented_user=augmented_user,
                 augmented_items=augmented_items,

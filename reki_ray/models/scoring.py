@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import ModelBundle, Vectors
-from reki_ray.models.embedded_model import Items
+from reki_ray.models.embedded_model import History, Items
 from reki_ray.models.fields import NO_TIME, PADDING, EncodedItems, encode_gaps
 
 _UNKNOWN_ITEM = 1
@@ -97,23 +97,21 @@ class CandidateScorer:
         if not candidates:
             return np.zeros(0, dtype=np.float32)
         rows = torch.tensor([self._rows.get(item, _UNKNOWN_ITEM) for item in candidates])
-        history, ratings, gaps = self._history(user.history)
+        history = self._history(user.history)
         count = len(candidates)
         with torch.inference_mode():
             profile = self.bundle.model.profile(self._profile(user.attributes), 1)
             output = self.bundle.model.output(
                 items=self._items,
                 targets=rows,
-                history=history.expand(count, -1),
-                history_ratings=ratings.expand(count, -1),
-                history_gaps=gaps.expand(count, -1),
+                history=History(*(rows.expand(count, -1) for rows in history)),
                 profile=profile.expand(count, -1, -1),
                 augmented=self._pairs(user.augmented, rows),
             )
             scores: npt.NDArray[np.float32] = torch.sigmoid(output.logits).numpy()
         return scores
 
-    def _history(self, events: Sequence[HistoryEvent]) -> tuple[Tensor, ...]:
+    def _history(self, events: Sequence[HistoryEvent]) -> History:
         length = self.bundle.history
         latest = events[-length:]
         rows = np.full(length, PADDING, dtype=np.int32)
@@ -126,7 +124,7 @@ class CandidateScorer:
             ratings[start:] = self.bundle.features.encode_ratings(np.array(given))
             times[start:] = [NO_TIME if e.timestamp is None else e.timestamp for e in latest]
         found = (rows, ratings, encode_gaps(times))
-        return tuple(torch.from_numpy(one)[None] for one in found)
+        return History(*(torch.from_numpy(one)[None] for one in found))
 
     def _profile(self, attributes: Mapping[str, Sequence[str]] | None) -> dict[str, Tensor]:
         encoded = self.bundle.features.encode_users([attributes])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reki_ray.models.ctr_model import Batch
-from reki_ray.models.embedded_model import Knowledge
+from reki_ray.models.embedded_model import History, Knowledge
 from reki_ray.models.fields import NO_TIME, PADDING, FeatureSpace, Rows, encode_gaps
 from reki_ray.schema import Side
 from reki_ray.training.arms import Representations
@@ -176,9 +176,11 @@ class BatchBuilder:
             item_ids=self._tensor(data.item_ids[items]),
             item_attributes=self._rows(data.item_attributes, items),
             targets=self._tensor(item_index[1:end].reshape(targets.shape)),
-            history=self._tensor(item_index[end:].reshape(history.shape)),
-            history_ratings=self._tensor(ratings),
-            history_gaps=self._tensor(gaps),
+            history=History(
+                self._tensor(item_index[end:].reshape(history.shape)),
+                self._tensor(ratings),
+                self._tensor(gaps),
+            ),
             user_attributes=self._rows(data.user_attributes, users),
             distinct_users=len(users),
             users=self._tensor(user_index),

@@ -15,7 +15,7 @@ from reki_ray.models import bundle as bundles
 from reki_ray.models.backbones import BACKBONES
 from reki_ray.models.bundle import ModelBundle, Origin
 from reki_ray.models.ctr_model import Batch, CTRModel
-from reki_ray.models.embedded_model import Architecture, Knowledge
+from reki_ray.models.embedded_model import Architecture, History, Knowledge
 from reki_ray.models.fields import GAP_ROWS, FeatureSpace
 from reki_ray.models.hein import HEIN
 from tests.backbone_inputs import CONFIG, LENGTH, Q
@@ -62,10 +62,12 @@ def batch(features: FeatureSpace, samples: int = 40) -> Batch:
         item_ids=torch.from_numpy(items.ids),
         item_attributes={k: torch.from_numpy(v) for k, v in items.attributes.items()},
         targets=torch.from_numpy(targets),
-        history=torch.from_numpy(history),
-        history_ratings=torch.from_numpy(np.where(history > 0, ratings, 0)),
-        history_gaps=torch.from_numpy(
-            np.where(history > 0, generator.integers(1, GAP_ROWS, history.shape), 0)
+        history=History(
+            torch.from_numpy(history),
+            torch.from_numpy(np.where(history > 0, ratings, 0)),
+            torch.from_numpy(
+                np.where(history > 0, generator.integers(1, GAP_ROWS, history.shape), 0)
+            ),
         ),
         user_attributes={k: torch.from_numpy(v) for k, v in users.items()},
         distinct_users=3,

@@ -16,7 +16,7 @@ from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import Origin, RerankBundle
 from reki_ray.models.ctr_model import Batch
-from reki_ray.models.embedded_model import Knowledge
+from reki_ray.models.embedded_model import History, Knowledge
 from reki_ray.models.fields import GAP_ROWS, FeatureSpace
 from reki_ray.models.hein import HEIN
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
@@ -72,10 +72,12 @@ def batch(features: FeatureSpace, lists: int = 40) -> Batch:
         item_ids=torch.from_numpy(items.ids),
         item_attributes={k: torch.from_numpy(v) for k, v in items.attributes.items()},
         targets=torch.from_numpy(targets),
-        history=torch.from_numpy(history),
-        history_ratings=torch.from_numpy(np.where(history > 0, ratings, 0)),
-        history_gaps=torch.from_numpy(
-            np.where(history > 0, generator.integers(1, GAP_ROWS, history.shape), 0)
+        history=History(
+            torch.from_numpy(history),
+            torch.from_numpy(np.where(history > 0, ratings, 0)),
+            torch.from_numpy(
+                np.where(history > 0, generator.integers(1, GAP_ROWS, history.shape), 0)
+            ),
         ),
         user_attributes={k: torch.from_numpy(v) for k, v in users.items()},
         distinct_users=3,
@@ -139,7 +141,7 @@ def test_gate_turns_knowledge_down_where_the_id_is_well_known(
     h_items = model.augment_items(given.item_knowledge.vectors)  # type: ignore[union-attr]
     h_users = model.augment_users(given.user_knowledge.vectors)  # type: ignore[union-attr]
     for row in range(4):
-        past = int((given.history[row] != 0).sum())
+        past = int((given.history.items[row] != 0).sum())
         torch.testing.assert_close(
             inputs.augmented_user[row],  # type: ignore[attr-defined]
             h_users[given.users[row]] * 2 / (2 + past),

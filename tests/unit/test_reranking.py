@@ -140,7 +140,7 @@ def test_batch_of_lists_holds_candidates_and_what_came_before_them(
         start = dataset.offsets[user]
         at = start + lists.positions[row]
         past = dataset.past_items[max(start, at - 6) : at]
-        shown = batch.item_ids[batch.history[row]]
+        shown = batch.item_ids[batch.history.items[row]]
         np.testing.assert_array_equal(shown[shown > 0], encoded.item_ids[past + 1])
         vectors = batch.item_knowledge.vectors[batch.item_knowledge.index[batch.targets[row]]]
         np.testing.assert_array_equal(vectors[known], found.items.gather(items[known]))

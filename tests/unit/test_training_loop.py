@@ -138,7 +138,7 @@ def test_history_holds_what_lies_before_the_sample_and_nothing_later(
         position = int(dataset.samples["test"].positions[k])
         items = [event[schema.ITEM_ID] for event in past if event[schema.USER_ID] == user]
         expected = features.encode_items(items[max(0, position - 6) : position], [None] * 6)
-        seen = batch.item_ids[batch.history[row]].tolist()
+        seen = batch.item_ids[batch.history.items[row]].tolist()
         assert [k for k in seen if k] == expected.ids.tolist()
         assert position >= CUT
 
