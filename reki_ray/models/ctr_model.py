@@ -65,14 +65,7 @@ class CTRModel(EmbeddedModel):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B,) of a batch, and the loss that the backbone adds in training."""
-        h_items, h_users, misaligned = None, None, None
-        if self.hein is not None:
-            if batch.user_knowledge is None or batch.item_knowledge is None:
-                raise ValueError("a model with knowledge needs representations of both sides")
-            known_users, known_items = batch.user_knowledge, batch.item_knowledge
-            h_users = self.augment_users(known_users.vectors).index_select(0, known_users.index)
-            h_items = self.augment_items(known_items.vectors).index_select(0, known_items.index)
-            misaligned = self.misalignment(batch.item_ids, batch.targets, known_items)
+        h_users, h_items = self.augment(batch.user_knowledge, batch.item_knowledge)
         profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)
         output = self.output(
             items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
@@ -81,6 +74,7 @@ class CTRModel(EmbeddedModel):
             profile=profile.index_select(0, batch.users),
             augmented=_pair(h_users, h_items, batch.targets),
         )
+        misaligned = self.misalignment(batch.item_ids, batch.targets, batch.item_knowledge)
         losses = [loss for loss in (output.auxiliary, misaligned) if loss is not None]
         return Output(output.logits, torch.stack(losses).sum() if losses else None)
 

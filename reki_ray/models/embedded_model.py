@@ -152,6 +152,18 @@ class EmbeddedModel(nn.Module):
         """Augmented vectors h_i (N, q) of unit representations r_i (N, K d)."""
         return self._augment(self._require_hein().items, self.item_reader(r))
 
+    def augment(
+        self, users: Knowledge | None, items: Knowledge | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Augmented vectors h_u and h_i (N, q) of both sides; None in a model without knowledge."""
+        if self.hein is None:
+            return None, None
+        if users is None or items is None:
+            raise ValueError("a model with knowledge needs representations of both sides")
+        h_users = self.augment_users(users.vectors).index_select(0, users.index)
+        h_items = self.augment_items(items.vectors).index_select(0, items.index)
+        return h_users, h_items
+
     def embed_items(
         self, ids: Tensor, attributes: Mapping[str, Tensor], augmented: Tensor | None
     ) -> Items:
@@ -179,7 +191,9 @@ class EmbeddedModel(nn.Module):
         past: Tensor = rows + self.ratings(history.ratings) + self.gaps(history.gaps)
         return past
 
-    def misalignment(self, ids: Tensor, items: Tensor, knowledge: Knowledge) -> Tensor | None:
+    def misalignment(
+        self, ids: Tensor, items: Tensor, knowledge: Knowledge | None
+    ) -> Tensor | None:
         """Loss of the shared experts in training; None where there is none.
 
         Args:
@@ -189,6 +203,7 @@ class EmbeddedModel(nn.Module):
         """
         if not self.training or self.hein is None or not self.alignment_weight:
             return None
+        assert knowledge is not None
         known = torch.unique(items)[:MOST_ITEMS]
         known = known[ids[known] >= FIRST_OWN_ROW]
         if not len(known):

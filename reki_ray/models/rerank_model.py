@@ -42,17 +42,7 @@ class RerankModel(EmbeddedModel):
 
     def forward(self, batch: Batch) -> Output:
         """Logits (B, K) of B lists, whose `targets` are (B, K); see `output`."""
-        h_users: Tensor | None = None
-        h_items: Tensor | None = None
-        misaligned: Tensor | None = None
-        if self.hein is not None:
-            if batch.user_knowledge is None or batch.item_knowledge is None:
-                raise ValueError("a model with knowledge needs representations of both sides")
-            of_users, of_items = batch.user_knowledge, batch.item_knowledge
-            h_users = self.augment_users(of_users.vectors).index_select(0, of_users.index)
-            h_items = self.augment_items(of_items.vectors).index_select(0, of_items.index)
-            there = batch.targets[batch.targets != PADDING]
-            misaligned = self.misalignment(batch.item_ids, there, of_items)
+        h_users, h_items = self.augment(batch.user_knowledge, batch.item_knowledge)
         profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)
         logits = self.output(
             items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
@@ -62,7 +52,8 @@ class RerankModel(EmbeddedModel):
             augmented_user=h_users,
             augmented_items=None if h_items is None else _rows(h_items, batch.targets),
         )
-        return Output(logits, misaligned)
+        there = batch.targets[batch.targets != PADDING]
+        return Output(logits, self.misalignment(batch.item_ids, there, batch.item_knowledge))
 
     def output(
         self,

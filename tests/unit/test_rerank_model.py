@@ -16,11 +16,12 @@ from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import Origin, RerankBundle
 from reki_ray.models.ctr_model import Batch
-from reki_ray.models.embedded_model import History, Knowledge
-from reki_ray.models.fields import GAP_ROWS, FeatureSpace
+from reki_ray.models.embedded_model import Knowledge
+from reki_ray.models.fields import FeatureSpace
 from reki_ray.models.hein import HEIN
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
 from reki_ray.models.rerankers import RERANKERS
+from tests.model_batch import model_batch
 from tests.reranker_inputs import CANDIDATES, LENGTH, SIZES, Q
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,36 +56,7 @@ def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> RerankBund
 
 
 def batch(features: FeatureSpace, lists: int = 40) -> Batch:
-    generator = np.random.default_rng(0)
-    ids = ["", *features.items, "never seen"]
-    records = [None, *({"genre": ["A", "B", "C"][: k % 4]} for k in range(len(ids) - 1))]
-    items = features.encode_items(ids, records)
-    items.ids[0] = 0
-    history = generator.integers(0, len(ids), (lists, LENGTH))
-    ratings = features.encode_ratings(generator.choice([1.0, 3.0, 5.0, np.nan], history.shape))
-    users = features.encode_users([{"gender": ["F"], "age": ["25-34"]}, {"gender": ["X"]}, None])
-    targets = generator.integers(1, len(ids), (lists, CANDIDATES))
-    targets[::3, 3:] = 0
-    user_rows = torch.from_numpy(generator.integers(0, 3, lists))
-    random = torch.Generator().manual_seed(0)
-    of_items = torch.randn(len(ids), 5, generator=random)
-    return Batch(
-        item_ids=torch.from_numpy(items.ids),
-        item_attributes={k: torch.from_numpy(v) for k, v in items.attributes.items()},
-        targets=torch.from_numpy(targets),
-        history=History(
-            torch.from_numpy(history),
-            torch.from_numpy(np.where(history > 0, ratings, 0)),
-            torch.from_numpy(
-                np.where(history > 0, generator.integers(1, GAP_ROWS, history.shape), 0)
-            ),
-        ),
-        user_attributes={k: torch.from_numpy(v) for k, v in users.items()},
-        distinct_users=3,
-        users=user_rows,
-        user_knowledge=Knowledge(torch.randn(3, 5, generator=random), user_rows),
-        item_knowledge=Knowledge(of_items, torch.arange(len(ids))),
-    )
+    return model_batch(features, lists, CANDIDATES)
 
 
 def real(model: RerankModel, given: Batch) -> torch.Tensor:
