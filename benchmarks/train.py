@@ -50,6 +50,7 @@ STAGE: Final[dict[str, Any]] = {
     "batch_size": 8192,
     "learning_rate": 4e-3,
     "precision": "bfloat16",
+    "hein": {"scaling": "length"},  # as the loop has it; projections have no mean to be taken out
 }
 
 

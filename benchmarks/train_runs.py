@@ -41,7 +41,7 @@ def reference(folder: str, seed: str, epochs: str) -> dict[str, Any]:
     dataset = read_dataset(workspace)
     arm: Arm = "reki_i"
     found = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
-    data = TrainingData.of(dataset, {arm: found})
+    data = TrainingData.of(dataset, {arm: found}, train_data.config(folder, {}).train)
     rows = train_reference.train(data, int(seed), int(epochs))
     rates = sorted(row["samples_per_second"] for row in rows)
     return {
