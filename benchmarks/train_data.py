@@ -37,7 +37,7 @@ def config(folder: Path | str, train: dict[str, Any], ml1m: str = "") -> RekiCon
             "workspace": str(folder),
             "data": {"source": source},
             "extract": {"mode": "individual"},
-            "train": train,
+            "train": {"arms": ["fair_base", "reki_i"], **train},
         }
     )
 
