@@ -40,20 +40,17 @@ from reki_ray.config.extraction import (
 )
 from reki_ray.config.files import read_mapping, read_tuned
 from reki_ray.config.keys import describe_problems
-from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
-from reki_ray.config.section import Section
-from reki_ray.config.serving import PublishConfig, ServeConfig
-from reki_ray.config.training import (
-    KNOWLEDGE_ARMS,
-    Arm,
+from reki_ray.config.network import (
     Backbone,
-    EvaluateConfig,
     GateConfig,
     HeinConfig,
     HeinScaling,
     NetworkConfig,
-    TrainConfig,
 )
+from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
+from reki_ray.config.section import Section
+from reki_ray.config.serving import PublishConfig, ServeConfig
+from reki_ray.config.training import KNOWLEDGE_ARMS, Arm, EvaluateConfig, TrainConfig
 from reki_ray.config.tuning import Domain, TuneConfig
 from reki_ray.errors import ConfigError
 

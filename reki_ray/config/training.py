@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from reki_ray.config.keys import check_keys, describe_problems, flat, leaves, merged
-from reki_ray.config.reranking import RERANKERS, RerankConfig, Reranker, is_import_path
+from reki_ray.config.network import (
+    BACKBONES,
+    WITH_HISTORY,
+    Backbone,
+    GateConfig,
+    HeinConfig,
+    NetworkConfig,
+)
+from reki_ray.config.reranking import RERANKERS, RerankConfig, Reranker
 from reki_ray.config.section import OPERATIONAL, Section
 
 Arm = Literal[
@@ -40,123 +48,6 @@ KNOWLEDGE_ARMS: frozenset[Arm] = frozenset(
     {"reki_i", "reki_c", "reki_c_kmeans", "reki_blend", "imported"}
 )
 """Arms whose augmented vectors come from an LLM and may be published."""
-
-
-HeinScaling = Literal["length", "standardise", "whiten"]
-"""What representations go through before HEIN."""
-
-
-class HeinConfig(Section):
-    """Hybrid-expert integration network (REKI, section on HEIN; KAR's HEA)."""
-
-    kind: Literal["hein", "mixture", "mlp", "linear"] = Field(
-        "hein",
-        description="hein; its ablations: mixture, one for both sides; mlp, one expert a side; "
-        "linear, a projection a side.",
-    )
-    scaling: HeinScaling = Field(
-        "standardise",
-        description="Of representations before HEIN: length, their length alone, with which "
-        "training diverges at high rates; standardise, component by component; whiten, components "
-        "uncorrelated.",
-    )
-    enrich_items: bool = Field(
-        False,
-        description="Also add a projection of h_i to the vector of every item, past ones too: "
-        "what attends to the history then sees knowledge on both sides.",
-    )
-    alignment_weight: float = Field(
-        0.0,
-        ge=0,
-        description="Weight of a contrastive loss that draws what the shared experts make of an "
-        "item towards the embedding of its id; 0: none.",
-    )
-    shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
-    dedicated_experts: int = Field(6, ge=1, description="Experts of one side, each.")
-    hidden: int = Field(128, ge=1, description="Hidden width of an expert.")
-    output: int = Field(32, ge=1, description="Length q of an augmented vector.")
-
-    @model_validator(mode="after")
-    def _alignment_has_shared_experts(self) -> HeinConfig:
-        if self.alignment_weight and self.kind not in ("hein", "mixture"):
-            raise ValueError(
-                f"alignment_weight aligns shared experts, and kind {self.kind} has none: set it to "
-                "0, or take kind hein or mixture"
-            )
-        return self
-
-
-BACKBONES: Final = (
-    "din",
-    "dien",
-    "dcnv1",
-    "dcnv2",
-    "deepfm",
-    "xdeepfm",
-    "autoint",
-    "fibinet",
-    "fignn",
-)
-WITH_HISTORY: Final = frozenset({"din", "dien"})
-"""Backbones that read the history step by step. The others of reki_ray multiply fields with each
-other: the mean of the history is a field, and so are the augmented vectors, which need its
-length."""
-
-
-def _is_backbone(name: str) -> str:
-    if name not in BACKBONES and not is_import_path(name):
-        raise ValueError(
-            f"{name!r} is no backbone: name one of {', '.join(BACKBONES)}, or a class of yours as "
-            "package.module:Name"
-        )
-    return name
-
-
-Backbone = Annotated[str, AfterValidator(_is_backbone)]
-"""A conventional recommendation model: one of `BACKBONES`, or the import path of a class that
-fulfils `reki_ray.models.backbones.Backbone`."""
-
-
-class NetworkConfig(Section):
-    """Sizes of the backbone; each reads those that it has a use for."""
-
-    embedding: int = Field(32, ge=1, description="Embedding size of every feature.")
-    mlp: tuple[int, ...] = Field((200, 80), min_length=1, description="Widths of the final MLP.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="Dropout of the final MLP.")
-    attention: tuple[int, ...] = Field(
-        (32, 16), min_length=1, description="din: widths of the attention MLP."
-    )
-    auxiliary_weight: float = Field(
-        0.5, ge=0, description="dien: weight of the loss on the next interaction."
-    )
-    cross_layers: int = Field(3, ge=1, description="dcnv1, dcnv2: cross layers.")
-    cin: tuple[int, ...] = Field(
-        (50, 50), min_length=1, description="xdeepfm: rows of each layer of the CIN."
-    )
-    interaction_layers: int = Field(
-        3, ge=1, description="autoint: layers; fignn: rounds of messages."
-    )
-    heads: int = Field(1, ge=1, description="autoint, fignn: attention heads.")
-    head_size: int = Field(64, ge=1, description="autoint, fignn: width of a head.")
-    senet_reduction: int = Field(3, ge=1, description="fibinet: fields a number of the squeeze.")
-
-
-class GateConfig(Section):
-    """How much knowledge counts by how well the model knows the id itself: half / (half + n)."""
-
-    items: float | None = Field(
-        None,
-        gt=0,
-        description="Training samples n of an item at which its augmented vector counts half; "
-        "null: it always counts in full.",
-    )
-    users: float | None = Field(
-        None,
-        gt=0,
-        description="Past interactions n that the model sees of a user at which the user's "
-        "augmented vector counts half; null: it always counts in full.",
-    )
-
 
 COMMON: Final = frozenset(
     {

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from reki_ray.config import Arm, Backbone, Domain, TrainConfig, TuneConfig
 from reki_ray.config.keys import flat, merged, nested
-from reki_ray.config.training import BACKBONES, WITH_HISTORY
+from reki_ray.config.network import BACKBONES, WITH_HISTORY
 from reki_ray.errors import ConfigError
 from reki_ray.training.arms import ARMS
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from reki_ray.config import NetworkConfig, TrainConfig, training
+from reki_ray.config import NetworkConfig, TrainConfig
+from reki_ray.config.network import BACKBONES as NAMES
 from reki_ray.errors import ConfigError
 from reki_ray.models.backbones import BACKBONES, BackboneInputs, Output, build_backbone
 from reki_ray.models.backbones.layers import Dice
@@ -169,7 +170,7 @@ def test_learns_an_interaction_of_user_and_item(name: str) -> None:
 
 
 def test_configuration_names_exactly_the_backbones_that_there_are() -> None:
-    assert set(training.BACKBONES) == set(BACKBONES)
+    assert set(NAMES) == set(BACKBONES)
 
 
 def test_unknown_backbone_is_a_wrong_configuration() -> None:

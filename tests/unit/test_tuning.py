@@ -12,7 +12,8 @@ from ray.tune.search import Searcher
 
 from reki_ray.config import Domain, HeinConfig, RekiConfig, TrainConfig, TuneConfig, load_config
 from reki_ray.config.keys import flat, merged, nested
-from reki_ray.config.training import BACKBONES, tunable_keys
+from reki_ray.config.network import BACKBONES
+from reki_ray.config.training import tunable_keys
 from reki_ray.errors import ConfigError
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.tuning import results, space
