@@ -40,6 +40,23 @@ def test_unknown_option_and_unknown_stage_leave_with_2(tmp_path: Path) -> None:
     assert "no stage 'cook'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--arms", "magic", "train.arms"),
+        ("--backbones", "magic", "is no backbone"),
+        ("--rerankers", "prm,magic", "is no reranker"),
+    ],
+)
+def test_evaluate_takes_names_from_its_options(
+    tmp_path: Path, option: str, name: str, told: str
+) -> None:
+    (tmp_path / "c.yaml").write_text("name: a\ndata: {source: {kind: movielens_100k}}\n")
+    done = reki("evaluate", "-c", "c.yaml", option, name, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert told in done.stderr
+
+
 def test_missing_data_leave_with_3(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "name: a\ndata: {source: {kind: movielens_1m, path: nowhere}}\n"
