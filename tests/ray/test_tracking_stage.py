@@ -13,6 +13,7 @@ from tests.conftest import TinyConfig
 from tests.trained_workspace import fill
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("ray_local"),
     pytest.mark.skipif(
         importlib.util.find_spec("mlflow") is None,

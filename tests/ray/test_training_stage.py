@@ -172,7 +172,7 @@ def test_two_workers_take_as_many_steps_and_see_all_validation_samples(
     assert two["valid"]["auc"] == pytest.approx(auc(samples.labels, scores), abs=1e-6)
 
 
-@pytest.mark.parametrize("data", ["tensors", "stream"])
+@pytest.mark.parametrize("data", ["tensors", pytest.param("stream", marks=pytest.mark.slow)])
 def test_failed_group_resumes_from_the_last_epoch(
     filled: Workspace,
     reporter: Reporter,

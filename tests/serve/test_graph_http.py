@@ -88,7 +88,8 @@ def test_a_score_has_the_form_of_the_contract(client: httpx.Client, root: Path) 
     assert answer["degraded"] is False
     assert [entry["item_id"] for entry in answer["scores"]] == ["m3", "m1", "m3"]
     assert all(entry.keys() == {"item_id", "score", "source"} for entry in answer["scores"])
-    assert answer["scores"][0] == answer["scores"][2]
+    first, _, again = [entry["score"] for entry in answer["scores"]]
+    assert first == pytest.approx(again, abs=1e-6)  # rows of a matrix product may round unlike
     assert all(0 < entry["score"] < 1 for entry in answer["scores"])
 
 
