@@ -127,7 +127,8 @@ def _measure(options: argparse.Namespace, name: str, own: dict[str, Any]) -> dic
         run_stages(config, select(until="ingest"), reporter)
         if options.texts:
             import_knowledge(workspace, options.texts, kind="item")
-        run_stages(config, select(until="evaluate"), reporter)
+        # Nothing is published: fair_base alone knows nothing that could be.
+        run_stages(config, [*select(until="train"), *select(only="evaluate")], reporter)
         metrics: dict[str, Any] = workspace.read_json(METRICS)
         return metrics
 

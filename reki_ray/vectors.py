@@ -143,15 +143,22 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
 
     Args:
         table: Columns id, factor, vector and source; in any order of rows.
+
+    Raises:
+        DataError: An id has two vectors of one factor.
     """
     ids = table[ID].combine_chunks().dictionary_encode()
     factors = tuple(sorted(pc.unique(table[FACTOR]).to_pylist()))
+    columns = pc.index_in(table[FACTOR], value_set=pa.array(factors, pa.string())).to_numpy()
+    rows = ids.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    _require_distinct(ids.dictionary, rows, rows * len(factors) + columns)
     found = stack(table[VECTOR])
-    names = table[FACTOR].to_pylist()
-    columns = np.array([factors.index(name) for name in names], dtype=np.int64)
-    rows = ids.indices.to_numpy(zero_copy_only=False)
-    vectors = np.zeros((len(ids.dictionary), len(factors), found.shape[1]), dtype=np.float32)
-    vectors[rows, columns] = found
+    if len(factors) == 1:
+        vectors = found  # one row an id, in their order: large tables are not copied
+    else:
+        shape = (len(ids.dictionary), len(factors), found.shape[1])
+        vectors = np.zeros(shape, dtype=np.float32)
+        vectors[rows, columns] = found
     first = np.unique(rows, return_index=True)[1]
     return FactorVectors(
         ids.dictionary.to_pylist(),
@@ -159,6 +166,18 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
         vectors.reshape(len(vectors), -1),
         table[SOURCE].take(pa.array(first)).to_pylist(),
     )
+
+
+def _require_distinct(ids: pa.Array, rows: np.ndarray, cells: np.ndarray) -> None:
+    """Refuse two rows of one cell; `rows` (R,) tells the id of each."""
+    order = np.argsort(cells, kind="stable")
+    twice = np.flatnonzero(np.diff(cells[order]) == 0)
+    if len(twice):
+        raise DataError(
+            f"{len(twice)} vectors come once more",
+            where=f"id {ids[int(rows[order[twice[0]]])].as_py()}",
+            todo="Run `reki run --until encode --force encode`.",
+        )
 
 
 def encoder_of(table: pa.Table) -> dict[str, str]:

@@ -66,3 +66,9 @@ def test_whole_vectors_are_a_single_factor() -> None:
     found = read_factor_vectors(table)
     assert found.factors == ("*",)
     np.testing.assert_array_equal(found.vectors, np.eye(2))
+
+
+def test_an_id_with_two_vectors_of_one_factor_is_refused() -> None:
+    table = vectors_table(["a", "b", "b"], np.eye(3, dtype=np.float32), ["fallback"] * 3)
+    with pytest.raises(DataError, match="id b"):
+        read_factor_vectors(table)
