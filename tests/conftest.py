@@ -18,7 +18,9 @@ import pytest
 from reki_ray.config import RekiConfig
 from reki_ray.progress import Reporter
 from reki_ray.runtime import set_environment
+from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.workspace import Workspace
+from tests import trained_workspace
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")
 USERS, ITEMS, EVENTS_PER_USER = 40, 60, 24
@@ -92,6 +94,19 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append([f"u{user}", f"m{item}", int(rating), 1_000_000 + 1000 * step + user])
     _write_csv(folder / "interactions.csv", ["user_id", "item_id", "rating", "timestamp"], rows)
     return folder
+
+
+@pytest.fixture
+def filled(workspace: Workspace) -> Workspace:
+    """A workspace with all tables that training reads."""
+    trained_workspace.fill(workspace)
+    return workspace
+
+
+@pytest.fixture
+def dataset(filled: Workspace) -> Dataset:
+    """What training reads of it."""
+    return read_dataset(filled)
 
 
 @pytest.fixture

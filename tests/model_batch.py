@@ -13,6 +13,16 @@ from tests.backbone_inputs import LENGTH
 USERS, DIMENSION = 3, 5
 
 
+def model_features() -> FeatureSpace:
+    """Six items, two of them with training samples, and two kinds of users."""
+    return FeatureSpace.build(
+        items={f"m{k}": {"genre": ["A", "B"][: k % 3]} for k in range(6)},
+        users=[{"gender": ["F"]}, {"gender": ["M"], "age": ["25-34"]}],
+        ratings=np.array([1.0, 3.0, 5.0, np.nan], dtype=np.float32),
+        counts={"m0": 6, "m1": 3},
+    )
+
+
 def model_batch(features: FeatureSpace, samples: int, candidates: int | None = None) -> Batch:
     """Samples of three users; with `candidates` lists of so many, every third of them short.
 

@@ -25,7 +25,7 @@ from reki_ray.training.runs import Run, read_bundle, read_reranker
 from reki_ray.training.stream import load_dataset
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
-from tests.trained_workspace import EVENTS, fill
+from tests.trained_workspace import EVENTS
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -37,12 +37,6 @@ SMALL: dict[str, Any] = {
     "patience": 3,
     "learning_rate": 0.01,
 }
-
-
-@pytest.fixture
-def filled(workspace: Workspace) -> Workspace:
-    fill(workspace)
-    return workspace
 
 
 def metrics_of(workspace: Workspace, run: str) -> dict[str, Any]:

@@ -19,17 +19,12 @@ from reki_ray.models.embedded_model import Architecture
 from reki_ray.models.fields import FeatureSpace
 from reki_ray.models.hein import HEIN
 from tests.backbone_inputs import CONFIG, LENGTH, Q
-from tests.model_batch import model_batch
+from tests.model_batch import model_batch, model_features
 
 
 @pytest.fixture
 def features() -> FeatureSpace:
-    return FeatureSpace.build(
-        items={f"m{k}": {"genre": ["A", "B"][: k % 3]} for k in range(6)},
-        users=[{"gender": ["F"]}, {"gender": ["M"], "age": ["25-34"]}],
-        ratings=np.array([1.0, 3.0, 5.0, np.nan], dtype=np.float32),
-        counts={"m0": 6, "m1": 3},
-    )
+    return model_features()
 
 
 @pytest.fixture(params=BACKBONES)

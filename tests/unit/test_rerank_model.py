@@ -21,7 +21,7 @@ from reki_ray.models.fields import FeatureSpace
 from reki_ray.models.hein import HEIN
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
 from reki_ray.models.rerankers import RERANKERS
-from tests.model_batch import model_batch
+from tests.model_batch import model_batch, model_features
 from tests.reranker_inputs import CANDIDATES, LENGTH, SIZES, Q
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,12 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def features() -> FeatureSpace:
-    return FeatureSpace.build(
-        items={f"m{k}": {"genre": ["A", "B"][: k % 3]} for k in range(6)},
-        users=[{"gender": ["F"]}, {"gender": ["M"], "age": ["25-34"]}],
-        ratings=np.array([1.0, 3.0, 5.0, np.nan], dtype=np.float32),
-        counts={"m0": 6, "m1": 3},
-    )
+    return model_features()
 
 
 @pytest.fixture(params=RERANKERS)

@@ -16,14 +16,13 @@ from reki_ray.models.bundle import RerankBundle
 from reki_ray.training.arms import read_representations
 from reki_ray.training.batches import BatchBuilder, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
-from reki_ray.training.dataset import Dataset, Samples, read_dataset
+from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.lists import NOTHING, build_lists
 from reki_ray.training.loop import Trainer, predict
 from reki_ray.training.objectives import LISTS
 from reki_ray.training.runs import Run, fingerprint, planned, planned_rerankers
 from reki_ray.training.worker import TrainingData, make_splits, new_reranker
 from reki_ray.workspace import Workspace
-from tests.trained_workspace import fill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,17 +41,6 @@ CONFIG = TrainConfig(
         }
     ),
 )
-
-
-@pytest.fixture
-def filled(workspace: Workspace) -> Workspace:
-    fill(workspace)
-    return workspace
-
-
-@pytest.fixture
-def dataset(filled: Workspace) -> Dataset:
-    return read_dataset(filled)
 
 
 def trainer(

@@ -12,25 +12,13 @@ from reki_ray.models.bundle import ModelBundle
 from reki_ray.models.scoring import CandidateScorer, HistoryEvent, UserInput
 from reki_ray.training.arms import read_representations
 from reki_ray.training.batches import BatchBuilder, encode_dataset
-from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.dataset import Dataset
 from reki_ray.training.loop import predict
 from reki_ray.training.runs import Run
 from reki_ray.training.worker import TrainingData, new_bundle
 from reki_ray.workspace import Workspace
-from tests.trained_workspace import fill
 
 CONFIG = TrainConfig(history=6, base_history=3, hein=HeinConfig(enrich_items=True))
-
-
-@pytest.fixture
-def filled(workspace: Workspace) -> Workspace:
-    fill(workspace)
-    return workspace
-
-
-@pytest.fixture
-def dataset(filled: Workspace) -> Dataset:
-    return read_dataset(filled)
 
 
 def make(arm: str, workspace: Workspace, dataset: Dataset) -> tuple[ModelBundle, BatchBuilder]:

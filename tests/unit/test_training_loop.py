@@ -14,12 +14,12 @@ from reki_ray.models.bundle import ModelBundle
 from reki_ray.training.arms import permute, read_representations
 from reki_ray.training.batches import BatchBuilder, distinct, encode_dataset, shuffled
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
-from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.dataset import Dataset
 from reki_ray.training.loop import Schedule, Trainer
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData, make_splits, new_bundle
 from reki_ray.workspace import Workspace
-from tests.trained_workspace import CUT, EVENTS, fill, item_ids, user_ids
+from tests.trained_workspace import CUT, EVENTS, item_ids, user_ids
 
 CONFIG = TrainConfig(
     network=NetworkConfig(embedding=8, attention=(8,), mlp=(16, 8)),
@@ -34,17 +34,6 @@ CONFIG = TrainConfig(
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def filled(workspace: Workspace) -> Workspace:
-    fill(workspace)
-    return workspace
-
-
-@pytest.fixture
-def dataset(filled: Workspace) -> Dataset:
-    return read_dataset(filled)
 
 
 def trainer(

@@ -11,23 +11,11 @@ import torch
 from reki_ray.errors import ConfigError
 from reki_ray.training.batches import BatchBuilder
 from reki_ray.training.compiling import compiled
-from reki_ray.training.dataset import Dataset, Samples, read_dataset
+from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.workspace import Workspace
-from tests.trained_workspace import fill
 from tests.unit.test_training_loop import CONFIG, ignore, trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def filled(workspace: Workspace) -> Workspace:
-    fill(workspace)
-    return workspace
-
-
-@pytest.fixture
-def dataset(filled: Workspace) -> Dataset:
-    return read_dataset(filled)
 
 
 def train(filled: Workspace, dataset: Dataset, **changes: Any) -> tuple[Any, dict[str, Any]]:
