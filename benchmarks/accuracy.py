@@ -33,7 +33,7 @@ from benchmarks import harness
 from benchmarks.harness import Figures, Found, Part
 from reki_ray.config import RekiConfig
 from reki_ray.config.files import read_tuned
-from reki_ray.evaluation.stage import METRICS
+from reki_ray.evaluation.comparison import METRICS
 from reki_ray.extraction.importing import import_knowledge
 from reki_ray.models.backbones import BACKBONES
 from reki_ray.pipeline import run_stages, select

@@ -115,7 +115,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
     as_json: JsonOption = False,
 ) -> None:
     """Measure arms on the test split; trains first those asked for that are not trained yet."""
-    from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
+    from reki_ray.evaluation import comparison, report  # noqa: PLC0415  # imports matplotlib
 
     asked = {
         name: [part.strip() for part in value.split(",")]
@@ -131,7 +131,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
     stages = [*(pipeline.select(only="train") if asked else ()), *pipeline.select(only="evaluate")]
     opened = Workspace(loaded.root)
     pipeline.run_stages(loaded, stages, Reporter(opened), force=frozenset(force or []))
-    content = opened.read_json(report.EVALUATION_JSON)
+    content = opened.read_json(comparison.METRICS)
     _show(report.render_arms(content, loaded.evaluate.confidence), content, as_json=as_json)
 
 

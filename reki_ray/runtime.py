@@ -98,6 +98,17 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def cpu_share(processes: int) -> float:
+    """CPUs, at most one, that each of some processes may claim on the cluster that is initialised.
+
+    One CPU stays free, or Ray's own work could never be scheduled beside them.
+    """
+    import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
+
+    free = max(1.0, float(ray.cluster_resources().get("CPU", 1)) - 1)
+    return min(1.0, free / processes)
+
+
 def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) -> Iterator[Any]:
     """Run Ray tasks, only some of them waiting at a time, and yield results as they come.
 

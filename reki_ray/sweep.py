@@ -19,6 +19,7 @@ from reki_ray import pipeline
 from reki_ray.config import RekiConfig, describe_problems
 from reki_ray.derived import share_ledgers
 from reki_ray.errors import ConfigError
+from reki_ray.evaluation.comparison import METRICS
 from reki_ray.progress import Reporter
 from reki_ray.schema import SIDES
 from reki_ray.workspace import Workspace
@@ -26,7 +27,6 @@ from reki_ray.workspace import Workspace
 UNTIL: Final = ("cluster", "evaluate")
 RESULT: Final = "sweep/sweep.json"
 PLOT: Final = "sweep/sweep.svg"
-_METRICS: Final = "evaluate/metrics.json"
 
 
 class SideFigures(BaseModel):
@@ -177,7 +177,7 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
 
 def _point(changes: dict[str, Any], workspace: Workspace, until: str) -> Point:
     details = workspace.stages()["cluster"].details
-    arms = workspace.read_json(_METRICS)["arms"] if until == "evaluate" else []
+    arms = workspace.read_json(METRICS)["arms"] if until == "evaluate" else []
     sides = {side: _side(details[side]) for side in SIDES}
     return Point(changes=changes, workspace=workspace.root, arms=arms, **sides)
 

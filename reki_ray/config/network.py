@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from reki_ray.config.reranking import is_import_path
+from reki_ray.config.names import named_or_imported
 from reki_ray.config.section import Section
 
 HeinScaling = Literal["length", "standardise", "whiten"]
@@ -70,16 +71,7 @@ other: the mean of the history is a field, and so are the augmented vectors, whi
 length."""
 
 
-def _is_backbone(name: str) -> str:
-    if name not in BACKBONES and not is_import_path(name):
-        raise ValueError(
-            f"{name!r} is no backbone: name one of {', '.join(BACKBONES)}, or a class of yours as "
-            "package.module:Name"
-        )
-    return name
-
-
-Backbone = Annotated[str, AfterValidator(_is_backbone)]
+Backbone = Annotated[str, AfterValidator(partial(named_or_imported, "backbone", BACKBONES))]
 """A conventional recommendation model: one of `BACKBONES`, or the import path of a class that
 fulfils `reki_ray.models.backbones.Backbone`."""
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, model_validator
 
+from reki_ray.config.names import named_or_imported
 from reki_ray.config.section import Section
 
 RERANKERS: Final = ("dlcm", "prm", "setrank", "mir")
 
 
-def is_import_path(name: str) -> bool:
-    """Whether a name is written as `package.module:Name`."""
-    module, _, attribute = name.partition(":")
-    return attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))
-
-
-def _is_reranker(name: str) -> str:
-    if name not in RERANKERS and not is_import_path(name):
-        raise ValueError(
-            f"{name!r} is no reranker: name one of {', '.join(RERANKERS)}, or a class of yours as "
-            "package.module:Name"
-        )
-    return name
-
-
-Reranker = Annotated[str, AfterValidator(_is_reranker)]
+Reranker = Annotated[str, AfterValidator(partial(named_or_imported, "reranker", RERANKERS))]
 """A reranker: one of `RERANKERS`, or the import path of a class that fulfils
 `reki_ray.models.rerankers.Reranker`."""
 

@@ -99,3 +99,8 @@ def interval(values: Floats, confidence: float) -> list[float] | None:
     tail = (1 - confidence) / 2
     low, high = np.quantile(defined, [tail, 1 - tail])
     return [float(low), float(high)]
+
+
+def excludes_zero(bounds: list[float] | None) -> bool:
+    """Whether an interval tells a difference from none; no interval tells nothing."""
+    return bounds is not None and not bounds[0] <= 0 <= bounds[1]

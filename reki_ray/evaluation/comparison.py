@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reki_ray.config import Arm, EvaluateConfig
-from reki_ray.evaluation.bootstrap import Floats, UserBootstrap, interval
+from reki_ray.evaluation.bootstrap import Floats, UserBootstrap, excludes_zero, interval
 from reki_ray.evaluation.calibration import calibration_error, calibration_ratio, reliability
 from reki_ray.evaluation.metrics import Array, auc, gauc, logloss
 from reki_ray.training.dataset import Dataset
@@ -28,8 +28,16 @@ CONTROLS: Final[Mapping[Arm, tuple[Arm, ...]]] = {
 """What an arm must be compared with besides the fair base model, before its knowledge gets the
 credit: a placebo, and encoded texts without an LLM."""
 
+METRICS: Final = "evaluate/metrics.json"
+"""The evaluation's file below the workspace."""
+
 Marks = npt.NDArray[np.bool_]
 SeedScores = Mapping[int, npt.NDArray[np.float32]]
+
+
+def controls_of(arms: Collection[Arm]) -> list[tuple[Arm, Arm]]:
+    """Arms that are measured, each with its controls among them."""
+    return [(arm, control) for arm in arms for control in CONTROLS.get(arm, ()) if control in arms]
 
 
 def slices(dataset: Dataset, config: EvaluateConfig) -> dict[str, Marks]:
@@ -150,7 +158,7 @@ class Comparison:
             "control": control,
             "delta_auc": compared[ALL]["delta_auc"],
             "delta_ci": bounds,
-            "apart": bounds is not None and not bounds[0] <= 0 <= bounds[1],
+            "apart": excludes_zero(bounds),
             "slices": compared,
         }
 

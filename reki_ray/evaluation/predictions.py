@@ -30,9 +30,9 @@ def predict_test(
     runs: Sequence[Run],
     after_run: Callable[[], None],
     *,
-    shown: int | None = None,
-) -> Scores:
-    """Predict the test split once with every run.
+    shown: Sequence[int | None] = (None,),
+) -> list[Scores]:
+    """Predict the test split with every run.
 
     Args:
         workspace: Holds the runs and the representations.
@@ -40,7 +40,11 @@ def predict_test(
         samples: Its test samples or, for rerankers, the lists made of them.
         runs: Trained runs, all of them rerankers or none.
         after_run: Called after each run.
-        shown: Most past interactions that a model is shown; None shows all that it takes.
+        shown: Most past interactions that a model is shown, once each; None shows all that it
+            takes.
+
+    Returns:
+        Scores for each of `shown`.
 
     Raises:
         DataError: There are no test samples.
@@ -54,7 +58,7 @@ def predict_test(
         )
     vectors: dict[Arm, Representations | None] = {}
     encoded: dict[bool, EncodedDataset] = {}
-    scores: Scores = {}
+    scores: list[Scores] = [{} for _ in shown]
     for run in runs:
         bundle: Bundle[Any, Any] = (read_reranker if run.reranks else read_bundle)(workspace, run)
         if run.arm not in vectors:
@@ -64,14 +68,16 @@ def predict_test(
         profile = bool(bundle.features.user_fields)
         if profile not in encoded:  # runs of one stage share their vocabularies
             encoded[profile] = encode_dataset(dataset, bundle.features)
-        batches = BatchBuilder(
-            encoded[profile],
-            samples,
-            min(bundle.history, shown or bundle.history),
-            permute(vectors[run.arm], run.arm, run.seed),
-            enriched=bundle.model.enriches,
-        )
-        found = predict(bundle.model, batches, objective=LISTS if run.reranks else CLICKS)
-        scores.setdefault((run.backbone, run.arm), {})[run.seed] = found
+        representations = permute(vectors[run.arm], run.arm, run.seed)
+        for most, found in zip(shown, scores, strict=True):
+            batches = BatchBuilder(
+                encoded[profile],
+                samples,
+                min(bundle.history, most or bundle.history),
+                representations,
+                enriched=bundle.model.enriches,
+            )
+            predicted = predict(bundle.model, batches, objective=LISTS if run.reranks else CLICKS)
+            found.setdefault((run.backbone, run.arm), {})[run.seed] = predicted
         after_run()
     return scores

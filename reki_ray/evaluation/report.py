@@ -19,13 +19,13 @@ from rich.text import Text
 
 from reki_ray.config import RekiConfig
 from reki_ray.evaluation import plots
+from reki_ray.evaluation.comparison import METRICS
 from reki_ray.pipeline import STAGE_NAMES, StageResult
 from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
 
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
-EVALUATION_JSON = "evaluate/metrics.json"
 
 _SHOWN_SCORES = 3
 
@@ -86,7 +86,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
             "rerankers": list(config.train.rerankers),
             "samples_per_second": entries["train"].details["samples_per_second"],
         },
-        **workspace.read_json(EVALUATION_JSON),
+        **workspace.read_json(METRICS),
         "published": entries["publish"].details,
         "serving": {
             key: value for key, value in entries["serve"].details.items() if key != "latencies_ms"

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.evaluation.bootstrap import UserBootstrap, interval
-from reki_ray.evaluation.comparison import BASELINE, CONTROLS, SeedScores
+from reki_ray.evaluation.bootstrap import UserBootstrap, excludes_zero, interval
+from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of
 from reki_ray.evaluation.metrics import Array
 from reki_ray.evaluation.predictions import predict_test
 from reki_ray.evaluation.ranking import (
@@ -110,9 +110,7 @@ class ListComparison:
         ]
         controls = [
             self._control(reranker, arm, control, measured)
-            for arm in measured
-            for control in CONTROLS.get(arm, ())
-            if control in measured
+            for arm, control in controls_of(measured)
         ]
         return rows, controls
 
@@ -120,13 +118,12 @@ class ListComparison:
         self, reranker: str, arm: Arm, control: Arm, measured: Mapping[Arm, _Measured]
     ) -> dict[str, Any]:
         compared = self._difference(measured[arm], measured[control], "delta_ndcg_7", "delta_ci")
-        bounds = compared["delta_ci"]
         return {
             "reranker": reranker,
             "arm": arm,
             "control": control,
             **compared,
-            "apart": bounds is not None and not bounds[0] <= 0 <= bounds[1],
+            "apart": excludes_zero(compared["delta_ci"]),
         }
 
     def _values(self, scores: Array) -> Values:
@@ -196,7 +193,7 @@ class Reranking:
         if not self._runs:
             return found
         lists = build_lists(self._dataset, "test", train.rerank)
-        scores = predict_test(self._workspace, self._dataset, lists, self._runs, advance)
+        [scores] = predict_test(self._workspace, self._dataset, lists, self._runs, advance)
         comparison = ListComparison(lists, evaluate.bootstrap, evaluate.confidence)
         found["reranking"].append(comparison.initial())
         for reranker in train.rerankers:

@@ -12,10 +12,11 @@ from reki_ray.config import RekiConfig
 from reki_ray.evaluation.comparison import (
     ALL,
     BASELINE,
-    CONTROLS,
+    METRICS,
     NEW_USERS,
     Comparison,
     Marks,
+    controls_of,
     slices,
 )
 from reki_ray.evaluation.predictions import Scores, predict_test
@@ -27,8 +28,6 @@ from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.runs import Run, planned
 from reki_ray.training.stream import load_dataset
 from reki_ray.workspace import Workspace
-
-METRICS = "evaluate/metrics.json"
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
@@ -43,13 +42,14 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     samples = dataset.samples["test"]
     reranking = Reranking(config, workspace, dataset)
     shown = config.evaluate.new_user_history
-    predicted = len(runs) * (1 if shown is None else 2)
-    steps = predicted + len(config.train.backbones) * len(config.train.arms) + reranking.steps
+    steps = len(runs) + len(config.train.backbones) * len(config.train.arms) + reranking.steps
     with reporter.task("evaluate: runs and arms", steps, "steps") as task:
-        scores = predict_test(workspace, dataset, samples, runs, task.advance)
+        lengths = (None,) if shown is None else (None, shown)
+        scores, *of_new_users = predict_test(
+            workspace, dataset, samples, runs, task.advance, shown=lengths
+        )
         entries, controls = _compare(config, samples, slices(dataset, config.evaluate), scores)
-        if shown is not None:
-            new = predict_test(workspace, dataset, samples, runs, task.advance, shown=shown)
+        for new in of_new_users:
             everywhere = {ALL: np.ones(len(samples), dtype=bool)}
             found = _compare(config, samples, everywhere, new)
             for row, of_new in zip(entries + controls, found[0] + found[1], strict=True):
@@ -81,9 +81,7 @@ def _compare(
             entries.append(comparison.entry(arm, backbone, scores[backbone, arm]))
         controls += [
             {"backbone": backbone, **comparison.control(arm, control)}
-            for arm in config.train.arms
-            for control in CONTROLS.get(arm, ())
-            if control in config.train.arms
+            for arm, control in controls_of(config.train.arms)
         ]
     return entries, controls
 

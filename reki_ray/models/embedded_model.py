@@ -44,10 +44,13 @@ class Architecture(Section):
     item_factors: tuple[str, ...] = (WHOLE_ANSWER,)
     id_dropout: float
 
+    def factors(self, side: Side) -> tuple[str, ...]:
+        """Factors of one side's representations, in the order in which they arrive."""
+        return self.user_factors if side == "users" else self.item_factors
+
     def width(self, side: Side) -> int:
         """Numbers that the model takes of an id's knowledge."""
-        factors = self.user_factors if side == "users" else self.item_factors
-        return len(factors) * self.representation
+        return len(self.factors(side)) * self.representation
 
 
 @dataclass(frozen=True)

@@ -284,8 +284,7 @@ class VersionBuilder:
                 where=self._workspace.path(path),
                 todo="Run `reki run --until encode --force encode`.",
             )
-        architecture = self._bundle.architecture
-        trained = architecture.user_factors if side == "users" else architecture.item_factors
+        trained = self._bundle.architecture.factors(side)
         if factors != trained:
             raise DataError(
                 f"representations of {side} are of the factors {', '.join(factors)}, the model "

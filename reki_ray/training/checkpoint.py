@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,6 +51,23 @@ class Epoch:
         if self.valid_ndcg is not None:
             return self.valid_ndcg
         return -self.valid_logloss if self.valid_auc is None else self.valid_auc
+
+
+def best_of(epochs: Sequence[Epoch]) -> Epoch:
+    """The epoch whose weights count: of the highest quality, the first of equals."""
+    return max(epochs, key=lambda epoch: epoch.quality)
+
+
+def time_of(epochs: Sequence[Epoch]) -> dict[str, float]:
+    """Time of the steps of all epochs, samples a second of the median one, share of waiting."""
+    seconds = sum(epoch.seconds for epoch in epochs)
+    waited = sum(epoch.input_wait_share * epoch.seconds for epoch in epochs)
+    rates = sorted(epoch.samples_per_second for epoch in epochs)
+    return {
+        "seconds": round(seconds, 3),
+        "samples_per_second": rates[len(rates) // 2],
+        "input_wait_share": round(waited / max(seconds, 1e-9), 4),
+    }
 
 
 @dataclass

@@ -17,7 +17,7 @@ from reki_ray.config import TrainConfig
 from reki_ray.models.backbones import Output
 from reki_ray.models.embedded_model import EmbeddedModel
 from reki_ray.training.batches import BatchBuilder, Prepared, Share, TrainSamples
-from reki_ray.training.checkpoint import Epoch, RunState, copy_weights
+from reki_ray.training.checkpoint import Epoch, RunState, best_of, copy_weights
 from reki_ray.training.compiling import compiled
 from reki_ray.training.objectives import CLICKS, Objective
 from reki_ray.training.prefetch import Prefetched
@@ -151,7 +151,7 @@ class Trainer:
     @property
     def best(self) -> Epoch:
         """Figures of the best epoch."""
-        return max(self.epochs, key=lambda epoch: epoch.quality)
+        return best_of(self.epochs)
 
     def resume(self, state: RunState) -> None:
         """Go on after the last epoch of a state; one of another run is ignored."""

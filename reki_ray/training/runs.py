@@ -14,7 +14,7 @@ from typing import Any, Final
 from reki_ray.config import Arm, Backbone, TrainConfig
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import Bundle, ModelBundle, RerankBundle
-from reki_ray.training.checkpoint import Epoch
+from reki_ray.training.checkpoint import Epoch, best_of, time_of
 from reki_ray.workspace import Workspace
 
 STAGE: Final = "train"
@@ -50,12 +50,17 @@ class Run:
     @property
     def name(self) -> str:
         """Name of the run's folder."""
-        return f"{self.backbone.replace(':', '.')}-{self.arm}-{self.seed}"
+        return f"{slug(self.backbone)}-{self.arm}-{self.seed}"
 
     @property
     def folder(self) -> str:
         """The run's folder below the workspace."""
         return f"{STAGE}/{self.name}"
+
+
+def slug(backbone: Backbone) -> str:
+    """Name of a backbone or reranker that may be a file's."""
+    return backbone.replace(":", ".")
 
 
 def planned(config: TrainConfig) -> list[Run]:
@@ -137,19 +142,15 @@ def write_run(
         valid: Its metrics on the validation samples or lists.
         epochs: Figures of its epochs.
     """
-    rates = sorted(epoch.samples_per_second for epoch in epochs)
-    best = max(epochs, key=lambda epoch: epoch.quality)
     metrics = {
         "arm": run.arm,
         "reranker" if run.reranks else "backbone": run.backbone,
         "seed": run.seed,
         "fingerprint": run.fingerprint,
         "valid": valid,
-        "best_epoch": best.epoch,
+        "best_epoch": best_of(epochs).epoch,
         "epochs": [asdict(epoch) for epoch in epochs],
-        "seconds": round(sum(epoch.seconds for epoch in epochs), 3),
-        "samples_per_second": rates[len(rates) // 2],
-        "input_wait_share": round(wait_share(epochs), 4),
+        **time_of(epochs),
         "parameters": sum(p.numel() for p in bundle.model.parameters()),
     }
     files = workspace.filesystem
@@ -161,12 +162,6 @@ def write_run(
         for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
             files.put_file(str(Path(scratch) / name), workspace.path(run.folder, name))
     workspace.write_json(f"{run.folder}/{METRICS}", metrics)
-
-
-def wait_share(epochs: Sequence[Epoch]) -> float:
-    """Share of the time of all steps in which they waited for their batches."""
-    waited = sum(epoch.input_wait_share * epoch.seconds for epoch in epochs)
-    return waited / max(sum(epoch.seconds for epoch in epochs), 1e-9)
 
 
 def read_bundle(workspace: Workspace, run: Run) -> ModelBundle:

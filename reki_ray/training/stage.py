@@ -22,7 +22,7 @@ from reki_ray.errors import EngineError, RekiError
 from reki_ray.evaluation.ranking import HEADLINE
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
-from reki_ray.runtime import ray_session
+from reki_ray.runtime import cpu_share, ray_session
 from reki_ray.training import runs as runs_module
 from reki_ray.training.arms import Representations, read_representations
 from reki_ray.training.dataset import Dataset
@@ -176,9 +176,7 @@ def _train(
 def _scaling(config: TrainConfig) -> ScalingConfig:
     if config.device == "cuda":
         return ScalingConfig(num_workers=config.workers, use_gpu=True)
-    # One CPU stays free, or Ray's own work could never be scheduled beside the workers.
-    free = max(1.0, float(ray.cluster_resources().get("CPU", 1)) - 1)
-    share = min(1.0, free / config.workers)
+    share = cpu_share(config.workers)
     return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from reki_ray.config import Arm, Backbone, Domain, TrainConfig
 from reki_ray.config.keys import nested
 from reki_ray.errors import ConfigError
+from reki_ray.training.runs import slug
 from reki_ray.tuning.space import Settings, complete
 from reki_ray.workspace import Workspace
 
@@ -152,11 +153,6 @@ def write_tuned(search: Search, train: TrainConfig, workspace: Workspace, out: P
 def render(searches: Sequence[Search]) -> Group:
     """The best trials of each backbone, and its first, for the terminal."""
     return Group(*[_table(search) for search in searches])
-
-
-def slug(backbone: Backbone) -> str:
-    """Name of a backbone that may be a file's."""
-    return backbone.replace(":", ".")
 
 
 def _tuned(search: Search, settings: Settings) -> str:

@@ -22,7 +22,7 @@ from reki_ray import pipeline
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
 from reki_ray.errors import EngineError
 from reki_ray.progress import Reporter
-from reki_ray.runtime import ray_session
+from reki_ray.runtime import cpu_share, ray_session
 from reki_ray.training.arms import ARMS, Representations, read_representations
 from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.training.runs import Run, fingerprint
@@ -207,9 +207,8 @@ def _resources(config: TrainConfig, concurrency: int) -> dict[str, float]:
     Raises:
         EngineError: The trials need a GPU, and the cluster has none.
     """
-    there = ray.cluster_resources()
     if config.device == "cuda":
-        gpus = float(there.get("GPU", 0))
+        gpus = float(ray.cluster_resources().get("GPU", 0))
         if not gpus:
             raise EngineError(
                 "train.device is cuda, but the cluster has no GPU",
@@ -218,8 +217,7 @@ def _resources(config: TrainConfig, concurrency: int) -> dict[str, float]:
             )
         share = gpus / concurrency
         return {"CPU": 0.5, "GPU": 1.0 if share >= 1 else share}
-    # One CPU stays free, or Ray's own work could never be scheduled beside the trials.
-    return {"CPU": min(1.0, max(1.0, float(there.get("CPU", 1)) - 1) / concurrency)}
+    return {"CPU": cpu_share(concurrency)}
 
 
 def _remove(workspace: Workspace, folder: str) -> None:

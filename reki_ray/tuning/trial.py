@@ -11,7 +11,7 @@ import torch
 from ray import tune
 
 from reki_ray.config import TrainConfig
-from reki_ray.training.checkpoint import Epoch, RunState
+from reki_ray.training.checkpoint import Epoch, RunState, time_of
 from reki_ray.training.loop import Trainer
 from reki_ray.training.runs import Run
 from reki_ray.training.worker import TrainingData, make_splits, new_bundle
@@ -66,13 +66,11 @@ def train_trial(settings: dict[str, Any], assignment: TrialAssignment) -> None:
 
 
 def _figures(epochs: list[Epoch], best: Epoch) -> dict[str, Any]:
-    rates = sorted(epoch.samples_per_second for epoch in epochs)
     return {
         QUALITY: best.quality,
         "valid_auc": best.valid_auc,
         "valid_logloss": best.valid_logloss,
         "best_epoch": best.epoch,
         "epochs": len(epochs),
-        "seconds": round(sum(epoch.seconds for epoch in epochs), 3),
-        "samples_per_second": rates[len(rates) // 2],
+        **time_of(epochs),
     }

@@ -11,6 +11,7 @@ from rich.console import Console
 from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.evaluation import report
+from reki_ray.evaluation.comparison import METRICS
 from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
 
@@ -114,7 +115,7 @@ def reranked(name: str, arm: str | None, delta: float | None) -> dict[str, Any]:
 
 def with_rerankers(workspace: Workspace) -> None:
     """Add what the evaluation writes where rerankers are trained."""
-    content = workspace.read_json(report.EVALUATION_JSON)
+    content = workspace.read_json(METRICS)
     content["reranking"] = [
         reranked("initial_order", None, None),
         reranked("prm", "fair_base", 0.0),
@@ -125,7 +126,7 @@ def with_rerankers(workspace: Workspace) -> None:
     entry["reranker"] = "prm"
     del entry["backbone"]
     content["reranking_controls"] = [entry]
-    workspace.write_json(report.EVALUATION_JSON, content)
+    workspace.write_json(METRICS, content)
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def finished(workspace: Workspace) -> Workspace:
         workspace.record(name, StageEntry("f", seconds=1.0, details=figures))
     arms = [arm("base", 0.69, None), arm("fair_base", 0.7, 0.6), arm("reki_c", 0.7, 0.61)]
     controls = [control("title_text", 0.01, 0.02), control("reki_c_shuffled", -0.01, 0.01)]
-    workspace.write_json(report.EVALUATION_JSON, {"arms": arms, "controls": controls})
+    workspace.write_json(METRICS, {"arms": arms, "controls": controls})
     return workspace
 
 

@@ -8,8 +8,6 @@ from types import MappingProxyType
 from torch import nn
 
 from reki_ray.config import NetworkConfig
-from reki_ray.errors import ConfigError
-from reki_ray.importing import load
 from reki_ray.models.backbones.autoint import AutoInt
 from reki_ray.models.backbones.dcn import DCNv1, DCNv2
 from reki_ray.models.backbones.deepfm import DeepFM
@@ -19,6 +17,7 @@ from reki_ray.models.backbones.fibinet import FiBiNET
 from reki_ray.models.backbones.fignn import FiGNN
 from reki_ray.models.backbones.protocol import Backbone, BackboneInputs, Output
 from reki_ray.models.backbones.xdeepfm import XDeepFM
+from reki_ray.models.imported import build_imported
 
 __all__ = ["BACKBONES", "Backbone", "BackboneInputs", "Output", "build_backbone"]
 
@@ -53,11 +52,6 @@ def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented
     """
     if name in BACKBONES:
         return BACKBONES[name](config, user_fields, augmented)
-    made = load(name)(config, user_fields, augmented)
-    if not isinstance(made, nn.Module):
-        raise ConfigError(
-            f"backbone {name!r} made a {type(made).__name__}, not a torch module",
-            where="train.backbones",
-            todo="Name a torch.nn.Module that fulfils reki_ray.models.backbones.Backbone.",
-        )
-    return made
+    return build_imported(
+        name, config, user_fields, augmented, where="train.backbones", protocol=Backbone
+    )

@@ -7,8 +7,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from reki_ray.errors import ConfigError
-from reki_ray.importing import load
+from reki_ray.models.imported import build_imported
 from reki_ray.models.rerankers.dlcm import DLCM
 from reki_ray.models.rerankers.mir import MIR
 from reki_ray.models.rerankers.prm import PRM
@@ -36,11 +35,4 @@ def build_reranker(name: str, sizes: RerankerSizes) -> nn.Module:
     """
     if name in RERANKERS:
         return RERANKERS[name](sizes)
-    made = load(name)(sizes)
-    if not isinstance(made, nn.Module):
-        raise ConfigError(
-            f"reranker {name!r} made a {type(made).__name__}, not a torch module",
-            where="train.rerankers",
-            todo="Name a torch.nn.Module that fulfils reki_ray.models.rerankers.Reranker.",
-        )
-    return made
+    return build_imported(name, sizes, where="train.rerankers", protocol=Reranker)
