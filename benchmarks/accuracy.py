@@ -11,11 +11,12 @@ below_best_<backbone>    the best backbone's fair_base minus this one's
 imported_minus_title_text_<slice>   the same against the encoded titles
 fair_base_auc_<slice>    test AUC of fair_base in that run
 
-Settings are those of configs/tuned/movielens-1m, which `reki tune` found on the validation split,
-and `COLD` below, which was chosen on training and validation samples alone: another fifth of the
-items was held out of training and measured in validation. `--texts` names item texts from elsewhere
-as `{id: text}`; without them arm imported is left out. MovieLens-1M is read from `--ml1m` or
-REKI_ML1M; without it MovieLens-100K stands for it, and the file says so in `runs`.
+Settings are those of configs/movielens-1m-backbones.yaml and configs/tuned/movielens-1m, which
+`reki tune` found on the validation split, and `COLD` below, which was chosen on training and
+validation samples alone: another fifth of the items was held out of training and measured in
+validation. `--texts` names item texts from elsewhere as `{id: text}`; without them arm imported is
+left out. MovieLens-1M is read from `--ml1m` or REKI_ML1M; without it MovieLens-100K stands for it,
+and the file says so in `runs`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from typing import Any, Final
 from benchmarks import harness
 from benchmarks.harness import Figures, Found, Part
 from reki_ray.config import RekiConfig
-from reki_ray.config.files import read_tuned
+from reki_ray.config.files import read_mapping, read_tuned
+from reki_ray.config.keys import merged
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.extraction.importing import import_knowledge
 from reki_ray.models.backbones import BACKBONES
@@ -42,20 +44,9 @@ from reki_ray.workspace import Workspace
 
 NAME = "accuracy"
 _PARTS = ("backbones", "held_out")
-_TUNED = harness.ROOT / "configs" / "tuned" / "movielens-1m"
+_CONFIG: Final = harness.ROOT / "configs" / "movielens-1m-backbones.yaml"
+_TUNED: Final = harness.ROOT / "configs" / "tuned" / "movielens-1m"
 _SLICES = ("all", "cold_items", "warm_items", "new_users")
-_BASE: Final[dict[str, Any]] = {
-    "prompts": {"scenario": "movies"},
-    # The LLM plays no part here: item texts come from elsewhere, and no arm reads the users'.
-    "extract": {"engine": {"kind": "scripted"}, "max_dead_share": 1.0},
-    "cluster": {"users": {"min_cluster_size": 12}, "items": {"min_cluster_size": 8}},
-}
-TRAIN: Final[dict[str, Any]] = {
-    "batch_size": 2048,
-    "learning_rate": 2e-3,
-    "epochs": 8,
-    "patience": 2,
-}
 COLD: Final[dict[str, Any]] = {
     "id_dropout": 0.2,
     "gate": {"items": 20.0},
@@ -85,12 +76,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _backbones(options: argparse.Namespace) -> Iterator[Found]:
-    train = {
-        **TRAIN,
-        "arms": ["fair_base"],
-        "backbones": list(options.backbones),
-        "tuned": read_tuned(_TUNED) if _TUNED.exists() else {},
-    }
+    train = {"backbones": list(options.backbones), "tuned": read_tuned(_TUNED)}
     yield {"arms": _measure(options, "backbones", {"train": train})["arms"]}
 
 
@@ -98,7 +84,7 @@ def _held_out(options: argparse.Namespace) -> Iterator[Found]:
     arms = ["fair_base", "title_text", *(["imported"] if options.texts else [])]
     config = {
         "split": {"cold_item_share": 0.2},
-        "train": {**TRAIN, **COLD, "arms": arms},
+        "train": {**COLD, "arms": arms, "backbones": ["din"]},
         "evaluate": {"cold_item_max": 0},
     }
     yield _measure(options, "held_out", config)
@@ -113,16 +99,15 @@ def _measure(options: argparse.Namespace, name: str, own: dict[str, Any]) -> dic
     )
     with tempfile.TemporaryDirectory(prefix="reki-bench-", dir=options.folder) as scratch:
         folder = Path(options.folder or scratch) / name
-        config = RekiConfig.model_validate(
-            {
-                **_BASE,
-                **own,
-                "train": {**own["train"], "seeds": list(options.seeds)},
-                "name": f"bench-accuracy-{name}",
-                "workspace": str(folder),
-                "data": {"source": source},
-            }
-        )
+        found = {
+            **own,
+            "train": {**own["train"], "seeds": list(options.seeds)},
+            "name": f"bench-accuracy-{name}",
+            "workspace": str(folder),
+        }
+        settings = read_mapping(_CONFIG, todo="Restore it from the repository.")
+        tree = {**merged(settings, found), "data": {"source": source}}
+        config = RekiConfig.model_validate(tree)
         workspace, reporter = Workspace(folder), Reporter(quiet=True)
         run_stages(config, select(until="ingest"), reporter)
         if options.texts:

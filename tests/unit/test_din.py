@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from reki_ray.models.backbones.din import DIN, TargetAttention
@@ -20,9 +21,11 @@ def test_history_of_padding_alone_gives_zero_interest() -> None:
         assert torch.equal(interest, torch.zeros(3, SIZE))
 
 
-def test_attention_follows_the_published_formula() -> None:
+@pytest.mark.parametrize("width", [LENGTH, LENGTH + 1])
+def test_attention_follows_the_published_formula(width: int) -> None:
+    # A history as long as the layer is wide is multiplied otherwise than a shorter one.
     torch.manual_seed(0)
-    attention = TargetAttention(SIZE, (8,)).eval()
+    attention = TargetAttention(SIZE, (width,)).eval()
     given = inputs(4)
     t = given.target.unsqueeze(1).expand(-1, LENGTH, -1)
     h = given.history

@@ -45,12 +45,19 @@ class TargetAttention(nn.Module):
         return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
 
     def _first_layer(self, target: Tensor, history: Tensor) -> Tensor:
-        # W [h, t, h - t, h * t] = h (W_h + W_d + t * W_p) + t (W_t - W_d): the bracket is one
-        # matrix a sample, so the four blocks, each B x L x E, are never laid out in memory.
+        # W [h, t, h - t, h * t] = h (W_h + W_d) + (h * t) W_p + t (W_t - W_d): the four blocks,
+        # each B x L x E, are never laid out in memory.
         of_h, of_t, of_difference, of_product = self.first.weight.t().chunk(4)  # (E, W)
-        matrix = (of_h + of_difference) + target.unsqueeze(-1) * of_product  # (B, E, W)
-        offset = torch.addmm(self.first.bias, target, of_t - of_difference)  # (B, W)
-        return torch.baddbmm(offset.unsqueeze(1), history, matrix)
+        offset = torch.addmm(self.first.bias, target, of_t - of_difference).unsqueeze(
+            1
+        )  # (B, 1, W)
+        of_history = of_h + of_difference
+        if history.shape[1] < self.first.out_features:
+            product = history * target.unsqueeze(1)  # (B, L, E)
+            return offset + history @ of_history + product @ of_product
+        # (h * t) W_p = h (t * W_p): one matrix a sample is smaller than a long history.
+        matrix = of_history + target.unsqueeze(-1) * of_product  # (B, E, W)
+        return torch.baddbmm(offset, history, matrix)
 
 
 class DIN(nn.Module):
