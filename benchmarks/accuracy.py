@@ -84,7 +84,11 @@ def _held_out(options: argparse.Namespace) -> Iterator[Found]:
     arms = ["fair_base", "title_text", *(["imported"] if options.texts else [])]
     config = {
         "split": {"cold_item_share": 0.2},
-        "train": {**COLD, "arms": arms, "backbones": ["din"]},
+        "train": {
+            "arms": arms,
+            "backbones": ["din"],
+            "tuned": {"din": merged(read_tuned(_TUNED)["din"], COLD)},
+        },
         "evaluate": {"cold_item_max": 0},
     }
     yield _measure(options, "held_out", config)
