@@ -49,7 +49,7 @@ from reki_ray.config.network import (
 )
 from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
 from reki_ray.config.section import Section
-from reki_ray.config.serving import PublishConfig, ServeConfig
+from reki_ray.config.serving import EventRule, PublishConfig, RefreshConfig, ServeConfig
 from reki_ray.config.training import KNOWLEDGE_ARMS, Arm, EvaluateConfig, TrainConfig
 from reki_ray.config.tuning import Domain, TuneConfig
 from reki_ray.errors import ConfigError
@@ -66,6 +66,7 @@ __all__ = [
     "DriftConfig",
     "EncodeConfig",
     "EvaluateConfig",
+    "EventRule",
     "ExtractConfig",
     "FileSource",
     "GateConfig",
@@ -80,6 +81,7 @@ __all__ = [
     "PromptsConfig",
     "PublishConfig",
     "RayConfig",
+    "RefreshConfig",
     "RekiConfig",
     "RerankConfig",
     "RerankNetworkConfig",
@@ -129,6 +131,7 @@ class RekiConfig(Section):
     tune: TuneConfig = TuneConfig()
     publish: PublishConfig = PublishConfig()
     serve: ServeConfig = ServeConfig()
+    refresh: RefreshConfig = RefreshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     ray: RayConfig = RayConfig()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
+
+EventRule = Literal["own", "positive"] | Annotated[float, Field(allow_inf_nan=False)]
+"""Rating of an event that has none: none at all, a positive one, or a number."""
 
 
 class PublishConfig(Section):
@@ -37,3 +40,33 @@ class ServeConfig(Section):
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
     measure_candidates: int = Field(100, ge=1, description="Candidates a measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")
+
+
+class RefreshConfig(Section):
+    """New versions from accumulated events, while the service runs."""
+
+    enabled: bool = Field(False, description="Whether `reki serve` starts the refresher.")
+    every_seconds: float = Field(
+        3600.0, gt=0, description="Waiting events are taken in this long after the last time."
+    )
+    min_events: int = Field(
+        10_000, ge=1, description="Or at once, when so many interactions are waiting."
+    )
+    max_events: int = Field(
+        200_000, ge=1, description="Most interactions of one batch; they are held in memory."
+    )
+    poll_seconds: float = Field(5.0, gt=0, description="Time between two looks at the event log.")
+    backoff_seconds: float = Field(
+        30.0, gt=0, description="Wait after a failure; it doubles with each further one."
+    )
+    max_backoff_seconds: float = Field(3600.0, gt=0, description="Longest wait after a failure.")
+    keep_days: float = Field(
+        30.0, ge=2, description="Age at which events that were taken in leave the log, days."
+    )
+    events: dict[str, EventRule] = Field(
+        {"click": "positive", "purchase": "positive", "rating": "own"},
+        description="Types of events that are interactions, and the rating of an event without "
+        "one: own leaves it out, positive takes the middle between data.positive_above and "
+        "data.rating_max, a number is taken as it is. Prompts and histories show these ratings "
+        "as any other. Other types stay in the log and are never taken in.",
+    )

@@ -112,6 +112,15 @@ class Inbox:
         parts = self._live.parts(INBOX["interactions"])
         return [Path(part).stem for part in parts]
 
+    def known_items(self) -> pa.ChunkedArray:
+        """Ids of the items that the run began with and of those in batches.
+
+        Raises:
+            DataError: A table is missing or damaged.
+        """
+        began = self._base.read_table(schema.ITEMS, columns=[ITEM_ID])
+        return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
+
     def add(self, files: BatchFiles, config: DataConfig) -> Batch:
         """Check the files of a batch and keep their rows.
 
@@ -185,12 +194,7 @@ class Inbox:
 
     def _checked(self, files: BatchFiles, config: DataConfig) -> dict[Kind, Checked]:
         tables: dict[Kind, Checked] = {}
-        known = pa.concat_tables(
-            [
-                self._base.read_table(schema.ITEMS, columns=[ITEM_ID]),
-                self._rows("items").select([ITEM_ID]),
-            ]
-        )[ITEM_ID]
+        known = self.known_items()
         if files.items:
             tables["items"] = check_items(self._open(files.items, "items", config).items())
             known = pa.chunked_array([*known.chunks, *tables["items"].rows[ITEM_ID].chunks])

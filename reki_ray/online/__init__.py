@@ -1,0 +1,1 @@
+"""What happens after publication: events, exposures, experiments, refreshes."""

@@ -1,0 +1,327 @@
+"""`reki ab`: variants of an experiment compared by what users clicked.
+
+A variant's click-through rate (CTR) is its clicks by the items it showed. A user's answers hang
+together, so intervals come from drawing users, not answers (Efron & Tibshirani 1993, chapter 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from scipy.stats import chisquare
+
+from reki_ray.errors import ConfigError
+from reki_ray.evaluation.bootstrap import excludes_zero, interval
+from reki_ray.online.event_log import EventReader
+from reki_ray.online.experiment import Experiment, load_experiment
+from reki_ray.online.exposures import ExposureReader
+from reki_ray.online.folders import OnlineFolders
+from reki_ray.online.joining import Joined, Joiner
+from reki_ray.online.privacy import open_hasher
+
+SRM_P: Final = 0.001
+"""Below this, the sample ratio is not what the shares say."""
+FEWEST_CLICKS: Final = 10
+"""With fewer clicks in a variant, resamples tell nothing."""
+
+Verdict = Literal["base", "ahead", "behind", "not apart", "too few clicks"]
+Floats = npt.NDArray[np.float64]
+
+
+class VariantResult(BaseModel):
+    """What a variant's users did.
+
+    Attributes:
+        name: Of the variant.
+        version: Published version that its users got.
+        share: Share of users that it should have.
+        users: Users who were shown something.
+        exposures: Items shown, each once an answer.
+        clicks: Of these, those that were clicked.
+        ctr: Clicks by exposures; None without exposures.
+        lift: CTR by the first variant's, minus 1; None where that is not defined.
+        lift_interval: Of the lift, by resampling users.
+        difference: CTR minus the first variant's.
+        difference_interval: Of the difference; it decides on the verdict.
+        verdict: ahead or behind where that interval excludes zero.
+    """
+
+    name: str
+    version: int
+    share: float
+    users: int
+    exposures: int
+    clicks: int
+    ctr: float | None
+    lift: float | None = None
+    lift_interval: list[float] | None = None
+    difference: float | None = None
+    difference_interval: list[float] | None = None
+    verdict: Verdict = "base"
+
+
+class AbResult(BaseModel):
+    """An experiment's variants, the first being the base.
+
+    Attributes:
+        experiment: Its name.
+        since: Exposures from this time on count, seconds since the epoch.
+        window: Longest time from an exposure to a click that names no request, seconds.
+        confidence: Level of each interval; several variants are not corrected for.
+        variants: In the order of the experiment.
+        srm_p: p-value of the users' numbers under the shares (chi-square); None without users.
+        srm: Sample ratio mismatch: the p-value is below .001.
+        mixed_users: Users who were shown several variants, and are left out.
+        unmatched_clicks: Clicks of these users on what the experiment did not show them.
+        damaged_lines: Lines of the logs that could not be read.
+    """
+
+    experiment: str
+    since: int
+    window: int
+    confidence: float
+    variants: list[VariantResult]
+    srm_p: float | None
+    srm: bool
+    mixed_users: int
+    unmatched_clicks: int
+    damaged_lines: int
+
+
+def ab(  # noqa: PLR0913  # all but the first have defaults
+    publish_root: Path | str,
+    name: str | None = None,
+    *,
+    since: int | None = None,
+    window: int = 1800,
+    clicks: Sequence[str] = ("click",),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> AbResult:
+    """Compare the variants of an experiment.
+
+    Args:
+        publish_root: Folder of the versions; `online` lies beside it.
+        name: Of the experiment, running or ended; None takes the running one.
+        since: Exposures from this time on count, seconds since the epoch; None is the time of
+            the last change of shares: users of different times under different shares do not
+            compare.
+        window: Longest time from an exposure to a click that names no request, seconds.
+        clicks: Types of events that count as clicks.
+        confidence: Level of the intervals.
+        resamples: Resamples of users.
+        seed: Seed of the resamples.
+
+    Raises:
+        ConfigError: There is no such experiment.
+        StoreError: Its file or the key of the hashes is damaged.
+    """
+    experiment = load_experiment(publish_root, name)
+    if experiment is None:
+        raise ConfigError(
+            "no experiment is running" if name is None else f"there is no experiment {name}",
+            where=str(publish_root),
+            todo="Start one, or name one that has ended.",
+        )
+    since = experiment.changed_at if since is None else since
+    folders = OnlineFolders.beside(publish_root)
+    joined, damaged = _join(experiment, folders, since, window, frozenset(clicks))
+    measured = _measure(experiment, joined, confidence, resamples, seed)
+    srm_p = sample_ratio(
+        [variant.users for variant in measured], [variant.share for variant in measured]
+    )
+    return AbResult(
+        experiment=experiment.name,
+        since=since,
+        window=window,
+        confidence=confidence,
+        variants=measured,
+        srm_p=srm_p,
+        srm=srm_p is not None and srm_p < SRM_P,
+        mixed_users=joined.mixed,
+        unmatched_clicks=joined.unmatched,
+        damaged_lines=damaged,
+    )
+
+
+def sample_ratio(users: Sequence[int], shares: Sequence[float]) -> float | None:
+    """p-value of numbers of users under shares, by the chi-square test; None without users."""
+    total = sum(users)
+    if not total:
+        return None
+    if any(count and not share for count, share in zip(users, shares, strict=True)):
+        return 0.0  # somebody is where nobody should be
+    pairs = [(count, share) for count, share in zip(users, shares, strict=True) if share]
+    expected = np.array([share for _, share in pairs])
+    expected *= total / expected.sum()
+    if len(pairs) == 1:
+        return 1.0
+    return float(chisquare([count for count, _ in pairs], expected).pvalue)
+
+
+def resampled_ctr(exposures: Floats, clicks: Floats, resamples: int, seed: int) -> Floats:
+    """CTR of resamples of users.
+
+    Users with the same numbers are exchangeable, so it is enough to draw how often each pair of
+    numbers occurs.
+
+    Args:
+        exposures: Of every user (U,).
+        clicks: Of every user (U,).
+        resamples: Number B of resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        (B,); NaN where a resample has no exposures.
+    """
+    pairs, counts = np.unique(np.stack([exposures, clicks], axis=1), axis=0, return_counts=True)
+    if not len(pairs):
+        return np.full(resamples, np.nan)
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
+    shown, clicked = (drawn @ pairs).T
+    found: Floats = clicked / np.where(shown > 0, shown, np.nan)
+    return found
+
+
+def render(result: AbResult) -> Group:
+    """A comparison for the terminal."""
+    table = Table(
+        title=f"Experiment {result.experiment}, {result.confidence:.0%} intervals over users",
+        title_justify="left",
+    )
+    table.add_column("variant", no_wrap=True)
+    for heading in ("version", "users", "exposures", "clicks", "CTR", "lift", "verdict"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in result.variants:
+        table.add_row(
+            one.name,
+            f"v{one.version}",
+            f"{one.users:,}",
+            f"{one.exposures:,}",
+            f"{one.clicks:,}",
+            "-" if one.ctr is None else f"{one.ctr:.4f}",
+            _lift(one),
+            one.verdict,
+        )
+    return Group(table, *(Text(line) for line in _remarks(result)))
+
+
+def _join(
+    experiment: Experiment,
+    folders: OnlineFolders,
+    since: int,
+    window: int,
+    clicks: frozenset[str],
+) -> tuple[Joined, int]:
+    exposures, events = ExposureReader(folders.exposures), EventReader(folders.events)
+    until = experiment.ended_at
+    joiner = Joiner([variant.name for variant in experiment.variants], window)
+    joiner.show(
+        one
+        for one in exposures.read()
+        if one.experiment == experiment.name
+        and since <= one.timestamp
+        and (until is None or one.timestamp <= until)
+    )
+    if len(joiner):  # else there may be no key, and none is to be drawn by a reader
+        hasher = open_hasher(folders.key)
+        joiner.click((event for event in events.read() if event.event in clicks), hasher)
+    return joiner.join(), exposures.damaged + events.damaged
+
+
+def _measure(
+    experiment: Experiment, joined: Joined, confidence: float, resamples: int, seed: int
+) -> list[VariantResult]:
+    found: list[VariantResult] = []
+    base: Floats | None = None
+    for code, variant in enumerate(experiment.variants):
+        own = joined.variants == code
+        exposures = joined.exposures[own].astype(np.float64)
+        clicks = joined.clicks[own].astype(np.float64)
+        shown, clicked = int(exposures.sum()), int(clicks.sum())
+        result = VariantResult(
+            name=variant.name,
+            version=variant.version,
+            share=variant.share,
+            users=int(own.sum()),
+            exposures=shown,
+            clicks=clicked,
+            ctr=clicked / shown if shown else None,
+        )
+        drawn = resampled_ctr(exposures, clicks, resamples, seed + code)
+        if base is None:
+            base = drawn
+        else:
+            result = _compared(result, drawn, found[0], base, confidence)
+        found.append(result)
+    return found
+
+
+def _compared(
+    one: VariantResult, drawn: Floats, base: VariantResult, base_drawn: Floats, confidence: float
+) -> VariantResult:
+    if one.ctr is None or base.ctr is None:
+        return one.model_copy(update={"verdict": "too few clicks"})
+    difference = one.ctr - base.ctr
+    bounds = interval(drawn - base_drawn, confidence)
+    lift, lift_bounds = None, None
+    if base.ctr > 0:
+        lift = one.ctr / base.ctr - 1
+        ratio = drawn / np.where(base_drawn > 0, base_drawn, np.nan) - 1
+        lift_bounds = interval(ratio, confidence)
+    verdict: Verdict = "not apart"
+    if min(one.clicks, base.clicks) < FEWEST_CLICKS:
+        verdict = "too few clicks"
+    elif excludes_zero(bounds):
+        verdict = "ahead" if difference > 0 else "behind"
+    return one.model_copy(
+        update={
+            "lift": lift,
+            "lift_interval": lift_bounds,
+            "difference": difference,
+            "difference_interval": bounds,
+            "verdict": verdict,
+        }
+    )
+
+
+def _lift(one: VariantResult) -> str:
+    if one.lift is None:
+        return "-"
+    bounds = one.lift_interval
+    text = f"{one.lift:+.1%}"
+    return text if bounds is None else f"{text} [{bounds[0]:+.1%}, {bounds[1]:+.1%}]"
+
+
+def _remarks(result: AbResult) -> list[str]:
+    lines = []
+    if result.srm:
+        lines.append(
+            f"SAMPLE RATIO MISMATCH (p = {result.srm_p:.2g}): the users are not divided as the "
+            "shares say. Find out why before you believe any lift."
+        )
+    words: dict[Verdict, str] = {
+        "not apart": "not apart, no difference is shown",
+        "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, nothing is told",
+    }
+    for one in result.variants[1:]:
+        told = words.get(one.verdict, one.verdict)
+        lines.append(f"{one.name} against {result.variants[0].name}: {told}")
+    for count, what in (
+        (result.mixed_users, "users were shown several variants and are left out"),
+        (result.unmatched_clicks, "clicks are on what the experiment did not show to that user"),
+        (result.damaged_lines, "lines of the logs are damaged and left out"),
+    ):
+        if count:
+            lines.append(f"{count:,} {what}")
+    return lines

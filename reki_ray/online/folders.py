@@ -1,0 +1,50 @@
+"""Where the online side of a run keeps its files.
+
+<workspace>/online/events/<writer>-<number>.jsonl       what users did
+<workspace>/online/exposures/<writer>-<number>.jsonl    what they were shown
+<workspace>/online/refresh/                             state of the refresher
+<workspace>/online/key                                  key of the hashes of user ids
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+ONLINE: Final = "online"
+
+
+class OnlineFolders:
+    """Folders below `<workspace>/online`, on storage that all nodes share.
+
+    Args:
+        root: The folder itself.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    @classmethod
+    def beside(cls, publish_root: Path | str) -> OnlineFolders:
+        """The folders of the workspace whose versions lie in `publish_root`."""
+        return cls(Path(publish_root).parent / ONLINE)
+
+    @property
+    def events(self) -> Path:
+        """Segments of the event log."""
+        return self.root / "events"
+
+    @property
+    def exposures(self) -> Path:
+        """Segments of the exposure log."""
+        return self.root / "exposures"
+
+    @property
+    def refresh(self) -> Path:
+        """State of the refresher."""
+        return self.root / "refresh"
+
+    @property
+    def key(self) -> Path:
+        """Key of the hashes of user ids."""
+        return self.root / "key"

@@ -1,0 +1,136 @@
+"""Reading segments that others still write to: from a place on, whole lines only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from reki_ray.online.lines import MAX_LINE_BYTES, decode_line
+from reki_ray.online.segment_writer import SEGMENT_SECONDS, SUFFIX
+
+_logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES: Final = 4 * MAX_LINE_BYTES
+_TORN_AFTER_SECONDS: Final = 60.0
+"""A line without an end for so long was cut off by its writer's death."""
+
+Place = dict[str, int]
+"""How far a reader has come: bytes read of each segment, by its name."""
+
+
+class SegmentReader:
+    """Reads each whole line of a folder's segments once, as they grow.
+
+    A line that is damaged or torn is logged, counted and passed over. A segment that cannot be
+    read, for instance because it was just pruned, is left for the next time. One thread at a
+    time.
+
+    Args:
+        folder: The segments; it may come to be later.
+        place: Where to go on; None starts at the beginning.
+
+    Attributes:
+        damaged: Lines passed over so far.
+    """
+
+    def __init__(self, folder: Path | str, place: Mapping[str, int] | None = None) -> None:
+        self._folder = Path(folder)
+        self._place: Place = dict(place or {})
+        self._told: set[str] = set()
+        self.damaged = 0
+
+    @property
+    def place(self) -> Place:
+        """How far the reader has come."""
+        return dict(self._place)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Records that came since; a loop that is left early is gone on with later."""
+        sizes = self._sizes()
+        for name in self._place.keys() - sizes.keys():  # pruned
+            del self._place[name]
+        for name, (size, changed_at) in sorted(sizes.items()):
+            if size > self._place.get(name, 0):
+                yield from self._segment(name, changed_at)
+
+    def _sizes(self) -> dict[str, tuple[int, float]]:
+        """Size in bytes and time of change of every segment."""
+        found = {}
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                        state = entry.stat()
+                        found[entry.name] = (state.st_size, state.st_mtime)
+        except FileNotFoundError:  # nothing was logged yet, or a segment went meanwhile
+            return found
+        return found
+
+    def _segment(self, name: str, changed_at: float) -> Iterator[dict[str, Any]]:
+        try:
+            with (self._folder / name).open("rb") as file:
+                while True:
+                    start = self._place.get(name, 0)
+                    file.seek(start)
+                    chunk = file.read(_CHUNK_BYTES)
+                    end = chunk.rfind(b"\n") + 1
+                    if not end and len(chunk) < _CHUNK_BYTES:
+                        self._tell_torn(name, start, len(chunk), changed_at)
+                        return
+                    if not end:  # no line is that long
+                        self._tell(name, start)
+                        self._place[name] = start + len(chunk)
+                        continue
+                    yield from self._lines(name, start, chunk[:end])
+        except OSError as error:
+            _logger.warning("segment %s cannot be read now: %s", name, error)
+
+    def _lines(self, name: str, start: int, lines: bytes) -> Iterator[dict[str, Any]]:
+        for line in lines.removesuffix(b"\n").split(b"\n"):
+            record = decode_line(line)
+            if record is None:
+                self._tell(name, start)
+            start += len(line) + 1
+            self._place[name] = start
+            if record is not None:
+                yield record
+
+    def _tell_torn(self, name: str, start: int, length: int, changed_at: float) -> None:
+        if length and name not in self._told and time.time() - changed_at > _TORN_AFTER_SECONDS:
+            self._told.add(name)
+            self._tell(name, start)
+
+    def _tell(self, name: str, start: int) -> None:
+        self.damaged += 1
+        _logger.warning("%s: the line at byte %d is damaged and passed over", name, start)
+
+
+def prune(folder: Path | str, place: Mapping[str, int], older_than: float) -> int:
+    """Remove segments that were read to their end and that nobody writes to any more.
+
+    Args:
+        folder: The segments.
+        place: How far the reader that must miss nothing has come.
+        older_than: Age of a segment's last line, seconds; at least twice the age at which a
+            writer leaves a segment.
+
+    Returns:
+        Number of segments removed.
+
+    Raises:
+        OSError: A segment cannot be removed.
+    """
+    limit = time.time() - max(older_than, 2 * SEGMENT_SECONDS)
+    removed = 0
+    for name, read in place.items():
+        path = Path(folder) / name
+        if path.is_file():
+            state = path.stat()
+            if state.st_mtime < limit and state.st_size <= read:
+                path.unlink()
+                removed += 1
+    return removed
