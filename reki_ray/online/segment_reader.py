@@ -63,7 +63,7 @@ class SegmentReader:
         try:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
-                    if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
+                    if entry.name.endswith(SUFFIX):
                         state = entry.stat()
                         found[entry.name] = (state.st_size, state.st_mtime)
         except FileNotFoundError:  # nothing was logged yet, or a segment went meanwhile

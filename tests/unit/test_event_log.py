@@ -109,9 +109,7 @@ def test_an_old_segment_is_followed_by_a_new_one(tmp_path: Path) -> None:
     assert len(segments(tmp_path)) == 2
 
 
-def test_concurrent_appends_share_a_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_appends_share_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = EventLog(tmp_path, "a")
     log.append([event(0)])
     syncs: list[int] = []
