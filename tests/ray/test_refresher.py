@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import ray
 
 from actors import refresher as refreshers
 from actors.refresher import RefreshStatus
+from reki_ray import schema
 from reki_ray import update as updates
 from reki_ray.config import RekiConfig
 from reki_ray.models import bundle as bundles
@@ -30,12 +33,24 @@ LATER = 2_000_000
 MINILM = 384
 
 
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the one run that all tests start from is kept."""
+    return tmp_path_factory.mktemp("refresher") / "encoded"
+
+
 @pytest.fixture
-def config(tiny_config: TinyConfig, workspace: Workspace, ray_local: None) -> RekiConfig:
+def config(
+    tiny_config: TinyConfig, encoded: Path, workspace: Workspace, ray_local: None
+) -> RekiConfig:
     """A run up to encode, with a random model in place of a trained one."""
     del ray_local
     config = tiny_config(refresh={"min_events": 12, "poll_seconds": 0.1, "backoff_seconds": 0.1})
-    run_stages(config, select(until="encode"), Reporter(quiet=True))
+    if not encoded.exists():
+        run_stages(config, select(until="encode"), Reporter(quiet=True))
+        shutil.copytree(workspace.local_path(), encoded)
+    else:
+        shutil.copytree(encoded, workspace.local_path())
     folder = "train/din-reki_c-0"
     bundles.save(workspace.local_path(folder), store_factory.make_bundle(representation=MINILM))
     workspace.write_json(f"{folder}/metrics.json", {"valid": {"auc": 0.7}})
@@ -122,7 +137,23 @@ def test_an_update_that_failed_after_its_batch_was_kept_takes_no_event_in_twice(
 
 
 def test_starting_twice_finds_the_one_that_runs(
-    config: RekiConfig, start: Callable[[RekiConfig], Any]
+    tiny_config: TinyConfig, start: Callable[[RekiConfig], Any]
 ) -> None:
-    first, second = start(config), start(config)
+    first, second = start(tiny_config()), start(tiny_config())
     assert first == second
+
+
+def test_a_run_that_is_not_trained_is_a_failure_that_is_tried_again(
+    tiny_config: TinyConfig, workspace: Workspace, start: Callable[[RekiConfig], Any]
+) -> None:
+    refresh = {"min_events": 1, "poll_seconds": 0.05, "backoff_seconds": 0.05}
+    workspace.write_table(schema.ITEMS, store_factory.ITEMS_TABLE)
+    log_of(workspace).append([Event("u0", "m1", "click", LATER)])
+    actor = start(tiny_config(refresh=refresh))
+    while True:
+        state = ray.get(actor.status.remote()).state
+        if state is not None and state.failures_in_row > 2:
+            break
+        time.sleep(0.05)
+    assert "needs stage ingest" in state.last_error
+    assert state.refreshes == 0

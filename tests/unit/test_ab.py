@@ -89,7 +89,7 @@ def logs(tmp_path: Path) -> Logs:
 
 
 def printed(result: AbResult) -> str:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(render(result))
     return console.export_text()
 

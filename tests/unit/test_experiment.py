@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
@@ -33,7 +34,7 @@ HALVES = {"base": (1, 0.5), "reki": (2, 0.5)}
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("publish")
     for seed in range(3):
-        VersionStore(root).publish(lambda folder, seed=seed: store_factory.fill(folder, seed=seed))
+        VersionStore(root).publish(partial(store_factory.fill, seed=seed))
     return root
 
 
@@ -82,6 +83,7 @@ def test_another_salt_divides_independently() -> None:
     assert chi2_contingency(table).pvalue > 0.001
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6).filter(lambda shares: sum(shares) > 0))
 def test_rounded_shares_use_every_slot(shares: list[float]) -> None:
     total = sum(shares)
@@ -94,6 +96,7 @@ def test_rounded_shares_use_every_slot(shares: list[float]) -> None:
 SIZES = st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(sum)
 
 
+@settings(deadline=None)
 @given(st.lists(SIZES, min_size=1, max_size=5))
 def test_a_change_moves_no_more_slots_than_it_must(changes: list[list[int]]) -> None:
     owned: dict[str, Ranges] = {}
