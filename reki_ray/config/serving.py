@@ -61,7 +61,10 @@ class RefreshConfig(Section):
     )
     max_backoff_seconds: float = Field(3600.0, gt=0, description="Longest wait after a failure.")
     keep_days: float = Field(
-        30.0, ge=2, description="Age at which events that were taken in leave the log, days."
+        30.0,
+        ge=2,
+        description="Age at which events that were taken in and exposures leave the logs, days; "
+        "an experiment should end before.",
     )
     events: dict[str, EventRule] = Field(
         {"click": "positive", "purchase": "positive", "rating": "own"},

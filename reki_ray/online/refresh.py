@@ -246,7 +246,9 @@ class Refresher:
     def _tidy(self, done: Pending) -> None:
         try:
             self._file(done).unlink(missing_ok=True)
-            prune(self._folders.events, done.place, self._config.keep_days * _DAY)
+            age = self._config.keep_days * _DAY
+            prune(self._folders.events, done.place, age)
+            prune(self._folders.exposures, None, age)
         except OSError as error:  # the version stands; what is left over costs only room
             _logger.warning("old events cannot be removed: %s", error)
 

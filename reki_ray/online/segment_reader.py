@@ -109,12 +109,12 @@ class SegmentReader:
         _logger.warning("%s: the line at byte %d is damaged and passed over", name, start)
 
 
-def prune(folder: Path | str, place: Mapping[str, int], older_than: float) -> int:
+def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float) -> int:
     """Remove segments that were read to their end and that nobody writes to any more.
 
     Args:
-        folder: The segments.
-        place: How far the reader that must miss nothing has come.
+        folder: The segments; it may come to be later.
+        place: How far the reader that must miss nothing has come; None where there is none.
         older_than: Age of a segment's last line, seconds; at least twice the age at which a
             writer leaves a segment.
 
@@ -126,11 +126,10 @@ def prune(folder: Path | str, place: Mapping[str, int], older_than: float) -> in
     """
     limit = time.time() - max(older_than, 2 * SEGMENT_SECONDS)
     removed = 0
-    for name, read in place.items():
-        path = Path(folder) / name
-        if path.is_file():
-            state = path.stat()
-            if state.st_mtime < limit and state.st_size <= read:
-                path.unlink()
-                removed += 1
+    for path in Path(folder).glob(f"*{SUFFIX}"):
+        state = path.stat()
+        read = state.st_size if place is None else place.get(path.name, 0)
+        if state.st_mtime < limit and state.st_size <= read:
+            path.unlink()
+            removed += 1
     return removed

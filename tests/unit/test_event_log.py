@@ -286,3 +286,6 @@ def test_pruning_takes_old_segments_that_were_read_to_their_end(tmp_path: Path) 
     assert segments(tmp_path) == paths[1:]
     assert items(reader) == []
     assert set(reader.place) == {path.name for path in paths[1:]}
+    assert prune(tmp_path, None, older_than=0) == 1  # no reader must miss nothing
+    assert segments(tmp_path) == paths[2:]
+    assert prune(tmp_path / "nowhere", None, older_than=0) == 0
