@@ -20,6 +20,7 @@ from typing import Final
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.table import Table
 
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.online.files import replace_file
@@ -179,6 +180,17 @@ def stop_experiment(root: Path | str) -> Experiment:
         replace_file(_ended(root, ended.name), _content(ended))
         (root / EXPERIMENT).unlink(missing_ok=True)
     return ended
+
+
+def render(experiment: Experiment) -> Table:
+    """An experiment for the terminal."""
+    state = "running" if experiment.ended_at is None else "ended"
+    table = Table(title=f"Experiment {experiment.name}, {state}", title_justify="left")
+    for heading in ("variant", "version", "share"):
+        table.add_column(heading)
+    for variant in experiment.variants:
+        table.add_row(variant.name, f"v{variant.version}", f"{variant.share:.1%}")
+    return table
 
 
 def _divided(

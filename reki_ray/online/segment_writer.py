@@ -39,8 +39,8 @@ class _Pending:
 class SegmentWriter:
     """Appends records of one process, many threads at a time.
 
-    Concurrent appends are written and synced together (group commit): whoever gets the file
-    takes along what the others queued meanwhile.
+    Concurrent appends are written and synced together (group commit): while one thread waits
+    for the disk, the others queue, and the next one takes all of them along.
 
     Args:
         folder: Holds the segments of all writers; it is made.
@@ -72,8 +72,8 @@ class SegmentWriter:
         self._segment_bytes = segment_bytes
         self._segment_seconds = segment_seconds
         self._queue: list[_Pending] = []
-        self._queue_lock = threading.Lock()
-        self._file_lock = threading.Lock()
+        self._committing = False
+        self._turn = threading.Condition()  # guards the queue, and whose turn the file is
         self._descriptor: int | None = None
         self._size = 0
         self._opened_at = 0.0
@@ -95,23 +95,29 @@ class SegmentWriter:
         if not records:
             return
         pending = _Pending(b"".join(encode_line(record) for record in records))
-        with self._queue_lock:
+        with self._turn:
             self._queue.append(pending)
-        with self._file_lock:
-            if not pending.settled:  # else another thread took it along
-                self._commit()
+            while not pending.settled:
+                if self._committing:
+                    self._turn.wait()
+                else:
+                    self._commit()
         if pending.failure is not None:
             raise self._refused(pending.failure) from pending.failure
 
     def close(self) -> None:
         """Close the segment; a later append opens a new one."""
-        with self._file_lock:
+        with self._turn:
+            while self._committing:
+                self._turn.wait()
             self._abandon()
 
     def _commit(self) -> None:
-        with self._queue_lock:
-            group, self._queue = self._queue, []
+        """Write what is queued; others queue meanwhile, and are woken afterwards."""
+        group, self._queue = self._queue, []
         failure: OSError | None = OSError("the write was cut off")
+        self._committing = True
+        self._turn.release()
         try:
             self._write(b"".join(pending.data for pending in group))
             failure = None
@@ -121,9 +127,12 @@ class SegmentWriter:
             if failure is not None:
                 # What a disk holds after a failed write or sync nobody knows: that segment ends.
                 self._abandon()
+            self._turn.acquire()
+            self._committing = False
             for pending in group:
                 pending.failure = failure
                 pending.settled = True
+            self._turn.notify_all()
 
     def _write(self, data: bytes) -> None:
         descriptor = self._segment()

@@ -18,6 +18,7 @@ from reki_ray.online.experiment import (
     Experiment,
     Variant,
     load_experiment,
+    render,
     slot_of,
     start_experiment,
     stop_experiment,
@@ -157,6 +158,10 @@ def test_a_stopped_experiment_is_kept_and_goes_on_with_its_users(root: Path) -> 
     assert load_experiment(root) is None
     assert load_experiment(root, "test") == ended
     assert ended.ended_at is not None
+    assert [render(one).title for one in (started, ended)] == [
+        "Experiment test, running",
+        "Experiment test, ended",
+    ]
     other = start_experiment(root, "other", HALVES, salt="mine")
     assert other.salt == "mine"
     assert load_experiment(root, "test") == ended
