@@ -11,21 +11,20 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import chisquare
 
 from reki_ray.errors import ConfigError
-from reki_ray.evaluation.bootstrap import excludes_zero, interval
+from reki_ray.evaluation.bootstrap import Floats, excludes_zero, interval
 from reki_ray.online.event_log import EventReader
 from reki_ray.online.experiment import Experiment, load_experiment
 from reki_ray.online.exposures import ExposureReader
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.joining import Joined, Joiner
 from reki_ray.online.privacy import open_hasher
+from reki_ray.online.user_statistics import resampled_ctr, sample_ratio
 
 SRM_P: Final = 0.001
 """Below this, the sample ratio is not what the shares say."""
@@ -33,7 +32,6 @@ FEWEST_CLICKS: Final = 10
 """With fewer clicks in a variant, resamples tell nothing."""
 
 Verdict = Literal["base", "ahead", "behind", "not apart", "too few clicks"]
-Floats = npt.NDArray[np.float64]
 
 
 class VariantResult(BaseModel):
@@ -125,13 +123,7 @@ def ab(  # noqa: PLR0913  # all but the first have defaults
         ConfigError: There is no such experiment.
         StoreError: Its file or the key of the hashes is damaged.
     """
-    experiment = load_experiment(publish_root, name)
-    if experiment is None:
-        raise ConfigError(
-            "no experiment is running" if name is None else f"there is no experiment {name}",
-            where=str(publish_root),
-            todo="Start one, or name one that has ended.",
-        )
+    experiment = _find(publish_root, name)
     since = experiment.changed_at if since is None else since
     folders = OnlineFolders.beside(publish_root)
     joined, damaged = _join(experiment, folders, since, window, frozenset(clicks))
@@ -153,44 +145,15 @@ def ab(  # noqa: PLR0913  # all but the first have defaults
     )
 
 
-def sample_ratio(users: Sequence[int], shares: Sequence[float]) -> float | None:
-    """p-value of numbers of users under shares, by the chi-square test; None without users."""
-    total = sum(users)
-    if not total:
-        return None
-    if any(count and not share for count, share in zip(users, shares, strict=True)):
-        return 0.0  # somebody is where nobody should be
-    pairs = [(count, share) for count, share in zip(users, shares, strict=True) if share]
-    expected = np.array([share for _, share in pairs])
-    expected *= total / expected.sum()
-    if len(pairs) == 1:
-        return 1.0
-    return float(chisquare([count for count, _ in pairs], expected).pvalue)
-
-
-def resampled_ctr(exposures: Floats, clicks: Floats, resamples: int, seed: int) -> Floats:
-    """CTR of resamples of users.
-
-    Users with the same numbers are exchangeable, so it is enough to draw how often each pair of
-    numbers occurs.
-
-    Args:
-        exposures: Of every user (U,).
-        clicks: Of every user (U,).
-        resamples: Number B of resamples.
-        seed: Seed of the draws.
-
-    Returns:
-        (B,); NaN where a resample has no exposures.
-    """
-    pairs, counts = np.unique(np.stack([exposures, clicks], axis=1), axis=0, return_counts=True)
-    if not len(pairs):
-        return np.full(resamples, np.nan)
-    generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(counts.sum(), counts / counts.sum(), size=resamples)
-    shown, clicked = (drawn @ pairs).T
-    found: Floats = clicked / np.where(shown > 0, shown, np.nan)
-    return found
+def _find(publish_root: Path | str, name: str | None) -> Experiment:
+    experiment = load_experiment(publish_root, name)
+    if experiment is None:
+        raise ConfigError(
+            "no experiment is running" if name is None else f"there is no experiment {name}",
+            where=str(publish_root),
+            todo="Start one, or name one that has ended.",
+        )
+    return experiment
 
 
 def render(result: AbResult) -> Group:

@@ -11,13 +11,14 @@ from rich.console import Console
 from scipy.stats import bootstrap, norm
 
 from reki_ray.errors import ConfigError
-from reki_ray.online.ab import AbResult, ab, render, resampled_ctr, sample_ratio
+from reki_ray.online.ab import AbResult, ab, render
 from reki_ray.online.event_log import Event, EventLog
 from reki_ray.online.experiment import EXPERIMENT, Experiment, Variant
 from reki_ray.online.exposures import Exposure
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.privacy import open_hasher
 from reki_ray.online.segment_writer import SegmentWriter
+from reki_ray.online.user_statistics import resampled_ctr, sample_ratio
 
 BEGIN = 1_000_000
 ITEMS = tuple(f"m{number}" for number in range(10))

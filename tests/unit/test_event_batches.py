@@ -1,0 +1,90 @@
+"""Events as interactions: which count, with what rating, in which columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reki_ray.config import DataConfig, RefreshConfig
+from reki_ray.online.batches import EventBatches
+from reki_ray.online.event_log import Event
+from reki_ray.online.rules import EventRules
+
+KNOWN = pa.chunked_array([pa.array(["m1", "m2"])])
+
+Make = Callable[..., EventRules]
+
+
+@pytest.fixture
+def rules() -> Make:
+    def make(columns: dict[str, Any] | None = None, **events: Any) -> EventRules:
+        source: dict[str, Any] = {"kind": "movielens_100k"}
+        if columns is not None:
+            source = {"kind": "csv", "interactions": "i.csv", "items": "j.csv", "columns": columns}
+        given = {"events": events} if events else {}
+        config = RefreshConfig.model_validate(given)
+        return EventRules(config.events, DataConfig.model_validate({"source": source}))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "rating", "expected"),
+    [
+        ("click", None, 4.0),
+        ("click", 2.0, 2.0),
+        ("rating", 3.5, 3.5),
+        ("rating", None, None),
+        ("rating", 7.0, None),
+        ("impression", 4.0, None),
+        ("dislike", None, 1.0),
+    ],
+)
+def test_an_event_counts_with_the_rating_of_its_rule(
+    rules: Make, kind: str, rating: float | None, expected: float | None
+) -> None:
+    made = rules(click="positive", rating="own", dislike=1.0)
+    found = made.interaction(Event("u", "m", kind, 1, rating))
+    assert (found.rating if found else None) == expected
+
+
+def test_a_run_without_ratings_gets_none(rules: Make) -> None:
+    made = rules({"rating": None, "label": "liked"}, click="positive", dislike=1.0)
+    click, dislike = Event("u", "m", "click", 1), Event("u", "m", "dislike", 1, 2.0)
+    assert made.interaction(click) == click
+    interaction = made.interaction(dislike)
+    assert interaction is not None
+    assert interaction.rating is None
+    assert (made.positive(click), made.positive(dislike)) == (True, False)
+
+
+def test_a_batch_has_the_columns_of_the_runs_own_files(tmp_path: Path) -> None:
+    columns = {
+        "user_id": "who",
+        "item_id": "what",
+        "timestamp": "when",
+        "timestamp_unit": "iso",
+        "rating": None,
+        "label": "liked",
+    }
+    source = {"kind": "csv", "interactions": "i.csv", "items": "j.csv", "columns": columns}
+    data = DataConfig.model_validate({"source": source})
+    rules = EventRules(RefreshConfig().events, data)
+    batches = EventBatches(rules, data, lambda: KNOWN)
+    events = [Event("u0", "m1", "click", 5), Event("u0", "m2", "rating", 6, 1.0)]
+    assert batches.write(events, tmp_path / "batch.parquet") == 2
+    table = pq.read_table(tmp_path / "batch.parquet")
+    assert table.column_names == ["who", "what", "when", "liked"]
+    assert table["liked"].to_pylist() == [1, 0]
+    assert table["when"].cast(pa.timestamp("s")).cast(pa.int64()).to_pylist() == [5, 6]
+
+
+@pytest.mark.parametrize("rule", ["mine", float("nan")])
+def test_an_unknown_rule_is_refused(rule: object) -> None:
+    with pytest.raises(ValueError, match="click"):
+        RefreshConfig.model_validate({"events": {"click": rule}})
