@@ -6,7 +6,6 @@ threshold, 4 engine or cluster unavailable, 130 interrupted.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from reki_ray import pipeline, status
+from reki_ray import cli_online, pipeline, status
+from reki_ray.cli_options import ConfigOption, ForceOption, JsonOption, WorkspaceOption, show
 from reki_ray.config import Arm, RekiConfig, load_config
 from reki_ray.errors import RekiError
 from reki_ray.progress import Reporter
@@ -28,17 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-_PLAIN_WIDTH = 120
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration, a YAML file.")]
-WorkspaceOption = Annotated[
-    str | None, typer.Option("--workspace", help="Folder or URL of the run; overrides the file's.")
-]
-ForceOption = Annotated[
-    list[str] | None, typer.Option("--force", help="Run this stage even when unchanged.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable output.")]
+app.add_typer(cli_online.app)  # without a name: its commands stand beside these
 
 
 def main() -> None:
@@ -132,17 +122,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
     opened = Workspace(loaded.root)
     pipeline.run_stages(loaded, stages, Reporter(opened), force=frozenset(force or []))
     content = opened.read_json(comparison.METRICS)
-    _show(report.render_arms(content, loaded.evaluate.confidence), content, as_json=as_json)
-
-
-@app.command()
-def serve(config: ConfigOption, workspace: WorkspaceOption = None) -> None:
-    """Serve the published version until interrupted."""
-    from reki_ray.serving import instance  # noqa: PLC0415  # Ray Serve is slow to import
-
-    loaded = load_config(config, workspace=workspace)
-    opened = Workspace(loaded.root)
-    instance.serve_forever(loaded, opened, Reporter())
+    show(report.render_arms(content, loaded.evaluate.confidence), content, as_json=as_json)
 
 
 @app.command("status")
@@ -154,7 +134,7 @@ def show_status(
     """Show how far a running or finished workspace is."""
     opened = Workspace(status.workspace_root(config, workspace))
     found = status.read(opened)
-    _show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
+    show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
 @app.command()
@@ -194,7 +174,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
         prefill_tokens_per_second=prefill_tokens_per_second,
         engines=engines,
     )
-    _show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
+    show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
 @app.command("sweep")
@@ -215,9 +195,7 @@ def run_sweep(
 
     loaded = load_config(config, workspace=workspace)
     points = sweep.sweep(loaded, vary, until, Reporter())
-    _show(
-        sweep.render(points), [point.model_dump(mode="json") for point in points], as_json=as_json
-    )
+    show(sweep.render(points), [point.model_dump(mode="json") for point in points], as_json=as_json)
 
 
 @app.command()
@@ -251,30 +229,7 @@ def tune(  # noqa: PLR0913, PLR0917  # one argument an option
         tune={name: value for name, value in given.items() if value is not None},
     )
     found = search.search(loaded, arm, Reporter(Workspace(loaded.root)), out=out)
-    _show(results.render(found), [one.model_dump(mode="json") for one in found], as_json=as_json)
-
-
-@app.command("update")
-def run_update(
-    config: ConfigOption,
-    events: Annotated[
-        Path | None,
-        typer.Argument(help="New events, Parquet or CSV; none takes up what was kept before."),
-    ] = None,
-    items: Annotated[Path | None, typer.Option(help="New or changed items.")] = None,
-    users: Annotated[Path | None, typer.Option(help="New or changed users.")] = None,
-    workspace: WorkspaceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Take in new events, ask about clusters that drifted, publish a new version."""
-    # Imports Ray and torch.
-    from reki_ray import update  # noqa: PLC0415
-    from reki_ray.data.batch import BatchFiles  # noqa: PLC0415
-
-    loaded = load_config(config, workspace=workspace)
-    files = BatchFiles(events, items, users) if events or items or users else None
-    done = update.update(loaded, files, Reporter(Workspace(loaded.root)))
-    _show(update.render(done), done.model_dump(mode="json"), as_json=as_json)
+    show(results.render(found), [one.model_dump(mode="json") for one in found], as_json=as_json)
 
 
 @app.command("import-knowledge")
@@ -305,7 +260,7 @@ def import_knowledge(
 
     opened = Workspace(load_config(config, workspace=workspace).root)
     report = importing.import_knowledge(opened, file, kind=kind, source=source, strict=strict)
-    _show(importing.render(report), report.model_dump(mode="json"), as_json=as_json)
+    show(importing.render(report), report.model_dump(mode="json"), as_json=as_json)
 
 
 @app.command()
@@ -319,7 +274,7 @@ def doctor(
     from reki_ray import doctor as checks  # noqa: PLC0415  # imports torch, vLLM and Ray
 
     findings = checks.examine(cluster=cluster)
-    _show(checks.render(findings), [f.model_dump() for f in findings], as_json=as_json)
+    show(checks.render(findings), [f.model_dump() for f in findings], as_json=as_json)
     raise typer.Exit(checks.exit_code(findings))
 
 
@@ -331,7 +286,7 @@ def run_benchmark(
     """Run a benchmark of the checkout; its own options follow its name."""
     from reki_ray import bench  # noqa: PLC0415  # only a checkout has benchmarks
 
-    _show(str(bench.run(name, context.args)), None, as_json=False)
+    show(str(bench.run(name, context.args)), None, as_json=False)
 
 
 def _run_stages(config: RekiConfig, stages: Any, force: list[str] | None, *, as_json: bool) -> None:
@@ -343,14 +298,6 @@ def _run_stages(config: RekiConfig, stages: Any, force: list[str] | None, *, as_
         from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
 
         content = workspace.read_json(report.REPORT_JSON)
-        _show(report.render_text(content, workspace), content, as_json=as_json)
+        show(report.render_text(content, workspace), content, as_json=as_json)
     else:
-        _show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
-
-
-def _show(rendered: Any, content: Any, *, as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(content, indent=2) + "\n")
-    else:
-        # Where the width is unknown, tables keep their lines whole.
-        Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(rendered)
+        show(status.render(found), found.model_dump(mode="json"), as_json=as_json)

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reki_ray import doctor
 from reki_ray.progress import Reporter
+from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import StageEntry, Workspace
+from tests.store_factory import fill
 
 REKI = str(Path(sys.executable).parent / "reki")
 
@@ -108,3 +111,24 @@ def test_progress_writes_plain_lines_and_a_heartbeat(
     assert "extract: asking: 4 of 10 prompts" in capsys.readouterr().err
     assert workspace.read_json("progress.json")["finished"]
     assert workspace.read_json("progress.json")["counters"] == {"generated_tokens": 100}
+
+
+def test_an_experiment_is_started_compared_and_stopped(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "name: a\nworkspace: run\ndata: {source: {kind: movielens_100k}}\n"
+    )
+    store = VersionStore(tmp_path / "run" / "publish")
+    base, better = (store.publish(partial(fill, knowledge=k)) for k in (False, True))
+    wrong = reki("experiment", "start", "first", "base", "-c", "c.yaml", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "NAME=VERSION:SHARE" in wrong.stderr
+    variants = [f"base={base}:0.5", f"reki=v{better}:0.5"]
+    started = reki("experiment", "start", "first", *variants, "-c", "c.yaml", cwd=tmp_path)
+    assert started.returncode == 0, started.stderr
+    compared = reki("ab", "-c", "c.yaml", "--json", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert [one["exposures"] for one in json.loads(compared.stdout)["variants"]] == [0, 0]
+    assert reki("experiment", "stop", "-c", "c.yaml", cwd=tmp_path).returncode == 0
+    again = reki("ab", "-c", "c.yaml", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "experiment" in again.stderr

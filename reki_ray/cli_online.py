@@ -1,0 +1,135 @@
+"""Commands of `reki` for what is published: serve it, keep it up to date, compare variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, show
+from reki_ray.config import RekiConfig, load_config
+from reki_ray.errors import ConfigError
+from reki_ray.progress import Reporter
+from reki_ray.workspace import Workspace
+
+app = typer.Typer()
+experiments = typer.Typer(help="Divide users between published versions.", no_args_is_help=True)
+app.add_typer(experiments, name="experiment")
+
+STORE_FOLDER: Final = "publish"
+
+
+@app.command()
+def serve(config: ConfigOption, workspace: WorkspaceOption = None) -> None:
+    """Serve the published version until interrupted."""
+    from reki_ray.serving import instance  # noqa: PLC0415  # Ray Serve is slow to import
+
+    loaded = load_config(config, workspace=workspace)
+    opened = Workspace(loaded.root)
+    instance.serve_forever(loaded, opened, Reporter())
+
+
+@app.command("update")
+def run_update(
+    config: ConfigOption,
+    events: Annotated[
+        Path | None,
+        typer.Argument(help="New events, Parquet or CSV; none takes up what was kept before."),
+    ] = None,
+    items: Annotated[Path | None, typer.Option(help="New or changed items.")] = None,
+    users: Annotated[Path | None, typer.Option(help="New or changed users.")] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take in new events, ask about clusters that drifted, publish a new version."""
+    # Imports Ray and torch.
+    from reki_ray import update  # noqa: PLC0415
+    from reki_ray.data.batch import BatchFiles  # noqa: PLC0415
+
+    loaded = load_config(config, workspace=workspace)
+    files = BatchFiles(events, items, users) if events or items or users else None
+    done = update.update(loaded, files, Reporter(Workspace(loaded.root)))
+    show(update.render(done), done.model_dump(mode="json"), as_json=as_json)
+
+
+@experiments.command("start")
+def start_experiment(
+    name: Annotated[str, typer.Argument(help="Name; under its name an experiment keeps its salt.")],
+    variants: Annotated[
+        list[str],
+        typer.Argument(
+            help="Variants as NAME=VERSION:SHARE, the base first: base=3:0.5 reki=4:0.5"
+        ),
+    ],
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start an experiment, or change the shares or versions of the one that runs."""
+    from reki_ray.online import experiment  # noqa: PLC0415  # not needed by other commands
+
+    found = experiment.start_experiment(
+        _store_root(load_config(config, workspace=workspace)),
+        name,
+        dict(_variant(text) for text in variants),
+    )
+    show(experiment.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@experiments.command("stop")
+def stop_experiment(
+    config: ConfigOption, workspace: WorkspaceOption = None, as_json: JsonOption = False
+) -> None:
+    """End the running experiment: everybody gets the promoted version again."""
+    from reki_ray.online import experiment  # noqa: PLC0415  # not needed by other commands
+
+    found = experiment.stop_experiment(_store_root(load_config(config, workspace=workspace)))
+    show(experiment.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("ab")
+def compare_variants(  # one argument an option
+    config: ConfigOption,
+    name: Annotated[
+        str | None, typer.Argument(help="Experiment, running or ended; none takes the running one.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    since: Annotated[
+        int | None,
+        typer.Option(help="First second that counts, since the epoch; else the last change."),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(help="Seconds from an exposure to a click that names no request.")
+    ] = 1800,
+    clicks: Annotated[str, typer.Option(help="Types of events that count as clicks.")] = "click",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the variants of an experiment: click rate, lift, intervals, sample ratio."""
+    from reki_ray.online import ab  # noqa: PLC0415  # imports scipy
+
+    found = ab.ab(
+        _store_root(load_config(config, workspace=workspace)),
+        name,
+        since=since,
+        window=window,
+        clicks=[part.strip() for part in clicks.split(",")],
+    )
+    show(ab.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+def _store_root(config: RekiConfig) -> Path:
+    return Workspace(config.root).local_path(STORE_FOLDER)
+
+
+def _variant(text: str) -> tuple[str, tuple[int, float]]:
+    name, _, rest = text.partition("=")
+    version, _, share = rest.partition(":")
+    try:
+        return name, (int(version.removeprefix("v")), float(share))
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is no variant",
+            where="reki experiment start",
+            todo="Write NAME=VERSION:SHARE, as base=3:0.5.",
+        ) from error
