@@ -11,10 +11,10 @@ below_best_<backbone>    the best backbone's fair_base minus this one's
 imported_minus_title_text_<slice>   the same against the encoded titles
 fair_base_auc_<slice>    test AUC of fair_base in that run
 
-Settings are those of configs/movielens-1m-backbones.yaml and configs/tuned/movielens-1m, which
-`reki tune` found on the validation split, and `COLD` below, which was chosen on training and
-validation samples alone: another fifth of the items was held out of training and measured in
-validation. `--texts` names item texts from elsewhere as `{id: text}`; without them arm imported is
+Settings are those of configs/movielens-1m-backbones.yaml; the backbones have those of
+configs/tuned/movielens-1m besides, which `reki tune` found on the validation split, and the items
+held out are measured with `COLD` below, which was chosen on training and validation samples alone:
+another fifth of the items was held out of training and measured in validation. `--texts` names item texts from elsewhere as `{id: text}`; without them arm imported is
 left out. MovieLens-1M is read from `--ml1m` or REKI_ML1M; without it MovieLens-100K stands for it,
 and the file says so in `runs`.
 """
@@ -48,6 +48,8 @@ _CONFIG: Final = harness.ROOT / "configs" / "movielens-1m-backbones.yaml"
 _TUNED: Final = harness.ROOT / "configs" / "tuned" / "movielens-1m"
 _SLICES = ("all", "cold_items", "warm_items", "new_users")
 COLD: Final[dict[str, Any]] = {
+    "history": 50,
+    "weight_decay": 0.02,
     "id_dropout": 0.2,
     "gate": {"items": 20.0},
     "hein": {"enrich_items": True},
@@ -84,11 +86,7 @@ def _held_out(options: argparse.Namespace) -> Iterator[Found]:
     arms = ["fair_base", "title_text", *(["imported"] if options.texts else [])]
     config = {
         "split": {"cold_item_share": 0.2},
-        "train": {
-            "arms": arms,
-            "backbones": ["din"],
-            "tuned": {"din": merged(read_tuned(_TUNED)["din"], COLD)},
-        },
+        "train": {**COLD, "arms": arms, "backbones": ["din"]},
         "evaluate": {"cold_item_max": 0},
     }
     yield _measure(options, "held_out", config)
