@@ -29,7 +29,8 @@ from reki_ray.pipeline import fingerprints, require_done
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.schema import OF_CLUSTER, SIDES
-from reki_ray.store.stage import choose_run, publish_version
+from reki_ray.store.choosing import choose_run
+from reki_ray.store.stage import publish_version
 from reki_ray.workspace import Workspace
 
 LIVE: Final = "live"

@@ -24,10 +24,11 @@ from reki_ray.schema import (
     USERS_SCHEMA,
     Side,
 )
-from reki_ray.store.contents import catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.content_tables import catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.index import write_indexed
+from reki_ray.store.manifest import Prestore
 from reki_ray.store.stage import mean_direction
-from reki_ray.store.vectors import write_vectors
+from reki_ray.store.vectors import DType, write_vectors
 from reki_ray.store.versions import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -119,7 +120,14 @@ def make_bundle(
     return ModelBundle(model.eval(), architecture, features, 5, origin)
 
 
-def fill(folder: Path, *, knowledge: bool = True, seed: int = 0) -> Description:
+def fill(
+    folder: Path,
+    *,
+    knowledge: bool = True,
+    seed: int = 0,
+    dtype: DType = "float32",
+    prestore: Prestore = "h",
+) -> Description:
     """Writes a whole version, as the stage does, from the tiny data."""
     write_indexed(
         folder / PROFILES_FILE, profiles_table(USERS_TABLE, INTERACTIONS_TABLE, 4), USER_ID
@@ -132,14 +140,19 @@ def fill(folder: Path, *, knowledge: bool = True, seed: int = 0) -> Description:
     fingerprint = bundles.save(folder / MODEL_FOLDER, bundle)
     fallback: dict[Side, list[float]] = {}
     if knowledge:
-        fallback["users"] = _fill_side(folder, "users", USER_IDS, bundle.augment_users)
-        fallback["items"] = _fill_side(folder, "items", ITEM_IDS, bundle.augment_items)
+        users, items = bundle.augment_users, bundle.augment_items
+        if prestore == "r":
+            users = items = np.asarray
+        fallback["users"] = _fill_side(folder, "users", USER_IDS, users, dtype)
+        fallback["items"] = _fill_side(folder, "items", ITEM_IDS, items, dtype)
     return Description(
         arm=bundle.arm,
         backbone="din",
         seed=seed,
         model_fingerprint=fingerprint,
         dimension=bundle.augmented_dim,
+        dtype=dtype,
+        prestore=prestore,
         users=len(USER_IDS),
         items=len(ITEM_IDS),
         fallback=fallback,
@@ -147,9 +160,13 @@ def fill(folder: Path, *, knowledge: bool = True, seed: int = 0) -> Description:
 
 
 def _fill_side(
-    folder: Path, side: Side, ids: list[str], augment: Callable[[Vectors], Vectors]
+    folder: Path,
+    side: Side,
+    ids: list[str],
+    augment: Callable[[Vectors], Vectors],
+    dtype: DType,
 ) -> list[float]:
     r = np.random.default_rng(len(ids)).normal(size=(len(ids), REPRESENTATION)).astype(np.float32)
     r /= np.linalg.norm(r, axis=1, keepdims=True)
-    write_vectors(folder / VECTOR_FILES[side], ids, augment(r), ["cluster"] * len(ids))
+    write_vectors(folder / VECTOR_FILES[side], ids, augment(r), ["cluster"] * len(ids), dtype=dtype)
     return [float(x) for x in augment(mean_direction(r))[0]]

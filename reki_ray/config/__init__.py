@@ -49,7 +49,14 @@ from reki_ray.config.network import (
 )
 from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
 from reki_ray.config.section import Section
-from reki_ray.config.serving import EventRule, PublishConfig, RefreshConfig, ServeConfig
+from reki_ray.config.serving import (
+    AdapterSettings,
+    EventRule,
+    PublishConfig,
+    RefreshConfig,
+    ServeConfig,
+    StoreConfig,
+)
 from reki_ray.config.training import KNOWLEDGE_ARMS, Arm, EvaluateConfig, TrainConfig
 from reki_ray.config.tuning import Domain, TuneConfig
 from reki_ray.errors import ConfigError
@@ -57,6 +64,7 @@ from reki_ray.errors import ConfigError
 __all__ = [
     "KNOWLEDGE_ARMS",
     "LEAVES_A_CLUSTER",
+    "AdapterSettings",
     "Arm",
     "Backbone",
     "ClusterConfig",
@@ -93,6 +101,7 @@ __all__ = [
     "SideClusterConfig",
     "SpeedConfig",
     "SplitConfig",
+    "StoreConfig",
     "StreaKhcConfig",
     "TrainConfig",
     "TuneConfig",
@@ -130,6 +139,7 @@ class RekiConfig(Section):
     train: TrainConfig = TrainConfig()
     tune: TuneConfig = TuneConfig()
     publish: PublishConfig = PublishConfig()
+    store: StoreConfig = StoreConfig()
     serve: ServeConfig = ServeConfig()
     refresh: RefreshConfig = RefreshConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

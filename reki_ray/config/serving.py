@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
@@ -20,6 +20,44 @@ class PublishConfig(Section):
         "auto", description="Arm to serve; auto takes the knowledge arm best on validation."
     )
     history: int = Field(50, ge=1, description="Latest interactions kept a user for the scorer.")
+    dtype: Literal["float32", "float16"] = Field(
+        "float32", description="Stored type of vectors; float16 halves the files."
+    )
+    prestore: Literal["h", "r"] = Field(
+        "h",
+        description="h: augmented vectors; r: representations, which HEIN augments when served.",
+    )
+
+
+class AdapterSettings(Section):
+    """Where replicas look vectors up."""
+
+    kind: Literal["arrow", "lmdb", "redis"] = Field(
+        "arrow",
+        description="arrow: the version's own files, memory-mapped; lmdb: a folder; redis: a Redis "
+        "or Valkey server. The last two are loaded by `export`.",
+    )
+    url: str = Field("", description="Folder of lmdb, or URL of redis, as redis://host:6379/0.")
+    namespace: str = Field(
+        "reki",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="Begin of every key, so that several stores can share a server.",
+    )
+    timeout_seconds: float = Field(
+        0.5, gt=0, description="Time that a call of the server may take, seconds."
+    )
+
+    @model_validator(mode="after")
+    def _url_is_given(self) -> AdapterSettings:
+        if self.kind != "arrow" and not self.url:
+            raise ValueError(f"kind {self.kind} needs url")
+        return self
+
+
+class StoreConfig(Section):
+    """The store as replicas open it."""
+
+    vectors: AdapterSettings = AdapterSettings()
 
 
 class ServeConfig(Section):

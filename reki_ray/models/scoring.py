@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,8 @@ class CandidateScorer:
         augmented_items: Augmented vectors h_i (I, q); None for a model without knowledge.
         augmented_item_fallback: h_i (q,) of items outside the catalogue; None for a model
             without knowledge.
+        augment_user: Makes h_u (1, q) of what requests bring, (1, d), where that is a
+            representation; None where it is h_u itself.
 
     Raises:
         StoreError: The augmented vectors do not fit the model or the catalogue.
@@ -74,8 +76,11 @@ class CandidateScorer:
         item_attributes: Sequence[Mapping[str, Sequence[str]] | None],
         augmented_items: Vectors | None,
         augmented_item_fallback: Vectors | None,
+        *,
+        augment_user: Callable[[Vectors], Vectors] | None = None,
     ) -> None:
         self.bundle = bundle
+        self._augment_user = augment_user
         self._rows = {item: row for row, item in enumerate(item_ids, _UNKNOWN_ITEM + 1)}
         # The ids of padding and of the unknown item are empty: no item has them.
         encoded = bundle.features.encode_items(["", "", *item_ids], [None, None, *item_attributes])
@@ -133,6 +138,8 @@ class CandidateScorer:
     def _pairs(self, augmented: Vectors | None, rows: Tensor) -> Tensor | None:
         if self._augmented is None:
             return None
+        if augmented is not None and self._augment_user is not None:
+            augmented = self._augment_user(augmented[None])[0]
         self._check(augmented, (self.bundle.augmented_dim,), "the user's augmented vector")
         h_items = self._augmented.index_select(0, rows)  # (C, q)
         h_user = torch.tensor(augmented, dtype=torch.float32).expand_as(h_items)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from reki_ray.schema import (
     ATTRIBUTES,
@@ -22,20 +18,16 @@ from reki_ray.schema import (
     MODEL,
     OF_CLUSTER,
     OF_ONE,
-    PROFILES_SCHEMA,
-    RATING,
     RATINGS,
-    SUBJECT_ID,
-    SUBJECT_KIND,
     TEXT,
-    TIMESTAMP,
     TIMESTAMPS,
     TITLE,
     USER_ID,
     Side,
     SubjectKind,
 )
-from reki_ray.store.index import IndexedTable, single_chunk
+from reki_ray.store.content_tables import knowledge_key
+from reki_ray.store.layers import LayeredTable
 
 Attributes = dict[str, list[str]]
 
@@ -72,20 +64,23 @@ class KnowledgeEntry:
 
 
 class Profiles:
-    """Profiles by user id, memory-mapped."""
+    """Profiles by user id, memory-mapped.
 
-    def __init__(self, path: Path) -> None:
-        self._index = IndexedTable(path, USER_ID)
+    Args:
+        paths: A file a layer, the newest first.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.layers = LayeredTable(paths, USER_ID)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.layers)
 
     def get(self, user_id: str) -> Profile | None:
         """Profile of a user; None where there is none."""
-        row = int(self._index.find([user_id])[0])
-        if row < 0:
+        found = self.layers.get(user_id)
+        if found is None:
             return None
-        found = self._index.rows.slice(row, 1).to_pylist()[0]
         return Profile(
             attributes_of(found[ATTRIBUTES]),
             tuple(found[ITEM_IDS]),
@@ -95,52 +90,59 @@ class Profiles:
 
     def ids(self, limit: int | None = None) -> list[str]:
         """The first ids, or all, in the order of the index, which is as good as random."""
-        found: list[str] = self._index.keys.slice(0, limit).to_pylist()
-        return found
+        return self.layers.keys(limit)
 
 
 class Catalogue:
-    """Items by id, memory-mapped."""
+    """Items by id, memory-mapped.
 
-    def __init__(self, path: Path) -> None:
-        self._index = IndexedTable(path, ITEM_ID)
+    Args:
+        paths: A file a layer, the newest first.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.layers = LayeredTable(paths, ITEM_ID)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.layers)
 
     @property
     def ids(self) -> list[str]:
         """All ids, in the order of `attributes`."""
-        found: list[str] = self._index.keys.to_pylist()
-        return found
+        return self.layers.keys()
 
     @property
     def attributes(self) -> list[Attributes | None]:
         """Attributes of all items, in the order of `ids`."""
-        stored = single_chunk(self._index.rows, ATTRIBUTES).to_pylist()
+        stored = self.layers.rows().column(ATTRIBUTES).to_pylist()
         return [attributes_of(pairs) for pairs in stored]
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """An item; None where there is none."""
-        row = int(self._index.find([item_id])[0])
-        if row < 0:
-            return None
-        return _catalogue_item(self._index.rows.slice(row, 1).to_pylist()[0])
+        found = self.layers.get(item_id)
+        return None if found is None else _catalogue_item(found)
 
     def known(self, item_ids: Sequence[str]) -> list[bool]:
         """Whether the catalogue holds each id."""
-        return [bool(row >= 0) for row in self._index.find(item_ids)]
+        found: list[bool] = self.layers.known(item_ids).tolist()
+        return found
 
     def first(self, limit: int) -> list[CatalogueItem]:
         """The first items in the order of the index, which is as good as random."""
-        return [_catalogue_item(row) for row in self._index.rows.slice(0, limit).to_pylist()]
+        return [_catalogue_item(row) for row in self.layers.rows(limit).to_pylist()]
 
 
 class Knowledge:
-    """The text behind vectors by id, memory-mapped."""
+    """The text behind vectors by id, memory-mapped.
 
-    def __init__(self, path: Path) -> None:
-        self._index = IndexedTable(path, ID)
+    A layer that holds any row of a subject hides the older layers' rows of it.
+
+    Args:
+        paths: A file a layer, the newest first.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.layers = LayeredTable(paths, ID)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
         """Cluster whose knowledge the id shares; None where it has its own or none."""
@@ -158,7 +160,9 @@ class Knowledge:
         return found
 
     def _rows(self, kind: SubjectKind, subject_id: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._index.find_all(_key(kind, subject_id)).to_pylist()
+        rows: list[dict[str, Any]] = self.layers.find_all(
+            knowledge_key(kind, subject_id)
+        ).to_pylist()
         return rows
 
     def _entries(self, kind: SubjectKind, subject_id: str) -> list[KnowledgeEntry]:
@@ -167,106 +171,6 @@ class Knowledge:
             for row in self._rows(kind, subject_id)
             if row[TEXT] is not None
         ]
-
-
-# --- tables ------------------------------------------------------------------------------------
-
-KNOWLEDGE_SCHEMA = pa.schema(
-    [
-        # <subject kind>/<subject id>; a row has a cluster or an answer.
-        pa.field(ID, pa.string(), nullable=False),
-        pa.field(CLUSTER_ID, pa.string()),
-        pa.field(FACTOR, pa.string()),
-        pa.field(TEXT, pa.string()),
-        pa.field(MODEL, pa.string()),
-        pa.field(CREATED_AT, pa.int64()),
-    ]
-)
-
-
-def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
-    """Profiles with the latest interactions of every user.
-
-    Args:
-        users: Table `ingest/users`.
-        interactions: Table `ingest/interactions`, sorted by user, then time.
-        history: Largest number of interactions kept a user.
-
-    Returns:
-        One row a user, in the order of `users`, with schema PROFILES_SCHEMA.
-    """
-    encoded = interactions.column(USER_ID).combine_chunks().dictionary_encode()
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    # Sorted by user: code k's rows are contiguous, and codes ascend in order of appearance.
-    ends = np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))
-    begins = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    place = pc.index_in(users.column(USER_ID), value_set=encoded.dictionary)
-    place = pc.fill_null(place, -1).to_numpy()
-    end = np.where(place >= 0, np.append(ends, 0)[place], 0).astype(np.int64)
-    begin = np.where(place >= 0, np.append(begins, 0)[place], 0).astype(np.int64)
-    begin = np.maximum(begin, end - history)
-    offsets = np.concatenate([[0], np.cumsum(end - begin)]).astype(np.int64)
-    rows = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)
-    latest = interactions.take(pa.array(rows, pa.int64())).combine_chunks()
-
-    def lists(column: str) -> pa.Array:
-        values = single_chunk(latest, column)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
-
-    columns = [
-        users.column(USER_ID),
-        users.column(ATTRIBUTES),
-        lists(ITEM_ID),
-        lists(RATING),
-        lists(TIMESTAMP),
-    ]
-    names = [USER_ID, ATTRIBUTES, ITEM_IDS, RATINGS, TIMESTAMPS]
-    return pa.table(dict(zip(names, columns, strict=True))).cast(PROFILES_SCHEMA)
-
-
-def catalogue_table(items: pa.Table) -> pa.Table:
-    """Id, title and attributes of every item of table `ingest/items`."""
-    return items.select([ITEM_ID, TITLE, ATTRIBUTES])
-
-
-def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]]) -> pa.Table:
-    """The text behind vectors.
-
-    Args:
-        answers: Rows of the ledger (KNOWLEDGE_SCHEMA of `reki_ray.schema`).
-        clusters: Cluster of every id, a side; empty where answers are individual.
-    """
-    members = [
-        (_key(OF_ONE[side], subject), cluster)
-        for side, assigned in clusters.items()
-        for subject, cluster in assigned.items()
-    ]
-    kinds, subjects = (answers.column(name).to_pylist() for name in (SUBJECT_KIND, SUBJECT_ID))
-    texts = pa.table(
-        {
-            ID: [_key(kind, subject) for kind, subject in zip(kinds, subjects, strict=True)],
-            CLUSTER_ID: pa.nulls(len(answers), pa.string()),
-            **{name: answers.column(name) for name in (FACTOR, TEXT, MODEL, CREATED_AT)},
-        },
-        schema=KNOWLEDGE_SCHEMA,
-    )
-    assigned_rows = pa.table(
-        {
-            ID: [key for key, _ in members],
-            CLUSTER_ID: [cluster for _, cluster in members],
-            FACTOR: pa.nulls(len(members), pa.string()),
-            TEXT: pa.nulls(len(members), pa.string()),
-            MODEL: pa.nulls(len(members), pa.string()),
-            CREATED_AT: pa.nulls(len(members), pa.int64()),
-        },
-        schema=KNOWLEDGE_SCHEMA,
-    )
-    return pa.concat_tables([assigned_rows, texts])
-
-
-def _key(kind: str, subject_id: str) -> str:
-    # A kind holds no slash, so that the first one divides kind and id.
-    return f"{kind}/{subject_id}"
 
 
 def attributes_of(pairs: list[tuple[str, list[str]]] | None) -> Attributes | None:

@@ -2,7 +2,8 @@
 
 A file holds one record batch whose rows are sorted by the hash of their key, so that the
 column of hashes is the index: a lookup is a binary search over a memory-mapped array, and
-replicas on one machine share the pages. Hashes may collide; the key itself decides.
+replicas on one machine share the pages. Hashes may collide; the key itself decides, compared
+byte by byte in the mapped file, so that no list of keys is ever built.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from reki_ray.errors import StoreError
 from reki_ray.schema import KEY_HASH
 
 HashKeys = Callable[[Sequence[str]], npt.NDArray[np.uint64]]
+
+_KEYS_A_STEP: Final = 65_536
+_SIDES: Final[tuple[Literal["left", "right"], ...]] = ("left", "right")
 
 REPUBLISH = "Run `reki publish` to write a new version, or go back to an older one."
 
@@ -40,7 +45,7 @@ def hash_keys(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
 
 
 def write_indexed(
-    path: Path, data: pa.Table, key: str, *, hashing: HashKeys = hash_keys
+    path: Path, data: pa.Table, key: str, *, hashing: HashKeys = hash_keys, unique: bool = False
 ) -> pa.Table:
     """Write a table as an Arrow IPC file that `IndexedTable` finds rows in.
 
@@ -50,11 +55,15 @@ def write_indexed(
         key: Column of strings to find rows by; a key may occur in several rows, which then
             keep their order.
         hashing: Hash of keys; a parameter so that collisions can be tested.
+        unique: Refuse a key that occurs twice.
 
     Returns:
         The rows as they were written, in the order of the index.
+
+    Raises:
+        StoreError: A key occurs twice, and `unique` forbids it.
     """
-    hashes = hashing(data.column(key).to_pylist())
+    hashes = _hash_column(data.column(key), hashing)
     order = np.argsort(hashes, kind="stable")
     # 64-bit offsets: the rows must stay one batch, also above 2 GiB of text.
     wide = pa.schema(
@@ -64,11 +73,29 @@ def write_indexed(
         ]
     )
     rows = data.cast(wide).take(pa.array(order)).combine_chunks()
+    if unique and _has_duplicate(hashes[order], rows.column(key)):
+        raise StoreError("an id occurs twice", where=str(path), todo="Give each id once.")
     index = pa.field(KEY_HASH, pa.uint64(), nullable=False)
     rows = rows.add_column(0, index, pa.array(hashes[order], pa.uint64()))
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
     return rows
+
+
+def _hash_column(column: pa.ChunkedArray, hashing: HashKeys) -> npt.NDArray[np.uint64]:
+    """Hashes of a column; a part at a time, so that the keys are never all Python objects."""
+    parts = [
+        hashing(column.slice(start, _KEYS_A_STEP).to_pylist())
+        for start in range(0, len(column), _KEYS_A_STEP)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+
+
+def _has_duplicate(hashes: npt.NDArray[np.uint64], keys: pa.ChunkedArray) -> bool:
+    """Whether a key occurs twice; only keys of equal hashes are looked at."""
+    same = np.flatnonzero(hashes[1:] == hashes[:-1])
+    rows = np.unique(np.concatenate([same, same + 1]))
+    return len(set(keys.take(pa.array(rows, pa.int64())).to_pylist())) < len(rows)
 
 
 class IndexedTable:
@@ -96,6 +123,9 @@ class IndexedTable:
             raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
         self._hashes = column_values(self.rows, KEY_HASH)
         self._keys = single_chunk(self.rows, key)
+        if not pa.types.is_large_string(self._keys.type):
+            raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
+        self._offsets, self._bytes = _text_buffers(self._keys)
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
@@ -118,34 +148,52 @@ class IndexedTable:
             First row of each key, shape (N,); -1 where there is none.
         """
         found = np.full(len(keys), -1, dtype=np.int64)
+        if not len(self) or not len(keys):
+            return found
+        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
         hashes = self._hashing(keys)
         rows = np.searchsorted(self._hashes, hashes).astype(np.int64)
+        last = len(self) - 1
         pending = np.arange(len(keys))
         while True:
-            candidates = np.minimum(rows[pending], len(self) - 1)
-            same_hash = (rows[pending] < len(self)) & (
-                self._hashes[candidates] == hashes[pending] if len(self) else False
-            )
+            at = rows[pending]
+            same_hash = (at <= last) & (self._hashes[np.minimum(at, last)] == hashes[pending])
             pending = pending[same_hash]
             if not pending.size:
                 return found
-            stored = self._keys.take(pa.array(rows[pending])).to_pylist()
-            hit = np.fromiter(
-                (key == keys[p] for key, p in zip(stored, pending, strict=True)), dtype=bool
-            )
+            hit = self._holds(rows[pending], [encoded[p] for p in pending.tolist()])
             found[pending[hit]] = rows[pending[hit]]
             pending = pending[~hit]
             rows[pending] += 1  # another key with the same hash: the next row may be ours
 
+    def rows_of(self, key: str) -> npt.NDArray[np.int64]:
+        """All rows of one key, in the order in which they were written, shape (R,)."""
+        wanted = self._hashing([key])[0]
+        low, high = (int(np.searchsorted(self._hashes, wanted, side)) for side in _SIDES)
+        rows = np.arange(low, high, dtype=np.int64)
+        encoded = key.encode("utf-8", "surrogatepass")
+        return rows[self._holds(rows, [encoded] * len(rows))]
+
     def find_all(self, key: str) -> pa.Table:
-        """All rows of one key, in the order in which they were written."""
-        low, high = (
-            int(np.searchsorted(self._hashes, self._hashing([key])[0], side))
-            for side in ("left", "right")
+        """The rows `rows_of` as a table."""
+        return self.rows.take(pa.array(self.rows_of(key), pa.int64()))
+
+    def _holds(self, rows: npt.NDArray[np.int64], keys: list[bytes]) -> npt.NDArray[np.bool_]:
+        """Whether each row's key is the one beside it."""
+        text = self._bytes
+        starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        return np.array(
+            [text[a:b] == key for a, b, key in zip(starts, ends, keys, strict=True)], dtype=bool
         )
-        stored = self._keys.slice(low, high - low).to_pylist()
-        rows = [low + offset for offset, other in enumerate(stored) if other == key]
-        return self.rows.take(pa.array(rows, pa.int64()))
+
+
+def _text_buffers(keys: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
+    """Offsets (N + 1,) and bytes of a column of text, both mapped."""
+    _, offsets, text = keys.buffers()
+    if offsets is None or not len(keys):
+        return np.zeros(1, np.int64), memoryview(b"")
+    values = np.frombuffer(offsets, dtype=np.int64)[keys.offset : keys.offset + len(keys) + 1]
+    return values, memoryview(b"" if text is None else text).cast("B")  # signed, as Arrow has it
 
 
 def single_chunk(rows: pa.Table, column: str) -> pa.Array:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reki_ray.config import KNOWLEDGE_ARMS, Arm, Backbone, RekiConfig
-from reki_ray.errors import ConfigError, DataError
+from reki_ray.config import KNOWLEDGE_ARMS, RekiConfig
+from reki_ray.errors import DataError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle
 from reki_ray.pipeline import StageResult
@@ -32,7 +30,8 @@ from reki_ray.schema import (
     Side,
     Table,
 )
-from reki_ray.store.contents import catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.choosing import TrainedRun, choose_run
+from reki_ray.store.content_tables import catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.index import write_indexed
 from reki_ray.store.vectors import FALLBACK, write_vectors
 from reki_ray.store.versions import (
@@ -45,7 +44,6 @@ from reki_ray.store.versions import (
     StoreVersion,
     VersionStore,
 )
-from reki_ray.training.runs import METRICS, Run
 from reki_ray.vectors import normalise, read_factor_vectors
 from reki_ray.workspace import Workspace
 
@@ -53,16 +51,6 @@ Vectors = npt.NDArray[np.float32]
 
 STORE_FOLDER = "publish"
 _ROWS_A_STEP = 65_536
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished training run and how good it is on validation."""
-
-    arm: Arm
-    seed: int
-    folder: Path
-    valid_auc: float
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
@@ -122,65 +110,6 @@ def publish_version(
     return store.open(number, verify=False)
 
 
-# --- which run ---------------------------------------------------------------------------------
-
-
-def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
-    """The run to serve: best backbone and arm by mean validation AUC, then their best seed.
-
-    The test split has no say in it. Ties go to the first name and the lowest seed.
-
-    Raises:
-        ConfigError: No trained arm may be served.
-    """
-    candidates = [
-        _runs(config, workspace, backbone, arm)
-        for backbone in sorted(config.train.backbones)
-        for arm in _servable(config)
-    ]
-    best = max(candidates, key=lambda runs: np.mean([run.valid_auc for run in runs]))
-    return min(best, key=lambda run: (-run.valid_auc, run.seed))
-
-
-def _servable(config: RekiConfig) -> list[Arm]:
-    """The arm that is to be published, or all that may be."""
-    wanted = config.publish.arm
-    if wanted == "auto":
-        arms = sorted(KNOWLEDGE_ARMS & set(config.train.arms))
-        if not arms:
-            raise ConfigError(
-                "publish.arm is auto, but no arm with an LLM's knowledge is trained",
-                where="publish.arm",
-                todo="Add reki_c, reki_i or reki_blend to train.arms, or name the arm to serve.",
-            )
-        return arms
-    if wanted not in config.train.arms:
-        raise ConfigError(
-            f"arm {wanted} is not trained",
-            where="publish.arm",
-            todo=f"Name one of train.arms: {', '.join(config.train.arms)}.",
-        )
-    if wanted.endswith("_shuffled"):
-        raise ConfigError(
-            f"arm {wanted} is a placebo: its vectors belong to other ids",
-            where="publish.arm",
-            todo=f"Name another of {', '.join(get_args(Arm))}.",
-        )
-    return [wanted]
-
-
-def _runs(
-    config: RekiConfig, workspace: Workspace, backbone: Backbone, arm: Arm
-) -> list[TrainedRun]:
-    found = []
-    for seed in config.train.seeds:
-        run = Run(backbone, arm, seed)
-        metrics = workspace.read_json(f"{run.folder}/{METRICS}")
-        folder = workspace.local_path(run.folder)
-        found.append(TrainedRun(arm, seed, folder, float(metrics["valid"]["auc"])))
-    return found
-
-
 # --- what goes into a version ------------------------------------------------------------------
 
 
@@ -222,7 +151,7 @@ class VersionBuilder:
         fallback: dict[Side, list[float]] = {}
         if self._bundle.uses_knowledge:
             total = len(users) + len(items)
-            with self._reporter.task("publish: augmenting", total=total, unit="ids") as task:
+            with self._reporter.task("publish: vectors", total=total, unit="ids") as task:
                 fallback = {
                     "users": self._write_side("users", users.column(USER_ID), folder, task),
                     "items": self._write_side("items", items.column(ITEM_ID), folder, task),
@@ -233,6 +162,8 @@ class VersionBuilder:
             seed=self._chosen.seed,
             model_fingerprint=self._bundle.fingerprint,
             dimension=self._bundle.augmented_dim,
+            dtype=self._config.publish.dtype,
+            prestore=self._config.publish.prestore,
             users=len(users),
             items=len(items),
             fallback=fallback,
@@ -259,13 +190,20 @@ class VersionBuilder:
     def _write_side(
         self, side: Side, expected: pa.ChunkedArray, folder: Path, task: Task
     ) -> list[float]:
-        """Write h of one side's ids; returns h of an id that nothing is known of."""
+        """Write one side's vectors, h or r; returns that of an id that nothing is known of."""
         augment = self._bundle.augment_users if side == "users" else self._bundle.augment_items
         ids, r, sources = self._representations(side, expected)
-        h = _augment(augment, r, self._bundle.augmented_dim, task)
-        write_vectors(folder / VECTOR_FILES[side], ids, h, sources)
         known = np.array([source != FALLBACK for source in sources], dtype=bool)
-        return [float(x) for x in augment(mean_direction(r[known] if known.any() else r))[0]]
+        unknown = mean_direction(r[known] if known.any() else r)
+        if self._config.publish.prestore == "r":
+            vectors, fallback = r, unknown
+            task.advance(len(r))
+        else:
+            vectors = _augment(augment, r, self._bundle.augmented_dim, task)
+            fallback = augment(unknown)
+        path, dtype = folder / VECTOR_FILES[side], self._config.publish.dtype
+        write_vectors(path, ids, vectors, sources, dtype=dtype)
+        return [float(x) for x in fallback[0]]
 
     def _representations(
         self, side: Side, expected: pa.ChunkedArray

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reki_ray.errors import StoreError
 from reki_ray.schema import FACTOR, ID, SOURCE, VECTOR, WHOLE_ANSWER, Source
@@ -24,13 +25,15 @@ from reki_ray.store.index import (
 DType = Literal["float32", "float16"]
 
 FALLBACK: Source = "fallback"
+SOURCES: Final[tuple[str, ...]] = get_args(Source)
+"""Names behind the stored codes."""
 
 
 def write_vectors(
     path: Path,
-    ids: Sequence[str],
+    ids: Sequence[str] | pa.Array,
     vectors: npt.NDArray[Any],
-    sources: Sequence[str],
+    sources: Sequence[str] | pa.Array,
     *,
     dtype: DType = "float32",
     hashing: HashKeys = hash_keys,
@@ -55,19 +58,23 @@ def write_vectors(
             where=str(path),
             todo="Give one vector and one source an id.",
         )
-    if len(set(ids)) != len(ids):
-        raise StoreError("an id occurs twice", where=str(path), todo="Give each id once.")
     kind = pa.float16() if dtype == "float16" else pa.float32()
     values = pa.array(np.ascontiguousarray(vectors, dtype=dtype).reshape(-1), kind)
     element = pa.field("item", kind, nullable=False)
+    codes = pc.index_in(pa.array(sources, pa.string()), value_set=pa.array(SOURCES))
+    if codes.null_count:
+        raise StoreError(
+            "a source is none of " + ", ".join(SOURCES), where=str(path), todo="Name one of them."
+        )
+    factors = pa.array(np.zeros(len(ids), np.uint8))
     columns = {
-        ID: pa.array(ids, pa.string()),
-        FACTOR: pa.array([WHOLE_ANSWER], pa.string()).take(pa.array(np.zeros(len(ids), np.int64))),
+        ID: pa.array(ids, pa.string()) if not isinstance(ids, pa.Array) else ids,
+        FACTOR: pa.DictionaryArray.from_arrays(factors, pa.array([WHOLE_ANSWER])),
         VECTOR: pa.FixedSizeListArray.from_arrays(values, type=pa.list_(element, vectors.shape[1])),
-        SOURCE: pa.array(sources, pa.string()),
+        SOURCE: pa.DictionaryArray.from_arrays(codes.cast(pa.uint8()), pa.array(SOURCES)),
     }
     schema = pa.schema([pa.field(name, c.type, nullable=False) for name, c in columns.items()])
-    write_indexed(path, pa.table(columns, schema=schema), ID, hashing=hashing)
+    write_indexed(path, pa.table(columns, schema=schema), ID, hashing=hashing, unique=True)
 
 
 class VectorTable:
@@ -85,8 +92,8 @@ class VectorTable:
     def __init__(
         self, path: Path, fallback: npt.NDArray[np.float32], *, hashing: HashKeys = hash_keys
     ) -> None:
-        self._index = IndexedTable(path, ID, hashing=hashing)
-        rows = self._index.rows
+        self.index = IndexedTable(path, ID, hashing=hashing)
+        rows = self.index.rows
         if not {VECTOR, SOURCE} <= set(rows.column_names) or not pa.types.is_fixed_size_list(
             rows.schema.field(VECTOR).type
         ):
@@ -102,16 +109,39 @@ class VectorTable:
         self.fallback = fallback.astype(np.float32)
         flat = single_chunk(rows, VECTOR).flatten().to_numpy(zero_copy_only=True)
         self.vectors: npt.NDArray[Any] = flat.reshape(-1, self.dimension)
-        self._sources = single_chunk(rows, SOURCE)
+        self._names, self._codes = _source_codes(rows, path)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     @property
-    def ids(self) -> list[str]:
-        """All ids, in the order of the rows of `vectors`."""
-        found: list[str] = self._index.keys.to_pylist()
+    def dtype(self) -> DType:
+        """Stored type of the vectors."""
+        return "float16" if self.vectors.dtype == np.float16 else "float32"
+
+    @property
+    def keys(self) -> pa.Array:
+        """All ids in the order of the rows of `vectors`, memory-mapped."""
+        return self.index.keys
+
+    def ids(self, limit: int | None = None) -> list[str]:
+        """The first ids, or all, in the order of the rows of `vectors`."""
+        found: list[str] = self.keys.slice(0, limit).to_pylist()
         return found
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], npt.NDArray[Any], list[str]]]:
+        """Ids, stored vectors and sources of all rows, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            rows = np.arange(start, min(start + size, len(self)), dtype=np.int64)
+            ids = self.keys.slice(start, len(rows)).to_pylist()
+            yield ids, self.vectors[start : start + len(rows)], self.sources_at(rows)
+
+    def close(self) -> None:
+        """Nothing to close: the mapping goes with its last reader."""
+
+    def find(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Row of every id, shape (N,); -1 where there is none."""
+        return self.index.find(ids)
 
     def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """Vectors of ids.
@@ -123,17 +153,31 @@ class VectorTable:
             Vectors, shape (N, q), and the source of each; an unknown id gets the fallback
             vector and the source `fallback`.
         """
-        rows = self._index.find(ids)
+        rows = self.index.find(ids)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         known = rows >= 0
         vectors[known] = self.vectors[rows[known]]
         vectors[~known] = self.fallback
-        return vectors, self._sources_at(rows)
+        return vectors, self.sources_at(rows)
 
     def sources(self, ids: Sequence[str]) -> list[str]:
         """Source of the vector of each id, as `lookup` tells it."""
-        return self._sources_at(self._index.find(ids))
+        return self.sources_at(self.index.find(ids))
 
-    def _sources_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        stored = self._sources.take(pa.array(rows, mask=rows < 0)).to_pylist()
-        return [FALLBACK if source is None else source for source in stored]
+    def sources_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Source of each row, shape (N,); `fallback` for row -1."""
+        # The name behind the last one is that of a missing row.
+        codes = np.full(len(rows), len(self._names) - 1, dtype=np.int64)
+        known = rows >= 0
+        codes[known] = self._codes[rows[known]]
+        names = self._names
+        return [names[code] for code in codes.tolist()]
+
+
+def _source_codes(rows: pa.Table, path: Path) -> tuple[list[str], npt.NDArray[np.uint8]]:
+    """Names of sources, with `fallback` once more at the end, and the mapped codes (N,)."""
+    column = single_chunk(rows, SOURCE)
+    if column.type != pa.dictionary(pa.uint8(), pa.string()):
+        raise StoreError("the sources are no codes", where=str(path), todo=REPUBLISH)
+    codes = column.indices.to_numpy(zero_copy_only=True)
+    return [*column.dictionary.to_pylist(), FALLBACK], codes

@@ -3,165 +3,64 @@
     <root>/v<number>/{manifest.json, users.arrow, items.arrow, profiles.arrow,
                       catalogue.arrow, knowledge.arrow, model/}
     <root>/CURRENT                         number of the version that is served
+    <root>/HISTORY                         which versions were promoted when
 
 A version is built in a scratch folder, checked, and renamed into place; then the pointer
-moves by a rename. A crash at any moment leaves the old version in force.
+moves by a rename. A crash at any moment leaves the old version in force. A delta has no
+model/ and names the version that it lies over, which must stay.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-import numpy as np
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
-from reki_ray.schema import Side
-from reki_ray.store.contents import Catalogue, Knowledge, KnowledgeEntry, Profile, Profiles
-from reki_ray.store.index import REPUBLISH
-from reki_ray.store.vectors import DType, VectorTable
+from reki_ray.store import history
+from reki_ray.store.history import Promotion
+from reki_ray.store.manifest import (
+    CATALOGUE_FILE,
+    KNOWLEDGE_FILE,
+    MANIFEST,
+    MANIFEST_FORMAT,
+    MODEL_FOLDER,
+    PROFILES_FILE,
+    VECTOR_FILES,
+    Description,
+    Fill,
+    Manifest,
+    check_layer,
+    checksum,
+    manifest_of,
+    sync,
+)
+from reki_ray.store.manifest import verify as verify_files
+from reki_ray.store.opened import StoreVersion
+from reki_ray.store.upsert import MAX_LAYERS, Delta, check_fits, write_compacted, write_delta
 
-if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
-    from reki_ray.models.bundle import ModelBundle
-    from reki_ray.models.scoring import CandidateScorer
+__all__ = [
+    "CATALOGUE_FILE",
+    "CURRENT",
+    "KNOWLEDGE_FILE",
+    "MANIFEST",
+    "MANIFEST_FORMAT",
+    "MODEL_FOLDER",
+    "PROFILES_FILE",
+    "VECTOR_FILES",
+    "Description",
+    "Manifest",
+    "StoreVersion",
+    "VersionStore",
+]
 
-MANIFEST_FORMAT: Final = 1
-MANIFEST: Final = "manifest.json"
 CURRENT: Final = "CURRENT"
-MODEL_FOLDER: Final = "model"
-PROFILES_FILE: Final = "profiles.arrow"
-CATALOGUE_FILE: Final = "catalogue.arrow"
-KNOWLEDGE_FILE: Final = "knowledge.arrow"
-VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.arrow"}
-
 _SCRATCH: Final = ".scratch-"
-
-
-class Description(BaseModel):
-    """What the builder of a version says of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    arm: str = Field(description="Arm of the served model.")
-    backbone: str = Field(description="Backbone of the served model.")
-    seed: int = Field(description="Seed of the served model's training.")
-    model_fingerprint: str = Field(description="Fingerprint of the served model.")
-    dimension: int = Field(ge=0, description="Length of the vectors; 0 where there are none.")
-    dtype: DType = Field("float32", description="Stored type of the vectors.")
-    users: int = Field(ge=0, description="Number of profiles.")
-    items: int = Field(ge=0, description="Number of catalogue items.")
-    fallback: dict[Side, list[float]] = Field(
-        description="Vector of ids that a side's file does not hold; a side without is absent."
-    )
-
-
-class Manifest(Description):
-    """A version's manifest.json."""
-
-    format: int = MANIFEST_FORMAT
-    version: int = Field(ge=1, description="Number of the version.")
-    created_at: int = Field(description="Seconds since the epoch.")
-    files: dict[str, str] = Field(description="SHA-256 of every file, by path.")
-
-
-Fill = Callable[[Path], Description]
-"""Writes a version's files into the folder it is given, and describes them."""
-
-
-class StoreVersion:
-    """One version, opened: memory-mapped files, safe to share between threads.
-
-    Args:
-        folder: The version's folder.
-        manifest: Its manifest.
-
-    Raises:
-        StoreError: A file is missing or damaged, or the vectors do not fit the manifest.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.profiles = Profiles(folder / PROFILES_FILE)
-        self.catalogue = Catalogue(folder / CATALOGUE_FILE)
-        self._knowledge = Knowledge(folder / KNOWLEDGE_FILE)
-        self.users = self._open_vectors("users")
-        self.items = self._open_vectors("items")
-
-    @property
-    def name(self) -> str:
-        """As `v3`."""
-        return f"v{self.manifest.version}"
-
-    def profile(self, user_id: str) -> Profile | None:
-        """Attributes and latest interactions of a user; None where the user is unknown."""
-        return self.profiles.get(user_id)
-
-    def knowledge(self, side: Side, subject_id: str) -> list[KnowledgeEntry]:
-        """The text behind the vector of an id; empty where there is none."""
-        return self._knowledge.of(side, subject_id)
-
-    def cluster_of(self, side: Side, subject_id: str) -> str | None:
-        """Cluster whose knowledge an id shares; None where it has its own or none."""
-        return self._knowledge.cluster_of(side, subject_id)
-
-    def load_model(self) -> ModelBundle:
-        """The model that the vectors were computed with.
-
-        Raises:
-            StoreError: The model's fingerprint is not the manifest's.
-        """
-        from reki_ray.models import bundle  # noqa: PLC0415  # see TYPE_CHECKING above
-
-        loaded = bundle.load(self.folder / MODEL_FOLDER)
-        if loaded.fingerprint != self.manifest.model_fingerprint:
-            raise StoreError(
-                f"the vectors belong to model {self.manifest.model_fingerprint[:12]}, the folder "
-                f"holds model {loaded.fingerprint[:12]}",
-                where=str(self.folder / MODEL_FOLDER),
-                todo=REPUBLISH,
-            )
-        return loaded
-
-    def load_scorer(self) -> CandidateScorer:
-        """The model over this version's catalogue and item vectors.
-
-        Raises:
-            StoreError: The model's fingerprint is not the manifest's, or the vectors do not fit.
-        """
-        from reki_ray.models.scoring import CandidateScorer  # noqa: PLC0415  # see TYPE_CHECKING
-
-        ids = self.catalogue.ids
-        return CandidateScorer(
-            self.load_model(),
-            ids,
-            self.catalogue.attributes,
-            None if self.items is None else self.items.lookup(ids)[0],
-            None if self.items is None else self.items.fallback,
-        )
-
-    def _open_vectors(self, side: Side) -> VectorTable | None:
-        fallback = self.manifest.fallback.get(side)
-        if fallback is None:
-            return None
-        path = self.folder / VECTOR_FILES[side]
-        table = VectorTable(path, np.array(fallback, dtype=np.float32))
-        if table.dimension != self.manifest.dimension:
-            raise StoreError(
-                f"the vectors have length {table.dimension}, the manifest says "
-                f"{self.manifest.dimension}",
-                where=str(path),
-                todo=REPUBLISH,
-            )
-        return table
 
 
 class VersionStore:
@@ -198,41 +97,79 @@ class VersionStore:
             raise StoreError(
                 "the pointer holds no version number",
                 where=str(pointer),
-                todo=f"Write the number of one of {self.versions()} into it.",
+                todo=f"Run `reki promote N` with one of {self.versions()}.",
             ) from error
+
+    def history(self) -> list[Promotion]:
+        """All promotions, oldest first.
+
+        Raises:
+            StoreError: The history is damaged.
+        """
+        return history.read(self.root)
 
     def folder(self, version: int) -> Path:
         """Folder of a version."""
         return self.root / f"v{version}"
 
-    def open(self, version: int | None = None, *, verify: bool = True) -> StoreVersion:
+    def open(
+        self,
+        version: int | None = None,
+        *,
+        verify: bool = True,
+        vectors: AdapterSettings | None = None,
+    ) -> StoreVersion:
         """Open a version.
 
         Args:
             version: Its number; None opens the current one.
-            verify: Compare every file with its checksum.
+            verify: Compare every file of every layer with its checksum, which reads all of it.
+                A replica that opens what `promote` has verified does without.
+            vectors: Where vectors are looked up; None: in the version's own files.
 
         Raises:
-            StoreError: The version is missing, damaged, or its parts do not fit together.
+            StoreError: The version is missing, damaged, or its parts do not fit together; a
+                version below it is missing or was changed; a server does not hold it.
         """
         number = self.current() if version is None else version
-        folder = self.folder(number)
-        manifest = _read_manifest(folder)
-        if manifest.version != number:
-            raise StoreError(
-                f"the manifest is that of version {manifest.version}",
-                where=str(folder),
-                todo=REPUBLISH,
-            )
+        layers = self.layers(number)
         if verify:
-            _verify(folder, manifest)
-        return StoreVersion(folder, manifest)
+            for folder, manifest in layers:
+                verify_files(folder, manifest)
+        return StoreVersion(layers, vectors)
 
-    def publish(self, fill: Fill) -> int:
-        """Build a version and make it the current one.
+    def layers(self, version: int) -> list[tuple[Path, Manifest]]:
+        """Folders and manifests of a version and of all that it lies over, newest first.
+
+        Raises:
+            StoreError: One is missing, was changed, or does not fit the one above it.
+        """
+        found = [manifest_of(self.folder(version), version)]
+        while (base := found[-1][1].base) is not None:
+            above, folder = found[-1], self.folder(base.version)
+            if not folder.is_dir():
+                raise StoreError(
+                    f"version {base.version}, which version {above[1].version} lies over, is "
+                    "missing",
+                    where=str(folder),
+                    todo="Bring it back, or go to a full version: `reki promote N`.",
+                )
+            found.append(manifest_of(folder, base.version))
+            check_layer(above, found[-1])
+            if len(found) > MAX_LAYERS:
+                raise StoreError(
+                    f"the version has more than {MAX_LAYERS} layers",
+                    where=str(self.folder(version)),
+                    todo="Go to a full version: `reki promote N`.",
+                )
+        return found
+
+    def publish(self, fill: Fill, *, promote: bool = True) -> int:
+        """Build a version, and make it the current one.
 
         Args:
             fill: Writes the version's files into a folder, and describes them.
+            promote: Make it the current one.
 
         Returns:
             The new version's number.
@@ -246,84 +183,105 @@ class VersionStore:
                 shutil.rmtree(abandoned)
             scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
             try:
-                number = max(self.versions(), default=0) + 1
+                numbers = [*self.versions(), *(one.version for one in self.history())]
+                number = max(numbers, default=0) + 1  # a deleted version's number stays used
                 self._build(scratch, fill, number)
                 scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
                 scratch.rename(self.folder(number))
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-            self._point_to(number)
+            if promote:
+                self._point_to(number)
         return number
+
+    def upsert(self, delta: Delta, *, base: int | None = None, promote: bool = True) -> int:
+        """Write a small version that lies over another.
+
+        Args:
+            delta: New and changed rows.
+            base: Version to lie over; None takes the current one.
+            promote: Make it the current one.
+
+        Returns:
+            The new version's number.
+
+        Raises:
+            StoreError: The delta does not fit the base; the old version stays in force.
+        """
+        below = self.open(base, verify=False)
+        check_fits(delta, below)
+        return self.publish(lambda folder: write_delta(delta, below, folder), promote=promote)
+
+    def compact(self, version: int | None = None, *, promote: bool = True) -> int:
+        """Write one full version of the same content as a version in layers.
+
+        Args:
+            version: Its number; None takes the current one.
+            promote: Make the full version the current one.
+
+        Returns:
+            The full version's number; the given one's where it is full already.
+
+        Raises:
+            StoreError: A layer is missing or damaged; the old version stays in force.
+        """
+        opened = self.open(version)
+        if opened.manifest.base is None:
+            return opened.manifest.version
+        return self.publish(lambda folder: write_compacted(opened, folder), promote=promote)
+
+    def promote(self, version: int) -> None:
+        """Make a version the current one, after its checksums were verified and it was opened.
+
+        Raises:
+            StoreError: The version is missing, damaged, or its vectors do not fit its model;
+                the old version stays in force.
+        """
+        self._promote(version, rollback=False)
+
+    def rollback(self) -> int:
+        """Go back to the version promoted before the present one.
+
+        Returns:
+            Its number.
+
+        Raises:
+            StoreError: There is none, or it is damaged; the old version stays in force.
+        """
+        target = history.before(self.history(), self.current())
+        if target is None:
+            raise StoreError(
+                "no version was promoted before the present one",
+                where=str(self.root / history.HISTORY),
+                todo=f"Name one of {self.versions()}: `reki promote N`.",
+            )
+        self._promote(target, rollback=True)
+        return target
+
+    def _promote(self, version: int, *, rollback: bool) -> None:
+        self.open(version).load_model()
+        with FileLock(self.root / ".lock"):
+            self._point_to(version, rollback=rollback)
 
     def _build(self, scratch: Path, fill: Fill, number: int) -> None:
         description = fill(scratch)
         files = [path for path in sorted(scratch.rglob("*")) if path.is_file()]
         manifest = Manifest(
-            **description.model_dump(),
+            **{name: getattr(description, name) for name in Description.model_fields},
             version=number,
             created_at=int(time.time()),
-            files={path.relative_to(scratch).as_posix(): _checksum(path) for path in files},
+            files={path.relative_to(scratch).as_posix(): checksum(path) for path in files},
         )
         (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        StoreVersion(scratch, manifest).load_model()
+        below = [] if manifest.base is None else self.layers(manifest.base.version)
+        StoreVersion([(scratch, manifest), *below]).load_model()
         for path in (*files, scratch / MANIFEST):
-            _sync(path)
+            sync(path)
 
-    def _point_to(self, number: int) -> None:
+    def _point_to(self, number: int, *, rollback: bool = False) -> None:
         scratch = self.root / f"{CURRENT}.tmp"
         scratch.write_text(f"{number}\n", encoding="ascii")
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(self.root / CURRENT)
-        _sync(self.root)
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise StoreError(
-            "there is no such version",
-            where=str(folder),
-            todo="Open one that `reki publish` wrote.",
-        ) from error
-    except ValidationError as error:
-        raise StoreError(
-            f"the manifest is damaged: {error.error_count()} errors",
-            where=str(path),
-            todo=REPUBLISH,
-        ) from error
-    if manifest.format != MANIFEST_FORMAT:
-        raise StoreError(
-            f"the version has format {manifest.format}, not {MANIFEST_FORMAT}",
-            where=str(path),
-            todo=REPUBLISH,
-        )
-    return manifest
-
-
-def _verify(folder: Path, manifest: Manifest) -> None:
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise StoreError("a file is missing", where=str(path), todo=REPUBLISH)
-        if _checksum(path) != expected:
-            raise StoreError(
-                "the file is damaged: its checksum is not the manifest's",
-                where=str(path),
-                todo=REPUBLISH,
-            )
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk, so that the rename after it never outruns it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(self.root)
+        history.append(self.root, number, rollback=rollback)

@@ -15,7 +15,7 @@ from reki_ray.errors import ConfigError, DataError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle, Origin
 from reki_ray.progress import Reporter
-from reki_ray.store import stage
+from reki_ray.store import choosing, stage
 from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 from tests import store_factory
@@ -178,7 +178,7 @@ def test_arms_that_cannot_be_served_are_refused(
 ) -> None:
     config = tiny_config(train=_train(*arms), publish={"arm": arm})
     with pytest.raises(ConfigError, match=message):
-        stage.choose_run(config, trained)
+        choosing.choose_run(config, trained)
 
 
 def test_representations_that_lack_an_id_are_refused(

@@ -38,7 +38,7 @@ def test_every_odd_id_finds_its_own_vector(tmp_path: Path) -> None:
     places = [ODD_IDS.index(name) for name in asked]
     np.testing.assert_array_equal(found, vectors[places])
     assert found_sources == [sources[place] for place in places]
-    assert sorted(table.ids) == sorted(ODD_IDS)
+    assert sorted(table.ids()) == sorted(ODD_IDS)
 
 
 def test_a_missing_id_gets_the_fallback_and_says_so(tmp_path: Path) -> None:

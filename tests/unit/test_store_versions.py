@@ -47,7 +47,7 @@ def test_a_publication_that_fails_changes_nothing(store: VersionStore) -> None:
         store.publish(failing)
     assert store.versions() == [1]
     assert store.current() == 1
-    assert _visible(store) == ["CURRENT", "v1"]
+    assert _visible(store) == ["CURRENT", "HISTORY", "v1"]
 
 
 @pytest.mark.parametrize("crashing", ["rename", "replace"])
@@ -70,7 +70,7 @@ def test_a_crash_before_a_rename_leaves_the_old_version_in_force(
 def test_what_a_killed_publication_left_is_removed(store: VersionStore) -> None:
     (store.root / ".scratch-killed").mkdir()
     store.publish(store_factory.fill)
-    assert _visible(store) == ["CURRENT", "v1", "v2"]
+    assert _visible(store) == ["CURRENT", "HISTORY", "v1", "v2"]
     assert not (store.root / ".scratch-killed").exists()
 
 
@@ -170,13 +170,14 @@ def test_profiles_hold_the_latest_interactions_oldest_first(store: VersionStore)
 
 
 def test_profiles_without_any_interaction(tmp_path: Path) -> None:
-    from reki_ray.store.contents import Profiles, profiles_table  # noqa: PLC0415
+    from reki_ray.store.content_tables import profiles_table  # noqa: PLC0415
+    from reki_ray.store.contents import Profiles  # noqa: PLC0415
 
     rows = profiles_table(
         store_factory.USERS_TABLE, store_factory.INTERACTIONS_TABLE.slice(0, 0), 4
     )
     write_indexed(tmp_path / "p", rows, "user_id")
-    found = Profiles(tmp_path / "p").get("u0")
+    found = Profiles([tmp_path / "p"]).get("u0")
     assert found is not None
     assert found.item_ids == ()
 

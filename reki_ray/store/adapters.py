@@ -1,0 +1,112 @@
+"""Where vectors are looked up: a version's own Arrow files, LMDB, or a Redis server."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.config import AdapterSettings
+from reki_ray.errors import ConfigError
+from reki_ray.schema import SIDES, Side
+from reki_ray.store.keyed import KeyedVectors, StoredVectors
+from reki_ray.store.manifest import MANIFEST, checksum
+
+if TYPE_CHECKING:
+    from reki_ray.store.opened import StoreVersion
+
+__all__ = ["KeyedVectors", "StoredVectors", "export", "export_side", "open_vectors"]
+
+_PACKAGES: Final = {"lmdb": "lmdb", "redis": "redis"}
+
+
+def export(version: StoreVersion, settings: AdapterSettings) -> int:
+    """Load the vectors of an opened version into LMDB or a server; does nothing the second time.
+
+    Args:
+        version: Any opened version; layers are flattened.
+        settings: Where to; kind arrow needs no export.
+
+    Returns:
+        Number of vectors that are there now.
+
+    Raises:
+        ConfigError: The package of this kind is not installed.
+        StoreError: The server is unreachable, or holds another store's version of this number.
+    """
+    total = 0
+    manifest = checksum(version.folder / MANIFEST)
+    for side in SIDES:
+        vectors = version.stored_vectors(side)
+        if vectors is not None:
+            export_side(settings, version.manifest.version, side, vectors, manifest)
+            total += len(vectors)
+    return total
+
+
+def export_side(
+    settings: AdapterSettings, version: int, side: Side, vectors: StoredVectors, manifest: str
+) -> None:
+    """Load one side; see `export`.
+
+    Args:
+        settings: Where to.
+        version: Number of the version.
+        side: Users or items.
+        vectors: What to load.
+        manifest: SHA-256 of the version's manifest; readers ask for the same.
+    """
+    _need_package(settings)
+    if settings.kind == "lmdb":
+        from reki_ray.store import lmdb_vectors  # noqa: PLC0415  # an optional package
+
+        root = Path(settings.url)
+        lmdb_vectors.export_side(root, settings.namespace, version, side, vectors, manifest)
+    elif settings.kind == "redis":
+        from reki_ray.store import redis_vectors  # noqa: PLC0415  # an optional package
+
+        redis_vectors.export_side(settings, version, side, vectors, manifest)
+
+
+def open_vectors(
+    settings: AdapterSettings,
+    version: int,
+    side: Side,
+    fallback: npt.NDArray[np.float32],
+    manifest: str,
+) -> KeyedVectors:
+    """Open one side of an export.
+
+    Args:
+        settings: Kind lmdb or redis.
+        version: Number of the version.
+        side: Users or items.
+        fallback: Vector of ids that it does not hold, shape (q,).
+        manifest: SHA-256 of the version's manifest.
+
+    Raises:
+        ConfigError: The package of this kind is not installed.
+        StoreError: The export is missing, unfinished, of another version, or unreachable.
+    """
+    _need_package(settings)
+    if settings.kind == "lmdb":
+        from reki_ray.store.lmdb_vectors import LmdbVectors  # noqa: PLC0415  # optional package
+
+        root = Path(settings.url)
+        return LmdbVectors(root, settings.namespace, version, side, fallback, manifest)
+    from reki_ray.store.redis_vectors import RedisVectors  # noqa: PLC0415  # optional package
+
+    return RedisVectors(settings, version, side, fallback, manifest)
+
+
+def _need_package(settings: AdapterSettings) -> None:
+    package = _PACKAGES.get(settings.kind)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"store.vectors.kind is {settings.kind}, but the package {package} is not installed",
+            where="store.vectors.kind",
+            todo="Install it: `pip install 'reki-ray[stores]'`.",
+        )

@@ -1,0 +1,208 @@
+"""Vectors by id, wherever they lie: the protocol, and how servers of keys and values hold them.
+
+A key names namespace, version and side; its value is one byte, the code of the source, and the
+vector's bytes (little endian). The key `<prefix>@meta` is written last: without it an export is
+unfinished and is not opened.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from reki_ray.errors import StoreError
+from reki_ray.schema import Side
+from reki_ray.store.layers import Batch
+from reki_ray.store.vectors import FALLBACK, SOURCES, DType
+
+EXPORT_AGAIN: Final = "Export the version to it again (`reki_ray.store.adapters.export`)."
+_READABLE_BYTES: Final = 300
+"""LMDB's keys end at 511 bytes; a longer id is named by its digest."""
+
+
+class KeyedVectors(Protocol):
+    """Vectors of one side of one version, by id.
+
+    Attributes:
+        dimension: Length q of a vector.
+        fallback: Vector of ids that are not held, shape (q,).
+    """
+
+    dimension: int
+    fallback: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """Number of ids."""
+
+    def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
+        """Vectors (N, q) and sources of N ids; an unknown id gets the fallback and its name."""
+
+    def sources(self, ids: Sequence[str]) -> list[str]:
+        """Source of the vector of each id, as `lookup` tells it."""
+
+    def close(self) -> None:
+        """Close connections; a lookup afterwards is a StoreError where there are any."""
+
+
+class StoredVectors(KeyedVectors, Protocol):
+    """Vectors in a version's own files, which can be read from end to end."""
+
+    @property
+    def dtype(self) -> DType:
+        """Stored type."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows, at most `size` at a time."""
+
+    def ids(self, limit: int | None = None) -> list[str]:
+        """The first ids, or all."""
+
+
+class Meta(BaseModel):
+    """What an export says of itself, written when it is complete.
+
+    Attributes:
+        rows: Number of ids.
+        dimension: Length of a vector.
+        dtype: Stored type.
+        manifest: SHA-256 of the exported version's manifest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    dimension: int
+    dtype: DType
+    manifest: str
+
+
+def prefix_of(namespace: str, version: int, side: Side) -> bytes:
+    """Begin of all keys of one side of a version."""
+    return f"{namespace}/v{version}/{side}/".encode()
+
+
+def key_of(prefix: bytes, vector_id: str) -> bytes:
+    """Key of an id: readable where it is short, else by a digest that does not collide."""
+    raw = vector_id.encode("utf-8", "surrogatepass")
+    if len(raw) <= _READABLE_BYTES:
+        return prefix + b"=" + raw
+    return prefix + b"#" + hashlib.blake2b(raw, digest_size=32).hexdigest().encode()
+
+
+def meta_key(prefix: bytes) -> bytes:
+    """Key of the `Meta` of an export."""
+    return prefix + b"@meta"
+
+
+def pack(prefix: bytes, batch: Batch) -> dict[bytes, bytes]:
+    """Keys and values of rows."""
+    ids, vectors, sources = batch
+    stored = np.ascontiguousarray(vectors).astype(vectors.dtype.newbyteorder("<"), copy=False)
+    return {
+        key_of(prefix, name): bytes([SOURCES.index(source)]) + vector.tobytes()
+        for name, vector, source in zip(ids, stored, sources, strict=True)
+    }
+
+
+class ServedVectors(abc.ABC):
+    """Vectors of an export, looked up by key.
+
+    Args:
+        where: Name of the server or folder, for errors.
+        prefix: Begin of its keys.
+        fallback: Vector of ids that it does not hold, shape (q,).
+        manifest: SHA-256 of the manifest of the version that is wanted.
+
+    Raises:
+        StoreError: The export is missing, unfinished, of another version, or unreachable.
+    """
+
+    def __init__(
+        self, where: str, prefix: bytes, fallback: npt.NDArray[np.float32], manifest: str
+    ) -> None:
+        self._where = where
+        self._prefix = prefix
+        found = self.fetch([meta_key(prefix)])[0]
+        meta = read_meta(found, where, prefix)
+        if meta is None or meta.manifest != manifest:
+            what = "holds no whole export" if meta is None else "holds another store's export"
+            raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
+        if fallback.shape != (meta.dimension,):
+            raise StoreError(
+                f"the vectors have length {meta.dimension}, the fallback vector has shape "
+                f"{fallback.shape}",
+                where=where,
+                todo=EXPORT_AGAIN,
+            )
+        self._rows = meta.rows
+        self._type: np.dtype[Any] = np.dtype(meta.dtype).newbyteorder("<")
+        self.dimension: int = meta.dimension
+        self.fallback = fallback.astype(np.float32)
+
+    @abc.abstractmethod
+    def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Value of each key; None where there is none.
+
+        Raises:
+            StoreError: The server is unreachable or closed.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close what is open."""
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
+        """Vectors and sources of ids; see `KeyedVectors.lookup`."""
+        values = self._values(ids)
+        vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
+        vectors[:] = self.fallback
+        known = [place for place, value in enumerate(values) if value is not None]
+        joined = b"".join(value[1:] for value in values if value is not None)
+        vectors[known] = np.frombuffer(joined, self._type).reshape(-1, self.dimension)
+        return vectors, _sources(values)
+
+    def sources(self, ids: Sequence[str]) -> list[str]:
+        """Sources of ids; see `KeyedVectors.sources`."""
+        return _sources(self._values(ids))
+
+    def _values(self, ids: Sequence[str]) -> list[bytes | None]:
+        if not ids:
+            return []
+        values = self.fetch([key_of(self._prefix, name) for name in ids])
+        size = 1 + self.dimension * self._type.itemsize
+        if any(value is not None and len(value) != size for value in values):
+            raise StoreError(
+                f"a vector below {self._prefix.decode()} has another length than {self.dimension}",
+                where=self._where,
+                todo=EXPORT_AGAIN,
+            )
+        return values
+
+
+def read_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:
+    """`Meta` of an export; None where there is none.
+
+    Raises:
+        StoreError: It is damaged.
+    """
+    if value is None:
+        return None
+    try:
+        return Meta.model_validate_json(value)
+    except ValidationError as error:
+        raise StoreError(
+            f"the description of {prefix.decode()} is damaged", where=where, todo=EXPORT_AGAIN
+        ) from error
+
+
+def _sources(values: Sequence[bytes | None]) -> list[str]:
+    return [FALLBACK if value is None else SOURCES[value[0]] for value in values]

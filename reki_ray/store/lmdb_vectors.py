@@ -1,0 +1,168 @@
+"""Vectors in LMDB: one immutable folder a side of a version, shared by all readers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.errors import StoreError
+from reki_ray.schema import Side
+from reki_ray.store.keyed import (
+    EXPORT_AGAIN,
+    Meta,
+    ServedVectors,
+    StoredVectors,
+    meta_key,
+    pack,
+    prefix_of,
+    read_meta,
+)
+
+_ROWS_A_STEP: Final = 10_000
+_SMALLEST_MAP: Final = 1 << 24
+
+
+class _Environment:
+    """A folder opened for reading. LMDB wants one a process, so that equal paths share it."""
+
+    _opened: Final[weakref.WeakValueDictionary[str, _Environment]] = weakref.WeakValueDictionary()
+    _lock: Final = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # Nobody writes into a finished folder: readers need no lock file.
+            self.handle = lmdb.open(str(path), readonly=True, lock=False, create=False)
+        except lmdb.Error as error:
+            raise StoreError(
+                f"there is no readable export: {error}", where=str(path), todo=EXPORT_AGAIN
+            ) from error
+
+    @classmethod
+    def of(cls, path: Path) -> _Environment:
+        with cls._lock:
+            found = cls._opened.get(str(path))
+            if found is None:
+                found = cls._opened[str(path)] = cls(path)
+            return found
+
+
+class LmdbVectors(ServedVectors):
+    """Vectors of one side of a version in LMDB.
+
+    Args:
+        root: Folder of all exports.
+        namespace: Begin of every key.
+        version: Number of the version.
+        side: Users or items.
+        fallback: Vector of ids that it does not hold, shape (q,).
+        manifest: SHA-256 of the version's manifest.
+
+    Raises:
+        StoreError: The export is missing, damaged, or of another version.
+    """
+
+    def __init__(  # what names an export
+        self,
+        root: Path,
+        namespace: str,
+        version: int,
+        side: Side,
+        fallback: npt.NDArray[np.float32],
+        manifest: str,
+    ) -> None:
+        path = folder_of(root, namespace, version, side)
+        self._environment: _Environment | None = _Environment.of(path)
+        super().__init__(str(path), prefix_of(namespace, version, side), fallback, manifest)
+
+    def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `ServedVectors.fetch`."""
+        environment = self._environment
+        if environment is None:
+            raise StoreError(
+                "the vectors are closed", where=self._where, todo="Open the version again."
+            )
+        try:
+            with environment.handle.begin() as transaction:
+                return [transaction.get(key) for key in keys]
+        except lmdb.Error as error:
+            raise StoreError(
+                f"LMDB cannot read: {error}", where=self._where, todo=EXPORT_AGAIN
+            ) from error
+
+    def close(self) -> None:
+        """See `ServedVectors.close`; the folder closes with its last reader."""
+        self._environment = None
+
+
+def folder_of(root: Path, namespace: str, version: int, side: Side) -> Path:
+    """Folder of one side of a version."""
+    return root.resolve() / f"{namespace}-v{version}-{side}"
+
+
+def export_side(  # what names an export
+    root: Path,
+    namespace: str,
+    version: int,
+    side: Side,
+    vectors: StoredVectors,
+    manifest: str,
+) -> None:
+    """Write a side into a folder of its own; one that is there already stays.
+
+    Raises:
+        StoreError: The folder holds another store's version of this number.
+    """
+    target = folder_of(root, namespace, version, side)
+    prefix = prefix_of(namespace, version, side)
+    if target.exists():
+        with _Environment.of(target).handle.begin() as transaction:
+            meta = read_meta(transaction.get(meta_key(prefix)), str(target), prefix)
+        if meta is not None and meta.manifest == manifest:
+            return
+        raise StoreError(
+            "the folder holds another store's version of this number",
+            where=str(target),
+            todo="Choose another store.vectors.namespace, or remove the folder.",
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=root))
+    try:
+        meta = Meta(
+            rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+        )
+        _write(scratch, prefix, vectors, meta)
+        scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(folder: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -> None:
+    environment = lmdb.open(str(folder), map_size=_SMALLEST_MAP, lock=False)
+    try:
+        for batch in vectors.batches(_ROWS_A_STEP):
+            _put(environment, pack(prefix, batch))
+        _put(environment, {meta_key(prefix): meta.model_dump_json().encode()})
+        environment.sync(True)
+    finally:
+        environment.close()
+
+
+def _put(environment: lmdb.Environment, pairs: dict[bytes, bytes]) -> None:
+    while True:
+        try:
+            with environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+                cursor.putmulti(sorted(pairs.items()))
+        except lmdb.MapFullError:  # the transaction is undone; the file is sparse
+            environment.set_mapsize(2 * environment.info()["map_size"])
+        else:
+            return

@@ -1,0 +1,173 @@
+"""What a version's folder holds, and the manifest that says so."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reki_ray.errors import StoreError
+from reki_ray.schema import Side
+from reki_ray.store.index import REPUBLISH
+from reki_ray.store.vectors import DType
+
+MANIFEST_FORMAT: Final = 2
+"""1: sources as text, no layers, vectors h alone. 2: coded sources, layers, vectors h or r."""
+MANIFEST: Final = "manifest.json"
+MODEL_FOLDER: Final = "model"
+PROFILES_FILE: Final = "profiles.arrow"
+CATALOGUE_FILE: Final = "catalogue.arrow"
+KNOWLEDGE_FILE: Final = "knowledge.arrow"
+VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.arrow"}
+
+Prestore = Literal["h", "r"]
+
+
+class Base(BaseModel):
+    """The version that a delta lies over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(ge=1, description="Its number.")
+    manifest: str = Field(description="SHA-256 of its manifest.json.")
+
+
+class Description(BaseModel):
+    """What the builder of a version says of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    arm: str = Field(description="Arm of the served model.")
+    backbone: str = Field(description="Backbone of the served model.")
+    seed: int = Field(description="Seed of the served model's training.")
+    model_fingerprint: str = Field(description="Fingerprint of the served model.")
+    dimension: int = Field(
+        ge=0, description="Length q of the augmented vectors h; 0 where there are none."
+    )
+    dtype: DType = Field("float32", description="Stored type of the vectors.")
+    prestore: Prestore = Field(
+        "h", description="h: augmented vectors; r: representations, augmented when served."
+    )
+    users: int = Field(ge=0, description="Number of profiles.")
+    items: int = Field(ge=0, description="Number of catalogue items.")
+    fallback: dict[Side, list[float]] = Field(
+        description="Stored vector of ids that a side's file does not hold; a side without is "
+        "absent."
+    )
+    base: Base | None = Field(None, description="Version below a delta; null for a full version.")
+
+
+class Manifest(Description):
+    """A version's manifest.json."""
+
+    format: int = MANIFEST_FORMAT
+    version: int = Field(ge=1, description="Number of the version.")
+    created_at: int = Field(description="Seconds since the epoch.")
+    files: dict[str, str] = Field(description="SHA-256 of every file, by path.")
+
+
+Fill = Callable[[Path], Description]
+"""Writes a version's files into the folder it is given, and describes them."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Manifest of a version.
+
+    Raises:
+        StoreError: The version is missing, its manifest is damaged, or the format is another.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StoreError(
+            "there is no such version",
+            where=str(folder),
+            todo="Open one that `reki publish` wrote; `reki versions` lists them.",
+        ) from error
+    except ValidationError as error:
+        raise StoreError(
+            f"the manifest is damaged: {error.error_count()} errors",
+            where=str(path),
+            todo=REPUBLISH,
+        ) from error
+    if manifest.format != MANIFEST_FORMAT:
+        raise StoreError(
+            f"the version has format {manifest.format}, not {MANIFEST_FORMAT}",
+            where=str(path),
+            todo=REPUBLISH,
+        )
+    return manifest
+
+
+def manifest_of(folder: Path, number: int) -> tuple[Path, Manifest]:
+    """A version's folder and manifest.
+
+    Raises:
+        StoreError: The version is missing or damaged, or the folder holds another one.
+    """
+    manifest = read_manifest(folder)
+    if manifest.version != number:
+        raise StoreError(
+            f"the manifest is that of version {manifest.version}",
+            where=str(folder),
+            todo="Give the folder its old name back, or publish again: `reki publish`.",
+        )
+    return folder, manifest
+
+
+def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
+    """Refuse a base that is not the one that a delta was made for.
+
+    Raises:
+        StoreError: Its manifest is another one, or does not fit the delta's.
+    """
+    delta, base = above[1], below[1]
+    names = ("model_fingerprint", "dimension", "dtype", "prestore", "fallback")
+    differing = [name for name in names if getattr(delta, name) != getattr(base, name)]
+    assert delta.base is not None
+    if differing or checksum(below[0] / MANIFEST) != delta.base.manifest:
+        what = ", ".join(differing) or "its manifest"
+        raise StoreError(
+            f"version {base.version} is not the one that version {delta.version} was made for: "
+            f"{what} differs",
+            where=str(below[0]),
+            todo="Bring the old one back, or go to a full version: `reki promote N`.",
+        )
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its checksum, which reads all of it.
+
+    Raises:
+        StoreError: A file is missing or damaged.
+    """
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise StoreError("a file is missing", where=str(path), todo=REPUBLISH)
+        if checksum(path) != expected:
+            raise StoreError(
+                "the file is damaged: its checksum is not the manifest's",
+                where=str(path),
+                todo=REPUBLISH,
+            )
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Bring a file or folder to the disk, so that the rename after it never outruns it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,156 @@
+"""Vectors on a Redis or Valkey server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from reki_ray.config import AdapterSettings
+from reki_ray.errors import ConfigError, StoreError
+from reki_ray.schema import Side
+from reki_ray.store.keyed import (
+    Meta,
+    ServedVectors,
+    StoredVectors,
+    meta_key,
+    pack,
+    prefix_of,
+    read_meta,
+)
+
+_ROWS_A_STEP: Final = 2_000
+_EXPORT_SECONDS: Final = 30.0
+"""A server that saves to its disk may keep a writer waiting longer than a reader may wait."""
+
+
+class RedisVectors(ServedVectors):
+    """Vectors of one side of a version on a server.
+
+    Args:
+        settings: Address, namespace and time of a call.
+        version: Number of the version.
+        side: Users or items.
+        fallback: Vector of ids that it does not hold, shape (q,).
+        manifest: SHA-256 of the version's manifest.
+
+    Raises:
+        StoreError: The server is unreachable, or holds no whole export of this version.
+    """
+
+    def __init__(
+        self,
+        settings: AdapterSettings,
+        version: int,
+        side: Side,
+        fallback: npt.NDArray[np.float32],
+        manifest: str,
+    ) -> None:
+        self._client: redis.Redis | None = connect(settings, settings.timeout_seconds)
+        try:
+            super().__init__(
+                shown(settings.url),
+                prefix_of(settings.namespace, version, side),
+                fallback,
+                manifest,
+            )
+        except StoreError:
+            self.close()
+            raise
+
+    def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `ServedVectors.fetch`."""
+        client = self._client
+        if client is None:
+            raise StoreError(
+                "the vectors are closed", where=self._where, todo="Open the version again."
+            )
+        with told(self._where):
+            return cast(list[bytes | None], client.mget(list(keys)))
+
+    def close(self) -> None:
+        """See `ServedVectors.close`."""
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+
+def export_side(
+    settings: AdapterSettings, version: int, side: Side, vectors: StoredVectors, manifest: str
+) -> None:
+    """Write a side to the server; a whole export of the same version stays as it is.
+
+    Raises:
+        StoreError: The server is unreachable or full, or it holds another store's version of
+            this number.
+    """
+    prefix = prefix_of(settings.namespace, version, side)
+    where = shown(settings.url)
+    meta = Meta(
+        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+    )
+    client = connect(settings, max(settings.timeout_seconds, _EXPORT_SECONDS))
+    try:
+        with told(where):
+            there = read_meta(cast("bytes | None", client.get(meta_key(prefix))), where, prefix)
+            if there == meta:
+                return
+            if there is not None:
+                raise StoreError(
+                    f"the server holds another store's {prefix.decode()}",
+                    where=where,
+                    todo="Choose another store.vectors.namespace, or remove these keys.",
+                )
+            for batch in vectors.batches(_ROWS_A_STEP):
+                client.mset(cast("dict[Any, Any]", pack(prefix, batch)))
+            client.set(meta_key(prefix), meta.model_dump_json().encode())
+    finally:
+        client.close()
+
+
+def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
+    """A client with a pool of connections, safe to share between threads.
+
+    Raises:
+        ConfigError: The URL is none of Redis.
+    """
+    try:
+        return redis.Redis.from_url(
+            settings.url,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            # Once more at once: a server closes connections that were idle for long.
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"the address is no URL of a server: {error}",
+            where="store.vectors.url",
+            todo="Write it as redis://host:6379/0.",
+        ) from error
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Turn a server's errors into a StoreError."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreError(
+            f"the server of vectors does not answer: {type(error).__name__}: {error}",
+            where=where,
+            todo="Start the server, or set store.vectors.url and timeout_seconds.",
+        ) from error
+
+
+def shown(url: str) -> str:
+    """A URL without its password, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or ''}{parts.path}"
