@@ -142,7 +142,7 @@ def fill(
     if knowledge:
         users, items = bundle.augment_users, bundle.augment_items
         if prestore == "r":
-            users = items = np.asarray
+            users = items = _unchanged
         fallback["users"] = _fill_side(folder, "users", USER_IDS, users, dtype)
         fallback["items"] = _fill_side(folder, "items", ITEM_IDS, items, dtype)
     return Description(
@@ -157,6 +157,10 @@ def fill(
         items=len(ITEM_IDS),
         fallback=fallback,
     )
+
+
+def _unchanged(r: Vectors) -> Vectors:
+    return r
 
 
 def _fill_side(

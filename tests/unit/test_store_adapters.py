@@ -1,0 +1,192 @@
+"""Arrow, LMDB and Redis hold the same vectors; a server that fails says what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import redis
+
+from reki_ray.config import AdapterSettings
+from reki_ray.errors import ConfigError, StoreError
+from reki_ray.models.scoring import UserInput
+from reki_ray.store import redis_vectors
+from reki_ray.store.adapters import export, export_side, open_vectors
+from reki_ray.store.keyed import meta_key, prefix_of
+from reki_ray.store.vectors import VectorTable, write_vectors
+from reki_ray.store.versions import VersionStore
+from tests import store_factory
+from tests.redis_server import RedisServer, redis_server
+from tests.store_contract import CONTRACT, FALLBACK, ArrowShelf, ServedShelf, Shelf
+from tests.store_factory import ITEM_IDS, USER_IDS
+
+Served = Literal["lmdb", "redis"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def settings_of(
+    server: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[[str], AdapterSettings]:
+    namespace = f"t{abs(hash(request.node.name))}"
+
+    def make(kind: str) -> AdapterSettings:
+        if kind == "lmdb":
+            return AdapterSettings(kind="lmdb", url=str(tmp_path / "lmdb"), namespace=namespace)
+        return AdapterSettings(
+            kind="redis", url=server.url, namespace=namespace, timeout_seconds=20.0
+        )
+
+    return make
+
+
+SettingsOf = Callable[[str], AdapterSettings]
+
+
+@pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)
+@pytest.mark.parametrize("kind", ["arrow", "lmdb", "redis"])
+def test_contract(kind: str, promise: Callable[[Shelf], None], settings_of: SettingsOf) -> None:
+    promise(ArrowShelf() if kind == "arrow" else ServedShelf(settings_of(kind)))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> VectorTable:
+    write_vectors(tmp_path / "v", ["a"], FALLBACK[None], ["cluster"])
+    return VectorTable(tmp_path / "v", FALLBACK)
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+def test_a_version_looks_up_where_it_was_exported_to(
+    tmp_path: Path, kind: str, settings_of: SettingsOf
+) -> None:
+    store = VersionStore(tmp_path / "publish")
+    store.publish(store_factory.fill)
+    settings = settings_of(kind)
+    own = store.open()
+    assert export(own, settings) == export(own, settings) == len(USER_IDS) + len(ITEM_IDS)
+    served = store.open(vectors=settings)
+    for mine, theirs, ids in (
+        (own.users, served.users, USER_IDS),
+        (own.items, served.items, ITEM_IDS),
+    ):
+        assert mine is not None
+        assert theirs is not None
+        asked = [*ids, "nobody"]
+        np.testing.assert_array_equal(mine.lookup(asked)[0], theirs.lookup(asked)[0])
+        assert mine.sources(asked) == theirs.sources(asked)
+    user = UserInput(None, [], own.users.fallback if own.users else None)
+    np.testing.assert_array_equal(
+        own.load_scorer().score(user, ITEM_IDS), served.load_scorer().score(user, ITEM_IDS)
+    )
+    served.close()
+    assert served.users is not None
+    with pytest.raises(StoreError, match="closed") as caught:
+        served.users.lookup(["u0"])
+    assert caught.value.todo
+    assert served.users.lookup([])[1] == []
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+def test_what_was_not_exported_is_refused(
+    kind: str, settings_of: SettingsOf, table: VectorTable
+) -> None:
+    settings = settings_of(kind)
+    with pytest.raises(StoreError, match="export") as caught:
+        open_vectors(settings, 7, "users", FALLBACK, "manifest")
+    assert "Export" in caught.value.todo
+    export_side(settings, 7, "users", table, "manifest")
+    with pytest.raises(StoreError, match="another store's"):
+        open_vectors(settings, 7, "users", FALLBACK, "another manifest")
+    with pytest.raises(StoreError, match="length 3"):
+        open_vectors(settings, 7, "users", FALLBACK[:2], "manifest")
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+def test_another_store_is_not_overwritten(
+    kind: str, settings_of: SettingsOf, table: VectorTable
+) -> None:
+    settings = settings_of(kind)
+    export_side(settings, 1, "users", table, "manifest")
+    with pytest.raises(StoreError, match="another store's"):
+        export_side(settings, 1, "users", table, "another manifest")
+    found = open_vectors(settings, 1, "users", FALLBACK, "manifest")
+    assert found.sources(["a"]) == ["cluster"]
+
+
+def test_an_unfinished_export_is_refused_and_can_be_repeated(
+    settings_of: SettingsOf, table: VectorTable
+) -> None:
+    settings = settings_of("redis")
+    export_side(settings, 1, "users", table, "manifest")
+    prefix = prefix_of(settings.namespace, 1, "users")
+    with redis.Redis.from_url(settings.url) as client:
+        client.delete(meta_key(prefix))
+        with pytest.raises(StoreError, match="no whole export"):
+            open_vectors(settings, 1, "users", FALLBACK, "manifest")
+        export_side(settings, 1, "users", table, "manifest")
+        client.set(prefix + b"=a", b"short")
+    held = open_vectors(settings, 1, "users", FALLBACK, "manifest")
+    with pytest.raises(StoreError, match="another length"):
+        held.lookup(["a"])
+
+
+def test_an_export_to_lmdb_that_fails_leaves_nothing(
+    tmp_path: Path, settings_of: SettingsOf, table: VectorTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(OSError, match="killed"):
+            export_side(settings_of("lmdb"), 1, "users", table, "manifest")
+    assert list((tmp_path / "lmdb").iterdir()) == []
+
+
+def test_a_server_that_dies_and_one_that_never_was_say_what_to_do(
+    tmp_path: Path, table: VectorTable
+) -> None:
+    with redis_server(tmp_path) as running:
+        settings = AdapterSettings(kind="redis", url=running.url, timeout_seconds=5.0)
+        export_side(settings, 1, "users", table, "manifest")
+        held = open_vectors(settings, 1, "users", FALLBACK, "manifest")
+        assert held.sources(["a"]) == ["cluster"]
+        running.process.kill()
+        running.process.wait()
+        calls: tuple[Callable[[], object], ...] = (
+            partial(held.lookup, ["a"]),
+            partial(held.sources, ["a"]),
+            partial(open_vectors, settings, 1, "users", FALLBACK, "manifest"),
+            partial(export_side, settings, 1, "users", table, "manifest"),
+        )
+        for call in calls:
+            with pytest.raises(StoreError, match="does not answer") as caught:
+                call()
+            assert "Start the server" in caught.value.todo
+
+
+def test_a_password_is_not_told() -> None:
+    assert redis_vectors.shown("redis://me:secret@host:6379/0") == "redis://host:6379/0"
+
+
+def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(
+    table: VectorTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AdapterSettings(kind="redis", url="no url")
+    with pytest.raises(ConfigError, match="no URL"):
+        export_side(settings, 1, "users", table, "manifest")
+    with pytest.raises(ValueError, match="needs url"):
+        AdapterSettings(kind="redis")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="not installed"):
+        open_vectors(settings, 1, "users", FALLBACK, "manifest")
