@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from reki_ray.errors import StoreError
@@ -113,14 +114,14 @@ def compact(store: VersionStore, version: int | None = None) -> Versions:
 def render(found: Versions) -> RichTable:
     """Versions for the terminal."""
     title = "; ".join(part for part in (found.done, found.problem, found.root) if part)
-    table = RichTable(title=title, title_justify="left")
+    table = RichTable(title=escape(title), title_justify="left")
     for heading in ("version", "arm", "model", "holds", "users", "items", "over", "promoted"):
         table.add_column(heading)
     for one in found.versions:
         name = f"v{one.version}" + (" (current)" if one.current else "")
         manifest = one.manifest
         if manifest is None:
-            table.add_row(name, f"does not open: {one.problem}")
+            table.add_row(name, escape(f"does not open: {one.problem}"))
             continue
         promoted = (
             ""
