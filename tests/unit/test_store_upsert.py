@@ -167,8 +167,8 @@ def test_a_layered_version_scores_its_new_items(store: VersionStore) -> None:
     store.upsert(_delta(store))
     layered = store.open().load_scorer()
     user = UserInput({"gender": ["F"]}, [], _vectors(1)[0])
-    same = [base.score(user, ["m1", "m2"]), layered.score(user, ["m1", "m2"])]
-    np.testing.assert_array_equal(*same)
+    same = ["m1", "m2"]
+    np.testing.assert_array_equal(base.score(user, same), layered.score(user, same))
     changed = ["m3", "m new"]
     assert (base.score(user, changed) != layered.score(user, changed)).all()
 
