@@ -1,0 +1,192 @@
+"""Versions that a replica holds opened, by number, so that promotion needs no restart.
+
+Every call names the version it wants. A replica opens one in a thread when it is first asked
+for, keeps the latest few, and watches CURRENT, so that a promoted version is there before the
+first request for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reki_ray.errors import RekiError, StoreError
+from reki_ray.store.versions import StoreVersion, VersionStore
+
+T = TypeVar("T")
+
+FALL_BACKS = 2
+"""Older versions that a replica tries at its start where CURRENT does not open."""
+
+logger = logging.getLogger(__name__)
+
+
+class StoreAccess(BaseModel):
+    """Where a replica finds versions, and how many it keeps opened."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    publish_root: str = Field(description="Folder of the published versions.")
+    version: int | None = Field(
+        None, ge=1, description="The only version to serve; null follows CURRENT."
+    )
+    kept: int = Field(3, ge=1, description="Opened versions kept; the longest unused one goes.")
+    poll_seconds: float = Field(0.5, gt=0, description="Time between two looks at CURRENT.")
+
+    def store(self) -> VersionStore:
+        """The versions."""
+        return VersionStore(self.publish_root)
+
+    def cache(self, load: Callable[[StoreVersion], T]) -> VersionCache[T]:
+        """Opened versions, the first one loaded, CURRENT watched.
+
+        Args:
+            load: Makes of an opened version what the replica answers from.
+
+        Raises:
+            StoreError: Neither CURRENT nor an older version opens.
+        """
+        cache = VersionCache(self, load)
+        cache.start()
+        return cache
+
+    def wanted(self) -> int:
+        """Number of the version to serve.
+
+        Raises:
+            StoreError: Nothing is published, or the pointer is damaged.
+        """
+        return self.store().current() if self.version is None else self.version
+
+    def wanted_first(self) -> list[int]:
+        """Numbers to try at a start: the wanted one, then the latest before it.
+
+        Raises:
+            StoreError: Nothing is published, or the pointer is damaged.
+        """
+        number = self.wanted()
+        if self.version is not None:
+            return [number]
+        older = [other for other in self.store().versions() if other < number]
+        return [number, *older[: -FALL_BACKS - 1 : -1]]
+
+
+class VersionCache(Generic[T]):
+    """Opened versions by number.
+
+    Args:
+        access: Where versions are, and how many are kept.
+        load: Makes of an opened version what the replica answers from; called in a thread.
+    """
+
+    def __init__(self, access: StoreAccess, load: Callable[[StoreVersion], T]) -> None:
+        self._access = access
+        self._load = load
+        self._opened: OrderedDict[int, T] = OrderedDict()
+        self._opening: dict[int, Future[T]] = {}
+        self._lock = threading.Lock()
+        # One at a time: opening reads whole files, and requests want the disk and a core too.
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-version")
+        self._stopped = threading.Event()
+
+    def start(self) -> int:
+        """Open the first version, and watch CURRENT from then on.
+
+        Returns:
+            Number of the version that was opened.
+
+        Raises:
+            StoreError: Neither CURRENT nor an older version opens.
+        """
+        number = self._open_first(self._access.wanted_first())
+        if self._access.version is None:
+            threading.Thread(
+                target=self._watch, args=(self._access.wanted(),), name="watch-current", daemon=True
+            ).start()
+        return number
+
+    def close(self) -> None:
+        """End the watch."""
+        self._stopped.set()
+        self._opener.shutdown(wait=False)
+
+    def numbers(self) -> list[int]:
+        """Numbers of the opened versions, the latest used one last."""
+        with self._lock:
+            return list(self._opened)
+
+    async def get(self, number: int) -> T:
+        """An opened version; opens it where it is not yet, once for all who ask meanwhile.
+
+        Raises:
+            StoreError: It is missing or damaged, or its parts do not fit together.
+        """
+        found = self._at_hand(number)
+        if found is not None:
+            return found
+        # Shielded: who gives up waiting must not cancel it for the others.
+        return await asyncio.shield(asyncio.wrap_future(self._begin(number)))
+
+    def _at_hand(self, number: int) -> T | None:
+        with self._lock:
+            found = self._opened.get(number)
+            if found is not None:
+                self._opened.move_to_end(number)
+            return found
+
+    def _begin(self, number: int) -> Future[T]:
+        with self._lock:
+            future = self._opening.get(number)
+            if future is None:
+                future = self._opening[number] = self._opener.submit(self._open, number)
+        return future
+
+    def _open(self, number: int) -> T:
+        try:
+            found = self._at_hand(number)
+            if found is None:
+                found = self._load(self._access.store().open(number))
+            with self._lock:
+                self._opened[number] = found
+                self._opened.move_to_end(number)
+                while len(self._opened) > self._access.kept:
+                    self._opened.popitem(last=False)
+            return found
+        finally:
+            with self._lock:
+                del self._opening[number]
+
+    def _open_first(self, numbers: Sequence[int]) -> int:
+        refusals: list[StoreError] = []
+        for number in numbers:
+            try:
+                self._open_now(number)
+            except StoreError as error:
+                logger.error("version %d does not open: %s", number, error)
+                refusals.append(error)
+            else:
+                return number
+        raise refusals[0]
+
+    def _open_now(self, number: int) -> None:
+        self._begin(number).result()
+
+    def _watch(self, seen: int) -> None:
+        while not self._stopped.wait(self._access.poll_seconds):
+            try:
+                number = self._access.wanted()
+                if number == seen:
+                    continue
+                seen = number  # also where it fails: told once, not at every look
+                self._open_now(number)
+            except (RekiError, OSError) as error:
+                logger.error("the promoted version does not open: %s", error)
+            except RuntimeError:  # the opener is shut down
+                return
