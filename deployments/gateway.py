@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, cast
 
-from fastapi import FastAPI, Query, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments import errors
-from deployments.errors import ApiError
-from deployments.flow import FAILURES, ScoringFlow
+from deployments.admin import Admin, Pointer
+from deployments.api import Api, Append, GatewaySettings
+from deployments.backend import Backend, HandleBackend
+from deployments.calls import Hooks
 from deployments.guard import RequestGuard
-from deployments.messages import Behind, Sample, Scores, UserRecord
-from deployments.metrics import CONTENT_TYPE, GatewayMetrics
+from deployments.metrics import GatewayMetrics
+from deployments.route import JsonRoute
 from deployments.schemas import (
-    MAX_LIST,
     ErrorResponse,
-    KnowledgeResponse,
-    SampleItem,
-    SampleResponse,
-    ScoreRequest,
+    EventsResponse,
+    PromotedResponse,
+    RecommendResponse,
     ScoreResponse,
-    StatusResponse,
 )
+from deployments.served import Experiment, Served, no_experiment
+from deployments.versions import StoreAccess
 from reki_ray import __version__
-from reki_ray.schema import Side
 
-PAGE = Path(__file__).parent / "page" / "index.html"
-PAGE_HEADERS = {
+PAGE: Final = Path(__file__).parent / "page" / "index.html"
+PAGE_HEADERS: Final = {
     # The page asks this service alone, and no other site may frame it.
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
@@ -41,174 +41,54 @@ PAGE_HEADERS = {
 }
 
 
-class GatewaySettings(BaseModel):
-    """Limits of the HTTP interface."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_candidates: int = Field(1000, ge=1, le=MAX_LIST, description="Candidates a request.")
-    max_history: int = Field(200, ge=0, le=MAX_LIST, description="Past interactions a request.")
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest body, bytes.")
-    timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
-
-
-class Backend(Protocol):
-    """The rest of the graph, as the gateway sees it."""
-
-    def user(self, user_id: str) -> Awaitable[UserRecord]:
-        """Ask the lookup for a user."""
-
-    def behind(self, side: Side, subject_id: str) -> Awaitable[Behind | None]:
-        """Ask the lookup what stands behind a vector."""
-
-    def sample(self, users: int, items: int) -> Awaitable[Sample]:
-        """Ask the lookup for some ids."""
-
-    def score(self, user: UserRecord, candidates: list[str]) -> Awaitable[Scores]:
-        """Ask the scorer."""
-
-
-class HandleBackend:
-    """The rest of the graph behind Serve's handles."""
-
-    def __init__(self, lookup: DeploymentHandle[Any], scorer: DeploymentHandle[Any]) -> None:
-        self._lookup = lookup
-        self._scorer = scorer
-
-    def user(self, user_id: str) -> Awaitable[UserRecord]:
-        """See `Backend`."""
-        return self._lookup.user.remote(user_id)
-
-    def behind(self, side: Side, subject_id: str) -> Awaitable[Behind | None]:
-        """See `Backend`."""
-        return self._lookup.behind.remote(side, subject_id)
-
-    def sample(self, users: int, items: int) -> Awaitable[Sample]:
-        """See `Backend`."""
-        return self._lookup.sample.remote(users, items)
-
-    def score(self, user: UserRecord, candidates: list[str]) -> Awaitable[Scores]:
-        """See `Backend`."""
-        return self._scorer.score.remote(user, candidates)
-
-
-class Api:
-    """What the endpoints do.
+@dataclass(frozen=True)
+class Extensions:
+    """What a graph may have beyond versions: each part is None where it has not.
 
     Args:
-        backend: The rest of the graph.
-        settings: Limits.
-        metrics: Counters of this replica.
+        append: Makes events durable.
+        experiment: Tells the running experiment, whenever it is asked.
     """
 
-    def __init__(
-        self, backend: Backend, settings: GatewaySettings, metrics: GatewayMetrics
-    ) -> None:
-        self._backend = backend
-        self._settings = settings
-        self._metrics = metrics
-        self._flow = ScoringFlow(
-            backend.user, backend.score, settings.timeout_seconds, metrics.retried
-        )
-        self._ready = False
-        self._page = PAGE.read_text(encoding="utf-8")
-
-    async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """Score candidates for one user, in their order."""
-        self._limit("candidates", len(request.candidates), self._settings.max_candidates)
-        self._limit("history", len(request.history or []), self._settings.max_history)
-        response = await self._flow.score(request)
-        self._metrics.scored(response.user.source, degraded=response.degraded)
-        return response
-
-    async def user_knowledge(self, user_id: str) -> KnowledgeResponse:
-        """The text behind a user's vector."""
-        return await self._knowledge("users", user_id)
-
-    async def item_knowledge(self, item_id: str) -> KnowledgeResponse:
-        """The text behind an item's vector."""
-        return await self._knowledge("items", item_id)
-
-    async def sample(
-        self, users: int = Query(20, ge=0, le=200), items: int = Query(10, ge=0, le=200)
-    ) -> SampleResponse:
-        """Some ids of the store to try the service with."""
-        found = await self._ask(self._backend.sample(users, items))
-        titled = [SampleItem(item_id=item, title=title) for item, title in found.items]
-        return SampleResponse(users=found.users, items=titled, store_version=found.store_version)
-
-    async def healthz(self) -> StatusResponse:
-        """Whether this replica lives."""
-        return StatusResponse(status="ok")
-
-    async def readyz(self) -> StatusResponse:
-        """Whether store and model are loaded and a warm-up score went through the graph."""
-        if not self._ready:
-            sample = await self._ask(self._backend.sample(1, 1))
-            warm_up = ScoreRequest(
-                user_id=next(iter(sample.users), "nobody"),
-                candidates=[item for item, _ in sample.items] or ["nothing"],
-            )
-            if (await self._flow.score(warm_up)).degraded:
-                raise ApiError(503, "not_ready", "The lookup does not answer yet.")
-            self._ready = True
-        return StatusResponse(status="ready")
-
-    async def metrics(self) -> Response:
-        """Metrics of this replica in the Prometheus text format."""
-        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
-
-    async def page(self) -> HTMLResponse:
-        """A page to try the service with."""
-        return HTMLResponse(self._page, headers=PAGE_HEADERS)
-
-    async def _knowledge(self, side: Side, subject_id: str) -> KnowledgeResponse:
-        found = await self._ask(self._backend.behind(side, subject_id))
-        if found is None:
-            raise ApiError(404, "unknown_id", f"The store knows no such id among its {side}.")
-        return KnowledgeResponse.model_validate(
-            {
-                "id": subject_id,
-                "side": side,
-                "title": found.title,
-                "attributes": found.attributes,
-                "source": found.source,
-                "cluster_id": found.cluster_id,
-                "knowledge": found.texts,
-                "store_version": found.store_version,
-            }
-        )
-
-    async def _ask(self, answer: Awaitable[Any]) -> Any:
-        try:
-            return await asyncio.wait_for(answer, self._settings.timeout_seconds)
-        except FAILURES as error:
-            raise ApiError(
-                503,
-                "lookup_unavailable",
-                "No lookup can be reached; ask again.",
-                headers={"Retry-After": "1"},
-            ) from error
-
-    def _limit(self, field: str, count: int, most: int) -> None:
-        if count > most:
-            raise ApiError(
-                422,
-                f"too_many_{field}",
-                f"The request names too many {field}.",
-                details={"count": count, "max": most},
-            )
+    append: Append | None = None
+    experiment: Callable[[], Experiment | None] = no_experiment
 
 
-def build_api(backend: Backend, settings: GatewaySettings, metrics: GatewayMetrics) -> FastAPI:
+Extend = Callable[[StoreAccess, str], Extensions]
+"""Makes a replica's extensions from where versions are and the replica's name."""
+
+
+def no_extensions(access: StoreAccess, replica: str) -> Extensions:
+    """A graph that serves versions and no more."""
+    return Extensions()
+
+
+def build_api(
+    backend: Backend,
+    access: StoreAccess,
+    settings: GatewaySettings,
+    metrics: GatewayMetrics,
+    extensions: Extensions | None = None,
+) -> FastAPI:
     """The HTTP application over the rest of the graph.
 
     Args:
         backend: The rest of the graph.
+        access: Where versions are.
         settings: Limits.
         metrics: Counters of this replica.
+        extensions: What the graph has beyond versions.
     """
-    api = Api(backend, settings, metrics)
+    extensions = extensions or Extensions()
+    hooks = Hooks(retried=metrics.retried)
+    served = Served(access, backend.prepare, extensions.experiment, hooks)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await served.start()
+        yield
+        await served.stop()
+
     app = FastAPI(
         title="reki-ray",
         version=__version__,
@@ -216,20 +96,53 @@ def build_api(backend: Backend, settings: GatewaySettings, metrics: GatewayMetri
         docs_url=None,  # the interactive pages load scripts from elsewhere
         redoc_url=None,
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
+        lifespan=lifespan,
     )
     errors.install(app)
     app.add_middleware(
         RequestGuard, max_body_bytes=settings.max_body_bytes, observe=metrics.observe
     )
-    app.post("/v1/score")(api.score)
+    _route(
+        app,
+        Api(backend, served, settings, metrics, hooks, extensions.append),
+        # The store tells promotions and rollbacks.
+        Admin(cast(Pointer, access.store()), served),
+    )
+    return app
+
+
+def _route(app: FastAPI, api: Api, admin: Admin) -> None:
+    described: tuple[tuple[str, Any, type], ...] = (
+        ("/v1/score", api.score, ScoreResponse),
+        ("/v1/recommend", api.recommend, RecommendResponse),
+        ("/v1/events", api.events, EventsResponse),
+        ("/v1/admin/promote", admin.promote, PromotedResponse),
+    )
+    for path, endpoint, answer in described:
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            response_model=answer,
+            route_class_override=JsonRoute,
+            responses=app.router.responses,
+        )
+    app.post("/v1/admin/rollback")(admin.rollback)
+    app.get("/v1/admin/versions")(admin.versions)
+    app.get("/v1/versions")(api.versions)
     app.get("/v1/users/{user_id:path}/knowledge")(api.user_knowledge)
     app.get("/v1/items/{item_id:path}/knowledge")(api.item_knowledge)
     app.get("/v1/sample")(api.sample)
     app.get("/healthz")(api.healthz)
     app.get("/readyz")(api.readyz)
     app.get("/metrics", response_class=Response)(api.metrics)
-    app.get("/", response_class=HTMLResponse, include_in_schema=False)(api.page)
-    return app
+    page = HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
+
+    async def show_page() -> HTMLResponse:
+        """A page to try the service with."""
+        return page
+
+    app.get("/", response_class=HTMLResponse, include_in_schema=False)(show_page)
 
 
 @serve.ingress()
@@ -237,20 +150,36 @@ class Gateway:
     """Serves the HTTP interface.
 
     Args:
+        access: Where versions are.
+        settings: Limits.
         lookup: Handle of `Lookup`.
         scorer: Handle of `Scorer`.
-        settings: Limits.
+        retriever: Handle of a retriever; None in a graph without.
+        reranker: Handle of a reranker; None in a graph without.
+        extend: Makes what the graph has beyond versions; called once, in the replica.
     """
 
     def __init__(
         self,
+        access: StoreAccess,
+        settings: GatewaySettings,
         lookup: DeploymentHandle[Any],
         scorer: DeploymentHandle[Any],
-        settings: GatewaySettings,
+        retriever: DeploymentHandle[Any] | None = None,
+        reranker: DeploymentHandle[Any] | None = None,
+        extend: Extend = no_extensions,
     ) -> None:
-        self._backend = HandleBackend(lookup, scorer)
+        self._access = access
         self._settings = settings
+        self._extend = extend
+        self._backend = HandleBackend(lookup, scorer, retriever, reranker)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
         replica = serve.get_replica_context().replica_tag
-        return build_api(self._backend, self._settings, GatewayMetrics(replica))
+        return build_api(
+            self._backend,
+            self._access,
+            self._settings,
+            GatewayMetrics(replica),
+            self._extend(self._access, replica),
+        )

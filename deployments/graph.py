@@ -1,51 +1,82 @@
-"""The composed graph: gateway -> lookup -> gateway -> scorer.
+"""The graph: composed of deployments, or fused into one.
 
 serve run deployments.graph:build_app publish_root=runs/movielens-100k/publish
+serve run deployments.graph:build_fused_app publish_root=runs/movielens-100k/publish
+
+Composed, each part scales and fails by itself; fused, a request makes no hop. Both are made of
+the same classes and give the same scores.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 from ray import serve
 from ray.serve import Application, Deployment
 
-from deployments.gateway import Gateway, GatewaySettings
+from deployments.api import GatewaySettings
+from deployments.fused import FusedGateway
+from deployments.gateway import Gateway
 from deployments.lookup import Lookup
-from deployments.schemas import MAX_LIST
-from deployments.scorer import Scorer
-from reki_ray.store.versions import VersionStore
+from deployments.scorer import MAX_BATCH_SIZE, Scorer
+from deployments.versions import StoreAccess
+from reki_ray.importing import load
 
-_DEFAULT = GatewaySettings()
+RETRIEVER: Final = "deployments.retriever:Retriever"
+RERANKER: Final = "deployments.reranker:Reranker"
+"""Parts that join the graph where they are installed."""
+
+RETRY_AFTER_SECONDS: Final = 1.0
 
 
-class GraphArgs(BaseModel):
+class GraphArgs(GatewaySettings):
     """Arguments of the graph."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     publish_root: str = Field(description="Folder of the published versions.")
-    version: int | None = Field(None, ge=1, description="Version to serve; null is the current.")
-    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway.")
-    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup.")
-    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer.")
-    max_candidates: int = Field(
-        _DEFAULT.max_candidates, ge=1, le=MAX_LIST, description="Candidates a request may name."
+    version: int | None = Field(
+        None, ge=1, description="The only version to serve; null follows what is promoted."
     )
-    max_history: int = Field(
-        _DEFAULT.max_history, ge=0, le=MAX_LIST, description="Interactions a request may carry."
+    kept_versions: int = Field(3, ge=1, description="Opened versions kept in a replica.")
+    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
+    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
+    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer, at least.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
     )
-    timeout_seconds: float = Field(
-        _DEFAULT.timeout_seconds, gt=0, description="Time budget of a request, seconds."
+    target_ongoing_requests: float = Field(
+        8.0, gt=0, description="Requests in work a replica that autoscaling aims at."
     )
+    max_queued_requests: int = Field(
+        64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
+    )
+    max_batch_size: int = Field(MAX_BATCH_SIZE, ge=1, description="Most requests a forward.")
+
+    @property
+    def access(self) -> StoreAccess:
+        """Where the versions are."""
+        root = str(Path(self.publish_root).resolve())
+        return StoreAccess(publish_root=root, version=self.version, kept=self.kept_versions)
+
+    @property
+    def settings(self) -> GatewaySettings:
+        """What of these the gateway takes."""
+        return GatewaySettings.model_validate(
+            self.model_dump(include=set(GatewaySettings.model_fields))
+        )
+
+    @model_validator(mode="after")
+    def _ranges_are_no_empty_ones(self) -> Self:
+        least = max(self.gateway_replicas, self.lookup_replicas, self.scorer_replicas)
+        if self.max_replicas is not None and self.max_replicas < least:
+            raise ValueError(f"max_replicas is {self.max_replicas}, but {least} are asked for")
+        return self
 
 
 def build_app(args: GraphArgs) -> Application:
-    """Compose the graph.
-
-    The version is fixed here, so that a replica that restarts after a publication serves the
-    same vectors as the others.
+    """Compose the graph: a gateway that calls lookup, scorer, and what else is installed.
 
     Args:
         args: Arguments, or a mapping with their keys.
@@ -54,31 +85,91 @@ def build_app(args: GraphArgs) -> Application:
         StoreError: Nothing is published at `publish_root`.
     """
     args = GraphArgs.model_validate(args)
-    root = Path(args.publish_root).resolve()
-    store = VersionStore(root)
-    version = store.current() if args.version is None else args.version
-    settings = GatewaySettings(
-        max_candidates=args.max_candidates,
-        max_history=args.max_history,
-        timeout_seconds=args.timeout_seconds,
+    access = args.access
+    access.wanted()  # told here, not in a replica's log
+    lookup = _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(access)
+    scorer = _part(args, Scorer, args.scorer_replicas, cpus=0.5).bind(access, args.max_batch_size)
+    further = [
+        None if kind is None else _part(args, kind, args.scorer_replicas, cpus=0.2).bind(access)
+        for kind in (_installed(RETRIEVER), _installed(RERANKER))
+    ]
+    gateway = _ingress(args, Gateway, cpus=0.1)
+    return gateway.bind(access, args.settings, lookup, scorer, *further)
+
+
+def build_fused_app(args: GraphArgs) -> Application:
+    """The same graph in one deployment, without a hop inside.
+
+    Args:
+        args: Arguments, or a mapping with their keys; the replicas are those of the gateway.
+
+    Raises:
+        StoreError: Nothing is published at `publish_root`.
+    """
+    args = GraphArgs.model_validate(args)
+    access = args.access
+    access.wanted()
+    gateway = _ingress(args, FusedGateway, cpus=0.5)
+    return gateway.bind(
+        access, args.settings, args.max_batch_size, _installed(RETRIEVER), _installed(RERANKER)
     )
-    lookup = _deployment(Lookup, args.lookup_replicas, cpus=0.1).bind(str(root), version)
-    scorer = _deployment(Scorer, args.scorer_replicas, cpus=0.5).bind(str(root), version)
-    gateway = _deployment(Gateway, args.gateway_replicas, cpus=0.1)
-    return gateway.bind(lookup, scorer, settings)
 
 
-def _deployment(kind: type[object], replicas: int, *, cpus: float) -> Deployment:
+def _installed(path: str) -> Any:
+    """A part of the graph; None where it is not installed."""
+    module, _, _ = path.partition(":")
+    return None if importlib.util.find_spec(module) is None else load(path)
+
+
+def _ingress(args: GraphArgs, kind: type[object], *, cpus: float) -> Deployment:
+    ongoing = args.max_ongoing_requests
+    return _deployment(
+        args,
+        kind,
+        args.gateway_replicas,
+        cpus,
+        # Above the gateway's own bound, so that it answers what is too much, in its own form.
+        max_ongoing_requests=2 * ongoing,
+        max_queued_requests=2 * ongoing,
+        backpressure_config={"retry_after_s": RETRY_AFTER_SECONDS},
+    )
+
+
+def _part(args: GraphArgs, kind: type[object], replicas: int, *, cpus: float) -> Deployment:
+    return _deployment(
+        args,
+        kind,
+        replicas,
+        cpus,
+        # Calls wait for each other more than they compute, and what waits makes batches; at
+        # Serve's default of 5 they would queue in the gateway while replicas idle.
+        max_ongoing_requests=max(args.max_ongoing_requests, 2 * args.max_batch_size),
+        max_queued_requests=args.max_queued_requests,
+    )
+
+
+def _deployment(
+    args: GraphArgs, kind: type[object], replicas: int, cpus: float, **limits: Any
+) -> Deployment:
+    scaling: dict[str, Any] = {"num_replicas": replicas}
+    if args.max_replicas is not None:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": replicas,
+                "max_replicas": args.max_replicas,
+                "target_ongoing_requests": args.target_ongoing_requests,
+            }
+        }
     return serve.deployment(
-        num_replicas=replicas,
+        **scaling,
+        **limits,
         # Small claims let the graph fit beside other work on two cores.
         ray_actor_options={"num_cpus": cpus},
-        # Requests wait for each other more than they compute; at Serve's default of 5 they
-        # would queue in the proxy while replicas idle.
-        max_ongoing_requests=200,
         # A new replica comes up before the old one leaves: with a single replica, an update
         # would otherwise answer 503 meanwhile.
         max_surge_percent=100,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=5.0,
+        # A replica that died is replaced when its health is looked at.
+        health_check_period_s=2.0,
     )(kind)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from deployments.messages import NO_PROFILE, Behind, Sample, UserRecord
+from deployments.versions import StoreAccess
 from reki_ray.schema import Side, Source
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.store.contents import Profile
+from reki_ray.store.versions import StoreVersion
+
+AddRecent = Callable[[str, Profile], Profile]
+"""A user's profile with the interactions that came since the version was built."""
+
+OpenRecent = Callable[[], AddRecent]
+"""Opens what is known of recent interactions; called once, in the replica."""
 
 
 class StoreReader:
@@ -29,6 +38,11 @@ class StoreReader:
             vectors, sources = self._version.users.lookup([user_id])
             vector, source = vectors[0], cast(Source, sources[0])
         return UserRecord(profile or NO_PROFILE, vector, source, self._version.name)
+
+    def titles(self, item_ids: Sequence[str]) -> list[str | None]:
+        """Title of each item; None where the catalogue does not hold it."""
+        items = [self._version.catalogue.get(item_id) for item_id in item_ids]
+        return [None if item is None else item.title for item in items]
 
     def behind(self, side: Side, subject_id: str) -> Behind | None:
         """What stands behind the vector of an id; None where the store does not know the id."""
@@ -65,28 +79,48 @@ class StoreReader:
 
 
 class Lookup:
-    """Serves a `StoreReader`.
+    """Serves a `StoreReader` of each version that it is asked for.
 
     Args:
-        publish_root: Folder of the versions.
-        version: Number of the version.
+        access: Where versions are.
+        recent: Opens recent interactions, which then join the stored ones; None leaves them out.
 
     Raises:
-        StoreError: The version is missing or damaged.
+        StoreError: Neither CURRENT nor an older version opens.
     """
 
-    def __init__(self, publish_root: str, version: int) -> None:
-        self._reader = StoreReader(VersionStore(publish_root).open(version))
+    def __init__(self, access: StoreAccess, recent: OpenRecent | None = None) -> None:
+        self._versions = access.cache(StoreReader)
+        self._add_recent = None if recent is None else recent()
+
+    async def prepare(self, version: int) -> None:
+        """Open a version, if it is not yet.
+
+        Raises:
+            StoreError: It is missing or damaged.
+        """
+        await self._versions.get(version)
 
     # A lookup takes microseconds: a thread of its own would cost more than it frees.
-    async def user(self, user_id: str) -> UserRecord:
-        """See `StoreReader.user`."""
-        return self._reader.user(user_id)
+    async def user(self, user_id: str, version: int) -> UserRecord:
+        """See `StoreReader.user`; with recent interactions, where they are known."""
+        found = (await self._versions.get(version)).user(user_id)
+        if self._add_recent is None:
+            return found
+        return dataclasses.replace(found, profile=self._add_recent(user_id, found.profile))
 
-    async def behind(self, side: Side, subject_id: str) -> Behind | None:
+    async def titles(self, item_ids: Sequence[str], version: int) -> list[str | None]:
+        """See `StoreReader.titles`."""
+        return (await self._versions.get(version)).titles(item_ids)
+
+    async def behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
         """See `StoreReader.behind`."""
-        return self._reader.behind(side, subject_id)
+        return (await self._versions.get(version)).behind(side, subject_id)
 
-    async def sample(self, users: int, items: int) -> Sample:
+    async def sample(self, users: int, items: int, version: int) -> Sample:
         """See `StoreReader.sample`."""
-        return self._reader.sample(users, items)
+        return (await self._versions.get(version)).sample(users, items)
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        self._versions.close()

@@ -12,7 +12,13 @@ MAX_ID_CHARS = 512
 MAX_LIST = 10_000
 """No configuration may allow longer lists in a request."""
 
+MAX_EVENTS = 1000
+"""Events a request may bring: they are made durable together."""
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
+Rating = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Timestamp = Annotated[int, Field(ge=0, le=253_402_300_799)]
+RequestId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class _Request(BaseModel):
@@ -25,12 +31,14 @@ class HistoryItem(_Request):
     """One past interaction."""
 
     item_id: Id
-    rating: float | None = Field(
-        None, ge=-1e6, le=1e6, allow_inf_nan=False, description="On the scale of training."
-    )
-    timestamp: int | None = Field(
-        None, ge=0, le=253_402_300_799, description="Seconds since the epoch, UTC."
-    )
+    rating: Rating | None = Field(None, description="On the scale of training.")
+    timestamp: Timestamp | None = Field(None, description="Seconds since the epoch, UTC.")
+
+
+History = Annotated[list[HistoryItem], Field(max_length=MAX_LIST)]
+_HISTORY = (
+    "Past interactions, oldest first, in place of the stored ones; leave it out to use these."
+)
 
 
 class ScoreRequest(_Request):
@@ -38,15 +46,44 @@ class ScoreRequest(_Request):
 
     user_id: Id
     candidates: list[Id] = Field(min_length=1, max_length=MAX_LIST)
-    history: list[HistoryItem] | None = Field(
-        None,
-        max_length=MAX_LIST,
-        description="Past interactions, oldest first, in place of the stored ones; leave it out "
-        "to score with the stored ones.",
+    history: History | None = Field(None, description=_HISTORY)
+    request_id: RequestId | None = Field(None, description="Echoed; left out, one is made.")
+
+
+class RecommendRequest(_Request):
+    """How many unseen items to recommend to one user."""
+
+    user_id: Id
+    k: int = Field(10, ge=1, le=MAX_LIST, description="Items to recommend, at most.")
+    history: History | None = Field(None, description=_HISTORY)
+    exclude: list[Id] = Field(
+        [], max_length=MAX_LIST, description="Items not to recommend, beside those of the history."
     )
-    request_id: str | None = Field(
-        None, min_length=1, max_length=128, description="Echoed; left out, one is made."
+    request_id: RequestId | None = Field(None, description="Echoed; left out, one is made.")
+
+
+class EventItem(_Request):
+    """One thing that a user did."""
+
+    user_id: Id
+    item_id: Id
+    event: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = Field(
+        description="Kind of event, as click or rating."
     )
+    timestamp: Timestamp = Field(description="Seconds since the epoch, UTC.")
+    rating: Rating | None = Field(None, description="On the scale of training.")
+    request_id: RequestId | None = Field(
+        None, description="Of the answer that showed the item, where there was one."
+    )
+
+
+Events = Annotated[list[EventItem], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+class PromoteRequest(_Request):
+    """The version to serve from now on."""
+
+    version: int = Field(ge=1, le=2**31)
 
 
 class UserInfo(BaseModel):
@@ -69,12 +106,77 @@ class ScoreResponse(BaseModel):
     request_id: str
     model_version: str = Field(description="First 12 digits of the model's fingerprint.")
     store_version: str = Field(description="As v3.")
-    variant: str = Field(description="Arm of the served model.")
+    variant: str = Field(description="Variant of the experiment, or arm of the served model.")
     user: UserInfo
     scores: list[ItemScore]
     degraded: bool = Field(
         description="The user's profile and vector could not be used; fallbacks took their place."
     )
+
+
+class RecommendedItem(ItemScore):
+    """One recommended item."""
+
+    title: str | None = Field(description="Null where it could not be looked up.")
+
+
+class RecommendResponse(BaseModel):
+    """Unseen items, the best one first."""
+
+    request_id: str
+    model_version: str = Field(description="First 12 digits of the model's fingerprint.")
+    store_version: str = Field(description="As v3.")
+    variant: str = Field(description="Variant of the experiment, or arm of the served model.")
+    user: UserInfo
+    items: list[RecommendedItem]
+    degraded: bool = Field(description="A part of the graph could not be asked.")
+
+
+class EventsResponse(BaseModel):
+    """Events that are durable now."""
+
+    accepted: int
+
+
+class VariantInfo(BaseModel):
+    """A version and the name under which it answers."""
+
+    name: str
+    version: int
+
+
+class VersionsResponse(BaseModel):
+    """What is served."""
+
+    current: int = Field(description="Number of the served version.")
+    variants: list[VariantInfo] = Field(description="Of the running experiment; empty without.")
+
+
+class VersionInfo(BaseModel):
+    """A published version."""
+
+    version: int
+    arm: str
+    backbone: str
+    model_version: str = Field(description="First 12 digits of the model's fingerprint.")
+    users: int
+    items: int
+    created_at: int = Field(description="Seconds since the epoch, UTC.")
+    current: bool = Field(description="Whether CURRENT names it.")
+    served: bool = Field(description="Whether this replica serves it.")
+
+
+class AdminVersionsResponse(BaseModel):
+    """All published versions, the newest one first."""
+
+    versions: list[VersionInfo]
+
+
+class PromotedResponse(BaseModel):
+    """What a promotion or a rollback led to."""
+
+    current: int = Field(description="Number that CURRENT names.")
+    served: int = Field(description="Number that this replica serves.")
 
 
 class KnowledgeText(BaseModel):

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Final, NamedTuple, cast
 
 import torch
 
+from deployments.batching import Batcher
 from deployments.messages import Scores, UserRecord
+from deployments.versions import StoreAccess
+from reki_ray.errors import StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.schema import Source
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.store.versions import StoreVersion
+
+MAX_BATCH_SIZE: Final = 16
+MAX_BATCH_CANDIDATES: Final = 2000
+"""Bounds a batch's memory; a single request may name more."""
+
+FALLBACK: Source = "fallback"
+
+
+class Question(NamedTuple):
+    """Candidates to score for a user."""
+
+    user: UserRecord
+    candidates: Sequence[str]
 
 
 class VersionScorer:
@@ -23,62 +40,129 @@ class VersionScorer:
     """
 
     def __init__(self, version: StoreVersion) -> None:
-        self._version = version
+        self.name = version.name
+        self._manifest = version.manifest
+        self._fallback = None if version.users is None else version.users.fallback
         self._scorer = version.load_scorer()
+        self._source_of = _source_of(version)
+        # The first forward sets up what later ones reuse: no request has to wait for it.
+        self.score(UserRecord(), version.catalogue.ids[:1])
 
-    def score(self, user: UserRecord, candidates: list[str]) -> Scores:
+    def score(self, user: UserRecord, candidates: Sequence[str]) -> Scores:
         """Probabilities of candidates, in their order.
 
         Args:
             user: What is known of the user.
             candidates: Item ids, also unknown ones.
         """
-        # A rolling update mixes versions for a moment; another model's vector means nothing.
-        fits = user.store_version == self._version.name
-        vector = user.vector if fits else None
-        if vector is None and self._version.users is not None:
-            vector = self._version.users.fallback
-        profile = user.profile
-        history = [
-            HistoryEvent(*event)
-            for event in zip(profile.item_ids, profile.ratings, profile.timestamps, strict=True)
+        return self.score_batch([Question(user, candidates)])[0]
+
+    def score_batch(self, questions: Sequence[Question]) -> list[Scores]:
+        """The same of several users in one forward."""
+        scores = self._scorer.score_batch(
+            [(self._input(question.user), question.candidates) for question in questions]
+        )
+        return [
+            Scores(
+                scores=found.tolist(),
+                sources=[self._source_of.get(item, FALLBACK) for item in question.candidates],
+                user_source=question.user.source if self._fits(question.user) else FALLBACK,
+                degraded=not self._fits(question.user),
+                variant=self._manifest.arm,
+                model_version=self._manifest.model_fingerprint[:12],
+                store_version=self.name,
+            )
+            for question, found in zip(questions, scores, strict=True)
         ]
-        scores = self._scorer.score(UserInput(profile.attributes, history, vector), candidates)
-        manifest = self._version.manifest
-        return Scores(
-            scores=scores.tolist(),
-            sources=self._sources(candidates),
-            user_source=user.source if fits else "fallback",
-            degraded=not fits,
-            variant=manifest.arm,
-            model_version=manifest.model_fingerprint[:12],
-            store_version=self._version.name,
+
+    def _fits(self, user: UserRecord) -> bool:
+        # Another model's vector means nothing; without a lookup there is none.
+        return user.store_version == self.name
+
+    def _input(self, user: UserRecord) -> UserInput:
+        vector = user.vector if self._fits(user) else None
+        profile = user.profile
+        start = -self._scorer.history
+        events = zip(
+            profile.item_ids[start:],
+            profile.ratings[start:],
+            profile.timestamps[start:],
+            strict=True,
+        )
+        return UserInput(
+            profile.attributes,
+            [HistoryEvent(*event) for event in events],
+            self._fallback if vector is None else vector,
         )
 
-    def _sources(self, candidates: list[str]) -> list[Source]:
-        if self._version.items is not None:
-            return cast(list[Source], self._version.items.sources(candidates))
-        # Without vectors the source tells whether the catalogue knows the item.
-        known = self._version.catalogue.known(candidates)
-        return ["individual" if is_known else "fallback" for is_known in known]
+
+def _source_of(version: StoreVersion) -> dict[str, Source]:
+    """Source of every item of the catalogue; the others are scored with the fallback."""
+    ids = version.catalogue.ids
+    if version.items is None:
+        return dict.fromkeys(ids, "individual")
+    return dict(zip(ids, cast(list[Source], version.items.sources(ids)), strict=True))
 
 
 class Scorer:
-    """Serves a `VersionScorer`.
+    """Serves a `VersionScorer` of each version that it is asked for.
 
     Args:
-        publish_root: Folder of the versions.
-        version: Number of the version.
+        access: Where versions are.
+        max_batch_size: Most requests a forward.
 
     Raises:
-        StoreError: The version is missing or damaged, or its parts do not fit together.
+        StoreError: Neither CURRENT nor an older version opens.
     """
 
-    def __init__(self, publish_root: str, version: int) -> None:
+    def __init__(self, access: StoreAccess, max_batch_size: int = MAX_BATCH_SIZE) -> None:
         # A request's matrices are small: more threads only wait for each other.
         torch.set_num_threads(1)
-        self._scorer = VersionScorer(VersionStore(publish_root).open(version))
+        self._versions = access.cache(VersionScorer)
+        self._batcher: Batcher[tuple[VersionScorer, Question], Scores] = Batcher(
+            _answer,
+            max_batch_size=max_batch_size,
+            max_weight=MAX_BATCH_CANDIDATES,
+            weigh=lambda asked: len(asked[1].candidates),
+        )
 
-    async def score(self, user: UserRecord, candidates: list[str]) -> Scores:
+    async def prepare(self, version: int) -> None:
+        """Load a version, if it is not yet.
+
+        Raises:
+            StoreError: It is missing or damaged, or its parts do not fit together.
+        """
+        await self._versions.get(version)
+
+    async def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Scores:
         """See `VersionScorer.score`."""
-        return self._scorer.score(user, candidates)
+        scorer = await self._versions.get(version)
+        return await self._batcher.ask((scorer, Question(user, candidates)))
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        self._versions.close()
+
+
+def _answer(asked: Sequence[tuple[VersionScorer, Question]]) -> list[Scores | Exception]:
+    """Scores of questions to several versions, each version's in one forward."""
+    by_version: dict[VersionScorer, list[int]] = {}
+    for place, (scorer, _) in enumerate(asked):
+        by_version.setdefault(scorer, []).append(place)
+    answers: dict[int, Scores | Exception] = {}
+    for scorer, places in by_version.items():
+        found = _scores_or_errors(scorer, [asked[place][1] for place in places])
+        answers.update(zip(places, found, strict=True))
+    return [answers[place] for place in range(len(asked))]
+
+
+def _scores_or_errors(
+    scorer: VersionScorer, questions: Sequence[Question]
+) -> Sequence[Scores | Exception]:
+    try:
+        return scorer.score_batch(questions)
+    except StoreError as error:
+        if len(questions) == 1:
+            return [error]
+        # One misfit must not fail the others.
+        return [answer for one in questions for answer in _scores_or_errors(scorer, [one])]

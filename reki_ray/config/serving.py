@@ -61,20 +61,49 @@ class StoreConfig(Section):
 
 
 class ServeConfig(Section):
-    """The composed graph."""
+    """The online graph."""
 
-    app: str = Field(
-        "deployments.graph:build_app", description="Import path of the application builder."
+    graph: Literal["composed", "fused"] = Field(
+        "composed",
+        description="composed: each part is a deployment, which scales and fails by itself; "
+        "fused: all parts in one replica, without a hop.",
+    )
+    app: str | None = Field(
+        None, description="Import path of another application builder; null takes that of `graph`."
+    )
+    ingress: Literal["auto", "haproxy", "serve"] = Field(
+        "auto",
+        description="HTTP proxy: HAProxy, or that of Ray Serve; auto takes HAProxy where it is "
+        "installed.",
     )
     host: str = Field("127.0.0.1", description="Address of the HTTP proxy.")
     port: int = Field(
         8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 takes a free one."
     )
-    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway.")
-    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup.")
-    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer.")
+    version: int | None = Field(
+        None, ge=1, description="The only version to serve; null follows what is promoted."
+    )
+    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
+    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
+    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer, at least.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
+    )
+    target_ongoing_requests: float = Field(
+        8.0, gt=0, description="Requests in work a replica that autoscaling aims at."
+    )
+    max_ongoing_requests: int = Field(
+        64,
+        ge=1,
+        description="Requests that a gateway works on at once; more are answered 503 at once.",
+    )
+    max_queued_requests: int = Field(
+        64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
+    )
+    max_batch_size: int = Field(16, ge=1, description="Most requests a forward.")
     max_candidates: int = Field(1000, ge=1, description="Candidates a request may name.")
     max_history: int = Field(200, ge=1, description="Interactions a request may carry.")
+    max_recommended: int = Field(100, ge=1, description="Items that may be recommended at once.")
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
     measure_candidates: int = Field(100, ge=1, description="Candidates a measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")

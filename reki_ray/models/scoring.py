@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,20 @@ from reki_ray.models.bundle import ModelBundle, Vectors
 from reki_ray.models.embedded_model import History, Items
 from reki_ray.models.fields import NO_TIME, PADDING, EncodedItems, encode_gaps
 
+Spread = Callable[[Tensor], Tensor]
+
 _UNKNOWN_ITEM = 1
 """Row of an item that the catalogue does not hold; row 0 is padding."""
 
 
-@dataclass(frozen=True)
-class HistoryEvent:
+Prestored = Literal["h", "r"]
+"""Vectors that were computed before: augmented vectors h, or representations r."""
+
+
+class HistoryEvent(NamedTuple):
     """One past interaction.
 
-    Args:
+    Attributes:
         item_id: The item.
         rating: Its rating; None where there is none.
         timestamp: Seconds since the epoch; None where it is not known.
@@ -41,7 +47,8 @@ class UserInput:
     Args:
         attributes: Profile values by attribute; None for a user without profile.
         history: Past interactions, oldest first; the model takes the last L.
-        augmented: Augmented vector h_u (q,); None only for a model without knowledge.
+        augmented: Augmented vector h_u (q,), or representation r_u (K d,) for a scorer of
+            prestored representations; None only for a model without knowledge.
     """
 
     attributes: Mapping[str, Sequence[str]] | None
@@ -50,10 +57,10 @@ class UserInput:
 
 
 class CandidateScorer:
-    """Scores candidates of one user at a time.
+    """Scores candidates of users.
 
     Item vectors of the catalogue are computed once, here. Scores are deterministic, and a
-    candidate's score does not depend on the other candidates.
+    candidate's score does not depend on what is scored with it.
 
     Args:
         bundle: Trained model.
@@ -62,8 +69,8 @@ class CandidateScorer:
         augmented_items: Augmented vectors h_i (I, q); None for a model without knowledge.
         augmented_item_fallback: h_i (q,) of items outside the catalogue; None for a model
             without knowledge.
-        augment_user: Makes h_u (1, q) of what requests bring, (1, d), where that is a
-            representation; None where it is h_u itself.
+        prestored: With r, the vectors of items and users are representations r (K d), and HEIN
+            makes h of them: of the items' here, of a user's at each request.
 
     Raises:
         StoreError: The augmented vectors do not fit the model or the catalogue.
@@ -77,16 +84,28 @@ class CandidateScorer:
         augmented_items: Vectors | None,
         augmented_item_fallback: Vectors | None,
         *,
-        augment_user: Callable[[Vectors], Vectors] | None = None,
+        prestored: Prestored = "h",
     ) -> None:
         self.bundle = bundle
-        self._augment_user = augment_user
+        self._prestored = prestored
+        self._user_width = bundle.augmented_dim
+        if prestored == "r" and bundle.uses_knowledge:
+            self._user_width = bundle.architecture.width("users")
+            if augmented_items is not None:
+                augmented_items = bundle.augment_items(augmented_items)
+            if augmented_item_fallback is not None:
+                augmented_item_fallback = bundle.augment_items(augmented_item_fallback[None])[0]
         self._rows = {item: row for row, item in enumerate(item_ids, _UNKNOWN_ITEM + 1)}
         # The ids of padding and of the unknown item are empty: no item has them.
         encoded = bundle.features.encode_items(["", "", *item_ids], [None, None, *item_attributes])
         encoded.ids[0] = PADDING
         self._augmented = self._stack(augmented_items, augmented_item_fallback, len(item_ids))
         self._items = _embed(bundle, encoded, self._augmented)  # I + 2 items
+
+    @property
+    def history(self) -> int:
+        """Number L of latest interactions that the model takes."""
+        return self.bundle.history
 
     def score(self, user: UserInput, candidates: Sequence[str]) -> npt.NDArray[np.float32]:
         """Click probabilities (C,) of C candidates, in their order.
@@ -99,51 +118,87 @@ class CandidateScorer:
         Raises:
             StoreError: The user's augmented vector does not fit the model.
         """
-        if not candidates:
-            return np.zeros(0, dtype=np.float32)
-        rows = torch.tensor([self._rows.get(item, _UNKNOWN_ITEM) for item in candidates])
-        history = self._history(user.history)
-        count = len(candidates)
+        return self.score_batch([(user, candidates)])[0]
+
+    def score_batch(
+        self, questions: Sequence[tuple[UserInput, Sequence[str]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """The same of B users in one forward, each with candidates of its own.
+
+        Args:
+            questions: Users and their candidates.
+
+        Returns:
+            Click probabilities (C,) of each user's candidates.
+
+        Raises:
+            StoreError: A user's augmented vector does not fit the model.
+        """
+        counts = [len(candidates) for _, candidates in questions]
+        if not sum(counts):
+            return [np.zeros(0, dtype=np.float32) for _ in questions]
+        users = [user for user, _ in questions]
+        rows = torch.tensor(
+            [
+                self._rows.get(item, _UNKNOWN_ITEM)
+                for _, candidates in questions
+                for item in candidates
+            ]
+        )  # (N,)
+        spread = _spread(counts)
         with torch.inference_mode():
-            profile = self.bundle.model.profile(self._profile(user.attributes), 1)
+            profile = self.bundle.model.profile(self._profiles(users), len(users))
             output = self.bundle.model.output(
                 items=self._items,
                 targets=rows,
-                history=History(*(rows.expand(count, -1) for rows in history)),
-                profile=profile.expand(count, -1, -1),
-                augmented=self._pairs(user.augmented, rows),
+                history=History(*(spread(column) for column in self._histories(users))),
+                profile=spread(profile),
+                augmented=self._pairs(users, rows, spread),
             )
-            scores: npt.NDArray[np.float32] = torch.sigmoid(output.logits).numpy()
-        return scores
+            scores = torch.sigmoid(output.logits).numpy()
+        return np.split(scores, np.cumsum(counts)[:-1])
 
-    def _history(self, events: Sequence[HistoryEvent]) -> History:
+    def _histories(self, users: Sequence[UserInput]) -> History:
+        """Histories of B users (B, L)."""
         length = self.bundle.history
-        latest = events[-length:]
-        rows = np.full(length, PADDING, dtype=np.int32)
-        ratings = np.full(length, PADDING, dtype=np.int32)
-        times = np.full(length, NO_TIME, dtype=np.int64)
-        if latest:
+        shape = (len(users), length)
+        rows = np.full(shape, PADDING, dtype=np.int32)
+        ratings = np.full(shape, PADDING, dtype=np.int32)
+        times = np.full(shape, NO_TIME, dtype=np.int64)
+        for place, user in enumerate(users):
+            latest = user.history[-length:]
+            if not latest:
+                continue
             start = length - len(latest)
-            rows[start:] = [self._rows.get(event.item_id, _UNKNOWN_ITEM) for event in latest]
-            given = [np.nan if event.rating is None else event.rating for event in latest]
-            ratings[start:] = self.bundle.features.encode_ratings(np.array(given))
-            times[start:] = [NO_TIME if e.timestamp is None else e.timestamp for e in latest]
-        found = (rows, ratings, encode_gaps(times))
-        return History(*(torch.from_numpy(one)[None] for one in found))
+            items, given, at = zip(*latest, strict=True)
+            rows[place, start:] = [self._rows.get(item, _UNKNOWN_ITEM) for item in items]
+            stars = np.array([np.nan if rating is None else rating for rating in given])
+            ratings[place, start:] = self.bundle.features.encode_ratings(stars)
+            times[place, start:] = [NO_TIME if time is None else time for time in at]
+        return History(
+            torch.from_numpy(rows),
+            torch.from_numpy(ratings),
+            torch.from_numpy(encode_gaps(times)),
+        )
 
-    def _profile(self, attributes: Mapping[str, Sequence[str]] | None) -> dict[str, Tensor]:
-        encoded = self.bundle.features.encode_users([attributes])
+    def _profiles(self, users: Sequence[UserInput]) -> dict[str, Tensor]:
+        encoded = self.bundle.features.encode_users([user.attributes for user in users])
         return {name: torch.from_numpy(rows) for name, rows in encoded.items()}
 
-    def _pairs(self, augmented: Vectors | None, rows: Tensor) -> Tensor | None:
+    def _pairs(self, users: Sequence[UserInput], rows: Tensor, spread: Spread) -> Tensor | None:
+        """h_u and h_i (N, 2, q) of N candidates."""
         if self._augmented is None:
             return None
-        if augmented is not None and self._augment_user is not None:
-            augmented = self._augment_user(augmented[None])[0]
-        self._check(augmented, (self.bundle.augmented_dim,), "the user's augmented vector")
-        h_items = self._augmented.index_select(0, rows)  # (C, q)
-        h_user = torch.tensor(augmented, dtype=torch.float32).expand_as(h_items)
-        return torch.stack([h_user, h_items], dim=1)  # (C, 2, q)
+        given: list[Vectors] = []
+        for user in users:
+            self._check(user.augmented, (self._user_width,), "the user's augmented vector")
+            assert user.augmented is not None
+            given.append(user.augmented)
+        vectors = np.stack(given).astype(np.float32, copy=False)  # (B, q) or (B, K d)
+        if self._prestored == "r":
+            vectors = self.bundle.augment_users(vectors)
+        h_items = self._augmented.index_select(0, rows)  # (N, q)
+        return torch.stack([spread(torch.from_numpy(vectors)), h_items], dim=1)
 
     def _stack(
         self, augmented: Vectors | None, fallback: Vectors | None, count: int
@@ -167,6 +222,14 @@ class CandidateScorer:
                 where=f"model of arm {self.bundle.arm}",
                 todo="Publish vectors and model together, from one workspace.",
             )
+
+
+def _spread(counts: Sequence[int]) -> Spread:
+    """Repeats row b of a tensor (B, ...) once for each of user b's candidates: (N, ...)."""
+    if len(counts) == 1:  # a view: nothing is copied
+        return lambda rows: rows.expand(counts[0], *rows.shape[1:])
+    owners = torch.repeat_interleave(torch.tensor(counts))
+    return lambda rows: rows.index_select(0, owners)
 
 
 def _embed(bundle: ModelBundle, items: EncodedItems, augmented: Tensor | None) -> Items:

@@ -1,7 +1,7 @@
 """The composed graph on this cluster: brought up, made ready, and stopped.
 
-The graph is known by its import path alone (`serve.app`), so that another application with
-the same HTTP contract can take its place.
+The graph is known by its import path alone, so that another application with the same HTTP
+contract can take its place (`serve.app`).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import httpx
@@ -23,10 +24,15 @@ from reki_ray.errors import EngineError
 from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.serving.ingress import set_ingress
+from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 
 APP_NAME: Final = "reki"
+BUILDERS: Final = {
+    "composed": "deployments.graph:build_app",
+    "fused": "deployments.graph:build_fused_app",
+}
 LOGGING: Final = {"log_level": "WARNING", "enable_access_log": False}
 READY_SECONDS: Final = 120.0
 
@@ -39,7 +45,7 @@ def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) 
         StoreError: Nothing is published, or the version is damaged.
     """
     stop = threading.Event()
-    with start(config, workspace) as url:
+    with start(config, workspace, say=reporter.say) as url:
         # After the start: Ray puts handlers of its own in place.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
@@ -55,12 +61,15 @@ def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) 
 
 
 @contextlib.contextmanager
-def start(config: RekiConfig, workspace: Workspace) -> Iterator[str]:
+def start(
+    config: RekiConfig, workspace: Workspace, *, say: Callable[[str], None] = lambda _: None
+) -> Iterator[str]:
     """The graph over the current version, stopped at the end of the block.
 
     Args:
         config: The run.
         workspace: Its folder, on the local disk.
+        say: Told which HTTP proxy serves.
 
     Yields:
         Base URL, as http://127.0.0.1:8000.
@@ -70,14 +79,15 @@ def start(config: RekiConfig, workspace: Workspace) -> Iterator[str]:
         StoreError: Nothing is published, or the version is damaged.
     """
     store = open_store(workspace)
-    version = store.open()  # a damaged version is told of here, not in a replica's log
-    build = load(config.serve.app)
+    store.open(config.serve.version)  # a damaged version is told of here, not in a replica's log
+    say(_choose_ingress(config))  # before Ray is imported
+    build = load(config.serve.app or BUILDERS[config.serve.graph])
     port = claim_port(config.serve.host, config.serve.port)
     stack = contextlib.ExitStack()
     try:
         stack.enter_context(ray_session(config.ray))
         url = stack.enter_context(_serve_instance(config.serve.host, port))
-        _deploy(build(_graph_args(config.serve, store, version)), config.serve)
+        _deploy(build(_graph_args(config.serve, store)), config.serve)
         _wait_until_ready(url)
         yield url
     finally:
@@ -86,16 +96,27 @@ def start(config: RekiConfig, workspace: Workspace) -> Iterator[str]:
             stack.close()
 
 
-def _graph_args(config: ServeConfig, store: VersionStore, version: StoreVersion) -> dict[str, Any]:
+def _choose_ingress(config: RekiConfig) -> str:
+    import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
+
+    elsewhere = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
+    if ray.is_initialized() or elsewhere != "local":
+        return "HTTP proxy: as the running cluster has it"
+    return set_ingress(config.serve.ingress)
+
+
+def _graph_args(config: ServeConfig, store: VersionStore) -> dict[str, Any]:
     return {
         "publish_root": str(store.root.resolve()),
-        "version": version.manifest.version,
-        "gateway_replicas": config.gateway_replicas,
-        "lookup_replicas": config.lookup_replicas,
-        "scorer_replicas": config.scorer_replicas,
-        "max_candidates": config.max_candidates,
-        "max_history": config.max_history,
-        "timeout_seconds": config.timeout_seconds,
+        **config.model_dump(
+            include={
+                "version",
+                *("gateway_replicas", "lookup_replicas", "scorer_replicas", "max_replicas"),
+                *("target_ongoing_requests", "max_ongoing_requests", "max_queued_requests"),
+                *("max_batch_size", "max_candidates", "max_history", "max_recommended"),
+                "timeout_seconds",
+            }
+        ),
     }
 
 
@@ -156,7 +177,7 @@ def _deploy(app: Any, config: ServeConfig) -> None:
     except RuntimeError as error:
         raise EngineError(
             f"the graph does not come up: {error}",
-            where=config.app,
+            where=config.app or BUILDERS[config.graph],
             todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
         ) from error
 

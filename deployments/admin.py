@@ -1,0 +1,102 @@
+"""What the endpoints for operators do: published versions, promotion, rollback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from fastapi import Request, Response
+
+from deployments.errors import ApiError
+from deployments.route import json_response
+from deployments.schemas import AdminVersionsResponse, PromotedResponse, PromoteRequest, VersionInfo
+from deployments.served import Served
+from reki_ray.errors import StoreError
+from reki_ray.store.versions import MANIFEST, Manifest
+
+
+class Pointer(Protocol):
+    """The versions, and which of them is promoted (`VersionStore`)."""
+
+    def current(self) -> int:
+        """Number of the promoted version."""
+
+    def versions(self) -> list[int]:
+        """Numbers of all versions."""
+
+    def folder(self, version: int) -> Path:
+        """Folder of a version."""
+
+    def promote(self, number: int) -> None:
+        """Verify a version, and make it the promoted one."""
+
+    def rollback(self) -> int:
+        """Make the version promoted before the promoted one again; returns its number."""
+
+
+class Admin:
+    """What operators may do.
+
+    Args:
+        store: The versions.
+        served: What this replica serves.
+    """
+
+    def __init__(self, store: Pointer, served: Served) -> None:
+        self._store = store
+        self._served = served
+
+    async def versions(self) -> AdminVersionsResponse:
+        """All published versions, the newest one first."""
+        return await asyncio.to_thread(self._describe)
+
+    async def promote(self, request: Request, body: PromoteRequest) -> Response:
+        """Serve another version from now on, without a restart."""
+        if body.version not in await asyncio.to_thread(self._store.versions):
+            raise ApiError(
+                404,
+                "unknown_version",
+                "There is no such version; /v1/admin/versions lists them.",
+            )
+        promoted = await self._move(lambda: self._store.promote(body.version))
+        return json_response(promoted.model_dump())
+
+    async def rollback(self) -> PromotedResponse:
+        """Serve the version that was promoted before this one."""
+        return await self._move(self._store.rollback)
+
+    async def _move(self, move: Callable[[], object]) -> PromotedResponse:
+        try:
+            await asyncio.to_thread(move)
+        except StoreError as error:
+            # What and what to do, but not where: paths of the machine are not the caller's.
+            raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
+        await self._served.refresh()  # other gateways follow within one look at CURRENT
+        current = await asyncio.to_thread(self._store.current)
+        return PromotedResponse(current=current, served=self._served.number)
+
+    def _describe(self) -> AdminVersionsResponse:
+        current = self._store.current()
+        found = []
+        for number in reversed(self._store.versions()):
+            path = self._store.folder(number) / MANIFEST
+            try:
+                manifest = Manifest.model_validate_json(path.read_bytes())
+            except (OSError, ValueError):  # removed or damaged: nothing to promote
+                continue
+            found.append(
+                VersionInfo(
+                    version=number,
+                    arm=manifest.arm,
+                    backbone=manifest.backbone,
+                    model_version=manifest.model_fingerprint[:12],
+                    users=manifest.users,
+                    items=manifest.items,
+                    created_at=manifest.created_at,
+                    current=number == current,
+                    served=number == self._served.number,
+                )
+            )
+        return AdminVersionsResponse(versions=found)

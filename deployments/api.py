@@ -1,0 +1,270 @@
+"""What the endpoints for callers do; those for operators are in admin.py."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from fastapi import Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from deployments.backend import FAILURES, Backend, no_retrieval
+from deployments.calls import RETRY_LATER, Hooks, overloaded
+from deployments.errors import ApiError
+from deployments.flow import ScoringFlow
+from deployments.messages import Scores
+from deployments.metrics import CONTENT_TYPE, GatewayMetrics
+from deployments.recommend import RecommendFlow
+from deployments.route import json_response
+from deployments.schemas import (
+    MAX_LIST,
+    EventItem,
+    Events,
+    KnowledgeResponse,
+    RecommendRequest,
+    SampleItem,
+    SampleResponse,
+    ScoreRequest,
+    StatusResponse,
+    VariantInfo,
+    VersionsResponse,
+)
+from deployments.served import Served
+from reki_ray.errors import RekiError
+from reki_ray.schema import Side
+
+T = TypeVar("T")
+
+Append = Callable[[Sequence[EventItem]], None]
+"""Makes events durable; called in a thread."""
+
+
+class GatewaySettings(BaseModel):
+    """Limits of the HTTP interface."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_candidates: int = Field(1000, ge=1, le=MAX_LIST, description="Candidates a request.")
+    max_history: int = Field(200, ge=0, le=MAX_LIST, description="Past interactions a request.")
+    max_recommended: int = Field(100, ge=1, le=MAX_LIST, description="Recommended items a request.")
+    retrieved: int = Field(
+        200, ge=1, le=MAX_LIST, description="Items that are scored for one recommendation."
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest body, bytes.")
+    max_ongoing_requests: int = Field(
+        64,
+        ge=1,
+        description="Requests that a gateway works on at once; more are answered 503.",
+    )
+    timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
+
+
+class Api:
+    """What the endpoints do.
+
+    Args:
+        backend: The rest of the graph.
+        served: The version of each user.
+        settings: Limits.
+        metrics: Counters of this replica.
+        hooks: Told of repeated and refused calls.
+        append: Makes events durable; None where the graph takes none.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        served: Served,
+        settings: GatewaySettings,
+        metrics: GatewayMetrics,
+        hooks: Hooks,
+        append: Append | None,
+    ) -> None:
+        self._backend = backend
+        self._served = served
+        self._settings = settings
+        self._metrics = metrics
+        self._append = append
+        self._flow = ScoringFlow(backend, settings.timeout_seconds, hooks)
+        self._recommend = RecommendFlow(
+            backend, settings.timeout_seconds, settings.retrieved, hooks
+        )
+        self._ready = False
+        self._ongoing = 0
+
+    async def score(self, request: Request, body: ScoreRequest) -> Response:
+        """Score candidates for one user, in their order."""
+        self._limit("candidates", len(body.candidates), self._settings.max_candidates)
+        self._limit("history", len(body.history or ()), self._settings.max_history)
+        variant, version = self._served.of(body.user_id)
+        with self._working():
+            found = await self._flow.score(body.user_id, body.candidates, version, body.history)
+        entries = zip(body.candidates, found.scores, found.sources, strict=True)
+        return self._answer(
+            request,
+            body.request_id,
+            variant,
+            found,
+            degraded=found.degraded,
+            scores=[
+                {"item_id": item, "score": score, "source": source}
+                for item, score, source in entries
+            ],
+        )
+
+    async def recommend(self, request: Request, body: RecommendRequest) -> Response:
+        """Recommend unseen items to one user, the best one first."""
+        self._limit("items", body.k, self._settings.max_recommended)
+        self._limit("history", len(body.history or ()), self._settings.max_history)
+        self._limit("exclude", len(body.exclude), self._settings.max_candidates)
+        if not self._backend.retrieves:
+            raise no_retrieval()
+        variant, version = self._served.of(body.user_id)
+        with self._working():
+            found = await self._recommend.recommend(body, version)
+        scores = found.scores
+        entries = zip(found.item_ids, scores.scores, scores.sources, found.titles, strict=True)
+        return self._answer(
+            request,
+            body.request_id,
+            variant,
+            scores,
+            degraded=found.degraded,
+            items=[
+                {"item_id": item, "score": score, "source": source, "title": title}
+                for item, score, source, title in entries
+            ],
+        )
+
+    async def events(self, request: Request, body: Events) -> Response:
+        """Take events; they are durable when the answer is there."""
+        if self._append is None:
+            raise ApiError(404, "no_event_log", "This graph takes no events.")
+        with self._working():
+            try:
+                await asyncio.to_thread(self._append, body)
+            except (OSError, RekiError) as error:
+                raise ApiError(
+                    503, "log_unavailable", "The events could not be stored.", headers=RETRY_LATER
+                ) from error
+        return json_response({"accepted": len(body)})
+
+    async def versions(self) -> VersionsResponse:
+        """What is served."""
+        variants = [
+            VariantInfo(name=part.name, version=part.version) for part in self._served.variants
+        ]
+        return VersionsResponse(current=self._served.number, variants=variants)
+
+    async def user_knowledge(self, user_id: str) -> KnowledgeResponse:
+        """The text behind a user's vector."""
+        return await self._knowledge("users", user_id, self._served.of(user_id)[1])
+
+    async def item_knowledge(self, item_id: str) -> KnowledgeResponse:
+        """The text behind an item's vector."""
+        return await self._knowledge("items", item_id, self._served.number)
+
+    async def sample(
+        self, users: int = Query(20, ge=0, le=200), items: int = Query(10, ge=0, le=200)
+    ) -> SampleResponse:
+        """Some ids of the store to try the service with."""
+        found = await self._ask(lambda: self._backend.sample(users, items, self._served.number))
+        titled = [SampleItem(item_id=item, title=title) for item, title in found.items]
+        return SampleResponse(users=found.users, items=titled, store_version=found.store_version)
+
+    async def healthz(self) -> StatusResponse:
+        """Whether this replica lives."""
+        return StatusResponse(status="ok")
+
+    async def readyz(self) -> StatusResponse:
+        """Whether store and model are loaded and a warm-up score went through the graph."""
+        if not self._ready:
+            version = self._served.number
+            sample = await self._ask(lambda: self._backend.sample(1, 1, version))
+            user = next(iter(sample.users), "nobody")
+            items = [item for item, _ in sample.items] or ["nothing"]
+            if (await self._flow.score(user, items, version)).degraded:
+                raise ApiError(503, "not_ready", "The lookup does not answer yet.")
+            self._ready = True
+        return StatusResponse(status="ready")
+
+    async def metrics(self) -> Response:
+        """Metrics of this replica in the Prometheus text format."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+
+    def _answer(
+        self,
+        request: Request,
+        request_id: str | None,
+        variant: str | None,
+        found: Scores,
+        *,
+        degraded: bool,
+        **entries: list[dict[str, Any]],
+    ) -> Response:
+        state = request.state
+        state.variant, state.version = variant or found.variant, found.store_version
+        self._metrics.scored(found.user_source, degraded=degraded)
+        return json_response(
+            {
+                "request_id": request_id or getattr(state, "request_id", None) or uuid.uuid4().hex,
+                "model_version": found.model_version,
+                "store_version": found.store_version,
+                "variant": state.variant,
+                "user": {"source": found.user_source},
+                **entries,
+                "degraded": degraded,
+            }
+        )
+
+    async def _knowledge(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse:
+        found = await self._ask(lambda: self._backend.behind(side, subject_id, version))
+        if found is None:
+            raise ApiError(404, "unknown_id", f"The store knows no such id among its {side}.")
+        return KnowledgeResponse.model_validate(
+            {
+                "id": subject_id,
+                "side": side,
+                "title": found.title,
+                "attributes": found.attributes,
+                "source": found.source,
+                "cluster_id": found.cluster_id,
+                "knowledge": found.texts,
+                "store_version": found.store_version,
+            }
+        )
+
+    async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                return await ask()
+        except FAILURES as error:
+            raise ApiError(
+                503,
+                "lookup_unavailable",
+                "No lookup can be reached; ask again.",
+                headers=RETRY_LATER,
+            ) from error
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Bounds the requests in work: beyond, waiting would only make all of them late."""
+        if self._ongoing >= self._settings.max_ongoing_requests:
+            raise overloaded()
+        self._ongoing += 1
+        try:
+            yield
+        finally:
+            self._ongoing -= 1
+
+    def _limit(self, field: str, count: int, most: int) -> None:
+        if count > most:
+            raise ApiError(
+                422,
+                f"too_many_{field}",
+                f"The request names too many {field}.",
+                details={"count": count, "max": most},
+            )

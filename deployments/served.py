@@ -1,0 +1,186 @@
+"""Which version answers a user: the promoted one, or that of the user's variant.
+
+A gateway follows CURRENT and the experiment. Before it turns to other versions it has the rest
+of the graph open them; where that fails it stays with what it serves, and tells so once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+from deployments.backend import FAILURES
+from deployments.calls import Hooks
+from deployments.errors import ApiError
+from reki_ray.errors import RekiError
+
+START_SECONDS: Final = 60.0
+"""Time in which a starting gateway waits for the rest of the graph before it takes requests."""
+
+logger = logging.getLogger(__name__)
+
+
+class Variant(Protocol):
+    """A part of an experiment: a name and the version that answers its users."""
+
+    @property
+    def name(self) -> str:
+        """Name in answers and logs."""
+
+    @property
+    def version(self) -> int:
+        """Number of its version."""
+
+
+class Experiment(Protocol):
+    """Divides users among variants."""
+
+    @property
+    def variants(self) -> Sequence[Variant]:
+        """All variants."""
+
+    def assign(self, user_id: str) -> Variant:
+        """The variant of a user: always the same one."""
+
+
+def no_experiment() -> Experiment | None:
+    """All users get the promoted version."""
+    return None
+
+
+class Versioning(Protocol):
+    """Where the gateway learns what to serve (`StoreAccess`)."""
+
+    poll_seconds: float
+
+    def wanted(self) -> int:
+        """Number of the version to serve."""
+
+    def wanted_first(self) -> list[int]:
+        """Numbers to try at a start, the wanted one first."""
+
+
+class Served:
+    """The version of each user.
+
+    Args:
+        versions: Tells the version to serve.
+        prepare: Has the rest of the graph open a version.
+        experiment: Tells the running experiment; None where there is none.
+        hooks: Told of refused versions and of the served one.
+    """
+
+    def __init__(
+        self,
+        versions: Versioning,
+        prepare: Callable[[int], Awaitable[None]],
+        experiment: Callable[[], Experiment | None] = no_experiment,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self._versions = versions
+        self._prepare = prepare
+        self._read_experiment = experiment
+        self._hooks = hooks or Hooks()
+        self._number: int | None = None
+        self._experiment: Experiment | None = None
+        self._refused: set[int] = set()
+        self._refreshing = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of the version that is served.
+
+        Raises:
+            ApiError: 503 where the rest of the graph does not answer yet.
+        """
+        if self._number is None:
+            raise ApiError(
+                503, "not_ready", "The service is starting.", headers={"Retry-After": "1"}
+            )
+        return self._number
+
+    @property
+    def variants(self) -> Sequence[Variant]:
+        """Variants of the running experiment; none without one."""
+        return () if self._experiment is None else self._experiment.variants
+
+    def of(self, user_id: str) -> tuple[str | None, int]:
+        """Variant and version of a user; no variant without an experiment.
+
+        Raises:
+            ApiError: 503 where the rest of the graph does not answer yet.
+        """
+        if self._experiment is None:
+            return None, self.number
+        variant = self._experiment.assign(user_id)
+        return variant.name, variant.version
+
+    async def start(self) -> None:
+        """Wait for the rest of the graph, then follow what is promoted."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while self._number is None:
+                    await self.refresh()
+                    if self._number is None:
+                        await asyncio.sleep(0.1)
+        except TimeoutError:
+            logger.error("the rest of the graph does not answer; taking requests all the same")
+        self._watch = asyncio.create_task(self._follow())
+
+    async def stop(self) -> None:
+        """End the watch."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def refresh(self) -> None:
+        """Turn to what is promoted now, if the rest of the graph can open it."""
+        async with self._refreshing:
+            try:
+                wanted, experiment = await asyncio.to_thread(self._read)
+            except (RekiError, OSError) as error:
+                logger.error("cannot read what to serve: %s", error)
+                return
+            own = [] if experiment is None else [part.version for part in experiment.variants]
+            self._refused &= {*wanted, *own}  # what is no longer wanted may be tried again later
+            try:
+                for number in wanted:
+                    if await self._is_open(number):
+                        self._turn_to(number)
+                        break
+                if all([await self._is_open(number) for number in own]):
+                    self._experiment = experiment
+            except FAILURES as error:  # of the graph, not of a version: tried again
+                logger.warning("cannot prepare a version yet: %s", type(error).__name__)
+
+    def _read(self) -> tuple[list[int], Experiment | None]:
+        first = self._number is None
+        wanted = self._versions.wanted_first() if first else [self._versions.wanted()]
+        return wanted, self._read_experiment()
+
+    async def _is_open(self, number: int) -> bool:
+        """Whether the rest of the graph holds a version, which is asked to open it."""
+        if number == self._number or any(number == part.version for part in self.variants):
+            return True
+        if number in self._refused:
+            return False
+        try:
+            await self._prepare(number)
+        except RekiError as error:
+            self._refused.add(number)
+            self._hooks.refused(f"v{number}")
+            logger.error("version %d is refused, the old one stays: %s", number, error)
+            return False
+        return True
+
+    def _turn_to(self, number: int) -> None:
+        if number != self._number:
+            self._number = number
+            self._hooks.serving(f"v{number}")
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._versions.poll_seconds)
+            await self.refresh()
