@@ -53,7 +53,9 @@ def no_experiment() -> Experiment | None:
 class Versioning(Protocol):
     """Where the gateway learns what to serve (`StoreAccess`)."""
 
-    poll_seconds: float
+    @property
+    def poll_seconds(self) -> float:
+        """Time between two looks."""
 
     def wanted(self) -> int:
         """Number of the version to serve."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
+from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 import deployments
-from deployments.graph import GraphArgs
+from deployments.graph import GraphArgs, build_app, build_fused_app
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
@@ -48,10 +50,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def client(root: Path, ray_local: None) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module", params=["composed", "fused"])
+def client(root: Path, ray_local: None, request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
     with (
-        instance.start(_config(root), Workspace(root)) as url,
+        instance.start(_config(root, graph=request.param), Workspace(root)) as url,
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
     ):
         yield client
@@ -102,7 +104,7 @@ def test_scores_over_http_are_those_of_the_model(client: httpx.Client, root: Pat
         served = [
             entry["score"] for entry in score(client, user_id=user, candidates=candidates)["scores"]
         ]
-        np.testing.assert_allclose(served, expected, atol=1e-5)
+        np.testing.assert_allclose(served, expected, atol=1e-6)
         assert len(set(served)) > 5
 
 
@@ -192,7 +194,7 @@ def test_a_body_beyond_the_limit_is_refused(client: httpx.Client, announced: boo
         (b"null", 422),
         (b"\xff\xfe", 400),
         (b"[" * 100_000, 400),
-        (b'{"user_id": "\\ud800", "candidates": ["m1"]}', 422),
+        (b'{"user_id": "\\ud800", "candidates": ["m1"]}', 400),
         (NAN_RATING, 422),
     ],
 )
@@ -280,14 +282,57 @@ def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert '<html lang="en">' in answer.text
 
 
-def test_the_deployment_file_is_valid() -> None:
+@pytest.mark.parametrize(
+    ("file", "builder"), [("serve.yaml", build_app), ("serve-fused.yaml", build_fused_app)]
+)
+def test_the_deployment_files_are_valid(
+    root: Path, file: str, builder: Callable[[GraphArgs], Application]
+) -> None:
     folder = Path(deployments.__file__).parent
-    content = yaml.safe_load((folder / "serve.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((folder / file).read_text(encoding="utf-8"))
     schema = ServeDeploySchema.model_validate(content)
     assert content["http_options"]["host"] == "127.0.0.1"
     (application,) = schema.applications
-    assert application.import_path == "deployments.graph:build_app"
-    GraphArgs.model_validate(application.args)
+    assert application.import_path == f"deployments.graph:{builder.__name__}"
+    args = GraphArgs.model_validate(
+        {**(application.args or {}), "publish_root": str(root / "publish")}
+    )
+    ingress = builder(args)._bound_deployment
+    assert ingress.max_ongoing_requests == 2 * args.max_ongoing_requests
+
+
+def test_autoscaling_reaches_every_deployment(root: Path) -> None:
+    args = GraphArgs(publish_root=str(root / "publish"), max_replicas=4)
+    bound = build_app(args)._bound_deployment
+    parts = [part._bound_deployment for part in bound.init_args if isinstance(part, Application)]
+    for deployment in (bound, *parts):
+        scaling = deployment._deployment_config.autoscaling_config
+        assert scaling is not None
+        assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
+    with pytest.raises(ValidationError, match="max_replicas is 1"):
+        GraphArgs(publish_root="x", scorer_replicas=2, max_replicas=1)
+
+
+def test_recommendations_need_a_retriever(client: httpx.Client) -> None:
+    answer = client.post("/v1/recommend", json={"user_id": "u0", "k": 3})
+    assert error(answer, 404)["code"] == "no_retrieval"
+
+
+def test_events_need_a_log(client: httpx.Client) -> None:
+    event = {"user_id": "u0", "item_id": "m1", "event": "click", "timestamp": 10}
+    assert error(client.post("/v1/events", json=[event]), 404)["code"] == "no_event_log"
+    wrong = {**event, "event": "Click!"}
+    found = error(client.post("/v1/events", json=[wrong]), 422)
+    assert found["details"]["problems"][0]["field"] == "0.event"
+    assert error(client.post("/v1/events", json=[]), 422)["code"] == "invalid_request"
+
+
+def test_versions_are_listed(client: httpx.Client) -> None:
+    assert client.get("/v1/versions").json() == {"current": 1, "variants": []}
+    (version,) = client.get("/v1/admin/versions").json()["versions"]
+    assert (version["version"], version["current"], version["served"]) == (1, True, True)
+    found = error(client.post("/v1/admin/promote", json={"version": 9}), 404)
+    assert found["code"] == "unknown_version"
 
 
 def test_a_taken_port_is_told(client: httpx.Client) -> None:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from deployments.backend import Backend
+from deployments.calls import Hooks
 from deployments.errors import ApiError
 from deployments.flow import ScoringFlow
-from deployments.messages import Scores, UserRecord
-from deployments.schemas import ScoreRequest
+from deployments.messages import Behind, Sample, Scores, UserRecord
+from deployments.recommend import Recommendation, RecommendFlow
+from deployments.schemas import HistoryItem, RecommendRequest
+from reki_ray.schema import Side
 from reki_ray.store.contents import Profile
 
 KNOWN = UserRecord(
     Profile({"gender": ["F"]}, ("m1",), (4.0,), (100,)), np.ones(2, np.float32), "cluster", "v1"
 )
-REQUEST = ScoreRequest(user_id="u0", candidates=["b", "a"])
+SCORE_OF = {"a": 0.25, "b": 0.5, "c": 0.75}
 
 
 def unavailable() -> ActorUnavailableError:
@@ -27,51 +32,95 @@ def unavailable() -> ActorUnavailableError:
 
 
 class Graph:
-    """Lookup and scorer that fail as told, then answer."""
+    """The rest of the graph: its hops fail as told, then answer."""
 
-    def __init__(
-        self, *, lookup: list[Exception] | None = None, scorer: list[Exception] | None = None
-    ):
-        self.failures = {"lookup": lookup or [], "scorer": scorer or []}
+    def __init__(self, *, reranks: bool = False, **failures: list[Exception] | None):
+        self.failures = {hop: list(errors or []) for hop, errors in failures.items()}
+        self.retrieves = True
+        self.reranks = reranks
         self.retries: list[str] = []
+        self.rejections: list[str] = []
         self.scored_for: list[UserRecord] = []
+        self.never: set[str] = set()
 
-    async def user(self, user_id: str) -> UserRecord:
-        self._fail("lookup")
+    async def user(self, user_id: str, version: int) -> UserRecord:
+        await self._fail("lookup")
         return KNOWN
 
-    async def score(self, user: UserRecord, candidates: list[str]) -> Scores:
+    async def titles(self, item_ids: Sequence[str], version: int) -> list[str | None]:
+        await self._fail("titles")
+        return [item.upper() for item in item_ids]
+
+    async def behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
+        raise NotImplementedError
+
+    async def sample(self, users: int, items: int, version: int) -> Sample:
+        raise NotImplementedError
+
+    async def candidates(
+        self, user: UserRecord, k: int, exclude: Sequence[str], version: int
+    ) -> list[str]:
+        await self._fail("retriever")
+        return ["a", "b", "m1", "c"]  # also one that the user has seen
+
+    async def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Scores:
         self.scored_for.append(user)
-        self._fail("scorer")
-        fits = user.store_version == "v1"
+        await self._fail("scorer")
         return Scores(
-            scores=[0.5, 0.25],
-            sources=["cluster", "fallback"],
+            scores=[SCORE_OF[item] for item in candidates],
+            sources=["cluster"] * len(candidates),
             user_source=user.source,
-            degraded=not fits,
+            degraded=user.store_version != "v1",
             variant="reki_c",
             model_version="abc",
-            store_version="v1",
+            store_version=f"v{version}",
         )
 
-    def _fail(self, hop: str) -> None:
-        if self.failures[hop]:
+    async def rerank(
+        self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int
+    ) -> list[int]:
+        await self._fail("reranker")
+        return list(reversed(range(len(item_ids))))
+
+    async def prepare(self, version: int) -> None:
+        raise NotImplementedError
+
+    async def _fail(self, hop: str) -> None:
+        if hop in self.never:
+            await asyncio.Event().wait()
+        if self.failures.get(hop):
             raise self.failures[hop].pop(0)
 
-    def flow(self, seconds: float = 5.0) -> ScoringFlow:
-        return ScoringFlow(self.user, self.score, seconds, self.retries.append)
+    @property
+    def hooks(self) -> Hooks:
+        return Hooks(retried=self.retries.append, rejected=self.rejections.append)
+
+    def score_now(
+        self, seconds: float = 5.0, history: Sequence[HistoryItem] | None = None
+    ) -> Scores:
+        flow = ScoringFlow(self, seconds, self.hooks)
+        return asyncio.run(flow.score("u0", ["b", "a"], 1, history))
+
+    def recommend(self, **body: Any) -> Recommendation:
+        flow = RecommendFlow(self, 5.0, 100, self.hooks)
+        request = RecommendRequest.model_validate({"user_id": "u0", **body})
+        return asyncio.run(flow.recommend(request, 1))
+
+
+def test_the_stand_in_is_a_whole_backend() -> None:
+    backend: Backend = Graph()
+    assert backend.retrieves
 
 
 def test_scores_keep_the_order_of_the_candidates() -> None:
-    response = asyncio.run(Graph().flow().score(REQUEST))
-    assert [(entry.item_id, entry.score) for entry in response.scores] == [("b", 0.5), ("a", 0.25)]
-    assert (response.user.source, response.degraded) == ("cluster", False)
+    found = Graph().score_now()
+    assert found.scores == [0.5, 0.25]
+    assert (found.user_source, found.degraded) == ("cluster", False)
 
 
 def test_a_lost_replica_is_asked_once_more() -> None:
     graph = Graph(lookup=[unavailable()], scorer=[unavailable()])
-    response = asyncio.run(graph.flow().score(REQUEST))
-    assert not response.degraded
+    assert not graph.score_now().degraded
     assert graph.retries == ["lookup", "scorer"]
 
 
@@ -86,62 +135,94 @@ def test_a_lost_replica_is_asked_once_more() -> None:
 )
 def test_without_lookup_the_answer_is_degraded(failures: list[Exception]) -> None:
     graph = Graph(lookup=failures)
-    response = asyncio.run(graph.flow().score(REQUEST))
-    assert response.degraded
-    assert response.user.source == "fallback"
+    found = graph.score_now()
+    assert found.degraded
+    assert found.user_source == "fallback"
     assert graph.scored_for[0].vector is None
 
 
 def test_without_lookup_the_history_of_the_request_still_counts() -> None:
     graph = Graph(lookup=[unavailable(), unavailable()])
-    request = ScoreRequest.model_validate(
-        {"user_id": "u0", "candidates": ["b", "a"], "history": [{"item_id": "m7", "rating": 2.0}]}
-    )
-    asyncio.run(graph.flow().score(request))
+    graph.score_now(history=[HistoryItem(item_id="m7", rating=2.0, timestamp=None)])
     assert graph.scored_for[0].profile.item_ids == ("m7",)
 
 
-def test_the_history_of_a_request_takes_the_place_of_the_stored_one() -> None:
+@pytest.mark.parametrize(
+    ("history", "expected"),
+    [(None, ("m1",)), ([], ()), ([{"item_id": "m7"}], ("m7",))],
+)
+def test_the_history_of_a_request_takes_the_place_of_the_stored_one(
+    history: list[dict[str, Any]] | None, expected: tuple[str, ...]
+) -> None:
     graph = Graph()
-    for history, expected in ((None, ("m1",)), ([], ()), ([{"item_id": "m7"}], ("m7",))):
-        request = ScoreRequest.model_validate(
-            {"user_id": "u0", "candidates": ["b", "a"], "history": history}
-        )
-        asyncio.run(graph.flow().score(request))
-        assert graph.scored_for[-1].profile.item_ids == expected
-        assert graph.scored_for[-1].profile.attributes == {"gender": ["F"]}
+    given = None if history is None else [HistoryItem.model_validate(item) for item in history]
+    graph.score_now(history=given)
+    assert graph.scored_for[-1].profile.item_ids == expected
+    assert graph.scored_for[-1].profile.attributes == {"gender": ["F"]}
 
 
 @pytest.mark.parametrize(
-    ("failures", "status"),
+    ("failures", "status", "code"),
     [
-        ([unavailable(), unavailable()], 503),
-        ([RayTaskError("score", "trace", ValueError("a defect"))], 503),
-        ([BackPressureError(1, 1)], 503),
-        ([TimeoutError(), TimeoutError()], 504),
+        ([unavailable(), unavailable()], 503, "scorer_unavailable"),
+        ([RayTaskError("score", "trace", ValueError("a defect"))], 503, "scorer_unavailable"),
+        ([BackPressureError(1, 1)], 503, "overloaded"),
+        ([TimeoutError(), TimeoutError()], 504, "timeout"),
     ],
 )
-def test_without_scorer_the_request_is_refused(failures: list[Exception], status: int) -> None:
+def test_without_scorer_the_request_is_refused(
+    failures: list[Exception], status: int, code: str
+) -> None:
     with pytest.raises(ApiError) as caught:
-        asyncio.run(Graph(scorer=failures).flow().score(REQUEST))
-    assert caught.value.status == status
+        Graph(scorer=failures).score_now()
+    assert (caught.value.status, caught.value.code) == (status, code)
     assert caught.value.headers == {"Retry-After": "1"}
     assert "defect" not in caught.value.message
 
 
+def test_a_full_queue_is_told_at_once() -> None:
+    graph = Graph(scorer=[BackPressureError(1, 1)])
+    with pytest.raises(ApiError):
+        graph.score_now()
+    assert (graph.retries, graph.rejections) == ([], ["scorer"])
+
+
 def test_hops_that_never_answer_end_with_the_budget() -> None:
-    async def never(*_: object) -> UserRecord:
-        await asyncio.Event().wait()
-        raise AssertionError
-
     graph = Graph()
-    response = asyncio.run(
-        ScoringFlow(never, graph.score, 0.2, graph.retries.append).score(REQUEST)
-    )
-    assert response.degraded
-
-    never_scores: Callable[[UserRecord, list[str]], Awaitable[Scores]] = never  # type: ignore[assignment]
+    graph.never = {"lookup"}
+    assert graph.score_now(0.2).degraded
+    graph.never = {"scorer"}
     with pytest.raises(ApiError) as caught:
-        asyncio.run(ScoringFlow(graph.user, never_scores, 0.2, graph.retries.append).score(REQUEST))
+        graph.score_now(0.2)
     assert caught.value.status == 504
     assert graph.retries == ["lookup", "scorer"]
+
+
+def test_the_best_unseen_items_are_recommended() -> None:
+    found = Graph().recommend(k=2)
+    assert found.item_ids == ["c", "b"]
+    assert found.scores.scores == [0.75, 0.5]
+    assert found.titles == ["C", "B"]
+    assert not found.degraded
+
+
+def test_excluded_items_are_left_out() -> None:
+    assert Graph().recommend(k=10, exclude=["c"]).item_ids == ["b", "a"]
+
+
+def test_the_reranker_has_the_last_word_on_the_order() -> None:
+    assert Graph(reranks=True).recommend(k=10).item_ids == ["a", "b", "c"]
+
+
+def test_without_reranker_or_titles_the_recommendation_is_degraded() -> None:
+    graph = Graph(reranks=True, reranker=[unavailable(), unavailable()])
+    found = graph.recommend(k=10)
+    assert (found.item_ids, found.degraded) == (["c", "b", "a"], True)
+    found = Graph(titles=[unavailable(), unavailable()]).recommend(k=2)
+    assert (found.titles, found.degraded) == ([None, None], True)
+
+
+def test_without_retriever_there_is_no_recommendation() -> None:
+    with pytest.raises(ApiError) as caught:
+        Graph(retriever=[unavailable(), unavailable()]).recommend()
+    assert (caught.value.status, caught.value.code) == (503, "retriever_unavailable")

@@ -1,0 +1,241 @@
+"""Versions in replicas and gateways: opened once, kept, followed, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deployments.calls import Hooks
+from deployments.errors import ApiError
+from deployments.served import Experiment, Served
+from deployments.versions import StoreAccess, VersionCache
+from reki_ray.errors import StoreError
+from reki_ray.store.versions import StoreVersion, VersionStore
+from tests import store_factory
+
+WAIT_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Versions 1 to 4; the last one is damaged."""
+    folder = tmp_path_factory.mktemp("publish")
+    store = VersionStore(folder)
+    for seed in range(4):
+        store.publish(functools.partial(store_factory.fill, seed=seed))
+    (store.folder(4) / "users.arrow").write_bytes(b"damaged")
+    return folder
+
+
+def point_to(root: Path, number: int) -> None:
+    VersionStore(root)._point_to(number)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+class Opened:
+    """Counts how often each version is opened."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, version: StoreVersion) -> str:
+        self.names.append(version.name)
+        return version.name
+
+
+def test_a_version_is_opened_once_for_all_who_ask_meanwhile(root: Path) -> None:
+    opened = Opened()
+    cache = VersionCache(StoreAccess(publish_root=str(root)), opened)
+
+    async def ask() -> list[str]:
+        return await asyncio.gather(*(cache.get(2) for _ in range(10)))
+
+    assert asyncio.run(ask()) == ["v2"] * 10
+    assert opened.names == ["v2"]
+    cache.close()
+
+
+def test_the_longest_unused_version_goes(root: Path) -> None:
+    cache = VersionCache(StoreAccess(publish_root=str(root), kept=2), Opened())
+
+    async def ask() -> None:
+        for number in (1, 2, 1, 3):
+            await cache.get(number)
+
+    asyncio.run(ask())
+    assert cache.numbers() == [1, 3]
+    cache.close()
+
+
+def test_a_damaged_version_is_an_error_and_the_others_stay(root: Path) -> None:
+    cache = VersionCache(StoreAccess(publish_root=str(root)), Opened())
+
+    async def ask() -> None:
+        await cache.get(1)
+        with pytest.raises(StoreError, match="damaged"):
+            await cache.get(4)
+        assert await cache.get(1) == "v1"
+
+    asyncio.run(ask())
+    assert cache.numbers() == [1]
+    cache.close()
+
+
+def test_a_replica_starts_with_an_older_version_where_the_promoted_one_is_damaged(
+    root: Path,
+) -> None:
+    point_to(root, 4)
+    cache = StoreAccess(publish_root=str(root)).cache(Opened())
+    assert cache.numbers() == [3]
+    cache.close()
+    with pytest.raises(StoreError, match="damaged"):
+        StoreAccess(publish_root=str(root), version=4).cache(Opened())
+
+
+def test_a_promoted_version_is_opened_before_anybody_asks(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    point_to(root, 1)
+    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(Opened())
+    point_to(root, 2)
+    wait_until(lambda: 2 in cache.numbers())
+    point_to(root, 4)
+    wait_until(lambda: "does not open" in caplog.text)
+    time.sleep(0.2)  # many more looks at CURRENT
+    assert caplog.text.count("does not open") == 1
+    assert cache.numbers() == [1, 2]
+    cache.close()
+
+
+class Part:
+    """A variant."""
+
+    def __init__(self, name: str, version: int) -> None:
+        self.name, self.version = name, version
+
+
+class Halves:
+    """An experiment that divides users by their first letter."""
+
+    def __init__(self, *variants: Part) -> None:
+        self.variants = variants
+
+    def assign(self, user_id: str) -> Part:
+        return self.variants[user_id >= "n"]
+
+
+class Rest:
+    """The rest of a graph that refuses a damaged version."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.asked: list[int] = []
+        self.refused: list[str] = []
+
+    async def prepare(self, number: int) -> None:
+        self.asked.append(number)
+        if self.failures:
+            raise self.failures.pop(0)
+        if number == 4:
+            raise StoreError("damaged", where="v4", todo="Publish again.")
+
+    def served(
+        self, root: Path, experiment: Callable[[], Experiment | None] = lambda: None
+    ) -> Served:
+        access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
+        return Served(access, self.prepare, experiment, Hooks(refused=self.refused.append))
+
+
+def test_a_gateway_follows_the_pointer(root: Path) -> None:
+    point_to(root, 1)
+
+    async def follow() -> None:
+        served = Rest().served(root)
+        with pytest.raises(ApiError, match="starting"):
+            served.of("u")
+        await served.start()
+        assert served.of("u") == (None, 1)
+        point_to(root, 2)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while served.number == 1:
+                await asyncio.sleep(0.01)
+        assert served.of("u") == (None, 2)
+        await served.stop()
+
+    asyncio.run(follow())
+
+
+def test_a_refused_version_is_told_once_and_the_old_one_stays(root: Path) -> None:
+    point_to(root, 2)
+
+    async def follow() -> None:
+        rest = Rest()
+        served = rest.served(root)
+        await served.refresh()
+        point_to(root, 4)
+        for _ in range(5):
+            await served.refresh()
+        assert served.number == 2
+        assert rest.asked == [2, 4]
+        assert rest.refused == ["v4"]
+
+    asyncio.run(follow())
+
+
+def test_a_graph_that_is_not_up_yet_is_asked_again(root: Path) -> None:
+    point_to(root, 2)
+
+    async def follow() -> None:
+        rest = Rest(TimeoutError(), TimeoutError())
+        served = rest.served(root)
+        await served.start()
+        await served.stop()
+        assert served.number == 2
+        assert set(rest.asked) == {2}
+        assert rest.refused == []
+
+    asyncio.run(follow())
+
+
+def test_a_gateway_starts_with_an_older_version_where_the_promoted_one_is_refused(
+    root: Path,
+) -> None:
+    point_to(root, 4)
+
+    async def follow() -> None:
+        served = Rest().served(root)
+        await served.refresh()
+        assert served.number == 3
+
+    asyncio.run(follow())
+
+
+def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> None:
+    point_to(root, 1)
+    running: list[Halves | None] = [Halves(Part("base", 1), Part("reki", 3))]
+
+    async def follow() -> None:
+        rest = Rest()
+        served = rest.served(root, lambda: running[0])
+        await served.refresh()
+        assert (served.of("a"), served.of("z")) == (("base", 1), ("reki", 3))
+        assert rest.asked == [1, 3]
+        running[0] = Halves(Part("base", 1), Part("broken", 4))
+        await served.refresh()
+        assert served.of("z") == ("reki", 3)
+        running[0] = None
+        await served.refresh()
+        assert served.of("z") == (None, 1)
+
+    asyncio.run(follow())
