@@ -124,30 +124,22 @@ class StoreVersion:
     def load_scorer(self) -> CandidateScorer:
         """The model over this version's catalogue and item vectors.
 
-        Where the version holds representations, the catalogue's are augmented here, and the
-        scorer augments the user's at every request.
+        Where the version holds representations, the scorer augments them: the catalogue's at
+        once, the user's at every request.
 
         Raises:
             StoreError: The model's fingerprint is not the manifest's, or the vectors do not fit.
         """
         from reki_ray.models.scoring import CandidateScorer  # noqa: PLC0415  # see TYPE_CHECKING
 
-        bundle = self.load_model()
         ids = self.catalogue.ids
-        vectors = fallback = None
-        if self.items is not None:
-            vectors, fallback = self.items.lookup(ids)[0], self.items.fallback
-        online = self.prestore == "r" and bundle.uses_knowledge
-        if online and vectors is not None and fallback is not None:
-            vectors = bundle.augment_items(vectors)
-            fallback = bundle.augment_items(fallback[None])[0]
         return CandidateScorer(
-            bundle,
+            self.load_model(),
             ids,
             self.catalogue.attributes,
-            vectors,
-            fallback,
-            augment_user=bundle.augment_users if online else None,
+            None if self.items is None else self.items.lookup(ids)[0],
+            None if self.items is None else self.items.fallback,
+            prestored=self.prestore,
         )
 
     def close(self) -> None:
