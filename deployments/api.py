@@ -32,7 +32,8 @@ from deployments.schemas import (
     VariantInfo,
     VersionsResponse,
 )
-from deployments.served import Served
+from deployments.served import Expose, Exposed, Served
+from reki_ray.config.edge import EdgeSettings
 from reki_ray.errors import RekiError
 from reki_ray.schema import Side
 
@@ -53,13 +54,13 @@ class GatewaySettings(BaseModel):
     retrieved: int = Field(
         200, ge=1, le=MAX_LIST, description="Items that are scored for one recommendation."
     )
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest body, bytes.")
     max_ongoing_requests: int = Field(
         64,
         ge=1,
         description="Requests that a gateway works on at once; more are answered 503.",
     )
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
+    edge: EdgeSettings = Field(EdgeSettings(), description="Access, as `serve.edge` of a run.")
 
 
 class Api:
@@ -72,6 +73,7 @@ class Api:
         metrics: Counters of this replica.
         hooks: Told of repeated and refused calls.
         append: Makes events durable; None where the graph takes none.
+        expose: Notes what users of an experiment were shown; None where nobody wants to know.
     """
 
     def __init__(
@@ -82,12 +84,14 @@ class Api:
         metrics: GatewayMetrics,
         hooks: Hooks,
         append: Append | None,
+        expose: Expose | None = None,
     ) -> None:
         self._backend = backend
         self._served = served
         self._settings = settings
         self._metrics = metrics
         self._append = append
+        self._expose = expose
         self._flow = ScoringFlow(backend, settings.timeout_seconds, hooks)
         self._recommend = RecommendFlow(
             backend, settings.timeout_seconds, settings.retrieved, hooks
@@ -99,15 +103,16 @@ class Api:
         """Score candidates for one user, in their order."""
         self._limit("candidates", len(body.candidates), self._settings.max_candidates)
         self._limit("history", len(body.history or ()), self._settings.max_history)
-        variant, version = self._served.of(body.user_id)
+        variant, version = self._served.of(body.user_id, body.variant)
         with self._working():
             found = await self._flow.score(body.user_id, body.candidates, version, body.history)
         entries = zip(body.candidates, found.scores, found.sources, strict=True)
         return self._answer(
             request,
-            body.request_id,
+            body,
             variant,
             found,
+            body.candidates,
             degraded=found.degraded,
             scores=[
                 {"item_id": item, "score": score, "source": source}
@@ -122,16 +127,17 @@ class Api:
         self._limit("exclude", len(body.exclude), self._settings.max_candidates)
         if not self._backend.retrieves:
             raise no_retrieval()
-        variant, version = self._served.of(body.user_id)
+        variant, version = self._served.of(body.user_id, body.variant)
         with self._working():
             found = await self._recommend.recommend(body, version)
         scores = found.scores
         entries = zip(found.item_ids, scores.scores, scores.sources, found.titles, strict=True)
         return self._answer(
             request,
-            body.request_id,
+            body,
             variant,
             scores,
+            found.item_ids,
             degraded=found.degraded,
             items=[
                 {"item_id": item, "score": score, "source": source, "title": title}
@@ -150,6 +156,7 @@ class Api:
                 raise ApiError(
                     503, "log_unavailable", "The events could not be stored.", headers=RETRY_LATER
                 ) from error
+        self._metrics.events_accepted(len(body))
         return json_response({"accepted": len(body)})
 
     async def versions(self) -> VersionsResponse:
@@ -198,9 +205,10 @@ class Api:
     def _answer(
         self,
         request: Request,
-        request_id: str | None,
+        body: ScoreRequest | RecommendRequest,
         variant: str | None,
         found: Scores,
+        shown: Sequence[str],
         *,
         degraded: bool,
         **entries: list[dict[str, Any]],
@@ -208,9 +216,13 @@ class Api:
         state = request.state
         state.variant, state.version = variant or found.variant, found.store_version
         self._metrics.scored(found.user_source, degraded=degraded)
+        request_id = body.request_id or getattr(state, "request_id", None) or uuid.uuid4().hex
+        if variant is not None and body.variant is None and self._expose is not None:
+            experiment = self._served.experiment
+            self._expose(Exposed(request_id, experiment, variant, body.user_id, shown))
         return json_response(
             {
-                "request_id": request_id or getattr(state, "request_id", None) or uuid.uuid4().hex,
+                "request_id": request_id,
                 "model_version": found.model_version,
                 "store_version": found.store_version,
                 "variant": state.variant,

@@ -13,7 +13,13 @@ from starlette.exceptions import HTTPException
 
 from deployments.schemas import ErrorBody, ErrorResponse
 
-_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+}
 _SHOWN_PROBLEMS = 10
 
 logger = logging.getLogger(__name__)
@@ -55,6 +61,17 @@ def error_response(error: ApiError) -> JSONResponse:
     return JSONResponse(body.model_dump(), status_code=error.status, headers=error.headers)
 
 
+def defect_response() -> JSONResponse:
+    """The answer to whoever met a defect; the log of the service tells more."""
+    return error_response(
+        ApiError(
+            500,
+            "internal",
+            "The service failed; its log tells more beside the X-Request-ID of this answer.",
+        )
+    )
+
+
 def install(app: FastAPI) -> None:
     """Give every failure of an application the common form."""
 
@@ -74,8 +91,8 @@ def install(app: FastAPI) -> None:
         return error_response(_invalid(error))
 
     async def on_defect(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(ApiError(500, "internal", "The service failed; its log tells more."))
+        logger.error("%s request failed", request.method, exc_info=error)  # paths hold ids
+        return defect_response()
 
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any
 
 from fastapi import FastAPI, Response
-from fastapi.responses import HTMLResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments import errors
-from deployments.admin import Admin, Pointer
+from deployments.admin import Admin
 from deployments.api import Api, Append, GatewaySettings
 from deployments.backend import Backend, HandleBackend
 from deployments.calls import Hooks
-from deployments.guard import RequestGuard
+from deployments.edge import install_edge
 from deployments.metrics import GatewayMetrics
 from deployments.route import JsonRoute
 from deployments.schemas import (
@@ -28,17 +25,9 @@ from deployments.schemas import (
     RecommendResponse,
     ScoreResponse,
 )
-from deployments.served import Experiment, Served, no_experiment
+from deployments.served import Experiment, Expose, Served, no_experiment
 from deployments.versions import StoreAccess
 from reki_ray import __version__
-
-PAGE: Final = Path(__file__).parent / "page" / "index.html"
-PAGE_HEADERS: Final = {
-    # The page asks this service alone, and no other site may frame it.
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
-}
 
 
 @dataclass(frozen=True)
@@ -48,10 +37,12 @@ class Extensions:
     Args:
         append: Makes events durable.
         experiment: Tells the running experiment, whenever it is asked.
+        expose: Notes what a user of an experiment was shown.
     """
 
     append: Append | None = None
     experiment: Callable[[], Experiment | None] = no_experiment
+    expose: Expose | None = None
 
 
 Extend = Callable[[StoreAccess, str], Extensions]
@@ -78,9 +69,17 @@ def build_api(
         settings: Limits.
         metrics: Counters of this replica.
         extensions: What the graph has beyond versions.
+
+    Raises:
+        ConfigError: A token is missing or unusable, or tracing lacks its packages.
     """
     extensions = extensions or Extensions()
-    hooks = Hooks(retried=metrics.retried)
+    hooks = Hooks(
+        retried=metrics.retried,
+        rejected=metrics.queue_rejected,
+        refused=lambda _: metrics.version_refused(),
+        serving=metrics.serving,
+    )
     served = Served(access, backend.prepare, extensions.experiment, hooks)
 
     @asynccontextmanager
@@ -98,16 +97,9 @@ def build_api(
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
         lifespan=lifespan,
     )
-    errors.install(app)
-    app.add_middleware(
-        RequestGuard, max_body_bytes=settings.max_body_bytes, observe=metrics.observe
-    )
-    _route(
-        app,
-        Api(backend, served, settings, metrics, hooks, extensions.append),
-        # The store tells promotions and rollbacks.
-        Admin(cast(Pointer, access.store()), served),
-    )
+    install_edge(app, settings.edge, metrics)
+    api = Api(backend, served, settings, metrics, hooks, extensions.append, extensions.expose)
+    _route(app, api, Admin(access.store(), served))
     return app
 
 
@@ -136,13 +128,6 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
     app.get("/healthz")(api.healthz)
     app.get("/readyz")(api.readyz)
     app.get("/metrics", response_class=Response)(api.metrics)
-    page = HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=PAGE_HEADERS)
-
-    async def show_page() -> HTMLResponse:
-        """A page to try the service with."""
-        return page
-
-    app.get("/", response_class=HTMLResponse, include_in_schema=False)(show_page)
 
 
 @serve.ingress()

@@ -10,6 +10,7 @@ the same classes and give the same scores.
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -19,8 +20,9 @@ from ray.serve import Application, Deployment
 
 from deployments.api import GatewaySettings
 from deployments.fused import FusedGateway
-from deployments.gateway import Gateway
-from deployments.lookup import Lookup
+from deployments.gateway import Extend, Gateway, no_extensions
+from deployments.lookup import Lookup, OpenRecent
+from deployments.online import OnlineArgs, open_extensions, open_recent
 from deployments.scorer import MAX_BATCH_SIZE, Scorer
 from deployments.versions import StoreAccess
 from reki_ray.importing import load
@@ -53,6 +55,9 @@ class GraphArgs(GatewaySettings):
         64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
     )
     max_batch_size: int = Field(MAX_BATCH_SIZE, ge=1, description="Most requests a forward.")
+    online: OnlineArgs | None = Field(
+        OnlineArgs(), description="Events and experiments; null takes no events."
+    )
 
     @property
     def access(self) -> StoreAccess:
@@ -66,6 +71,16 @@ class GraphArgs(GatewaySettings):
         return GatewaySettings.model_validate(
             self.model_dump(include=set(GatewaySettings.model_fields))
         )
+
+    @property
+    def extend(self) -> Extend:
+        """Makes what a gateway has beyond versions."""
+        return no_extensions if self.online is None else partial(open_extensions, self.online)
+
+    @property
+    def recent(self) -> OpenRecent | None:
+        """Opens what is known of recent interactions, in a lookup."""
+        return None if self.online is None else partial(open_recent, self.online, self.access)
 
     @model_validator(mode="after")
     def _ranges_are_no_empty_ones(self) -> Self:
@@ -87,14 +102,14 @@ def build_app(args: GraphArgs) -> Application:
     args = GraphArgs.model_validate(args)
     access = args.access
     access.wanted()  # told here, not in a replica's log
-    lookup = _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(access)
+    lookup = _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(access, args.recent)
     scorer = _part(args, Scorer, args.scorer_replicas, cpus=0.5).bind(access, args.max_batch_size)
     further = [
         None if kind is None else _part(args, kind, args.scorer_replicas, cpus=0.2).bind(access)
         for kind in (_installed(RETRIEVER), _installed(RERANKER))
     ]
     gateway = _ingress(args, Gateway, cpus=0.1)
-    return gateway.bind(access, args.settings, lookup, scorer, *further)
+    return gateway.bind(access, args.settings, lookup, scorer, *further, args.extend)
 
 
 def build_fused_app(args: GraphArgs) -> Application:
@@ -111,7 +126,13 @@ def build_fused_app(args: GraphArgs) -> Application:
     access.wanted()
     gateway = _ingress(args, FusedGateway, cpus=0.5)
     return gateway.bind(
-        access, args.settings, args.max_batch_size, _installed(RETRIEVER), _installed(RERANKER)
+        access,
+        args.settings,
+        args.max_batch_size,
+        _installed(RETRIEVER),
+        _installed(RERANKER),
+        args.recent,
+        args.extend,
     )
 
 

@@ -41,6 +41,13 @@ _HISTORY = (
 )
 
 
+VariantName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_VARIANT = (
+    "Variant of the running experiment in place of the user's own, to compare them; such an answer "
+    "is no exposure."
+)
+
+
 class ScoreRequest(_Request):
     """Candidates to score for one user."""
 
@@ -48,6 +55,7 @@ class ScoreRequest(_Request):
     candidates: list[Id] = Field(min_length=1, max_length=MAX_LIST)
     history: History | None = Field(None, description=_HISTORY)
     request_id: RequestId | None = Field(None, description="Echoed; left out, one is made.")
+    variant: VariantName | None = Field(None, description=_VARIANT)
 
 
 class RecommendRequest(_Request):
@@ -60,6 +68,7 @@ class RecommendRequest(_Request):
         [], max_length=MAX_LIST, description="Items not to recommend, beside those of the history."
     )
     request_id: RequestId | None = Field(None, description="Echoed; left out, one is made.")
+    variant: VariantName | None = Field(None, description=_VARIANT)
 
 
 class EventItem(_Request):

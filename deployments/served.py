@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from deployments.backend import FAILURES
 from deployments.calls import Hooks
@@ -38,11 +38,29 @@ class Experiment(Protocol):
     """Divides users among variants."""
 
     @property
+    def name(self) -> str:
+        """Name in the logs."""
+
+    @property
     def variants(self) -> Sequence[Variant]:
         """All variants."""
 
     def assign(self, user_id: str) -> Variant:
         """The variant of a user: always the same one."""
+
+
+class Exposed(NamedTuple):
+    """What a user of an experiment was shown: recommended items, or scored candidates."""
+
+    request_id: str
+    experiment: str
+    variant: str
+    user_id: str
+    item_ids: Sequence[str]
+
+
+Expose = Callable[[Exposed], None]
+"""Notes an exposure; does not wait."""
 
 
 def no_experiment() -> Experiment | None:
@@ -109,12 +127,32 @@ class Served:
         """Variants of the running experiment; none without one."""
         return () if self._experiment is None else self._experiment.variants
 
-    def of(self, user_id: str) -> tuple[str | None, int]:
+    @property
+    def experiment(self) -> str:
+        """Name of the running experiment; empty without one."""
+        return "" if self._experiment is None else self._experiment.name
+
+    def of(self, user_id: str, named: str | None = None) -> tuple[str | None, int]:
         """Variant and version of a user; no variant without an experiment.
 
+        Args:
+            user_id: Who.
+            named: Variant to take in place of the user's own.
+
         Raises:
-            ApiError: 503 where the rest of the graph does not answer yet.
+            ApiError: 422 where no such variant runs; 503 where the rest of the graph does not
+                answer yet.
         """
+        if named is not None:
+            for part in self.variants:
+                if part.name == named:
+                    return part.name, part.version
+            raise ApiError(
+                422,
+                "unknown_variant",
+                "The running experiment has no such variant.",
+                details={"variants": [part.name for part in self.variants]},
+            )
         if self._experiment is None:
             return None, self.number
         variant = self._experiment.assign(user_id)

@@ -29,6 +29,9 @@ _QUIET = {
     "RAY_AUTH_MODE": "token",
     # At Ray's own nice 15, an engine on the CPU would wait behind every small task of the machine.
     "RAY_worker_niceness": "0",
+    # Ray's HTTP servers would believe the X-Forwarded-For of any process on this machine, and
+    # so that of every caller behind its HAProxy; serve.edge.trusted_proxies says whom to believe.
+    "FORWARDED_ALLOW_IPS": "none",
     # The driver chooses what runs on an accelerator; Ray must not hide it from CPU-only tasks.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -138,7 +138,12 @@ def tiny_config(tiny_data: Path, workspace: Workspace) -> TinyConfig:
             "extract": {"engine": {"kind": "scripted"}, "unit_rows": 4},
             "train": {"epochs": 2, "batch_size": 64, "seeds": [0], "arms": ["fair_base", "reki_c"]},
             "evaluate": {"bootstrap": 100},
-            "serve": {"port": 0, "measure_candidates": 10, "measure_requests": 10},
+            "serve": {
+                "port": 0,
+                "edge": {"allow_anonymous": True, "request_logs": False},
+                "measure_candidates": 10,
+                "measure_requests": 10,
+            },
             "ray": {"num_cpus": 2, "object_store_mib": 256},
         }
         for section, keys in overrides.items():

@@ -27,6 +27,7 @@ from reki_ray.config.data import (
     MovieLens100KSource,
     SplitConfig,
 )
+from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.encoding import EncodeConfig
 from reki_ray.config.extraction import (
     ExtractConfig,
@@ -72,6 +73,7 @@ __all__ = [
     "DataConfig",
     "Domain",
     "DriftConfig",
+    "EdgeConfig",
     "EncodeConfig",
     "EvaluateConfig",
     "EventRule",

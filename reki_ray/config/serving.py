@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
 
@@ -80,6 +81,7 @@ class ServeConfig(Section):
     port: int = Field(
         8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 takes a free one."
     )
+    edge: EdgeConfig = EdgeConfig()
     version: int | None = Field(
         None, ge=1, description="The only version to serve; null follows what is promoted."
     )
@@ -107,6 +109,11 @@ class ServeConfig(Section):
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
     measure_candidates: int = Field(100, ge=1, description="Candidates a measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")
+
+    @model_validator(mode="after")
+    def _is_closed_to_others(self) -> Self:
+        self.edge.at(self.host)
+        return self
 
 
 class RefreshConfig(Section):

@@ -26,6 +26,7 @@ from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.serving.ingress import set_ingress
 from reki_ray.store.versions import VersionStore
+from reki_ray.tokens import required_tokens
 from reki_ray.workspace import Workspace
 
 APP_NAME: Final = "reki"
@@ -75,9 +76,11 @@ def start(
         Base URL, as http://127.0.0.1:8000.
 
     Raises:
+        ConfigError: A token is missing or unusable.
         EngineError: The port is taken, Serve runs already, or the graph does not come up.
         StoreError: Nothing is published, or the version is damaged.
     """
+    required_tokens(config.serve.edge)  # a missing token is told of here, not in a replica's log
     store = open_store(workspace)
     store.open(config.serve.version)  # a damaged version is told of here, not in a replica's log
     say(_choose_ingress(config))  # before Ray is imported
@@ -87,8 +90,10 @@ def start(
     try:
         stack.enter_context(ray_session(config.ray))
         url = stack.enter_context(_serve_instance(config.serve.host, port))
-        _deploy(build(_graph_args(config.serve, store)), config.serve)
+        _deploy(build(_graph_args(config, store)), config.serve)
         _wait_until_ready(url)
+        if config.refresh.enabled:
+            _start_refresher(config)
         yield url
     finally:
         # Ray tells standard output that Serve's controller has died, which is what an end is.
@@ -105,7 +110,14 @@ def _choose_ingress(config: RekiConfig) -> str:
     return set_ingress(config.serve.ingress)
 
 
-def _graph_args(config: ServeConfig, store: VersionStore) -> dict[str, Any]:
+def _start_refresher(config: RekiConfig) -> None:
+    from actors import refresher  # noqa: PLC0415  # imports Ray and torch
+
+    refresher.start(config)
+
+
+def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
+    config = run.serve
     return {
         "publish_root": str(store.root.resolve()),
         **config.model_dump(
@@ -117,6 +129,11 @@ def _graph_args(config: ServeConfig, store: VersionStore) -> dict[str, Any]:
                 "timeout_seconds",
             }
         ),
+        "edge": config.edge.at(config.host).model_dump(),
+        "online": {
+            "rules": dict(run.refresh.events),
+            "data": run.data.model_dump(mode="json"),
+        },
     }
 
 

@@ -17,6 +17,7 @@ from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
 from reki_ray.serving.instance import open_store, start
 from reki_ray.store.versions import StoreVersion
+from reki_ray.tokens import bearer
 from reki_ray.workspace import Workspace
 
 CLIENTS: Final = 8
@@ -120,7 +121,12 @@ def _one_client(
     latencies: list[float] = []
     responses: list[Json] = []
     with (
-        httpx.Client(base_url=url, timeout=config.timeout_seconds + 5, trust_env=False) as client,
+        httpx.Client(
+            base_url=url,
+            headers=bearer(config.edge),
+            timeout=config.timeout_seconds + 5,
+            trust_env=False,
+        ) as client,
         reporter.task("serve: latency", total=len(requests), unit="requests") as task,
     ):
         for body in requests[:WARM_UP_REQUESTS]:
@@ -146,7 +152,9 @@ async def _many_clients(
             task.advance()
 
     timeout = config.timeout_seconds + 5
-    async with httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False) as client:
+    async with httpx.AsyncClient(
+        base_url=url, headers=bearer(config.edge), timeout=timeout, trust_env=False
+    ) as client:
         with reporter.task("serve: throughput", total=len(requests), unit="requests") as task:
             started = time.perf_counter()
             await asyncio.gather(*(client_loop(client, task) for _ in range(CLIENTS)))

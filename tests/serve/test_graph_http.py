@@ -37,7 +37,13 @@ def _config(root: Path, **serve: Any) -> RekiConfig:
             "name": "tiny",
             "workspace": str(root),
             "data": {"source": {"kind": "movielens_100k"}},
-            "serve": {"port": 0, "measure_requests": 10, **limits, **serve},
+            "serve": {
+                "port": 0,
+                "edge": {"allow_anonymous": True, "request_logs": False},
+                "measure_requests": 10,
+                **limits,
+                **serve,
+            },
             "ray": {"num_cpus": 2, "object_store_mib": 256},
         }
     )

@@ -128,6 +128,8 @@ class Part:
 class Halves:
     """An experiment that divides users by their first letter."""
 
+    name = "halves"
+
     def __init__(self, *variants: Part) -> None:
         self.variants = variants
 

@@ -1,0 +1,141 @@
+"""Who calls, and whether they may: bearer tokens (RFC 6750).
+
+Open to everybody: /healthz and /readyz, which probes ask without a token and which tell one
+word; the page with its style and scripts, which hold no data; /openapi.json, which describes
+them. Everything else needs a token, /v1/admin that of operators. An operator's token opens the
+other calls too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from deployments.errors import ApiError
+from deployments.rate import network_of
+from reki_ray.config.edge import EdgeSettings, is_loopback
+from reki_ray.tokens import required_tokens
+
+Role = Literal["admin", "user", "anonymous", "unknown"]
+
+PROBES: Final = frozenset({"/healthz", "/readyz"})
+PAGE: Final = frozenset({"/", "/page.css", "/base.js", "/page.js", "/operator.js"})
+OPEN: Final = PROBES | PAGE | {"/openapi.json"}
+ADMIN: Final = "/v1/admin"
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="reki-ray"'}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from.
+
+    Args:
+        role: `anonymous` came without a token, `unknown` with a wrong one.
+        key: Tells clients apart for the rate limit; holds no token.
+    """
+
+    role: Role
+    key: str
+
+
+class Authenticator:
+    """Checks tokens in constant time.
+
+    Args:
+        settings: Names of the variables, and who may come without a token.
+
+    Raises:
+        ConfigError: A token is missing or unusable.
+    """
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        tokens, admin = required_tokens(settings)
+        # Digests are of one length, so that a comparison tells nothing of the token's either.
+        self._known: list[tuple[Role, bytes]] = [
+            *(("admin", _digest(token.encode())) for token in admin),
+            *(("user", _digest(token.encode())) for token in tokens),
+        ]
+        self._settings = settings
+        self._has_admin = bool(admin)
+
+    def caller(self, scope: Scope) -> Caller:
+        """Who a request comes from."""
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        peer = network_of((scope.get("client") or ("",))[0])
+        if not sent:
+            return Caller("anonymous", peer)
+        scheme, _, token = sent[0].partition(b" ")
+        if len(sent) > 1 or scheme.lower() != b"bearer":
+            return Caller("unknown", peer)
+        digest = _digest(token.strip())
+        role: Role = "unknown"
+        for known_role, known in self._known:  # all of them: the time tells no place in the list
+            if secrets.compare_digest(digest, known):
+                role = known_role
+        # A wrong token is charged to its sender: else each guess would be a client of its own.
+        return Caller(role, peer if role == "unknown" else digest.hex())
+
+    def refusal(self, caller: Caller, path: str, scope: Scope) -> ApiError | None:
+        """Why a call may not pass; None if it may.
+
+        Args:
+            caller: Who calls.
+            path: Path below the application's root.
+            scope: The request.
+        """
+        if path in OPEN:
+            return None
+        if path == ADMIN or path.startswith(f"{ADMIN}/"):
+            return self._admin_refusal(caller)
+        if caller.role in ("admin", "user"):
+            return None
+        if caller.role == "anonymous" and self._settings.allow_anonymous:
+            return None if _names_loopback(scope) else _foreign_host()
+        if caller.role == "anonymous" and path == "/metrics" and self._settings.loopback:
+            return None if _names_loopback(scope) else _foreign_host()
+        return _unauthorized(caller)
+
+    def _admin_refusal(self, caller: Caller) -> ApiError | None:
+        if not self._has_admin:
+            return ApiError(
+                403,
+                "admin_disabled",
+                "Calls of operators are off: set the environment variable "
+                f"{self._settings.admin_token_env} of the service to a token, and start it again.",
+            )
+        if caller.role == "admin":
+            return None
+        if caller.role == "user":
+            return ApiError(403, "admin_only", "This call needs the token of operators.")
+        return _unauthorized(caller)
+
+
+def _unauthorized(caller: Caller) -> ApiError:
+    if caller.role == "unknown":
+        headers = {"WWW-Authenticate": f'{_CHALLENGE["WWW-Authenticate"]}, error="invalid_token"'}
+        return ApiError(401, "invalid_token", "The bearer token is not valid.", headers=headers)
+    message = "Send a token: Authorization: Bearer TOKEN."
+    return ApiError(401, "token_needed", message, headers=_CHALLENGE)
+
+
+def _foreign_host() -> ApiError:
+    # A site can let its own name lead to 127.0.0.1 (DNS rebinding), and then read the answers
+    # in its visitors' browsers: without tokens, only this machine's names are answered.
+    return ApiError(
+        403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
+    )
+
+
+def _names_loopback(scope: Scope) -> bool:
+    host = Headers(scope=scope).get("host", "")
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(name.lower())
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

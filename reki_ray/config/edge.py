@@ -1,0 +1,109 @@
+"""Section of the service's edge: who may ask, how much, and what is told of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from reki_ray.config.section import Section
+
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+class EdgeConfig(Section):
+    """Access to the service: tokens, limits, request logs, tracing."""
+
+    token_env: str = Field(
+        "REKI_TOKEN",
+        pattern=_VARIABLE,
+        description="Environment variable with the bearer token; several, separated by commas, "
+        "are valid at once, so that they can be rotated.",
+    )
+    admin_token_env: str = Field(
+        "REKI_ADMIN_TOKEN",
+        pattern=_VARIABLE,
+        description="Environment variable with the token of /v1/admin; where it is not set, these "
+        "calls are refused.",
+    )
+    allow_anonymous: bool = Field(
+        False,
+        description="Answer callers without a token; only where serve.host is this machine alone. "
+        "/v1/admin needs its token all the same.",
+    )
+    rate_per_second: float | None = Field(
+        200.0, gt=0, description="Requests a second of one client on one replica; null: no limit."
+    )
+    rate_burst: int = Field(
+        1000, ge=1, description="Requests that a client may send at once after a rest."
+    )
+    rate_clients: int = Field(
+        100_000, ge=1, description="Clients remembered; beyond, those longest silent are forgotten."
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (),
+        description="Addresses or networks of proxies whose X-Forwarded-For names the client.",
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest body, bytes.")
+    max_header_bytes: int = Field(16_384, ge=1024, description="All headers together, bytes.")
+    max_url_bytes: int = Field(8_192, ge=256, description="Path and query together, bytes.")
+    body_seconds: float = Field(10.0, gt=0, description="Time in which a body has to arrive.")
+    request_logs: bool = Field(
+        True, description="One JSON line a request; without ids of users and items."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Where traces go (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces; null: "
+        "no tracing.",
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{error}; write 10.0.0.7 or 10.0.0.0/8") from error
+        return value
+
+    def at(self, host: str) -> EdgeSettings:
+        """These settings for a service at an address.
+
+        Raises:
+            ValidationError: The service is open to other machines, but asks no token.
+        """
+        return EdgeSettings.model_validate({**self.model_dump(), "host": host})
+
+
+class EdgeSettings(EdgeConfig):
+    """`EdgeConfig` at the address of the service."""
+
+    host: str = Field("127.0.0.1", description="Address that the service listens on.")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches the service."""
+        return is_loopback(self.host)
+
+    @model_validator(mode="after")
+    def _is_closed_to_others(self) -> Self:
+        if self.allow_anonymous and not self.loopback:
+            raise ValueError(
+                f"allow_anonymous is for a service on this machine alone, but serve.host is "
+                f"{self.host}: set serve.host to 127.0.0.1, or allow_anonymous to false and a "
+                f"token in the variable {self.token_env}"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address means this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return False
