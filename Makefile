@@ -51,6 +51,7 @@ bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then d
 	@$(VENV)/bin/reki bench cluster
 	@$(VENV)/bin/reki bench train
 	@$(VENV)/bin/reki bench accuracy
+	@$(VENV)/bin/reki bench serve
 	@$(VENV)/bin/python docs/render_benchmarks.py
 
 docs: setup  ## The documentation as a site in build/site

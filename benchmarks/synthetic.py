@@ -74,6 +74,30 @@ def fill(workspace: Workspace, users: int, items: int, events: int, seed: int = 
     workspace.write_table(schema.CUTS, pa.table(cuts))
 
 
+def samples(workspace: Workspace, rows: int, positions: tuple[int, int], seed: int) -> pa.Table:
+    """Samples at random.
+
+    Args:
+        workspace: One that `fill` has filled.
+        rows: Number of samples.
+        positions: Least length of a history, and one more than the greatest.
+        seed: Seed of everything.
+    """
+    random = np.random.default_rng(seed)
+    users = workspace.read_table(schema.USERS, columns=[schema.USER_ID])[schema.USER_ID]
+    items = workspace.read_table(schema.ITEMS, columns=[schema.ITEM_ID])[schema.ITEM_ID]
+    places = random.integers(*positions, rows).astype(np.int32)
+    return pa.table(
+        {
+            schema.USER_ID: users.take(pa.array(random.integers(0, len(users), rows))),
+            schema.ITEM_ID: items.take(pa.array(random.integers(0, len(items), rows))),
+            schema.TIMESTAMP: pa.array(places.astype(np.int64)),
+            schema.LABEL: pa.array(random.integers(0, 2, rows).astype(np.int8)),
+            schema.POSITION: pa.array(places),
+        }
+    )
+
+
 def _ids(prefix: str, numbers: np.ndarray) -> np.ndarray:
     return np.char.add(prefix, np.char.zfill(numbers.astype(str), 8))
 

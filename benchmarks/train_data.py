@@ -94,27 +94,16 @@ def fill_stream(folder: str, samples: str) -> dict[str, Any]:
     workspace = Workspace(folder)
     synthetic.fill(workspace, _STREAM_USERS, _STREAM_ITEMS, _STREAM_EVENTS)
     rows = min(SHARD_ROWS, int(samples))
-    workspace.write_table(schema.SAMPLES["train"], _samples(workspace, rows, seed=1))
-    workspace.write_table(schema.SAMPLES["valid"], _samples(workspace, 20_000, seed=2))
-    workspace.write_table(schema.SAMPLES["test"], _samples(workspace, 20_000, seed=3))
+    cuts = (_STREAM_CUT, _STREAM_EVENTS)
+    workspace.write_table(schema.SAMPLES["train"], synthetic.samples(workspace, rows, cuts, seed=1))
+    workspace.write_table(
+        schema.SAMPLES["valid"], synthetic.samples(workspace, 20_000, cuts, seed=2)
+    )
+    workspace.write_table(
+        schema.SAMPLES["test"], synthetic.samples(workspace, 20_000, cuts, seed=3)
+    )
     shards = -(-int(samples) // rows)
     first = workspace.local_path(schema.SAMPLES["train"].path, "part-00000.parquet")
     for number in range(1, shards):
         os.link(first, first.with_name(f"part-{number:05}.parquet"))
     return {"samples": shards * rows, "shards": shards}
-
-
-def _samples(workspace: Workspace, rows: int, seed: int) -> pa.Table:
-    random = np.random.default_rng(seed)
-    users = workspace.read_table(schema.USERS, columns=[schema.USER_ID])[schema.USER_ID]
-    items = workspace.read_table(schema.ITEMS, columns=[schema.ITEM_ID])[schema.ITEM_ID]
-    positions = random.integers(_STREAM_CUT, _STREAM_EVENTS, rows).astype(np.int32)
-    return pa.table(
-        {
-            schema.USER_ID: users.take(pa.array(random.integers(0, len(users), rows))),
-            schema.ITEM_ID: items.take(pa.array(random.integers(0, len(items), rows))),
-            schema.TIMESTAMP: pa.array(positions.astype(np.int64)),
-            schema.LABEL: pa.array(random.integers(0, 2, rows).astype(np.int8)),
-            schema.POSITION: pa.array(positions),
-        }
-    )

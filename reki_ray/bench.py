@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reki_ray.errors import ConfigError
 
-NAMES = ("accuracy", "cluster", "extract", "train")
+NAMES = ("accuracy", "cluster", "extract", "serve", "train")
 """Benchmarks, each a module of the same name in `benchmarks/`."""
 
 

@@ -11,6 +11,7 @@ from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, show
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.errors import ConfigError
 from reki_ray.progress import Reporter
+from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 
 app = typer.Typer()
@@ -51,6 +52,58 @@ def run_update(
     files = BatchFiles(events, items, users) if events or items or users else None
     done = update.update(loaded, files, Reporter(Workspace(loaded.root)))
     show(update.render(done), done.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("versions")
+def show_versions(
+    config: ConfigOption, workspace: WorkspaceOption = None, as_json: JsonOption = False
+) -> None:
+    """Show the published versions, and which of them is served."""
+    from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
+
+    found = commands.versions(_store(load_config(config, workspace=workspace)))
+    show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
+def promote(
+    version: Annotated[int, typer.Argument(help="Number of the version to serve.")],
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a version from now on; a running service turns to it without a restart."""
+    from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
+
+    found = commands.promote(_store(load_config(config, workspace=workspace)), version)
+    show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
+def rollback(
+    config: ConfigOption, workspace: WorkspaceOption = None, as_json: JsonOption = False
+) -> None:
+    """Serve the version that was promoted before the present one."""
+    from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
+
+    found = commands.rollback(_store(load_config(config, workspace=workspace)))
+    show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
+def compact(
+    config: ConfigOption,
+    version: Annotated[
+        int | None, typer.Argument(help="A version in layers; none takes the one that is served.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a version that lies in layers as one whole version, and serve that."""
+    from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
+
+    found = commands.compact(_store(load_config(config, workspace=workspace)), version)
+    show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
 @experiments.command("start")
@@ -120,6 +173,10 @@ def compare_variants(  # one argument an option
 
 def _store_root(config: RekiConfig) -> Path:
     return Workspace(config.root).local_path(STORE_FOLDER)
+
+
+def _store(config: RekiConfig) -> VersionStore:
+    return VersionStore(_store_root(config))
 
 
 def _variant(text: str) -> tuple[str, tuple[int, float]]:

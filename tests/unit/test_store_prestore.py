@@ -51,7 +51,7 @@ def test_half_precision_moves_scores_little(tmp_path: Path, mode: str) -> None:
 
 def test_a_representation_of_another_length_is_refused(tmp_path: Path) -> None:
     scorer = _open(tmp_path, prestore="r").load_scorer()
-    with pytest.raises(StoreError, match="do not fit"):
+    with pytest.raises(StoreError, match="the model needs"):
         scorer.score(UserInput(None, [], np.zeros(3, np.float32)), CANDIDATES)
     with pytest.raises(StoreError, match="shape None"):
         scorer.score(UserInput(None, [], None), CANDIDATES)
