@@ -36,6 +36,7 @@ def pytest_configure() -> None:
     token.write_text(secrets.token_hex(32))
     atexit.register(shutil.rmtree, token.parent, ignore_errors=True)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    os.environ["REKI_ADMIN_TOKEN"] = secrets.token_hex(32)  # replicas take it from Ray's start
 
 
 @pytest.fixture

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +56,9 @@ def _config(root: Path, **serve: Any) -> RekiConfig:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
-    VersionStore(folder / "publish").publish(store_factory.fill)
+    store = VersionStore(folder / "publish")
+    store.publish(store_factory.fill)
+    store.publish(partial(store_factory.fill, seed=1), promote=False)
     return folder
 
 
@@ -69,6 +75,10 @@ def score(client: httpx.Client, **body: Any) -> Any:
     response = client.post("/v1/score", json={"user_id": "u0", "candidates": ["m1"], **body})
     assert response.status_code == 200, response.text
     return response.json()
+
+
+def operator() -> dict[str, str]:
+    return {"Authorization": f"Bearer {os.environ['REKI_ADMIN_TOKEN']}"}
 
 
 def error(response: httpx.Response, status: int) -> Any:
@@ -324,21 +334,76 @@ def test_recommendations_need_a_retriever(client: httpx.Client) -> None:
     assert error(answer, 404)["code"] == "no_retrieval"
 
 
-def test_events_need_a_log(client: httpx.Client) -> None:
+def test_an_event_is_in_the_history_of_the_next_request(client: httpx.Client) -> None:
+    visitor = {"user_id": f"visitor {client.base_url.port}", "candidates": store_factory.ITEM_IDS}
+    before = score(client, **visitor)
+    liked = [{"item_id": item, "rating": 5.0, "timestamp": 10 + k} for k, item in enumerate("ab")]
+    expected = score(client, history=liked, **visitor)["scores"]
+    event = {"user_id": visitor["user_id"], "event": "rating"}
+    answer = client.post("/v1/events", json=[{**event, **one} for one in liked])
+    assert answer.json() == {"accepted": 2}, answer.text
+    for _ in range(200):
+        after = score(client, **visitor)
+        if after["scores"] != before["scores"]:
+            break
+        time.sleep(0.05)
+    found, wanted = ([entry["score"] for entry in part] for part in (after["scores"], expected))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_an_event_that_is_none_is_refused(client: httpx.Client) -> None:
     event = {"user_id": "u0", "item_id": "m1", "event": "click", "timestamp": 10}
-    assert error(client.post("/v1/events", json=[event]), 404)["code"] == "no_event_log"
     wrong = {**event, "event": "Click!"}
     found = error(client.post("/v1/events", json=[wrong]), 422)
     assert found["details"]["problems"][0]["field"] == "0.event"
     assert error(client.post("/v1/events", json=[]), 422)["code"] == "invalid_request"
 
 
-def test_versions_are_listed(client: httpx.Client) -> None:
+def test_versions_are_listed_for_operators(client: httpx.Client) -> None:
     assert client.get("/v1/versions").json() == {"current": 1, "variants": []}
-    (version,) = client.get("/v1/admin/versions").json()["versions"]
-    assert (version["version"], version["current"], version["served"]) == (1, True, True)
-    found = error(client.post("/v1/admin/promote", json={"version": 9}), 404)
-    assert found["code"] == "unknown_version"
+    assert error(client.get("/v1/admin/versions"), 401)["code"] == "unauthorized"
+    newest, served = client.get("/v1/admin/versions", headers=operator()).json()["versions"]
+    assert (newest["version"], newest["current"], newest["served"]) == (2, False, False)
+    assert (served["version"], served["current"], served["served"]) == (1, True, True)
+    unknown = client.post("/v1/admin/promote", json={"version": 9}, headers=operator())
+    assert error(unknown, 404)["code"] == "unknown_version"
+
+
+def test_promotion_and_rollback_are_followed_under_load(client: httpx.Client, root: Path) -> None:
+    store = VersionStore(root / "publish")
+    expected = {
+        f"v{number}": store.open(number)
+        .load_scorer()
+        .score(stage.user_input(store.open(number), "u0"), store_factory.ITEM_IDS)
+        for number in (1, 2)
+    }
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        body = {"user_id": "u0", "candidates": store_factory.ITEM_IDS}
+        with httpx.Client(base_url=client.base_url, timeout=30, trust_env=False) as own:
+            while not stop.is_set():
+                answers.append(own.post("/v1/score", json=body))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        moved = client.post("/v1/admin/promote", json={"version": 2}, headers=operator())
+        assert moved.json() == {"current": 2, "served": 2}, moved.text
+        assert score(client)["store_version"] == "v2"
+        back = client.post("/v1/admin/rollback", headers=operator())
+        assert back.json() == {"current": 1, "served": 1}, back.text
+        assert score(client)["store_version"] == "v1"
+    finally:
+        stop.set()
+        thread.join()
+        if store.current() != 1:
+            store.promote(1)
+    assert {answer.status_code for answer in answers} == {200}
+    for body in (answer.json() for answer in answers):
+        scores = [entry["score"] for entry in body["scores"]]
+        np.testing.assert_allclose(scores, expected[body["store_version"]], atol=1e-6)
 
 
 def test_a_taken_port_is_told(client: httpx.Client) -> None:
