@@ -361,7 +361,7 @@ def test_an_event_that_is_none_is_refused(client: httpx.Client) -> None:
 
 def test_versions_are_listed_for_operators(client: httpx.Client) -> None:
     assert client.get("/v1/versions").json() == {"current": 1, "variants": []}
-    assert error(client.get("/v1/admin/versions"), 401)["code"] == "unauthorized"
+    assert error(client.get("/v1/admin/versions"), 401)["code"] == "token_needed"
     newest, served = client.get("/v1/admin/versions", headers=operator()).json()["versions"]
     assert (newest["version"], newest["current"], newest["served"]) == (2, False, False)
     assert (served["version"], served["current"], served["served"]) == (1, True, True)
