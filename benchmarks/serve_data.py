@@ -54,6 +54,8 @@ def fill(folder: str) -> dict[str, Any]:
             r = normalise(random.normal(size=(len(ids), DIMENSION)).astype(np.float32))
             rows = vectors_table(ids, r, ["individual"] * len(ids))
             workspace.write_table(schema.REPRESENTATIONS[side], rows)
+        assert schema.KNOWLEDGE.schema is not None
+        workspace.write_table(schema.KNOWLEDGE, schema.KNOWLEDGE.schema.empty_table())
         published[name] = _publish(root, workspace, arm, read_representations)
     return published
 
