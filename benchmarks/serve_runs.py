@@ -153,7 +153,8 @@ def _served(folder: str, names: tuple[str, ...]) -> Iterator[dict[str, tuple[int
     }
     port = claim_port("127.0.0.1", 0)
     quiet = {"log_level": "WARNING", "enable_access_log": False}
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    # More claims than cores: what idles while another is measured takes none.
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         address = {"host": "127.0.0.1", "port": port}
         serve.start(proxy_location="HeadOnly", http_options=address, logging_config=quiet)
