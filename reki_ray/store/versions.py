@@ -208,9 +208,14 @@ class VersionStore:
         Raises:
             StoreError: The delta does not fit the base; the old version stays in force.
         """
-        below = self.open(base, verify=False)
-        check_fits(delta, below)
-        return self.publish(lambda folder: write_delta(delta, below, folder), promote=promote)
+
+        def fill(folder: Path) -> Description:
+            # Here, under the lock: a version that another writer has just made is not passed over.
+            below = self.open(base, verify=False)
+            check_fits(delta, below)
+            return write_delta(delta, below, folder)
+
+        return self.publish(fill, promote=promote)
 
     def compact(self, version: int | None = None, *, promote: bool = True) -> int:
         """Write one full version of the same content as a version in layers.
@@ -225,10 +230,13 @@ class VersionStore:
         Raises:
             StoreError: A layer is missing or damaged; the old version stays in force.
         """
-        opened = self.open(version)
-        if opened.manifest.base is None:
-            return opened.manifest.version
-        return self.publish(lambda folder: write_compacted(opened, folder), promote=promote)
+        manifest = self.open(version).manifest
+        if manifest.base is None:
+            return manifest.version
+        # Opened again under the lock, see `upsert`.
+        return self.publish(
+            lambda folder: write_compacted(self.open(version), folder), promote=promote
+        )
 
     def promote(self, version: int) -> None:
         """Make a version the current one, after its checksums were verified and it was opened.

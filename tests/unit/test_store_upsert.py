@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,12 @@ def test_a_version_without_vectors_takes_upserts_too(tmp_path: Path) -> None:
     assert version.catalogue.known(["m new"]) == [True]
     store.compact()
     assert store.open().profile("new") == version.profile("new")
+
+
+def test_two_writers_at_once_lie_over_each_other(store: VersionStore) -> None:
+    deltas = [_delta(store), _delta(store, seed=7)]
+    with ThreadPoolExecutor(2) as pool:
+        numbers = sorted(pool.map(store.upsert, deltas))
+    assert numbers == [2, 3]
+    bases = [store.open(number, verify=False).manifest.base for number in numbers]
+    assert [base.version for base in bases if base is not None] == [1, 2]
