@@ -109,7 +109,7 @@ def lookup(folder: str) -> dict[str, Any]:
     """Time of looking 101 ids up, and what that adds to the memory of this process."""
     from reki_ray.store.vectors import VectorTable  # noqa: PLC0415  # before the first reading
 
-    before = psutil.Process().memory_full_info().uss
+    before = _anonymous_bytes()
     path = Path(folder) / serve_data.VECTORS_FILE
     table = VectorTable(path, np.zeros(serve_data.VECTOR_LENGTH, dtype=np.float32))
     chosen = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def lookup(folder: str) -> dict[str, Any]:
         table.lookup(ids)
         times.append(1000 * (time.perf_counter() - started))
     names = sum(sys.getsizeof(key) for ids in asked for key in ids)
-    grown = psutil.Process().memory_full_info().uss - before - names
+    grown = _anonymous_bytes() - before - names
     return {
         "vectors": len(table),
         "p50_ms": round(float(np.percentile(times, 50)), 4),
@@ -292,6 +292,13 @@ async def _ask(session: Any, port: int, path: str, body: bytes) -> bool:
     async with session.post(url, data=body, headers=_HEADERS) as answer:
         await answer.read()
         return bool(answer.status == 200)
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process that is no page of a file: those of the store are shared."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (found,) = (line.split()[1] for line in lines if line.startswith("RssAnon:"))
+    return int(found) * 1024
 
 
 def _replica_memory_mib() -> float:
