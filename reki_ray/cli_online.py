@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -11,14 +11,12 @@ from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, show
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.errors import ConfigError
 from reki_ray.progress import Reporter
-from reki_ray.store.versions import VersionStore
+from reki_ray.store.versions import STORE_FOLDER, VersionStore
 from reki_ray.workspace import Workspace
 
 app = typer.Typer()
 experiments = typer.Typer(help="Divide users between published versions.", no_args_is_help=True)
 app.add_typer(experiments, name="experiment")
-
-STORE_FOLDER: Final = "publish"
 
 
 @app.command()

@@ -25,7 +25,7 @@ from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.serving.ingress import set_ingress
-from reki_ray.store.versions import VersionStore
+from reki_ray.store.versions import STORE_FOLDER, VersionStore
 from reki_ray.tokens import required_tokens
 from reki_ray.workspace import Workspace
 
@@ -221,4 +221,4 @@ def _wait_until_ready(url: str) -> None:
 
 def open_store(workspace: Workspace) -> VersionStore:
     """The versions of a workspace on the local disk."""
-    return VersionStore(workspace.local_path("publish"))
+    return VersionStore(workspace.local_path(STORE_FOLDER))

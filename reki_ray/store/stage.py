@@ -39,6 +39,7 @@ from reki_ray.store.versions import (
     KNOWLEDGE_FILE,
     MODEL_FOLDER,
     PROFILES_FILE,
+    STORE_FOLDER,
     VECTOR_FILES,
     Description,
     StoreVersion,
@@ -49,7 +50,6 @@ from reki_ray.workspace import Workspace
 
 Vectors = npt.NDArray[np.float32]
 
-STORE_FOLDER = "publish"
 _ROWS_A_STEP = 65_536
 
 

@@ -60,6 +60,9 @@ __all__ = [
 ]
 
 CURRENT: Final = "CURRENT"
+STORE_FOLDER: Final = "publish"
+"""Folder of the versions, below a workspace."""
+
 _SCRATCH: Final = ".scratch-"
 
 
