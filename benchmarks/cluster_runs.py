@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import threading
 import time
@@ -14,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from reki_ray.runtime import ray_session, set_environment
+from benchmarks import harness
+from reki_ray.runtime import ray_session
 from reki_ray.vectors import normalise
 
 _DIMENSION = 64
@@ -276,12 +275,5 @@ _RUNS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Name of the run, then its values."""
-    what, *values = sys.argv[1:]
-    set_environment()
-    sys.stdout.write(json.dumps(_RUNS[what](*values)) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    harness.answer(_RUNS)

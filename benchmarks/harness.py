@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reki_ray.progress import Reporter
+from reki_ray.runtime import set_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out"
@@ -84,6 +85,17 @@ def process(module: str, *arguments: object) -> dict[str, Any]:
     seconds = time.monotonic() - started
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {"seconds": round(seconds, 2), **found}
+
+
+def answer(runs: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
+    """What a module for `process` does: one of its runs, named by its command line.
+
+    Args:
+        runs: By name; each takes the further arguments as text.
+    """
+    what, *values = sys.argv[1:]
+    set_environment()
+    sys.stdout.write(json.dumps(runs[what](*values)) + "\n")
 
 
 def peak_rss_mib() -> float:

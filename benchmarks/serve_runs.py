@@ -18,7 +18,6 @@ import numpy as np
 import psutil
 
 from benchmarks import harness, serve_data, serve_floor
-from reki_ray.runtime import set_environment
 from reki_ray.serving.ingress import set_ingress
 from reki_ray.serving.instance import claim_port
 
@@ -325,12 +324,5 @@ _RUNS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Name of the run, then its values."""
-    what, *values = sys.argv[1:]
-    set_environment()
-    sys.stdout.write(json.dumps(_RUNS[what](*values)) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    harness.answer(_RUNS)

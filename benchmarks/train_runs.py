@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,6 @@ import psutil
 from benchmarks import harness, train_data
 from reki_ray.config import Arm, RekiConfig
 from reki_ray.progress import Reporter
-from reki_ray.runtime import set_environment
 from reki_ray.workspace import Workspace
 
 _STREAM: Final[dict[str, Any]] = {
@@ -151,12 +149,5 @@ _RUNS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Name of the run, then its values."""
-    what, *values = sys.argv[1:]
-    set_environment()
-    sys.stdout.write(json.dumps(_RUNS[what](*values)) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    harness.answer(_RUNS)
