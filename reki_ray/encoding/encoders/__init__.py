@@ -25,6 +25,10 @@ def build_encoder(config: EncodeConfig, identity: EncoderIdentity | None = None)
         from reki_ray.encoding.encoders.vllm import VllmEncoder  # noqa: PLC0415
 
         return VllmEncoder(config, identity)
+    if config.backend == "hashing":
+        from reki_ray.encoding.encoders.hashing import HashingEncoder  # noqa: PLC0415
+
+        return HashingEncoder(config, identity)
     if config.backend == "hidden_states":
         from reki_ray.encoding.encoders.hidden_states import HiddenStatesEncoder  # noqa: PLC0415
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from reki_ray.assets import Say, resolve_model
 from reki_ray.config import EncodeConfig
-from reki_ray.errors import EngineError
+from reki_ray.errors import DataError, EngineError
 
 _SAMPLE_BYTES = 2**20
 _SPEED_ONLY = frozenset(
@@ -108,6 +108,9 @@ def identify(config: EncodeConfig, *, say: Say | None = None) -> EncoderIdentity
         DataError: The fetched model is damaged.
         EngineError: The model cannot be fetched or read, or there is no such folder.
     """
+    if config.backend == "hashing":
+        settings = json.dumps({"dimension": config.dimension})
+        return EncoderIdentity("hashing", "words", "1", None, "float32", settings)
     source = resolve_model(config.model, say=say)
     folder = Path(source)
     if source.startswith((".", "/")) and not folder.is_dir():
@@ -123,6 +126,21 @@ def identify(config: EncodeConfig, *, say: Say | None = None) -> EncoderIdentity
         dtype=config.dtype,
         settings=json.dumps(deciding, sort_keys=True, default=str),
     )
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse blank texts, which have no direction.
+
+    Raises:
+        DataError: A text is blank.
+    """
+    for row, text in enumerate(texts):
+        if not text.strip():
+            raise DataError(
+                "a blank text has no representation",
+                where=f"text {row} of {len(texts)}",
+                todo="Leave it out and give its id a fallback vector.",
+            )
 
 
 def source_of(config: EncodeConfig) -> tuple[str, dict[str, Any]]:

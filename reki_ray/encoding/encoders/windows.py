@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from reki_ray.config import EncodeConfig
+from reki_ray.encoding.encoders.protocol import check_texts
 from reki_ray.errors import DataError, EngineError
 from reki_ray.vectors import normalise
 
@@ -54,13 +55,7 @@ class WindowReader:
 
     def read(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder.encode`."""
-        for row, text in enumerate(texts):
-            if not text.strip():
-                raise DataError(
-                    "a blank text has no representation",
-                    where=f"text {row} of {len(texts)}",
-                    todo="Leave it out and give its id a fallback vector.",
-                )
+        check_texts(texts)
         if not texts:
             return np.zeros((0, self._dimension), dtype=np.float32)
         windows, owners = self._cut(texts)
