@@ -31,6 +31,12 @@ class HeinConfig(Section):
     components: int = Field(
         128, ge=1, description="scaling principal: principal components that HEIN sees, at most."
     )
+    rate: float = Field(
+        1.0,
+        gt=0,
+        description="Learning rate of HEIN in multiples of train.learning_rate: where a gate lets "
+        "few samples reach it, it has to learn faster from them.",
+    )
     enrich_items: bool = Field(
         False,
         description="Also add a projection of h_i to the vector of every item, past ones too: "

@@ -147,6 +147,15 @@ class EmbeddedModel(nn.Module):
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
 
+    def knowledge_parameters(self) -> list[nn.Parameter]:
+        """Parameters that exist for representations alone; none without knowledge."""
+        if self.hein is None:
+            return []
+        parts: list[nn.Module] = [self.hein, self.user_reader, self.item_reader]
+        if self.enriches:
+            parts.append(self.enrichment)
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def augment_users(self, r: Tensor) -> Tensor:
         """Augmented vectors h_u (N, q) of unit representations r_u (N, K d)."""
         return self._augment(self._require_hein().users, self.user_reader(r))

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +134,7 @@ class Trainer:
         wrapped = self._workers.wrap(model)
         self._wrapped = compiled(wrapped) if config.compile else wrapped
         self._optimiser = torch.optim.AdamW(
-            model.parameters(),
+            _groups(model, config),
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
@@ -229,7 +229,7 @@ class Trainer:
 
     def _step(self, prepared: Prepared, rate: float) -> Tensor:
         for group in self._optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["multiple"]
         output: Output = self._wrapped(prepared.batch)
         loss = self._objective.loss(output.logits, prepared.labels)
         if output.auxiliary is not None:
@@ -273,3 +273,12 @@ def predict(
     together = torch.stack(gathered, dim=1).flatten(0, 1)[:count]
     scores: npt.NDArray[np.float32] = together.cpu().numpy()
     return scores
+
+
+def _groups(model: EmbeddedModel, config: TrainConfig) -> list[dict[str, Any]]:
+    """Groups of the optimiser, which tell the multiple of the learning rate that each has."""
+    knowledge = model.knowledge_parameters()
+    known = {id(parameter) for parameter in knowledge}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    groups = [(rest, 1.0), (knowledge, config.hein.rate)]
+    return [{"params": some, "multiple": multiple} for some, multiple in groups if some]

@@ -105,6 +105,26 @@ def test_rate_rises_then_falls_to_zero_over_the_steps() -> None:
     assert rates[110] == pytest.approx(0.0)
 
 
+def test_hein_learns_at_a_multiple_of_the_rate_and_the_rest_at_the_rate(
+    filled: Workspace, dataset: Dataset
+) -> None:
+    def moved(multiple: float) -> dict[str, float]:
+        hein = CONFIG.hein.model_copy(update={"rate": multiple, "enrich_items": True})
+        # One step: the second one's gradients differ, and with them what the others learn.
+        update = {"hein": hein, "epochs": 1, "batch_size": 10_000, "weight_decay": 0.0}
+        trained, bundle = trainer(filled, dataset, CONFIG.model_copy(update=update))
+        before = {name: p.detach().clone() for name, p in bundle.model.named_parameters()}
+        trained.run(ignore)
+        after = bundle.model.named_parameters()
+        return {name: float((p.detach() - before[name]).abs().max()) for name, p in after}
+
+    slow, fast = moved(1.0), moved(3.0)
+    assert {name.partition(".")[0] for name in slow} >= {"hein", "enrichment", "items", "backbone"}
+    for name, distance in slow.items():
+        learns_faster = name.partition(".")[0] in ("hein", "enrichment")
+        assert fast[name] == pytest.approx(distance * (3 if learns_faster else 1), rel=1e-3)
+
+
 @pytest.mark.parametrize(("samples", "world"), [(10, 1), (10, 3), (1, 2), (7, 7)])
 def test_ranks_get_equally_many_samples_and_miss_none(samples: int, world: int) -> None:
     parts = [shuffled(samples, 0, 1, rank, world) for rank in range(world)]
