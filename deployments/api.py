@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from deployments.backend import FAILURES, Backend, no_retrieval
 from deployments.calls import RETRY_LATER, Hooks, overloaded
@@ -20,7 +20,6 @@ from deployments.metrics import CONTENT_TYPE, GatewayMetrics
 from deployments.recommend import RecommendFlow
 from deployments.route import json_response
 from deployments.schemas import (
-    MAX_LIST,
     EventItem,
     Events,
     KnowledgeResponse,
@@ -34,6 +33,7 @@ from deployments.schemas import (
 )
 from deployments.served import Expose, Exposed, Served
 from reki_ray.config.edge import EdgeSettings
+from reki_ray.config.graph import RequestLimits
 from reki_ray.errors import RekiError
 from reki_ray.schema import Side
 
@@ -43,23 +43,9 @@ Append = Callable[[Sequence[EventItem]], None]
 """Makes events durable; called in a thread."""
 
 
-class GatewaySettings(BaseModel):
-    """Limits of the HTTP interface."""
+class GatewaySettings(RequestLimits):
+    """Limits of the HTTP interface, and who may ask."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_candidates: int = Field(1000, ge=1, le=MAX_LIST, description="Candidates a request.")
-    max_history: int = Field(200, ge=0, le=MAX_LIST, description="Past interactions a request.")
-    max_recommended: int = Field(100, ge=1, le=MAX_LIST, description="Recommended items a request.")
-    retrieved: int = Field(
-        200, ge=1, le=MAX_LIST, description="Items that are scored for one recommendation."
-    )
-    max_ongoing_requests: int = Field(
-        64,
-        ge=1,
-        description="Requests that a gateway works on at once; more are answered 503.",
-    )
-    timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
     edge: EdgeSettings = Field(EdgeSettings(), description="Access, as `serve.edge` of a run.")
 
 

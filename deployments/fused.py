@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import FastAPI
 from ray import serve
 
 from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend, RerankerLike, RetrieverLike
-from deployments.gateway import Extend, build_api, no_extensions
+from deployments.gateway import Extend, HttpReplica, no_extensions
 from deployments.lookup import Lookup, OpenRecent
-from deployments.metrics import GatewayMetrics
-from deployments.scorer import MAX_BATCH_SIZE, Scorer
+from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
 
 
 @serve.ingress()
-class FusedGateway:
+class FusedGateway(HttpReplica):
     """Serves the HTTP interface over lookup and scorer of its own.
 
     Args:
@@ -37,28 +35,16 @@ class FusedGateway:
         self,
         access: StoreAccess,
         settings: GatewaySettings,
-        max_batch_size: int = MAX_BATCH_SIZE,
+        max_batch_size: int,
         retriever: Callable[[StoreAccess], RetrieverLike] | None = None,
         reranker: Callable[[StoreAccess], RerankerLike] | None = None,
         recent: OpenRecent | None = None,
         extend: Extend = no_extensions,
     ) -> None:
-        self._access = access
-        self._settings = settings
-        self._extend = extend
-        self._backend = LocalBackend(
+        backend = LocalBackend(
             Lookup(access, recent),
             Scorer(access, max_batch_size),
             None if retriever is None else retriever(access),
             None if reranker is None else reranker(access),
         )
-
-    def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
-        replica = serve.get_replica_context().replica_tag
-        return build_api(
-            self._backend,
-            self._access,
-            self._settings,
-            GatewayMetrics(replica),
-            self._extend(self._access, replica),
-        )
+        super().__init__(backend, access, settings, extend)

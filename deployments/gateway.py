@@ -130,8 +130,37 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
     app.get("/metrics", response_class=Response)(api.metrics)
 
 
+class HttpReplica:
+    """A replica that serves the HTTP interface over the rest of the graph.
+
+    Args:
+        backend: The rest of the graph.
+        access: Where versions are.
+        settings: Limits.
+        extend: Makes what the graph has beyond versions; called once, in the replica.
+    """
+
+    def __init__(
+        self, backend: Backend, access: StoreAccess, settings: GatewaySettings, extend: Extend
+    ) -> None:
+        self._backend = backend
+        self._access = access
+        self._settings = settings
+        self._extend = extend
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
+        replica = serve.get_replica_context().replica_tag
+        return build_api(
+            self._backend,
+            self._access,
+            self._settings,
+            GatewayMetrics(replica),
+            self._extend(self._access, replica),
+        )
+
+
 @serve.ingress()
-class Gateway:
+class Gateway(HttpReplica):
     """Serves the HTTP interface.
 
     Args:
@@ -154,17 +183,5 @@ class Gateway:
         reranker: DeploymentHandle[Any] | None = None,
         extend: Extend = no_extensions,
     ) -> None:
-        self._access = access
-        self._settings = settings
-        self._extend = extend
-        self._backend = HandleBackend(lookup, scorer, retriever, reranker)
-
-    def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
-        replica = serve.get_replica_context().replica_tag
-        return build_api(
-            self._backend,
-            self._access,
-            self._settings,
-            GatewayMetrics(replica),
-            self._extend(self._access, replica),
-        )
+        backend = HandleBackend(lookup, scorer, retriever, reranker)
+        super().__init__(backend, access, settings, extend)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import importlib.util
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from ray import serve
 from ray.serve import Application, Deployment
 
@@ -23,8 +23,10 @@ from deployments.fused import FusedGateway
 from deployments.gateway import Extend, Gateway, no_extensions
 from deployments.lookup import Lookup, OpenRecent
 from deployments.online import OnlineArgs, open_extensions, open_recent
-from deployments.scorer import MAX_BATCH_SIZE, Scorer
+from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
+from reki_ray.config import AdapterSettings
+from reki_ray.config.graph import GraphSettings
 from reki_ray.importing import load
 
 RETRIEVER: Final = "deployments.retriever:Retriever"
@@ -34,27 +36,13 @@ RERANKER: Final = "deployments.reranker:Reranker"
 RETRY_AFTER_SECONDS: Final = 1.0
 
 
-class GraphArgs(GatewaySettings):
+class GraphArgs(GraphSettings, GatewaySettings):
     """Arguments of the graph."""
 
     publish_root: str = Field(description="Folder of the published versions.")
-    version: int | None = Field(
-        None, ge=1, description="The only version to serve; null follows what is promoted."
+    vectors: AdapterSettings = Field(
+        AdapterSettings(), description="Where vectors are looked up, as `store.vectors` of a run."
     )
-    kept_versions: int = Field(3, ge=1, description="Opened versions kept in a replica.")
-    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
-    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
-    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer, at least.")
-    max_replicas: int | None = Field(
-        None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
-    )
-    target_ongoing_requests: float = Field(
-        8.0, gt=0, description="Requests in work a replica that autoscaling aims at."
-    )
-    max_queued_requests: int = Field(
-        64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
-    )
-    max_batch_size: int = Field(MAX_BATCH_SIZE, ge=1, description="Most requests a forward.")
     online: OnlineArgs | None = Field(
         OnlineArgs(), description="Events and experiments; null takes no events."
     )
@@ -63,7 +51,12 @@ class GraphArgs(GatewaySettings):
     def access(self) -> StoreAccess:
         """Where the versions are."""
         root = str(Path(self.publish_root).resolve())
-        return StoreAccess(publish_root=root, version=self.version, kept=self.kept_versions)
+        return StoreAccess(
+            publish_root=root,
+            version=self.version,
+            vectors=self.vectors.resolved(),
+            kept=self.kept_versions,
+        )
 
     @property
     def settings(self) -> GatewaySettings:
@@ -81,13 +74,6 @@ class GraphArgs(GatewaySettings):
     def recent(self) -> OpenRecent | None:
         """Opens what is known of recent interactions, in a lookup."""
         return None if self.online is None else partial(open_recent, self.online, self.access)
-
-    @model_validator(mode="after")
-    def _ranges_are_no_empty_ones(self) -> Self:
-        least = max(self.gateway_replicas, self.lookup_replicas, self.scorer_replicas)
-        if self.max_replicas is not None and self.max_replicas < least:
-            raise ValueError(f"max_replicas is {self.max_replicas}, but {least} are asked for")
-        return self
 
 
 def build_app(args: GraphArgs) -> Application:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 from deployments.messages import NO_PROFILE, Behind, Sample, UserRecord
 from deployments.versions import StoreAccess
+from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
 from reki_ray.store.contents import Profile
 from reki_ray.store.versions import StoreVersion
+
+T = TypeVar("T")
 
 AddRecent = Callable[[str, Profile], Profile]
 """A user's profile with the interactions that came since the version was built."""
 
 OpenRecent = Callable[[], AddRecent]
 """Opens what is known of recent interactions; called once, in the replica."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class StoreReader:
@@ -28,14 +36,23 @@ class StoreReader:
 
     def __init__(self, version: StoreVersion) -> None:
         self._version = version
+        self.waits = version.waits
 
     def user(self, user_id: str) -> UserRecord:
-        """Profile and vector of a user; fallbacks where the store does not know them."""
+        """Profile and vector of a user; fallbacks where the store does not know them.
+
+        Where a server of vectors fails, the profile comes without a vector: the history still
+        counts, and the scorer says that the answer is degraded.
+        """
         profile = self._version.profile(user_id)
         source: Source = "fallback" if profile is None else "individual"
         vector = None
         if self._version.users is not None:
-            vectors, sources = self._version.users.lookup([user_id])
+            try:
+                vectors, sources = self._version.users.lookup([user_id])
+            except StoreError as error:
+                logger.warning("a user is scored without vector: %s", error.what)
+                return UserRecord(profile or NO_PROFILE)
             vector, source = vectors[0], cast(Source, sources[0])
         return UserRecord(profile or NO_PROFILE, vector, source, self._version.name)
 
@@ -101,10 +118,9 @@ class Lookup:
         """
         await self._versions.get(version)
 
-    # A lookup takes microseconds: a thread of its own would cost more than it frees.
     async def user(self, user_id: str, version: int) -> UserRecord:
         """See `StoreReader.user`; with recent interactions, where they are known."""
-        found = (await self._versions.get(version)).user(user_id)
+        found = await self._ask(version, lambda reader: reader.user(user_id))
         if self._add_recent is None:
             return found
         return dataclasses.replace(found, profile=self._add_recent(user_id, found.profile))
@@ -115,7 +131,7 @@ class Lookup:
 
     async def behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
         """See `StoreReader.behind`."""
-        return (await self._versions.get(version)).behind(side, subject_id)
+        return await self._ask(version, lambda reader: reader.behind(side, subject_id))
 
     async def sample(self, users: int, items: int, version: int) -> Sample:
         """See `StoreReader.sample`."""
@@ -124,3 +140,10 @@ class Lookup:
     def close(self) -> None:
         """End what runs in the background."""
         self._versions.close()
+
+    async def _ask(self, version: int, ask: Callable[[StoreReader], T]) -> T:
+        reader = await self._versions.get(version)
+        if reader.waits:
+            return await asyncio.to_thread(ask, reader)
+        # Mapped files answer in microseconds: a thread would cost more than it frees.
+        return ask(reader)

@@ -6,12 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from reki_ray.config.graph import MAX_LIST
 from reki_ray.schema import Side, Source
 
 MAX_ID_CHARS = 512
-MAX_LIST = 10_000
-"""No configuration may allow longer lists in a request."""
-
 MAX_EVENTS = 1000
 """Events a request may bring: they are made durable together."""
 

@@ -15,7 +15,6 @@ from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.schema import Source
 from reki_ray.store.versions import StoreVersion
 
-MAX_BATCH_SIZE: Final = 16
 MAX_BATCH_CANDIDATES: Final = 2000
 """Bounds a batch's memory; a single request may name more."""
 
@@ -115,7 +114,7 @@ class Scorer:
         StoreError: Neither CURRENT nor an older version opens.
     """
 
-    def __init__(self, access: StoreAccess, max_batch_size: int = MAX_BATCH_SIZE) -> None:
+    def __init__(self, access: StoreAccess, max_batch_size: int) -> None:
         # A request's matrices are small: more threads only wait for each other.
         torch.set_num_threads(1)
         self._versions = access.cache(VersionScorer)

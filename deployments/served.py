@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -18,6 +20,9 @@ from reki_ray.errors import RekiError
 
 START_SECONDS: Final = 60.0
 """Time in which a starting gateway waits for the rest of the graph before it takes requests."""
+
+RETRY_SECONDS: Final = 30.0
+"""A refused version is tried again after so long: a server of vectors may have been away."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +110,7 @@ class Served:
         self._hooks = hooks or Hooks()
         self._number: int | None = None
         self._experiment: Experiment | None = None
-        self._refused: set[int] = set()
+        self._refused: dict[int, float] = {}  # when, by the monotonic clock
         self._refreshing = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
 
@@ -184,7 +189,10 @@ class Served:
                 logger.error("cannot read what to serve: %s", error)
                 return
             own = [] if experiment is None else [part.version for part in experiment.variants]
-            self._refused &= {*wanted, *own}  # what is no longer wanted may be tried again later
+            # What is no longer wanted may be tried again at once when it is wanted again.
+            self._refused = {
+                number: at for number, at in self._refused.items() if number in {*wanted, *own}
+            }
             try:
                 for number in wanted:
                     if await self._is_open(number):
@@ -204,12 +212,12 @@ class Served:
         """Whether the rest of the graph holds a version, which is asked to open it."""
         if number == self._number or any(number == part.version for part in self.variants):
             return True
-        if number in self._refused:
+        if time.monotonic() - self._refused.get(number, -math.inf) < RETRY_SECONDS:
             return False
         try:
             await self._prepare(number)
         except RekiError as error:
-            self._refused.add(number)
+            self._refused[number] = time.monotonic()
             self._hooks.refused(f"v{number}")
             logger.error("version %d is refused, the old one stays: %s", number, error)
             return False

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reki_ray.config import AdapterSettings
 from reki_ray.errors import RekiError, StoreError
 from reki_ray.store.versions import StoreVersion, VersionStore
 
@@ -37,12 +38,15 @@ class StoreAccess(BaseModel):
     version: int | None = Field(
         None, ge=1, description="The only version to serve; null follows CURRENT."
     )
+    vectors: AdapterSettings = Field(
+        AdapterSettings(), description="Where vectors are looked up, as `store.vectors` of a run."
+    )
     kept: int = Field(3, ge=1, description="Opened versions kept; the longest unused one goes.")
     poll_seconds: float = Field(0.5, gt=0, description="Time between two looks at CURRENT.")
 
     def store(self) -> VersionStore:
         """The versions."""
-        return VersionStore(self.publish_root)
+        return VersionStore(self.publish_root, self.vectors)
 
     def cache(self, load: Callable[[StoreVersion], T]) -> VersionCache[T]:
         """Opened versions, the first one loaded, CURRENT watched.
@@ -152,7 +156,7 @@ class VersionCache(Generic[T]):
         try:
             found = self._at_hand(number)
             if found is None:
-                found = self._load(self._access.store().open(number))
+                found = self._load(self._access.store().open_served(number))
             with self._lock:
                 self._opened[number] = found
                 self._opened.move_to_end(number)

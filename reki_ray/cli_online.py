@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, show
-from reki_ray.config import RekiConfig, load_config
+from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, open_run, show
 from reki_ray.errors import ConfigError
 from reki_ray.progress import Reporter
-from reki_ray.store.versions import STORE_FOLDER, VersionStore
-from reki_ray.workspace import Workspace
+from reki_ray.store.location import store_of
+from reki_ray.store.versions import VersionStore
 
 app = typer.Typer()
 experiments = typer.Typer(help="Divide users between published versions.", no_args_is_help=True)
@@ -24,9 +23,7 @@ def serve(config: ConfigOption, workspace: WorkspaceOption = None) -> None:
     """Serve the published version until interrupted."""
     from reki_ray.serving import instance  # noqa: PLC0415  # Ray Serve is slow to import
 
-    loaded = load_config(config, workspace=workspace)
-    opened = Workspace(loaded.root)
-    instance.serve_forever(loaded, opened, Reporter())
+    instance.serve_forever(*open_run(config, workspace), Reporter())
 
 
 @app.command("update")
@@ -46,9 +43,9 @@ def run_update(
     from reki_ray import update  # noqa: PLC0415
     from reki_ray.data.batch import BatchFiles  # noqa: PLC0415
 
-    loaded = load_config(config, workspace=workspace)
+    loaded, opened = open_run(config, workspace)
     files = BatchFiles(events, items, users) if events or items or users else None
-    done = update.update(loaded, files, Reporter(Workspace(loaded.root)))
+    done = update.update(loaded, files, Reporter(opened))
     show(update.render(done), done.model_dump(mode="json"), as_json=as_json)
 
 
@@ -59,7 +56,7 @@ def show_versions(
     """Show the published versions, and which of them is served."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
-    found = commands.versions(_store(load_config(config, workspace=workspace)))
+    found = commands.versions(_store(config, workspace))
     show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
@@ -73,7 +70,7 @@ def promote(
     """Serve a version from now on; a running service turns to it without a restart."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
-    found = commands.promote(_store(load_config(config, workspace=workspace)), version)
+    found = commands.promote(_store(config, workspace), version)
     show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
@@ -84,7 +81,7 @@ def rollback(
     """Serve the version that was promoted before the present one."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
-    found = commands.rollback(_store(load_config(config, workspace=workspace)))
+    found = commands.rollback(_store(config, workspace))
     show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
@@ -100,8 +97,25 @@ def compact(
     """Write a version that lies in layers as one whole version, and serve that."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
-    found = commands.compact(_store(load_config(config, workspace=workspace)), version)
+    found = commands.compact(_store(config, workspace), version)
     show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("export")
+def run_export(
+    config: ConfigOption,
+    version: Annotated[
+        int | None, typer.Option(help="Number of the version; none takes the one that is served.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a version's vectors to where store.vectors says; what is there already stays."""
+    from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
+
+    loaded, opened = open_run(config, workspace)
+    done = commands.export(store_of(loaded, opened), version, Reporter(opened))
+    show(commands.render_export(done), done.model_dump(mode="json"), as_json=as_json)
 
 
 @experiments.command("start")
@@ -121,7 +135,7 @@ def start_experiment(
     from reki_ray.online import experiment  # noqa: PLC0415  # not needed by other commands
 
     found = experiment.start_experiment(
-        _store_root(load_config(config, workspace=workspace)),
+        _store(config, workspace).root,
         name,
         dict(_variant(text) for text in variants),
     )
@@ -135,7 +149,7 @@ def stop_experiment(
     """End the running experiment: everybody gets the promoted version again."""
     from reki_ray.online import experiment  # noqa: PLC0415  # not needed by other commands
 
-    found = experiment.stop_experiment(_store_root(load_config(config, workspace=workspace)))
+    found = experiment.stop_experiment(_store(config, workspace).root)
     show(experiment.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
@@ -160,7 +174,7 @@ def compare_variants(  # one argument an option
     from reki_ray.online import ab  # noqa: PLC0415  # imports scipy
 
     found = ab.ab(
-        _store_root(load_config(config, workspace=workspace)),
+        _store(config, workspace).root,
         name,
         since=since,
         window=window,
@@ -169,12 +183,8 @@ def compare_variants(  # one argument an option
     show(ab.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
-def _store_root(config: RekiConfig) -> Path:
-    return Workspace(config.root).local_path(STORE_FOLDER)
-
-
-def _store(config: RekiConfig) -> VersionStore:
-    return VersionStore(_store_root(config))
+def _store(config: Path, workspace: str | None) -> VersionStore:
+    return store_of(*open_run(config, workspace))
 
 
 def _variant(text: str) -> tuple[str, tuple[int, float]]:

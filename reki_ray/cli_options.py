@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from reki_ray.config import RekiConfig, load_config
+from reki_ray.workspace import Workspace
+
 _PLAIN_WIDTH = 120
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Configuration, a YAML file.")]
@@ -20,6 +23,16 @@ ForceOption = Annotated[
     list[str] | None, typer.Option("--force", help="Run this stage even when unchanged.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable output.")]
+
+
+def open_run(config: Path, workspace: str | None) -> tuple[RekiConfig, Workspace]:
+    """A run's configuration and folder, as the options of a command name them.
+
+    Raises:
+        ConfigError: See `load_config`.
+    """
+    loaded = load_config(config, workspace=workspace)
+    return loaded, Workspace(loaded.root)
 
 
 def show(rendered: Any, content: Any, *, as_json: bool) -> None:

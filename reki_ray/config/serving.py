@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reki_ray.config.edge import EdgeConfig
+from reki_ray.config.graph import GraphSettings
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
 
@@ -36,7 +38,8 @@ class AdapterSettings(Section):
     kind: Literal["arrow", "lmdb", "redis"] = Field(
         "arrow",
         description="arrow: the version's own files, memory-mapped; lmdb: a folder; redis: a Redis "
-        "or Valkey server. The last two are loaded by `export`.",
+        "or Valkey server. The last two are loaded when a version is published, or by "
+        "`reki export`.",
     )
     url: str = Field("", description="Folder of lmdb, or URL of redis, as redis://host:6379/0.")
     namespace: str = Field(
@@ -54,6 +57,12 @@ class AdapterSettings(Section):
             raise ValueError(f"kind {self.kind} needs url")
         return self
 
+    def resolved(self) -> AdapterSettings:
+        """The same for processes that work in another folder."""
+        if self.kind != "lmdb":
+            return self
+        return self.model_copy(update={"url": str(Path(self.url).resolve())})
+
 
 class StoreConfig(Section):
     """The store as replicas open it."""
@@ -61,7 +70,7 @@ class StoreConfig(Section):
     vectors: AdapterSettings = AdapterSettings()
 
 
-class ServeConfig(Section):
+class ServeConfig(GraphSettings):
     """The online graph."""
 
     graph: Literal["composed", "fused"] = Field(
@@ -82,31 +91,6 @@ class ServeConfig(Section):
         8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 takes a free one."
     )
     edge: EdgeConfig = EdgeConfig()
-    version: int | None = Field(
-        None, ge=1, description="The only version to serve; null follows what is promoted."
-    )
-    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
-    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
-    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer, at least.")
-    max_replicas: int | None = Field(
-        None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
-    )
-    target_ongoing_requests: float = Field(
-        8.0, gt=0, description="Requests in work a replica that autoscaling aims at."
-    )
-    max_ongoing_requests: int = Field(
-        64,
-        ge=1,
-        description="Requests that a gateway works on at once; more are answered 503 at once.",
-    )
-    max_queued_requests: int = Field(
-        64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
-    )
-    max_batch_size: int = Field(16, ge=1, description="Most requests a forward.")
-    max_candidates: int = Field(1000, ge=1, description="Candidates a request may name.")
-    max_history: int = Field(200, ge=1, description="Interactions a request may carry.")
-    max_recommended: int = Field(100, ge=1, description="Items that may be recommended at once.")
-    timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
     measure_candidates: int = Field(100, ge=1, description="Candidates a measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")
 

@@ -20,12 +20,14 @@ from typing import Any, Final
 import httpx
 
 from reki_ray.config import RekiConfig, ServeConfig
+from reki_ray.config.graph import GraphSettings
 from reki_ray.errors import EngineError
 from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.serving.ingress import set_ingress
-from reki_ray.store.versions import STORE_FOLDER, VersionStore
+from reki_ray.store.location import store_of
+from reki_ray.store.versions import VersionStore
 from reki_ray.tokens import required_tokens
 from reki_ray.workspace import Workspace
 
@@ -51,7 +53,8 @@ def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) 
         signals = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
         try:
-            reporter.say(f"serve: {open_store(workspace).open(verify=False).name} at {url}")
+            version = config.serve.version or store_of(config, workspace).current()
+            reporter.say(f"serve: v{version} at {url}")
             reporter.say(f"serve: page {url}/, interface {url}/openapi.json; Ctrl-C stops")
             while not stop.wait(timeout=1.0):
                 pass
@@ -81,8 +84,9 @@ def start(
         StoreError: Nothing is published, or the version is damaged.
     """
     required_tokens(config.serve.edge)  # a missing token is told of here, not in a replica's log
-    store = open_store(workspace)
-    store.open(config.serve.version)  # a damaged version is told of here, not in a replica's log
+    store = store_of(config, workspace)
+    # A damaged version is told of here, not in a replica's log.
+    store.open_served(config.serve.version).close()
     say(_choose_ingress(config))  # before Ray is imported
     build = load(config.serve.app or BUILDERS[config.serve.graph])
     port = claim_port(config.serve.host, config.serve.port)
@@ -120,15 +124,8 @@ def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
     config = run.serve
     return {
         "publish_root": str(store.root.resolve()),
-        **config.model_dump(
-            include={
-                "version",
-                *("gateway_replicas", "lookup_replicas", "scorer_replicas", "max_replicas"),
-                *("target_ongoing_requests", "max_ongoing_requests", "max_queued_requests"),
-                *("max_batch_size", "max_candidates", "max_history", "max_recommended"),
-                "timeout_seconds",
-            }
-        ),
+        **config.model_dump(include=set(GraphSettings.model_fields)),
+        "vectors": store.vectors.model_dump(),
         "edge": config.edge.at(config.host).model_dump(),
         "online": {
             "rules": dict(run.refresh.events),
@@ -217,8 +214,3 @@ def _wait_until_ready(url: str) -> None:
         where=f"{url}/readyz",
         todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
     )
-
-
-def open_store(workspace: Workspace) -> VersionStore:
-    """The versions of a workspace on the local disk."""
-    return VersionStore(workspace.local_path(STORE_FOLDER))

@@ -15,7 +15,8 @@ from reki_ray.errors import EngineError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
-from reki_ray.serving.instance import open_store, start
+from reki_ray.serving.instance import start
+from reki_ray.store.location import store_of
 from reki_ray.store.versions import StoreVersion
 from reki_ray.tokens import bearer
 from reki_ray.workspace import Workspace
@@ -36,7 +37,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         EngineError: The graph does not come up, or does not answer.
         StoreError: The version is damaged, or HTTP scores differ from those computed here.
     """
-    version = open_store(workspace).open()
+    version = store_of(config, workspace).open(config.serve.version)
     requests = sample_requests(version, config.serve, seed=config.split.seed)
     with start(config, workspace) as url:
         latencies, responses = _one_client(url, requests, config.serve, reporter)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError
 from reki_ray.schema import SIDES, Side
-from reki_ray.store.keyed import KeyedVectors, StoredVectors
+from reki_ray.store.keyed import Advance, KeyedVectors, StoredVectors, tell_nobody
 from reki_ray.store.manifest import MANIFEST, checksum
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ __all__ = ["KeyedVectors", "StoredVectors", "export", "export_side", "open_vecto
 _PACKAGES: Final = {"lmdb": "lmdb", "redis": "redis"}
 
 
-def export(version: StoreVersion, settings: AdapterSettings) -> int:
+def export(version: StoreVersion, settings: AdapterSettings, advance: Advance = tell_nobody) -> int:
     """Load the vectors of an opened version into LMDB or a server; does nothing the second time.
 
     Args:
         version: Any opened version; layers are flattened.
         settings: Where to; kind arrow needs no export.
+        advance: Told how many vectors were written since it was told last.
 
     Returns:
         Number of vectors that are there now.
@@ -42,13 +43,18 @@ def export(version: StoreVersion, settings: AdapterSettings) -> int:
     for side in SIDES:
         vectors = version.stored_vectors(side)
         if vectors is not None:
-            export_side(settings, version.manifest.version, side, vectors, manifest)
+            export_side(settings, version.manifest.version, side, vectors, manifest, advance)
             total += len(vectors)
     return total
 
 
-def export_side(
-    settings: AdapterSettings, version: int, side: Side, vectors: StoredVectors, manifest: str
+def export_side(  # what names an export
+    settings: AdapterSettings,
+    version: int,
+    side: Side,
+    vectors: StoredVectors,
+    manifest: str,
+    advance: Advance = tell_nobody,
 ) -> None:
     """Load one side; see `export`.
 
@@ -58,17 +64,20 @@ def export_side(
         side: Users or items.
         vectors: What to load.
         manifest: SHA-256 of the version's manifest; readers ask for the same.
+        advance: Told how many vectors were written since it was told last.
     """
     _need_package(settings)
     if settings.kind == "lmdb":
         from reki_ray.store import lmdb_vectors  # noqa: PLC0415  # an optional package
 
         root = Path(settings.url)
-        lmdb_vectors.export_side(root, settings.namespace, version, side, vectors, manifest)
+        lmdb_vectors.export_side(
+            root, settings.namespace, version, side, vectors, manifest, advance
+        )
     elif settings.kind == "redis":
         from reki_ray.store import redis_vectors  # noqa: PLC0415  # an optional package
 
-        redis_vectors.export_side(settings, version, side, vectors, manifest)
+        redis_vectors.export_side(settings, version, side, vectors, manifest, advance)
 
 
 def open_vectors(

@@ -1,4 +1,4 @@
-"""What `reki versions`, `promote`, `rollback` and `compact` do, and how they show it."""
+"""What `reki versions`, `promote`, `rollback`, `compact` and `export` do, and how they show it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from reki_ray.errors import StoreError
+from reki_ray.errors import ConfigError, StoreError
+from reki_ray.progress import Reporter
+from reki_ray.store import adapters
 from reki_ray.store.manifest import Manifest
 from reki_ray.store.versions import VersionStore
 
@@ -55,6 +57,26 @@ class Versions(BaseModel):
     versions: list[VersionEntry]
     problem: str = ""
     done: str = ""
+
+
+class Exported(BaseModel):
+    """An export.
+
+    Attributes:
+        version: Number of the version.
+        kind: lmdb or redis.
+        namespace: Begin of its keys.
+        vectors: Vectors that are there now.
+        written: Those of them that were not there before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    kind: str
+    namespace: str
+    vectors: int
+    written: int
 
 
 def versions(store: VersionStore) -> Versions:
@@ -109,6 +131,45 @@ def compact(store: VersionStore, version: int | None = None) -> Versions:
     if number == before:
         return _after(store, f"version v{before} is full already")
     return _after(store, f"version v{number} holds all that v{before} holds, in one layer")
+
+
+def export(store: VersionStore, version: int | None, reporter: Reporter) -> Exported:
+    """`reki export`: load a version's vectors to where replicas look them up.
+
+    An export that was cut off is done anew; a whole one stays as it is.
+
+    Raises:
+        ConfigError: Replicas look vectors up in the version's own files, or a package is missing.
+        StoreError: The version is missing or damaged, the server is unreachable, or it holds
+            another store's version of this number.
+    """
+    settings = store.vectors
+    if settings.kind == "arrow":
+        raise ConfigError(
+            "there is nowhere to export to: vectors are looked up in the version's own files",
+            where="store.vectors.kind",
+            todo="Set it to lmdb or redis, and store.vectors.url.",
+        )
+    opened = store.open(version)  # with its checksums: what is damaged is not spread
+    number = opened.manifest.version
+    total = sum(len(side) for side in (opened.users, opened.items) if side is not None)
+    with reporter.task(f"export: v{number}", total=total, unit="vectors") as task:
+        there = adapters.export(opened, settings, task.advance)
+    return Exported(
+        version=number,
+        kind=settings.kind,
+        namespace=settings.namespace,
+        vectors=there,
+        written=task.done,
+    )
+
+
+def render_export(done: Exported) -> str:
+    """An export for the terminal."""
+    return (
+        f"v{done.version}: {done.vectors} vectors in {done.kind}, namespace {done.namespace}; "
+        f"{done.written} of them are new there"
+    )
 
 
 def render(found: Versions) -> RichTable:

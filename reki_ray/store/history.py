@@ -1,6 +1,6 @@
 """Which versions were promoted when: an append-only file of JSON lines.
 
-    {"version": 3, "at": 1760000000, "rollback": false}
+    {"version": 3, "at": 1760000000, "rollback": false, "seal": "5f2c..."}
 
 A line that a crash left unfinished at the end is not read, and goes with the next append.
 """
@@ -27,6 +27,7 @@ class Promotion(BaseModel):
         version: Version that was made the current one.
         at: Seconds since the epoch.
         rollback: Whether it was a way back.
+        seal: Seal of the files whose checksums were compared for it; empty where none were.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +35,7 @@ class Promotion(BaseModel):
     version: int
     at: int
     rollback: bool = False
+    seal: str = ""
 
 
 def read(root: Path) -> list[Promotion]:
@@ -63,9 +65,10 @@ def read(root: Path) -> list[Promotion]:
     return found
 
 
-def append(root: Path, version: int, *, rollback: bool = False) -> None:
+def append(root: Path, version: int, *, rollback: bool = False, seal: str = "") -> None:
     """Add a promotion; it is on the disk when this returns."""
-    line = Promotion(version=version, at=int(time.time()), rollback=rollback).model_dump_json()
+    promotion = Promotion(version=version, at=int(time.time()), rollback=rollback, seal=seal)
+    line = promotion.model_dump_json()
     with (root / HISTORY).open("ab+") as file:
         file.seek(0)
         content = file.read()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -21,9 +21,17 @@ from reki_ray.schema import Side
 from reki_ray.store.layers import Batch
 from reki_ray.store.vectors import FALLBACK, SOURCES, DType
 
-EXPORT_AGAIN: Final = "Export the version to it again (`reki_ray.store.adapters.export`)."
+EXPORT_AGAIN: Final = "Export the version again: `reki export --version N`."
 _READABLE_BYTES: Final = 300
 """LMDB's keys end at 511 bytes; a longer id is named by its digest."""
+
+
+Advance = Callable[[int], None]
+"""Told how many vectors were written since it was told last."""
+
+
+def tell_nobody(_: int) -> None:
+    """An `Advance` that nobody sees."""
 
 
 class KeyedVectors(Protocol):

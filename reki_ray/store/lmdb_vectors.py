@@ -18,6 +18,7 @@ from reki_ray.errors import StoreError
 from reki_ray.schema import Side
 from reki_ray.store.keyed import (
     EXPORT_AGAIN,
+    Advance,
     Meta,
     ServedVectors,
     StoredVectors,
@@ -115,6 +116,7 @@ def export_side(  # what names an export
     side: Side,
     vectors: StoredVectors,
     manifest: str,
+    advance: Advance,
 ) -> None:
     """Write a side into a folder of its own; one that is there already stays.
 
@@ -139,18 +141,21 @@ def export_side(  # what names an export
         meta = Meta(
             rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
         )
-        _write(scratch, prefix, vectors, meta)
+        _write(scratch, prefix, vectors, meta, advance)
         scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
         scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(folder: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -> None:
+def _write(
+    folder: Path, prefix: bytes, vectors: StoredVectors, meta: Meta, advance: Advance
+) -> None:
     environment = lmdb.open(str(folder), map_size=_SMALLEST_MAP, lock=False)
     try:
         for batch in vectors.batches(_ROWS_A_STEP):
             _put(environment, pack(prefix, batch))
+            advance(len(batch[0]))
         _put(environment, {meta_key(prefix): meta.model_dump_json().encode()})
         environment.sync(True)
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,6 +24,9 @@ PROFILES_FILE: Final = "profiles.arrow"
 CATALOGUE_FILE: Final = "catalogue.arrow"
 KNOWLEDGE_FILE: Final = "knowledge.arrow"
 VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.arrow"}
+
+MAX_LAYERS: Final = 9
+"""Every layer costs a lookup a search; `reki compact` makes one of all."""
 
 Prestore = Literal["h", "r"]
 
@@ -120,6 +124,41 @@ def manifest_of(folder: Path, number: int) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
+def folder_of(root: Path, version: int) -> Path:
+    """Folder of a version."""
+    return root / f"v{version}"
+
+
+def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
+    """Folders and manifests of a version and of all that it lies over, newest first.
+
+    Args:
+        root: Folder of all versions.
+        version: Number of the version.
+
+    Raises:
+        StoreError: One is missing, was changed, or does not fit the one above it.
+    """
+    found = [manifest_of(folder_of(root, version), version)]
+    while (base := found[-1][1].base) is not None:
+        above, folder = found[-1], folder_of(root, base.version)
+        if not folder.is_dir():
+            raise StoreError(
+                f"version {base.version}, which version {above[1].version} lies over, is missing",
+                where=str(folder),
+                todo="Bring it back, or go to a full version: `reki promote N`.",
+            )
+        found.append(manifest_of(folder, base.version))
+        check_layer(above, found[-1])
+        if len(found) > MAX_LAYERS:
+            raise StoreError(
+                f"the version has more than {MAX_LAYERS} layers",
+                where=str(folder_of(root, version)),
+                todo="Go to a full version: `reki promote N`.",
+            )
+    return found
+
+
 def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
     """Refuse a base that is not the one that a delta was made for.
 
@@ -138,6 +177,41 @@ def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> N
             where=str(below[0]),
             todo="Bring the old one back, or go to a full version: `reki promote N`.",
         )
+
+
+def write_manifest(folder: Path, description: Description, number: int) -> Manifest:
+    """Write the manifest of a folder that holds all its other files."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    manifest = Manifest(
+        **{name: getattr(description, name) for name in Description.model_fields},
+        version=number,
+        created_at=int(time.time()),
+        files={path.relative_to(folder).as_posix(): checksum(path) for path in files},
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for path in (*files, folder / MANIFEST):
+        sync(path)
+    return manifest
+
+
+def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
+    """What shows that files were written to since: manifests, sizes, times of the last change.
+
+    Who verifies a version and notes its seal spares those who find the same seal to read all
+    files again. What a disk loses by itself leaves the seal as it is; only checksums find that.
+
+    Args:
+        layers: Folder and manifest of a version and of all that it lies over.
+    """
+    digest = hashlib.sha256()
+    for folder, manifest in layers:
+        digest.update(checksum(folder / MANIFEST).encode())
+        for name in sorted(manifest.files):
+            path = folder / name
+            # ctime: a copy or an editor may set a file's mtime, but not this.
+            found = (path.stat().st_size, path.stat().st_ctime_ns) if path.is_file() else "missing"
+            digest.update(f"{name} {found}\n".encode())
+    return digest.hexdigest()
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -65,6 +65,11 @@ class StoreVersion:
         return f"v{self.manifest.version}"
 
     @property
+    def waits(self) -> bool:
+        """Whether a lookup of vectors waits for a server, and may fail with it."""
+        return self._settings is not None and self._settings.kind == "redis"
+
+    @property
     def prestore(self) -> Prestore:
         """Whether the vectors are augmented ones, h, or representations, r."""
         return self.manifest.prestore

@@ -17,6 +17,7 @@ from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.schema import Side
 from reki_ray.store.keyed import (
+    Advance,
     Meta,
     ServedVectors,
     StoredVectors,
@@ -27,6 +28,7 @@ from reki_ray.store.keyed import (
 )
 
 _ROWS_A_STEP: Final = 2_000
+"""A server answers one call at a time: a whole catalogue in one would keep all others waiting."""
 _EXPORT_SECONDS: Final = 30.0
 """A server that saves to its disk may keep a writer waiting longer than a reader may wait."""
 
@@ -72,8 +74,12 @@ class RedisVectors(ServedVectors):
             raise StoreError(
                 "the vectors are closed", where=self._where, todo="Open the version again."
             )
+        found: list[bytes | None] = []
         with told(self._where):
-            return cast(list[bytes | None], client.mget(list(keys)))
+            for start in range(0, len(keys), _ROWS_A_STEP):
+                step = list(keys[start : start + _ROWS_A_STEP])
+                found += cast(list[bytes | None], client.mget(step))
+        return found
 
     def close(self) -> None:
         """See `ServedVectors.close`."""
@@ -82,8 +88,13 @@ class RedisVectors(ServedVectors):
         self._client = None
 
 
-def export_side(
-    settings: AdapterSettings, version: int, side: Side, vectors: StoredVectors, manifest: str
+def export_side(  # what names an export
+    settings: AdapterSettings,
+    version: int,
+    side: Side,
+    vectors: StoredVectors,
+    manifest: str,
+    advance: Advance,
 ) -> None:
     """Write a side to the server; a whole export of the same version stays as it is.
 
@@ -110,6 +121,7 @@ def export_side(
                 )
             for batch in vectors.batches(_ROWS_A_STEP):
                 client.mset(cast("dict[Any, Any]", pack(prefix, batch)))
+                advance(len(batch[0]))
             client.set(meta_key(prefix), meta.model_dump_json().encode())
     finally:
         client.close()
@@ -126,8 +138,9 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
             settings.url,
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
-            # Once more at once: a server closes connections that were idle for long.
-            retry=Retry(NoBackoff(), 1),
+            # Once more at once: a server closes connections that were idle for long. A server
+            # that is slow would only take the time of a call twice.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
     except ValueError as error:
         raise ConfigError(

@@ -33,17 +33,16 @@ from reki_ray.schema import (
 from reki_ray.store.choosing import TrainedRun, choose_run
 from reki_ray.store.content_tables import catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.index import write_indexed
+from reki_ray.store.location import store_of
 from reki_ray.store.vectors import FALLBACK, write_vectors
 from reki_ray.store.versions import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MODEL_FOLDER,
     PROFILES_FILE,
-    STORE_FOLDER,
     VECTOR_FILES,
     Description,
     StoreVersion,
-    VersionStore,
 )
 from reki_ray.vectors import normalise, read_factor_vectors
 from reki_ray.workspace import Workspace
@@ -88,6 +87,8 @@ def publish_version(
     chosen: TrainedRun,
     history: pa.Table,
     reporter: Reporter,
+    *,
+    promote: bool = True,
 ) -> StoreVersion:
     """Build a version and make it current.
 
@@ -99,14 +100,16 @@ def publish_version(
         chosen: Trained run to serve.
         history: All interactions, by user, then time; profiles keep the latest.
         reporter: Shows progress.
+        promote: Make it current.
 
     Raises:
         ConfigError: The workspace is remote.
         DataError: The representations do not cover the ids.
         StoreError: What was built does not open; the old version stays in force.
     """
-    store = VersionStore(workspace.local_path(STORE_FOLDER))
-    number = store.publish(VersionBuilder(config, tables, reporter, chosen, history).fill)
+    store = store_of(config, workspace)
+    fill = VersionBuilder(config, tables, reporter, chosen, history).fill
+    number = store.publish(fill, promote=promote)
     return store.open(number, verify=False)
 
 

@@ -30,6 +30,7 @@ from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MANIFEST,
+    MAX_LAYERS,
     MODEL_FOLDER,
     PROFILES_FILE,
     VECTOR_FILES,
@@ -41,8 +42,6 @@ from reki_ray.store.manifest import (
 from reki_ray.store.opened import StoreVersion
 from reki_ray.store.vectors import DType, write_vectors
 
-MAX_LAYERS: Final = 8
-"""Every layer costs a lookup a search; `reki compact` makes one of all."""
 _ROWS_A_STEP: Final = 65_536
 
 

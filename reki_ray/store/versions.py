@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from filelock import FileLock
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.store import history
+from reki_ray.store.adapters import export
 from reki_ray.store.history import Promotion
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
@@ -35,14 +36,15 @@ from reki_ray.store.manifest import (
     Description,
     Fill,
     Manifest,
-    check_layer,
-    checksum,
-    manifest_of,
+    folder_of,
+    layers_of,
+    seal_of,
     sync,
+    write_manifest,
 )
 from reki_ray.store.manifest import verify as verify_files
 from reki_ray.store.opened import StoreVersion
-from reki_ray.store.upsert import MAX_LAYERS, Delta, check_fits, write_compacted, write_delta
+from reki_ray.store.upsert import Delta, check_fits, write_compacted, write_delta
 
 __all__ = [
     "CATALOGUE_FILE",
@@ -60,9 +62,6 @@ __all__ = [
 ]
 
 CURRENT: Final = "CURRENT"
-STORE_FOLDER: Final = "publish"
-"""Folder of the versions, below a workspace."""
-
 _SCRATCH: Final = ".scratch-"
 
 
@@ -71,10 +70,13 @@ class VersionStore:
 
     Args:
         root: The folder; `publish` creates it.
+        vectors: Where replicas look vectors up: what is published is exported to there, and
+            nothing is promoted that is not there. None: in the versions' own files.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, vectors: AdapterSettings | None = None) -> None:
         self.root = Path(root)
+        self.vectors = vectors or AdapterSettings()
 
     def versions(self) -> list[int]:
         """Numbers of the finished versions, ascending."""
@@ -113,7 +115,7 @@ class VersionStore:
 
     def folder(self, version: int) -> Path:
         """Folder of a version."""
-        return self.root / f"v{version}"
+        return folder_of(self.root, version)
 
     def open(
         self,
@@ -127,7 +129,6 @@ class VersionStore:
         Args:
             version: Its number; None opens the current one.
             verify: Compare every file of every layer with its checksum, which reads all of it.
-                A replica that opens what `promote` has verified does without.
             vectors: Where vectors are looked up; None: in the version's own files.
 
         Raises:
@@ -141,31 +142,28 @@ class VersionStore:
                 verify_files(folder, manifest)
         return StoreVersion(layers, vectors)
 
+    def open_served(self, version: int | None = None) -> StoreVersion:
+        """Open a version as replicas do.
+
+        Vectors are those of `vectors`. Checksums are compared only where the files are not those
+        that a promotion has compared.
+
+        Args:
+            version: Its number; None opens the current one.
+
+        Raises:
+            StoreError: See `open`.
+        """
+        number = self.current() if version is None else version
+        return self.open(number, verify=not self._is_sealed(number), vectors=self.vectors)
+
     def layers(self, version: int) -> list[tuple[Path, Manifest]]:
         """Folders and manifests of a version and of all that it lies over, newest first.
 
         Raises:
             StoreError: One is missing, was changed, or does not fit the one above it.
         """
-        found = [manifest_of(self.folder(version), version)]
-        while (base := found[-1][1].base) is not None:
-            above, folder = found[-1], self.folder(base.version)
-            if not folder.is_dir():
-                raise StoreError(
-                    f"version {base.version}, which version {above[1].version} lies over, is "
-                    "missing",
-                    where=str(folder),
-                    todo="Bring it back, or go to a full version: `reki promote N`.",
-                )
-            found.append(manifest_of(folder, base.version))
-            check_layer(above, found[-1])
-            if len(found) > MAX_LAYERS:
-                raise StoreError(
-                    f"the version has more than {MAX_LAYERS} layers",
-                    where=str(self.folder(version)),
-                    todo="Go to a full version: `reki promote N`.",
-                )
-        return found
+        return layers_of(self.root, version)
 
     def publish(self, fill: Fill, *, promote: bool = True) -> int:
         """Build a version, and make it the current one.
@@ -178,7 +176,8 @@ class VersionStore:
             The new version's number.
 
         Raises:
-            StoreError: What was built does not open; the old version stays in force.
+            StoreError: What was built does not open, or cannot be exported; the old version stays
+                in force.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
@@ -193,8 +192,9 @@ class VersionStore:
                 scratch.rename(self.folder(number))
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+            self._export(number)
             if promote:
-                self._point_to(number)
+                self._point_to(number, seal=self._seal_of_built(number))
         return number
 
     def upsert(self, delta: Delta, *, base: int | None = None, promote: bool = True) -> int:
@@ -270,29 +270,45 @@ class VersionStore:
         return target
 
     def _promote(self, version: int, *, rollback: bool) -> None:
-        self.open(version).load_model()
+        verified = seal_of(self.layers(version))  # before: what is written meanwhile shows
+        with closing(self.open(version, vectors=self.vectors)) as opened:
+            opened.load_model()
         with FileLock(self.root / ".lock"):
-            self._point_to(version, rollback=rollback)
+            self._point_to(version, rollback=rollback, seal=verified)
 
     def _build(self, scratch: Path, fill: Fill, number: int) -> None:
-        description = fill(scratch)
-        files = [path for path in sorted(scratch.rglob("*")) if path.is_file()]
-        manifest = Manifest(
-            **{name: getattr(description, name) for name in Description.model_fields},
-            version=number,
-            created_at=int(time.time()),
-            files={path.relative_to(scratch).as_posix(): checksum(path) for path in files},
-        )
-        (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        manifest = write_manifest(scratch, fill(scratch), number)
         below = [] if manifest.base is None else self.layers(manifest.base.version)
         StoreVersion([(scratch, manifest), *below]).load_model()
-        for path in (*files, scratch / MANIFEST):
-            sync(path)
 
-    def _point_to(self, number: int, *, rollback: bool = False) -> None:
+    def _export(self, number: int) -> None:
+        try:
+            export(self.open(number, verify=False), self.vectors)
+        except StoreError as error:
+            raise StoreError(
+                f"version {number} is built, but not exported and not promoted: {error.what}",
+                where=error.where,
+                todo=f"{error.todo} Then: `reki export --version {number}` and `reki promote "
+                f"{number}`.",
+            ) from error
+
+    def _seal_of_built(self, number: int) -> str:
+        layers = self.layers(number)
+        base = layers[0][1].base  # nobody has compared its checksums now
+        return seal_of(layers) if base is None or self._is_sealed(base.version) else ""
+
+    def _is_sealed(self, number: int) -> bool:
+        """Whether a promotion has compared the checksums of the files as they are now."""
+        found = seal_of(self.layers(number))
+        try:
+            return any(one.seal == found for one in self.history())
+        except StoreError:  # a damaged history costs time, but no version
+            return False
+
+    def _point_to(self, number: int, *, rollback: bool = False, seal: str = "") -> None:
         scratch = self.root / f"{CURRENT}.tmp"
         scratch.write_text(f"{number}\n", encoding="ascii")
         sync(scratch)
         scratch.replace(self.root / CURRENT)
         sync(self.root)
-        history.append(self.root, number, rollback=rollback)
+        history.append(self.root, number, rollback=rollback, seal=seal)
