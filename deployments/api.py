@@ -147,8 +147,13 @@ class Api:
 
     async def versions(self) -> VersionsResponse:
         """What is served."""
+        parts = self._served.variants
+        arms = await asyncio.to_thread(
+            lambda: [self._served.arm_of(part.version) for part in parts]
+        )
         variants = [
-            VariantInfo(name=part.name, version=part.version) for part in self._served.variants
+            VariantInfo(name=part.name, version=part.version, arm=arm)
+            for part, arm in zip(parts, arms, strict=True)
         ]
         return VersionsResponse(current=self._served.number, variants=variants)
 

@@ -150,6 +150,7 @@ class VariantInfo(BaseModel):
 
     name: str
     version: int
+    arm: str | None = Field(description="Arm of its model; null where it cannot be read.")
 
 
 class VersionsResponse(BaseModel):

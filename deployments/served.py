@@ -86,6 +86,9 @@ class Versioning(Protocol):
     def wanted_first(self) -> list[int]:
         """Numbers to try at a start, the wanted one first."""
 
+    def arm(self, version: int) -> str:
+        """Arm of a version's model."""
+
 
 class Served:
     """The version of each user.
@@ -131,6 +134,14 @@ class Served:
     def variants(self) -> Sequence[Variant]:
         """Variants of the running experiment; none without one."""
         return () if self._experiment is None else self._experiment.variants
+
+    def arm_of(self, version: int) -> str | None:
+        """Arm of a version's model, read from the disk; None where it cannot be read."""
+        try:
+            return self._versions.arm(version)
+        except (RekiError, OSError) as error:
+            logger.warning("the arm of version %d cannot be read: %s", version, error)
+            return None
 
     @property
     def experiment(self) -> str:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import RekiError, StoreError
+from reki_ray.store.manifest import read_manifest
 from reki_ray.store.versions import StoreVersion, VersionStore
 
 T = TypeVar("T")
@@ -68,6 +69,14 @@ class StoreAccess(BaseModel):
             StoreError: Nothing is published, or the pointer is damaged.
         """
         return self.store().current() if self.version is None else self.version
+
+    def arm(self, version: int) -> str:
+        """Arm of a version's model.
+
+        Raises:
+            StoreError: The version is missing or damaged.
+        """
+        return read_manifest(self.store().folder(version)).arm
 
     def wanted_first(self) -> list[int]:
         """Numbers to try at a start: the wanted one, then the latest before it.

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from reki_ray import cli_online, pipeline, status
-from reki_ray.cli_options import ConfigOption, ForceOption, JsonOption, WorkspaceOption, show
-from reki_ray.config import Arm, RekiConfig, load_config
+from reki_ray import cli_online, cli_stages, status
+from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, open_run, show
+from reki_ray.config import Arm, load_config
 from reki_ray.errors import RekiError
 from reki_ray.progress import Reporter
 from reki_ray.runtime import set_environment
@@ -28,7 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(cli_online.app)  # without a name: its commands stand beside these
+for _part in (cli_stages, cli_online):
+    app.add_typer(_part.app)  # without a name: its commands stand beside these
 
 
 def main() -> None:
@@ -47,82 +48,6 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("reki: interrupted; the same command resumes the work")
         sys.exit(130)
-
-
-@app.command()
-def run(
-    config: ConfigOption,
-    workspace: WorkspaceOption = None,
-    until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
-    force: ForceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run all stages; what is done and unchanged is skipped."""
-    loaded = load_config(config, workspace=workspace)
-    _run_stages(loaded, pipeline.select(until=until), force, as_json=as_json)
-
-
-def _stage_command(name: str, text: str) -> None:
-    def command(
-        config: ConfigOption,
-        workspace: WorkspaceOption = None,
-        force: ForceOption = None,
-        as_json: JsonOption = False,
-    ) -> None:
-        loaded = load_config(config, workspace=workspace)
-        _run_stages(loaded, pipeline.select(only=name), force, as_json=as_json)
-
-    app.command(name, help=text)(command)
-
-
-for _name, _text in (
-    ("ingest", "Read, validate and split the data."),
-    ("cluster", "Cluster users and items for collective knowledge."),
-    ("extract", "Ask the LLM what is not answered yet."),
-    ("encode", "Encode the answers."),
-    ("train", "Train the backbone with HEIN, and its control arms."),
-    ("publish", "Prestore augmented vectors as a new version."),
-    ("report", "Write report.json and report.html."),
-):
-    _stage_command(_name, _text)
-
-
-@app.command()
-def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
-    config: ConfigOption,
-    workspace: WorkspaceOption = None,
-    arms: Annotated[
-        str | None, typer.Option(help="Arms, as fair_base,reki_c; else train.arms.")
-    ] = None,
-    backbones: Annotated[
-        str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
-    ] = None,
-    rerankers: Annotated[
-        str | None, typer.Option(help="Rerankers, as prm,mir; else train.rerankers.")
-    ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2; else train.seeds.")] = None,
-    force: ForceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure arms on the test split; trains first those asked for that are not trained yet."""
-    from reki_ray.evaluation import comparison, report  # noqa: PLC0415  # imports matplotlib
-
-    asked = {
-        name: [part.strip() for part in value.split(",")]
-        for name, value in (
-            ("arms", arms),
-            ("backbones", backbones),
-            ("rerankers", rerankers),
-            ("seeds", seeds),
-        )
-        if value is not None
-    }
-    loaded = load_config(config, workspace=workspace, train=asked)
-    stages = [*(pipeline.select(only="train") if asked else ()), *pipeline.select(only="evaluate")]
-    opened = Workspace(loaded.root)
-    pipeline.run_stages(loaded, stages, Reporter(opened), force=frozenset(force or []))
-    content = opened.read_json(comparison.METRICS)
-    show(report.render_arms(content, loaded.evaluate.confidence), content, as_json=as_json)
 
 
 @app.command("status")
@@ -164,10 +89,8 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
     # Imports Ray and a tokenizer.
     from reki_ray.extraction.estimating import estimate, render  # noqa: PLC0415
 
-    loaded = load_config(config, workspace=workspace)
     found = estimate.estimate(
-        loaded,
-        Workspace(loaded.root),
+        *open_run(config, workspace),
         users=users,
         items=items,
         tokens_per_second=tokens_per_second,
@@ -258,7 +181,7 @@ def import_knowledge(
     """Take over knowledge from elsewhere; its subjects are not asked."""
     from reki_ray.extraction import importing  # noqa: PLC0415  # not needed by other commands
 
-    opened = Workspace(load_config(config, workspace=workspace).root)
+    _, opened = open_run(config, workspace)
     report = importing.import_knowledge(opened, file, kind=kind, source=source, strict=strict)
     show(importing.render(report), report.model_dump(mode="json"), as_json=as_json)
 
@@ -287,17 +210,3 @@ def run_benchmark(
     from reki_ray import bench  # noqa: PLC0415  # only a checkout has benchmarks
 
     show(str(bench.run(name, context.args)), None, as_json=False)
-
-
-def _run_stages(config: RekiConfig, stages: Any, force: list[str] | None, *, as_json: bool) -> None:
-    workspace = Workspace(config.root)
-    pipeline.run_stages(config, stages, Reporter(workspace), force=frozenset(force or []))
-    names = [stage.name for stage in stages]
-    found = status.read(workspace)
-    if "report" in names:
-        from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
-
-        content = workspace.read_json(report.REPORT_JSON)
-        show(report.render_text(content, workspace), content, as_json=as_json)
-    else:
-        show(status.render(found), found.model_dump(mode="json"), as_json=as_json)

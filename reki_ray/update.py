@@ -15,6 +15,7 @@ import dataclasses
 import shutil
 from typing import Any, Final
 
+import pyarrow as pa
 from pydantic import BaseModel
 from rich.table import Table as RichTable
 
@@ -23,12 +24,13 @@ from reki_ray.config import RekiConfig
 from reki_ray.data.batch import BatchFiles, Inbox, Merged, write_round
 from reki_ray.derived import share_ledgers
 from reki_ray.encoding import stage as encoding
+from reki_ray.errors import ConfigError
 from reki_ray.extraction import stage as extraction
 from reki_ray.extraction.plan import keep
 from reki_ray.pipeline import fingerprints, require_done
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
-from reki_ray.schema import OF_CLUSTER, SIDES
+from reki_ray.schema import INTERACTIONS, OF_CLUSTER, SIDES
 from reki_ray.store.choosing import choose_run
 from reki_ray.store.stage import publish_version
 from reki_ray.workspace import Workspace
@@ -132,6 +134,31 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
         live.write_json(_ROUND, done.model_dump(mode="json"))
         _remove_others(live, done.number)
     return done
+
+
+def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]:
+    """Tables and interactions of the latest round over a run; of the run itself before the first.
+
+    Args:
+        workspace: Of the run.
+        base: Fingerprint of its training.
+
+    Raises:
+        ConfigError: Events were kept since that round.
+        DataError: A table is missing or damaged.
+    """
+    live = Workspace(workspace.local_path(LIVE))
+    last, inbox = _last(live), Inbox(workspace, live)
+    batches: list[str] = [] if last is None or last.base != base else last.batches
+    if inbox.batches() != batches:
+        raise ConfigError(
+            "events were kept that are in no version yet",
+            where=live.root,
+            todo="Run `reki update` first: versions with other histories do not compare.",
+        )
+    if last is None or not batches:
+        return workspace, workspace.read_table(INTERACTIONS)
+    return _tables(live, last.number), inbox.merged().history
 
 
 def render(done: Update) -> RichTable:

@@ -158,7 +158,10 @@ def build(service: FakeService, settings: EdgeSettings) -> FastAPI:
 
     @app.get("/v1/versions")
     async def served() -> Json:
-        variants = [{"name": name, "version": number} for name, number in service.variants.items()]
+        variants = [
+            {"name": name, "version": number, "arm": ARMS[number]}
+            for name, number in service.variants.items()
+        ]
         return {"current": service.current, "variants": variants}
 
     @app.get("/v1/sample")

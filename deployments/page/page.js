@@ -32,7 +32,8 @@ function row(entry, index, other) {
 }
 
 function card(variant, outcome, other) {
-  const label = withKnowledge(variant);
+  const arm = variant.arm && variant.arm !== variant.name ? variant.arm : "";
+  const label = [arm, withKnowledge(variant)].filter(Boolean).join(", ");
   const made = element("article", { class: "card" },
     element("h3", {}, label ? `${variant.name}: ${label}` : variant.name));
   if (outcome.error) {

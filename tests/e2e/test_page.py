@@ -105,8 +105,8 @@ def test_a_user_of_the_samples_sees_both_lists_side_by_side(open_page: Open) -> 
     page.get_by_role("button", name="Recommend").click()
     cards = page.locator("#lists article")
     expect(cards).to_have_count(2)
-    expect(cards.nth(0).get_by_role("heading")).to_have_text("base: without knowledge")
-    expect(cards.nth(1).get_by_role("heading")).to_have_text("reki: with knowledge")
+    expect(cards.nth(0).get_by_role("heading")).to_have_text("base: fair_base, without knowledge")
+    expect(cards.nth(1).get_by_role("heading")).to_have_text("reki: reki_c, with knowledge")
     for card, version in ((cards.nth(0), "v1"), (cards.nth(1), "v3")):
         expect(card.get_by_role("listitem")).to_have_count(5)
         expect(card).to_contain_text(re.compile(rf"store {version} · .* user cluster · \d+ ms"))

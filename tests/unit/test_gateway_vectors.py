@@ -1,0 +1,206 @@
+"""The graph over vectors in LMDB or on a real server: the same scores, and what happens without."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from deployments.api import GatewaySettings
+from deployments.backend import LocalBackend
+from deployments.gateway import Extensions, build_api
+from deployments.lookup import Lookup
+from deployments.metrics import GatewayMetrics
+from deployments.scorer import Scorer
+from deployments.versions import StoreAccess
+from reki_ray.config import AdapterSettings
+from reki_ray.config.edge import EdgeSettings
+from reki_ray.errors import StoreError
+from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.online.experiment import load_experiment, start_experiment
+from reki_ray.progress import Reporter
+from reki_ray.store import commands
+from reki_ray.store.versions import VersionStore
+from tests import store_factory
+from tests.redis_server import RedisServer, redis_server
+from tests.store_factory import ITEM_IDS, USER_IDS
+
+EDGE = EdgeSettings(allow_anonymous=True, request_logs=False)
+QUIET = Reporter(quiet=True)
+SLOW_SECONDS = 2.0
+"""Of a call that a stopped server never answers; well within a hop's share of BUDGET_SECONDS."""
+BUDGET_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+def on(server: RedisServer, folder: Path, seconds: float = 20.0) -> AdapterSettings:
+    return AdapterSettings(
+        kind="redis", url=server.url, namespace=folder.name, timeout_seconds=seconds
+    )
+
+
+@contextmanager
+def graph(root: Path, vectors: AdapterSettings | None = None) -> Iterator[TestClient]:
+    """The whole graph in this process, behind its real HTTP interface."""
+    access = StoreAccess(
+        publish_root=str(root), vectors=vectors or AdapterSettings(), poll_seconds=3600
+    )
+    lookup, scorer = Lookup(access), Scorer(access, 4)
+    app = build_api(
+        LocalBackend(lookup, scorer),
+        access,
+        GatewaySettings(timeout_seconds=BUDGET_SECONDS, edge=EDGE),
+        GatewayMetrics("replica"),
+        Extensions(experiment=partial(load_experiment, root)),
+    )
+    with ExitStack() as stack:
+        stack.callback(lookup.close)
+        stack.callback(scorer.close)
+        yield stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
+
+
+def score(client: TestClient, user: str = "u0") -> Any:
+    answer = client.post("/v1/score", json={"user_id": user, "candidates": [*ITEM_IDS, "unknown"]})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def promote(client: TestClient, version: int) -> Any:
+    operator = {"Authorization": f"Bearer {os.environ['REKI_ADMIN_TOKEN']}"}
+    return client.post("/v1/admin/promote", json={"version": version}, headers=operator)
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+def test_what_is_published_is_scored_as_with_the_versions_own_files(
+    tmp_path: Path, server: RedisServer, kind: str
+) -> None:
+    settings = on(server, tmp_path)
+    if kind == "lmdb":
+        settings = AdapterSettings(kind="lmdb", url=str(tmp_path / "lmdb"))
+    root = tmp_path / "publish"
+    VersionStore(root, settings).publish(store_factory.fill)
+    with graph(root) as own, graph(root, settings) as served:
+        for user in [*USER_IDS, "nobody"]:
+            expected, found = score(own, user), score(served, user)
+            assert found["degraded"] is False
+            del expected["request_id"], found["request_id"]
+            assert found == expected
+        path = "/v1/users/u0/knowledge"
+        assert served.get(path).json() == own.get(path).json()
+        assert served.get("/readyz").status_code == 200
+
+
+def test_without_the_server_the_profile_still_counts_and_the_answer_is_degraded(
+    tmp_path: Path,
+) -> None:
+    with redis_server(tmp_path) as server:
+        settings, root = on(server, tmp_path), tmp_path / "publish"
+        store = VersionStore(root, settings)
+        store.publish(store_factory.fill)
+        store.publish(store_factory.fill, promote=False)
+        with graph(root, settings) as client:
+            assert score(client)["degraded"] is False
+            server.process.kill()
+            server.process.wait()
+            answer = score(client)
+            assert (answer["degraded"], answer["user"]) == (True, {"source": "fallback"})
+            found = [entry["score"] for entry in answer["scores"]]
+            np.testing.assert_allclose(found, without_vector(root, "u0"), atol=1e-6)
+            assert client.get("/v1/users/u0/knowledge").status_code == 503
+            assert client.get("/v1/sample").status_code == 200
+            refused = promote(client, 2)
+            assert refused.status_code == 409
+            assert "does not answer" in refused.json()["error"]["message"]
+            assert score(client)["store_version"] == "v1"
+        with pytest.raises(StoreError, match="does not answer"), graph(root, settings):
+            pass
+
+
+def without_vector(root: Path, user: str) -> np.ndarray:
+    """Scores of a user's stored profile with the fallback vector."""
+    version = VersionStore(root).open()
+    profile = version.profile(user)
+    assert profile is not None
+    assert version.users is not None
+    events = zip(profile.item_ids, profile.ratings, profile.timestamps, strict=True)
+    known = UserInput(
+        profile.attributes, [HistoryEvent(*event) for event in events], version.users.fallback
+    )
+    return version.load_scorer().score(known, [*ITEM_IDS, "unknown"])
+
+
+def test_a_server_that_hangs_is_given_up_within_the_budget(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        root, settings = tmp_path / "publish", on(server, tmp_path, SLOW_SECONDS)
+        VersionStore(root, settings).publish(store_factory.fill)
+        with graph(root, settings) as client:
+            server.process.send_signal(signal.SIGSTOP)
+            assert score(client)["degraded"] is True
+            server.process.send_signal(signal.SIGCONT)
+            assert score(client)["degraded"] is False
+
+
+def test_a_version_that_was_not_exported_is_refused_and_the_old_one_stays(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    root, settings = tmp_path / "publish", on(server, tmp_path)
+    VersionStore(root, settings).publish(store_factory.fill)
+    VersionStore(root).publish(partial(store_factory.fill, seed=1), promote=False)
+    with graph(root, settings) as client:
+        refused = promote(client, 2)
+        assert refused.status_code == 409
+        assert "reki export" in refused.json()["error"]["message"]
+        assert score(client)["store_version"] == "v1"
+        first = commands.export(VersionStore(root, settings), 2, QUIET)
+        assert first.vectors == first.written == len(USER_IDS) + len(ITEM_IDS)
+        again = commands.export(VersionStore(root, settings), 2, QUIET)
+        assert (again.vectors, again.written) == (first.vectors, 0)
+        assert promote(client, 2).json() == {"current": 2, "served": 2}
+        assert score(client)["store_version"] == "v2"
+
+
+def test_a_version_that_cannot_be_exported_is_kept_and_not_promoted(tmp_path: Path) -> None:
+    root = tmp_path / "publish"
+    with redis_server(tmp_path) as server:
+        settings = on(server, tmp_path)
+        store = VersionStore(root, settings)
+        store.publish(store_factory.fill)
+    with pytest.raises(StoreError, match="version 2 is built, but not exported") as caught:
+        store.publish(store_factory.fill)
+    assert "reki export --version 2" in caught.value.todo
+    assert (store.current(), store.versions()) == (1, [1, 2])
+    with redis_server(tmp_path) as back:
+        store = VersionStore(root, on(back, tmp_path))
+        assert commands.export(store, 2, QUIET).written
+        store.promote(2)
+        assert store.current() == 2
+
+
+def test_variants_are_told_with_the_arms_of_their_models(tmp_path: Path) -> None:
+    store = VersionStore(tmp_path)
+    for knowledge in (False, True):
+        store.publish(partial(store_factory.fill, knowledge=knowledge))
+    start_experiment(tmp_path, "first", {"base": (1, 0.5), "reki": (2, 0.5)})
+    with graph(tmp_path) as client:
+        assert client.get("/v1/versions").json() == {
+            "current": 2,
+            "variants": [
+                {"name": "base", "version": 1, "arm": "fair_base"},
+                {"name": "reki", "version": 2, "arm": "reki_c"},
+            ],
+        }
+        (store.folder(1) / "manifest.json").unlink()
+        assert client.get("/v1/versions").json()["variants"][0]["arm"] is None
