@@ -13,7 +13,7 @@ import pytest
 from reki_ray import schema
 from reki_ray import update as updates
 from reki_ray.config import RekiConfig
-from reki_ray.data.batch import BatchFiles
+from reki_ray.data.batch import BatchFiles, Inbox
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.ledger import LEDGER
 from reki_ray.extraction.plan import PLAN
@@ -22,6 +22,7 @@ from reki_ray.pipeline import fingerprints, run_stages, select
 from reki_ray.progress import Reporter
 from reki_ray.store.versions import StoreVersion, VersionStore
 from reki_ray.update import Update, update
+from reki_ray.variants import publish_variant
 from reki_ray.workspace import StageEntry, Workspace
 from tests import store_factory
 from tests.conftest import TinyConfig
@@ -106,6 +107,16 @@ def test_new_events_become_a_new_version_without_touching_the_run(
     assert profile.item_ids[-1] == "m59"
     again = update(config, batch(tmp_path), QUIET)
     assert (again.changed, again.version) == (False, done.version)
+    beside = publish_variant(config, workspace, QUIET, None, promote=False)
+    assert (beside.current, len(beside.versions)) == (done.version, 2)
+    assert current(workspace).profile("u0") == profile
+    other = VersionStore(workspace.local_path("publish")).open(beside.versions[-1].version)
+    assert other.profile("u0") == profile
+    Inbox(workspace, Workspace(workspace.local_path(updates.LIVE))).add(
+        batch(tmp_path, "later"), config.data
+    )
+    with pytest.raises(ConfigError, match="events were kept"):
+        publish_variant(config, workspace, QUIET, None, promote=False)
 
 
 @pytest.mark.slow

@@ -132,3 +132,24 @@ def test_an_experiment_is_started_compared_and_stopped(tmp_path: Path) -> None:
     again = reki("ab", "-c", "c.yaml", cwd=tmp_path)
     assert again.returncode == 2
     assert "experiment" in again.stderr
+
+
+def test_a_version_is_exported_to_where_replicas_look_vectors_up(tmp_path: Path) -> None:
+    run = "name: a\nworkspace: run\ndata: {source: {kind: movielens_100k}}\n"
+    (tmp_path / "own.yaml").write_text(run)
+    lmdb = "store: {vectors: {kind: lmdb, url: vectors}}\n"
+    (tmp_path / "lmdb.yaml").write_text(run + lmdb)
+    away = "store: {vectors: {kind: redis, url: 'redis://:secret@127.0.0.1:1/0'}}\n"
+    (tmp_path / "away.yaml").write_text(run + away)
+    VersionStore(tmp_path / "run" / "publish").publish(fill)
+    done = reki("export", "-c", "lmdb.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["version"], told["kind"], told["vectors"], told["written"]) == (1, "lmdb", 16, 16)
+    nowhere = reki("export", "-c", "own.yaml", cwd=tmp_path)
+    assert nowhere.returncode == 2
+    assert "store.vectors.kind" in nowhere.stderr
+    gone = reki("export", "-c", "away.yaml", "--version", "1", cwd=tmp_path)
+    assert gone.returncode == 3
+    assert "does not answer" in gone.stderr
+    assert "secret" not in gone.stderr

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from deployments import served as served_versions
 from deployments.calls import Hooks
 from deployments.errors import ApiError
 from deployments.served import Experiment, Served
 from deployments.versions import StoreAccess, VersionCache
 from reki_ray.errors import StoreError
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
 from tests import store_factory
 
 WAIT_SECONDS = 20.0
@@ -33,7 +34,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def point_to(root: Path, number: int) -> None:
-    VersionStore(root)._point_to(number)
+    """As somebody does by hand, who verifies nothing."""
+    written = root / "by-hand"
+    written.write_text(f"{number}\n")
+    written.replace(root / CURRENT)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -191,6 +195,23 @@ def test_a_refused_version_is_told_once_and_the_old_one_stays(root: Path) -> Non
         assert served.number == 2
         assert rest.asked == [2, 4]
         assert rest.refused == ["v4"]
+
+    asyncio.run(follow())
+
+
+def test_a_refused_version_is_tried_again_later(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_versions, "RETRY_SECONDS", 0.0)
+    point_to(root, 2)
+
+    async def follow() -> None:
+        rest = Rest(StoreError("the server is away", where="v2", todo="Start it."))
+        served = rest.served(root)
+        for _ in range(2):
+            await served.refresh()
+        assert served.number == 2
+        assert rest.refused == ["v2"]
 
     asyncio.run(follow())
 

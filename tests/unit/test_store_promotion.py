@@ -14,9 +14,10 @@ from rich.console import Console
 
 from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
-from reki_ray.store import commands, history
+from reki_ray.store import commands, history, versions
 from reki_ray.store.history import HISTORY, Promotion
-from reki_ray.store.manifest import checksum
+from reki_ray.store.manifest import Manifest, checksum, verify
+from reki_ray.store.upsert import Delta
 from reki_ray.store.vectors import write_vectors
 from reki_ray.store.versions import CURRENT, MANIFEST, MODEL_FOLDER, VersionStore
 from tests import store_factory
@@ -105,6 +106,78 @@ def test_what_is_wrong_is_not_promoted_and_the_old_version_stays(
     assert caught.value.todo
     assert store.current() == 2
     assert (store.root / HISTORY).read_bytes() == before
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of folders whose checksums were compared."""
+    found: list[str] = []
+
+    def note(folder: Path, manifest: Manifest) -> None:
+        found.append(folder.name)
+        verify(folder, manifest)
+
+    monkeypatch.setattr(versions, "verify_files", note)
+    return found
+
+
+def test_replicas_compare_no_checksums_of_what_a_promotion_has_compared(
+    store: VersionStore, compared: list[str]
+) -> None:
+    store.open_served()
+    assert compared == []  # published with a promotion
+    store.open_served(3)
+    assert compared == ["v3"]  # nobody has promoted it
+    store.promote(3)
+    assert compared == ["v3", "v3"]
+    store.open_served(3)
+    assert compared == ["v3", "v3"]
+
+
+def test_a_pointer_written_by_hand_spares_no_checksums(
+    store: VersionStore, compared: list[str]
+) -> None:
+    _flip(store)
+    (store.root / CURRENT).write_text("3\n")
+    with pytest.raises(StoreError, match="damaged"):
+        store.open_served()
+    assert compared == ["v3"]
+
+
+@pytest.mark.parametrize("break_it", [_flip, _other_model, _other_dimension])
+def test_what_was_written_to_after_its_promotion_is_refused_by_replicas(
+    store: VersionStore, break_it: Callable[[VersionStore], None]
+) -> None:
+    store.promote(3)
+    store.open_served(3)
+    break_it(store)
+    with pytest.raises(StoreError):
+        store.open_served(3).load_model()
+
+
+def test_a_damaged_history_costs_checksums_and_no_version(
+    store: VersionStore, compared: list[str]
+) -> None:
+    path = store.root / HISTORY
+    path.write_bytes(b"nonsense\n" + path.read_bytes())
+    assert store.open_served(2).name == "v2"
+    assert compared == ["v2"]
+
+
+def test_a_delta_over_what_nobody_has_compared_is_compared(
+    store: VersionStore, compared: list[str]
+) -> None:
+    manifest = store.open(3, verify=False).manifest
+    fitting = {
+        name: getattr(manifest, name)
+        for name in ("model_fingerprint", "dimension", "dtype", "prestore")
+    }
+    store.upsert(Delta(**fitting), base=3)
+    store.open_served()
+    assert compared == ["v4", "v3"]
+    store.upsert(Delta(**fitting), base=1)
+    store.open_served()
+    assert compared == ["v4", "v3"]
 
 
 def test_a_way_back_to_a_damaged_version_is_refused(store: VersionStore) -> None:

@@ -14,10 +14,13 @@ from reki_ray import schema
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import ModelBundle, Origin
+from reki_ray.online.experiment import start_experiment
+from reki_ray.pipeline import fingerprints, run_stages, select
 from reki_ray.progress import Reporter
 from reki_ray.store import choosing, stage
 from reki_ray.store.versions import VersionStore
-from reki_ray.workspace import Workspace
+from reki_ray.variants import publish_variant
+from reki_ray.workspace import StageEntry, Workspace
 from tests import store_factory
 from tests.conftest import TinyConfig
 from tests.store_factory import ITEM_IDS, REPRESENTATION, USER_IDS
@@ -179,6 +182,38 @@ def test_arms_that_cannot_be_served_are_refused(
     config = tiny_config(train=_train(*arms), publish={"arm": arm})
     with pytest.raises(ConfigError, match=message):
         choosing.choose_run(config, trained)
+
+
+def test_a_second_arm_stands_beside_the_version_of_the_run(
+    trained: Workspace, tiny_config: TinyConfig, reporter: Reporter
+) -> None:
+    config = tiny_config(train=_train("reki_c"))
+    trained.record("train", StageEntry(fingerprints(config)["train"]))
+    run_stages(config, select(only="publish"), reporter)
+    before = trained.stages()
+    done = publish_variant(config, trained, reporter, "fair_base", promote=False)
+    assert done.done == "arm fair_base is published as v2; what is served stays"
+    assert done.current == 1
+    assert [one.manifest and one.manifest.arm for one in done.versions] == ["reki_c", "fair_base"]
+    assert trained.stages() == before
+    assert run_stages(config, select(only="publish"), reporter)["publish"].skipped
+    assert _store(trained).versions() == [1, 2]
+    started = start_experiment(_store(trained).root, "e", {"base": (2, 0.5), "reki": (1, 0.5)})
+    assert [part.version for part in started.variants] == [2, 1]
+    assert publish_variant(config, trained, reporter, None, promote=True).current == 3
+    assert _store(trained).open().manifest.arm == "reki_c"
+
+
+def test_a_second_arm_needs_a_trained_run_with_this_arm(
+    trained: Workspace, tiny_config: TinyConfig, reporter: Reporter
+) -> None:
+    config = tiny_config(train=_train("reki_c"))
+    with pytest.raises(ConfigError, match="needs stage train"):
+        publish_variant(config, trained, reporter, "fair_base", promote=False)
+    trained.record("train", StageEntry(fingerprints(config)["train"]))
+    with pytest.raises(ConfigError, match="arm base is not trained"):
+        publish_variant(config, trained, reporter, "base", promote=False)
+    assert _store(trained).versions() == []
 
 
 def test_representations_that_lack_an_id_are_refused(
