@@ -12,11 +12,12 @@ imported_minus_title_text_<slice>   the same against the encoded titles
 fair_base_auc_<slice>    test AUC of fair_base in that run
 
 Settings are those of configs/movielens-1m-backbones.yaml; the backbones have those of
-configs/tuned/movielens-1m besides, which `reki tune` found on the validation split, and the items
-held out are measured with `COLD` and `ENCODER` below, which were chosen on training and validation samples alone:
-another fifth of the items was held out of training and measured in validation. `--texts` names item
-texts from elsewhere as `{id: text}`; without them arm imported is left out. MovieLens-1M is read
-from `--ml1m` or REKI_ML1M; without it MovieLens-100K stands for it, and the file says so in `runs`.
+configs/tuned/movielens-1m besides, which `reki tune` found on the validation split. The items held
+out are measured with `COLD` and `ENCODER` below, which were chosen on training and validation
+samples alone: another fifth of the items was held out of training and measured in validation.
+`--texts` names item texts from elsewhere as `{id: text}`; without them arm imported is left out.
+MovieLens-1M is read from `--ml1m` or REKI_ML1M; without it MovieLens-100K stands for it, and the
+file says so in `runs`.
 """
 
 from __future__ import annotations
