@@ -30,7 +30,7 @@ class RetrieverLike(Protocol):
     async def candidates(
         self, user: UserRecord, k: int, exclude: Sequence[str], version: int
     ) -> list[str]:
-        """At most k items for a user, without those to exclude."""
+        """At most k items for a user, without those they have met and those to exclude."""
 
     async def prepare(self, version: int) -> None:
         """Open a version."""

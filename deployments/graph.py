@@ -9,7 +9,6 @@ the same classes and give the same scores.
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -23,15 +22,12 @@ from deployments.fused import FusedGateway
 from deployments.gateway import Extend, Gateway, no_extensions
 from deployments.lookup import Lookup, OpenRecent
 from deployments.online import OnlineArgs, open_extensions, open_recent
+from deployments.reranker import Reranker
+from deployments.retriever import Retriever
 from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
 from reki_ray.config import AdapterSettings
 from reki_ray.config.graph import GraphSettings
-from reki_ray.importing import load
-
-RETRIEVER: Final = "deployments.retriever:Retriever"
-RERANKER: Final = "deployments.reranker:Reranker"
-"""Parts that join the graph where they are installed."""
 
 RETRY_AFTER_SECONDS: Final = 1.0
 
@@ -77,7 +73,7 @@ class GraphArgs(GraphSettings, GatewaySettings):
 
 
 def build_app(args: GraphArgs) -> Application:
-    """Compose the graph: a gateway that calls lookup, scorer, and what else is installed.
+    """Compose the graph: a gateway that calls lookup, retriever, scorer and reranker.
 
     Args:
         args: Arguments, or a mapping with their keys.
@@ -91,8 +87,8 @@ def build_app(args: GraphArgs) -> Application:
     lookup = _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(access, args.recent)
     scorer = _part(args, Scorer, args.scorer_replicas, cpus=0.5).bind(access, args.max_batch_size)
     further = [
-        None if kind is None else _part(args, kind, args.scorer_replicas, cpus=0.2).bind(access)
-        for kind in (_installed(RETRIEVER), _installed(RERANKER))
+        _part(args, kind, args.scorer_replicas, cpus=0.2).bind(access)
+        for kind in (Retriever, Reranker)
     ]
     gateway = _ingress(args, Gateway, cpus=0.1)
     return gateway.bind(access, args.settings, lookup, scorer, *further, args.extend)
@@ -115,17 +111,9 @@ def build_fused_app(args: GraphArgs) -> Application:
         access,
         args.settings,
         args.max_batch_size,
-        _installed(RETRIEVER),
-        _installed(RERANKER),
         args.recent,
         args.extend,
     )
-
-
-def _installed(path: str) -> Any:
-    """A part of the graph; None where it is not installed."""
-    module, _, _ = path.partition(":")
-    return None if importlib.util.find_spec(module) is None else load(path)
 
 
 def _ingress(args: GraphArgs, kind: type[object], *, cpus: float) -> Deployment:

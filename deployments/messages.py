@@ -23,12 +23,14 @@ class UserRecord:
             lookup could not be asked and the scorer has to take its fallback.
         source: Where the vector comes from.
         store_version: Version that the vector was read from; empty where it was not read.
+        user_id: Of whom; empty where nobody needs it.
     """
 
     profile: Profile = NO_PROFILE
     vector: npt.NDArray[np.float32] | None = None
     source: Source = "fallback"
     store_version: str = ""
+    user_id: str = ""
 
 
 @dataclass(frozen=True)

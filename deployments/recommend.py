@@ -6,6 +6,7 @@ says so; without a retriever or a scorer there is nothing to answer with.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class RecommendFlow:
         """
         budget = Budget(self._seconds, self._hooks)
         user = await find_user(self._backend, budget, request.user_id, version, request.history)
+        user = dataclasses.replace(user, user_id=request.user_id)
         found = await self._candidates(budget, user, request, version)
         scores = await self._scores(budget, user, found, version)
         best = np.argsort(-np.array(scores.scores), kind="stable")[: max(request.k, RERANKED)]
@@ -96,18 +98,18 @@ class RecommendFlow:
     async def _candidates(
         self, budget: Budget, user: UserRecord, request: RecommendRequest, version: int
     ) -> list[str]:
-        excluded = list({*user.profile.item_ids, *request.exclude})
         count = max(self._retrieved, request.k)
         try:
             found = await budget.call(
                 "retriever",
-                lambda: self._backend.candidates(user, count, excluded, version),
+                lambda: self._backend.candidates(user, count, request.exclude, version),
                 RETRIEVER_SHARE,
             )
         except FAILURES as error:
             raise refusal("retriever", error) from error
-        unseen = set(excluded)
-        return [item for item in found if item not in unseen]
+        # The retriever leaves these out too; an item that was seen must not come from any.
+        left_out = {*user.profile.item_ids, *request.exclude}
+        return [item for item in found if item not in left_out]
 
     async def _scores(
         self, budget: Budget, user: UserRecord, items: Sequence[str], version: int

@@ -60,6 +60,8 @@ SCORE: Final = "score"
 ITEM_IDS: Final = "item_ids"
 RATINGS: Final = "ratings"
 TIMESTAMPS: Final = "timestamps"
+SAMPLE_COUNT: Final = "sample_count"
+ITEM_ROWS: Final = "item_rows"
 
 # --- vocabularies ----------------------------------------------------------------------------
 Split = Literal["train", "valid", "test"]

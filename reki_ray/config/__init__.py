@@ -49,6 +49,7 @@ from reki_ray.config.network import (
     NetworkConfig,
 )
 from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
+from reki_ray.config.retrieval import RetrievalConfig
 from reki_ray.config.section import Section
 from reki_ray.config.serving import (
     AdapterSettings,
@@ -96,6 +97,7 @@ __all__ = [
     "RerankConfig",
     "RerankNetworkConfig",
     "Reranker",
+    "RetrievalConfig",
     "SamplingConfig",
     "ScriptedEngine",
     "Section",

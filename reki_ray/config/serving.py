@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.graph import GraphSettings
+from reki_ray.config.reranking import Reranker
+from reki_ray.config.retrieval import RetrievalConfig
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
 
@@ -30,6 +32,12 @@ class PublishConfig(Section):
         "h",
         description="h: augmented vectors; r: representations, which HEIN augments when served.",
     )
+    reranker: Reranker | Literal["auto", "none"] = Field(
+        "auto",
+        description="What puts recommendations in order: auto takes the reranker best on "
+        "validation of those in train.rerankers, none keeps the order of the scores.",
+    )
+    retrieval: RetrievalConfig = RetrievalConfig()
 
 
 class AdapterSettings(Section):

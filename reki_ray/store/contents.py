@@ -41,6 +41,12 @@ class Profile:
     ratings: tuple[float | None, ...]
     timestamps: tuple[int | None, ...]
 
+    def latest(self, count: int) -> list[tuple[str, float | None, int | None]]:
+        """Item, rating and time of the latest interactions, oldest first."""
+        start = max(0, len(self.item_ids) - count)
+        columns = (self.item_ids[start:], self.ratings[start:], self.timestamps[start:])
+        return list(zip(*columns, strict=True))
+
 
 @dataclass(frozen=True)
 class CatalogueItem:

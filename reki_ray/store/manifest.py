@@ -20,6 +20,8 @@ MANIFEST_FORMAT: Final = 2
 """1: sources as text, no layers, vectors h alone. 2: coded sources, layers, vectors h or r."""
 MANIFEST: Final = "manifest.json"
 MODEL_FOLDER: Final = "model"
+RERANKER_FOLDER: Final = "reranker"
+RETRIEVAL_FOLDER: Final = "retrieval"
 PROFILES_FILE: Final = "profiles.arrow"
 CATALOGUE_FILE: Final = "catalogue.arrow"
 KNOWLEDGE_FILE: Final = "knowledge.arrow"
@@ -38,6 +40,20 @@ class Base(BaseModel):
 
     version: int = Field(ge=1, description="Its number.")
     manifest: str = Field(description="SHA-256 of its manifest.json.")
+
+
+class RerankerDescription(BaseModel):
+    """The reranker of a version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Which one.")
+    seed: int = Field(description="Seed of its training.")
+    fingerprint: str = Field(description="Fingerprint of the model.")
+    fallback: dict[Side, list[float]] = Field(
+        description="Its augmented vectors of ids that its files do not hold; empty where they are "
+        "made when served."
+    )
 
 
 class Description(BaseModel):
@@ -61,6 +77,9 @@ class Description(BaseModel):
     fallback: dict[Side, list[float]] = Field(
         description="Stored vector of ids that a side's file does not hold; a side without is "
         "absent."
+    )
+    reranker: RerankerDescription | None = Field(
+        None, description="What puts recommendations in order; null: nothing does."
     )
     base: Base | None = Field(None, description="Version below a delta; null for a full version.")
 

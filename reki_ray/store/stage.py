@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from reki_ray.config import KNOWLEDGE_ARMS, RekiConfig
-from reki_ray.errors import DataError
+from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
-from reki_ray.models.bundle import ModelBundle
+from reki_ray.models.bundle import Bundle
+from reki_ray.models.scoring import CatalogueInputs
 from reki_ray.pipeline import StageResult
-from reki_ray.progress import Reporter, Task
+from reki_ray.progress import Reporter
+from reki_ray.retrieval.building import Catalogue, RetrievalBuilder, write_retrieval
+from reki_ray.retrieval.files import read_description
 from reki_ray.schema import (
+    ATTRIBUTES,
     CLUSTER_ID,
     CLUSTERS,
     ID,
@@ -28,28 +30,29 @@ from reki_ray.schema import (
     USER_ID,
     USERS,
     Side,
-    Table,
 )
 from reki_ray.store.choosing import TrainedRun, choose_run
+from reki_ray.store.choosing_reranker import choose_reranker
 from reki_ray.store.content_tables import catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.contents import attributes_of
 from reki_ray.store.index import write_indexed
 from reki_ray.store.location import store_of
-from reki_ray.store.vectors import FALLBACK, write_vectors
+from reki_ray.store.manifest import (
+    RERANKER_FOLDER,
+    RETRIEVAL_FOLDER,
+    RerankerDescription,
+)
+from reki_ray.store.prestoring import augmentation, read_side, write_side
 from reki_ray.store.versions import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MODEL_FOLDER,
     PROFILES_FILE,
-    VECTOR_FILES,
     Description,
     StoreVersion,
+    VersionStore,
 )
-from reki_ray.vectors import normalise, read_factor_vectors
 from reki_ray.workspace import Workspace
-
-Vectors = npt.NDArray[np.float32]
-
-_ROWS_A_STEP = 65_536
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
@@ -63,6 +66,8 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     chosen = choose_run(config, workspace)
     history = workspace.read_table(INTERACTIONS)
     opened = publish_version(config, workspace, workspace, chosen, history, reporter)
+    reranker = opened.manifest.reranker
+    found = read_description(opened.folder / RETRIEVAL_FOLDER)
     total = len(opened.profiles) + len(opened.catalogue)
     size = sum(path.stat().st_size for path in opened.folder.rglob("*") if path.is_file())
     return StageResult(
@@ -75,6 +80,9 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "users": len(opened.profiles),
             "items": len(opened.catalogue),
             "dimension": opened.manifest.dimension,
+            "reranker": reranker and reranker.name,
+            "recall": found.recall,
+            "popular_recall": found.popular_recall,
             "bytes": size,
         },
     )
@@ -108,8 +116,10 @@ def publish_version(
         StoreError: What was built does not open; the old version stays in force.
     """
     store = store_of(config, workspace)
-    fill = VersionBuilder(config, tables, reporter, chosen, history).fill
-    number = store.publish(fill, promote=promote)
+    builder = VersionBuilder(config, workspace, tables, reporter, chosen, history)
+    # Before the store is locked: it takes longest, and promotions wait for the lock.
+    builder.learn(_retrieval_of(store))
+    number = store.publish(builder.fill, promote=promote)
     return store.open(number, verify=False)
 
 
@@ -121,7 +131,8 @@ class VersionBuilder:
 
     Args:
         config: The run.
-        workspace: Holds the tables.
+        run: Its workspace, which holds samples and trained runs.
+        tables: Holds the tables of the version.
         reporter: Shows progress.
         chosen: Trained run to serve.
         history: All interactions, by user, then time.
@@ -130,35 +141,66 @@ class VersionBuilder:
     def __init__(
         self,
         config: RekiConfig,
-        workspace: Workspace,
+        run: Workspace,
+        tables: Workspace,
         reporter: Reporter,
         chosen: TrainedRun,
         history: pa.Table,
     ) -> None:
         self._config = config
-        self._workspace = workspace
+        self._run = run
+        self._workspace = tables
         self._reporter = reporter
         self._chosen = chosen
         self._history = history
         self._bundle = bundles.load(chosen.folder)
 
+    def learn(self, earlier: Path | None) -> None:
+        """Learn what retrieval needs.
+
+        Args:
+            earlier: Retrieval files of the version before; None where there are none.
+        """
+        items = self._workspace.read_table(ITEMS)
+        ids = items.column(ITEM_ID).to_pylist()
+        r = unknown = None
+        if self._bundle.uses_knowledge:
+            known = read_side(self._workspace, self._bundle, "items", items.column(ITEM_ID))
+            rows = {name: row for row, name in enumerate(known.ids)}
+            r, unknown = known.r[[rows[name] for name in ids]], known.unknown[0]
+        attributes = [attributes_of(pairs) for pairs in items.column(ATTRIBUTES).to_pylist()]
+        inputs = CatalogueInputs(self._bundle, ids, attributes, r, unknown, prestored="r")
+        self._catalogue = Catalogue.of(inputs, ids)
+        self._retrieval = RetrievalBuilder(
+            self._config,
+            self._run,
+            self._reporter,
+            model=self._bundle.fingerprint,
+            seed=self._chosen.seed,
+            earlier=earlier,
+        ).learn(self._catalogue)
+
     def fill(self, folder: Path) -> Description:
-        """Write all files into a folder, and describe them."""
+        """Write all files into a folder, and describe them; after `learn`."""
         users = self._workspace.read_table(USERS)
         items = self._workspace.read_table(ITEMS)
+        ids: dict[Side, pa.ChunkedArray] = {
+            "users": users.column(USER_ID),
+            "items": items.column(ITEM_ID),
+        }
         profiles = profiles_table(users, self._history, self._config.publish.history)
         write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
         write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
         write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)
-        self._copy_model(folder / MODEL_FOLDER)
-        fallback: dict[Side, list[float]] = {}
-        if self._bundle.uses_knowledge:
-            total = len(users) + len(items)
-            with self._reporter.task("publish: vectors", total=total, unit="ids") as task:
-                fallback = {
-                    "users": self._write_side("users", users.column(USER_ID), folder, task),
-                    "items": self._write_side("items", items.column(ITEM_ID), folder, task),
-                }
+        _copy_model(self._chosen.folder, folder / MODEL_FOLDER)
+        fallback = self._write_vectors(folder, self._bundle, ids)
+        write_retrieval(
+            folder / RETRIEVAL_FOLDER,
+            self._catalogue,
+            self._retrieval,
+            self._history,
+            exact_below=self._config.publish.retrieval.exact_below,
+        )
         return Description(
             arm=self._bundle.arm,
             backbone=self._bundle.architecture.backbone,
@@ -170,12 +212,43 @@ class VersionBuilder:
             users=len(users),
             items=len(items),
             fallback=fallback,
+            reranker=self._add_reranker(folder / RERANKER_FOLDER, ids),
         )
 
-    def _copy_model(self, target: Path) -> None:
-        target.mkdir()
-        for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
-            shutil.copyfile(self._chosen.folder / name, target / name)
+    def _write_vectors(
+        self, folder: Path, bundle: Bundle[Any, Any], ids: dict[Side, pa.ChunkedArray]
+    ) -> dict[Side, list[float]]:
+        """Write the vectors that a model takes of both sides; returns those of unknown ids."""
+        if not bundle.uses_knowledge:
+            return {}
+        settings, found = self._config.publish, {}
+        total = sum(len(of_side) for of_side in ids.values())
+        with self._reporter.task("publish: vectors", total=total, unit="ids") as task:
+            for side, of_side in ids.items():
+                known = read_side(self._workspace, bundle, side, of_side)
+                augment = augmentation(bundle, side, settings.prestore)
+                found[side] = write_side(
+                    folder, side, known, augment, dtype=settings.dtype, task=task
+                )
+        return found
+
+    def _add_reranker(
+        self, folder: Path, ids: dict[Side, pa.ChunkedArray]
+    ) -> RerankerDescription | None:
+        """Copy the reranker and write its vectors, where there is one."""
+        chosen = choose_reranker(self._config, self._run, self._chosen.arm)
+        if chosen is None:
+            return None
+        _copy_model(self._run.local_path(chosen.folder), folder)
+        bundle = bundles.load_reranker(folder)
+        # Its HEIN is not the model's: h is its own, while r serves both.
+        stores = self._config.publish.prestore == "h"
+        return RerankerDescription(
+            name=chosen.backbone,
+            seed=chosen.seed,
+            fingerprint=bundle.fingerprint,
+            fallback=self._write_vectors(folder, bundle, ids) if stores else {},
+        )
 
     def _knowledge(self) -> pa.Table:
         """The texts that the served model's vectors come from; empty without an LLM."""
@@ -190,69 +263,17 @@ class VersionBuilder:
                 clusters[side] = dict(zip(ids, names, strict=True))
         return knowledge_table(self._workspace.read_table(KNOWLEDGE), clusters)
 
-    def _write_side(
-        self, side: Side, expected: pa.ChunkedArray, folder: Path, task: Task
-    ) -> list[float]:
-        """Write one side's vectors, h or r; returns that of an id that nothing is known of."""
-        augment = self._bundle.augment_users if side == "users" else self._bundle.augment_items
-        ids, r, sources = self._representations(side, expected)
-        known = np.array([source != FALLBACK for source in sources], dtype=bool)
-        unknown = mean_direction(r[known] if known.any() else r)
-        if self._config.publish.prestore == "r":
-            vectors, fallback = r, unknown
-            task.advance(len(r))
-        else:
-            vectors = _augment(augment, r, self._bundle.augmented_dim, task)
-            fallback = augment(unknown)
-        path, dtype = folder / VECTOR_FILES[side], self._config.publish.dtype
-        write_vectors(path, ids, vectors, sources, dtype=dtype)
-        return [float(x) for x in fallback[0]]
 
-    def _representations(
-        self, side: Side, expected: pa.ChunkedArray
-    ) -> tuple[list[str], Vectors, list[str]]:
-        path = _representation_table(self._bundle, side)
-        if not path:  # the arm knows nothing of this side: the zero vector, as in training
-            ids = expected.to_pylist()
-            zeros = np.zeros((len(ids), self._bundle.architecture.width(side)), np.float32)
-            return ids, zeros, [FALLBACK] * len(ids)
-        ids, factors, r, sources = read_factor_vectors(
-            self._workspace.read_table(Table(path, None))
-        )
-        if len(ids) != len(expected) or set(ids) != set(expected.to_pylist()):
-            raise DataError(
-                f"{len(ids)} representations do not cover the {len(expected)} {side} once each",
-                where=self._workspace.path(path),
-                todo="Run `reki run --until encode --force encode`.",
-            )
-        trained = self._bundle.architecture.factors(side)
-        if factors != trained:
-            raise DataError(
-                f"representations of {side} are of the factors {', '.join(factors)}, the model "
-                f"was trained with {', '.join(trained)}",
-                where=self._workspace.path(path),
-                todo="Run `reki run --until train --force encode`.",
-            )
-        return ids, r, sources
+def _retrieval_of(store: VersionStore) -> Path | None:
+    """Retrieval files of the version that is current; None where it has none."""
+    try:
+        folder = store.layers(store.current())[-1][0] / RETRIEVAL_FOLDER
+    except StoreError:  # nothing is published, or it is damaged
+        return None
+    return folder if folder.is_dir() else None
 
 
-def mean_direction(r: Vectors) -> Vectors:
-    """Mean of representations (N, d) with length 1, shape (1, d); zero where N is 0."""
-    mean = r.mean(axis=0, keepdims=True) if len(r) else np.zeros((1, r.shape[1]), np.float32)
-    return normalise(mean)
-
-
-def _representation_table(bundle: ModelBundle, side: Side) -> str:
-    origin = bundle.origin
-    return origin.user_representations if side == "users" else origin.item_representations
-
-
-def _augment(
-    augment: Callable[[Vectors], Vectors], r: Vectors, dimension: int, task: Task
-) -> Vectors:
-    h = np.empty((len(r), dimension), dtype=np.float32)
-    for start in range(0, len(r), _ROWS_A_STEP):
-        part = r[start : start + _ROWS_A_STEP].copy()  # torch wants writable memory, not Arrow's
-        h[start : start + len(part)] = augment(part)
-        task.advance(len(part))
-    return h
+def _copy_model(source: Path, target: Path) -> None:
+    target.mkdir()
+    for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
+        shutil.copyfile(source / name, target / name)

@@ -33,6 +33,8 @@ from reki_ray.store.manifest import (
     MAX_LAYERS,
     MODEL_FOLDER,
     PROFILES_FILE,
+    RERANKER_FOLDER,
+    RETRIEVAL_FOLDER,
     VECTOR_FILES,
     Base,
     Description,
@@ -172,7 +174,10 @@ def write_compacted(version: StoreVersion, folder: Path) -> Description:
         path = folder / VECTOR_FILES[side]
         dtype = version.manifest.dtype
         write_vectors(path, ids, np.concatenate(parts), sources, dtype=dtype)
-    shutil.copytree(version.layers[-1][0] / MODEL_FOLDER, folder / MODEL_FOLDER)
+    for name in (MODEL_FOLDER, RERANKER_FOLDER, RETRIEVAL_FOLDER):
+        source = version.layers[-1][0] / name
+        if source.exists():
+            shutil.copytree(source, folder / name)
     return _description(
         version, users=len(version.profiles), items=len(version.catalogue), base=None
     )

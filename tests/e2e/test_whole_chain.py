@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,9 +12,18 @@ from typing import Any
 import pytest
 import yaml
 
+from deployments.backend import LocalBackend
+from deployments.lookup import Lookup
+from deployments.recommend import RecommendFlow
+from deployments.reranker import Reranker
+from deployments.retriever import Retriever
+from deployments.schemas import RecommendRequest
+from deployments.scorer import Scorer
+from deployments.versions import StoreAccess
 from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.pipeline import STAGE_NAMES
+from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
 from tests.unit.test_report import CONTRACT, keys_of
@@ -46,6 +56,7 @@ def test_runs_all_stages_then_skips_them(config: RekiConfig, file: Path) -> None
     assert first.returncode == 0, first.stderr
     check_report(json.loads(first.stdout), config)
     check_tables(Workspace(config.root))
+    asyncio.run(check_recommendations(Path(config.root) / "publish"))
 
     second = reki(file, "run", "--json")
     assert second.returncode == 0, second.stderr
@@ -86,6 +97,24 @@ def check_tables(workspace: Workspace) -> None:
     assert knowledge.schema == schema.KNOWLEDGE_SCHEMA
     assert workspace.exists("report.html")
     assert workspace.exists("publish/CURRENT")
+
+
+async def check_recommendations(root: Path) -> None:
+    """The parts of the graph on what was published: unseen items with their titles."""
+    access, version = StoreAccess(publish_root=str(root)), VersionStore(root).current()
+    parts = Lookup(access), Scorer(access, 4), Retriever(access), Reranker(access)
+    flow = RecommendFlow(LocalBackend(*parts), 30.0, 100)
+    for user in ("u3", "nobody"):
+        asked = RecommendRequest(user_id=user, k=7)
+        found = await flow.recommend(asked, version)
+        profile = VersionStore(root).open().profile(user)
+        assert len(set(found.item_ids)) == 7
+        assert not set(found.item_ids) & set(profile.item_ids if profile else ())
+        assert all("film" in (title or "") for title in found.titles)
+        assert found.scores.scores == sorted(found.scores.scores, reverse=True)
+        assert not found.degraded
+    for part in parts:
+        part.close()
 
 
 def report_of_mode(config: RekiConfig, folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from reki_ray.extraction.plan import PLAN
 from reki_ray.models import bundle as bundles
 from reki_ray.pipeline import fingerprints, run_stages, select
 from reki_ray.progress import Reporter
+from reki_ray.retrieval.opening import open_candidates
 from reki_ray.store.versions import StoreVersion, VersionStore
 from reki_ray.update import Update, update
 from reki_ray.variants import publish_variant
@@ -100,6 +101,7 @@ def test_new_events_become_a_new_version_without_touching_the_run(
     assert version.items is not None
     assert version.users.lookup(["new"])[1] == ["cluster"]
     assert version.items.lookup(["m999"])[1] == ["cluster"]
+    assert "m999" in open_candidates(version).of("nobody", [("m0", 5.0)], 1000)
     [entry] = version.knowledge("items", "m999")
     assert entry.subject_kind == "item_cluster"
     profile = version.profile("u0")

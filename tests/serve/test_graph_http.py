@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -21,9 +22,12 @@ from ray.serve.schema import ServeDeploySchema
 
 import deployments
 from deployments.graph import GraphArgs, build_app, build_fused_app
+from deployments.lookup import StoreReader
+from deployments.reranker import VersionOrder
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.retrieval.opening import open_candidates
 from reki_ray.serving import instance, stage
 from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
@@ -57,7 +61,7 @@ def _config(root: Path, **serve: Any) -> RekiConfig:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     store = VersionStore(folder / "publish")
-    store.publish(store_factory.fill)
+    store.publish(partial(store_factory.fill, retrieval=True, reranker=True))
     store.publish(partial(store_factory.fill, seed=1), promote=False)
     return folder
 
@@ -329,9 +333,35 @@ def test_autoscaling_reaches_every_deployment(root: Path) -> None:
         GraphArgs(publish_root="x", scorer_replicas=2, max_replicas=1)
 
 
-def test_recommendations_need_a_retriever(client: httpx.Client) -> None:
-    answer = client.post("/v1/recommend", json={"user_id": "u0", "k": 3})
-    assert error(answer, 404)["code"] == "no_retrieval"
+def recommended(client: httpx.Client, user: str, k: int, **body: Any) -> Any:
+    answer = client.post("/v1/recommend", json={"user_id": user, "k": k, **body})
+    assert answer.status_code == 200, answer.text
+    content = answer.json()
+    assert (content["degraded"], content["store_version"]) == (False, "v1")
+    assert all(item["title"] == f"Film {item['item_id'][1:]}" for item in content["items"])
+    return [item["item_id"] for item in content["items"]]
+
+
+def test_recommendations_are_unseen_items_as_the_version_puts_them_in_order(
+    client: httpx.Client, root: Path
+) -> None:
+    version = VersionStore(root / "publish").open()
+    for name in ("u0", "u3", "nobody"):
+        user = dataclasses.replace(StoreReader(version).user(name), user_id=name)
+        history = list(zip(user.profile.item_ids, user.profile.ratings, strict=True))
+        found = open_candidates(version).of(name, history, 100)
+        scores = version.load_scorer().score(stage.user_input(version, name), found)
+        best = [found[place] for place in np.argsort(-scores, kind="stable")]
+        expected = [best[place] for place in VersionOrder(version).order(user, best)]
+        assert recommended(client, name, 5) == expected[:5]
+        assert len(found) == (6 if name == "u0" else 12)
+
+
+def test_a_history_and_what_is_excluded_are_not_recommended(client: httpx.Client) -> None:
+    history = [{"item_id": "m7", "rating": 5.0}]
+    found = recommended(client, "u0", 12, history=history, exclude=["m8", "unknown"])
+    assert sorted(found) == ["m10", "m11", "m6", "m9"]  # nor what the store knows to be seen
+    assert recommended(client, "u0", 5, exclude=store_factory.ITEM_IDS) == []
 
 
 def test_an_event_is_in_the_history_of_the_next_request(client: httpx.Client) -> None:

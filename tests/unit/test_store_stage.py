@@ -17,7 +17,10 @@ from reki_ray.models.bundle import ModelBundle, Origin
 from reki_ray.online.experiment import start_experiment
 from reki_ray.pipeline import fingerprints, run_stages, select
 from reki_ray.progress import Reporter
+from reki_ray.retrieval import building
+from reki_ray.retrieval.opening import open_candidates
 from reki_ray.store import choosing, stage
+from reki_ray.store.opened import StoreVersion
 from reki_ray.store.versions import VersionStore
 from reki_ray.variants import publish_variant
 from reki_ray.workspace import StageEntry, Workspace
@@ -44,6 +47,7 @@ def trained(workspace: Workspace) -> Workspace:
     workspace.write_table(schema.ITEMS, store_factory.ITEMS_TABLE)
     workspace.write_table(schema.INTERACTIONS, store_factory.INTERACTIONS_TABLE)
     workspace.write_table(schema.KNOWLEDGE, store_factory.ANSWERS_TABLE)
+    store_factory.write_samples(workspace)
     for side, ids in (("users", USER_IDS), ("items", ITEM_IDS)):
         _write_side(workspace, "users" if side == "users" else "items", ids)
     for (arm, seed), auc in AUCS.items():
@@ -111,6 +115,9 @@ def test_auto_serves_the_best_seed_of_the_knowledge_arm(
         "users": len(USER_IDS),
         "items": len(ITEM_IDS),
         "dimension": 8,
+        "reranker": None,
+        "recall": 1.0,  # of 100 candidates among 12 items
+        "popular_recall": 1.0,
     }
 
 
@@ -141,6 +148,75 @@ def test_each_publication_is_a_new_version(
     profile = _store(trained).open().profile("u0")
     assert profile is not None
     assert profile.item_ids == ("m4", "m5")
+
+
+def retrieval_files(version: StoreVersion) -> dict[str, bytes]:
+    folder = version.folder / "retrieval"
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_a_new_version_of_the_same_model_takes_over_its_towers(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(train=_train("reki_c"))
+    stage.run(config, trained, reporter)
+    first = _store(trained).open()
+    (trained.local_path("publish") / "CURRENT").unlink()
+    stage.run(config, trained, reporter)  # learned again, as nothing is current
+    with monkeypatch.context() as changed:
+        changed.setattr(building, "fit", None)
+        stage.run(config, trained, reporter)
+    for number in (2, 3):
+        assert retrieval_files(_store(trained).open(number)) == retrieval_files(first)
+    (_store(trained).open().folder / "retrieval" / "towers.safetensors").write_bytes(b"damaged")
+    stage.run(config, trained, reporter)
+    assert retrieval_files(_store(trained).open()) == retrieval_files(first)
+    other = tiny_config(train=_train("reki_c"), publish={"retrieval": {"epochs": 1}})
+    stage.run(other, trained, reporter)
+    changed_files = retrieval_files(_store(trained).open())
+    assert changed_files["items.arrow"] != retrieval_files(first)["items.arrow"]
+    assert changed_files["seen.arrow"] == retrieval_files(first)["seen.arrow"]
+
+
+@pytest.mark.parametrize(
+    ("retrieval", "files"),
+    [
+        ({"kind": "popular"}, ["items.arrow", "retrieval.json", "seen.arrow"]),
+        (
+            {"exact_below": 0},
+            [
+                *("index.usearch", "items.arrow", "retrieval.json"),
+                "seen.arrow",
+                "towers.safetensors",
+            ],
+        ),
+    ],
+)
+def test_retrieval_is_as_configured(
+    trained: Workspace,
+    reporter: Reporter,
+    tiny_config: TinyConfig,
+    retrieval: dict[str, Any],
+    files: list[str],
+) -> None:
+    config = tiny_config(train=_train("reki_c"), publish={"retrieval": retrieval, "history": 1})
+    stage.run(config, trained, reporter)
+    version = _store(trained).open()
+    assert sorted(retrieval_files(version)) == files
+    found = open_candidates(version)
+    # Of the latest interaction alone the profile knows; the others are seen all the same.
+    assert sorted(found.of("u0", [("m5", 4.0)], 12)) == sorted(ITEM_IDS[6:])
+
+
+def test_without_positive_samples_candidates_are_popular(
+    trained: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    samples = trained.read_table(schema.SAMPLES["train"])
+    labels = pa.array(np.zeros(len(samples), np.int8))
+    samples = samples.drop_columns([schema.LABEL]).append_column(schema.LABEL, labels)
+    trained.write_table(schema.SAMPLES["train"], samples.select(schema.SAMPLES_SCHEMA.names))
+    stage.run(tiny_config(train=_train("reki_c")), trained, reporter)
+    assert "towers.safetensors" not in retrieval_files(_store(trained).open())
 
 
 def test_an_arm_without_knowledge_has_no_vectors(

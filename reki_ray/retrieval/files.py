@@ -1,0 +1,132 @@
+"""What a version holds for retrieval, and how it is written.
+
+retrieval/items.arrow          every item: id, training samples, its vector where there are
+                               any; found by id, see `store.index`
+retrieval/seen.arrow           every user with interactions: rows of items.arrow
+retrieval/index.usearch        approximate index over the vectors of a large catalogue
+retrieval/towers.safetensors   what makes vectors of users, and of items that come later
+retrieval/retrieval.json       the rest that is needed to use them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reki_ray.errors import StoreError
+from reki_ray.retrieval.index import build_index
+from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID, VECTOR
+from reki_ray.store.index import REPUBLISH, IndexedTable, write_indexed
+
+Vectors = npt.NDArray[np.float32]
+
+ITEMS_FILE: Final = "items.arrow"
+SEEN_FILE: Final = "seen.arrow"
+INDEX_FILE: Final = "index.usearch"
+TOWERS_FILE: Final = "towers.safetensors"
+DESCRIPTION_FILE: Final = "retrieval.json"
+
+
+class RetrievalDescription(BaseModel):
+    """A version's retrieval.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = Field(1, description="Of the files beside it.")
+    fingerprint: str = Field(
+        "", description="Equal where training the towers again would give the same."
+    )
+    history: int = Field(0, description="Liked interactions that a user's vector is made of.")
+    positive_above: float = Field(0.0, description="Ratings above it are liked.")
+    recall: float | None = Field(
+        None,
+        description="Share of validation likes among 100 unseen candidates; null: not measured.",
+    )
+    popular_recall: float | None = Field(None, description="The same of the most popular items.")
+
+
+def read_description(folder: Path) -> RetrievalDescription:
+    """Description of retrieval files.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    path = folder / DESCRIPTION_FILE
+    try:
+        found = RetrievalDescription.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"the description of retrieval is missing or damaged: {error}",
+            where=str(path),
+            todo=REPUBLISH,
+        ) from error
+    if found.format != 1:
+        raise StoreError(
+            f"the retrieval files have format {found.format}, not 1",
+            where=str(path),
+            todo=REPUBLISH,
+        )
+    return found
+
+
+def write_items(
+    folder: Path,
+    ids: Sequence[str],
+    samples: npt.NDArray[np.int64],
+    vectors: Vectors | None,
+    *,
+    exact_below: int,
+) -> None:
+    """Write the items, and the index over their vectors where it pays.
+
+    Args:
+        folder: Where to.
+        ids: I distinct ids.
+        samples: Training samples of each (I,).
+        vectors: Their vectors (I, D); None without.
+        exact_below: Items below which there is no index.
+    """
+    columns = {ITEM_ID: pa.array(ids, pa.string()), SAMPLE_COUNT: pa.array(samples)}
+    if vectors is not None:
+        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+        columns[VECTOR] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    path = folder / ITEMS_FILE
+    write_indexed(path, pa.table(columns), ITEM_ID, unique=True)
+    if vectors is not None and len(vectors) >= exact_below:
+        stored = item_vectors(IndexedTable(path, ITEM_ID))
+        assert stored is not None
+        build_index(folder / INDEX_FILE, stored)
+
+
+def item_vectors(items: IndexedTable) -> Vectors | None:
+    """Vectors (I, D) of an items file in the order of its rows, memory-mapped; None without."""
+    if VECTOR not in items.rows.column_names:
+        return None
+    dimension = items.rows.schema.field(VECTOR).type.list_size
+    flat = items.rows.column(VECTOR).combine_chunks().flatten().to_numpy(zero_copy_only=True)
+    vectors: Vectors = flat.reshape(-1, dimension)
+    return vectors
+
+
+def write_seen(folder: Path, history: pa.Table) -> None:
+    """Write which items each user has met.
+
+    Args:
+        folder: Holds the items.
+        history: All interactions, by user.
+    """
+    met = history.column(ITEM_ID).combine_chunks().dictionary_encode()
+    rows = IndexedTable(folder / ITEMS_FILE, ITEM_ID).find(met.dictionary.to_pylist())
+    met_rows = rows.astype(np.int32)[met.indices.to_numpy()] if len(met) else rows.astype(np.int32)
+    users = pc.run_end_encode(history.column(USER_ID).combine_chunks())
+    ends = np.asarray(users.run_ends, dtype=np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(np.append(np.int32(0), ends)), pa.array(met_rows))
+    table = pa.table({USER_ID: users.values.cast(pa.string()), ITEM_ROWS: lists})
+    write_indexed(folder / SEEN_FILE, table, USER_ID, unique=True)
