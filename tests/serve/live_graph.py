@@ -1,105 +1,146 @@
-"""A served graph, and a constant, bounded load on it."""
+"""A served graph in processes of its own, whose replicas a test may stop and kill."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import json
+import re
 import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
-import ray
-from ray.util.state import list_actors
+import psutil
 
 from reki_ray.config import RekiConfig
 
-CLIENTS = 3
-PAUSE_SECONDS = 0.02
-"""Between two requests of a client: the load is constant, not as much as there can be."""
-BODY = {"user_id": "u0", "candidates": ["m1", "m2", "m3", "unknown"]}
+WAIT_SECONDS = 120.0
+"""For what is to happen on a machine that is busy with other work."""
+
+REPLICA = re.compile(r"ray::ServeReplica:reki:(\w+)")
 
 
 def make_config(root: Path, **serve: Any) -> RekiConfig:
+    """Configuration of a graph over the versions below `root`, without tokens and rate limit."""
+    edge = {"allow_anonymous": True, "request_logs": False, "rate_per_second": None}
     return RekiConfig.model_validate(
         {
-            "name": "tiny",
+            "name": "live",
             "workspace": str(root),
             "data": {"source": {"kind": "movielens_100k"}},
-            "serve": {"port": 0, "measure_requests": 10, **serve},
-            "ray": {"num_cpus": 2, "object_store_mib": 256},
+            "serve": {"port": 0, "edge": edge, "timeout_seconds": 10, **serve},
+            # Claims, not cores: replicas of two generations at once have to fit in.
+            "ray": {"address": "local", "num_cpus": 8, "object_store_mib": 128},
         }
     )
 
 
-class Load:
-    """Answers to a constant load, each after at most one retry by the client.
+class LiveGraph:
+    """A graph that a process of its own serves.
 
     Args:
-        url: Base address.
+        process: Runs `tests.serve.live_driver`.
+        config: What it is to serve.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._stop = threading.Event()
-        self.answers: list[tuple[int, dict[str, Any]]] = []
-        self.retries = 0
+    def __init__(self, process: subprocess.Popen[str], config: RekiConfig) -> None:
+        self._process = process
+        self._root = psutil.Process(process.pid)
+        self.url = self.update(config)
 
-    @contextmanager
-    def running(self) -> Iterator[Load]:
-        """The load for the work in the block."""
-        threads = [threading.Thread(target=self._ask_on) for _ in range(CLIENTS)]
-        for thread in threads:
-            thread.start()
+    def update(self, config: RekiConfig) -> str:
+        """Serve a configuration from now on; returns the base URL.
+
+        Raises:
+            RuntimeError: The graph does not come up with it.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(config.model_dump_json() + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("{"):  # Ray talks on standard output too
+                answer = json.loads(line)
+                break
+        else:
+            raise RuntimeError("the driver has ended; its standard error tells why")
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return str(answer["url"])
+
+    def client(self, **options: Any) -> httpx.Client:
+        """A client of the graph."""
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+
+    def replicas(self, part: str | None = None) -> list[psutil.Process]:
+        """Processes of the replicas of a deployment; of all, where none is named."""
+        found = []
+        for process in self._root.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                title = REPLICA.match((process.cmdline() or [""])[0])
+                if title and part in (None, title[1]):
+                    found.append(process)
+        return found
+
+    @contextlib.contextmanager
+    def stopped(self, part: str) -> Iterator[None]:
+        """Hold all replicas of a deployment for the work in the block, as a disk that hangs."""
+        held = self.replicas(part)
+        assert held
         try:
-            yield self
+            for process in held:
+                process.send_signal(signal.SIGSTOP)
+            yield
         finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
+            for process in held:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(signal.SIGCONT)
 
-    def _ask_on(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as client:
-            while not self._stop.wait(PAUSE_SECONDS):
-                answer = self._ask(client)
-                if answer is None or answer.status_code >= 500:
-                    self.retries += 1
-                    time.sleep(0.2)  # as Retry-After would have it, but shorter
-                    answer = self._ask(client)
-                if answer is None:
-                    self.answers.append((0, {}))
-                else:
-                    self.answers.append((answer.status_code, answer.json()))
+    def kill(self, part: str) -> psutil.Process:
+        """SIGKILL for one replica of a deployment."""
+        process = self.replicas(part)[0]
+        process.kill()
+        return process
 
-    def _ask(self, client: httpx.Client) -> httpx.Response | None:
-        try:
-            return client.post("/v1/score", json=BODY)
-        except httpx.TransportError:
-            return None
+    def processes(self) -> list[psutil.Process]:
+        """All that was started for the graph."""
+        return [self._root, *self._root.children(recursive=True)]
 
 
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
+@contextlib.contextmanager
+def running(config: RekiConfig) -> Iterator[LiveGraph]:
+    """A graph for the work in the block; nothing of it is left afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.serve.live_driver"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    started = [psutil.Process(process.pid)]
+    try:
+        graph = LiveGraph(process, config)
+        yield graph
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            started += started[0].children(recursive=True)
+        assert process.stdin is not None
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(WAIT_SECONDS)
+        for one in psutil.wait_procs(started, timeout=10)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+
+
+def wait_until(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
+    """Look again and again until something is so."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
-
-
-def replica_pids(deployment: str) -> list[int]:
-    """Processes of a deployment's living replicas."""
-    return [
-        actor.pid
-        for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-        if f"#{deployment}#" in (actor.name or "") and actor.pid
-    ]
-
-
-def kill_replica(deployment: str) -> int:
-    """SIGKILL for one replica; returns its process."""
-    assert ray.is_initialized()
-    pid = replica_pids(deployment)[0]
-    os.kill(pid, signal.SIGKILL)
-    return pid

@@ -1,0 +1,47 @@
+"""A served graph in a process of its own, which its parent changes and ends.
+
+python -m tests.serve.live_driver
+
+Reads a configuration a line, as JSON: the first one is served, each later one updates the running
+graph. Answers each with a line of JSON, {"url"} or {"error"}; ends at the end of its input.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from reki_ray.config import RekiConfig
+from reki_ray.errors import EngineError
+from reki_ray.importing import load
+from reki_ray.serving import instance
+from reki_ray.workspace import Workspace
+
+
+def main() -> None:
+    """Serve, update, end."""
+    config = RekiConfig.model_validate_json(sys.stdin.readline())
+    with instance.start(config, Workspace(config.workspace)) as url:
+        _tell({"url": url})
+        for line in sys.stdin:
+            try:
+                _update(RekiConfig.model_validate_json(line))
+            except EngineError as error:
+                _tell({"error": str(error)})
+            else:
+                _tell({"url": url})
+
+
+def _update(config: RekiConfig) -> None:
+    build = load(instance.BUILDERS[config.serve.graph])
+    store = instance.open_store(Workspace(config.workspace))
+    instance._deploy(build(instance._graph_args(config, store)), config.serve)
+
+
+def _tell(answer: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
