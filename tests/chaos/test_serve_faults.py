@@ -6,7 +6,10 @@ One graph for all tests: its start takes most of their time.
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -35,7 +38,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def truth(root: Path) -> Truth:
-    return Truth(root)
+    return Truth(root, 1)
 
 
 @pytest.fixture(scope="module")
@@ -98,20 +101,58 @@ def test_after_an_overload_memory_is_what_it_was(graph: LiveGraph, truth: Truth)
 def test_a_killed_replica_costs_no_caller_an_answer(
     graph: LiveGraph, truth: Truth, part: str
 ) -> None:
-    before = graph.replicas(part)
     with Load(graph).running() as load:
-        killed = graph.kill(part)
-        wait_until(lambda: len(set(graph.replicas(part)) - {killed}) == len(before))
+        wait_for_others = graph.kill(part)
+        wait_for_others()
+    truth.check(load.answers)
+
+
+def test_a_damaged_version_that_current_names_leaves_the_old_one_serving(
+    graph: LiveGraph, root: Path, truth: Truth
+) -> None:
+    store = VersionStore(root / "publish")
+    damaged = store.publish(partial(store_factory.fill, seed=1), promote=False)
+    with (store.folder(damaged) / "users.arrow").open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"damaged!")
+    with Load(graph).running() as load:
+        (store.root / CURRENT).write_text(f"{damaged}\n", encoding="ascii")
+        _wait_until_all_refuse(graph)
+        wait_for_others = graph.kill("Gateway")
+        wait_for_others()
+        store.promote(1)
+    assert {answer.body["store_version"] for answer in load.answers} == {"v1"}
     truth.check(load.answers)
 
 
 def test_a_version_whose_folder_is_gone_is_answered_degraded_until_it_is_back(
     graph: LiveGraph, root: Path, truth: Truth
 ) -> None:
-    folder = root / "publish" / "v1"
-    with Load(graph).running() as load:
-        folder.rename(root / "away")
-        ...
+    store = VersionStore(root / "publish")
+    number = store.publish(partial(store_factory.fill, seed=1))
+    folder, away = store.folder(number), root / "away"
+    with graph.client() as client, Load(graph).running() as load:
+        wait_until(lambda: ask(client).body["store_version"] == f"v{number}")
+        folder.rename(away)
+        wait_for_others = graph.kill("Lookup", 2)
+        wait_for_others()  # with the version before, which still opens
+        wait_until(lambda: ask(client).body["degraded"])
+        away.rename(folder)
+        wait_until(lambda: not ask(client).body["degraded"])
+    Truth(root, 1, number).check(load.answers)
+
+
+def _wait_until_all_refuse(graph: LiveGraph) -> None:
+    """Go on when every gateway has met a version that it cannot serve."""
+    refusing: set[str] = set()
+
+    def all_refuse() -> bool:
+        answer = client.get("/metrics").text
+        refusing.update(re.findall(r'reki_versions_refused_total\{replica="(.*)"\} 1', answer))
+        return len(refusing) == TWO_OF_EACH["gateway_replicas"]
+
+    with graph.client() as client:
+        wait_until(all_refuse)
 
 
 async def _all_at_once(url: str, count: int) -> list[httpx.Response]:
@@ -125,9 +166,7 @@ async def _all_at_once(url: str, count: int) -> list[httpx.Response]:
 
 
 async def _bursts(url: str) -> set[int]:
-    return {
-        answer.status_code for _ in range(3) for answer in await _all_at_once(url, FAR_MORE)
-    }
+    return {answer.status_code for _ in range(3) for answer in await _all_at_once(url, FAR_MORE)}
 
 
 def _memory_mib(graph: LiveGraph) -> float:

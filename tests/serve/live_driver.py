@@ -3,7 +3,8 @@
 python -m tests.serve.live_driver
 
 Reads a configuration a line, as JSON: the first one is served, each later one updates the running
-graph. Answers each with a line of JSON, {"url"} or {"error"}; ends at the end of its input.
+graph; an empty line asks for the health. Answers each with a line of JSON, {"url"}, {"error"} or
+{"healthy"}; ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ def main() -> None:
     """Serve, update, end."""
     config = RekiConfig.model_validate_json(sys.stdin.readline())
     with instance.start(config, Workspace(config.workspace)) as url:
-        _tell({"url": url})
+        _tell(url=url)
         for line in sys.stdin:
+            if not line.strip():
+                _tell(healthy=_is_healthy())
+                continue
             try:
                 _update(RekiConfig.model_validate_json(line))
             except EngineError as error:
-                _tell({"error": str(error)})
+                _tell(error=str(error))
             else:
-                _tell({"url": url})
+                _tell(url=url)
 
 
 def _update(config: RekiConfig) -> None:
@@ -38,7 +42,17 @@ def _update(config: RekiConfig) -> None:
     instance._deploy(build(instance._graph_args(config, store)), config.serve)
 
 
-def _tell(answer: dict[str, str]) -> None:
+def _is_healthy() -> bool:
+    """Whether every deployment has all its replicas."""
+    from ray import serve  # noqa: PLC0415  # after the start has set the environment
+
+    deployments = serve.status().applications[instance.APP_NAME].deployments.values()
+    return all(
+        one.status == "HEALTHY" and set(one.replica_states) == {"RUNNING"} for one in deployments
+    )
+
+
+def _tell(**answer: str | bool) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 

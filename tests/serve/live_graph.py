@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -21,6 +22,11 @@ from reki_ray.config import RekiConfig
 WAIT_SECONDS = 120.0
 """For what is to happen on a machine that is busy with other work."""
 
+PATIENCE = {
+    # Of Serve with its proxy, while it starts: seconds are too few on a busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 REPLICA = re.compile(r"ray::ServeReplica:reki:(\w+)")
 
 
@@ -58,19 +64,24 @@ class LiveGraph:
         Raises:
             RuntimeError: The graph does not come up with it.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(config.model_dump_json() + "\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("{"):  # Ray talks on standard output too
-                answer = json.loads(line)
-                break
-        else:
-            raise RuntimeError("the driver has ended; its standard error tells why")
+        answer = self._tell(config.model_dump_json())
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return str(answer["url"])
+
+    def is_healthy(self) -> bool:
+        """Whether every deployment has all its replicas."""
+        return bool(self._tell("")["healthy"])
+
+    def _tell(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        for answer in self._process.stdout:
+            if answer.startswith("{"):  # Ray talks on standard output too
+                return dict(json.loads(answer))
+        raise RuntimeError("the driver has ended; its standard error tells why")
 
     def client(self, **options: Any) -> httpx.Client:
         """A client of the graph."""
@@ -100,11 +111,22 @@ class LiveGraph:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGCONT)
 
-    def kill(self, part: str) -> psutil.Process:
-        """SIGKILL for one replica of a deployment."""
-        process = self.replicas(part)[0]
-        process.kill()
-        return process
+    def kill(self, part: str, count: int = 1) -> Callable[[], None]:
+        """SIGKILL for replicas of a deployment.
+
+        Returns:
+            Waits until others serve in their place.
+        """
+        before = self.replicas(part)
+        assert len(before) >= count
+        for process in before[:count]:
+            process.kill()
+
+        def wait_for_others() -> None:
+            wait_until(lambda: len(set(self.replicas(part)) - set(before)) >= count)
+            wait_until(self.is_healthy)
+
+        return wait_for_others
 
     def processes(self) -> list[psutil.Process]:
         """All that was started for the graph."""
@@ -120,6 +142,7 @@ def running(config: RekiConfig) -> Iterator[LiveGraph]:
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, **PATIENCE},
     )
     started = [psutil.Process(process.pid)]
     try:

@@ -99,16 +99,17 @@ def _post(client: httpx.Client) -> httpx.Response | None:
 
 
 class Truth:
-    """Scores that the versions below a folder have to give, computed without the service.
+    """Scores that versions have to give, computed without the service.
 
     Args:
         root: Folder of the run.
+        numbers: The versions.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *numbers: int) -> None:
         store = VersionStore(root / STORE_FOLDER)
         self._scores: dict[tuple[str, bool], Any] = {}
-        for number in store.versions():
+        for number in numbers:
             version = store.open(number)
             assert version.users is not None
             known = stage.user_input(version, "u0")
