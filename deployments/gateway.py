@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Response, Security
+from fastapi.security import HTTPBearer
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -28,6 +29,9 @@ from deployments.schemas import (
 from deployments.served import Experiment, Expose, Served, no_experiment
 from deployments.versions import StoreAccess
 from reki_ray import __version__
+
+BEARER: Final = [Security(HTTPBearer(auto_error=False, description="See docs/security.md."))]
+"""Tells of the token at /openapi.json; `AccessGuard` asks for it."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +122,17 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
             response_model=answer,
             route_class_override=JsonRoute,
             responses=app.router.responses,
+            dependencies=BEARER,
         )
-    app.post("/v1/admin/rollback")(admin.rollback)
-    app.get("/v1/admin/versions")(admin.versions)
-    app.get("/v1/versions")(api.versions)
-    app.get("/v1/users/{user_id:path}/knowledge")(api.user_knowledge)
-    app.get("/v1/items/{item_id:path}/knowledge")(api.item_knowledge)
-    app.get("/v1/sample")(api.sample)
+    app.post("/v1/admin/rollback", dependencies=BEARER)(admin.rollback)
+    app.get("/v1/admin/versions", dependencies=BEARER)(admin.versions)
+    app.get("/v1/versions", dependencies=BEARER)(api.versions)
+    app.get("/v1/users/{user_id:path}/knowledge", dependencies=BEARER)(api.user_knowledge)
+    app.get("/v1/items/{item_id:path}/knowledge", dependencies=BEARER)(api.item_knowledge)
+    app.get("/v1/sample", dependencies=BEARER)(api.sample)
     app.get("/healthz")(api.healthz)
     app.get("/readyz")(api.readyz)
-    app.get("/metrics", response_class=Response)(api.metrics)
+    app.get("/metrics", response_class=Response, dependencies=BEARER)(api.metrics)
 
 
 class HttpReplica:

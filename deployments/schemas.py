@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from reki_ray.config.graph import MAX_LIST
 from reki_ray.schema import Side, Source
@@ -13,9 +13,16 @@ MAX_ID_CHARS = 512
 MAX_EVENTS = 1000
 """Events a request may bring: they are made durable together."""
 
+
+def _whole(value: object) -> object:
+    """A whole number that is written as 5.0, which JSON Schema takes for an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE: Final = BeforeValidator(_whole)
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
 Rating = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Timestamp = Annotated[int, Field(ge=0, le=253_402_300_799)]
+Timestamp = Annotated[int, Field(ge=0, le=253_402_300_799), WHOLE]
 RequestId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
@@ -60,7 +67,9 @@ class RecommendRequest(_Request):
     """How many unseen items to recommend to one user."""
 
     user_id: Id
-    k: int = Field(10, ge=1, le=MAX_LIST, description="Items to recommend, at most.")
+    k: Annotated[int, Field(ge=1, le=MAX_LIST), WHOLE] = Field(
+        10, description="Items to recommend, at most."
+    )
     history: History | None = Field(None, description=_HISTORY)
     exclude: list[Id] = Field(
         [], max_length=MAX_LIST, description="Items not to recommend, beside those of the history."
@@ -90,7 +99,7 @@ Events = Annotated[list[EventItem], Field(min_length=1, max_length=MAX_EVENTS)]
 class PromoteRequest(_Request):
     """The version to serve from now on."""
 
-    version: int = Field(ge=1, le=2**31)
+    version: Annotated[int, Field(ge=1, le=2**31), WHOLE]
 
 
 class UserInfo(BaseModel):

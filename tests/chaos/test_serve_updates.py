@@ -41,9 +41,7 @@ def graph(root: Path, made_of: dict[str, Any]) -> Iterator[LiveGraph]:
         yield graph
 
 
-def test_an_update_costs_no_request(
-    graph: LiveGraph, root: Path, made_of: dict[str, Any]
-) -> None:
+def test_an_update_costs_no_request(graph: LiveGraph, root: Path, made_of: dict[str, Any]) -> None:
     before = graph.replicas()
     with Load(graph).running() as load:
         changed = {"max_candidates": 15, "max_batch_size": 8, "gateway_replicas": 2}
