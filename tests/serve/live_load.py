@@ -116,7 +116,7 @@ class Truth:
             users = {False: known, True: UserInput(None, [], version.users.fallback)}
             scorer = version.load_scorer()
             for degraded, user in users.items():
-                found = scorer.score(user, BODY["candidates"])  # type: ignore[arg-type]
+                found = scorer.score(user, BODY["candidates"])
                 self._scores[version.name, degraded] = found
 
     def check(self, answers: list[Answer]) -> None:
