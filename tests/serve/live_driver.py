@@ -16,6 +16,7 @@ from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.importing import load
 from reki_ray.serving import instance
+from reki_ray.store.location import store_of
 from reki_ray.workspace import Workspace
 
 
@@ -38,7 +39,7 @@ def main() -> None:
 
 def _update(config: RekiConfig) -> None:
     build = load(instance.BUILDERS[config.serve.graph])
-    store = instance.open_store(Workspace(config.workspace))
+    store = store_of(config, Workspace(config.workspace))
     instance._deploy(build(instance._graph_args(config, store)), config.serve)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from reki_ray.models.scoring import UserInput
 from reki_ray.serving import stage
-from reki_ray.store.versions import STORE_FOLDER, VersionStore
+from reki_ray.store.location import STORE_FOLDER
+from reki_ray.store.versions import VersionStore
 from tests import store_factory
 from tests.serve.live_graph import LiveGraph, wait_until
 

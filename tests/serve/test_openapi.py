@@ -16,6 +16,8 @@ from deployments.gateway import build_api
 from deployments.lookup import Lookup
 from deployments.metrics import GatewayMetrics
 from deployments.online import OnlineArgs, open_extensions, open_recent
+from deployments.reranker import Reranker
+from deployments.retriever import Retriever
 from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
 from reki_ray.config.edge import EdgeSettings
@@ -45,12 +47,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store.publish(partial(store_factory.fill, seed=1))
     access = StoreAccess(publish_root=str(store.root))
     args = OnlineArgs()
-    lookup, scorer = Lookup(access, partial(open_recent, args, access)), Scorer(access)
+    lookup, scorer = Lookup(access, partial(open_recent, args, access)), Scorer(access, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REKI_TOKEN", TOKEN)
         patch.setenv("REKI_ADMIN_TOKEN", ADMIN)
         app = build_api(
-            LocalBackend(lookup, scorer),
+            LocalBackend(lookup, scorer, Retriever(access), Reranker(access)),
             access,
             GatewaySettings(edge=EDGE),
             GatewayMetrics("replica"),
