@@ -64,7 +64,9 @@ SIZES: Final[Mapping[str, Space]] = MappingProxyType(
 KNOWLEDGE: Final[Space] = MappingProxyType(
     {
         "hein.kind": _choice("hein", "mixture", "mlp", "linear"),
-        "hein.scaling": _choice("length", "standardise", "whiten"),
+        "hein.scaling": _choice("length", "standardise", "whiten", "principal"),
+        "hein.components": _choice(64, 128, 256, 512),
+        "hein.rate": Domain(loguniform=(0.5, 4.0)),
         "hein.enrich_items": _choice(False, True),
         "hein.alignment_weight": _choice(0.0, 0.01, 0.1),
         "hein.shared_experts": Domain(int=(1, 5)),
