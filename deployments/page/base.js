@@ -58,7 +58,9 @@ export async function call(method, path, label, { body, tokenField = "token" } =
   }
   const answer = await response.json().catch(() => null);
   const milliseconds = performance.now() - started;
-  note(label, response.status, milliseconds, answer, response.headers.get("X-Request-ID"));
+  // Ray Serve adds the header once more.
+  const [requestId] = (response.headers.get("X-Request-ID") ?? "").split(",");
+  note(label, response.status, milliseconds, answer, requestId);
   if (!response.ok) {
     const error = answer?.error ?? {};
     throw new Failure(response.status, error.code ?? "", error.message ?? `The service answers ${response.status}.`);
