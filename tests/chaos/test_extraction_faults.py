@@ -69,6 +69,7 @@ def test_an_engine_actor_that_dies_costs_its_unfinished_units_alone(
     faulty.require_sound(workspace, result, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_an_engine_that_always_dies_fails_the_stage_and_keeps_what_it_answered(
     run_stage: RunStage, workspace: Workspace, tmp_path: Path

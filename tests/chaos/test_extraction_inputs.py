@@ -70,6 +70,7 @@ def reki_extract(config: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_second_run_on_a_workspace_is_refused_and_the_first_goes_on(
     tiny_config: TinyConfig, workspace: Workspace, tmp_path: Path
 ) -> None:

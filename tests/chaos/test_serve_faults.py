@@ -84,6 +84,7 @@ def test_overload_is_refused_at_once_with_the_time_to_ask_again(
         wait_until(lambda: not ask(client).body["degraded"])
 
 
+@pytest.mark.slow
 def test_after_an_overload_memory_is_what_it_was(graph: LiveGraph, truth: Truth) -> None:
     codes = asyncio.run(_bursts(graph.url))
     before = _memory_mib(graph)
@@ -107,6 +108,7 @@ def test_a_killed_replica_costs_no_caller_an_answer(
     truth.check(load.answers)
 
 
+@pytest.mark.slow
 def test_a_damaged_version_that_current_names_leaves_the_old_one_serving(
     graph: LiveGraph, root: Path, truth: Truth
 ) -> None:
@@ -125,6 +127,7 @@ def test_a_damaged_version_that_current_names_leaves_the_old_one_serving(
     truth.check(load.answers)
 
 
+@pytest.mark.slow
 def test_a_version_whose_folder_is_gone_is_answered_degraded_until_it_is_back(
     graph: LiveGraph, root: Path, truth: Truth
 ) -> None:

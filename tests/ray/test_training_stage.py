@@ -186,6 +186,7 @@ def test_failed_group_resumes_from_the_last_epoch(
     assert [epoch["loss"] for epoch in resumed["epochs"]] == pytest.approx(losses, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_workers_stream_uneven_files_in_as_many_steps(
     filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
 ) -> None:

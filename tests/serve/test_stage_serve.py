@@ -16,7 +16,7 @@ from tests import store_factory
 from tests.conftest import TinyConfig
 
 
-@pytest.mark.parametrize("knowledge", [True, False])
+@pytest.mark.parametrize("knowledge", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_stage_measures_and_stops(
     workspace: Workspace,
     reporter: Reporter,
