@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,16 @@ class UserRecord:
     source: Source = "fallback"
     store_version: str = ""
     user_id: str = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As bytes: Ray ships arrays apart from the object that holds them, which costs a call more
+        # than all the rest of a record.
+        vector = None if self.vector is None else self.vector.tobytes()
+        return _received, (self.profile, vector, self.source, self.store_version, self.user_id)
+
+
+def _received(profile: Profile, vector: bytes | None, *rest: Any) -> UserRecord:
+    return UserRecord(profile, None if vector is None else np.frombuffer(vector, np.float32), *rest)
 
 
 @dataclass(frozen=True)
