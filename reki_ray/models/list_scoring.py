@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from reki_ray.models.bundle import RerankBundle, Vectors
+from reki_ray.models.bundle import RerankBundle
 from reki_ray.models.embedded_model import History
 from reki_ray.models.fields import FIRST_OWN_ROW, PADDING
-from reki_ray.models.scoring import CatalogueInputs, Prestored, UserInput
+from reki_ray.models.scoring import CatalogueInputs, UserInput
 
 
 class ListScorer:
@@ -25,35 +25,12 @@ class ListScorer:
 
     Args:
         bundle: Trained reranker.
-        item_ids: Catalogue, see `CatalogueInputs`, as all that follows.
-        item_attributes: Attributes of the items.
-        augmented_items: Their augmented vectors, by the HEIN of this reranker.
-        augmented_item_fallback: That of items outside the catalogue.
-        prestored: What these vectors and those of users are.
-
-    Raises:
-        StoreError: The augmented vectors do not fit the model or the catalogue.
+        inputs: Its catalogue; augmented vectors are those of its own HEIN.
     """
 
-    def __init__(
-        self,
-        bundle: RerankBundle,
-        item_ids: Sequence[str],
-        item_attributes: Sequence[Mapping[str, Sequence[str]] | None],
-        augmented_items: Vectors | None,
-        augmented_item_fallback: Vectors | None,
-        *,
-        prestored: Prestored = "h",
-    ) -> None:
+    def __init__(self, bundle: RerankBundle, inputs: CatalogueInputs) -> None:
         self.bundle = bundle
-        self._inputs = CatalogueInputs(
-            bundle,
-            item_ids,
-            item_attributes,
-            augmented_items,
-            augmented_item_fallback,
-            prestored=prestored,
-        )
+        self._inputs = inputs
         counts = np.array([0] * FIRST_OWN_ROW + list(bundle.features.item_counts))
         self._popularity = counts[self._inputs.ids]
 

@@ -17,7 +17,7 @@ from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import RerankBundle, Vectors
 from reki_ray.models.list_scoring import ListScorer
-from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.models.scoring import CatalogueInputs, HistoryEvent, UserInput
 from reki_ray.schema import Side
 from reki_ray.store.contents import Profile
 from reki_ray.store.index import REPUBLISH
@@ -57,7 +57,7 @@ class VersionReranker:
             items, fallback = version.items.lookup(ids)[0], version.items.fallback
             assert version.users is not None
             self._fallback["users"] = version.users.fallback
-        self.scorer = ListScorer(
+        inputs = CatalogueInputs(
             bundle,
             ids,
             version.catalogue.attributes,
@@ -65,6 +65,7 @@ class VersionReranker:
             fallback,
             prestored=version.prestore,
         )
+        self.scorer = ListScorer(bundle, inputs)
 
     def order(
         self, user_id: str, profile: Profile, stored: Vectors | None, item_ids: Sequence[str]

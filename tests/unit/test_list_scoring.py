@@ -12,7 +12,7 @@ from reki_ray.config.reranking import RERANKERS
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import RerankBundle
 from reki_ray.models.list_scoring import ListScorer
-from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.models.scoring import CatalogueInputs, HistoryEvent, UserInput
 from reki_ray.training.arms import read_representations
 from reki_ray.training.batches import BatchBuilder, encode_dataset
 from reki_ray.training.dataset import Dataset, Samples, read_dataset
@@ -61,7 +61,8 @@ def make_scorer(bundle: RerankBundle, workspace: Workspace, dataset: Dataset) ->
     if found is not None:
         h_items = bundle.augment_items(found.items.gather(np.arange(len(dataset.item_ids))))
         fallback = h_items.mean(axis=0)
-    return ListScorer(bundle, dataset.item_ids, dataset.item_attributes, h_items, fallback)
+    inputs = CatalogueInputs(bundle, dataset.item_ids, dataset.item_attributes, h_items, fallback)
+    return ListScorer(bundle, inputs)
 
 
 def user_of(

@@ -18,7 +18,7 @@ from deployments.reranker import VersionOrder
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.list_scoring import ListScorer
-from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.models.scoring import CatalogueInputs, HistoryEvent, UserInput
 from reki_ray.retrieval.candidates import Candidates
 from reki_ray.retrieval.opening import PopularItems, open_candidates
 from reki_ray.schema import ITEMS_SCHEMA
@@ -105,13 +105,14 @@ def test_the_order_of_a_version_is_that_of_its_reranker(tmp_path: Path, prestore
     bundle = store_factory.make_reranker()
     r_users, r_items = (store_factory.representations(ids) for ids in (USER_IDS, ITEM_IDS))
     unknown = mean_direction(r_items)
-    scorer = ListScorer(
+    inputs = CatalogueInputs(
         bundle,
         ITEM_IDS,
         [{"genre": [store_factory.GENRES[k % 3]]} for k in range(len(ITEM_IDS))],
         bundle.augment_items(r_items),
         bundle.augment_items(unknown)[0],
     )
+    scorer = ListScorer(bundle, inputs)
     events = [HistoryEvent("m1", 4.0, 100), HistoryEvent("m2", None, 150)]
     strangers = mean_direction(r_users)
     served = open_reranker(version)
