@@ -51,6 +51,7 @@ def file(config: RekiConfig, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.timeout(900)  # nine stages, each with its start of Ray, on a machine that may be busy
 def test_runs_all_stages_then_skips_them(config: RekiConfig, file: Path) -> None:
     first = reki(file, "run", "--json")
     assert first.returncode == 0, first.stderr
