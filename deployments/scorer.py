@@ -81,18 +81,8 @@ class VersionScorer:
     def _input(self, user: UserRecord) -> UserInput:
         vector = user.vector if self._fits(user) else None
         profile = user.profile
-        start = -self._scorer.history
-        events = zip(
-            profile.item_ids[start:],
-            profile.ratings[start:],
-            profile.timestamps[start:],
-            strict=True,
-        )
-        return UserInput(
-            profile.attributes,
-            [HistoryEvent(*event) for event in events],
-            self._fallback if vector is None else vector,
-        )
+        events = [HistoryEvent(*event) for event in profile.latest(self._scorer.history)]
+        return UserInput(profile.attributes, events, self._fallback if vector is None else vector)
 
 
 def _source_of(version: StoreVersion) -> dict[str, Source]:

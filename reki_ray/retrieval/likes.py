@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from reki_ray.schema import Split
 from reki_ray.training.batches import Share
-from reki_ray.training.dataset import Dataset, Ints
+from reki_ray.training.dataset import Dataset, Ints, Samples
 from reki_ray.training.sample_files import Ids, SampleFiles, in_units, unpack
 from reki_ray.workspace import Workspace
 
@@ -40,9 +40,7 @@ class Positives:
 
 def held_positives(dataset: Dataset, split: Split) -> Positives:
     """Positive samples of a split that is held."""
-    samples = dataset.samples[split]
-    rows = np.flatnonzero(samples.labels > 0)
-    return Positives(samples.users[rows], samples.items[rows], samples.positions[rows])
+    return _positive(dataset.samples[split])
 
 
 def streamed_positives(workspace: Workspace, dataset: Dataset, most: int, seed: int) -> Positives:
@@ -64,12 +62,15 @@ def streamed_positives(workspace: Workspace, dataset: Dataset, most: int, seed: 
     share = Share(batch_size=1, seed=seed, epoch=0, rank=0, world=1)
     found: list[Positives] = []
     for unit in in_units(files.pieces(share)):
-        samples = unpack(files.read(unit, ids))
-        rows = np.flatnonzero(samples.labels > 0)
-        found.append(Positives(samples.users[rows], samples.items[rows], samples.positions[rows]))
+        found.append(_positive(unpack(files.read(unit, ids))))
         if sum(map(len, found)) >= most:
             break
     return _concatenated(found)
+
+
+def _positive(samples: Samples) -> Positives:
+    rows = np.flatnonzero(samples.labels > 0)
+    return Positives(samples.users[rows], samples.items[rows], samples.positions[rows])
 
 
 def _concatenated(parts: Sequence[Positives]) -> Positives:

@@ -154,6 +154,7 @@ class VersionBuilder:
         self._chosen = chosen
         self._history = history
         self._bundle = bundles.load(chosen.folder)
+        self._items = tables.read_table(ITEMS)
 
     def learn(self, earlier: Path | None) -> None:
         """Learn what retrieval needs.
@@ -161,7 +162,7 @@ class VersionBuilder:
         Args:
             earlier: Retrieval files of the version before; None where there are none.
         """
-        items = self._workspace.read_table(ITEMS)
+        items = self._items
         ids = items.column(ITEM_ID).to_pylist()
         r = unknown = None
         if self._bundle.uses_knowledge:
@@ -182,8 +183,7 @@ class VersionBuilder:
 
     def fill(self, folder: Path) -> Description:
         """Write all files into a folder, and describe them; after `learn`."""
-        users = self._workspace.read_table(USERS)
-        items = self._workspace.read_table(ITEMS)
+        users, items = self._workspace.read_table(USERS), self._items
         ids: dict[Side, pa.ChunkedArray] = {
             "users": users.column(USER_ID),
             "items": items.column(ITEM_ID),
