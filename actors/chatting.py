@@ -21,7 +21,7 @@ from reki_ray.extraction.engines.answers import Outcome, answer_table
 from reki_ray.extraction.engines.completion import Wording
 from reki_ray.extraction.engines.endpoint import Endpoint, RefusedError
 from reki_ray.extraction.engines.purse import Purse, Reserved, Unlimited, guarded
-from reki_ray.prompts.frame import Frame, Reply
+from reki_ray.prompts.frame import Frame, Reply, Verdict
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
 _SIGNS_A_LEASE = 4
@@ -91,23 +91,25 @@ class ChatActor:
     async def _outcome(self, kind: SubjectKind, body: str, purse: Purse) -> Outcome:
         """Ask one question, and once more where the answer can be repaired."""
         replies: list[Reply] = []
+        first: Verdict | None = None
         async with self._slots:
             asked_at = time.time()
             deadline = asyncio.get_running_loop().time() + self._config.max_retry_seconds
             try:
                 messages = self._frame.messages(kind, body)
                 replies.append(await self._endpoint.ask(messages, deadline, purse, reserved=True))
-                verdict = self._frame.judge(kind, body, replies[0])
-                if verdict.repair is not None:
-                    repair = verdict.repair
+                first, second = self._frame.judge(kind, body, replies[0]), None
+                if first.repair is not None:
                     replies.append(
-                        await self._endpoint.ask(repair, deadline, purse, reserved=False)
+                        await self._endpoint.ask(first.repair, deadline, purse, reserved=False)
                     )
-                    verdict = self._frame.judge(kind, body, replies[1], repaired=True)
+                    second = self._frame.judge(kind, body, replies[1], repaired=True)
             except RefusedError as refused:
                 said = (*replies, refused.reply) if refused.reply else tuple(replies)
-                return Outcome(None, refused.reason, said, asked_at)
-        return Outcome(verdict.texts, verdict.reason, tuple(replies), asked_at)
+                if first is None:
+                    return Outcome(None, refused.reason, said, asked_at)
+                return Outcome.of(first, None, said, asked_at, refused.reason)
+        return Outcome.of(first, second, replies, asked_at)
 
     # --- budget --------------------------------------------------------------------------------
 

@@ -144,9 +144,12 @@ def _figure_lines(figures: Snapshot) -> list[str]:
     end = ""
     if figures.ends_at is not None:
         end = f", ends about {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(figures.ends_at))}"
+    reasons = ", ".join(f"{problem} {n:,}" for problem, n in figures.quarantined.items())
     return [
         f"  prompts: {figures.answered:,} answered, {figures.dead:,} dead, {figures.left:,} left, "
         f"{figures.cache_hits:,} from the ledger{end}",
+        f"  answers: {figures.asked_again:,} prompts asked once more, {figures.dead:,} quarantined"
+        f"{f' ({reasons})' if reasons else ''}",
         f"  tokens: {figures.tokens_per_second_now:,.0f} generated/s in the last minute, "
         f"{figures.tokens_per_second:,.0f} over all; {figures.prompt_tokens:,} of prompts{share}",
         f"  cost: {figures.cost:,.2f} {figures.currency} so far{until}",

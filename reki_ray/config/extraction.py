@@ -27,6 +27,14 @@ class PromptsConfig(Section):
         description="text: the whole answer is one piece of knowledge; json: one field a factor, "
         "validated, asked once more where it is broken, and kept factor by factor.",
     )
+    min_factors: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the factors that an answer must name, unknown ones included; with "
+        "less it is asked for once more and then becomes a dead letter. 0 also takes answers "
+        "without lines `factor: text`.",
+    )
     max_title_chars: int = Field(120, ge=8, description="Longer titles are cut, characters.")
     max_text_chars: int = Field(600, ge=0, description="Longer descriptions are cut, characters.")
     max_history: int = Field(30, ge=1, description="Interactions shown in a user prompt.")
@@ -151,10 +159,11 @@ class SamplingConfig(Section):
     )
     seed: int = Field(0, description="Seed of sampling.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer.")
-    constrain: bool = Field(
+    constrain: bool | Literal["choices"] = Field(
         False,
-        description="Force one short line a factor by structured output (vLLM). Small models need "
-        "it; strong ones keep the form by themselves.",
+        description="Structured output (vLLM). true: one short line per factor; choices: one or "
+        "two phrases per factor from the scenario's closed lists, which very small models need; "
+        "strong models keep the form by themselves.",
     )
 
 

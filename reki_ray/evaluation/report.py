@@ -76,7 +76,11 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
             for name in STAGE_NAMES
             if name in entries and name != "report"
         ],
-        "extraction": {key: entries["extract"].details[key] for key in _EXTRACTION_KEYS},
+        "extraction": {
+            **{key: entries["extract"].details[key] for key in _EXTRACTION_KEYS},
+            # Workspaces of earlier releases counted nothing of the kind.
+            "answers": entries["extract"].details.get("answers"),
+        },
         "clustering": {
             side: {key: value for key, value in figures.items() if key != "size_list"}
             for side, figures in entries["cluster"].details.items()

@@ -8,6 +8,7 @@ asked again, whatever dies afterwards.
 from __future__ import annotations
 
 import gc
+import json
 import math
 import queue
 import time
@@ -30,7 +31,7 @@ from reki_ray.extraction.engines.answers import Outcome, answer_table
 from reki_ray.extraction.engines.protocol import TASK_CPUS
 from reki_ray.extraction.figures import Figures
 from reki_ray.extraction.isolation import Isolation
-from reki_ray.extraction.keeping import ANSWERED, DEAD, keep, questions_of
+from reki_ray.extraction.keeping import ANSWERED, DEAD, QUARANTINED, keep, questions_of
 from reki_ray.extraction.pending import Pending, Unit, find_pending, read_unit
 from reki_ray.extraction.resources import replicas
 from reki_ray.progress import Reporter, Task
@@ -129,7 +130,7 @@ class Asking:
             for counts in self._units_done(units, beat=task.advance):
                 self._count(counts, task)
         except _PipelineDiedError as died:
-            self._reporter.say(f"{_LABEL}: {died.end.reason}; what is missing is asked again")
+            self._reporter.say(f"{_LABEL}: {died.end.reason}; retrying the missing prompts")
             return died.end
         return _End("the engine lost prompts")
 
@@ -145,7 +146,7 @@ class Asking:
     def _count(self, counts: dict[str, Any], task: Task) -> None:
         self._first_call = min(self._first_call, counts.pop(ASKED_AT))
         self._last_kept = time.time()
-        self._figures.add(**counts)
+        self._figures.add(counts, json.loads(counts.pop(QUARANTINED)))
         generated = counts[GENERATED_TOKENS]
         task.advance(counts[ANSWERED] + counts[DEAD], generated_tokens=generated)
 

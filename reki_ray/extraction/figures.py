@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, Final
 
@@ -29,7 +29,9 @@ class Snapshot(BaseModel):
         answered: Those that have an answer.
         dead: Those that have a reason why not.
         cache_hits: Prompts of the plan that an earlier run had answered, not among `prompts`.
-        calls: Calls of the model; more than prompts where answers were repaired.
+        calls: Calls of the model; more than prompts where some were asked once more.
+        asked_again: Prompts that were asked once more, since their first answer was no knowledge.
+        quarantined: Prompts without an answer, by problem.
         prompt_tokens: Tokens of prompts.
         cached_tokens: Those of them that came from the prefix cache.
         generated_tokens: Tokens of answers.
@@ -55,6 +57,8 @@ class Snapshot(BaseModel):
     dead: int = 0
     cache_hits: int = 0
     calls: int = 0
+    asked_again: int = 0
+    quarantined: dict[str, int] = {}
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
@@ -92,9 +96,11 @@ class Figures:
                 "cached_tokens",
                 "generated_tokens",
                 "calls",
+                "asked_again",
             ),
             0,
         )
+        self._quarantined: Counter[str] = Counter()
         self._total = 0
         self._hits = 0
         self._replicas = config.min_replicas
@@ -119,30 +125,20 @@ class Figures:
             self._count_replicas()
             self._replicas = replicas
 
-    def add(
-        self,
-        *,
-        answered: int,
-        dead: int,
-        prompt_tokens: int,
-        cached_tokens: int,
-        generated_tokens: int,
-        calls: int,
-    ) -> None:
-        """Count a finished work unit."""
-        unit = {
-            "answered": answered,
-            "dead": dead,
-            "prompt_tokens": prompt_tokens,
-            "cached_tokens": cached_tokens,
-            "generated_tokens": generated_tokens,
-            "calls": calls,
-        }
+    def add(self, counts: Mapping[str, int], quarantined: Mapping[str, int] | None = None) -> None:
+        """Count a finished work unit.
+
+        Args:
+            counts: Answered and dead prompts, tokens and calls, by the names in `Snapshot`.
+            quarantined: Dead prompts by problem.
+        """
         with self._lock:
-            for name, count in unit.items():
-                self._counts[name] += count
+            self._quarantined.update(quarantined or {})
+            for name in self._counts:
+                self._counts[name] += counts[name]
             now = self._clock()
-            self._recent.append((now, answered + dead, generated_tokens))
+            done = counts["answered"] + counts["dead"]
+            self._recent.append((now, done, counts["generated_tokens"]))
             while self._recent[0][0] < now - _TREND_SECONDS:
                 self._recent.popleft()
 
@@ -167,6 +163,7 @@ class Figures:
             left=left,
             cache_hits=self._hits,
             **counts,
+            quarantined=dict(self._quarantined.most_common()),
             cached_share=_ratio(counts["cached_tokens"], counts["prompt_tokens"]),
             tokens_per_second=_ratio(counts["generated_tokens"], seconds) or 0.0,
             tokens_per_second_now=self._rate(_MINUTE)[1],

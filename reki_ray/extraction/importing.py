@@ -20,7 +20,8 @@ from reki_ray.errors import ConfigError, DataError
 from reki_ray.extraction.foreign import Entry, read_entries
 from reki_ray.extraction.imported import Row, write_imported
 from reki_ray.prompts.frame import MAX_REPLY_CHARS
-from reki_ray.prompts.parse import LENGTH, clean, encodable, prompt_lines
+from reki_ray.prompts.parse import LENGTH, clean, prompt_lines
+from reki_ray.prompts.reply_text import encodable
 from reki_ray.prompts.text import sanitise
 from reki_ray.schema import CLUSTER_ID, ITEM_ID, USER_ID, SubjectKind, Table
 from reki_ray.workspace import Workspace

@@ -3,8 +3,10 @@ ledger."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections import Counter
 from typing import Any, Final
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pyarrow.compute as pc
 
 from reki_ray.extraction.ledger import FAILURES, LEDGER, PASS, Ledger
 from reki_ray.extraction.pending import Unit, read_unit
+from reki_ray.prompts.quality import problem_of
 from reki_ray.schema import (
     ASKED_AT,
     BODY,
@@ -23,6 +26,8 @@ from reki_ray.schema import (
     MODEL,
     PROMPT,
     PROMPT_TOKENS,
+    REASON,
+    RETRY_REASON,
     REVISION,
     TEXTS,
 )
@@ -30,6 +35,8 @@ from reki_ray.workspace import Workspace
 
 ANSWERED: Final = "answered"
 DEAD: Final = "dead"
+ASKED_AGAIN: Final = "asked_again"
+QUARANTINED: Final = "quarantined"
 _SUMMED: Final = (PROMPT_TOKENS, CACHED_TOKENS, GENERATED_TOKENS, CALLS)
 
 _MAX_KEPT_PROMPT = 8000
@@ -82,6 +89,9 @@ def keep(
     counts = {name: pc.sum(block[name]).as_py() or 0 for name in _SUMMED}
     counts[ASKED_AT] = pc.min(block[ASKED_AT]).as_py() or math.inf
     counts |= {ANSWERED: answers.num_rows, DEAD: dead.num_rows}
+    counts[ASKED_AGAIN] = pc.sum(pc.not_equal(block[RETRY_REASON], "")).as_py() or 0
+    # As JSON: a block of other problems would be of another type.
+    counts[QUARANTINED] = json.dumps(Counter(map(problem_of, dead[REASON].to_pylist())))
     return pa.table({name: [count] for name, count in counts.items()})
 
 

@@ -32,12 +32,14 @@ from reki_ray.schema import (
     CREATED_AT,
     ENGINE,
     FINISH_REASON,
+    FLAWS,
     GENERATED_TOKENS,
     MODEL,
     PROMPT,
     PROMPT_HASH,
     PROMPT_TOKENS,
     REASON,
+    RETRY_REASON,
     REVISION,
     TEXTS,
     SubjectKind,
@@ -68,6 +70,10 @@ LEDGER: Final = Table(
             _required(CACHED_TOKENS, pa.int32()),
             _required(GENERATED_TOKENS, pa.int32()),
             pa.field(FINISH_REASON, _STRING),
+            # Factors that stay empty, each with its problem, and why the prompt was asked once
+            # more, empty where it was not; null in files of earlier releases.
+            pa.field(FLAWS, pa.map_(_STRING, _STRING)),
+            pa.field(RETRY_REASON, _STRING),
             _required(CREATED_AT, pa.int64()),
         ]
     ),
@@ -226,7 +232,7 @@ class Ledger:
                 contextlib.suppress(FileNotFoundError),  # another compactor was here
                 self._workspace.filesystem.open(part, "rb") as source,
             ):
-                read.append(pq.read_table(source))
+                read.append(_completed(pq.read_table(source)))
         if len(read) < len(parts):
             return 0
         self._put(table, pa.concat_tables(read), prefix="part")
@@ -281,7 +287,7 @@ class Ledger:
         """
         try:
             with self._workspace.filesystem.open(path, "rb") as source:
-                return pq.read_table(source, columns=columns)
+                return _completed(pq.read_table(source, columns=columns))
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -374,6 +380,18 @@ def _content(rows: pa.Table, table: Table) -> str:
     if table is FAILURES:  # a prompt may fail in one asking after another
         digest.update(rows[PASS][0].as_py().encode())
     return digest.hexdigest()[:32]
+
+
+def _completed(rows: pa.Table) -> pa.Table:
+    """Answers of an earlier release with the columns that came since, as nulls."""
+    assert LEDGER.schema is not None
+    if TEXTS not in rows.column_names:
+        return rows
+    for name in (FLAWS, RETRY_REASON):
+        if name not in rows.column_names:
+            nulls = pa.nulls(rows.num_rows, LEDGER.schema.field(name).type)
+            rows = rows.append_column(name, nulls)
+    return rows
 
 
 @contextlib.contextmanager

@@ -93,6 +93,17 @@ class _FiguresCollector(Collector):
         for kind, name in _TOKENS.items():
             tokens.add_metric([kind], getattr(found, name))
         yield tokens
+        yield CounterMetricFamily(
+            "reki_extract_asked_again",
+            "Prompts that were asked once more, since their first answer was no knowledge.",
+            value=found.asked_again,
+        )
+        quarantined = CounterMetricFamily(
+            "reki_extract_quarantined", "Prompts without an answer.", labels=["problem"]
+        )
+        for problem, count in found.quarantined.items():
+            quarantined.add_metric([problem], count)
+        yield quarantined
         yield CounterMetricFamily("reki_extract_calls", "Calls of the model.", value=found.calls)
         for field, (name, text) in _GAUGES.items():
             value = getattr(found, field)

@@ -17,6 +17,7 @@ import ray
 
 from reki_ray import schema
 from reki_ray.extraction import imported
+from reki_ray.extraction.answer_stats import AnswerStats, stats_of_answers, stats_of_dead_letters
 from reki_ray.extraction.ledger import Ledger, LedgerIndex, digests_of
 from reki_ray.extraction.plan import PLAN
 from reki_ray.progress import Reporter
@@ -52,6 +53,7 @@ class Settled:
         prompt_tokens: Tokens of the answered prompts, each counted once.
         generated_tokens: Tokens of their answers.
         reason: Why the last of the dead has no answer; empty where none is dead.
+        stats: How good the answers are.
     """
 
     subjects: int
@@ -61,6 +63,7 @@ class Settled:
     prompt_tokens: int
     generated_tokens: int
     reason: str
+    stats: AnswerStats
 
 
 def settle(workspace: Workspace, reporter: Reporter) -> Settled:
@@ -73,22 +76,24 @@ def settle(workspace: Workspace, reporter: Reporter) -> Settled:
     parts = workspace.parts(PLAN)
     index = _read_index.remote(location)
     (totals,) = bounded([(_totals, (location, index))])
-    answered = dead = 0
+    stats = AnswerStats()
     reason = ""
     with (
         workspace.replacing("extract", [KNOWLEDGE, DEAD_LETTERS]) as scratch,
         reporter.task("extract: settling", total=len(parts), unit="shards") as task,
     ):
         calls = ((_settle_part, (location, scratch.location, part, index)) for part in parts)
-        for alive, lost, last in bounded(calls):
-            answered, dead, reason = answered + alive, dead + lost, last or reason
+        for part_stats, last in bounded(calls):
+            stats, reason = stats + part_stats, last or reason
             task.advance()
         (known,) = bounded([(_settle_imported, (location, scratch.location))])
+    dead = sum(stats.quarantined.values())
     return Settled(
-        subjects=answered + dead + known,
-        answered=answered + known,
+        subjects=stats.answered + dead + known,
+        answered=stats.answered + known,
         dead=dead,
         reason=reason,
+        stats=stats,
         **totals,
     )
 
@@ -131,32 +136,40 @@ def _totals(location: str, index: LedgerIndex) -> dict[str, int]:
 
 
 @ray.remote
-def _settle_part(location: str, target: str, part: str, index: LedgerIndex) -> tuple[int, int, str]:
-    """Knowledge and dead letters of one file of the plan; returns their numbers and a reason."""
+def _settle_part(
+    location: str, target: str, part: str, index: LedgerIndex
+) -> tuple[AnswerStats, str]:
+    """Knowledge and dead letters of one file of the plan; returns counts and a reason."""
     workspace, scratch = Workspace(location), Workspace(target)
     rows = _plan(workspace, part, None)
     rows = rows.filter(pc.is_valid(rows[BODY]))
     found = index.find(digests_of(rows[PROMPT_HASH]))
     name = part.rpartition("/")[2].removesuffix(".parquet")
     alive = pa.array(found >= 0)
+    stats = AnswerStats()
     if pc.any(alive).as_py():
-        knowledge = _knowledge(Ledger(workspace), rows.filter(alive), index, found[found >= 0])
+        knowledge, stats = _knowledge(
+            Ledger(workspace), rows.filter(alive), index, found[found >= 0]
+        )
         scratch.write_table(KNOWLEDGE, knowledge, part=name)
     dead = rows.filter(pc.invert(alive))
     reason = ""
     if dead.num_rows:
         letters = _letters(Ledger(workspace), dead)
         scratch.write_table(DEAD_LETTERS, letters, part=name)
+        stats += stats_of_dead_letters(letters)
         reason = letters[REASON][-1].as_py()
-    return rows.num_rows - dead.num_rows, dead.num_rows, reason
+    return stats, reason
 
 
 def _plan(workspace: Workspace, part: str, columns: list[str] | None) -> pa.Table:
     return pq.read_table(part, columns=columns, filesystem=workspace.arrow_filesystem)
 
 
-def _knowledge(ledger: Ledger, rows: pa.Table, index: LedgerIndex, entries: np.ndarray) -> pa.Table:
-    """Rows of `KNOWLEDGE`: each subject with each factor of its answer.
+def _knowledge(
+    ledger: Ledger, rows: pa.Table, index: LedgerIndex, entries: np.ndarray
+) -> tuple[pa.Table, AnswerStats]:
+    """Rows of `KNOWLEDGE`: each subject with each factor of its answer; and how good they are.
 
     Args:
         ledger: Holds the answers.
@@ -165,13 +178,14 @@ def _knowledge(ledger: Ledger, rows: pa.Table, index: LedgerIndex, entries: np.n
         entries: (N,) entry of each row in the index.
     """
     files = index.file[entries]
-    pieces = []
+    pieces, stats = [], AnswerStats()
     for file in np.unique(files):  # answers of one shard mostly lie in few files
         here = np.flatnonzero(files == file)
         answers = ledger.read(index.files[file]).take(pa.array(index.row[entries[here]]))
         subjects = rows.select([SUBJECT_KIND, SUBJECT_ID]).take(pa.array(here))
         pieces.append(_by_factor(subjects, answers))
-    return pa.concat_tables(pieces)
+        stats += stats_of_answers(answers)
+    return pa.concat_tables(pieces), stats
 
 
 def _by_factor(subjects: pa.Table, answers: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ import ray
 from reki_ray.config import RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction import pending
+from reki_ray.extraction.answer_stats import describe
 from reki_ray.extraction.asking import Asking
 from reki_ray.extraction.engines import Engine, build_engine
 from reki_ray.extraction.estimating.estimate import estimate
@@ -63,6 +64,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             with exported(figures, config.extract.metrics_port):
                 _ask(asking, left, figures, engine, workspace)
         settled = settle(workspace, reporter)
+        reporter.say(f"extract: {describe(settled.stats)}")
         pending.finish(workspace, plan, identity)
         compact(workspace)
     _require_answers(settled, config)
@@ -82,6 +84,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "generated_tokens": settled.generated_tokens,
             "cache_hits": left.hits,
             "dead": settled.dead,
+            "answers": settled.stats.model_dump(),
             **_measured(workspace, engine),
         },
     )
@@ -100,10 +103,7 @@ def _foretell(
         lines = [f"no estimate: {error.what}"]
     for line in lines:
         reporter.say(f"extract: plan, {line}")
-    reporter.say(
-        f"extract: {left.rows:,} of {left.prompts:,} prompts are to be asked, the others are "
-        "answered"
-    )
+    reporter.say(f"extract: {left.rows:,} of {left.prompts:,} prompts pending, the rest cached")
 
 
 @ray.remote

@@ -7,7 +7,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reki_ray.prompts.parse import clean
+from reki_ray.prompts.parse import own_lines
+from reki_ray.prompts.quality import is_unknown
 
 Form = Literal["text", "json"]
 
@@ -49,17 +50,30 @@ def worked_answer(form: Form, answers: Mapping[str, str]) -> str:
     return json.dumps(dict(answers), ensure_ascii=False, separators=(",", ":"))
 
 
-def json_schema(factors: Sequence[str], longest: int | None = None) -> dict[str, Any]:
+def json_schema(
+    factors: Sequence[str],
+    longest: int | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """JSON schema of an answer in form `json`.
 
     Args:
         factors: Keys of the factors that are asked for.
         longest: Most characters of a factor's text; None leaves it open.
+        choices: Factor to the closed list of which its value holds one or two.
     """
     text = {"type": "string", "minLength": 1, **({"maxLength": longest} if longest else {})}
+
+    def value(factor: str) -> dict[str, Any]:
+        listed = (choices or {}).get(factor)
+        if not listed:
+            return dict(text)
+        one = {"type": "string", "enum": list(listed)}
+        return {"type": "array", "items": one, "minItems": 1, "maxItems": 2}
+
     return {
         "type": "object",
-        "properties": {factor: dict(text) for factor in factors},
+        "properties": {factor: value(factor) for factor in factors},
         "required": list(factors),
         "additionalProperties": False,
     }
@@ -76,15 +90,21 @@ class Fields:
 
     Attributes:
         texts: Factor to cleaned text, in the order of the factors; only those that have one.
+        unknown: Factors that the model says it does not know, in order.
         missing: Factors without a key, in order.
         unusable: Factors whose value is no text, empty, or only repeats the prompt, in order.
         found: Whether there was a JSON object with any of the factors.
+        before: What the reply says before the object.
+        after: What it says after it.
     """
 
     texts: dict[str, str]
+    unknown: tuple[str, ...]
     missing: tuple[str, ...]
     unusable: tuple[str, ...]
     found: bool
+    before: str = ""
+    after: str = ""
 
 
 def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fields:
@@ -93,48 +113,83 @@ def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fi
     Args:
         reply: What the model wrote: bare, in a code fence, or between sentences.
         factors: Keys of the factors that are asked for; case does not matter.
-        asked: Lines of the prompt, see `clean`.
+        asked: Lines of the prompt, see `own_lines`.
     """
-    found = _first_object(reply, factors)
+    reply = _unwrapped(reply)
+    found, start, end = _best_object(reply, factors)
     values = {_folded(key): value for key, value in (found or {}).items()}
     texts: dict[str, str] = {}
-    missing, unusable = [], []
+    unknown, missing, unusable = [], [], []
     for factor in factors:
         key = _folded(factor)
         text = _text(values.get(key), asked)
         if key not in values:
             missing.append(factor)
-        elif text is None:
+        elif values[key] is None or (text and is_unknown(text)):
+            unknown.append(factor)
+        elif not text:
             unusable.append(factor)
         else:
             texts[factor] = text
-    return Fields(texts, tuple(missing), tuple(unusable), found is not None)
+    return Fields(
+        texts,
+        tuple(unknown),
+        tuple(missing),
+        tuple(unusable),
+        found is not None,
+        before=reply[:start],
+        after=reply[end:],
+    )
 
 
-def _text(value: Any, asked: Container[str]) -> str | None:
+def _text(value: Any, asked: Container[str]) -> str:
+    """A text, or a list of texts as one; empty for anything else."""
+    if isinstance(value, list):
+        value = ", ".join(item for item in value if isinstance(item, str))
     if not isinstance(value, str):
-        return None
-    text = clean(value, None, asked).text
-    return None if text is None else " ".join(text.split())
+        return ""
+    return " ".join(" ".join(own_lines(value, asked)).split())
 
 
-def _first_object(reply: str, factors: Sequence[str]) -> dict[str, Any] | None:
-    """The first JSON object with any of the factors, also inside another one."""
+def _unwrapped(reply: str) -> str:
+    """A reply that is a JSON string, which holds the object, as the object."""
+    if reply.lstrip().startswith('"'):
+        try:
+            inner = json.loads(reply, strict=False)
+        except (ValueError, RecursionError):
+            return reply
+        return str(inner)
+    return reply
+
+
+def _best_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | None, int, int]:
+    """The JSON object with most of the factors, the last of several, also inside another one,
+    and where it begins and ends.
+
+    Models write drafts before their answer, and an answer again in other words after it.
+    """
     known = {_folded(factor) for factor in factors}
     # Line breaks inside a string are against the standard, and common.
     decoder = json.JSONDecoder(strict=False)
+    best: dict[str, Any] | None = None
+    most, place = 1, (0, 0)
     start = reply.find("{")
     for _ in range(_MAX_ATTEMPTS):
         if start < 0:
             break
+        end = start + 1
         try:
-            value, _ = decoder.raw_decode(reply, start)
+            value, stop = decoder.raw_decode(reply, start)
         except (ValueError, RecursionError):  # the latter: brackets nested without end
-            value = None
-        if isinstance(value, dict) and not known.isdisjoint(map(_folded, value)):
-            return value
-        start = reply.find("{", start + 1)
-    return None
+            value, stop = None, end
+        if isinstance(value, dict):
+            held = len(known.intersection(map(_folded, value)))
+            if held >= most:
+                best, most, place = value, held, (start, stop)
+            if held:
+                end = stop
+        start = reply.find("{", end)
+    return best, *place
 
 
 def _folded(key: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-TEMPLATE_VERSION = 1
+TEMPLATE_VERSION = 2
 """Raised with every change of the prompts' wording: it is part of the hash of a prompt."""
 
 OPEN, CLOSE = "<data>", "</data>"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from reki_ray.prompts.messages import CLOSE, OPEN
+from reki_ray.prompts.reply_text import answer_in, is_blank
 
 LENGTH = "length"
 """Finish reason of an answer that ran into the limit of tokens."""
@@ -14,6 +15,9 @@ LENGTH = "length"
 _DATA = re.compile(f"{re.escape(OPEN)}.*?(?:{re.escape(CLOSE)}|$)", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _MIN_ECHO = 12
+_LIST_MARKS = "-*#>\u2022 \t0123456789.)("
+_QUOTES = " *_`\"'"
+_WIDE_COLON = "\uff1a"
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class Parsed:
 def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
     """Lines of a prompt that an answer must not repeat.
 
-    A line `factor: text` is not among them: the worked example in the prompt, or another
-    subject, may share it. Neither are lines so short that an answer may hold them by chance.
+    A line `factor: text` is not among them: another subject may share it; what a worked example
+    shows is compared by its text. Neither are lines so short that an answer may hold them by
+    chance.
 
     Args:
         prompt: What the LLM was asked, or a part of it.
@@ -46,8 +51,9 @@ def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
 def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozenset()) -> Parsed:
     """Clean an answer.
 
-    Removes what no file of text can hold, data sections and lines that repeat the prompt, and,
-    where the answer ran into its limit, the last line or sentence that was cut off.
+    Removes reasoning and markup, what no file of text can hold, data sections and lines that
+    repeat the prompt, and, where the answer ran into its limit, the last line or sentence that was
+    cut off.
 
     Args:
         answer: What the LLM wrote.
@@ -57,11 +63,10 @@ def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozen
     Returns:
         The text, or None with a reason where nothing is left.
     """
-    answer = encodable(answer)
-    if not answer.strip():
-        return Parsed(None, "the answer is empty")
-    lines = [line.strip() for line in _without_data(answer).splitlines()]
-    lines = [line for line in lines if line and line not in asked]
+    said = answer_in(answer)
+    if is_blank(said.text):
+        return Parsed(None, "only reasoning" if said.reasoned else "the answer is empty")
+    lines = own_lines(said.text, asked)
     if not lines:
         return Parsed(None, "the answer only repeats the prompt")
     if finish_reason == LENGTH:
@@ -69,37 +74,82 @@ def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozen
     return Parsed("\n".join(lines))
 
 
-def encodable(text: str) -> str:
-    """The text without NUL and lone surrogates, which neither Arrow nor a tokenizer takes."""
-    text = text.replace("\x00", "")
-    return text if text.isascii() else text.encode("utf-8", "ignore").decode("utf-8")
+def own_lines(text: str, asked: Container[str]) -> list[str]:
+    """Lines of an answer without data sections and without those that repeat the prompt."""
+    lines = [line.strip() for line in _without_data(text).splitlines()]
+    return [line for line in lines if line and line not in asked]
 
 
 def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
-    """Text of every factor that an answer names in a line `factor: text`.
+    """Text of every factor that an answer names.
+
+    Reads lines `factor: text`, whatever their list marks and emphasis, rows of a table, and
+    headings with the text on the lines below.
 
     Args:
-        text: Cleaned answer.
-        factors: Factor keys; case and list marks at the start of a line do not matter.
+        text: Answer.
+        factors: Factor keys; case does not matter.
     """
-    known = {factor.lower(): factor for factor in factors}
+    known = {factor.casefold(): factor for factor in factors}
     found: dict[str, str] = {}
+    below = ""  # factor of a heading that has no text of its own
     for line in text.splitlines():
-        key, colon, value = line.lstrip("-*# \t0123456789.").partition(":")
-        factor = known.get(key.strip(" *_`").lower())
-        value = value.strip(" *_`")
-        if colon and factor and value and factor not in found:
-            found[factor] = value
+        key, value = _entry(line)
+        factor = known.get(key.casefold())
+        if factor is not None:
+            below = "" if value or factor in found else factor
+            if value and factor not in found:
+                found[factor] = value
+        elif below and line.strip(_LIST_MARKS):
+            more = line.strip(_LIST_MARKS + "*_`").strip()
+            found[below] = f"{found[below]}, {more}" if below in found else more
     return found
 
 
-def factor_lines(factors: Sequence[str]) -> str:
+def _entry(line: str) -> tuple[str, str]:
+    """Key and value of a line; the value is empty where the line may be a heading."""
+    line = line.strip()
+    if line.startswith("|"):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 2:
+            return cells[0].strip(_QUOTES), cells[1].strip(_QUOTES)
+    key, _, value = line.replace(_WIDE_COLON, ":", 1).lstrip(_LIST_MARKS + _QUOTES).partition(":")
+    return key.strip(_QUOTES), value.rstrip(", ").strip(' *_`"')
+
+
+def factor_lines(factors: Sequence[str], choices: Mapping[str, Sequence[str]] | None = None) -> str:
     """Regular expression of an answer with one short line a factor.
 
-    A text begins with a letter and holds no per cent sign: what small models repeat without end
-    are the shares and years of their prompt.
+    A free text begins with a letter and holds no per cent sign: what small models repeat without
+    end are the shares and years of their prompt.
+
+    Args:
+        factors: Factor keys.
+        choices: Factor to the closed list of which its text names one or two.
     """
-    return r"\n".join(f"{factor}: [A-Za-z][^\n%]{{8,56}}" for factor in factors)
+    choices = choices or {}
+    texts = [
+        _one_or_two(choices[factor]) if choices.get(factor) else r"[A-Za-z][^\n%]{8,56}"
+        for factor in factors
+    ]
+    return r"\n".join(f"{factor}: {text}" for factor, text in zip(factors, texts, strict=True))
+
+
+def _one_or_two(choices: Sequence[str]) -> str:
+    """One choice, or two different ones. Choices need no escaping: see `Factor.choices`."""
+    if len(choices) == 1:
+        return choices[0]
+    alternatives = [
+        f"{first}(, ({'|'.join(second for second in choices if second != first)}))?"
+        for first in choices
+    ]
+    return f"({'|'.join(alternatives)})"
+
+
+def without_cut_end(text: str) -> str:
+    """A text up to its last whole sentence; empty where there is none."""
+    ends = list(_SENTENCE_END.finditer(text))
+    return text[: ends[-1].end()] if ends else ""
 
 
 def _without_data(text: str) -> str:
@@ -108,7 +158,5 @@ def _without_data(text: str) -> str:
 
 def _without_cut_end(lines: list[str]) -> list[str]:
     """Drop the unfinished end; an answer that is one unfinished sentence stays whole."""
-    ends = list(_SENTENCE_END.finditer(lines[-1]))
-    if ends:
-        return [*lines[:-1], lines[-1][: ends[-1].end()]]
-    return lines[:-1] or lines
+    whole = without_cut_end(lines[-1])
+    return [*lines[:-1], whole] if whole else lines[:-1] or lines

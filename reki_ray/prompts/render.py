@@ -115,6 +115,9 @@ class Renderer:
                 "item_cluster": self._prefix("item_cluster", self._example_item_cluster()),
                 "user_cluster": self._prefix("user_cluster", self._example_user_cluster()),
             },
+            min_factors=limits.min_factors,
+            language=scenario.language,
+            choices={factor.key: factor.choices for factor in self.factors if factor.choices},
         )
 
     def item(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reki_ray.config import describe_problems
 from reki_ray.errors import ConfigError
+from reki_ray.prompts.languages import LANGUAGES
 from reki_ray.schema import SubjectKind
 
 SCENARIOS = ("movies", "books", "news", "music", "products")
@@ -31,6 +32,10 @@ class Factor(_Strict):
 
     key: str = Field(pattern=r"^[a-z][a-z /&-]*$", description="Name, as answers repeat it.")
     description: str = Field(min_length=1, description="What the factor covers.")
+    # Characters that mean nothing in a regular expression: structured output is made of them.
+    choices: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9 '&/-]*$")]] = Field(
+        [], description="Closed list from which a small model chooses: see extract.sampling."
+    )
 
 
 class Nouns(_Strict):
@@ -131,13 +136,19 @@ class Scenario(_Strict):
     """A domain of items, with its factors, wording and worked examples."""
 
     name: str
+    language: str | None = Field(None, description="Language of the answers, ISO 639-1 code.")
     nouns: Nouns
     factors: list[Factor] = Field(min_length=1)
     wording: Wording
     examples: Examples
 
     @model_validator(mode="after")
-    def _examples_answer_every_factor(self) -> Scenario:
+    def _is_consistent(self) -> Scenario:
+        if self.language is not None and self.language not in LANGUAGES:
+            raise ValueError(
+                f"language {self.language!r} cannot be told; leave it out or take one of "
+                f"{', '.join(LANGUAGES)}"
+            )
         keys = [factor.key for factor in self.factors]
         if len(set(keys)) != len(keys):
             raise ValueError("a factor is named twice")

@@ -27,6 +27,7 @@ UNIT = {
     "prompt_tokens": 1000,
     "cached_tokens": 750,
     "generated_tokens": 200,
+    "asked_again": 2,
     "calls": 11,
 }
 
@@ -67,7 +68,7 @@ def test_counts_share_and_cost_of_tokens_add_up() -> None:
     figures.start(total=100)
     clock.now += 10
     for _ in range(2):
-        figures.add(**UNIT)
+        figures.add(UNIT)
     found = read(figures)
     assert (found.done, found.left, found.answered, found.dead, found.calls) == (20, 80, 18, 2, 22)
     assert found.cached_share == 0.75
@@ -81,10 +82,10 @@ def test_rates_follow_the_last_minute_and_the_end_the_last_ten() -> None:
     figures = make(clock)
     figures.start(total=1000)
     clock.now += 100  # the model loads
-    figures.add(**UNIT)
+    figures.add(UNIT)
     clock.now += 60.5
     for _ in range(3):
-        figures.add(**UNIT)
+        figures.add(UNIT)
     found = read(figures)
     assert found.tokens_per_second_now == pytest.approx(600 / 60)
     assert found.tokens_per_second == pytest.approx(800 / 160.5)
@@ -92,7 +93,7 @@ def test_rates_follow_the_last_minute_and_the_end_the_last_ten() -> None:
     assert found.ends_at == pytest.approx(clock.now + (found.seconds_left or 0))
     clock.now += 3600
     assert read(figures).seconds_left is None
-    figures.add(**UNIT)
+    figures.add(UNIT)
     assert read(figures).seconds_left == pytest.approx(950 / (10 / 600))
 
 
@@ -105,7 +106,7 @@ def test_gpu_hours_follow_the_replicas() -> None:
     clock.now += 1800
     figures.resize(3)
     clock.now += 1800
-    figures.add(**UNIT)
+    figures.add(UNIT)
     found = read(figures)
     assert found.replicas == 3
     assert found.gpu_hours == pytest.approx(4 * (0.5 + 1.5))
@@ -117,7 +118,7 @@ def test_gpu_hours_follow_the_replicas() -> None:
 def test_nothing_left_ends_now() -> None:
     figures = make()
     figures.start(total=10)
-    figures.add(**UNIT)
+    figures.add(UNIT)
     found = read(figures)
     assert found.seconds_left == 0
     assert found.expected_cost == found.cost
@@ -131,7 +132,7 @@ def test_status_shows_the_figures_of_a_running_extract(workspace: Workspace) -> 
     figures = make(clock)
     figures.start(total=100, hits=7)
     clock.now += 10
-    figures.add(**UNIT)
+    figures.add(UNIT)
     with Reporter(workspace, quiet=True).task("extract: asking", 100, "prompts") as task:
         task.snapshot = figures.snapshot
         task.advance(10, generated_tokens=200)
@@ -184,7 +185,7 @@ def test_a_scrape_reads_the_figures_of_the_moment() -> None:
     with exported(figures, 0) as port:
         assert ("reki_extract_seconds_left", "") not in scrape(port)
         clock.now += 10
-        figures.add(**UNIT)
+        figures.add(UNIT, {"loop": 1})
         found = scrape(port)
     assert found == {
         ("reki_extract_prompts_total", "answered"): 9,
@@ -192,6 +193,8 @@ def test_a_scrape_reads_the_figures_of_the_moment() -> None:
         ("reki_extract_tokens_total", "prompt"): 1000,
         ("reki_extract_tokens_total", "cached"): 750,
         ("reki_extract_tokens_total", "generated"): 200,
+        ("reki_extract_asked_again_total", ""): 2,
+        ("reki_extract_quarantined_total", "loop"): 1,
         ("reki_extract_calls_total", ""): 11,
         ("reki_extract_prompts_left", ""): 90,
         ("reki_extract_cache_hits", ""): 7,

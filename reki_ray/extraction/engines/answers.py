@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from reki_ray.extraction.engines.protocol import ANSWER_SCHEMA, QUESTION_SCHEMA
-from reki_ray.prompts.frame import Reply
+from reki_ray.prompts.frame import Reply, Verdict, best_of
 from reki_ray.schema import (
     ASKED_AT,
     CACHED_TOKENS,
     CALLS,
     FINISH_REASON,
+    FLAWS,
     GENERATED_TOKENS,
     PROMPT_TOKENS,
     REASON,
+    RETRY_REASON,
     TEXTS,
 )
 
@@ -30,12 +32,50 @@ class Outcome:
         reason: Why there is none; empty where there is one.
         replies: What the model said, call by call; empty where no call came back.
         asked_at: When it was asked first, seconds since the epoch; None where it was not.
+        flaws: Factors that stay empty, each with its problem.
+        retry_reason: Why it was asked once more; empty where it was not.
     """
 
     texts: dict[str, str] | None
     reason: str = ""
     replies: tuple[Reply, ...] = ()
     asked_at: float | None = None
+    flaws: Mapping[str, str] = field(default_factory=dict)
+    retry_reason: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        first: Verdict,
+        second: Verdict | None,
+        replies: Sequence[Reply],
+        asked_at: float,
+        error: str = "",
+    ) -> Outcome:
+        """The outcome of a question that was judged.
+
+        Args:
+            first: Of its first reply.
+            second: Of the reply to the repair; None where there was none.
+            replies: What the model said.
+            asked_at: When it was asked first.
+            error: Why the repair brought no reply; empty where it brought one or was not made.
+        """
+        verdict = first if second is None else best_of(first, second)
+        if second is None and verdict.repair is not None and verdict.spare is not None:
+            verdict = verdict.spare
+        reason = verdict.reason
+        if error and verdict.texts is None:
+            reason = f"{reason}; asked again: {error}"
+        asked_again = first.repair is not None and (second is not None or bool(error))
+        return cls(
+            verdict.texts,
+            reason,
+            tuple(replies),
+            asked_at,
+            verdict.flaws,
+            first.reason if asked_again else "",
+        )
 
 
 def answer_table(questions: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
@@ -59,5 +99,7 @@ def answer_table(questions: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
         ASKED_AT: [outcome.asked_at for outcome in outcomes],
         FINISH_REASON: [said[-1].finish_reason if said else None for said in replies],
         REASON: [outcome.reason for outcome in outcomes],
+        FLAWS: [list(outcome.flaws.items()) for outcome in outcomes],
+        RETRY_REASON: [outcome.retry_reason for outcome in outcomes],
     }
     return pa.table(columns, schema=ANSWER_SCHEMA)

@@ -81,17 +81,17 @@ def observing(stage: type, frame: Frame, chat: ChatRenderer) -> type:
             spare = copy.deepcopy(row)  # a call takes its row apart
             first, error = await self._call(row, batch_uuid)
             if first is None:
-                outcome = Outcome(None, error, asked_at=asked_at)
+                outcome = Outcome(None, f"error: {error}", asked_at=asked_at)
             else:
                 verdict = frame.judge(kind, body, first)
-                replies: tuple[Reply, ...] = (first,)
+                again, replies = None, [first]
                 if verdict.repair:
                     spare[PROMPT] = chat.text(verdict.repair)
                     second, error = await self._call(spare, batch_uuid)
                     if second is not None:
-                        verdict = frame.judge(kind, body, second, repaired=True)
-                        replies = (first, second)
-                outcome = Outcome(verdict.texts, verdict.reason or error, replies, asked_at)
+                        again = frame.judge(kind, body, second, repaired=True)
+                        replies.append(second)
+                outcome = Outcome.of(verdict, again, replies, asked_at, error)
             index = self.IDX_IN_BATCH_COLUMN
             return {index: spare[index], OUTCOME: json.dumps(asdict(outcome))}
 
@@ -120,4 +120,4 @@ def outcome_of(text: str) -> Outcome:
     """The outcome that a row carries as JSON."""
     fields = json.loads(text)
     replies = tuple(Reply(**reply) for reply in fields["replies"])
-    return Outcome(fields["texts"], fields["reason"], replies, fields["asked_at"])
+    return Outcome(**{**fields, "replies": replies})

@@ -18,10 +18,12 @@ from reki_ray.schema import (
     CACHED_TOKENS,
     CALLS,
     FINISH_REASON,
+    FLAWS,
     GENERATED_TOKENS,
     PROMPT_HASH,
     PROMPT_TOKENS,
     REASON,
+    RETRY_REASON,
     SUBJECT_KIND,
     TEXTS,
 )
@@ -59,6 +61,10 @@ ANSWER_SCHEMA = pa.schema(
         pa.field(FINISH_REASON, pa.string()),
         # Why there is no answer; empty where there is one.
         pa.field(REASON, pa.string(), nullable=False),
+        # Factors that stay empty, each with its problem.
+        pa.field(FLAWS, pa.map_(pa.string(), pa.string()), nullable=False),
+        # Why it was asked once more; empty where it was not.
+        pa.field(RETRY_REASON, pa.string(), nullable=False),
     ]
 )
 """Rows that an engine yields: one for each question, in any order."""

@@ -91,8 +91,7 @@ class ScriptedActor:
             return Outcome(None, f"the prompt contains {poison!r}", asked_at=asked_at)
         text = answer(self._frame, body)
         reply = Reply(text, "stop", len(body.split()), 0, len(text.split()))
-        verdict = self._frame.judge(kind, body, reply)
-        return Outcome(verdict.texts, verdict.reason, (reply,), asked_at)
+        return Outcome.of(self._frame.judge(kind, body, reply), None, [reply], asked_at)
 
 
 def answer(frame: Frame, body: str) -> str:
@@ -108,7 +107,9 @@ def answer(frame: Frame, body: str) -> str:
     for factor in frame.factors:
         start = zlib.crc32(factor.encode())
         chosen = sorted(encoded, key=lambda pair: zlib.crc32(pair[0], start))[:_WORDS_A_FACTOR]
-        texts[factor] = ", ".join(word for _, word in chosen) or "nothing is known"
+        # Subjects of few words would get the same text for every factor, which is no answer.
+        own = "" if len(encoded) > _WORDS_A_FACTOR else f"{factor} of "
+        texts[factor] = own + (", ".join(word for _, word in chosen) or "something")
     if frame.form == "json":
         return json.dumps(texts)
     return "\n".join(f"{factor}: {text}" for factor, text in texts.items())

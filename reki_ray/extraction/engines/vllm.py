@@ -186,7 +186,7 @@ class VllmBatchEngine:
     def _sampling_params(self, chat: ChatRenderer) -> dict[str, Any]:
         sampling = self._extract.sampling
         stop = list(sampling.stop) + ([] if chat.has_template else [PLAIN_STOP])
-        structured = self._frame.structured(constrain=sampling.constrain)
+        structured = self._frame.structured(sampling.constrain)
         return {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,

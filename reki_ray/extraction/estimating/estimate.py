@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError
+from reki_ray.extraction.answer_stats import AnswerStats, describe
 from reki_ray.extraction.estimating.figures import (
     KindEstimate,
     ModeEstimate,
@@ -217,8 +218,13 @@ def _standing_assumptions(
         said.append("extract.prices names no price of what is used: the money is 0.")
     if extract.mode == "blend" and extract.min_interactions:
         said.append("Ids below extract.min_interactions are counted as if they were asked about.")
-    if config.prompts.form == "json":
-        said.append("No repair is counted: each broken answer costs one call more.")
+    said.append(
+        "No second asking is counted: each answer that is no knowledge costs one call more."
+    )
+    entry = workspace.stages().get("extract") if workspace is not None else None
+    if entry is not None and entry.details.get("answers"):
+        stats = AnswerStats(**entry.details["answers"])
+        said.append(f"When stage extract last ran here, {describe(stats)}.")
     if workspace is not None and workspace.has_table(LEDGER):
         said.append("Answers that the ledger holds already are not subtracted.")
     return said

@@ -1,0 +1,92 @@
+"""Whether an answer is in the language that was asked for.
+
+Models that were mostly trained on another language fall into it, most often for a whole answer.
+The script gives most of these away; languages that share the Latin script are told apart by their
+function words, which names and titles inside an answer hardly contain.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from functools import lru_cache
+from typing import Final
+
+_LATIN = "LATIN"
+_CJK = ("CJK", "IDEOGRAPHIC")
+_SCRIPTS: Final[dict[str, tuple[str, ...]]] = {
+    "ar": ("ARABIC",),
+    "bg": ("CYRILLIC",),
+    "el": ("GREEK",),
+    "fa": ("ARABIC",),
+    "he": ("HEBREW",),
+    "hi": ("DEVANAGARI",),
+    "ja": ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", *_CJK),
+    "ko": ("HANGUL", *_CJK),
+    "ru": ("CYRILLIC",),
+    "th": ("THAI",),
+    "uk": ("CYRILLIC",),
+    "zh": _CJK,
+}
+# Words that are frequent in one of these languages and rare in English.
+_FUNCTION_WORDS: Final[dict[str, frozenset[str]]] = {
+    language: frozenset(words.split())
+    for language, words in {
+        "cs": "a je na se v ve z ze s si pro jako které který jsou nebo také jeho",
+        "da": "og det en et af til der som på med for ikke er har hans eller fra ved",
+        "de": "der die das und ist mit ein eine einer von für auf dem den nicht auch als",
+        "en": "the and of with a an in is are by for from or its that their who on as to",
+        "es": "el la los las de del y en un una que por con para es como su sus pero más",
+        "fi": "ja on ei että joka sekä ovat myös mutta kuin niin hän ne tämä",
+        "fr": "le la les des du de et un une est dans que qui pour avec sur au aux par ses plus",
+        "id": "yang dan di dari untuk dengan ini itu adalah pada tidak sebagai oleh dalam",
+        "it": "il lo la gli le di del della dei e un una che per con nel nella sono si più",
+        "nl": "de het een en van is dat met voor op zijn niet ook aan door uit hun als bij naar",
+        "pl": "i w na z ze się jest oraz nie do który które jako przez dla ich jego lub",
+        "pt": "o os as de da do dos das e um uma que em no na por com para é como seu mais",
+        "sv": "och det en ett av till som på med för inte är har hans eller från",
+        "tr": "ve bir bu ile için olan da de gibi daha çok olarak ama hem kadar",
+        "vi": "và của là một các trong những cho với được không có",
+    }.items()
+}
+LANGUAGES: Final = tuple(sorted({*_SCRIPTS, *_FUNCTION_WORDS}))
+"""Languages that can be told, as ISO 639-1 codes."""
+
+_WORD = re.compile(r"[^\W\d_]+")
+_LEAST_LETTERS = 8
+_LEAST_WORDS = 4
+"""Function words of another language below this number may come from names and titles."""
+
+
+def is_other_language(text: str, language: str) -> bool:
+    """Whether most of a text is in another language.
+
+    Args:
+        text: An answer; too short a text is never another language's.
+        language: One of `LANGUAGES`.
+    """
+    letters = [char for char in text if char.isalpha()]
+    if len(letters) < _LEAST_LETTERS:
+        return False
+    scripts = Counter(map(_script, letters))
+    expected = _SCRIPTS.get(language, (_LATIN,))
+    if 2 * sum(scripts[script] for script in expected) < len(letters):
+        return True
+    return language in _FUNCTION_WORDS and _other_words(text, language)
+
+
+def _other_words(text: str, language: str) -> bool:
+    words = Counter(word.lower() for word in _WORD.findall(text))
+    own = sum(words[word] for word in _FUNCTION_WORDS[language])
+    other = max(
+        sum(words[word] for word in known - _FUNCTION_WORDS[language])
+        for code, known in _FUNCTION_WORDS.items()
+        if code != language
+    )
+    return other >= _LEAST_WORDS and other > 2 * own
+
+
+@lru_cache(maxsize=4096)
+def _script(char: str) -> str:
+    return unicodedata.name(char, "?").split()[0]
