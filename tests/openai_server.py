@@ -65,6 +65,8 @@ class Server(ThreadingHTTPServer):
         self.calls: Counter[str] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.billed = Counter[str]()
         self.flying = 0
         self.most_flying = 0
@@ -82,6 +84,8 @@ class Server(ThreadingHTTPServer):
             self.calls[body] += 1
             self.requests.append(call.request_json)
             self.keys.add(call.headers["authorization"])
+            self.headers.append({name.lower(): value for name, value in call.headers.items()})
+            self.paths.append(call.path)
             self.flying += 1
             self.most_flying = max(self.most_flying, self.flying)
         try:
@@ -118,7 +122,8 @@ class Server(ThreadingHTTPServer):
 def body_of(messages: Sequence[Mapping[str, str]]) -> str:
     """What a prompt, or the repair of one, says of its subject."""
     repair = messages[-2]["role"] == "assistant"
-    return messages[-3 if repair else -1]["content"]
+    # A prompt that is asked again in other words has them below what it says of the subject.
+    return messages[-3 if repair else -1]["content"].partition("\n\nWrite one ")[0]
 
 
 # --- steps -----------------------------------------------------------------------------------

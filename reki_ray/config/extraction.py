@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from reki_ray.config.section import OPERATIONAL, Section
 
@@ -80,7 +81,10 @@ class OpenAiEngine(Section):
     """Any endpoint that speaks the OpenAI chat completions protocol."""
 
     kind: Literal["openai"] = "openai"
-    base_url: str = Field(description="Root of the endpoint, as https://host/v1.")
+    base_url: str = Field(
+        description="Root of the endpoint, as https://host/v1; a query, as Azure's "
+        "?api-version=..., goes along with each request."
+    )
     model: str = Field(description="Model as the endpoint names it.")
     revision: str = Field(
         "", description="Your label of the model's version: changing it asks everything again."
@@ -88,6 +92,12 @@ class OpenAiEngine(Section):
     api_key_variable: str = Field(
         "OPENAI_API_KEY",
         description="Environment variable that holds the key; empty sends none.",
+        json_schema_extra=OPERATIONAL,
+    )
+    api_key_header: str = Field(
+        "Authorization",
+        description="Header that carries the key; Authorization sends it as a bearer token, Azure "
+        "wants api-key.",
         json_schema_extra=OPERATIONAL,
     )
     max_in_flight: int = Field(
@@ -125,6 +135,14 @@ class OpenAiEngine(Section):
         (), description="User attributes that never leave for this endpoint, as gender."
     )
     extra_body: dict[str, Any] = Field({}, description="Further fields of each request.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        parts = urlsplit(address)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(f"{address!r} is not an address such as https://host/v1")
+        return address
 
 
 class PriceConfig(Section):

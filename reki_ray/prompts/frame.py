@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from reki_ray.prompts.form import (
     SHORT_FACTOR_CHARS,
@@ -32,11 +32,13 @@ from reki_ray.prompts.parse import (
     without_cut_end,
 )
 from reki_ray.prompts.quality import (
+    OTHER,
     Problem,
     Shown,
     is_loop,
     is_refusal,
     is_unknown,
+    problem_of,
     same_texts,
     without_repeats,
 )
@@ -71,6 +73,8 @@ class Reply:
         prompt_tokens: Tokens of the prompt.
         cached_tokens: Those of them that came from the prefix cache.
         generated_tokens: Tokens of the answer.
+        silence: Why there are no words, beginning with a `Problem`; empty where there are some, or
+            where the engine does not tell.
     """
 
     text: str
@@ -78,6 +82,7 @@ class Reply:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    silence: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ class Frame:
         if finish_reason.startswith(_BROKEN_OFF):
             problem, reason = "error", f"the engine broke the answer off ({finish_reason[:40]})"
         elif is_blank(said.text):
-            problem, reason = _blank(reasoned=said.reasoned, cut=cut)
+            problem, reason = _blank(reply, reasoned=said.reasoned, cut=cut)
         elif self._language and is_other_language(said.text, self._language):
             problem, reason = "language", f"the answer is not in the language {self._language}"
         elif self.form == "text" and not self._least:
@@ -397,7 +402,10 @@ class Frame:
         return self.messages(kind, f"{body}\n\n{wish}")
 
 
-def _blank(*, reasoned: bool, cut: bool) -> tuple[Problem, str]:
+def _blank(reply: Reply, *, reasoned: bool, cut: bool) -> tuple[Problem, str]:
+    told = problem_of(reply.silence)
+    if told != OTHER:
+        return cast(Problem, told), reply.silence.partition(": ")[2]
     more = ", and was cut off: raise extract.sampling.max_tokens" if cut else ""
     if reasoned:
         return "reasoning", f"the model wrote only its reasoning{more}"

@@ -66,6 +66,15 @@ RECOVERING: dict[str, tuple[Step, ...]] = {
     "half a JSON document": (raw(b'{"choices": [{"mess'),),
     "a page of a proxy": (raw(b"<html>try later</html>"),),
     "an error under status 200": (raw(b'{"error": {"message": "overloaded"}}'),),
+    "a limit under status 200": (
+        raw(b'{"choices": null, "error": {"message": "slow down", "code": 429}}'),
+    ),
+    "an error in a choice": (
+        raw(b'{"choices": [{"finish_reason": "error", "error": {"code": 502}, "message": {}}]}'),
+    ),
+    "a refusal": (choice(None, refusal="I will not"),),
+    "an answer that loops": (choice("genre: so so so so so so so"),),
+    "reasoning alone": (choice("<think>hm, let", "length"),),
 }
 FAILING: dict[str, tuple[int, str, tuple[Step, ...]]] = {
     "hangs for ever": (RETRIES + 1, "no whole answer within 1.0 s", (hang(3),) * ALWAYS),
@@ -80,9 +89,22 @@ FAILING: dict[str, tuple[int, str, tuple[Step, ...]]] = {
     "offends the filter": (1, "content filter", (status(400, "no", code="content_filter"),)),
     "offends a moderator": (1, "content filter", (status(403, "your input was flagged"),)),
     "offends in the answer": (1, "content filter", (choice("genre: x", "content_filter"),)),
-    "is refused by the model": (1, "refused: I will not", (choice(None, refusal="I will not"),)),
+    "is refused by the model": (
+        2,
+        "declines: I will not",
+        (choice(None, refusal="I will not"),) * 2,
+    ),
     "gets no choice": (1, "without any choice", (completion("", choices=[]),)),
-    "gets no words": (1, "empty", (choice(None),)),
+    "gets no words": (2, "empty", (choice(None),) * 2),
+    "gets nothing but reasoning": (2, "max_tokens", (choice("<think>hm, let", "length"),) * 2),
+    "calls a tool": (2, "a tool", (choice(None, "tool_calls", tool_calls=[{"id": "1"}]),) * 2),
+    "loops": (2, "repeats itself", (choice("genre: so so so so so so so"),) * 2),
+    "is answered as a stream": (1, "as a stream", (raw(b'data: {"choices": []}\n\n'),)),
+    "is called bad under status 200": (
+        1,
+        "refused the prompt (HTTP 400): no",
+        (raw(b'{"choices": null, "error": {"message": "no", "code": 400}}'),),
+    ),
 }
 
 
@@ -166,7 +188,10 @@ def test_a_prompt_recovers_from(about: str, storm: tuple[Server, dict[str, Row]]
     row = rows[body(about)]
     assert row[TEXTS] == [(WHOLE_ANSWER, TEXT)], row[REASON]
     assert row[FINISH_REASON] == "stop"
-    assert (row[PROMPT_TOKENS], row[CACHED_TOKENS], row[GENERATED_TOKENS]) == (100, 64, 20)
+    # Calls that brought a completion are paid for, also where it was no answer.
+    paid = row[CALLS]
+    counts = (100 * paid, 64 * paid, 20 * paid)
+    assert (row[PROMPT_TOKENS], row[CACHED_TOKENS], row[GENERATED_TOKENS]) == counts
     assert server.calls[body(about)] == len(RECOVERING[about]) + 1
 
 
@@ -259,7 +284,7 @@ def test_a_broken_answer_is_repaired_once_and_then_given_up(server: Server) -> N
     assert (repaired[CALLS], repaired[PROMPT_TOKENS], repaired[GENERATED_TOKENS]) == (2, 200, 40)
     assert dead[TEXTS] is None
     assert (dead[CALLS], server.calls["broken twice"]) == (2, 2)
-    assert "after the repair" in dead[REASON]
+    assert "also when asked again" in dead[REASON]
     assert "enough" in failed[REASON]
     assert (failed[CALLS], failed[PROMPT_TOKENS]) == (1, 100)
 
@@ -280,8 +305,13 @@ def test_no_more_requests_are_in_flight_than_allowed(server: Server) -> None:
     [
         (status(401, f"wrong key {KEY}"), "does not accept the API key", VARIABLE),
         (status(429, "pay", code="insufficient_quota"), "no credit", "only what is missing"),
+        (
+            raw(b'{"choices": null, "error": {"message": "daily quota used up", "code": 402}}'),
+            "daily quota used up",
+            "only what is missing",
+        ),
     ],
-    ids=["401", "quota"],
+    ids=["401", "quota", "quota under status 200"],
 )
 def test_an_error_of_all_prompts_ends_the_pipeline(
     server: Server, step: Step, what: str, todo: str
@@ -324,6 +354,33 @@ def test_a_missing_key_is_named(server: Server, monkeypatch: pytest.MonkeyPatch)
         engine(engine_config(server)).answer(ray.data.from_arrow(contract.units(["a"], 1)))
     with pytest.raises(ConfigError, match="stream"):
         engine(engine_config(server, extra_body={"stream": True}))
+
+
+def test_a_gone_certificate_file_is_named(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cacert.pem"))
+    with pytest.raises(ConfigError, match=r"SSL_CERT_FILE names .*cacert\.pem"):
+        engine(engine_config(server)).answer(ray.data.from_arrow(contract.units(["a"], 1)))
+
+
+def test_a_query_and_a_header_of_the_key_go_along(server: Server) -> None:
+    config = engine_config(
+        server,
+        base_url=f"{server.url}/deployments/small?api-version=2026-01-01&sig={KEY}",
+        api_key_header="api-key",
+    )
+    (row,) = contract.ask(engine(config), [body("nothing")])
+    assert row[TEXTS]
+    assert server.keys == {None}
+    assert server.headers[-1]["api-key"] == KEY
+    assert server.paths[-1] == (
+        f"/v1/deployments/small/chat/completions?api-version=2026-01-01&sig={KEY}"
+    )
+    server.script("other", status(404, "no such page"))
+    error = fails(engine(config), ["other"])
+    shown = f"{server.url}/deployments/small/chat/completions?api-version=2026-01-01&sig=***"
+    assert shown in error.where
 
 
 # --- budget ------------------------------------------------------------------------------------

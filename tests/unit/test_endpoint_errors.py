@@ -7,13 +7,21 @@ import json
 import time
 
 import pytest
+from pydantic import ValidationError
 
 from reki_ray.config import OpenAiEngine
 from reki_ray.errors import EngineError
-from reki_ray.extraction.engines.completion import MalformedError, read_completion
+from reki_ray.extraction.engines.address import Address
+from reki_ray.extraction.engines.completion import (
+    EndpointError,
+    MalformedError,
+    read_completion,
+)
 from reki_ray.extraction.engines.refusals import fatal
 from reki_ray.extraction.engines.retrying import is_retried, retry_after, wait_seconds
+from reki_ray.prompts.quality import problem_of
 
+URL = "https://host/v1/chat/completions"
 CONFIG = OpenAiEngine(base_url="https://host/v1", model="small", api_key_variable="SOME_KEY")
 
 
@@ -32,11 +40,11 @@ CONFIG = OpenAiEngine(base_url="https://host/v1", model="small", api_key_variabl
 def test_what_all_prompts_would_meet_ends_a_run(
     status: int, code: str, said: str, what: str
 ) -> None:
-    error = fatal(CONFIG, status, code, said)
+    error = fatal(CONFIG, URL, status, code, said)
     assert isinstance(error, EngineError)
     assert what in error.what
     assert said in error.what
-    assert "https://host/v1" in error.where
+    assert URL in error.where
 
 
 @pytest.mark.parametrize(
@@ -51,7 +59,7 @@ def test_what_all_prompts_would_meet_ends_a_run(
     ],
 )
 def test_what_one_prompt_meets_ends_no_run(status: int, code: str, said: str) -> None:
-    assert fatal(CONFIG, status, code, said) is None
+    assert fatal(CONFIG, URL, status, code, said) is None
 
 
 def test_only_what_may_get_better_is_retried() -> None:
@@ -80,18 +88,142 @@ def test_waits_grow_up_to_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "said"),
     [
-        b"",
-        b"\xff\xfe",
-        b"[]",
-        b"null",
-        b'{"choices": [{"message": {"content": [1]}}]}',
-        b'{"choices": [{"message"',
-        b"[" * 100_000,
-        json.dumps({"error": {"message": "overloaded"}}).encode(),
+        (b"", "it is empty"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "not a chat completion"),
+        (b"null", "not a chat completion"),
+        (b'{"choices": [{"message": {"content": 1}}]}', "not a chat completion"),
+        (b'{"choices": [{"message"', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"<html><b>Gateway is warming up</b></html>", '"Gateway is warming up"'),
+        (b"data: {}\n\ndata: [DONE]", "as a stream"),
+        (b": ping\n\ndata: {}", "as a stream"),
     ],
 )
-def test_a_body_that_is_no_completion_is_told(content: bytes) -> None:
-    with pytest.raises(MalformedError):
+def test_a_body_that_is_no_completion_is_told(content: bytes, said: str) -> None:
+    with pytest.raises(MalformedError, match=said) as caught:
         read_completion(content)
+    assert caught.value.retry == (said != "as a stream")
+    assert str(caught.value).isprintable()
+
+
+def body(message: object = None, **fields: object) -> bytes:
+    tree = {"choices": [{"message": message, "finish_reason": "stop"}], **fields}
+    return json.dumps(tree).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        body({"content": "genre: noir"}),
+        b"\xef\xbb\xbf" + body({"content": "genre: noir"}),
+        body({"content": "genre: noir"}) + b"\n\ndata: [DONE]",
+        body({"content": "genre: noir", "reasoning_content": "SECRET"}),
+        body({"content": [{"type": "text", "text": "genre: "}, {"type": "text", "text": "noir"}]}),
+        body(
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "SECRET"}]},
+                    {"type": "text", "text": "genre: noir"},
+                ]
+            }
+        ),
+        body({"content": ["genre: ", "noir"]}),
+        json.dumps({"choices": [{"text": "genre: noir", "finish_reason": "stop"}]}).encode(),
+    ],
+)
+def test_the_text_of_a_completion_is_read_whatever_its_parts(content: bytes) -> None:
+    assert read_completion(content).reply.text == "genre: noir"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem", "said"),
+    [
+        (body({"content": None, "refusal": "no way"}), "refusal", "no way"),
+        (body({"content": "", "reasoning_content": "hm"}), "reasoning", "only its reasoning"),
+        (body({"content": [{"type": "thinking", "thinking": "hm"}]}), "reasoning", "reasoning"),
+        (body({"content": None, "tool_calls": [{}]}), "missing", "tool"),
+        (body({"content": None}), "other", ""),
+        (
+            b'{"choices": [{"message": {"content": null, "reasoning": "hm"}, '
+            b'"finish_reason": "length"}]}',
+            "reasoning",
+            "extract.sampling.max_tokens",
+        ),
+        (
+            b'{"choices": [{"message": {"content": null}, "finish_reason": "length"}]}',
+            "blank",
+            "extract.sampling.max_tokens",
+        ),
+        (b'{"choices": [{"finish_reason": "stop"}]}', "other", ""),
+    ],
+)
+def test_silence_has_a_reason(content: bytes, problem: str, said: str) -> None:
+    reply = read_completion(content).reply
+    assert reply.text == ""
+    assert problem_of(reply.silence) == problem
+    assert said in reply.silence
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"message": "slow down", "code": 429}, 429),
+        ({"message": "slow down", "code": "429"}, 429),
+        ({"message": "slow down", "type": "rate_limit_error"}, 429),
+        ({"message": "add credits", "code": 402}, 402),
+        ({"message": "x", "code": "insufficient_quota"}, 402),
+        ({"message": "Incorrect API key provided"}, 401),
+        ({"message": "x", "type": "overloaded_error"}, 529),
+        ({"message": "x", "type": "invalid_request_error"}, 400),
+        ({"message": "too many to generate", "code": None}, 500),
+        ("upstream failed", 500),
+        ({"code": 12345}, 500),
+    ],
+)
+@pytest.mark.parametrize("where", ["beside null choices", "alone", "in a choice"])
+def test_an_error_under_status_200_stands_for_a_status(
+    error: object, status: int, where: str
+) -> None:
+    tree: dict[str, object] = {"error": error}
+    if where == "beside null choices":
+        tree["choices"] = None
+    elif where == "in a choice":
+        tree = {"choices": [{"message": {"content": ""}, "finish_reason": "error", **tree}]}
+    with pytest.raises(EndpointError) as caught:
+        read_completion(json.dumps(tree).encode())
+    assert caught.value.status == status
+    assert caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 50.0, "completion_tokens": 10.0}, (50, 10)),
+        ({"prompt_tokens": None, "completion_tokens": None}, (0, 0)),
+        ({"prompt_tokens": "many", "completion_tokens": -3}, (0, 0)),
+        ({"prompt_tokens": 1e999, "completion_tokens": 9**20}, (0, 2**31 - 1)),
+        (None, (0, 0)),
+    ],
+)
+def test_token_counts_are_numbers(usage: object, tokens: tuple[int, int]) -> None:
+    reply = read_completion(body({"content": "x"}, usage=usage)).reply
+    assert (reply.prompt_tokens, reply.generated_tokens) == tokens
+
+
+@pytest.mark.parametrize(
+    "address", ["host/v1", "localhost:8000/v1", "ftp://host/v1", "http://", "", "//host/v1"]
+)
+def test_an_address_without_a_scheme_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="is not an address such as https://host/v1"):
+        OpenAiEngine(base_url=address, model="small")
+
+
+def test_the_shown_address_is_the_one_that_is_asked_without_secrets() -> None:
+    address = Address.of("https://me:secret@host:8443/v1/?api-version=7&key=secret")
+    assert address.query == {"api-version": "7", "key": "secret"}
+    assert address.base == "https://me:secret@host:8443/v1"
+    assert address.shown == "https://host:8443/v1/chat/completions?api-version=7&key=***"
+    assert Address.of("http://host/v1/chat/completions").base == "http://host/v1"

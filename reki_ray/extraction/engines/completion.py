@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,27 @@ from reki_ray.prompts.frame import Frame, Message, Reply
 
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 32
+_LENGTH = "length"
+# What the words of an error mean that comes without a status of its own.
+_STATUS_OF_WORDS = (
+    ("insufficient_quota", 402),
+    ("credit", 402),
+    ("billing", 402),
+    ("quota", 402),
+    ("rate limit", 429),
+    ("rate_limit", 429),
+    ("too many requests", 429),
+    ("overload", 529),
+    ("capacity", 503),
+    ("authentication", 401),
+    ("api key", 401),
+    ("api_key", 401),
+    ("permission", 403),
+    ("not_found", 404),
+    ("not found", 404),
+    ("invalid_request", 400),
+    ("context_length", 400),
+)
 # What the template of a chat adds to each message and to a prompt; templates of known models
 # stay far below.
 _TOKENS_A_MESSAGE = 16
@@ -36,11 +59,36 @@ class Read:
 
 
 class MalformedError(ValueError):
-    """The body of an answer is not a chat completion."""
+    """The body of an answer is not a chat completion.
+
+    Args:
+        reason: What it is instead.
+        retry: Whether another call may bring a better one.
+    """
+
+    def __init__(self, reason: str, *, retry: bool = True) -> None:
+        super().__init__(reason)
+        self.retry = retry
+
+
+class EndpointError(ValueError):
+    """An error that the endpoint reports in the body of an answer whose HTTP status is 200.
+
+    Args:
+        status: HTTP status that it stands for.
+        code: Code of the error, as `insufficient_quota`; may be empty.
+        message: What the endpoint says.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
 
 
 class NoAnswerError(ValueError):
-    """A whole completion in which the model does not answer.
+    """A whole completion without any answer.
 
     Args:
         reason: What it says instead.
@@ -54,18 +102,24 @@ class NoAnswerError(ValueError):
 
 
 class _Message(BaseModel):
-    content: str | None = None
+    content: str | list[Any] | None = None
     refusal: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: list[Any] | None = None
 
 
 class _Choice(BaseModel):
-    message: _Message
+    message: _Message | None = None
+    text: str | None = None
     finish_reason: str | None = None
+    error: Any = None
 
 
 class _Completion(BaseModel):
-    choices: list[_Choice] | None
+    choices: list[_Choice] | None = None
     usage: dict[str, Any] | None = None
+    error: Any = None
 
 
 class Wording:
@@ -127,34 +181,114 @@ def read_completion(content: bytes) -> Read:
         content: Body of the HTTP answer.
 
     Raises:
-        MalformedError: The body is something else: cut off, a page of a proxy, an error.
-        NoAnswerError: There is no choice, or a refusal.
+        MalformedError: The body is something else: cut off, a page of a proxy, a stream.
+        EndpointError: The body reports an error.
+        NoAnswerError: There is no choice.
     """
-    try:
-        # Python's parser takes lone surrogates, which end as question marks; Arrow takes none.
-        tree = json.dumps(json.loads(content), ensure_ascii=False).encode(errors="replace")
-        completion = _Completion.model_validate_json(tree)
-    except ValidationError as error:
-        raise MalformedError("the body of the answer is no chat completion") from error
-    except (ValueError, RecursionError) as error:
-        raise MalformedError("the body of the answer is no JSON") from error
+    completion = _parse(content)
     usage = completion.usage or {}
     details = usage.get("prompt_tokens_details")
-    tokens = {
+    tokens: dict[str, Any] = {
         "prompt_tokens": _count(usage.get("prompt_tokens")),
         "cached_tokens": _count(details.get("cached_tokens") if isinstance(details, dict) else 0),
         "generated_tokens": _count(usage.get("completion_tokens")),
     }
     counted = completion.usage is not None
-    if not completion.choices:
+    choice = completion.choices[0] if completion.choices else None
+    error = completion.error or (choice.error if choice else None)
+    if error:
+        raise _reported(error)
+    if choice is None:
         nothing = Read(Reply("", None, **tokens), counted)
-        raise NoAnswerError("the endpoint answered without any choice", nothing)
-    choice = completion.choices[0]
+        raise NoAnswerError("error: the endpoint answered without any choice", nothing)
+    message = choice.message or _Message(content=choice.text)
+    text, reasoning = _texts(message.content)
     finish_reason = (choice.finish_reason or "")[:_MAX_NAME] or None
-    read = Read(Reply(choice.message.content or "", finish_reason, **tokens), counted)
-    if choice.message.refusal and not read.reply.text:
-        raise NoAnswerError(f"the model refused: {one_line(choice.message.refusal)}", read)
-    return read
+    silence = ""
+    if not text.strip():
+        reasoning = reasoning or bool(message.reasoning_content or message.reasoning)
+        silence = _silence(message, finish_reason, reasoning=reasoning)
+    return Read(Reply(text, finish_reason, silence=silence, **tokens), counted)
+
+
+def _silence(message: _Message, finish_reason: str | None, *, reasoning: bool) -> str:
+    """Why a message has no text, beginning with a `Problem`; empty where it does not tell."""
+    if message.refusal:
+        return f"refusal: the model declines: {one_line(message.refusal)}"
+    if message.tool_calls or finish_reason in {"tool_calls", "function_call"}:
+        return "missing: the model calls a tool instead of answering"
+    if finish_reason == _LENGTH:
+        return (
+            f"{'reasoning' if reasoning else 'blank'}: the model used all tokens before its answer "
+            "began: raise extract.sampling.max_tokens, or lower its reasoning effort by "
+            "extract.engine.extra_body"
+        )
+    return "reasoning: the model wrote only its reasoning" if reasoning else ""
+
+
+def _parse(content: bytes) -> _Completion:
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith((b"data:", b"event:", b":", b"id:")):
+        raise MalformedError(
+            "the endpoint answers as a stream though none was asked for: turn streaming off in the "
+            "proxy before it",
+            retry=False,
+        )
+    try:
+        # Some proxies append the end mark of a stream to a whole answer.
+        text = content.decode("utf-8-sig", errors="replace").strip()
+        tree, _ = json.JSONDecoder().raw_decode(text.removesuffix("data: [DONE]").rstrip())
+        # Python's parser takes lone surrogates, which end as question marks; Arrow takes none.
+        plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
+        return _Completion.model_validate_json(plain)
+    except ValidationError as error:
+        raise MalformedError(
+            f"the body of the answer is not a chat completion: {_quoted(content)}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"the body of the answer is not JSON: {_quoted(content)}") from error
+
+
+def _reported(error: Any) -> EndpointError:
+    """The error that a body reports, with the status that it stands for."""
+    fields = error if isinstance(error, dict) else {"message": str(error)}
+    code = fields.get("code")
+    name = str(code if isinstance(code, str) else fields.get("type") or "")
+    numbers = [fields.get("status"), fields.get("status_code"), code]
+    status = next((_status(number) for number in numbers if _status(number)), 0)
+    if not status:
+        text = f"{name} {fields.get('type')} {fields.get('message')}".lower()
+        status = next((known for word, known in _STATUS_OF_WORDS if word in text), 500)
+    return EndpointError(status, name, str(fields.get("message") or error))
+
+
+def _status(value: object) -> int:
+    text = str(value)
+    number = int(text) if text.isdigit() and len(text) == 3 else 0
+    return number if 400 <= number < 600 else 0
+
+
+def _texts(content: str | list[Any] | None) -> tuple[str, bool]:
+    """The text of a message, and whether it held reasoning beside it."""
+    if content is None or isinstance(content, str):
+        return content or "", False
+    texts, reasoning = [], False
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict):
+            if part.get("type") in {"text", "output_text"} and isinstance(part.get("text"), str):
+                texts.append(part["text"])
+            else:
+                reasoning |= part.get("type") in {"thinking", "reasoning"}
+    return "".join(texts), reasoning
+
+
+def _quoted(content: bytes) -> str:
+    """The beginning of a body, as far as it can be shown."""
+    text = re.sub(r"<[^>]*>", " ", content[:2000].decode(errors="replace"))
+    shown = one_line("".join(char if char.isprintable() else " " for char in text), 120)
+    return f'"{shown}"' if shown else "it is empty"
 
 
 def one_line(text: str, longest: int = 300) -> str:
@@ -164,7 +298,8 @@ def one_line(text: str, longest: int = 300) -> str:
 
 
 def _count(value: object) -> int:
-    return min(max(value, 0), _MAX_COUNT) if isinstance(value, int) else 0
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return min(max(int(value), 0), _MAX_COUNT) if known else 0  # type: ignore[call-overload]
 
 
 def _strict(schema: dict[str, Any]) -> dict[str, Any]:

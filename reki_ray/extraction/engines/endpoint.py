@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Mapping, Sequence
 
 import openai
 from pydantic import SecretStr
 
 from reki_ray.config import OpenAiEngine, PriceConfig
-from reki_ray.errors import EngineError
+from reki_ray.errors import ConfigError, EngineError
+from reki_ray.extraction.engines.address import Address
 from reki_ray.extraction.engines.completion import (
+    EndpointError,
     MalformedError,
     NoAnswerError,
     Read,
@@ -30,6 +34,8 @@ from reki_ray.extraction.engines.retrying import is_retried, wait_seconds
 from reki_ray.extraction.prices import token_cost
 from reki_ray.prompts.frame import Message, Reply
 
+_AUTHORIZATION = "authorization"
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 _CONNECT_SECONDS = 10.0
 _HOPELESS = 10
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
@@ -56,13 +62,42 @@ class _CallError(Exception):
         reason: What happened.
         billed: Whether the endpoint may have worked, and may charge, for it.
         headers: Of its answer, where there was one.
+        retry: Whether another call may do better.
     """
 
-    def __init__(self, reason: str, billed: bool, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        billed: bool,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry: bool = True,
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.billed = billed
         self.headers = headers or {}
+        self.retry = retry
+
+
+def require_certificates() -> None:
+    """Refuse variables of the environment that name certificates which are gone.
+
+    The client reads them when it is made, and says neither which variable nor which file it was.
+
+    Raises:
+        ConfigError: A variable names what does not exist or cannot be read.
+    """
+    for variable in _CERTIFICATES:
+        path = os.environ.get(variable)
+        if path and not os.access(path, os.R_OK):
+            raise ConfigError(
+                f"the environment variable {variable} names {path}, which cannot be read on "
+                f"{socket.gethostname()}",
+                where=variable,
+                todo=f"Correct it, or `unset {variable}` to use the certificates that came with "
+                "Python. A moved or removed environment leaves such variables behind.",
+            )
 
 
 class Endpoint:
@@ -73,6 +108,9 @@ class Endpoint:
         wording: What all requests share.
         prices: Prices of tokens.
         key: The API key; None sends none.
+
+    Raises:
+        ConfigError: The environment names certificates that are gone.
     """
 
     def __init__(
@@ -86,13 +124,21 @@ class Endpoint:
         self._key = key
         self._given_up = 0
         self._last_reason = ""
-        # Without a key the client wants each request to say so.
-        self._headers: dict[str, str | openai.Omit] = (
-            {} if key else {"Authorization": openai.Omit()}
-        )
+        self._address = Address.of(config.base_url)
+        # Without a key, or with one in a header of its own, the client wants each request to say
+        # that it has no bearer token.
+        secret = key.get_secret_value() if key else ""
+        bearer = config.api_key_header.lower() == _AUTHORIZATION
+        self._headers: dict[str, str | openai.Omit] = {}
+        if not (secret and bearer):
+            self._headers["Authorization"] = openai.Omit()
+        if secret and not bearer:
+            self._headers[config.api_key_header] = secret
+        require_certificates()
         self._client = openai.AsyncOpenAI(
-            base_url=config.base_url,
-            api_key=key.get_secret_value() if key else "none",
+            base_url=self._address.base,
+            default_query=self._address.query,
+            api_key=secret or "none",
             max_retries=0,
             # Reading is bounded as a whole, below: a body that drips never exceeds a read's limit.
             timeout=openai.Timeout(None, connect=min(_CONNECT_SECONDS, config.timeout_seconds)),
@@ -114,7 +160,7 @@ class Endpoint:
             raise EngineError(
                 f"the endpoint left {self._given_up} prompts in a row without an answer, the last: "
                 f"{self._last_reason}",
-                where=f"extract.engine.base_url = {self._config.base_url}",
+                where=f"{self._address.shown} (extract.engine.base_url)",
                 todo="Wait until it is well, or correct its address, then run again: only what is "
                 "missing is asked.",
             )
@@ -138,10 +184,10 @@ class Endpoint:
         tried = 0
         try:
             if asyncio.get_running_loop().time() >= deadline:
-                raise RefusedError("no time is left for asking again")
+                raise RefusedError("error: no time is left for asking again")
             while True:
                 if not reserved and not await purse.take(most):
-                    raise RefusedError("the budget does not last for asking again")
+                    raise RefusedError("error: the budget does not last for asking again")
                 reserved, tried = False, tried + 1
                 try:
                     return (await self._call(messages, deadline, purse, most)).reply
@@ -199,40 +245,46 @@ class Endpoint:
             waited = min(seconds, deadline - now)
             raise _CallError(f"no whole answer within {waited:.1f} s", billed=True) from None
         except MalformedError as error:
-            raise _CallError(str(error), billed=True) from None
+            raise _CallError(str(error), billed=True, retry=error.retry) from None
+        except EndpointError as error:
+            said = f"{self._redacted(error.message)} (in an answer with HTTP status 200)"
+            raise self._by_status(error.status, error.code, said, raw.headers) from None
         except openai.APIStatusError as error:
-            raise self._by_status(error) from None
+            body = error.body if isinstance(error.body, dict) else {}
+            said = self._redacted(str(body.get("message") or error.message))
+            code = str(body.get("code") or "")
+            raise self._by_status(error.status_code, code, said, error.response.headers) from None
         except openai.APIConnectionError as error:
             cause = type(error.__cause__).__name__
             said = self._redacted(f"{error.message} {error.__cause__ or cause}")
             raise _CallError(f"connection failed: {said}", billed=cause not in _NOT_SENT) from None
 
-    def _by_status(self, error: openai.APIStatusError) -> Exception:
-        body = error.body if isinstance(error.body, dict) else {}
-        said = self._redacted(str(body.get("message") or error.message))
-        code = str(body.get("code") or "")
-        status = error.status_code
-        stop = fatal(self._config, status, code, said)
+    def _by_status(
+        self, status: int, code: str, said: str, headers: Mapping[str, str]
+    ) -> Exception:
+        stop = fatal(self._config, self._address.shown, status, code, said)
         if stop is not None:
             return stop
         if is_retried(status):
             # An error below 500 is an answer before any work; one of a proxy may come after it.
-            return _CallError(f"HTTP {status}: {said}", status >= 500, error.response.headers)
+            return _CallError(f"HTTP {status}: {said}", status >= 500, headers)
         self._given_up = 0
         if filtered(code, said):
-            return RefusedError(f"the content filter of the endpoint refused the prompt: {said}")
-        return RefusedError(f"the endpoint refused the prompt (HTTP {status}): {said}")
+            return RefusedError(
+                f"filter: the content filter of the endpoint refused the prompt: {said}"
+            )
+        return RefusedError(f"error: the endpoint refused the prompt (HTTP {status}): {said}")
 
     # --- between calls -------------------------------------------------------------------------
 
     async def _wait(self, failed: _CallError, tried: int, deadline: float) -> None:
         seconds = wait_seconds(tried, failed.headers)
         late = asyncio.get_running_loop().time() + seconds >= deadline
-        if late or tried > self._config.max_retries or self._hopeless:
+        if late or not failed.retry or tried > self._config.max_retries or self._hopeless:
             self._given_up += 1
             self._last_reason = failed.reason
             calls = "1 call" if tried == 1 else f"{tried} calls"
-            raise RefusedError(f"given up after {calls}: {failed.reason}")
+            raise RefusedError(f"error: given up after {calls}: {failed.reason}")
         await asyncio.sleep(seconds)
 
     @property

@@ -15,6 +15,7 @@ from actors.budget import SpendingGuard
 from actors.chatting import ChatActor, ChatJob
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
+from reki_ray.extraction.engines.endpoint import require_certificates
 from reki_ray.extraction.engines.pool import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.prompts.frame import Frame
@@ -71,8 +72,9 @@ class OpenAiBatchEngine:
         The budget is the engine's, not the pipeline's: pipelines of one engine spend it together.
 
         Raises:
-            ConfigError: The environment lacks the API key.
+            ConfigError: The environment lacks the API key, or names certificates that are gone.
         """
+        require_certificates()
         extract = self._extract
         job = ChatJob(
             self._config,

@@ -16,11 +16,12 @@ def filtered(code: str, said: str) -> bool:
     return any(word in f"{code} {said}".lower() for word in _FILTERED)
 
 
-def fatal(config: OpenAiEngine, status: int, code: str, said: str) -> EngineError | None:
+def fatal(config: OpenAiEngine, url: str, status: int, code: str, said: str) -> EngineError | None:
     """The error that ends a run, where all prompts would meet it.
 
     Args:
         config: The endpoint.
+        url: What was asked, without secrets.
         status: HTTP status.
         code: Code in the body, as `insufficient_quota`; may be empty.
         said: Message in the body, without secrets.
@@ -28,7 +29,7 @@ def fatal(config: OpenAiEngine, status: int, code: str, said: str) -> EngineErro
     Returns:
         None where another prompt, or another try, may do better.
     """
-    where = f"extract.engine.base_url = {config.base_url}"
+    where = f"{url} (extract.engine.base_url)"
     if status == 401:
         variable = config.api_key_variable or "none: extract.engine.api_key_variable is empty"
         return EngineError(
