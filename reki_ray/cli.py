@@ -74,15 +74,22 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
     ] = None,
     tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Tokens that one engine generates a second; else extract.speed."),
+        typer.Option(help="Tokens that one engine generates per second; else as measured."),
     ] = None,
     prefill_tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Prompt tokens that one engine reads a second; else extract.speed."),
+        typer.Option(help="Prompt tokens that one engine reads per second; else as measured."),
     ] = None,
     engines: Annotated[
         int | None, typer.Option(help="Engines; extract.max_replicas where not given.")
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Start the engine once for about a minute where this machine can run it, and "
+            "measure its speed; otherwise, and with --no-measure, extract.speed is assumed."
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
     """Estimate extraction before any call: prompts, tokens, GPU hours, money, storage, time."""
@@ -96,6 +103,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
         tokens_per_second=tokens_per_second,
         prefill_tokens_per_second=prefill_tokens_per_second,
         engines=engines,
+        measure=measure,
     )
     show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
 

@@ -80,8 +80,8 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.extraction.stage:run",
         ("prompts", "extract"),
         ("ingest", "cluster"),
-        inputs="reki_ray.extraction.imported:identify",
-        version=2,
+        inputs="reki_ray.extraction.model_identity:identify_inputs",
+        version=3,
     ),
     Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
     Stage(

@@ -36,6 +36,9 @@ class PromptsConfig(Section):
         "less it is asked for once more and then becomes a dead letter. 0 also takes answers "
         "without lines `factor: text`.",
     )
+    hidden_attributes: tuple[str, ...] = Field(
+        (), description="Attributes of items and users that no prompt shows, as year."
+    )
     max_title_chars: int = Field(120, ge=8, description="Longer titles are cut, characters.")
     max_text_chars: int = Field(600, ge=0, description="Longer descriptions are cut, characters.")
     max_history: int = Field(30, ge=1, description="Interactions shown in a user prompt.")
@@ -52,6 +55,10 @@ class VllmEngine(Section):
         description="packaged:<name>, a local folder, or a Hugging Face id.",
     )
     revision: str = Field("main", description="Revision of a Hugging Face id.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        {},
+        description="Arguments of the model's chat template, as {enable_thinking: false}.",
+    )
     max_model_len: int = Field(2048, ge=128, description="Longest prompt + answer, tokens.")
     engine_kwargs: dict[str, Any] = Field(
         {}, description="Passed to vLLM unrenamed, over the preset: tensor_parallel_size, ..."

@@ -29,7 +29,7 @@ from reki_ray.errors import EngineError, RekiError
 from reki_ray.extraction.engines import Engine
 from reki_ray.extraction.engines.answers import Outcome, answer_table
 from reki_ray.extraction.engines.protocol import TASK_CPUS
-from reki_ray.extraction.figures import Figures
+from reki_ray.extraction.figures import Figures, Snapshot
 from reki_ray.extraction.isolation import Isolation
 from reki_ray.extraction.keeping import ANSWERED, DEAD, QUARANTINED, keep, questions_of
 from reki_ray.extraction.pending import Pending, Unit, find_pending, read_unit
@@ -48,6 +48,7 @@ _FAILED_START: Final = "creation task"
 _POLL_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 10.0
 _READERS_A_REPLICA: Final = 2
+_UNITS_TO_TELL: Final = 3
 
 
 class Asking:
@@ -85,6 +86,7 @@ class Asking:
             model=engine.model,
             revision=engine.revision,
         )
+        self._units = 0
         self._first_call = math.inf
         self._last_kept = math.inf
 
@@ -149,6 +151,18 @@ class Asking:
         self._figures.add(counts, json.loads(counts.pop(QUARANTINED)))
         generated = counts[GENERATED_TOKENS]
         task.advance(counts[ANSWERED] + counts[DEAD], generated_tokens=generated)
+        self._units += 1
+        if self._units == _UNITS_TO_TELL:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        """Say when it ends, as soon as that is more than a guess: the plan knew no unit yet."""
+        found = Snapshot(**self._figures.snapshot())
+        if found.seconds_left:
+            self._reporter.say(
+                f"{_LABEL}: {found.done:,} of {found.prompts:,} prompts done, at this rate about "
+                f"{math.ceil(found.seconds_left / 60)} min left"
+            )
 
     @property
     def seconds(self) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow.compute as pc
 import ray
@@ -19,6 +18,7 @@ from reki_ray.activity import Activity, count_visible, counts_of
 from reki_ray.config import OpenAiEngine, PromptsConfig, RekiConfig
 from reki_ray.extraction import imported
 from reki_ray.extraction.ledger import Addresses
+from reki_ray.extraction.model_identity import request_identity
 from reki_ray.extraction.plan import KEPT, PLAN, PlannedRow, kept, plan_table
 from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
@@ -87,7 +87,9 @@ def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
     if isinstance(engine, OpenAiEngine):
         withheld = frozenset(engine.withhold)
     renderer = Renderer(load_scenario(config.prompts.scenario), config.prompts, withheld)
-    addresses = Addresses(renderer.frame, engine.model, engine.revision, sampling, _request(config))
+    addresses = Addresses(
+        renderer.frame, engine.model, engine.revision, sampling, request_identity(config.extract)
+    )
     return Prompting(
         workspace.location,
         config.extract.mode,
@@ -96,14 +98,6 @@ def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
         addresses,
         config.extract.min_interactions if config.extract.mode == "blend" else 0,
     )
-
-
-def _request(config: RekiConfig) -> dict[str, Any]:
-    """What else an engine sends with a prompt."""
-    engine = config.extract.engine
-    if not isinstance(engine, OpenAiEngine):
-        return {}
-    return {"structured": engine.structured, "extra_body": engine.extra_body}
 
 
 def make_plan(
@@ -205,7 +199,7 @@ def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> s
         "model": engine.model,
         "revision": engine.revision,
         "sampling": config.extract.sampling.model_dump(mode="json"),
-        "request": _request(config),
+        "request": request_identity(config.extract),
         "withheld": engine.withhold if isinstance(engine, OpenAiEngine) else (),
         # A scenario of the user's own may change behind an unchanged path.
         "frames": [

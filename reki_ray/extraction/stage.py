@@ -11,15 +11,16 @@ from typing import Any
 
 import ray
 
-from reki_ray.config import RekiConfig
+from reki_ray.config import ExtractConfig, RekiConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction import pending
 from reki_ray.extraction.answer_stats import describe
 from reki_ray.extraction.asking import Asking
 from reki_ray.extraction.engines import Engine, build_engine
+from reki_ray.extraction.estimating import speeds
 from reki_ray.extraction.estimating.estimate import estimate
 from reki_ray.extraction.estimating.render import summary
-from reki_ray.extraction.figures import Figures
+from reki_ray.extraction.figures import Figures, Snapshot
 from reki_ray.extraction.metrics import exported
 from reki_ray.extraction.planning import make_plan, prompting
 from reki_ray.extraction.resources import require
@@ -62,7 +63,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             require(engine.demand)
             _foretell(config, workspace, left, reporter)
             with exported(figures, config.extract.metrics_port):
-                _ask(asking, left, figures, engine, workspace)
+                _ask(asking, left, figures, engine, config.extract, workspace)
         settled = settle(workspace, reporter)
         reporter.say(f"extract: {describe(settled.stats)}")
         pending.finish(workspace, plan, identity)
@@ -114,7 +115,12 @@ def _estimated(config: RekiConfig, location: str) -> list[str]:
 
 
 def _ask(
-    asking: Asking, left: pending.Pending, figures: Figures, engine: Engine, workspace: Workspace
+    asking: Asking,
+    left: pending.Pending,
+    figures: Figures,
+    engine: Engine,
+    config: ExtractConfig,
+    workspace: Workspace,
 ) -> None:
     started = time.monotonic()
     figures.start(total=left.rows, hits=left.hits)
@@ -122,6 +128,9 @@ def _ask(
         asking.run(left)
     finally:
         measured = figures.snapshot()
+        asked = Snapshot(**{**measured, "seconds": asking.seconds})
+        if speed := speeds.observed_speed(config, asked):
+            speeds.remember(config, speed)
         measured["model"] = engine.model
         measured["tokens_per_second"] = round(measured["generated_tokens"] / asking.seconds, 2)
         # What passed before the first call: the engine loads its model.

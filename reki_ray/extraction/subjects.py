@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from reki_ray.config import PromptsConfig
 from reki_ray.extraction.shards import ShardRows
-from reki_ray.prompts.render import GroupUser, Prompt, Renderer, histogram
+from reki_ray.prompts.render import LIKED, GroupUser, Prompt, Renderer, histogram
 from reki_ray.prompts.text import Attributes
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TITLE, USER_ID
 
@@ -90,7 +90,7 @@ class Subjects:
                 for event in self._histories.of(user_id)
                 if event.label
             )
-            shares = {**profiles, **{f"liked {name}": values for name, values in liked.items()}}
+            shares = {**profiles, **{f"{LIKED}{name}": values for name, values in liked.items()}}
             members = [
                 GroupUser(
                     self._users.attributes(user_id),

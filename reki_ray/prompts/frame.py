@@ -346,10 +346,9 @@ class Frame:
             return "refusal"
         if is_loop(text):
             return "loop"
-        # A choice from a closed list is short, and may be another subject's too.
-        if factor not in self._choices and self._shown[kind].copied(text):
-            return "copy"
-        return None
+        # What is chosen from a closed list may be another subject's, and an example's, too.
+        chosen = set(text.split(", ")) <= set(self._choices.get(factor, ()))
+        return "copy" if not chosen and self._shown[kind].copied(text) else None
 
     def _wrong_form(self, lines: str) -> str:
         if not lines:

@@ -50,6 +50,9 @@ __all__ = [
     "user_text",
 ]
 
+LIKED = "liked "
+"""Begins the names under which prompts show attributes of items that a group liked."""
+
 _MEMBER_TITLES = 5
 # Rarer values say little of a group, and small models dwell on whatever they are shown.
 _MIN_SHARE = 0.1
@@ -105,7 +108,8 @@ class Renderer:
         self._scenario = scenario
         self._limits = limits
         self.factors = scenario.choose(limits.factors)
-        self._withheld = frozenset(map(_name_key, withheld))
+        self._hidden = frozenset(map(_name_key, limits.hidden_attributes))
+        self._withheld = self._hidden | frozenset(map(_name_key, withheld))
         self.frame = Frame(
             [factor.key for factor in self.factors],
             limits.form,
@@ -194,7 +198,7 @@ class Renderer:
 
     def _item_body(self, title: str, attributes: Attributes | None, text: str | None) -> str:
         lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
-        known = attributes_text(attributes, self._limits)
+        known = attributes_text(_without(attributes, self._hidden), self._limits)
         description = sanitise(text or "", self._limits.max_text_chars)
         lines += [known] if known else []
         lines += [f"description: {description}"] if description else []
@@ -203,7 +207,7 @@ class Renderer:
     def _user_body(
         self, attributes: Attributes | None, history: Sequence[tuple[str, float | None]]
     ) -> str:
-        known = attributes_text(self._shown(attributes), self._limits) or "unknown"
+        known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
         nouns = self._scenario.nouns
         return "\n".join(
             [
@@ -222,28 +226,20 @@ class Renderer:
         nouns = self._scenario.nouns
         lines = [f"group of {size} {nouns.items}, most typical first:"]
         for title, attributes in members[: self._limits.max_members]:
-            known = attributes_text(attributes, self._limits)
+            known = attributes_text(_without(attributes, self._hidden), self._limits)
             lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
-        return "\n".join([*lines, *self._shares(shares)])
+        return "\n".join([*lines, *self._shares(_without(shares, self._hidden) or {})])
 
     def _user_cluster_body(self, size: int, members: Sequence[GroupUser], shares: Histogram) -> str:
         nouns = self._scenario.nouns
         lines = [f"group of {size} {nouns.users}, most typical first:"]
         for attributes, history in members[: self._limits.max_members]:
-            known = attributes_text(self._shown(attributes), self._limits) or "unknown"
+            known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
             titles = "; ".join(self._history(history, _MEMBER_TITLES))
             lines.append(f"- {known}" + (f" | {nouns.acted} {titles}" if titles else ""))
-        return "\n".join([*lines, *self._shares(self._shown(shares) or {})])
-
-    def _shown(self, profile: Mapping[str, _Values] | None) -> Mapping[str, _Values] | None:
-        """A profile without the attributes that are withheld."""
-        if profile is None or not self._withheld:
-            return profile
-        return {
-            name: values
-            for name, values in profile.items()
-            if _name_key(name) not in self._withheld
-        }
+        # What a group liked is an attribute of items, under a name of its own.
+        withheld = self._withheld | {_name_key(f"{LIKED}{name}") for name in self._hidden}
+        return "\n".join([*lines, *self._shares(_without(shares, withheld) or {})])
 
     def _history(
         self, history: Sequence[tuple[str, float | None]], longest: int, start: str = ""
@@ -286,6 +282,15 @@ class Renderer:
             for member in example.members
         ]
         return self._user_cluster_body(example.size, members, example.histogram)
+
+
+def _without(
+    attributes: Mapping[str, _Values] | None, names: frozenset[str]
+) -> Mapping[str, _Values] | None:
+    """Attributes without those of some names, which are spelled as `_name_key` gives them."""
+    if not attributes or not names:
+        return attributes
+    return {name: values for name, values in attributes.items() if _name_key(name) not in names}
 
 
 def _name_key(name: str) -> str:

@@ -33,7 +33,7 @@ class Factor(_Strict):
     key: str = Field(pattern=r"^[a-z][a-z /&-]*$", description="Name, as answers repeat it.")
     description: str = Field(min_length=1, description="What the factor covers.")
     # Characters that mean nothing in a regular expression: structured output is made of them.
-    choices: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9 '&/-]*$")]] = Field(
+    choices: list[Annotated[str, Field(pattern=r"^[^\W_][\w '&/-]*$")]] = Field(
         [], description="Closed list from which a small model chooses: see extract.sampling."
     )
 

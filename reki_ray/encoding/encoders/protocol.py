@@ -14,8 +14,8 @@ import numpy as np
 from reki_ray.assets import Say, resolve_model
 from reki_ray.config import EncodeConfig
 from reki_ray.errors import DataError, EngineError
+from reki_ray.file_digests import folder_digest
 
-_SAMPLE_BYTES = 2**20
 _SPEED_ONLY = frozenset(
     {
         "block_size",
@@ -162,28 +162,12 @@ def cannot_load(config: EncodeConfig, error: Exception) -> EngineError:
 
 
 def _content(folder: Path) -> str:
-    """Hash of a model folder: names and sizes of its files, and a sample of each.
-
-    The sample is the first and the last MiB, so that weights of any size cost nothing.
-    """
-    digest = hashlib.sha256()
+    """Hash of a model folder's files."""
     try:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            name = path.relative_to(folder)
-            if any(part.startswith(".") for part in name.parts) or path.suffix == ".md":
-                continue
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                head = file.read(_SAMPLE_BYTES)
-                file.seek(max(size - _SAMPLE_BYTES, 0))
-                tail = file.read(_SAMPLE_BYTES)
-            digest.update(f"{name}\0{size}\0".encode())
-            digest.update(head)
-            digest.update(tail)
+        return f"content-{folder_digest(folder)[:12]}"
     except OSError as error:
         raise EngineError(
             f"the model cannot be read: {error}",
             where=str(folder),
             todo="Check the folder and its permissions, or name another model.",
         ) from error
-    return f"content-{digest.hexdigest()[:12]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,18 +19,20 @@ class ChatRenderer:
     Args:
         model: Local folder or Hugging Face id.
         revision: Revision of a Hugging Face id.
+        options: Arguments of the template, as `enable_thinking`.
 
     Raises:
         EngineError: The tokenizer cannot be loaded.
     """
 
-    def __init__(self, model: str, revision: str) -> None:
+    def __init__(self, model: str, revision: str, options: Mapping[str, Any] | None = None) -> None:
         self._model = model
         self._revision = revision
+        self._options = dict(options or {})
         self._tokenizer  # noqa: B018  # a model that cannot be loaded fails here
 
-    def __reduce__(self) -> tuple[type[ChatRenderer], tuple[str, str]]:
-        return type(self), (self._model, self._revision)
+    def __reduce__(self) -> tuple[type[ChatRenderer], tuple[str, str, dict[str, Any]]]:
+        return type(self), (self._model, self._revision, self._options)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -61,7 +63,7 @@ class ChatRenderer:
             return plain_text(messages)
         chat = [{"role": message.role, "content": message.content} for message in messages]
         rendered: str = self._tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True
+            chat, tokenize=False, add_generation_prompt=True, **self._options
         )
         # The engine adds the beginning-of-text token itself; some templates write it as well.
         bos = self._tokenizer.bos_token

@@ -120,7 +120,7 @@ class VllmBatchEngine:
             EngineError: The model's tokenizer cannot be loaded.
         """
         source = resolve_model(self._config.model)
-        chat = ChatRenderer(source, self._config.revision)
+        chat = ChatRenderer(source, self._config.revision, self._config.chat_template_kwargs)
         return VllmSetting(
             source,
             {

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.answer_stats import AnswerStats, describe
+from reki_ray.extraction.estimating import speeds
 from reki_ray.extraction.estimating.figures import (
     KindEstimate,
     ModeEstimate,
@@ -23,6 +24,7 @@ from reki_ray.extraction.estimating.figures import (
 )
 from reki_ray.extraction.estimating.reading import distinct
 from reki_ray.extraction.estimating.sample import KINDS, Sample, Sampler
+from reki_ray.extraction.estimating.speeds import MeasuredSpeed
 from reki_ray.extraction.estimating.storage import (
     RowSizes,
     encoder_dimension,
@@ -47,6 +49,12 @@ _MODES: Final[dict[Mode, tuple[SubjectKind, ...]]] = {
     "collective": ("item_cluster", "user_cluster"),
 }
 _MOST = 1e15
+_SOURCES: Final = {
+    "given": "as given on the command line",
+    "configured": "as extract.speed says, not measured",
+    "measured": "measured with a few prompts",
+    "observed": "observed in a run",
+}
 
 
 class Estimate(BaseModel):
@@ -60,6 +68,7 @@ class Estimate(BaseModel):
         engines: Engine replicas.
         tokens_per_second: Generated tokens a second and replica.
         prefill_tokens_per_second: Prompt tokens a second and replica.
+        speed_source: `given`, `configured`, `measured` on this machine, or `observed` in a run.
         modes: Both modes, individual first.
         assumptions: All that was not measured.
     """
@@ -71,11 +80,12 @@ class Estimate(BaseModel):
     engines: int
     tokens_per_second: float
     prefill_tokens_per_second: float
+    speed_source: str = "configured"
     modes: list[ModeEstimate]
     assumptions: list[str]
 
 
-def estimate(
+def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
     config: RekiConfig,
     workspace: Workspace | None,
     *,
@@ -84,6 +94,7 @@ def estimate(
     tokens_per_second: float | None = None,
     prefill_tokens_per_second: float | None = None,
     engines: int | None = None,
+    measure: bool = False,
 ) -> Estimate:
     """Estimate extraction from a sample.
 
@@ -93,10 +104,13 @@ def estimate(
             there are no data yet.
         users: Number of users; None takes that of the workspace.
         items: Number of items; None takes that of the workspace.
-        tokens_per_second: Generated tokens a second and replica; None takes `extract.speed`.
+        tokens_per_second: Generated tokens a second and replica; None takes what was measured
+            here, or else `extract.speed`.
         prefill_tokens_per_second: Prompt tokens a second and replica, cached ones not counted;
-            None takes `extract.speed`.
+            None as above.
         engines: Engine replicas; None takes `extract.max_replicas`.
+        measure: Start the engine and measure it where this machine can run it and its speed is
+            not known yet.
 
     Raises:
         ConfigError: A number is missing, or no positive one.
@@ -104,15 +118,19 @@ def estimate(
         EngineError: No tokenizer can be loaded.
     """
     _require_positive(users, items, tokens_per_second, prefill_tokens_per_second, engines)
-    expected = config.extract.speed
-    speed = Speed(
-        prefill=prefill_tokens_per_second or expected.prefill_tokens_per_second,
-        generation=tokens_per_second or expected.tokens_per_second,
-        engines=engines or config.extract.max_replicas,
-    )
     sampler = Sampler(config, workspace)
     assumptions = sampler.assumptions
     samples = sampler.draw(users, items)
+    given = (prefill_tokens_per_second, tokens_per_second)
+    measured = None if all(given) else _measured(config, sampler, samples, measure=measure)
+    expected = config.extract.speed
+    speed = Speed(
+        prefill=given[0] or (measured.prefill if measured else expected.prefill_tokens_per_second),
+        generation=given[1] or (measured.generation if measured else expected.tokens_per_second),
+        engines=engines or config.extract.max_replicas,
+        source="given" if any(given) else measured.source if measured else "configured",
+        machine=measured.machine if measured else "",
+    )
     kinds = _kinds(config, sampler, samples)
     rows = RowSizes(config, sampler.renderer.frame, assumptions)
     dimension = encoder_dimension(config, sampler.workspace, assumptions)
@@ -130,6 +148,7 @@ def estimate(
         engines=speed.engines,
         tokens_per_second=speed.generation,
         prefill_tokens_per_second=speed.prefill,
+        speed_source=speed.source,
         modes=[
             total_of_mode(mode, pair, config.extract, speed, total_storage(pair, sizes, vectors))
             for mode, pair in (
@@ -144,6 +163,20 @@ def estimate(
 def _modes(configured: Mode) -> dict[Mode, tuple[SubjectKind, ...]]:
     """Individual beside collective; and both together where the configuration asks for that."""
     return _MODES | ({"blend": KINDS} if configured == "blend" else {})
+
+
+def _measured(
+    config: RekiConfig, sampler: Sampler, samples: Mapping[SubjectKind, Sample], *, measure: bool
+) -> MeasuredSpeed | None:
+    """The engine's speed as known or measured here; None leaves `extract.speed`."""
+    extract = config.extract
+    found = speeds.known_speed(extract, sampler.workspace)
+    if found is not None or not (measure and speeds.can_measure(extract)):
+        return found
+    kinds = _modes(extract.mode)[extract.mode]
+    share = speeds.PROBED // len(kinds)
+    bodies = [(kind, body) for kind in kinds for body in samples[kind].bodies[:share]]
+    return speeds.measure(extract, sampler.renderer.frame, bodies)
 
 
 # --- prompts and tokens --------------------------------------------------------------------------
@@ -207,7 +240,8 @@ def _standing_assumptions(
     gpus = gpus_of(extract)
     said = [
         f"Each engine reads {speed.prefill:,.0f} prompt tokens/s and generates "
-        f"{speed.generation:,.0f} tokens/s, one after the other; starting engines is not counted.",
+        f"{speed.generation:,.0f} tokens/s, one after the other ({_SOURCES[speed.source]}"
+        f"{f': {speed.machine}' if speed.machine else ''}); starting engines is not counted.",
         f"A replica takes {gpus} GPU{'s' if gpus > 1 else ''}."
         if gpus
         else "The engine takes no GPU of this cluster.",

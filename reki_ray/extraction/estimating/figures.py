@@ -84,11 +84,15 @@ class Speed:
         prefill: Prompt tokens a second and replica, cached ones not counted.
         generation: Generated tokens a second and replica.
         engines: Replicas.
+        source: Where the rates are from, see `Estimate.speed_source`.
+        machine: Where they were measured; empty where they were not.
     """
 
     prefill: float
     generation: float
     engines: int
+    source: str = "configured"
+    machine: str = ""
 
 
 def total_of_mode(

@@ -32,10 +32,16 @@ def summary(estimate: Estimate) -> list[str]:
         f"{_name(mode, estimate)}: {mode.prompts:,} prompts for {mode.subjects:,} subjects, "
         f"{_short(mode.prompt_tokens.mean)} prompt and {_short(mode.generated_tokens.mean)} "
         f"generated tokens, {_short(mode.gpu_hours.mean)} GPU hours, {_short(mode.cost.mean)} "
-        f"{estimate.currency}, {_bytes(mode.storage.total)}, {_time(mode.wall_hours.mean)} with "
+        f"{estimate.currency}, {_bytes(mode.storage.total)}, {_wall_time(mode, estimate)} with "
         f"{engines}"
         for mode in estimate.modes
     ]
+
+
+def _wall_time(mode: ModeEstimate, estimate: Estimate) -> str:
+    """Expected time; what nobody has measured is said to be a guess."""
+    guess = " if extract.speed holds here" if estimate.speed_source == "configured" else ""
+    return f"{_time(mode.wall_hours.mean)}{guess}"
 
 
 def _engines(estimate: Estimate) -> str:

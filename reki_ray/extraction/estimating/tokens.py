@@ -203,7 +203,11 @@ def _open(extract: ExtractConfig, assumptions: list[str]) -> _CountingChat:
     problem = f"engine {engine.kind} has no tokenizer here"
     if isinstance(engine, VllmEngine):
         try:
-            return _CountingChat(_reachable(engine.model, engine.revision), engine.revision)
+            return _CountingChat(
+                _reachable(engine.model, engine.revision),
+                engine.revision,
+                engine.chat_template_kwargs,
+            )
         except EngineError as error:
             problem = f"the tokenizer of {engine.model} cannot be loaded ({error.what[:120]})"
     assumptions.append(
