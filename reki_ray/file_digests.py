@@ -37,7 +37,7 @@ def file_digest(path: Path) -> str:
         return _computed(path)
     key = [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
     kept = _place(path)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         entry = json.loads(kept.read_text(encoding="utf-8"))
         if entry["state"] == key:
             return str(entry["sha256"])

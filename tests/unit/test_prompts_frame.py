@@ -379,3 +379,23 @@ def test_withheld_attributes_appear_nowhere_in_prompts_about_users() -> None:
             assert secret not in whole
     assert "liked genre in the group" in bodies["user_cluster"]
     assert "gender" in made.item("i", "Heat", {"gender": ["of an item"]}, None).body
+
+
+def test_hidden_attributes_appear_nowhere_in_prompts() -> None:
+    made = renderer(hidden_attributes=("Year",), few_shot=True)
+    attributes = {"year": ["1995"], "genre": ["Crime"]}
+    profile = {"year": ["1970"], "age": ["25-34"]}
+    shares = {**histogram([profile]), "liked year": {"1995": 1.0}, "liked genre": {"Crime": 1.0}}
+    prompts = [
+        made.item("i", "Heat", attributes, None),
+        made.item_cluster("c", 2, [("Heat", attributes)], histogram([attributes])),
+        made.user("u", profile, [("Heat", 4.0)]),
+        made.user_cluster("c", 2, [GroupUser(profile, [])], shares),
+    ]
+    for prompt in prompts:
+        messages = made.frame.messages(prompt.subject_kind, prompt.body)
+        whole = "".join(message.content for message in messages)
+        for hidden in ("year:", "year in", "1995", "1970"):
+            assert hidden not in whole, prompt.subject_kind
+    assert "genre: Crime" in prompts[0].body
+    assert "liked genre in the group" in prompts[3].body
