@@ -1,119 +1,148 @@
-"""Compare small LLMs on the prompts of a workspace: form, echo, coverage, variety, speed.
+"""Compare small LLMs, and ways of asking them, on the prompts of a workspace.
 
-    python benchmarks/llm_choice.py --workspace runs/movielens-100k \
-        --candidate zero=packaged:smollm2-135m-instruct \
-        --candidate few=packaged:smollm2-135m-instruct,few_shot
+    reki run -c configs/movielens-100k.yaml --until cluster
+    python benchmarks/llm_choice.py -c configs/movielens-100k.yaml \
+        --candidate demo \
+        --candidate lines=extract.sampling.constrain=true,prompts.few_shot=true
 
-Needs the stages ingest and cluster. Writes benchmarks/out/llm_choice.json; docs/llm-choice.md
-tells what was found.
+A candidate is a name and the keys in which it differs from the configuration. Writes
+benchmarks/out/llm_choice.json; docs/llm-choice.md says what was found.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-from itertools import pairwise
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray.data
+import yaml
 
-from reki_ray.config import ExtractConfig, PromptsConfig, RayConfig
+from reki_ray.config import RekiConfig, load_config
 from reki_ray.extraction.engines import build_engine
 from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA
-from reki_ray.extraction.shards import Mode, cut_into_shards, load
+from reki_ray.extraction.engines.vllm import cpu_dtype
+from reki_ray.extraction.planning import prompting
+from reki_ray.extraction.shards import cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.progress import Reporter
 from reki_ray.prompts.parse import by_factor
-from reki_ray.prompts.render import Prompt, Renderer, load_scenario
+from reki_ray.prompts.quality import problem_of
+from reki_ray.prompts.render import Prompt
 from reki_ray.runtime import ray_session
 from reki_ray.schema import (
     BODY,
+    CACHED_TOKENS,
+    FLAWS,
     GENERATED_TOKENS,
     PROMPT_HASH,
+    PROMPT_TOKENS,
     REASON,
+    RETRY_REASON,
     SUBJECT_KIND,
     TEXTS,
-    WHOLE_ANSWER,
 )
 from reki_ray.workspace import Workspace
 
 OUT = Path("benchmarks/out/llm_choice.json")
+SHOWN = ("loop", "cut", "copy", "missing")
+_TOP_GENRE = re.compile(r"genre in the group: ([^%\n]*?) \d+%")
 
 
 class Candidate(NamedTuple):
-    """A model and how it is asked, as `name=model[,few_shot][,constrain][,temperature=0.3]`."""
+    """A way of asking, as `name=key=value,key=value`."""
 
     name: str
-    model: str
-    few_shot: bool
-    sampling: dict[str, Any]
+    changes: dict[str, Any]
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
         name, _, rest = text.partition("=")
-        model, *options = rest.split(",")
-        sampling: dict[str, Any] = {"constrain": "constrain" in options}
-        sampling |= dict(option.split("=") for option in options if "=" in option)
-        return cls(name, model, "few_shot" in options, sampling)
+        pairs = [change.partition("=")[::2] for change in rest.split(",") if change]
+        return cls(name, {key: yaml.safe_load(value) for key, value in pairs})
+
+    def applied(self, config: RekiConfig) -> RekiConfig:
+        tree = config.model_dump(mode="json")
+        for key, value in self.changes.items():
+            *sections, last = key.split(".")
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[last] = value
+        return RekiConfig.model_validate(tree)
 
 
-def sample(workspace: Workspace, limits: PromptsConfig, count: int) -> list[Prompt]:
-    """Half cluster prompts of both sides, half item prompts, evenly spread."""
-    renderer = Renderer(load_scenario(limits.scenario), limits)
-
-    def prompts(mode: Mode) -> list[Prompt]:
-        shards = cut_into_shards(workspace, mode)
-        subjects = (Subjects(load(workspace, shard), renderer, limits) for shard in shards)
-        return [prompt for shard in subjects for prompt in shard]
-
-    single = [p for p in prompts("individual") if p.subject_kind == "item"]
-    chosen = []
-    for group in (prompts("collective"), single):
-        step = max(1, 2 * len(group) // count)
-        chosen += group[::step][: count // 2]
-    return chosen
+def prompts_of(config: RekiConfig, workspace: Workspace) -> list[Prompt]:
+    """All prompts of the configured mode."""
+    renderer = prompting(config, workspace).renderer
+    shards = cut_into_shards(workspace, config.extract.mode)
+    subjects = (Subjects(load(workspace, shard), renderer, config.prompts) for shard in shards)
+    return [prompt for shard in subjects for prompt in shard]
 
 
-def measure(texts: list[str], bodies: list[str], factors: tuple[str, ...]) -> dict[str, Any]:
+def measure(rows: Sequence[Mapping[str, Any]], factors: Sequence[str]) -> dict[str, Any]:
     """Figures over all answers; shares lie in [0, 1]."""
-    good = 0
-    coverage: list[float] = []
-    copied: list[float] = []
-    bigrams: list[tuple[str, str]] = []
-    for text, body in zip(texts, bodies, strict=True):
-        found = by_factor(text, factors)
-        coverage.append(len(found) / len(factors))
-        good += len(found) * 2 >= len(factors) and len(set(found.values())) > 1
-        copied.append(sum(value in body for value in found.values()) / max(len(found), 1))
-        bigrams += pairwise(text.lower().split())
+    count = len(rows)
+    first = Counter(problem_of(row[RETRY_REASON]) for row in rows if row[RETRY_REASON])
+    empty = Counter(problem for row in rows for _, problem in row[FLAWS])
+    texts = {
+        row[PROMPT_HASH]: by_factor("\n".join(text for _, text in row[TEXTS]), factors)
+        for row in rows
+        if row[TEXTS]
+    }
+    named = [len(found) for found in texts.values()]
+    tops = {row[PROMPT_HASH]: _TOP_GENRE.search(row[BODY]) for row in rows}
+    known = [(key, top[1].lower()) for key, top in tops.items() if top and key in texts]
+    genre = factors[0]
     return {
-        "answers": len(texts),
-        "right_form": round(good / len(texts), 3),
-        "factor_coverage": round(sum(coverage) / len(texts), 3),
-        "copied_from_subject": round(sum(copied) / len(texts), 3),
-        "distinct_2": round(len(set(bigrams)) / max(len(bigrams), 1), 3),
-        "different_answers": round(len(set(texts)) / len(texts), 3),
+        "prompts": count,
+        "asked_again": {problem: round(n / count, 3) for problem, n in first.most_common()},
+        "quarantined": round(sum(not row[TEXTS] for row in rows) / count, 3),
+        **{
+            f"factors_{problem}": round(empty[problem] / count / len(factors), 3)
+            for problem in SHOWN
+        },
+        "all_but_one_factor": round(sum(n >= len(factors) - 1 for n in named) / count, 3),
+        "different_answers": round(len({str(found) for found in texts.values()}) / count, 3),
+        "genre_is_the_most_frequent": round(
+            sum(_begins(texts[key].get(genre, ""), top) for key, top in known) / max(len(known), 1),
+            3,
+        ),
+        "bits_per_factor": {
+            factor: round(_bits([found.get(factor, "") for found in texts.values()]), 2)
+            for factor in factors
+        },
+        "prompt_tokens": sum(row[PROMPT_TOKENS] for row in rows),
+        "cached_tokens": sum(row[CACHED_TOKENS] for row in rows),
+        "generated_tokens": sum(row[GENERATED_TOKENS] for row in rows),
     }
 
 
-def ask(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ask one candidate and measure it; answers that only repeat the prompt count as failed."""
-    workspace = Workspace(arguments.workspace)
-    limits = PromptsConfig(scenario=arguments.scenario, few_shot=candidate.few_shot)
-    sampling = {"max_tokens": arguments.max_tokens, **candidate.sampling}
-    extract = ExtractConfig.model_validate(
-        {
-            "engine": {"kind": "vllm", "model": candidate.model, "cpu_threads": arguments.threads},
-            "sampling": sampling,
-            "batch_size": 16,
-        }
-    )
-    frame = Renderer(load_scenario(limits.scenario), limits).frame
-    prompts = sample(workspace, limits, arguments.prompts)
+def _begins(text: str, genre: str) -> bool:
+    return text.lower().replace("science fiction", "sci-fi").startswith(genre)
+
+
+def _bits(texts: Sequence[str]) -> float:
+    """Entropy of a factor's first phrase over all subjects: 0 where it is the same for all."""
+    counts = Counter(text.partition(",")[0] for text in texts)
+    total = sum(counts.values())
+    return -sum(n / total * math.log2(n / total) for n in counts.values())
+
+
+def ask(config: RekiConfig) -> dict[str, Any]:
+    """Ask all prompts as a configuration does, and measure the answers."""
+    workspace = Workspace(config.root)
+    frame = prompting(config, workspace).renderer.frame
+    prompts = prompts_of(config, workspace)
     questions = pa.table(
         {
             PROMPT_HASH: [str(row) for row in range(len(prompts))],
@@ -122,15 +151,15 @@ def ask(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
         },
         schema=QUESTION_SCHEMA,
     )
-    blocks = [questions.slice(start, 8) for start in range(0, questions.num_rows, 8)]
-    rows = build_engine(extract, frame).answer(ray.data.from_arrow(blocks)).take_all()
-    answered = [row for row in rows if not row[REASON]]
-    texts = [dict(row[TEXTS])[WHOLE_ANSWER] for row in answered]
+    step = config.extract.unit_rows
+    blocks = [questions.slice(start, step) for start in range(0, questions.num_rows, step)]
+    started = time.monotonic()
+    rows = build_engine(config.extract, frame).answer(ray.data.from_arrow(blocks)).take_all()
+    texts = ["\n".join(text for _, text in row[TEXTS]) for row in rows if row[TEXTS]]
     return {
-        **measure(texts, [row[BODY] for row in answered], frame.factors),
-        "kinds": sorted({prompt.subject_kind for prompt in prompts}),
-        "failed": len(rows) - len(answered),
-        "generated_tokens": sum(row[GENERATED_TOKENS] for row in answered),
+        **measure(rows, frame.factors),
+        "seconds": round(time.monotonic() - started, 1),
+        "reasons": Counter(row[REASON] for row in rows if row[REASON]).most_common(3),
         "samples": texts[:: max(1, len(texts) // 4)],
     }
 
@@ -138,21 +167,24 @@ def ask(candidate: Candidate, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure all candidates, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workspace", required=True)
-    parser.add_argument("--scenario", default="movies")
+    parser.add_argument("-c", "--config", required=True, type=Path)
+    parser.add_argument("--workspace")
     parser.add_argument("--candidate", action="append", type=Candidate.parse, required=True)
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
+    base = load_config(arguments.config, workspace=arguments.workspace)
     reporter = Reporter()
     found = json.loads(OUT.read_text(encoding="utf-8"))["figures"] if OUT.exists() else {}
     for candidate in arguments.candidate:
-        with ray_session(RayConfig()):
-            found[candidate.name] = {"candidate": candidate._asdict(), **ask(candidate, arguments)}
+        config = candidate.applied(base)
+        with ray_session(config.ray):
+            found[candidate.name] = {"changes": candidate.changes, **ask(config)}
         reporter.say(f"{candidate.name}: {json.dumps(found[candidate.name])}")
         OUT.parent.mkdir(parents=True, exist_ok=True)
-        machine = {"platform": platform.platform(), "cpus": os.cpu_count()}
+        machine = {
+            "platform": platform.platform(),
+            "cpus": os.cpu_count(),
+            "dtype": cpu_dtype(),
+        }
         OUT.write_text(json.dumps({"machine": machine, "figures": found}, indent=2) + "\n")
 
 

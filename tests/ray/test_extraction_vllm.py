@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 
 from reki_ray import schema
+from reki_ray.assets import cache_folder, resolve_model
 from reki_ray.config import ExtractConfig, PromptsConfig, VllmEngine
 from reki_ray.errors import EngineError
 from reki_ray.extraction.asking import Asking
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
+from reki_ray.extraction.estimating.estimate import estimate
+from reki_ray.extraction.estimating.speeds import known_speed
 from reki_ray.extraction.resources import require
 from reki_ray.extraction.stage import run
 from reki_ray.progress import Reporter, Task
+from reki_ray.prompts.parse import by_factor
 from reki_ray.prompts.render import Renderer, load_scenario
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
@@ -87,11 +94,15 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
 ) -> None:
     fill(workspace)
     config = tiny_config(
-        prompts={"few_shot": True, "max_title_chars": 20_000},
+        prompts={
+            "few_shot": True,
+            "max_title_chars": 20_000,
+            "factors": ["genre", "mood and tone"],
+        },
         extract={
             "engine": {"kind": "vllm", "device": "cpu", "max_model_len": 1024},
             "mode": "individual",
-            "sampling": {"max_tokens": 24, "constrain": True},
+            "sampling": {"max_tokens": 24, "constrain": "choices"},
             "batch_size": 2,
             "unit_rows": 2,
             "max_dead_share": 0.5,
@@ -110,11 +121,57 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
         assert 0 < row[schema.GENERATED_TOKENS] <= 24
         assert 100 < row[schema.PROMPT_TOKENS] < 1024
         assert row[schema.MODEL] == "packaged:smollm2-135m-instruct"
-        assert row[schema.FINISH_REASON] in {"stop", "length"}
+        assert row[schema.FINISH_REASON] == "stop"
     assert (result.rows_in, result.rows_out, result.dead) == (len(TITLES) + 1, len(TITLES), 1)
     # More units than go to the engine at once: the first is kept before the last is asked.
     assert min(kept for _, kept in heard) < max(asked for asked, _ in heard if asked < math.inf)
     assert result.details["tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_the_demos_way_of_asking_gets_an_answer_for_every_factor(
+    tiny_config: TinyConfig, workspace: Workspace, reporter: Reporter
+) -> None:
+    fill(workspace)
+    demo = yaml.safe_load(Path("configs/movielens-100k.yaml").read_text(encoding="utf-8"))
+    config = tiny_config(
+        prompts=demo["prompts"],
+        extract={**demo["extract"], "mode": "individual"},
+        train={"arms": ["fair_base", "reki_i"]},
+    )
+    stats = run(config, workspace, reporter).details["answers"]
+    assert stats["quarantined"] == {"error": 1} or not stats["quarantined"]  # the endless title
+    assert stats["complete"] >= 0.95 * stats["answered"]
+    assert sum(stats["asked_again"].values()) <= 0.05 * stats["answered"]
+    texts = workspace.read_table(schema.KNOWLEDGE)[schema.TEXT].to_pylist()
+    factors = demo["prompts"]["factors"]
+    for text in texts:
+        assert len(by_factor(text, factors)) >= len(factors) - 1
+    assert len(set(texts)) > len(texts) / 4  # an answer for each subject, not one for all
+
+
+@pytest.mark.slow
+def test_the_speed_of_a_real_engine_is_measured(
+    tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    resolve_model("packaged:smollm2-135m-instruct")
+    shutil.copytree(cache_folder(), tmp_path / "cache", symlinks=True)
+    shutil.rmtree(tmp_path / "cache" / "speeds", ignore_errors=True)
+    monkeypatch.setenv("REKI_CACHE", str(tmp_path / "cache"))
+    config = tiny_config(
+        prompts={"factors": ["genre", "mood and tone"]},
+        extract={
+            "engine": {"kind": "vllm", "max_model_len": 1024},
+            "sampling": {"max_tokens": 24, "constrain": "choices"},
+        },
+    )
+    found = estimate(config, None, users=1000, items=100, measure=True)
+    assert found.speed_source == "measured"
+    assert found.tokens_per_second > 1
+    assert found.prefill_tokens_per_second > 1
+    known = known_speed(config.extract, None)
+    assert known is not None
+    assert known.generation == found.tokens_per_second
 
 
 def test_a_cluster_that_is_too_small_is_told_before_the_start() -> None:

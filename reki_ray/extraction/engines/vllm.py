@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import platform
+import math
 import sys
+import time
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from reki_ray.prompts.frame import Frame
 from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
 
 if TYPE_CHECKING:
+    import torch
     from ray.data import Dataset
 
 # Blanks between the fields of an answer would cost tokens and teach nothing. Constrained lines
@@ -63,6 +65,8 @@ _CPU_ENV = {
     # spins on a shared buffer while the worker computes, and takes half of a machine of two cores.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
+_PRODUCTS = 8
+_CLEARLY = 0.8
 _PRELOADED = ("libiomp5.so", "libtcmalloc_minimal.so.4", "libtcmalloc.so.4")
 _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64")
 
@@ -219,20 +223,35 @@ class VllmBatchEngine:
         return max(1, int(min(node - 1, share)))
 
 
+@cache
 def cpu_dtype() -> str:
     """Precision in which this machine's CPU computes fast.
 
-    On x86 bfloat16 needs AMX: with AVX512-BF16 alone a prompt is read in 1.3 times the time of
-    float32, and without either a product of matrices takes a hundred times as long.
+    Units for bfloat16 are not enough: of processors with AVX512-BF16 some multiply twice as fast
+    with it, others at 0.8 times the speed of float32, and without such units a product takes a
+    hundred times as long. So both are tried, for some hundredths of a second.
     The nodes of the engines are taken to be like this one; `engine_kwargs.dtype` overrides it.
     """
     import torch  # noqa: PLC0415  # seconds, and only needed here
 
-    if platform.machine() == "x86_64":
-        fast = torch.cpu._is_amx_tile_supported()
-    else:
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if fast else "float32"
+    found = torch.cpu.get_capabilities()
+    if not any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):
+        return "float32"
+    single = _product_seconds(torch.float32)
+    return "bfloat16" if _product_seconds(torch.bfloat16) < _CLEARLY * single else "float32"
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    """Time of a product of matrices as a small model computes it, the shortest of some."""
+    import torch  # noqa: PLC0415  # as above
+
+    rows, weights = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+    best = math.inf
+    for _ in range(_PRODUCTS):
+        started = time.perf_counter()
+        rows @ weights
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def preloaded_libraries() -> str:
