@@ -60,10 +60,13 @@ class Candidate:
     broken: str | None = None
 
 
+CHOICES = {"genre": ["comedy", "crime", "drama", "war"], "mood": ["calm", "dark", "funny"]}
+
+
 def frame(form: Form = "text") -> Frame:
-    """A short frame of two factors."""
+    """A short frame of two factors, which a small model may choose from closed lists."""
     task = Message("system", f"Describe the subject. Factors: {', '.join(FACTORS)}.")
-    return Frame(FACTORS, form, {"item": (task,), "user": (task,)})
+    return Frame(FACTORS, form, {"item": (task,), "user": (task,)}, choices=CHOICES)
 
 
 def units(bodies: Sequence[str], unit_rows: int) -> list[pa.Table]:
