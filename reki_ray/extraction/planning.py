@@ -126,6 +126,7 @@ def make_plan(
         document = workspace.read_json(_DOCUMENT)
         if document["identity"] == identity:
             return Plan(identity, document["rows"])
+    workspace.remove(_DOCUMENT)  # it must not stand for tables that are being replaced
     rows = 0
     spec = ray.put(wording)
     activity = count_visible.remote(workspace.location) if wording.min_interactions else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reki_ray import atomic
 from reki_ray.config import ColumnMapping, DataConfig, FileSource
 from reki_ray.online.event_log import Event
-from reki_ray.online.files import replace_file
 from reki_ray.online.rules import EventRules
 
 _logger = logging.getLogger(__name__)
@@ -59,9 +58,8 @@ class EventBatches:
         """
         rows = self._usable(events)
         if rows:
-            sink = io.BytesIO()
-            pq.write_table(self._table(rows), sink)
-            replace_file(path, sink.getvalue())
+            with atomic.writing(path, mode=0o600) as sink:  # it holds user ids
+                pq.write_table(self._table(rows), sink)
         return len(rows)
 
     def _usable(self, events: Sequence[Event]) -> list[Event]:

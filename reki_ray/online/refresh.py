@@ -20,11 +20,11 @@ from typing import Final, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reki_ray import atomic
 from reki_ray.config import RefreshConfig
 from reki_ray.errors import RekiError, StoreError
 from reki_ray.online.batches import EventBatches
 from reki_ray.online.event_log import Event, EventReader
-from reki_ray.online.files import replace_file
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.segment_reader import prune
 
@@ -124,7 +124,7 @@ class Refresher:
         self._waiting: list[Event] = []
         self._reader = EventReader(folders.events)
         self._state: RefreshState | None = None
-        folders.refresh.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(folders.refresh)
         # Held as long as this refresher lives, and let go by the system when its process dies.
         self._lock = FileLock(folders.refresh / _LOCK, thread_local=False)
 
@@ -290,7 +290,8 @@ class Refresher:
 
     def _keep(self, state: RefreshState, **changes: object) -> RefreshState:
         changed = state.model_copy(update=changes)
-        replace_file(self._folders.refresh / _STATE, changed.model_dump_json(indent=2).encode())
+        content = changed.model_dump_json(indent=2).encode()
+        atomic.replace_file(self._folders.refresh / _STATE, content)
         self._state = changed
         return changed
 

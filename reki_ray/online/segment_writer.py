@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from reki_ray import atomic
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.online.files import sync_folder
 from reki_ray.online.lines import encode_line
 
 SUFFIX: Final = ".jsonl"
@@ -78,7 +78,7 @@ class SegmentWriter:
         self._size = 0
         self._opened_at = 0.0
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.folder)
         except OSError as error:
             raise self._refused(error) from error
 
@@ -161,7 +161,7 @@ class SegmentWriter:
             self._descriptor = self._create()
             self._size = 0
             self._opened_at = time.time()
-            sync_folder(self.folder)
+            atomic.sync(self.folder)
         return self._descriptor
 
     def _create(self) -> int:

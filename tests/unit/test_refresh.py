@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reki_ray import atomic
+from reki_ray.atomic import replace_file
 from reki_ray.config import DataConfig, RefreshConfig
 from reki_ray.errors import DataError, EngineError
-from reki_ray.online import refresh
 from reki_ray.online.batches import EventBatches
 from reki_ray.online.event_log import Event, EventLog
-from reki_ray.online.files import replace_file
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.refresh import Refresher, RefreshState
 from reki_ray.online.rules import EventRules
@@ -196,7 +196,7 @@ def test_a_process_that_died_after_the_update_repeats_it_with_the_same_file(
         replace_file(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(refresh, "replace_file", die)
+        patch.setattr(atomic, "replace_file", die)
         with pytest.raises(KeyboardInterrupt):
             first.step()
     first.close()
@@ -268,7 +268,7 @@ def test_a_full_disk_is_a_failure_like_others(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(refresh, "replace_file", full)
+        patch.setattr(atomic, "replace_file", full)
         assert refresher.step() == "failed"
         assert "No space left" in str(state(refresher).last_error)
     bench.now += 10

@@ -53,7 +53,7 @@ def test_promotion_and_the_way_back(store: VersionStore) -> None:
 
 
 def _flip(store: VersionStore) -> None:
-    path = store.folder(3) / "users.arrow"
+    path = store_factory.writable(store.folder(3) / "users.arrow")
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
@@ -61,26 +61,27 @@ def _flip(store: VersionStore) -> None:
 
 def _rewrite(store: VersionStore, name: str) -> None:
     """Make a manifest agree with a changed file, as a faulty builder would."""
-    path = store.folder(3) / MANIFEST
+    path = store_factory.writable(store.folder(3) / MANIFEST)
     manifest = json.loads(path.read_text())
     manifest["files"][name] = checksum(store.folder(3) / name)
     path.write_text(json.dumps(manifest))
 
 
 def _other_model(store: VersionStore) -> None:
-    bundles.save(store.folder(3) / MODEL_FOLDER, store_factory.make_bundle(seed=7))
+    folder = store_factory.writable(store.folder(3) / MODEL_FOLDER)
+    bundles.save(folder, store_factory.make_bundle(seed=7))
     for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
         _rewrite(store, f"{MODEL_FOLDER}/{name}")
 
 
 def _other_dimension(store: VersionStore) -> None:
-    path = store.folder(3) / "items.arrow"
+    path = store_factory.writable(store.folder(3) / "items.arrow")
     write_vectors(path, ["m0"], np.zeros((1, 8 + 1), np.float32), ["cluster"])
     _rewrite(store, "items.arrow")
 
 
 def _other_type(store: VersionStore) -> None:
-    path = store.folder(3) / "items.arrow"
+    path = store_factory.writable(store.folder(3) / "items.arrow")
     write_vectors(path, ["m0"], np.zeros((1, 8), np.float32), ["cluster"], dtype="float16")
     _rewrite(store, "items.arrow")
 
