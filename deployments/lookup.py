@@ -12,13 +12,12 @@ from deployments.messages import NO_PROFILE, Behind, Sample, UserRecord
 from deployments.versions import StoreAccess
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
-from reki_ray.store.contents import Profile
 from reki_ray.store.versions import StoreVersion
 
 T = TypeVar("T")
 
-AddRecent = Callable[[str, Profile], Profile]
-"""A user's profile with the interactions that came since the version was built."""
+AddRecent = Callable[[str, UserRecord], UserRecord]
+"""What is known of a user, with the interactions that came since the version was built."""
 
 OpenRecent = Callable[[], AddRecent]
 """Opens what is known of recent interactions; called once, in the replica."""
@@ -123,7 +122,7 @@ class Lookup:
         found = await self._ask(version, lambda reader: reader.user(user_id))
         if self._add_recent is None:
             return found
-        return dataclasses.replace(found, profile=self._add_recent(user_id, found.profile))
+        return self._add_recent(user_id, found)
 
     async def titles(self, item_ids: Sequence[str], version: int) -> list[str | None]:
         """See `StoreReader.titles`."""

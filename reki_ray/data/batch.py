@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pad
+import pyarrow.parquet as pq
 
 from reki_ray import schema
 from reki_ray.config import ColumnMapping, DataConfig, FileSource
@@ -28,10 +29,10 @@ from reki_ray.data.raw import Kind, identify_files, unreadable
 from reki_ray.data.samples import sort_interactions
 from reki_ray.data.stage import bare_users
 from reki_ray.data.validation import check_interactions, check_items, check_users, repeated
-from reki_ray.errors import ConfigError
+from reki_ray.errors import ConfigError, DataError
 from reki_ray.histories import before_cut
 from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, TIMESTAMP, USER_ID, Table
-from reki_ray.workspace import Workspace
+from reki_ray.workspace import Workspace, conform
 
 INBOX: Final[dict[Kind, Table]] = {
     "interactions": Table("inbox/interactions", schema.INTERACTIONS_SCHEMA),
@@ -135,12 +136,14 @@ class Inbox:
         content = json.dumps(identify_files(paths), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
         before = self.batches()
-        for name in before:
-            if name.endswith(digest):
-                return Batch(name, is_new=False, events=0, quarantined=0)
+        name = next((name for name in before if name.endswith(digest)), None)
+        if name is not None and self._is_whole(name):
+            return Batch(name, is_new=False, events=0, quarantined=0)
         tables = self._checked(files, config)
         enforce_threshold(self._live, tables, config.max_quarantine_share)
-        name = f"{len(before) + 1:06d}-{digest}"
+        if name is None:
+            number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
+            name = f"{number:06d}-{digest}"
         save_quarantine(self._live, tables, QUARANTINE, part=name)
         for kind in ("users", "items"):
             if kind in tables:
@@ -185,12 +188,30 @@ class Inbox:
             events=len(fresh),
         )
 
+    def _is_whole(self, name: str) -> bool:
+        """Whether the file that makes a batch count was written to its end."""
+        try:
+            pq.read_metadata(self._live.path(INBOX["interactions"].path, f"{name}.parquet"))
+        except (pa.ArrowException, OSError):
+            return False
+        return True
+
     def _rows(self, kind: Kind) -> pa.Table:
-        table = INBOX[kind]
+        table, batches = INBOX[kind], set(self.batches())
         assert table.schema is not None
-        if not self._live.has_table(table):
-            return table.schema.empty_table()
-        return self._live.read_table(table)
+        found = [table.schema.empty_table()]
+        for part in self._live.parts(table):
+            if Path(part).stem not in batches:  # of one that was cut off before it counted
+                continue
+            try:
+                found.append(conform(pq.ParquetFile(part).read(), table.schema, where=part))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"a kept batch is damaged: {error}",
+                    where=part,
+                    todo="Delete this file, and give the batch to `reki update` again.",
+                ) from error
+        return pa.concat_tables(found)
 
     def _checked(self, files: BatchFiles, config: DataConfig) -> dict[Kind, Checked]:
         tables: dict[Kind, Checked] = {}

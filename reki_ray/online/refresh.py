@@ -26,7 +26,7 @@ from reki_ray.errors import RekiError, StoreError
 from reki_ray.online.batches import EventBatches
 from reki_ray.online.event_log import Event, EventReader
 from reki_ray.online.folders import OnlineFolders
-from reki_ray.online.segment_reader import prune
+from reki_ray.online.segment_reader import PATIENCE_SECONDS, prune
 
 _logger = logging.getLogger(__name__)
 
@@ -160,6 +160,8 @@ class Refresher:
         try:
             if self._state is None and not self._begin():
                 return "standby"
+            if self._lacks_its_batch(self._known()):
+                self._resume(self._known())
             self._read()
             return self._refresh_if_due(self._known())
         except (RekiError, OSError) as error:
@@ -171,15 +173,23 @@ class Refresher:
             self._lock.acquire(timeout=0)
         except Timeout:
             return False
-        state = self._load()
-        if state.pending is not None and not self._file(state.pending).exists():
+        atomic.remove_scratch(self._folders.refresh)
+        self._resume(self._load())
+        return True
+
+    def _resume(self, state: RefreshState) -> None:
+        """Read the log from where a state has come; a batch whose file is gone is read again."""
+        if self._lacks_its_batch(state):
+            assert state.pending is not None
             _logger.warning("%s is gone: its events are read again", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
-        self._reader = EventReader(self._folders.events, place)
+        self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
         self._waiting.clear()
         self._state = state
-        return True
+
+    def _lacks_its_batch(self, state: RefreshState) -> bool:
+        return state.pending is not None and not self._file(state.pending).exists()
 
     def _read(self) -> None:
         if len(self._waiting) >= self._config.max_events:

@@ -219,6 +219,43 @@ def test_a_batch_that_somebody_deleted_is_written_anew(bench: Bench) -> None:
     assert bench.batches == [clicked(1, 2, 3)]
 
 
+def test_a_batch_that_was_deleted_is_written_anew_without_a_restart(bench: Bench) -> None:
+    refresher = bench.refresher()
+    bench.failure = DataError("refused", where="batch", todo="mend it")
+    bench.click(1, 2, 3)
+    assert refresher.step() == "failed"
+    bench.click(4)
+    assert refresher.step() == "idle"
+    bench.files[0].unlink()
+    bench.failure = None
+    bench.now += 10
+    assert refresher.step() == "refreshed"
+    assert bench.batches == [clicked(1, 2, 3, 4)]
+    bench.click(5, 6, 7)
+    assert refresher.step() == "refreshed"
+    assert bench.batches[1] == clicked(5, 6, 7)
+
+
+def test_a_refresher_restarted_from_an_old_state_skips_no_event(bench: Bench) -> None:
+    first = bench.refresher()
+    bench.click(1, 2, 3)
+    assert first.step() == "refreshed"
+    first.close()
+    bench.log.close()
+    for path in bench.folders.events.iterdir():
+        path.unlink()  # pruned, while the state still knows its name
+    bench.click(4, 5, 6)
+    assert bench.refresher().step() == "refreshed"
+    assert bench.batches == [clicked(1, 2, 3), clicked(4, 5, 6)]
+
+
+def test_what_a_killed_refresher_left_half_written_is_removed(bench: Bench) -> None:
+    bench.folders.refresh.mkdir(parents=True)
+    (bench.folders.refresh / ".tmp-1234").write_bytes(b"half")
+    assert bench.refresher().step() == "idle"
+    assert os.listdir(bench.folders.refresh) == [".lock"]
+
+
 def test_two_refreshers_do_not_work_at_once(bench: Bench) -> None:
     first, second = bench.refresher(), bench.refresher()
     bench.click(1, 2, 3)
@@ -245,7 +282,7 @@ def test_what_an_update_would_refuse_is_left_out(bench: Bench) -> None:
         ]
     )
     assert bench.refresher().step() == "refreshed"
-    assert [row[1:] for row in bench.batches[0]] == [(" m1 ", 1, 5.0), ("m2", 3, 2.0)]
+    assert [row[1:] for row in bench.batches[0]] == [("m1", 1, 5.0), ("m2", 3, 2.0)]
 
 
 def test_events_of_which_none_is_usable_are_passed_over(bench: Bench) -> None:
