@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from deployments.messages import NO_PROFILE, Behind, Sample, UserRecord
 from deployments.versions import StoreAccess
@@ -16,8 +16,16 @@ from reki_ray.store.versions import StoreVersion
 
 T = TypeVar("T")
 
-AddRecent = Callable[[str, UserRecord], UserRecord]
-"""What is known of a user, with the interactions that came since the version was built."""
+
+class AddRecent(Protocol):
+    """Knows the interactions that came since a version was built."""
+
+    def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
+        """What is known of a user, with them."""
+
+    def close(self) -> None:
+        """End what runs in the background."""
+
 
 OpenRecent = Callable[[], AddRecent]
 """Opens what is known of recent interactions; called once, in the replica."""
@@ -139,6 +147,8 @@ class Lookup:
     def close(self) -> None:
         """End what runs in the background."""
         self._versions.close()
+        if self._add_recent is not None:
+            self._add_recent.close()
 
     async def _ask(self, version: int, ask: Callable[[StoreReader], T]) -> T:
         reader = await self._versions.get(version)

@@ -13,7 +13,6 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.gateway import Extensions
-from deployments.lookup import AddRecent
 from deployments.messages import UserRecord
 from deployments.schemas import EventItem
 from deployments.served import Exposed
@@ -90,32 +89,60 @@ def open_extensions(args: OnlineArgs, access: StoreAccess, replica: str) -> Exte
     )
 
 
-def open_recent(args: OnlineArgs, access: StoreAccess) -> AddRecent:
-    """Follow the event log, in a thread, for the histories of a lookup replica.
+class RecentHistories:
+    """Adds recent interactions to what a lookup knows; follows the event log in a thread.
 
-    It returns when the log was read to its end, so that a replica that starts does not answer
+    When it is made it has read the log to its end, so that a replica that starts does not answer
     from half of it; a log that takes longer than `REPLAY_SECONDS` is read on beside the answers.
-    """
-    recent = RecentEvents(
-        OnlineFolders.beside(access.publish_root).events,
-        interaction=as_it_is
-        if args.data is None
-        else EventRules(args.rules, args.data).interaction,
-        since=_held_until(access),
-    )
-    read = threading.Event()
-    threading.Thread(target=_follow, args=(recent, read), name="recent-events", daemon=True).start()
-    if not read.wait(REPLAY_SECONDS):
-        logger.warning("the event log is long: recent events are known little by little")
 
-    def add(user_id: str, record: UserRecord) -> UserRecord:
-        interactions = recent.of(user_id)
+    Args:
+        recent: The log's latest events.
+        history: Most interactions of a history.
+    """
+
+    def __init__(self, recent: RecentEvents, history: int) -> None:
+        self._recent = recent
+        self._history = history
+        self._read, self._closing = threading.Event(), threading.Event()
+        threading.Thread(target=self._follow, name="recent-events", daemon=True).start()
+        if not self._read.wait(REPLAY_SECONDS):
+            logger.warning("the event log is long: recent events are known little by little")
+
+    def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
+        """What is known of a user, with recent interactions."""
+        interactions = self._recent.of(user_id)
         if not interactions:
             return record
-        profile = merge(record.profile, interactions, args.history)
-        return dataclasses.replace(record, profile=profile, met=recent.met(user_id))
+        profile = merge(record.profile, interactions, self._history)
+        return dataclasses.replace(record, profile=profile, met=self._recent.met(user_id))
 
-    return add
+    def close(self) -> None:
+        """End the thread."""
+        self._closing.set()
+
+    def _follow(self) -> None:
+        told = ""
+        while not self._closing.is_set():
+            try:
+                self._recent.refresh()
+                told = ""
+                self._read.set()
+            except Exception as error:  # noqa: BLE001  # a folder that is mounted may come back
+                if str(error) != told:
+                    told = str(error)
+                    logger.error("the event log cannot be read: %s", error)
+            self._closing.wait(LOOK_SECONDS)
+
+
+def open_recent(args: OnlineArgs, access: StoreAccess) -> RecentHistories:
+    """Recent histories of a lookup replica, from the event log of all gateways."""
+    rules = as_it_is if args.data is None else EventRules(args.rules, args.data).interaction
+    recent = RecentEvents(
+        OnlineFolders.beside(access.publish_root).events,
+        interaction=rules,
+        since=_held_until(access),
+    )
+    return RecentHistories(recent, args.history)
 
 
 def _held_until(access: StoreAccess) -> float:
@@ -135,17 +162,3 @@ def _held_until(access: StoreAccess) -> float:
     except (RekiError, OSError) as error:
         logger.warning("the whole event log is read, as a version does not open: %s", error)
         return 0.0
-
-
-def _follow(recent: RecentEvents, read: threading.Event) -> None:
-    told = ""
-    while True:
-        try:
-            recent.refresh()
-            told = ""
-            read.set()
-        except Exception as error:  # noqa: BLE001  # a folder that is mounted may come back
-            if str(error) != told:
-                told = str(error)
-                logger.error("the event log cannot be read: %s", error)
-        time.sleep(LOOK_SECONDS)
