@@ -137,8 +137,10 @@ class Inbox:
         digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
         before = self.batches()
         name = next((name for name in before if name.endswith(digest)), None)
-        if name is not None and self._is_whole(name):
-            return Batch(name, is_new=False, events=0, quarantined=0)
+        if name is not None:
+            if self._is_whole(name):
+                return Batch(name, is_new=False, events=0, quarantined=0)
+            self._live.remove(_part(INBOX["interactions"], name))  # it counts no more
         tables = self._checked(files, config)
         enforce_threshold(self._live, tables, config.max_quarantine_share)
         if name is None:
@@ -189,11 +191,14 @@ class Inbox:
         )
 
     def _is_whole(self, name: str) -> bool:
-        """Whether the file that makes a batch count was written to its end."""
-        try:
-            pq.read_metadata(self._live.path(INBOX["interactions"].path, f"{name}.parquet"))
-        except (pa.ArrowException, OSError):
-            return False
+        """Whether the files of a batch were written to their end."""
+        for table in INBOX.values():
+            try:
+                pq.read_metadata(self._live.path(_part(table, name)))
+            except FileNotFoundError:  # a batch need not have all kinds
+                continue
+            except (pa.ArrowException, OSError):
+                return False
         return True
 
     def _rows(self, kind: Kind) -> pa.Table:
@@ -209,7 +214,7 @@ class Inbox:
                 raise DataError(
                     f"a kept batch is damaged: {error}",
                     where=part,
-                    todo="Delete this file, and give the batch to `reki update` again.",
+                    todo="Give the same batch to `reki update` again: it is written anew.",
                 ) from error
         return pa.concat_tables(found)
 
@@ -277,6 +282,10 @@ def write_round(merged: Merged, workspace: Workspace) -> None:
         scratch.write_table(schema.ITEMS, merged.items)
         scratch.write_table(schema.USERS, merged.users)
         scratch.write_table(schema.CUTS, cuts)
+
+
+def _part(table: Table, name: str) -> str:
+    return f"{table.path}/{name}.parquet"
 
 
 def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
