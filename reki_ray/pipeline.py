@@ -81,9 +81,9 @@ STAGES: tuple[Stage, ...] = (
         ("prompts", "extract"),
         ("ingest", "cluster"),
         inputs="reki_ray.extraction.imported:identify",
-        version=2,
+        version=3,
     ),
-    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
+    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=3),
     Stage(
         "train",
         "reki_ray.training.stage:run",
