@@ -73,7 +73,7 @@ STAGES: tuple[Stage, ...] = (
         ("cluster", "encode", "prompts"),
         ("ingest",),
         inputs="reki_ray.clustering.stage:identify_inputs",
-        version=4,
+        version=5,
     ),
     Stage(
         "extract",

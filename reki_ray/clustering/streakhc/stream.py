@@ -32,7 +32,7 @@ class StreaKHC:
 
     @property
     def points(self) -> int:
-        """Points in the root's sum; less than were inserted where a root was evicted."""
+        """Points in the tree; fewer than were inserted once leaves were evicted."""
         root = self._tree.state[ROOT]
         return 0 if root == NONE else int(self._tree.points[root])
 
