@@ -283,7 +283,7 @@ class Workspace:
             tables: Replace only these tables of the stage; empty replaces its whole folder.
         """
         scratch = Workspace(f"{self.location}/.scratch-{stage}")
-        scratch.remove()
+        scratch.remove("")
         folders = [table.path for table in tables] or [stage]
         for folder in folders:
             self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
@@ -297,10 +297,10 @@ class Workspace:
                 else:
                     self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
         finally:
-            scratch.remove()
+            scratch.remove("")
 
-    def remove(self, relative: str = "") -> None:
-        """Remove a file or folder, or the whole workspace; one that is not there is no error."""
+    def remove(self, relative: str) -> None:
+        """Remove a file or folder; one that is not there is no error."""
         target = self.path(relative) if relative else self._base
         if self.filesystem.exists(target):
             self.filesystem.rm(target, recursive=True)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
-from reki_ray import schema
+from reki_ray import atomic, schema
 from reki_ray.config import ColumnMapping, DataConfig, FileSource
 from reki_ray.data.files import SUFFIXES, Files, Form
 from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
@@ -123,7 +123,7 @@ class Inbox:
         return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
 
     def add(self, files: BatchFiles, config: DataConfig) -> Batch:
-        """Check the files of a batch and keep their rows.
+        """Check the files of a batch and keep their rows; one caller at a time.
 
         Args:
             files: Its files; columns are named as `data.source.columns` says, or as in the tables.
@@ -132,6 +132,8 @@ class Inbox:
         Raises:
             DataError: A file is missing or damaged, lacks a column, or too much is unusable.
         """
+        for table in INBOX.values():
+            atomic.remove_scratch(self._live.local_path(table.path))
         paths = [path for path in (files.interactions, files.items, files.users) if path]
         content = json.dumps(identify_files(paths), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]

@@ -179,6 +179,7 @@ def stop_experiment(root: Path | str) -> Experiment:
         ended = running.model_copy(update={"ended_at": int(time.time())})
         _write(_ended(root, ended.name), ended)
         (root / EXPERIMENT).unlink(missing_ok=True)
+        atomic.sync(root)
     return ended
 
 

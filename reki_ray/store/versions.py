@@ -72,6 +72,9 @@ CURRENT: Final = "CURRENT"
 _SCRATCH: Final = ".scratch-"
 _POINTER_SECONDS: Final = 5.0
 """Longest wait for another process that moves the pointer, which takes milliseconds."""
+_UNCHANGED: Final = (
+    "Nothing was changed: look at `reki versions`, and try again if it is still wanted."
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -206,7 +209,7 @@ class VersionStore:
                 shutil.rmtree(scratch, ignore_errors=True)
             self._export(number)
             if promote:
-                self._point_to(number, expected=expected, seal=self._seal_of_built(number))
+                self._promote_built(number, expected)
         return number
 
     def upsert(self, delta: Delta, *, base: int | None = None, promote: bool = True) -> int:
@@ -319,6 +322,16 @@ class VersionStore:
                 f"{number}`.",
             ) from error
 
+    def _promote_built(self, number: int, expected: int | None) -> None:
+        try:
+            self._point_to(number, expected=expected, seal=self._seal_of_built(number))
+        except StoreError as error:
+            raise StoreError(
+                f"version {number} is built, but not promoted: {error.what}",
+                where=error.where,
+                todo=f"If it is still wanted: `reki promote {number}`.",
+            ) from error
+
     def _seal_of_built(self, number: int) -> str:
         layers = self.layers(number)
         base = layers[0][1].base  # nobody has compared its checksums now
@@ -370,20 +383,27 @@ class VersionStore:
     @contextmanager
     def _pointer(self) -> Iterator[None]:
         """Keep others from moving the pointer."""
+        lock = FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS)
         try:
-            with FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS):
-                yield
-        except Timeout as error:
+            lock.acquire()
+        except (Timeout, OSError) as error:
+            taken = isinstance(error, Timeout)
             raise StoreError(
-                "another process is moving the pointer; nothing was changed",
+                "another process is moving the pointer"
+                if taken
+                else f"the pointer cannot be locked: {error.strerror or error}",
                 where=str(self.root / CURRENT),
-                todo="Look at `reki versions`, and try again if it is still wanted.",
+                todo=_UNCHANGED,
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _require_current(self, expected: int | None) -> None:
         if expected is not None and (current := self.current()) != expected:
             raise StoreError(
-                f"version {current} is current, not {expected}; nothing was changed",
+                f"version {current} is current, not {expected}",
                 where=str(self.root / CURRENT),
-                todo="Look at `reki versions`, and try again if it is still wanted.",
+                todo=_UNCHANGED,
             )

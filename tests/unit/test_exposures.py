@@ -101,11 +101,16 @@ def test_an_answer_does_not_wait_for_the_disk(tmp_path: Path, blocked: threading
     assert log.written == 100
 
 
+@pytest.mark.parametrize(
+    "error",
+    [StoreError("no space", where="here", todo="make room"), RuntimeError("a defect")],
+    ids=["full disk", "defect"],
+)
 def test_what_cannot_be_written_is_dropped_and_the_next_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*_: object) -> None:
-        raise StoreError("no space", where="here", todo="make room")
+        raise error
 
     log = ExposureLog(tmp_path, "a", HASHER, seconds=0.001)
     with monkeypatch.context() as patch:
@@ -179,18 +184,3 @@ def test_what_a_body_of_a_mebibyte_names_is_kept(tmp_path: Path) -> None:
     log.close()
     [one] = ExposureReader(tmp_path).read()
     assert one.item_ids == ids
-
-
-def test_a_defect_ends_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise RuntimeError("a defect")
-
-    log = ExposureLog(tmp_path, "a", HASHER, seconds=0.001)
-    with monkeypatch.context() as patch:
-        patch.setattr(SegmentWriter, "append_lines", broken)
-        show(log, "lost")
-        while not log.dropped:
-            assert log.written == 0
-    show(log, "kept")
-    log.close()
-    assert [one.request_id for one in ExposureReader(tmp_path).read()] == ["kept"]

@@ -250,7 +250,7 @@ def test_a_rollback_that_is_sent_twice_goes_back_once(store: VersionStore) -> No
         body = {"expected": 3}
         assert post(client, "/v1/admin/rollback", body, **OPERATOR)["current"] == 2
         again = refused(client, "/v1/admin/rollback", body)
-        assert again["message"].startswith("version 2 is current, not 3; nothing was changed")
+        assert again["message"].startswith("version 2 is current, not 3. Nothing was changed")
         assert store.current() == 2
         assert refused(client, "/v1/admin/promote", {"version": 3, "expected": 1})
         assert store.current() == 2

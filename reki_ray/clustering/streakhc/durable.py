@@ -65,6 +65,8 @@ class DurableStream:
         self._snapshot = -1
         self._logged: dict[str, None] = {}  # in order, the last of them
         atomic.make_folder(folder / _LOG)
+        for place in (folder, folder / _LOG):
+            atomic.remove_scratch(place)
         if (folder / _STATE).exists():
             self._restore()
 
