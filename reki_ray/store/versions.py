@@ -191,8 +191,8 @@ class VersionStore:
             The new version's number.
 
         Raises:
-            StoreError: What was built does not open, or cannot be exported, or another version
-                than the expected one is current; the old version stays in force.
+            StoreError: The disk refuses, what was built does not open or cannot be exported, or
+                another version than the expected one is current; the old version stays in force.
         """
         atomic.make_folder(self.root)
         with FileLock(self.root / ".lock"):
@@ -205,6 +205,12 @@ class VersionStore:
                 self._build(scratch, fill, number)
                 scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
                 atomic.move(scratch, self.folder(number))
+            except OSError as error:
+                raise StoreError(
+                    f"the version cannot be built: {error.strerror or error}",
+                    where=error.filename or str(scratch),
+                    todo="Make room on the disk or mend the rights, then publish again.",
+                ) from error
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             self._export(number)

@@ -39,12 +39,18 @@ def test_two_publications_make_two_versions(store: VersionStore) -> None:
     assert second.load_model().fingerprint == second.manifest.model_fingerprint
 
 
-def test_a_publication_that_fails_changes_nothing(store: VersionStore) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a defect"), OSError(28, "No space left on device")],
+    ids=["defect", "full disk"],
+)
+def test_a_publication_that_fails_changes_nothing(store: VersionStore, error: Exception) -> None:
     def failing(folder: Path) -> Description:
         store_factory.fill(folder)
-        raise RuntimeError("no space left")
+        raise error
 
-    with pytest.raises(RuntimeError, match="no space"):
+    expected = RuntimeError if isinstance(error, RuntimeError) else StoreError
+    with pytest.raises(expected, match=r"a defect|cannot be built: No space left"):
         store.publish(failing)
     assert store.versions() == [1]
     assert store.current() == 1
