@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,12 @@ from reki_ray.config import ColumnMapping, DataConfig, FileSource
 from reki_ray.online.event_log import Event
 from reki_ray.online.rules import EventRules, Interaction, combine
 
+_MOST_AHEAD: Final = 50_000
+
 _logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, int]
+"""User, item and time as sent: what makes interactions one."""
 
 Row = tuple[str, Interaction]
 """A user and what they did."""
@@ -40,6 +46,7 @@ class EventBatches:
         self._rules = rules
         self._data = data
         self._known_items = known_items
+        self._ahead: dict[Key, int] = {}
 
     def counts(self, event: Event) -> bool:
         """Whether an event is an interaction."""
@@ -67,12 +74,14 @@ class EventBatches:
         return len(rows)
 
     def _usable(self, events: Sequence[Event]) -> list[Row]:
-        distinct: dict[tuple[str, str, int], Interaction] = {}
+        distinct: dict[Key, Interaction] = {}
         for event in events:
             one, user = self._rules.interaction(event), event.user_id.strip()
             if one is None or not user or not self._data.earliest <= one.time <= self._data.latest:
                 continue
             key = user, one.item_id, one.sent
+            if one.time != one.sent or key in self._ahead:
+                one = one._replace(time=self._first_time(key, one.time))
             distinct[key] = combine(distinct[key], one) if key in distinct else one
         items = pa.array([item for _, item, _ in distinct], pa.string())
         known = pc.is_in(items, value_set=self._known_items().combine_chunks()).to_pylist()
@@ -88,6 +97,13 @@ class EventBatches:
                 len(events),
             )
         return rows
+
+    def _first_time(self, key: Key, time: int) -> int:
+        """When an event of a sender far ahead first came: sent again, it is the same one."""
+        first = self._ahead.setdefault(key, time)
+        if len(self._ahead) > _MOST_AHEAD:
+            del self._ahead[next(iter(self._ahead))]
+        return first
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         source = self._data.source
