@@ -11,7 +11,13 @@ from fastapi import Request, Response
 
 from deployments.errors import ApiError
 from deployments.route import json_response
-from deployments.schemas import AdminVersionsResponse, PromotedResponse, PromoteRequest, VersionInfo
+from deployments.schemas import (
+    AdminVersionsResponse,
+    PromotedResponse,
+    PromoteRequest,
+    RollbackRequest,
+    VersionInfo,
+)
 from deployments.served import Served
 from reki_ray.errors import StoreError
 from reki_ray.store.versions import MANIFEST, Manifest
@@ -29,10 +35,10 @@ class Pointer(Protocol):
     def folder(self, version: int) -> Path:
         """Folder of a version."""
 
-    def promote(self, number: int) -> None:
-        """Verify a version, and make it the promoted one."""
+    def promote(self, number: int, /, *, expected: int | None = None) -> None:
+        """Verify a version, and make it the promoted one, if the expected one still is."""
 
-    def rollback(self) -> int:
+    def rollback(self, *, expected: int | None = None) -> int:
         """Make the version promoted before the promoted one again; returns its number."""
 
 
@@ -47,6 +53,7 @@ class Admin:
     def __init__(self, store: Pointer, served: Served) -> None:
         self._store = store
         self._served = served
+        self._moving = asyncio.Lock()
 
     async def versions(self) -> AdminVersionsResponse:
         """All published versions, the newest one first."""
@@ -60,19 +67,27 @@ class Admin:
                 "unknown_version",
                 "There is no such version; /v1/admin/versions lists them.",
             )
-        promoted = await self._move(lambda: self._store.promote(body.version))
+        promoted = await self._move(
+            lambda: self._store.promote(body.version, expected=body.expected)
+        )
         return json_response(promoted.model_dump())
 
-    async def rollback(self) -> PromotedResponse:
+    async def rollback(self, body: RollbackRequest | None = None) -> PromotedResponse:
         """Serve the version that was promoted before this one."""
-        return await self._move(self._store.rollback)
+        expected = None if body is None else body.expected
+        return await self._move(lambda: self._store.rollback(expected=expected))
 
     async def _move(self, move: Callable[[], object]) -> PromotedResponse:
-        try:
-            await asyncio.to_thread(move)
-        except StoreError as error:
-            # What and what to do, but not where: paths of the machine are not the caller's.
-            raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
+        if self._moving.locked():  # verifying reads whole versions: callers must not pile up
+            raise ApiError(
+                409, "busy", "Another promotion is in work; look at what came of it first."
+            )
+        async with self._moving:
+            try:
+                await asyncio.to_thread(move)
+            except StoreError as error:
+                # What and what to do, but not where: paths of the machine are not the caller's.
+                raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
         await self._served.refresh()  # other gateways follow within one look at CURRENT
         current = await asyncio.to_thread(self._store.current)
         return PromotedResponse(current=current, served=self._served.number)

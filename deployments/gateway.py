@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -42,11 +43,15 @@ class Extensions:
         append: Makes events durable.
         experiment: Tells the running experiment, whenever it is asked.
         expose: Notes what a user of an experiment was shown.
+        watch_drops: Has a function told how many exposures could not be noted.
+        close: Brings to the disk what waits; called at the end, in a thread.
     """
 
     append: Append | None = None
     experiment: Callable[[], Experiment | None] = no_experiment
     expose: Expose | None = None
+    watch_drops: Callable[[Callable[[int], None]], None] | None = None
+    close: Callable[[], None] | None = None
 
 
 Extend = Callable[[StoreAccess, str], Extensions]
@@ -85,12 +90,16 @@ def build_api(
         serving=metrics.serving,
     )
     served = Served(access, backend.prepare, extensions.experiment, hooks)
+    if extensions.watch_drops is not None:
+        extensions.watch_drops(metrics.exposures_dropped)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await served.start()
         yield
         await served.stop()
+        if extensions.close is not None:
+            await asyncio.to_thread(extensions.close)
 
     app = FastAPI(
         title="reki-ray",

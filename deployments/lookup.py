@@ -6,19 +6,26 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from deployments.messages import NO_PROFILE, Behind, Sample, UserRecord
 from deployments.versions import StoreAccess
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
-from reki_ray.store.contents import Profile
 from reki_ray.store.versions import StoreVersion
 
 T = TypeVar("T")
 
-AddRecent = Callable[[str, Profile], Profile]
-"""A user's profile with the interactions that came since the version was built."""
+
+class AddRecent(Protocol):
+    """Knows the interactions that came since a version was built."""
+
+    def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
+        """What is known of a user, with them."""
+
+    def close(self) -> None:
+        """End what runs in the background."""
+
 
 OpenRecent = Callable[[], AddRecent]
 """Opens what is known of recent interactions; called once, in the replica."""
@@ -123,7 +130,7 @@ class Lookup:
         found = await self._ask(version, lambda reader: reader.user(user_id))
         if self._add_recent is None:
             return found
-        return dataclasses.replace(found, profile=self._add_recent(user_id, found.profile))
+        return self._add_recent(user_id, found)
 
     async def titles(self, item_ids: Sequence[str], version: int) -> list[str | None]:
         """See `StoreReader.titles`."""
@@ -140,6 +147,8 @@ class Lookup:
     def close(self) -> None:
         """End what runs in the background."""
         self._versions.close()
+        if self._add_recent is not None:
+            self._add_recent.close()
 
     async def _ask(self, version: int, ask: Callable[[StoreReader], T]) -> T:
         reader = await self._versions.get(version)

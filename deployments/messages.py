@@ -25,6 +25,7 @@ class UserRecord:
         source: Where the vector comes from.
         store_version: Version that the vector was read from; empty where it was not read.
         user_id: Of whom; empty where nobody needs it.
+        met: Items of recent events, of more than the profile holds: not to be recommended.
     """
 
     profile: Profile = NO_PROFILE
@@ -32,12 +33,14 @@ class UserRecord:
     source: Source = "fallback"
     store_version: str = ""
     user_id: str = ""
+    met: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As bytes: Ray ships arrays apart from the object that holds them, which costs a call more
         # than all the rest of a record.
         vector = None if self.vector is None else self.vector.tobytes()
-        return _received, (self.profile, vector, self.source, self.store_version, self.user_id)
+        rest = (self.source, self.store_version, self.user_id, self.met)
+        return _received, (self.profile, vector, *rest)
 
 
 def _received(profile: Profile, vector: bytes | None, *rest: Any) -> UserRecord:

@@ -74,6 +74,9 @@ class GatewayMetrics:
         self._events = self._make(
             Counter, "events_accepted", "Events that are durable in the log."
         ).labels(replica)
+        self._dropped = self._make(
+            Counter, "exposures_dropped", "Exposures of experiments that could not be logged."
+        ).labels(replica)
         self._version = self._make(
             Gauge, "served_version", "1 for the version being served.", "version"
         )
@@ -113,6 +116,10 @@ class GatewayMetrics:
     def events_accepted(self, count: int) -> None:
         """Count events that are durable."""
         self._events.inc(count)
+
+    def exposures_dropped(self, count: int) -> None:
+        """Count exposures that could not be logged."""
+        self._dropped.inc(count)
 
     def serving(self, version: str) -> None:
         """Tell the version being served, as v3; the one before is no longer told."""

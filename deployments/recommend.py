@@ -108,7 +108,7 @@ class RecommendFlow:
         except FAILURES as error:
             raise refusal("retriever", error) from error
         # The retriever leaves these out too; an item that was seen must not come from any.
-        left_out = {*user.profile.item_ids, *request.exclude}
+        left_out = {*user.profile.item_ids, *user.met, *request.exclude}
         return [item for item in found if item not in left_out]
 
     async def _scores(

@@ -51,9 +51,10 @@ class Retriever:
         """
         found = await self._versions.get(version)
         history = list(zip(user.profile.item_ids, user.profile.ratings, strict=True))
+        left_out = [*exclude, *user.met]
         if len(found) <= INLINE_ITEMS:
-            return found.of(user.user_id, history, k, exclude)
-        return await asyncio.to_thread(found.of, user.user_id, history, k, exclude)
+            return found.of(user.user_id, history, k, left_out)
+        return await asyncio.to_thread(found.of, user.user_id, history, k, left_out)
 
     def close(self) -> None:
         """End what runs in the background."""

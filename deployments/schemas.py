@@ -96,10 +96,21 @@ class EventItem(_Request):
 Events = Annotated[list[EventItem], Field(min_length=1, max_length=MAX_EVENTS)]
 
 
+VersionNumber = Annotated[int, Field(ge=1, le=2**31), WHOLE]
+_EXPECTED = "Do so only if CURRENT names this version: a request that is sent twice is done once."
+
+
 class PromoteRequest(_Request):
     """The version to serve from now on."""
 
-    version: Annotated[int, Field(ge=1, le=2**31), WHOLE]
+    version: VersionNumber
+    expected: VersionNumber | None = Field(None, description=_EXPECTED)
+
+
+class RollbackRequest(_Request):
+    """What a rollback may depend on."""
+
+    expected: VersionNumber | None = Field(None, description=_EXPECTED)
 
 
 class UserInfo(BaseModel):

@@ -20,6 +20,7 @@ from typing import Final
 
 from filelock import FileLock
 
+from reki_ray import atomic
 from reki_ray.errors import ConfigError, DataError, EngineError
 
 PACKAGED: Final = "packaged:"
@@ -180,13 +181,13 @@ def _build_once(target: Path, content: str, build: Callable[[Path], None]) -> Pa
     if target.exists():
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(target.parent)
         with FileLock(f"{target}.lock"):
             if target.exists():  # another process built it while this one waited
                 return target
             with tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent) as scratch:
                 build(Path(scratch))
-                Path(scratch, content).rename(target)
+                atomic.move(Path(scratch, content), target)
     except OSError as error:
         raise EngineError(
             f"the cache cannot be written: {error}",

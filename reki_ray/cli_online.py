@@ -13,6 +13,11 @@ from reki_ray.progress import Reporter
 from reki_ray.store.location import store_of
 from reki_ray.store.versions import VersionStore
 
+ExpectedOption = Annotated[
+    int | None,
+    typer.Option(help="Do so only if this version is served: sent twice, it is done once."),
+]
+
 app = typer.Typer()
 experiments = typer.Typer(help="Divide users between published versions.", no_args_is_help=True)
 app.add_typer(experiments, name="experiment")
@@ -64,24 +69,28 @@ def show_versions(
 def promote(
     version: Annotated[int, typer.Argument(help="Number of the version to serve.")],
     config: ConfigOption,
+    expected: ExpectedOption = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a version from now on; a running service turns to it without a restart."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
-    found = commands.promote(_store(config, workspace), version)
+    found = commands.promote(_store(config, workspace), version, expected=expected)
     show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 
 @app.command()
 def rollback(
-    config: ConfigOption, workspace: WorkspaceOption = None, as_json: JsonOption = False
+    config: ConfigOption,
+    expected: ExpectedOption = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Serve the version that was promoted before the present one."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
-    found = commands.rollback(_store(config, workspace))
+    found = commands.rollback(_store(config, workspace), expected=expected)
     show(commands.render(found), found.model_dump(mode="json"), as_json=as_json)
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from reki_ray import atomic
 from reki_ray.workspace import Workspace
 
 _SHARED: Final = ("encode/ledger", "extract/ledger", "extract/imported")
@@ -24,7 +25,7 @@ def share_ledgers(base: Workspace, derived: Workspace) -> None:
         return
     for folder in _SHARED:
         shared, own = Path(base.path(folder)), Path(derived.path(folder))
-        shared.mkdir(parents=True, exist_ok=True)
-        own.parent.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(shared)
+        atomic.make_folder(own.parent)
         if not own.exists():
             own.symlink_to(os.path.relpath(shared, own.parent), target_is_directory=True)

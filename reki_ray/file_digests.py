@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from reki_ray import atomic
 from reki_ray.assets import cache_folder
 
 _LEAST_BYTES: Final = 16 * 2**20
@@ -45,10 +45,7 @@ def file_digest(path: Path) -> str:
     digest = _computed(path)
     if settled:
         with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            scratch = kept.with_name(f".{kept.name}.{uuid.uuid4().hex}")
-            scratch.write_text(json.dumps({"state": key, "sha256": digest}), encoding="utf-8")
-            scratch.replace(kept)
+            atomic.replace_file(kept, json.dumps({"state": key, "sha256": digest}).encode())
     return digest
 
 

@@ -73,7 +73,7 @@ STAGES: tuple[Stage, ...] = (
         ("cluster", "encode", "prompts"),
         ("ingest",),
         inputs="reki_ray.clustering.stage:identify_inputs",
-        version=4,
+        version=5,
     ),
     Stage(
         "extract",
@@ -83,7 +83,7 @@ STAGES: tuple[Stage, ...] = (
         inputs="reki_ray.extraction.model_identity:identify_inputs",
         version=3,
     ),
-    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=2),
+    Stage("encode", "reki_ray.encoding.stage:run", ("encode",), ("extract",), version=3),
     Stage(
         "train",
         "reki_ray.training.stage:run",

@@ -11,11 +11,12 @@ import contextlib
 import dataclasses
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -24,6 +25,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from reki_ray import atomic
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import Table
 
@@ -109,6 +111,30 @@ class Workspace:
         """Whether a file or folder lies there."""
         return bool(self.filesystem.exists(self.path(*parts)))
 
+    @contextlib.contextmanager
+    def writing(self, *parts: str) -> Iterator[BinaryIO]:
+        """Write a file so that readers see the old or the new one, never half.
+
+        The new file takes its place when the block ends; where the block raises, the old one stays.
+
+        Args:
+            parts: Path of the file below the workspace; its folder is made.
+
+        Raises:
+            OSError: The disk refuses; the old file stays.
+        """
+        target = self.path(*parts)
+        if self.is_local:
+            with atomic.writing(Path(target)) as file:
+                yield file
+            return
+        # An object store's put is atomic, but closing a half-written stream puts what there is.
+        with tempfile.TemporaryDirectory() as folder:
+            with Path(folder, "file").open("wb") as file:
+                yield file
+            self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.filesystem.put_file(f"{folder}/file", target)
+
     # --- tables --------------------------------------------------------------------------------
 
     def write_table(
@@ -132,8 +158,7 @@ class Workspace:
         """
         if table.schema is not None:
             data = conform(data, table.schema, where=self.path(table.path))
-        self.filesystem.makedirs(self.path(table.path), exist_ok=True)
-        with self.filesystem.open(self.path(table.path, f"{part}.parquet"), "wb") as sink:
+        with self.writing(table.path, f"{part}.parquet") as sink:
             pq.write_table(data, sink, row_group_size=row_group_rows)
 
     def has_table(self, table: Table) -> bool:
@@ -192,14 +217,8 @@ class Workspace:
 
     def write_text(self, relative: str, content: str) -> None:
         """Write a text document so that a reader sees the old or the new one, never half."""
-        target = self.path(relative)
-        self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if not self.is_local:  # an object store's put is atomic by itself
-            self.filesystem.pipe_file(target, content.encode())
-            return
-        scratch = Path(f"{target}.tmp")
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(target)
+        with self.writing(relative) as sink:
+            sink.write(content.encode())
 
     def read_json(self, relative: str) -> Any:
         """Read a JSON document.
@@ -264,7 +283,7 @@ class Workspace:
             tables: Replace only these tables of the stage; empty replaces its whole folder.
         """
         scratch = Workspace(f"{self.location}/.scratch-{stage}")
-        scratch._remove("")
+        scratch.remove("")
         folders = [table.path for table in tables] or [stage]
         for folder in folders:
             self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
@@ -272,12 +291,16 @@ class Workspace:
             yield scratch
             self.forget(stage)
             for folder in folders:
-                self._remove(folder)
-                self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
+                self.remove(folder)
+                if self.is_local:
+                    atomic.move(Path(scratch.path(folder)), Path(self.path(folder)))
+                else:
+                    self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
         finally:
-            scratch._remove("")
+            scratch.remove("")
 
-    def _remove(self, relative: str) -> None:
+    def remove(self, relative: str) -> None:
+        """Remove a file or folder; one that is not there is no error."""
         target = self.path(relative) if relative else self._base
         if self.filesystem.exists(target):
             self.filesystem.rm(target, recursive=True)
@@ -292,7 +315,7 @@ class Workspace:
         if not self.is_local:  # object stores know no locks; runs there get a folder of their own
             yield
             return
-        Path(self._base).mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(Path(self._base))
         lock = FileLock(self.path(".lock"))
         try:
             lock.acquire(timeout=0)

@@ -264,3 +264,10 @@ def representations(ids: list[str]) -> Vectors:
     r = np.random.default_rng(len(ids)).normal(size=(len(ids), REPRESENTATION)).astype(np.float32)
     unit: Vectors = r / np.linalg.norm(r, axis=1, keepdims=True)
     return unit
+
+
+def writable(path: Path) -> Path:
+    """A file or folder of a version, for who damages it: versions are read-only."""
+    for file in (path, *path.rglob("*")):
+        file.chmod(file.stat().st_mode | 0o200)
+    return path

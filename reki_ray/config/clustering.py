@@ -71,7 +71,8 @@ class DriftConfig(Section):
         ge=0,
         le=1,
         description="Share of its members, of now and of when it was asked about, that came or "
-        "went since.",
+        "went since; of a user or item that is asked about alone, share of the lines of its prompt "
+        "that are new.",
     )
     centre_shift: float = Field(
         0.02, ge=0, le=2, description="1 - cosine of its centre now and when it was asked about."

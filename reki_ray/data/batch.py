@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pad
+import pyarrow.parquet as pq
 
-from reki_ray import schema
+from reki_ray import atomic, schema
 from reki_ray.config import ColumnMapping, DataConfig, FileSource
 from reki_ray.data.files import SUFFIXES, Files, Form
 from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
@@ -28,10 +29,10 @@ from reki_ray.data.raw import Kind, identify_files, unreadable
 from reki_ray.data.samples import sort_interactions
 from reki_ray.data.stage import bare_users
 from reki_ray.data.validation import check_interactions, check_items, check_users, repeated
-from reki_ray.errors import ConfigError
+from reki_ray.errors import ConfigError, DataError
 from reki_ray.histories import before_cut
 from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, TIMESTAMP, USER_ID, Table
-from reki_ray.workspace import Workspace
+from reki_ray.workspace import Workspace, conform
 
 INBOX: Final[dict[Kind, Table]] = {
     "interactions": Table("inbox/interactions", schema.INTERACTIONS_SCHEMA),
@@ -122,7 +123,7 @@ class Inbox:
         return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
 
     def add(self, files: BatchFiles, config: DataConfig) -> Batch:
-        """Check the files of a batch and keep their rows.
+        """Check the files of a batch and keep their rows; one caller at a time.
 
         Args:
             files: Its files; columns are named as `data.source.columns` says, or as in the tables.
@@ -131,16 +132,22 @@ class Inbox:
         Raises:
             DataError: A file is missing or damaged, lacks a column, or too much is unusable.
         """
+        for table in INBOX.values():
+            atomic.remove_scratch(self._live.local_path(table.path))
         paths = [path for path in (files.interactions, files.items, files.users) if path]
         content = json.dumps(identify_files(paths), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
         before = self.batches()
-        for name in before:
-            if name.endswith(digest):
+        name = next((name for name in before if name.endswith(digest)), None)
+        if name is not None:
+            if self._is_whole(name):
                 return Batch(name, is_new=False, events=0, quarantined=0)
+            self._live.remove(_part(INBOX["interactions"], name))  # it counts no more
         tables = self._checked(files, config)
         enforce_threshold(self._live, tables, config.max_quarantine_share)
-        name = f"{len(before) + 1:06d}-{digest}"
+        if name is None:
+            number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
+            name = f"{number:06d}-{digest}"
         save_quarantine(self._live, tables, QUARANTINE, part=name)
         for kind in ("users", "items"):
             if kind in tables:
@@ -185,12 +192,33 @@ class Inbox:
             events=len(fresh),
         )
 
+    def _is_whole(self, name: str) -> bool:
+        """Whether the files of a batch were written to their end."""
+        for table in INBOX.values():
+            try:
+                pq.read_metadata(self._live.path(_part(table, name)))
+            except FileNotFoundError:  # a batch need not have all kinds
+                continue
+            except (pa.ArrowException, OSError):
+                return False
+        return True
+
     def _rows(self, kind: Kind) -> pa.Table:
-        table = INBOX[kind]
+        table, batches = INBOX[kind], set(self.batches())
         assert table.schema is not None
-        if not self._live.has_table(table):
-            return table.schema.empty_table()
-        return self._live.read_table(table)
+        found = [table.schema.empty_table()]
+        for part in self._live.parts(table):
+            if Path(part).stem not in batches:  # of one that was cut off before it counted
+                continue
+            try:
+                found.append(conform(pq.ParquetFile(part).read(), table.schema, where=part))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"a kept batch is damaged: {error}",
+                    where=part,
+                    todo="Give the same batch to `reki update` again: it is written anew.",
+                ) from error
+        return pa.concat_tables(found)
 
     def _checked(self, files: BatchFiles, config: DataConfig) -> dict[Kind, Checked]:
         tables: dict[Kind, Checked] = {}
@@ -256,6 +284,10 @@ def write_round(merged: Merged, workspace: Workspace) -> None:
         scratch.write_table(schema.ITEMS, merged.items)
         scratch.write_table(schema.USERS, merged.users)
         scratch.write_table(schema.CUTS, cuts)
+
+
+def _part(table: Table, name: str) -> str:
+    return f"{table.path}/{name}.parquet"
 
 
 def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:

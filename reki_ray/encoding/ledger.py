@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -116,22 +114,12 @@ class VectorLedger:
                 VECTOR: vector_column(vectors),
             }
         )
-        folder = self._workspace.path(self._table.path)
-        target = f"{folder}/{unit_name(digests)}"
-        filesystem = self._workspace.filesystem
-        with _writing(target):
-            filesystem.makedirs(folder, exist_ok=True)
-            if not self._workspace.is_local:  # an object store's put is atomic by itself
-                with filesystem.open(target, "wb") as sink:
-                    pq.write_table(rows, sink)
-                return
-            # Aside under a name of its own: two writers of one unit don't meet.
-            scratch = Path(f"{target}.{uuid.uuid4().hex[:8]}.tmp")
-            try:
-                pq.write_table(rows, scratch)
-                scratch.replace(target)
-            finally:
-                scratch.unlink(missing_ok=True)
+        name, folder = unit_name(digests), self._table.path
+        with (
+            _writing(self._workspace.path(folder, name)),
+            self._workspace.writing(folder, name) as sink,
+        ):
+            pq.write_table(rows, sink)
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -260,13 +260,11 @@ def _plan_shard(
             weights = own_weights(activity, shard.side, ids, task.blend_events)
             columns[_WEIGHT] = pa.array(weights)
         sources.update(knowledge.sources)
-    rows_path = workspace.path(_SCRATCH, f"rows-{at:06d}.parquet")
-    texts_path = workspace.path(_SCRATCH, f"texts-{at:06d}.parquet")
-    _write(workspace, rows_path, pa.table(columns), max(len(ids), 1))
+    rows_path = _write(workspace, f"rows-{at:06d}", pa.table(columns), max(len(ids), 1))
     distinct = np.array(list(everything), dtype=DIGEST)
     pending = _pending(everything, distinct, index)
     todo = {TEXT_HASH: _hash_array(pending), TEXT: [everything[d] for d in pending.tolist()]}
-    _write(workspace, texts_path, pa.table(todo), task.unit_rows)
+    texts_path = _write(workspace, f"texts-{at:06d}", pa.table(todo), task.unit_rows)
     return at, PlannedShard(shard.side, rows_path, texts_path, distinct, pending, sources, factors)
 
 
@@ -333,9 +331,10 @@ def _hash_array(digests: np.ndarray, there: np.ndarray | None = None) -> pa.Arra
     return pa.array(values, _HASH)
 
 
-def _write(workspace: Workspace, path: str, rows: pa.Table, group: int) -> None:
-    with workspace.filesystem.open(path, "wb") as sink:
+def _write(workspace: Workspace, name: str, rows: pa.Table, group: int) -> str:
+    with workspace.writing(_SCRATCH, f"{name}.parquet") as sink:
         pq.write_table(rows, sink, row_group_size=group)
+    return workspace.path(_SCRATCH, f"{name}.parquet")
 
 
 def _remove(workspace: Workspace, path: str) -> None:

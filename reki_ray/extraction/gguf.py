@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from reki_ray import atomic
 from reki_ray.errors import EngineError
 
 
@@ -31,12 +32,12 @@ def convert(gguf_path: Path, target: Path) -> None:
             where=str(gguf_path),
             todo="Delete the model's folder in the cache, so that it is fetched anew.",
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(target.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         _write(gguf_path, scratch)
         if not target.exists():
-            scratch.replace(target)
+            atomic.move(scratch, target)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise EngineError(
             f"the GGUF file cannot be converted: {error}",

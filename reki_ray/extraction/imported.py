@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reki_ray import atomic
 from reki_ray.config import RekiConfig
 from reki_ray.errors import DataError
 from reki_ray.schema import (
@@ -152,7 +153,7 @@ def write_imported(
         if rows:
             _copy(drawn, final, columns.schema, last)
             if workspace.is_local:
-                final.replace(target)
+                atomic.move(final, Path(target))
             else:
                 workspace.filesystem.put_file(str(final), target)
         return rows, repeated

@@ -12,11 +12,9 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -175,19 +173,8 @@ class Ledger:
         rows = conform(rows, table.schema, where=workspace.path(table.path))
         name = f"{prefix}-{_content(rows, table)}.parquet"
         target = workspace.path(table.path, name)
-        with _writing(target):
-            workspace.filesystem.makedirs(workspace.path(table.path), exist_ok=True)
-            if workspace.is_local:
-                # Aside under a name of its own: two writers of one unit don't meet.
-                scratch = Path(workspace.path(table.path, f".{name}.{uuid.uuid4().hex[:8]}.tmp"))
-                try:
-                    pq.write_table(rows, scratch, row_group_size=ROW_GROUP_ROWS)
-                    scratch.replace(target)
-                finally:
-                    scratch.unlink(missing_ok=True)
-            else:  # an object store's put is atomic by itself
-                with workspace.filesystem.open(target, "wb") as sink:
-                    pq.write_table(rows, sink, row_group_size=ROW_GROUP_ROWS)
+        with _writing(target), workspace.writing(table.path, name) as sink:
+            pq.write_table(rows, sink, row_group_size=ROW_GROUP_ROWS)
         return name
 
     def compact(self) -> int:

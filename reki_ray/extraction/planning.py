@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ from reki_ray.extraction.plan import KEPT, PLAN, PlannedRow, kept, plan_table
 from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.progress import Reporter
-from reki_ray.prompts.render import Renderer, load_scenario
+from reki_ray.prompts.render import Prompt, Renderer, load_scenario
 from reki_ray.runtime import bounded
 from reki_ray.schema import (
     PROMPT_HASH,
@@ -53,6 +54,8 @@ class Prompting:
         renderer: Writes the prompts.
         addresses: Addresses of the prompts.
         min_interactions: An id with fewer before the cut is not asked about alone.
+        moved_share: Share of the lines of a single id's prompt that are new when it is asked
+            about again.
     """
 
     location: str
@@ -61,6 +64,7 @@ class Prompting:
     renderer: Renderer
     addresses: Addresses
     min_interactions: int
+    moved_share: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
         renderer,
         addresses,
         config.extract.min_interactions if config.extract.mode == "blend" else 0,
+        config.cluster.drift.moved_share,
     )
 
 
@@ -120,6 +125,7 @@ def make_plan(
         document = workspace.read_json(_DOCUMENT)
         if document["identity"] == identity:
             return Plan(identity, document["rows"])
+    workspace.remove(_DOCUMENT)  # it must not stand for tables that are being replaced
     rows = 0
     spec = ray.put(wording)
     activity = count_visible.remote(workspace.location) if wording.min_interactions else None
@@ -154,7 +160,7 @@ def _plan_shard(
         key = prompt.subject_id
         if key in known:
             rows.append(PlannedRow(key, known[key], None, []))
-        elif key in standing:
+        elif key in standing and not _has_drifted(standing[key], prompt, wording.moved_share):
             rows.append(standing[key])
         elif key not in quiet:
             address = wording.addresses.of(prompt.subject_kind, prompt.body)
@@ -164,6 +170,15 @@ def _plan_shard(
     table = plan_table(shard.kind, rows)
     Workspace(target).write_table(PLAN, table, part=part, row_group_rows=_ROW_GROUP_ROWS)
     return len(rows)
+
+
+def _has_drifted(standing: PlannedRow, prompt: Prompt, share: float) -> bool:
+    """Whether a single id's prompt would show much that is new; clusters drift by their members."""
+    if prompt.subject_kind not in {"user", "item"} or standing.body is None:
+        return False
+    lines = Counter(prompt.body.splitlines())
+    new = (lines - Counter(standing.body.splitlines())).total()
+    return new > 0 and new >= share * lines.total()
 
 
 def _quiet(
@@ -194,6 +209,7 @@ def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> s
         "imported": imported.identify(config),
         "kept": workspace.identify(KEPT),
         "min_interactions": wording.min_interactions,
+        "moved_share": wording.moved_share,
         "mode": wording.mode,
         "prompts": config.prompts.model_dump(mode="json"),
         "model": engine.model,

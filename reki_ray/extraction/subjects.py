@@ -94,11 +94,14 @@ class Subjects:
             members = [
                 GroupUser(
                     self._users.attributes(user_id),
-                    self._titles(telling(self._histories.of(user_id))),
+                    self._titles(telling(self._latest(user_id))),
                 )
                 for user_id in self.shown(cluster)
             ]
             yield self._renderer.user_cluster(cluster, len(ids), members, shares)
+
+    def _latest(self, user_id: str) -> list[Event]:
+        return self._histories.of(user_id)[-self._limits.max_history :]
 
     def _titles(self, events: Sequence[Event]) -> list[tuple[str, float | None]]:
         return [(self._items.title(event.item_id), event.rating) for event in events]

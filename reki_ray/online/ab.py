@@ -1,11 +1,13 @@
 """`reki ab`: variants of an experiment compared by what users clicked.
 
 A variant's click-through rate (CTR) is its clicks by the items it showed. A user's answers hang
-together, so intervals come from drawing users, not answers (Efron & Tibshirani 1993, chapter 8).
+together, so it is users that vary; and whoever runs an experiment looks at it again and again, so
+intervals and the sample ratio hold at all looks together, see `user_statistics`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -17,19 +19,18 @@ from rich.table import Table
 from rich.text import Text
 
 from reki_ray.errors import ConfigError
-from reki_ray.evaluation.bootstrap import Floats, excludes_zero, interval
 from reki_ray.online.event_log import EventReader
 from reki_ray.online.experiment import Experiment, load_experiment
 from reki_ray.online.exposures import ExposureReader
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.joining import Joined, Joiner
 from reki_ray.online.privacy import open_hasher
-from reki_ray.online.user_statistics import resampled_ctr, sample_ratio
+from reki_ray.online.user_statistics import EFFECT, Rate, half_width, rate_of, sample_ratio
 
 SRM_P: Final = 0.001
 """Below this, the sample ratio is not what the shares say."""
 FEWEST_CLICKS: Final = 10
-"""With fewer clicks in a variant, resamples tell nothing."""
+"""With fewer clicks in a variant, its variance is not known."""
 
 Verdict = Literal["base", "ahead", "behind", "not apart", "too few clicks"]
 
@@ -46,7 +47,7 @@ class VariantResult(BaseModel):
         clicks: Of these, those that were clicked.
         ctr: Clicks by exposures; None without exposures.
         lift: CTR by the first variant's, minus 1; None where that is not defined.
-        lift_interval: Of the lift, by resampling users.
+        lift_interval: Of the lift.
         difference: CTR minus the first variant's.
         difference_interval: Of the difference; it decides on the verdict.
         verdict: ahead or behind where that interval excludes zero.
@@ -73,9 +74,9 @@ class AbResult(BaseModel):
         experiment: Its name.
         since: Exposures from this time on count, seconds since the epoch.
         window: Longest time from an exposure to a click that names no request, seconds.
-        confidence: Level of each interval; several variants are not corrected for.
+        confidence: Level of each interval over all looks; several variants are not corrected for.
         variants: In the order of the experiment.
-        srm_p: p-value of the users' numbers under the shares (chi-square); None without users.
+        srm_p: p-value of the users' numbers under the shares, over all looks; None without users.
         srm: Sample ratio mismatch: the p-value is below .001.
         mixed_users: Users who were shown several variants, and are left out.
         unmatched_clicks: Clicks of these users on what the experiment did not show them.
@@ -94,7 +95,7 @@ class AbResult(BaseModel):
     damaged_lines: int
 
 
-def ab(  # noqa: PLR0913  # all but the first have defaults
+def ab(  # all but the first have defaults
     publish_root: Path | str,
     name: str | None = None,
     *,
@@ -102,8 +103,6 @@ def ab(  # noqa: PLR0913  # all but the first have defaults
     window: int = 1800,
     clicks: Sequence[str] = ("click",),
     confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> AbResult:
     """Compare the variants of an experiment.
 
@@ -115,9 +114,7 @@ def ab(  # noqa: PLR0913  # all but the first have defaults
             compare.
         window: Longest time from an exposure to a click that names no request, seconds.
         clicks: Types of events that count as clicks.
-        confidence: Level of the intervals.
-        resamples: Resamples of users.
-        seed: Seed of the resamples.
+        confidence: Level of the intervals over all looks.
 
     Raises:
         ConfigError: There is no such experiment.
@@ -127,7 +124,7 @@ def ab(  # noqa: PLR0913  # all but the first have defaults
     since = experiment.changed_at if since is None else since
     folders = OnlineFolders.beside(publish_root)
     joined, damaged = _join(experiment, folders, since, window, frozenset(clicks))
-    measured = _measure(experiment, joined, confidence, resamples, seed)
+    measured = _measure(experiment, joined, confidence)
     srm_p = sample_ratio(
         [variant.users for variant in measured], [variant.share for variant in measured]
     )
@@ -159,7 +156,7 @@ def _find(publish_root: Path | str, name: str | None) -> Experiment:
 def render(result: AbResult) -> Group:
     """A comparison for the terminal."""
     table = Table(
-        title=f"Experiment {result.experiment}, {result.confidence:.0%} intervals over users",
+        title=f"Experiment {result.experiment}, {result.confidence:.0%} intervals over all looks",
         title_justify="left",
     )
     table.add_column("variant", no_wrap=True)
@@ -202,11 +199,9 @@ def _join(
     return joiner.join(), exposures.damaged + events.damaged
 
 
-def _measure(
-    experiment: Experiment, joined: Joined, confidence: float, resamples: int, seed: int
-) -> list[VariantResult]:
+def _measure(experiment: Experiment, joined: Joined, confidence: float) -> list[VariantResult]:
     found: list[VariantResult] = []
-    base: Floats | None = None
+    base: Rate | None = None
     for code, variant in enumerate(experiment.variants):
         own = joined.variants == code
         exposures = joined.exposures[own].astype(np.float64)
@@ -221,38 +216,49 @@ def _measure(
             clicks=clicked,
             ctr=clicked / shown if shown else None,
         )
-        drawn = resampled_ctr(exposures, clicks, resamples, seed + code)
-        if base is None:
-            base = drawn
+        rate = rate_of(exposures, clicks)
+        if code == 0:
+            base = rate
         else:
-            result = _compared(result, drawn, found[0], base, confidence)
+            result = compared(result, rate, found[0], base, confidence)
         found.append(result)
     return found
 
 
-def _compared(
-    one: VariantResult, drawn: Floats, base: VariantResult, base_drawn: Floats, confidence: float
+def compared(
+    one: VariantResult,
+    rate: Rate | None,
+    base: VariantResult,
+    base_rate: Rate | None,
+    confidence: float,
 ) -> VariantResult:
-    if one.ctr is None or base.ctr is None:
+    """A variant's result with its comparison to the base.
+
+    Args:
+        one: What the variant's users did.
+        rate: Their click-through rate.
+        base: What the base's users did.
+        base_rate: Their click-through rate.
+        confidence: Level over all looks.
+    """
+    if rate is None or base_rate is None or min(one.clicks, base.clicks) < FEWEST_CLICKS:
         return one.model_copy(update={"verdict": "too few clicks"})
-    difference = one.ctr - base.ctr
-    bounds = interval(drawn - base_drawn, confidence)
-    lift, lift_bounds = None, None
-    if base.ctr > 0:
-        lift = one.ctr / base.ctr - 1
-        ratio = drawn / np.where(base_drawn > 0, base_drawn, np.nan) - 1
-        lift_bounds = interval(ratio, confidence)
+    difference = rate.value - base_rate.value
+    effect = EFFECT * base_rate.value
+    half = half_width(rate.variance + base_rate.variance, effect, confidence)
+    lift = rate.value / base_rate.value - 1
+    # On the logarithm's scale, on which a ratio is a difference.
+    spread = rate.variance / rate.value**2 + base_rate.variance / base_rate.value**2
+    factor = math.exp(half_width(spread, EFFECT, confidence))
     verdict: Verdict = "not apart"
-    if min(one.clicks, base.clicks) < FEWEST_CLICKS:
-        verdict = "too few clicks"
-    elif excludes_zero(bounds):
+    if abs(difference) > half:
         verdict = "ahead" if difference > 0 else "behind"
     return one.model_copy(
         update={
             "lift": lift,
-            "lift_interval": lift_bounds,
+            "lift_interval": [(1 + lift) / factor - 1, (1 + lift) * factor - 1],
             "difference": difference,
-            "difference_interval": bounds,
+            "difference_interval": [difference - half, difference + half],
             "verdict": verdict,
         }
     )
@@ -274,7 +280,7 @@ def _remarks(result: AbResult) -> list[str]:
             "shares say. Find out why before you believe any lift."
         )
     words: dict[Verdict, str] = {
-        "not apart": "not apart, no difference is shown",
+        "not apart": "no significant difference so far",
         "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, nothing is told",
     }
     for one in result.variants[1:]:

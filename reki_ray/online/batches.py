@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reki_ray import atomic
 from reki_ray.config import ColumnMapping, DataConfig, FileSource
 from reki_ray.online.event_log import Event
-from reki_ray.online.files import replace_file
-from reki_ray.online.rules import EventRules
+from reki_ray.online.rules import EventRules, Interaction, combine
+
+_MOST_AHEAD: Final = 50_000
 
 _logger = logging.getLogger(__name__)
+
+Key = tuple[str, str, int]
+"""User, item and time as sent: what makes interactions one."""
+
+Row = tuple[str, Interaction]
+"""A user and what they did."""
 
 KnownItems = Callable[[], pa.ChunkedArray]
 """Gives the ids of all items that an update knows."""
@@ -38,6 +46,7 @@ class EventBatches:
         self._rules = rules
         self._data = data
         self._known_items = known_items
+        self._ahead: dict[Key, int] = {}
 
     def counts(self, event: Event) -> bool:
         """Whether an event is an interaction."""
@@ -47,7 +56,8 @@ class EventBatches:
         """Write a batch.
 
         Args:
-            events: Interactions; of those with the same user, item and time the last counts.
+            events: Interactions; of those with the same user, item and time `combine` says which
+                one counts.
             path: Parquet file, replaced.
 
         Returns:
@@ -59,22 +69,27 @@ class EventBatches:
         """
         rows = self._usable(events)
         if rows:
-            sink = io.BytesIO()
-            pq.write_table(self._table(rows), sink)
-            replace_file(path, sink.getvalue())
+            with atomic.writing(path, mode=0o600) as sink:  # it holds user ids
+                pq.write_table(self._table(rows), sink)
         return len(rows)
 
-    def _usable(self, events: Sequence[Event]) -> list[Event]:
-        data = self._data
-        latest = {
-            (event.user_id.strip(), event.item_id.strip(), event.timestamp): event
-            for event in events
-            if data.earliest <= event.timestamp <= data.latest
-        }
-        keys = [key for key in latest if key[0] and key[1]]
-        items = pa.array([item for _, item, _ in keys], pa.string())
+    def _usable(self, events: Sequence[Event]) -> list[Row]:
+        distinct: dict[Key, Interaction] = {}
+        for event in events:
+            one, user = self._rules.interaction(event), event.user_id.strip()
+            if one is None or not user or not self._data.earliest <= one.time <= self._data.latest:
+                continue
+            key = user, one.item_id, one.sent
+            if one.time != one.sent or key in self._ahead:
+                one = one._replace(time=self._first_time(key, one.time))
+            distinct[key] = combine(distinct[key], one) if key in distinct else one
+        items = pa.array([item for _, item, _ in distinct], pa.string())
         known = pc.is_in(items, value_set=self._known_items().combine_chunks()).to_pylist()
-        rows = [latest[key] for key, is_known in zip(keys, known, strict=True) if is_known]
+        rows = [
+            (user, one)
+            for ((user, _, _), one), is_known in zip(distinct.items(), known, strict=True)
+            if is_known
+        ]
         if len(rows) < len(events):
             _logger.warning(
                 "%d of %d events are left out: twice there, of unknown items or out of range",
@@ -83,20 +98,25 @@ class EventBatches:
             )
         return rows
 
-    def _table(self, events: Sequence[Event]) -> pa.Table:
+    def _first_time(self, key: Key, time: int) -> int:
+        """When an event of a sender far ahead first came: sent again, it is the same one."""
+        first = self._ahead.setdefault(key, time)
+        if len(self._ahead) > _MOST_AHEAD:
+            del self._ahead[next(iter(self._ahead))]
+        return first
+
+    def _table(self, rows: Sequence[Row]) -> pa.Table:
         source = self._data.source
         names = source.columns if isinstance(source, FileSource) else ColumnMapping()
         columns = {
-            names.user_id: pa.array([event.user_id for event in events], pa.string()),
-            names.item_id: pa.array([event.item_id for event in events], pa.string()),
+            names.user_id: pa.array([user for user, _ in rows], pa.string()),
+            names.item_id: pa.array([one.item_id for _, one in rows], pa.string()),
             # Arrow's own type knows its unit, whatever the run's own files have.
-            names.timestamp: pa.array([event.timestamp for event in events], pa.timestamp("s")),
+            names.timestamp: pa.array([one.time for _, one in rows], pa.timestamp("s")),
         }
         if names.rating is not None:
-            counted = [self._rules.interaction(event) for event in events]
-            ratings = [event.rating if event else None for event in counted]
-            columns[names.rating] = pa.array(ratings, pa.float64())
+            columns[names.rating] = pa.array([one.rating for _, one in rows], pa.float64())
         if names.label is not None:
-            labels = [int(self._rules.positive(event)) for event in events]
+            labels = [int(self._rules.positive(one)) for _, one in rows]
             columns[names.label] = pa.array(labels, pa.int8())
         return pa.table(columns)

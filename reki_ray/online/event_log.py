@@ -2,7 +2,8 @@
 
 Every process appends to segments of its own in a folder that all nodes share; readers follow
 all of them. An event may come twice, as when a sender repeats what it is not sure of: readers
-count equal ones once.
+count equal ones once. The time that the sender gave is a part of what makes two of them equal, so
+it is kept as it came, and the time of receipt beside it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from reki_ray.errors import DataError
 from reki_ray.online.segment_reader import Place, SegmentReader
 from reki_ray.online.segment_writer import SEGMENT_BYTES, SegmentWriter
+
+_LATEST: Final = 2**40
+
+AHEAD_SECONDS: Final = 3_600
+"""A sender's clock that is ahead by no more than this keeps its own time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +33,11 @@ class Event:
         user_id: Who.
         item_id: With what.
         event: Type, as click or rating.
-        timestamp: When, seconds since the epoch, UTC.
+        timestamp: When, as the sender says, seconds since the epoch, UTC.
         rating: On the scale of training; None where there is none.
         request_id: Answer that showed the item; None where it is not known.
+        received_at: When it was taken in; None for what older releases logged. Two events that
+            differ in nothing else are one, sent twice.
     """
 
     user_id: str
@@ -38,6 +46,17 @@ class Event:
     timestamp: int
     rating: float | None = None
     request_id: str | None = None
+    received_at: int | None = field(default=None, compare=False)
+
+    @property
+    def time(self) -> int:
+        """When it counts: as sent, or when it was received where the sender is far ahead.
+
+        An event of the future would stay the latest one of its user for long.
+        """
+        if self.received_at is None or self.timestamp <= self.received_at + AHEAD_SECONDS:
+            return self.timestamp
+        return self.received_at
 
 
 class EventLog:
@@ -84,10 +103,19 @@ class EventReader:
     Args:
         folder: Segments of all processes; it may come to be later.
         place: Where to go on; None starts at the beginning.
+        patience: See `SegmentReader`.
+        since: See `SegmentReader`.
     """
 
-    def __init__(self, folder: Path | str, place: Mapping[str, int] | None = None) -> None:
-        self._reader = SegmentReader(folder, place)
+    def __init__(
+        self,
+        folder: Path | str,
+        place: Mapping[str, int] | None = None,
+        *,
+        patience: float = 0.0,
+        since: float = 0.0,
+    ) -> None:
+        self._reader = SegmentReader(folder, place, patience=patience, since=since)
         self._foreign = 0
 
     @property
@@ -123,13 +151,29 @@ def _event(record: dict[str, Any]) -> Event | None:
     """An event of a later release may have more fields; one with fewer is none."""
     try:
         rating, request = record.get("rating"), record.get("request_id")
+        received = record.get("received_at")
         return Event(
             user_id=str(record["user_id"]),
             item_id=str(record["item_id"]),
             event=str(record["event"]),
-            timestamp=int(record["timestamp"]),
-            rating=None if rating is None else float(rating),
+            timestamp=_time(record["timestamp"]),
+            rating=None if rating is None else _finite(rating),
             request_id=None if request is None else str(request),
+            received_at=None if received is None else _time(received),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+
+
+def _time(value: Any) -> int:
+    seconds = int(value)
+    if abs(seconds) > _LATEST:
+        raise ValueError("a time that no table can hold")
+    return seconds
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("a rating that is not finite")
+    return number

@@ -22,8 +22,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.table import Table
 
+from reki_ray import atomic
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.online.files import replace_file
 from reki_ray.online.slots import SLOTS, Ranges, allot, rounded
 from reki_ray.store.versions import VersionStore
 
@@ -158,7 +158,7 @@ def start_experiment(
             )
         salt = earlier.salt if earlier else salt or secrets.token_hex(16)
         started = _divided(root, name, salt, variants, earlier)
-        replace_file(root / EXPERIMENT, _content(started))
+        _write(root / EXPERIMENT, started)
     return started
 
 
@@ -177,8 +177,9 @@ def stop_experiment(root: Path | str) -> Experiment:
         if running is None:
             raise _none_runs(root)
         ended = running.model_copy(update={"ended_at": int(time.time())})
-        replace_file(_ended(root, ended.name), _content(ended))
+        _write(_ended(root, ended.name), ended)
         (root / EXPERIMENT).unlink(missing_ok=True)
+        atomic.sync(root)
     return ended
 
 
@@ -266,5 +267,7 @@ def _ended(root: Path, name: str) -> Path:
     return root / f"EXPERIMENT-{name}.json"
 
 
-def _content(experiment: Experiment) -> bytes:
-    return (experiment.model_dump_json(indent=2) + "\n").encode()
+def _write(path: Path, experiment: Experiment) -> None:
+    # The service may run under another user than the one who starts an experiment.
+    content = experiment.model_dump_json(indent=2) + "\n"
+    atomic.replace_file(path, content.encode(), mode=0o644)

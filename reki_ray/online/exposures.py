@@ -10,12 +10,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from reki_ray.errors import RekiError
+from reki_ray.errors import DataError, RekiError
+from reki_ray.online.lines import encode_line
 from reki_ray.online.privacy import UserHasher
 from reki_ray.online.segment_reader import SegmentReader
 from reki_ray.online.segment_writer import SegmentWriter
@@ -25,6 +26,10 @@ _logger = logging.getLogger(__name__)
 _BATCH: Final = 1_000
 _CLOSE_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 60.0
+
+
+OnDrop = Callable[[int], None]
+"""Is told how many exposures were dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class ExposureLog:
         self._dropped = 0
         self._written = 0
         self._told_at = -_TELL_SECONDS
+        self._on_drop: OnDrop = lambda _: None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="exposures", daemon=True)
         self._thread.start()
@@ -91,6 +97,10 @@ class ExposureLog:
     def dropped(self) -> int:
         """Exposures that were not logged: the queue was full, or the disk refused."""
         return self._dropped
+
+    def watch_drops(self, on_drop: OnDrop) -> None:
+        """Have a function told of every drop from now on; it must not wait."""
+        self._on_drop = on_drop
 
     @property
     def written(self) -> int:
@@ -141,13 +151,24 @@ class ExposureLog:
 
     def _flush(self) -> None:
         while batch := self._taken():
+            lines = [line for exposure in batch if (line := self._line(exposure)) is not None]
             try:
-                self._writer.append([dataclasses.asdict(exposure) for exposure in batch])
+                self._writer.append_lines(lines)
             except RekiError as error:
-                self._drop(len(batch), error.what)
+                self._drop(len(lines), error.what)
+            except Exception as error:  # noqa: BLE001  # the thread has to go on, whatever it is
+                self._drop(len(lines), f"{type(error).__name__}: {error}")
             else:
                 with self._counts:
-                    self._written += len(batch)
+                    self._written += len(lines)
+
+    def _line(self, exposure: Exposure) -> bytes | None:
+        """An exposure as a line; None for one that cannot be kept, which must not cost others."""
+        try:
+            return encode_line(dataclasses.asdict(exposure))
+        except DataError as error:
+            self._drop(1, error.what)
+            return None
 
     def _taken(self) -> list[Exposure]:
         batch: list[Exposure] = []
@@ -165,6 +186,7 @@ class ExposureLog:
             tell = now - self._told_at >= _TELL_SECONDS
             if tell:
                 self._told_at = now
+        self._on_drop(count)
         if tell:  # a full disk must not fill the process's own log as well
             _logger.warning("exposures are dropped, %d so far: %s", self._dropped, why)
 

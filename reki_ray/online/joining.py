@@ -17,6 +17,10 @@ from reki_ray.online.privacy import UserHasher
 Ints = npt.NDArray[np.int64]
 
 _MIXED: Final = -1
+_SLOW_SECONDS: Final = 300
+"""A sender's clock may be behind by so much."""
+_BETWEEN_SECONDS: Final = 2
+"""Clocks of two gateways may differ by so much."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Joiner:
     it. Another counts for the last time that its user was shown the item within the window
     before it. An item shown twice by one request, and a click that comes twice, count once.
 
+    Exposures have the service's time and clicks that of their sender, whose clock may be wrong: a
+    click is no later than its receipt, and at most `_SLOW_SECONDS` later than it says.
+
     Args:
         variants: Names of the variants that count.
         window: Longest time from an exposure to a click that names no request, seconds.
@@ -57,7 +64,8 @@ class Joiner:
         self._items: dict[str, int] = {}
         self._requests: dict[tuple[str, int], int] = {}
         self._shown = [array("q") for _ in range(5)]  # request, user, item, variant, time
-        self._clicks = [array("q") for _ in range(4)]  # request or -1, user, item, time
+        # request or -1, user, item, time as sent, earliest and latest time that it may have been
+        self._clicks = [array("q") for _ in range(6)]
         self._foreign: set[tuple[int, str, str, int]] = set()
 
     def __len__(self) -> int:
@@ -95,9 +103,8 @@ class Joiner:
             if item is None or request == -2:
                 self._foreign.add((user, one.item_id, one.request_id or "", one.timestamp))
                 continue
-            for column, value in zip(
-                self._clicks, (request, user, item, one.timestamp), strict=True
-            ):
+            row = (request, user, item, one.timestamp, *_bounds(one))
+            for column, value in zip(self._clicks, row, strict=True):
                 column.append(value)
 
     def join(self) -> Joined:
@@ -124,16 +131,18 @@ class Joiner:
 
     def _match(self, request: Ints, user: Ints, item: Ints, time: Ints) -> tuple[Ints, int]:
         """Rows of the exposures that were clicked, each once, and the number of other clicks."""
-        asked, clicker, wanted, when = (_column(values) for values in self._clicks)
+        asked, clicker, wanted, sent, begin, end = (_column(values) for values in self._clicks)
         items = max(len(self._items), 1)
         named = asked >= 0
         by_request = _exact(request * items + item, asked[named] * items + wanted[named])
         pairs = user * items + item
         by_window = _latest_before(
-            (pairs, time), (clicker[~named] * items + wanted[~named], when[~named]), self._window
+            (pairs, time),
+            (clicker[~named] * items + wanted[~named], end[~named]),
+            begin[~named] - self._window,
         )
         rows = np.concatenate([by_request, by_window])
-        clicks = np.stack([asked, clicker * items + wanted, np.where(named, 0, when)], axis=1)
+        clicks = np.stack([asked, clicker * items + wanted, np.where(named, 0, sent)], axis=1)
         clicks = np.concatenate([clicks[named], clicks[~named]])
         missed = np.unique(clicks[rows < 0], axis=0)
         return np.unique(rows[rows >= 0]), len(missed)
@@ -160,16 +169,24 @@ def _exact(keys: Ints, wanted: Ints) -> Ints:
     return found
 
 
-def _latest_before(rows: tuple[Ints, Ints], wanted: tuple[Ints, Ints], window: int) -> Ints:
+def _bounds(click: Event) -> tuple[int, int]:
+    """Earliest and latest time at which a click may have been."""
+    sent, received = click.timestamp, click.received_at
+    if received is None:
+        return sent, sent
+    return min(sent, received), min(sent + _SLOW_SECONDS, received + _BETWEEN_SECONDS)
+
+
+def _latest_before(rows: tuple[Ints, Ints], wanted: tuple[Ints, Ints], earliest: Ints) -> Ints:
     """For each wanted pair and time, the row of that pair with the latest time not after it.
 
     Args:
         rows: Pairs (N,) and times (N,).
         wanted: Pairs (C,) and times (C,).
-        window: Largest difference of the times.
+        earliest: First time that counts of each (C,).
 
     Returns:
-        (C,) rows; -1 where there is none within the window.
+        (C,) rows; -1 where there is none of a time that counts.
     """
     (pairs, times), (asked, when) = rows, wanted
     found = np.full(len(asked), -1, dtype=np.int64)
@@ -184,8 +201,9 @@ def _latest_before(rows: tuple[Ints, Ints], wanted: tuple[Ints, Ints], window: i
     clicks = np.flatnonzero(is_click[order])
     before = last[clicks]
     row, click = order[np.maximum(before, 0)], order[clicks]
-    fits = (before >= 0) & (both[row] == both[click]) & (at[click] - at[row] <= window)
-    found[click[fits] - len(pairs)] = row[fits]
+    click -= len(pairs)
+    fits = (before >= 0) & (both[row] == asked[click]) & (at[row] >= earliest[click])
+    found[click[fits]] = row[fits]
     return found
 
 

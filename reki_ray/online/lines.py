@@ -1,7 +1,7 @@
 """A record as one line that tells whether it is whole.
 
-`<CRC-32 of the rest, 8 hexadecimal digits> <JSON object>` and a line feed. The JSON is ASCII, so
-that a line feed never lies inside a record.
+`<CRC-32 of the rest, 8 hexadecimal digits> <JSON object>` and a line feed. JSON escapes a line
+feed, so that none is inside a record; other characters are as they are, in UTF-8.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from reki_ray.errors import DataError
 
-MAX_LINE_BYTES: Final = 2**20
+MAX_LINE_BYTES: Final = 2**21
 """Longest line that is written; what is longer in a file is damage."""
 
 _CHECK_CHARS: Final = 8
@@ -26,7 +26,8 @@ def encode_line(record: Mapping[str, Any]) -> bytes:
         DataError: It holds something that JSON cannot, or is too long.
     """
     try:
-        body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii")
+        text = json.dumps(record, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        body = text.encode("utf-8", "surrogatepass")
     except (TypeError, ValueError) as error:
         raise DataError(
             f"the record cannot be kept: {error}",

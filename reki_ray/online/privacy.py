@@ -11,8 +11,8 @@ import secrets
 from pathlib import Path
 from typing import Final
 
+from reki_ray import atomic
 from reki_ray.errors import StoreError
-from reki_ray.online.files import create_file
 
 _KEY_BYTES: Final = 32
 _HASH_BYTES: Final = 16
@@ -45,7 +45,7 @@ def open_hasher(path: Path) -> UserHasher:
     """
     try:
         if not path.exists():
-            create_file(path, secrets.token_hex(_KEY_BYTES).encode("ascii"))
+            atomic.create_file(path, secrets.token_hex(_KEY_BYTES).encode("ascii"), mode=0o600)
         content = path.read_bytes()
     except OSError as error:
         raise StoreError(

@@ -20,13 +20,13 @@ from typing import Final, Literal
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reki_ray import atomic
 from reki_ray.config import RefreshConfig
 from reki_ray.errors import RekiError, StoreError
 from reki_ray.online.batches import EventBatches
 from reki_ray.online.event_log import Event, EventReader
-from reki_ray.online.files import replace_file
 from reki_ray.online.folders import OnlineFolders
-from reki_ray.online.segment_reader import prune
+from reki_ray.online.segment_reader import PATIENCE_SECONDS, prune
 
 _logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Refresher:
         self._waiting: list[Event] = []
         self._reader = EventReader(folders.events)
         self._state: RefreshState | None = None
-        folders.refresh.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(folders.refresh)
         # Held as long as this refresher lives, and let go by the system when its process dies.
         self._lock = FileLock(folders.refresh / _LOCK, thread_local=False)
 
@@ -160,6 +160,8 @@ class Refresher:
         try:
             if self._state is None and not self._begin():
                 return "standby"
+            if self._lacks_its_batch(self._known()):
+                self._resume(self._known())
             self._read()
             return self._refresh_if_due(self._known())
         except (RekiError, OSError) as error:
@@ -171,15 +173,23 @@ class Refresher:
             self._lock.acquire(timeout=0)
         except Timeout:
             return False
-        state = self._load()
-        if state.pending is not None and not self._file(state.pending).exists():
+        atomic.remove_scratch(self._folders.refresh)
+        self._resume(self._load())
+        return True
+
+    def _resume(self, state: RefreshState) -> None:
+        """Read the log from where a state has come; a batch whose file is gone is read again."""
+        if self._lacks_its_batch(state):
+            assert state.pending is not None
             _logger.warning("%s is gone: its events are read again", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
-        self._reader = EventReader(self._folders.events, place)
+        self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
         self._waiting.clear()
         self._state = state
-        return True
+
+    def _lacks_its_batch(self, state: RefreshState) -> bool:
+        return state.pending is not None and not self._file(state.pending).exists()
 
     def _read(self) -> None:
         if len(self._waiting) >= self._config.max_events:
@@ -290,7 +300,8 @@ class Refresher:
 
     def _keep(self, state: RefreshState, **changes: object) -> RefreshState:
         changed = state.model_copy(update=changes)
-        replace_file(self._folders.refresh / _STATE, changed.model_dump_json(indent=2).encode())
+        content = changed.model_dump_json(indent=2).encode()
+        atomic.replace_file(self._folders.refresh / _STATE, content)
         self._state = changed
         return changed
 

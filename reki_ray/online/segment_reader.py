@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,16 +14,19 @@ from reki_ray.online.segment_writer import SEGMENT_SECONDS, SUFFIX
 
 _logger = logging.getLogger(__name__)
 
-_CHUNK_BYTES: Final = 4 * MAX_LINE_BYTES
+_CHUNK_BYTES: Final = 2 * MAX_LINE_BYTES
 _TORN_AFTER_SECONDS: Final = 60.0
 """A line without an end for so long was cut off by its writer's death."""
+
+PATIENCE_SECONDS: Final = 60.0
+"""What followers of a log take: network filesystems show a line's pages in any order."""
 
 Place = dict[str, int]
 """How far a reader has come: bytes read of each segment, by its name."""
 
 
 class SegmentReader:
-    """Reads each whole line of a folder's segments once, as they grow.
+    """Reads each whole line of a folder's segments once, as they grow; the oldest segment first.
 
     A line that is damaged or torn is logged, counted and passed over. A segment that cannot be
     read, for instance because it was just pruned, is left for the next time. One thread at a
@@ -32,15 +35,29 @@ class SegmentReader:
     Args:
         folder: The segments; it may come to be later.
         place: Where to go on; None starts at the beginning.
+        patience: A line of a segment that changed within so many seconds is damaged only when it
+            has been for as long; until then the reader waits before it. 0 waits for none.
+        since: Segments that were last written to before this time are passed over, seconds since
+            the epoch.
 
     Attributes:
         damaged: Lines passed over so far.
     """
 
-    def __init__(self, folder: Path | str, place: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        place: Mapping[str, int] | None = None,
+        *,
+        patience: float = 0.0,
+        since: float = 0.0,
+    ) -> None:
         self._folder = Path(folder)
         self._place: Place = dict(place or {})
+        self._patience = patience
+        self._since = since
         self._told: set[str] = set()
+        self._doubted: dict[str, tuple[int, float]] = {}  # where a line is damaged, and since when
         self.damaged = 0
 
     @property
@@ -50,22 +67,22 @@ class SegmentReader:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Records that came since; a loop that is left early is gone on with later."""
-        sizes = self._sizes()
-        for name in self._place.keys() - sizes.keys():  # pruned
+        found = self._segments()
+        for name in self._place.keys() - found.keys():  # pruned
             del self._place[name]
-        for name, (size, changed_at) in sorted(sizes.items()):
-            if size > self._place.get(name, 0):
+        for name, (changed_at, size) in sorted(found.items(), key=lambda one: (one[1][0], one[0])):
+            if changed_at >= self._since and size > self._place.get(name, 0):
                 yield from self._segment(name, changed_at)
 
-    def _sizes(self) -> dict[str, tuple[int, float]]:
-        """Size in bytes and time of change of every segment."""
+    def _segments(self) -> dict[str, tuple[float, int]]:
+        """Time of change and size in bytes of every segment."""
         found = {}
         try:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     if entry.name.endswith(SUFFIX):
                         state = entry.stat()
-                        found[entry.name] = (state.st_size, state.st_mtime)
+                        found[entry.name] = (state.st_mtime, state.st_size)
         except FileNotFoundError:  # nothing was logged yet, or a segment went meanwhile
             return found
         return found
@@ -85,19 +102,38 @@ class SegmentReader:
                         self._tell(name, start)
                         self._place[name] = start + len(chunk)
                         continue
-                    yield from self._lines(name, start, chunk[:end])
+                    if not (yield from self._lines(name, start, chunk[:end], changed_at)):
+                        return
         except OSError as error:
             _logger.warning("segment %s cannot be read now: %s", name, error)
 
-    def _lines(self, name: str, start: int, lines: bytes) -> Iterator[dict[str, Any]]:
+    def _lines(
+        self, name: str, start: int, lines: bytes, changed_at: float
+    ) -> Generator[dict[str, Any], None, bool]:
+        """Records of lines; whether the reader came to their end."""
         for line in lines.removesuffix(b"\n").split(b"\n"):
             record = decode_line(line)
             if record is None:
+                if self._may_become_whole(name, start, changed_at):
+                    return False
                 self._tell(name, start)
             start += len(line) + 1
             self._place[name] = start
             if record is not None:
                 yield record
+        return True
+
+    def _may_become_whole(self, name: str, start: int, changed_at: float) -> bool:
+        now = time.monotonic()
+        place, since = self._doubted.get(name, (start, now))
+        if place != start:
+            since = now
+        waits = time.time() - changed_at < self._patience and now - since < self._patience
+        if waits:
+            self._doubted[name] = (start, since)
+        else:
+            self._doubted.pop(name, None)
+        return waits
 
     def _tell_torn(self, name: str, start: int, length: int, changed_at: float) -> None:
         if length and name not in self._told and time.time() - changed_at > _TORN_AFTER_SECONDS:
@@ -128,8 +164,15 @@ def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float
     removed = 0
     for path in Path(folder).glob(f"*{SUFFIX}"):
         state = path.stat()
-        read = state.st_size if place is None else place.get(path.name, 0)
-        if state.st_mtime < limit and state.st_size <= read:
+        if state.st_mtime < limit and (place is None or _is_read(path, place.get(path.name, 0))):
             path.unlink()
             removed += 1
     return removed
+
+
+def _is_read(path: Path, place: int) -> bool:
+    """Whether no whole line is left; a torn one at the end counts as read."""
+    with path.open("rb") as file:
+        file.seek(place)
+        rest = file.read(_CHUNK_BYTES)
+    return len(rest) < _CHUNK_BYTES and b"\n" not in rest

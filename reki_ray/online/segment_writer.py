@@ -1,7 +1,9 @@
 """Durable appends to segments: what is acknowledged survives a kill and a power cut.
 
 A segment `<writer>-<number>.jsonl` has one writer, for as long as that lives: a process never
-goes on in a file of an earlier one, where a torn line may lie at the end.
+goes on in a file of an earlier one, which may end in a torn line. Numbers are times in
+microseconds: a name is never used again, also after its segment was pruned, since readers
+remember by names how far they have come.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from reki_ray import atomic
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.online.files import sync_folder
 from reki_ray.online.lines import encode_line
 
 SUFFIX: Final = ".jsonl"
@@ -78,7 +80,7 @@ class SegmentWriter:
         self._size = 0
         self._opened_at = 0.0
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(self.folder)
         except OSError as error:
             raise self._refused(error) from error
 
@@ -92,9 +94,17 @@ class SegmentWriter:
             DataError: A record cannot be encoded.
             StoreError: The disk refuses, as when it is full: nothing is acknowledged.
         """
-        if not records:
+        self.append_lines([encode_line(record) for record in records])
+
+    def append_lines(self, lines: Sequence[bytes]) -> None:
+        """Append lines of `encode_line`; on return they are on the disk.
+
+        Raises:
+            StoreError: The disk refuses, as when it is full: nothing is acknowledged.
+        """
+        if not lines:
             return
-        pending = _Pending(b"".join(encode_line(record) for record in records))
+        pending = _Pending(b"".join(lines))
         with self._turn:
             self._queue.append(pending)
             while not pending.settled:
@@ -161,12 +171,12 @@ class SegmentWriter:
             self._descriptor = self._create()
             self._size = 0
             self._opened_at = time.time()
-            sync_folder(self.folder)
+            atomic.sync(self.folder)
         return self._descriptor
 
     def _create(self) -> int:
         taken = [number_of(path) for path in self.folder.glob(f"{self._name}-*{SUFFIX}")]
-        number = max(taken, default=0) + 1
+        number = max([time.time_ns() // 1_000, *(other + 1 for other in taken)])
         while True:
             path = self.folder / f"{self._name}-{number:08d}{SUFFIX}"
             try:

@@ -76,7 +76,7 @@ class Prompt:
 
 
 class GroupUser(NamedTuple):
-    """A user inside a group: profile, and title and rating of first interactions."""
+    """A user inside a group: profile, and title and rating of some interactions."""
 
     attributes: Attributes | None
     history: Sequence[tuple[str, float | None]]
@@ -141,7 +141,8 @@ class Renderer:
         Args:
             user_id: The user.
             attributes: Profile.
-            history: Title and rating of the interactions before the cut, oldest first.
+            history: Title and rating of the interactions before the cut, oldest first; the latest
+                `max_history` are shown.
         """
         return Prompt("user", user_id, delimited(self._user_body(attributes, history)))
 
@@ -246,7 +247,7 @@ class Renderer:
     ) -> list[str]:
         longest = min(longest, self._limits.max_history)
         return [
-            start + rated_title(title, rating, self._limits) for title, rating in history[:longest]
+            start + rated_title(title, rating, self._limits) for title, rating in history[-longest:]
         ]
 
     def _shares(self, shares: Histogram) -> list[str]:

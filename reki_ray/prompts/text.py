@@ -128,11 +128,11 @@ def user_text(
     Args:
         attributes: Attribute name to values; None where the data set has none.
         history: Title and rating of the interactions before the user's cut, oldest first.
-        limits: Longest title, characters, and longest history, interactions.
+        limits: Longest title, characters, and longest history, of which the latest are taken.
     """
     known = attributes_text(attributes, limits)
     rated = "; ".join(
-        rated_title(title, rating, limits) for title, rating in history[: limits.max_history]
+        rated_title(title, rating, limits) for title, rating in history[-limits.max_history :]
     )
     passages = [f"Profile: {known}." if known else "", f"Rated: {rated}." if rated else ""]
     return " ".join(passage for passage in passages if passage) or "Nothing is known."

@@ -100,23 +100,23 @@ def versions(store: VersionStore) -> Versions:
     return Versions(root=str(store.root), current=current, versions=entries, problem=problem)
 
 
-def promote(store: VersionStore, version: int) -> Versions:
+def promote(store: VersionStore, version: int, *, expected: int | None = None) -> Versions:
     """`reki promote N`.
 
     Raises:
         StoreError: See `VersionStore.promote`; the old version stays in force.
     """
-    store.promote(version)
+    store.promote(version, expected=expected)
     return _after(store, f"version v{version} is served now")
 
 
-def rollback(store: VersionStore) -> Versions:
+def rollback(store: VersionStore, *, expected: int | None = None) -> Versions:
     """`reki rollback`.
 
     Raises:
         StoreError: See `VersionStore.rollback`; the old version stays in force.
     """
-    return _after(store, f"back to version v{store.rollback()}")
+    return _after(store, f"back to version v{store.rollback(expected=expected)}")
 
 
 def compact(store: VersionStore, version: int | None = None) -> Versions:

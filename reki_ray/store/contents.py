@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import pyarrow.compute as pc
 
 from reki_ray.schema import (
     ATTRIBUTES,
@@ -30,6 +32,8 @@ from reki_ray.store.content_tables import knowledge_key
 from reki_ray.store.layers import LayeredTable
 
 Attributes = dict[str, list[str]]
+
+_SAMPLED_PROFILES: Final = 20_000
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,12 @@ class Profiles:
     def ids(self, limit: int | None = None) -> list[str]:
         """The first ids, or all, in the order of the index, which is as good as random."""
         return self.layers.keys(limit)
+
+    def latest_time(self) -> int | None:
+        """Latest time of an interaction among some thousands of profiles; None without times."""
+        times = self.layers.rows(_SAMPLED_PROFILES)[TIMESTAMPS]
+        latest: int | None = pc.max(pc.list_flatten(times)).as_py()
+        return latest
 
 
 class Catalogue:

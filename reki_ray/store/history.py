@@ -1,14 +1,13 @@
-"""Which versions were promoted when: an append-only file of JSON lines.
+"""Which versions were promoted when: JSON lines, the latest one last.
 
     {"version": 3, "at": 1760000000, "rollback": false, "seal": "5f2c..."}
 
-A line that a crash left unfinished at the end is not read, and goes with the next append.
+A line that a crash left unfinished at the end is not read, and goes with the next promotion.
 """
 
 from __future__ import annotations
 
-import os
-import time
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -65,23 +64,32 @@ def read(root: Path) -> list[Promotion]:
     return found
 
 
-def append(root: Path, version: int, *, rollback: bool = False, seal: str = "") -> None:
-    """Add a promotion; it is on the disk when this returns."""
-    promotion = Promotion(version=version, at=int(time.time()), rollback=rollback, seal=seal)
-    line = promotion.model_dump_json()
-    with (root / HISTORY).open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            whole = content.rfind(b"\n") + 1
-            try:
-                Promotion.model_validate_json(content[whole:])
-                file.write(b"\n")
-            except ValidationError:
-                file.truncate(whole)
-        file.write(line.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+def extended(root: Path, current: int | None, move: Promotion) -> bytes:
+    """Content of the file with one more promotion.
+
+    Args:
+        root: Folder of the versions.
+        current: The present version, which a crash may have kept out of the history: then it is
+            noted too; None where there is none.
+        move: The promotion.
+    """
+    path = root / HISTORY
+    content = path.read_bytes() if path.exists() else b""
+    if content and not content.endswith(b"\n"):
+        whole = content.rfind(b"\n") + 1
+        try:
+            Promotion.model_validate_json(content[whole:])
+            content += b"\n"
+        except ValidationError:
+            content = content[:whole]
+    moves = [move]
+    if current is not None:
+        with contextlib.suppress(StoreError):  # a damaged history goes on as it is
+            stack = _stack(read(root))
+            if stack and stack[-1] != current:
+                back = current in stack[-2:-1]
+                moves.insert(0, Promotion(version=current, at=move.at, rollback=back))
+    return content + b"".join(one.model_dump_json().encode() + b"\n" for one in moves)
 
 
 def before(promotions: Sequence[Promotion], current: int) -> int | None:
@@ -91,6 +99,16 @@ def before(promotions: Sequence[Promotion], current: int) -> int | None:
         promotions: Oldest first.
         current: The present version; a crash may have kept it out of the history.
     """
+    stack = _stack(promotions)
+    if current in stack[-2:-1]:  # a way back
+        stack.pop()
+    elif stack[-1:] != [current]:
+        stack.append(current)
+    return stack[-2] if len(stack) > 1 else None
+
+
+def _stack(promotions: Sequence[Promotion]) -> list[int]:
+    """Versions that one can go back to, the present one last."""
     stack: list[int] = []
     for one in promotions:
         if one.rollback and one.version in stack:
@@ -98,6 +116,4 @@ def before(promotions: Sequence[Promotion], current: int) -> int | None:
                 stack.pop()
         elif stack[-1:] != [one.version]:
             stack.append(one.version)
-    if stack[-1:] != [current]:
-        stack.append(current)
-    return stack[-2] if len(stack) > 1 else None
+    return stack

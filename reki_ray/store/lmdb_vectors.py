@@ -14,6 +14,7 @@ import lmdb
 import numpy as np
 import numpy.typing as npt
 
+from reki_ray import atomic
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side
 from reki_ray.store.keyed import (
@@ -121,7 +122,7 @@ def export_side(  # what names an export
     """Write a side into a folder of its own; one that is there already stays.
 
     Raises:
-        StoreError: The folder holds another store's version of this number.
+        StoreError: The folder holds another store's version of this number, or cannot be written.
     """
     target = folder_of(root, namespace, version, side)
     prefix = prefix_of(namespace, version, side)
@@ -135,17 +136,25 @@ def export_side(  # what names an export
             where=str(target),
             todo="Choose another store.vectors.namespace, or remove the folder.",
         )
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=root))
+    scratch = None
     try:
+        atomic.make_folder(root)
+        scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=root))
         meta = Meta(
             rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
         )
         _write(scratch, prefix, vectors, meta, advance)
         scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
-        scratch.rename(target)
+        atomic.move(scratch, target)
+    except (OSError, lmdb.Error) as error:
+        raise StoreError(
+            f"the export cannot be written: {error}",
+            where=str(target),
+            todo="Make room on the disk or mend the rights.",
+        ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.
 
 MAX_LAYERS: Final = 9
 """Every layer costs a lookup a search; `reki compact` makes one of all."""
+
+_READ_ONLY: Final = 0o444
 
 Prestore = Literal["h", "r"]
 
@@ -199,7 +200,7 @@ def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> N
 
 
 def write_manifest(folder: Path, description: Description, number: int) -> Manifest:
-    """Write the manifest of a folder that holds all its other files."""
+    """Write the manifest of a folder that holds all its other files; none is writable from then."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     manifest = Manifest(
         **{name: getattr(description, name) for name in Description.model_fields},
@@ -209,7 +210,8 @@ def write_manifest(folder: Path, description: Description, number: int) -> Manif
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in (*files, folder / MANIFEST):
-        sync(path)
+        # Replicas map these files: one that is cut short kills all of them by SIGBUS.
+        path.chmod(_READ_ONLY)
     return manifest
 
 
@@ -255,12 +257,3 @@ def checksum(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Bring a file or folder to the disk, so that the rename after it never outruns it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

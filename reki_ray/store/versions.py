@@ -8,18 +8,26 @@
 A version is built in a scratch folder, checked, and renamed into place; then the pointer
 moves by a rename. A crash at any moment leaves the old version in force. A delta has no
 model/ and names the version that it lies over, which must stay.
+
+Writers of versions take turns by one lock; the pointer has a lock of its own, which is held for
+its move alone: nobody who promotes waits for a version that is being built or exported.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import tempfile
-from contextlib import closing
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from reki_ray import atomic
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.store import history
@@ -39,7 +47,6 @@ from reki_ray.store.manifest import (
     folder_of,
     layers_of,
     seal_of,
-    sync,
     write_manifest,
 )
 from reki_ray.store.manifest import verify as verify_files
@@ -63,6 +70,13 @@ __all__ = [
 
 CURRENT: Final = "CURRENT"
 _SCRATCH: Final = ".scratch-"
+_POINTER_SECONDS: Final = 5.0
+"""Longest wait for another process that moves the pointer, which takes milliseconds."""
+_UNCHANGED: Final = (
+    "Nothing was changed: look at `reki versions`, and try again if it is still wanted."
+)
+
+_logger = logging.getLogger(__name__)
 
 
 class VersionStore:
@@ -165,21 +179,22 @@ class VersionStore:
         """
         return layers_of(self.root, version)
 
-    def publish(self, fill: Fill, *, promote: bool = True) -> int:
+    def publish(self, fill: Fill, *, promote: bool = True, expected: int | None = None) -> int:
         """Build a version, and make it the current one.
 
         Args:
             fill: Writes the version's files into a folder, and describes them.
             promote: Make it the current one.
+            expected: Promote it only if this version is current at the end; None: whichever is.
 
         Returns:
             The new version's number.
 
         Raises:
-            StoreError: What was built does not open, or cannot be exported; the old version stays
-                in force.
+            StoreError: The disk refuses, what was built does not open or cannot be exported, or
+                another version than the expected one is current; the old version stays in force.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(self.root)
         with FileLock(self.root / ".lock"):
             for abandoned in self.root.glob(f"{_SCRATCH}*"):  # of a publish that was killed
                 shutil.rmtree(abandoned)
@@ -189,12 +204,18 @@ class VersionStore:
                 number = max(numbers, default=0) + 1  # a deleted version's number stays used
                 self._build(scratch, fill, number)
                 scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
-                scratch.rename(self.folder(number))
+                atomic.move(scratch, self.folder(number))
+            except OSError as error:
+                raise StoreError(
+                    f"the version cannot be built: {error.strerror or error}",
+                    where=error.filename or str(scratch),
+                    todo="Make room on the disk or mend the rights, then publish again.",
+                ) from error
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             self._export(number)
             if promote:
-                self._point_to(number, seal=self._seal_of_built(number))
+                self._promote_built(number, expected)
         return number
 
     def upsert(self, delta: Delta, *, base: int | None = None, promote: bool = True) -> int:
@@ -236,45 +257,60 @@ class VersionStore:
         manifest = self.open(version).manifest
         if manifest.base is None:
             return manifest.version
+        # Who promotes another version meanwhile has the last word.
+        expected = self.current() if promote else None
         # Opened again under the lock, see `upsert`.
         return self.publish(
-            lambda folder: write_compacted(self.open(version), folder), promote=promote
+            lambda folder: write_compacted(self.open(version), folder),
+            promote=promote,
+            expected=expected,
         )
 
-    def promote(self, version: int) -> None:
+    def promote(self, version: int, *, expected: int | None = None) -> None:
         """Make a version the current one, after its checksums were verified and it was opened.
 
-        Raises:
-            StoreError: The version is missing, damaged, or its vectors do not fit its model;
-                the old version stays in force.
-        """
-        self._promote(version, rollback=False)
+        Args:
+            version: Its number.
+            expected: Do so only if this version is current; None: whichever is.
 
-    def rollback(self) -> int:
+        Raises:
+            StoreError: The version is missing, damaged, or its vectors do not fit its model, or
+                another version than the expected one is current; the old version stays in force.
+        """
+        self._require_current(expected)
+        self._promote(version, expected=expected, rollback=False)
+
+    def rollback(self, *, expected: int | None = None) -> int:
         """Go back to the version promoted before the present one.
+
+        Args:
+            expected: Do so only if this version is current, so that a command that is sent twice
+                goes back once; None: whichever is.
 
         Returns:
             Its number.
 
         Raises:
-            StoreError: There is none, or it is damaged; the old version stays in force.
+            StoreError: There is none, or it is damaged, or another version than the expected one
+                is current, or becomes so meanwhile; the old version stays in force.
         """
-        target = history.before(self.history(), self.current())
+        self._require_current(expected)
+        present = self.current()
+        target = history.before(self.history(), present)
         if target is None:
             raise StoreError(
                 "no version was promoted before the present one",
                 where=str(self.root / history.HISTORY),
                 todo=f"Name one of {self.versions()}: `reki promote N`.",
             )
-        self._promote(target, rollback=True)
+        self._promote(target, expected=present, rollback=True)
         return target
 
-    def _promote(self, version: int, *, rollback: bool) -> None:
+    def _promote(self, version: int, *, expected: int | None, rollback: bool) -> None:
         verified = seal_of(self.layers(version))  # before: what is written meanwhile shows
         with closing(self.open(version, vectors=self.vectors)) as opened:
             opened.load_model()
-        with FileLock(self.root / ".lock"):
-            self._point_to(version, rollback=rollback, seal=verified)
+        self._point_to(version, expected=expected, rollback=rollback, seal=verified)
 
     def _build(self, scratch: Path, fill: Fill, number: int) -> None:
         manifest = write_manifest(scratch, fill(scratch), number)
@@ -292,6 +328,16 @@ class VersionStore:
                 f"{number}`.",
             ) from error
 
+    def _promote_built(self, number: int, expected: int | None) -> None:
+        try:
+            self._point_to(number, expected=expected, seal=self._seal_of_built(number))
+        except StoreError as error:
+            raise StoreError(
+                f"version {number} is built, but not promoted: {error.what}",
+                where=error.where,
+                todo=f"If it is still wanted: `reki promote {number}`.",
+            ) from error
+
     def _seal_of_built(self, number: int) -> str:
         layers = self.layers(number)
         base = layers[0][1].base  # nobody has compared its checksums now
@@ -305,10 +351,65 @@ class VersionStore:
         except StoreError:  # a damaged history costs time, but no version
             return False
 
-    def _point_to(self, number: int, *, rollback: bool = False, seal: str = "") -> None:
-        scratch = self.root / f"{CURRENT}.tmp"
-        scratch.write_text(f"{number}\n", encoding="ascii")
-        sync(scratch)
-        scratch.replace(self.root / CURRENT)
-        sync(self.root)
-        history.append(self.root, number, rollback=rollback, seal=seal)
+    def _point_to(
+        self, number: int, *, expected: int | None, seal: str, rollback: bool = False
+    ) -> None:
+        with self._pointer():
+            self._require_current(expected)
+            move = Promotion(version=number, at=int(time.time()), rollback=rollback, seal=seal)
+            try:
+                with atomic.writing(self.root / history.HISTORY, mode=0o644) as noted:
+                    noted.write(history.extended(self.root, self._current_or_none(), move))
+                    # On the disk before the pointer moves, so that a full disk refuses both.
+                    noted.flush()
+                    os.fsync(noted.fileno())
+                    atomic.replace_file(self.root / CURRENT, f"{number}\n".encode(), mode=0o644)
+            except OSError as error:
+                self._settle(number, error)
+
+    def _settle(self, number: int, error: OSError) -> None:
+        """What became of a move of the pointer that met an error."""
+        current = self._current_or_none()
+        if current == number:
+            _logger.warning("version %d is served, but not noted as promoted: %s", number, error)
+            return
+        served = "nothing is served" if current is None else f"version {current} is still served"
+        raise StoreError(
+            f"version {number} is not promoted, {served}: {error.strerror or error}",
+            where=str(self.root / CURRENT),
+            todo=f"Make room on the disk or mend the rights, then `reki promote {number}`.",
+        ) from error
+
+    def _current_or_none(self) -> int | None:
+        try:
+            return self.current()
+        except StoreError:
+            return None
+
+    @contextmanager
+    def _pointer(self) -> Iterator[None]:
+        """Keep others from moving the pointer."""
+        lock = FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS)
+        try:
+            lock.acquire()
+        except (Timeout, OSError) as error:
+            taken = isinstance(error, Timeout)
+            raise StoreError(
+                "another process is moving the pointer"
+                if taken
+                else f"the pointer cannot be locked: {error.strerror or error}",
+                where=str(self.root / CURRENT),
+                todo=_UNCHANGED,
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _require_current(self, expected: int | None) -> None:
+        if expected is not None and (current := self.current()) != expected:
+            raise StoreError(
+                f"version {current} is current, not {expected}",
+                where=str(self.root / CURRENT),
+                todo=_UNCHANGED,
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -156,11 +157,14 @@ def write_run(
     files = workspace.filesystem
     if workspace.exists(run.folder):
         files.rm(workspace.path(run.folder), recursive=True)
-    files.makedirs(workspace.path(run.folder), exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         bundles.save(Path(scratch), bundle)
         for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
-            files.put_file(str(Path(scratch) / name), workspace.path(run.folder, name))
+            with (
+                Path(scratch, name).open("rb") as source,
+                workspace.writing(run.folder, name) as sink,
+            ):
+                shutil.copyfileobj(source, sink)
     workspace.write_json(f"{run.folder}/{METRICS}", metrics)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Group
 from rich.table import Table
 
+from reki_ray import atomic
 from reki_ray.config import Arm, Backbone, Domain, TrainConfig
 from reki_ray.config.keys import nested
 from reki_ray.errors import ConfigError
@@ -145,8 +146,7 @@ def write_tuned(search: Search, train: TrainConfig, workspace: Workspace, out: P
         workspace.write_text(relative, text)
         return workspace.path(relative)
     target = out if out.suffix in _SUFFIXES else out / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    atomic.replace_file(target, text.encode())
     return str(target)
 
 

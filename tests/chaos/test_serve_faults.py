@@ -114,7 +114,8 @@ def test_a_damaged_version_that_current_names_leaves_the_old_one_serving(
 ) -> None:
     store = VersionStore(root / "publish")
     damaged = store.publish(partial(store_factory.fill, seed=1), promote=False)
-    with (store.folder(damaged) / "users.arrow").open("r+b") as file:
+    vectors = store_factory.writable(store.folder(damaged) / "users.arrow")
+    with vectors.open("r+b") as file:
         file.seek(-8, os.SEEK_END)
         file.write(b"damaged!")
     with Load(graph).running() as load:

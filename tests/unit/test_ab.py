@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import bootstrap, norm
+from scipy.stats import bootstrap, dirichlet_multinomial, multinomial, norm
 
 from reki_ray.errors import ConfigError
-from reki_ray.online.ab import AbResult, ab, render
+from reki_ray.online.ab import AbResult, VariantResult, ab, compared, render
 from reki_ray.online.event_log import Event, EventLog
 from reki_ray.online.experiment import EXPERIMENT, Experiment, Variant
 from reki_ray.online.exposures import Exposure
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.privacy import open_hasher
 from reki_ray.online.segment_writer import SegmentWriter
-from reki_ray.online.user_statistics import resampled_ctr, sample_ratio
+from reki_ray.online.user_statistics import EFFECT, Rate, half_width, rate_of, sample_ratio
 
 BEGIN = 1_000_000
 ITEMS = tuple(f"m{number}" for number in range(10))
@@ -60,9 +61,15 @@ class Logs:
         self._exposures.append([{name: getattr(one, name) for name in Exposure.__slots__}])
 
     def click(
-        self, user: str, item: str, request: str | None = None, *, time: int = BEGIN + 60
+        self,
+        user: str,
+        item: str,
+        request: str | None = None,
+        *,
+        time: int = BEGIN + 60,
+        received: int | None = None,
     ) -> None:
-        self._events.append([Event(user, item, "click", time, None, request)])
+        self._events.append([Event(user, item, "click", time, None, request, received)])
 
     def simulate(self, users: int, ctr: dict[str, float], *, lost: float = 0.0) -> None:
         """Users with click rates of their own around a variant's; a share of reki's is lost."""
@@ -110,7 +117,7 @@ def test_equal_variants_are_not_apart(logs: Logs) -> None:
     assert result.srm_p is not None
     assert result.srm_p > 0.001
     text = printed(result)
-    assert "reki against base: not apart, no difference is shown" in text
+    assert "reki against base: no significant difference so far" in text
     assert "MISMATCH" not in text
 
 
@@ -236,29 +243,171 @@ def test_an_experiment_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ab(tmp_path, "summer")
 
 
-def test_the_bootstrap_is_that_of_drawing_users() -> None:
+@pytest.mark.parametrize("behind", [-3_000, 0, 5, 250])
+def test_a_click_of_a_sender_whose_clock_is_wrong_finds_its_exposure(
+    logs: Logs, behind: int
+) -> None:
+    logs.show("u0", "r", ["m1"], time=BEGIN + 10)
+    for _ in range(2):  # sent twice
+        logs.click("u0", "m1", time=BEGIN + 12 - behind, received=BEGIN + 12)
+    result = ab(logs.root)
+    assert (counts(result)[0], result.unmatched_clicks) == ((1, 1, 1), 0)
+
+
+def test_a_click_counts_for_no_exposure_after_its_receipt_or_long_before(logs: Logs) -> None:
+    logs.show("u0", "r", ["m1"], time=BEGIN + 2_000)
+    logs.click("u0", "m1", time=BEGIN + 1_990, received=BEGIN + 1_990)
+    logs.click("u0", "m1", time=BEGIN + 1_000, received=BEGIN + 5_000)  # sent late
+    logs.click("u0", "m1", time=BEGIN + 3_801, received=BEGIN + 3_801)
+    result = ab(logs.root)
+    assert (counts(result)[0], result.unmatched_clicks) == ((1, 1, 0), 3)
+    logs.click("u0", "m1", time=BEGIN + 3_799, received=BEGIN + 9_000)
+    assert counts(ab(logs.root))[0] == (1, 1, 1)
+
+
+# --- statistics ----------------------------------------------------------------------------------
+
+
+def test_the_variance_is_that_of_drawing_users() -> None:
     random = np.random.default_rng(0)
     shown = random.integers(1, 30, 400).astype(float)
-    clicked = random.binomial(shown.astype(int), 0.1).astype(float)
-    ours = resampled_ctr(shown, clicked, 20_000, seed=1)
+    clicked = random.binomial(shown.astype(int), random.beta(2, 18, 400)).astype(float)
+    ours = rate_of(shown, clicked)
+    assert ours is not None
 
     def rate(clicks: np.ndarray, exposures: np.ndarray, axis: int = -1) -> np.ndarray:
         found: np.ndarray = clicks.sum(axis=axis) / exposures.sum(axis=axis)
         return found
 
-    theirs = bootstrap(
-        (clicked, shown), rate, paired=True, n_resamples=20_000, method="percentile", rng=2
+    theirs = bootstrap((clicked, shown), rate, paired=True, n_resamples=20_000, rng=2)
+    assert ours.value == pytest.approx(rate(clicked, shown))
+    assert ours.variance**0.5 == pytest.approx(theirs.standard_error, rel=0.03)
+
+
+@pytest.mark.parametrize(("shown", "clicked"), [([], []), ([0, 0], [0, 0]), ([5], [1])])
+def test_nobody_or_one_user_has_no_rate(shown: list[float], clicked: list[float]) -> None:
+    assert rate_of(np.array(shown, float), np.array(clicked, float)) is None
+
+
+def test_a_confidence_sequence_is_the_boundary_of_its_mixture() -> None:
+    """Where the likelihood ratio, mixed over effects, reaches the inverse of the error."""
+    variance, effect, grid = 0.004, 0.05, np.linspace(-1, 1, 200_001)
+    half = half_width(variance, effect, 0.95)
+    prior = norm.pdf(grid, scale=effect)
+    ratio = norm.pdf(half, loc=grid, scale=variance**0.5) / norm.pdf(half, scale=variance**0.5)
+    assert np.trapezoid(prior * ratio, grid) == pytest.approx(1 / 0.05, rel=1e-3)
+
+
+def test_what_looking_always_costs_in_width() -> None:
+    """As docs/events.md says, by the standard error of the lift."""
+    costs = {
+        share: half_width(share**2, EFFECT, 0.95) / (norm.ppf(0.975) * share)
+        for share in (0.005, 0.01, 0.02, 0.05, 0.1)
+    }
+    assert {share: round(cost, 1) for share, cost in costs.items()} == {
+        0.005: 1.8,
+        0.01: 1.7,
+        0.02: 1.6,
+        0.05: 1.6,
+        0.1: 1.9,
+    }
+
+
+@dataclass
+class Peeking:
+    """Shares of A/A experiments that were called, at any look and at the last one."""
+
+    always: float
+    fixed: float
+    fixed_at_the_end: float
+    mismatch: float
+
+
+def peek(runs: int, *, users: int, looks: int, returning: bool, ctr: float = 0.05) -> Peeking:
+    """Simulated A/A experiments that are looked at all the time.
+
+    Args:
+        runs: Experiments.
+        users: Users of both variants together, at the end.
+        looks: Looks of each experiment.
+        returning: Users come again and again; else each comes once.
+        ctr: Mean click-through rate; every user has one of their own.
+    """
+    random = np.random.default_rng(7)
+    called = np.zeros((runs, 4), dtype=bool)
+    for run in range(runs):
+        variant = random.random(users) < 0.5
+        arrival = np.sort(random.integers(0, looks, users))
+        rates = np.minimum(ctr * random.gamma(2, 0.5, users), 1.0)
+        heavy = np.ceil(random.pareto(1.5, users) + 1).clip(max=50)
+        shown, clicked = np.zeros(users), np.zeros(users)
+        for look in range(looks):
+            here = (arrival <= look) if returning else (arrival == look)
+            visits = here & (random.random(users) < (0.3 if returning else 1.0))
+            exposures = np.where(visits, 10 * heavy, 0).astype(int)
+            shown += exposures
+            clicked += random.binomial(exposures, rates)
+            seen = shown > 0
+            sides = [_side(shown[seen & v], clicked[seen & v]) for v in (~variant, variant)]
+            (base, base_rate), (other, rate) = sides
+            verdict = compared(other, rate, base, base_rate, 0.95).verdict
+            called[run, 0] |= verdict in {"ahead", "behind"}
+            if rate is not None and base_rate is not None and verdict != "too few clicks":
+                error = (rate.variance + base_rate.variance) ** 0.5
+                called[run, 2] = abs(rate.value - base_rate.value) > norm.ppf(0.975) * error
+                called[run, 1] |= called[run, 2]
+            found = sample_ratio([base.users, other.users], [0.5, 0.5])
+            called[run, 3] |= found is not None and found < 0.05
+    return Peeking(*called.mean(axis=0).tolist())
+
+
+def _side(shown: np.ndarray, clicked: np.ndarray) -> tuple[VariantResult, Rate | None]:
+    one = VariantResult(
+        name="v",
+        version=1,
+        share=0.5,
+        users=len(shown),
+        exposures=int(shown.sum()),
+        clicks=int(clicked.sum()),
+        ctr=None,
     )
-    low, high = np.quantile(ours, [0.025, 0.975])
-    width = theirs.confidence_interval.high - theirs.confidence_interval.low
-    assert low == pytest.approx(theirs.confidence_interval.low, abs=0.03 * width)
-    assert high == pytest.approx(theirs.confidence_interval.high, abs=0.03 * width)
-    assert ours.std() == pytest.approx(theirs.standard_error, rel=0.03)
+    return one, rate_of(shown, clicked)
 
 
-def test_the_sample_ratio_test_is_the_binomial_one_for_two_variants() -> None:
-    found = sample_ratio([5_150, 4_850], [0.5, 0.5])
-    assert found == pytest.approx(2 * norm.sf(3.0))
+@pytest.mark.parametrize("returning", [False, True])
+def test_who_looks_all_the_time_is_misled_no_more_often_than_the_level_says(
+    returning: bool,
+) -> None:
+    """A/A: intervals for one look would be wrong far more often, at one look they are right."""
+    runs = 200
+    found = peek(runs, users=1_500, looks=40, returning=returning)
+    most = 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5  # and the error of the simulation
+    assert found.always <= most
+    assert found.mismatch <= most
+    assert found.fixed_at_the_end <= most
+    assert found.fixed > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ctr", [0.01, 0.2])
+@pytest.mark.parametrize("returning", [False, True])
+def test_who_looks_all_the_time_is_not_misled_in_many_experiments(
+    returning: bool, ctr: float
+) -> None:
+    runs = 1_000
+    found = peek(runs, users=3_000, looks=100, returning=returning, ctr=ctr)
+    most = 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+    assert found.always <= most
+    assert found.mismatch <= most
+
+
+def test_the_sample_ratio_test_is_the_bayes_factor_of_its_publication() -> None:
+    counts, prior = [5_150, 4_850], [50.0, 50.0]
+    drawn = dirichlet_multinomial(prior, sum(counts)).pmf(counts)
+    exact = multinomial(sum(counts), [0.5, 0.5]).pmf(counts)
+    assert sample_ratio(counts, [0.5, 0.5]) == pytest.approx(exact / drawn)
+    assert sample_ratio([5_000, 5_000], [0.5, 0.5]) == 1.0
+    assert sample_ratio([6_000, 4_000], [0.5, 0.5]) == pytest.approx(0.0, abs=1e-40)
     assert sample_ratio([0, 0], [0.5, 0.5]) is None
     assert sample_ratio([10, 0], [1.0, 0.0]) == 1.0
     assert sample_ratio([10, 1], [1.0, 0.0]) == 0.0

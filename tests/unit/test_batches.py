@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from reki_ray import schema
 from reki_ray.config import DataConfig, RekiConfig
 from reki_ray.data import stage as ingest
 from reki_ray.data.batch import INBOX, QUARANTINE, BatchFiles, Inbox, write_round
+from reki_ray.data.raw import Kind
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.histories import before_cut
 from reki_ray.progress import Reporter
@@ -182,3 +184,69 @@ def test_a_file_that_cannot_be_used_is_named(
     with pytest.raises(error, match=match):
         inbox.add(BatchFiles(tmp_path / name), config.data)
     assert inbox.batches() == []
+
+
+def test_a_batch_that_was_cut_off_in_any_of_its_files_is_kept_when_it_comes_again(
+    inbox: Inbox, config: RekiConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title,genre\nm999,A new film,Action\n")
+    files = BatchFiles(events(tmp_path / "new.csv", ("u0", "m999", 5, LATER)), items)
+    rename, calls = Path.replace, 0
+
+    def killed_at(number: int) -> Callable[[Path, Path], Path]:
+        def replace(self: Path, target: Path) -> Path:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        return replace
+
+    for number in (1, 2, 3):  # quarantine, items, interactions
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed_at(number))
+            with pytest.raises(KeyboardInterrupt):
+                inbox.add(files, config.data)
+        assert inbox.batches() == []
+        assert inbox.merged().events == 0
+        assert "m999" not in inbox.known_items().to_pylist()
+    assert inbox.add(files, config.data).is_new
+    assert inbox.merged().events == 1
+    assert not inbox.add(files, config.data).is_new
+
+
+@pytest.mark.parametrize("kind", ["interactions", "items"])
+def test_a_torn_file_of_an_older_release_is_told_and_mended_by_the_same_batch(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path, kind: Kind
+) -> None:
+    items = tmp_path / "items.csv"
+    items.write_text("item_id,title,genre\nm999,A new film,Action\n")
+    files = BatchFiles(events(tmp_path / "new.csv", ("u0", "m999", 5, LATER)), items)
+    batch = inbox.add(files, config.data)
+    other = BatchFiles(events(tmp_path / "other.csv", ("u0", "m1", 5, LATER)))
+    inbox.add(other, config.data)
+    live = Workspace(workspace.local_path("live"))
+    path = Path(live.path(INBOX[kind].path, f"{batch.name}.parquet"))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="a kept batch is damaged") as caught:
+        inbox.merged()
+    assert caught.value.where == str(path)
+    assert "Give the same batch" in caught.value.todo
+    again = inbox.add(files, config.data)
+    assert (again.name, again.is_new) == (batch.name, True)
+    assert inbox.merged().events == 2
+
+
+def test_numbers_go_on_after_a_batch_was_removed(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    for number in range(3):
+        file = events(tmp_path / f"{number}.csv", ("u0", f"m{number}", 5, LATER))
+        inbox.add(BatchFiles(file), config.data)
+    live = Workspace(workspace.local_path("live"))
+    Path(live.parts(INBOX["interactions"])[0]).unlink()
+    file = events(tmp_path / "last.csv", ("u0", "m9", 5, LATER))
+    assert inbox.add(BatchFiles(file), config.data).name.startswith("000004-")

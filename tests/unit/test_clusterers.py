@@ -8,9 +8,11 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from reki_ray.clustering.build import build_clusterer
 from reki_ray.clustering.grouping import Rules, group
+from reki_ray.clustering.kmeans import KMeansClusterer
 from reki_ray.clustering.protocol import NOISE, Clusterer
+from reki_ray.clustering.streakhc.clusterer import StreaKhcClusterer
 from reki_ray.config import ClusterConfig, SideClusterConfig, StreaKhcConfig
-from reki_ray.errors import DataError
+from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import CLUSTER_ID, ID, SIMILARITY
 from reki_ray.vectors import normalise
 
@@ -122,3 +124,33 @@ def test_the_floor_of_similarity_holds_for_every_member(method: str, floor: floa
         centre = normalise(members.mean(axis=0, keepdims=True))[0]
         assert (members @ centre).min() >= floor - 1e-6
     assert len(set(found)) < 120 or floor == 0.999
+
+
+@pytest.mark.parametrize(("rows", "leaves"), [(2_000, 93), (2_000, 384), (8_000, 1_024)])
+def test_streakhc_and_its_control_make_as_many_clusters_or_it_is_an_error(
+    rows: int, leaves: int
+) -> None:
+    side = SideClusterConfig(min_cluster_size=MIN_SIZE)
+    kmeans, streakhc = (
+        ClusterConfig.model_validate({"method": method, "streakhc": {"max_leaves": leaves}})
+        for method in ("kmeans", "streakhc")
+    )
+    wanted = rows // (4 * MIN_SIZE)
+    control = build_clusterer(kmeans, side, rows)
+    assert isinstance(control, KMeansClusterer)
+    assert control._clusters == wanted
+    if 3 * wanted <= leaves:
+        own = build_clusterer(streakhc, side, rows)
+        assert isinstance(own, StreaKhcClusterer)
+        assert own._clusters == wanted
+        return
+    with pytest.raises(ConfigError, match=f"call for {wanted} clusters") as caught:
+        build_clusterer(streakhc, side, rows)
+    assert f"Raise it to {3 * wanted}" in caught.value.todo
+
+
+def test_streakhc_finds_more_groups_than_the_tree_has_leaves_for_their_smallest_size() -> None:
+    vectors, truth = planted(60, 40)
+    config = StreaKhcConfig(subsamples=100, subsample_points=64, max_leaves=200)
+    found = StreaKhcClusterer(60, 30, config).fit(vectors)
+    assert normalized_mutual_info_score(truth, found) > 0.85

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,9 @@ def test_an_event_counts_with_the_rating_of_its_rule(
 def test_a_run_without_ratings_gets_none(rules: Make) -> None:
     made = rules({"rating": None, "label": "liked"}, click="positive", dislike=1.0)
     click, dislike = Event("u", "m", "click", 1), Event("u", "m", "dislike", 1, 2.0)
-    assert made.interaction(click) == click
-    interaction = made.interaction(dislike)
-    assert interaction is not None
-    assert interaction.rating is None
-    assert (made.positive(click), made.positive(dislike)) == (True, False)
+    found = [made.interaction(one) for one in (click, dislike)]
+    assert [one and one.rating for one in found] == [None, None]
+    assert [one and made.positive(one) for one in found] == [True, False]
 
 
 def test_a_batch_has_the_columns_of_the_runs_own_files(tmp_path: Path) -> None:
@@ -88,3 +87,36 @@ def test_a_batch_has_the_columns_of_the_runs_own_files(tmp_path: Path) -> None:
 def test_an_unknown_rule_is_refused(rule: object) -> None:
     with pytest.raises(ValueError, match="click"):
         RefreshConfig.model_validate({"events": {"click": rule}})
+
+
+@pytest.mark.parametrize("ahead", [0, 60, 7_200, 10**6])
+def test_an_event_that_is_sent_again_is_the_same_row_in_any_batch(
+    rules: Make, tmp_path: Path, ahead: int
+) -> None:
+    data = DataConfig.model_validate({"source": {"kind": "movielens_100k"}})
+    batches = EventBatches(rules(), data, lambda: KNOWN)
+    tables = []
+    for number, received in enumerate((1_000, 1_001, 9_000)):
+        event = Event("u0", "m1", "click", 1_000 + ahead, received_at=received)
+        path = tmp_path / f"{number}.parquet"
+        assert batches.write([event, event], path) == 1
+        tables.append(pq.read_table(path))
+    assert tables[0] == tables[1] == tables[2]
+    [time] = tables[0]["timestamp"].cast(pa.timestamp("s")).cast(pa.int64()).to_pylist()
+    assert time == (1_000 if ahead > 3_600 else 1_000 + ahead)
+
+
+def test_of_several_in_one_second_the_same_one_counts_as_online(
+    rules: Make, tmp_path: Path
+) -> None:
+    data = DataConfig.model_validate({"source": {"kind": "movielens_100k"}})
+    made = rules()
+    several = [
+        Event("u0", "m1", "click", 10, received_at=11),
+        Event(" u0", "m1 ", "rating", 10, 2.0, received_at=12),
+        Event("u0", "m1", "rating", 10, 1.0, received_at=10),
+    ]
+    for order in permutations(several):
+        EventBatches(made, data, lambda: KNOWN).write(order, tmp_path / "batch.parquet")
+        [row] = pq.read_table(tmp_path / "batch.parquet").to_pylist()
+        assert (row["user_id"], row["item_id"], row["rating"]) == ("u0", "m1", 2.0)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +19,9 @@ from hypothesis import strategies as st
 
 from reki_ray.errors import ConfigError, DataError, StoreError
 from reki_ray.online.event_log import Event, EventLog, EventReader
-from reki_ray.online.lines import decode_line, encode_line
+from reki_ray.online.lines import MAX_LINE_BYTES, decode_line, encode_line
 from reki_ray.online.segment_reader import SegmentReader, prune
-from reki_ray.online.segment_writer import SegmentWriter
+from reki_ray.online.segment_writer import SegmentWriter, number_of
 
 LONG_AGO = 1_000_000
 TEXT = st.text(max_size=20)
@@ -38,12 +41,53 @@ def segments(folder: Path) -> list[Path]:
 
 def test_events_come_back_as_they_were_appended(tmp_path: Path) -> None:
     events = [
-        Event("ü\n1", "m/1", "rating", 5, 4.5, "request"),
+        Event("ü\n1", "m/1", "rating", 5, 4.5, "request", received_at=6),
         Event("u\ud800", "m\r2", "click", 6),
         Event("", "", "", 0, -0.0, ""),
     ]
     EventLog(tmp_path, "a").append(events)
-    assert list(EventReader(tmp_path).read()) == events
+    found = list(EventReader(tmp_path).read())
+    assert found == events
+    assert [one.received_at for one in found] == [6, None, None]
+
+
+def test_ids_take_the_room_of_their_utf8() -> None:
+    text = "電影" * 1_000
+    assert len(encode_line({"item_id": text})) < len(text.encode()) + 100
+
+
+@pytest.mark.parametrize("name", ["timestamp", "rating", "received_at"])
+@pytest.mark.parametrize("value", [10**400, float("inf"), float("nan"), [1], {"a": 1}, "x"])
+def test_a_record_that_no_table_can_hold_is_no_event(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    line = json.dumps({**vars_of(event(1)), name: value}).encode()
+    (tmp_path / "a-1.jsonl").write_bytes(b"%08x %b\n" % (zlib.crc32(line), line))
+    reader = EventReader(tmp_path)
+    assert list(reader.read()) == []
+    assert reader.damaged == 1
+
+
+def test_a_name_is_never_used_again(tmp_path: Path) -> None:
+    names = set()
+    for number in range(5):
+        log = EventLog(tmp_path, "a")
+        log.append([event(number)])
+        log.close()
+        [path] = segments(tmp_path)
+        names.add(path.name)
+        path.unlink()  # as `prune` does
+    assert len(names) == 5
+
+
+def test_segments_of_older_releases_and_clocks_that_go_back_are_followed_by_higher_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (7, 2 * 10**15):
+        (tmp_path / f"a-{number:08d}.jsonl").touch()
+        monkeypatch.setattr(time, "time_ns", lambda: 10**18)
+        EventLog(tmp_path, "a").append([event(1)])
+        assert number_of(max(segments(tmp_path), key=number_of)) == max(10**15, number + 1)
 
 
 @settings(max_examples=50, deadline=None)
@@ -216,8 +260,8 @@ def test_a_rating_that_is_not_finite_is_refused_with_all_events(
 
 
 def test_an_event_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="more than 1048576"):
-        EventLog(tmp_path, "a").append([Event("u" * 2**20, "m", "click", 1)])
+    with pytest.raises(DataError, match="more than 2097152"):
+        EventLog(tmp_path, "a").append([Event("u" * MAX_LINE_BYTES, "m", "click", 1)])
 
 
 def test_a_writer_without_a_name_is_refused(tmp_path: Path) -> None:
@@ -289,3 +333,70 @@ def test_pruning_takes_old_segments_that_were_read_to_their_end(tmp_path: Path) 
     assert prune(tmp_path, None, older_than=0) == 1  # no reader must miss nothing
     assert segments(tmp_path) == paths[2:]
     assert prune(tmp_path / "nowhere", None, older_than=0) == 0
+
+
+def test_a_torn_segment_is_pruned(tmp_path: Path) -> None:
+    EventLog(tmp_path, "a").append([event(1), event(2)])
+    [path] = segments(tmp_path)
+    path.write_bytes(path.read_bytes()[:-5])
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    reader = EventReader(tmp_path)
+    assert prune(tmp_path, reader.place, older_than=0) == 0  # nothing was read yet
+    assert items(reader) == ["m1"]
+    assert prune(tmp_path, reader.place, older_than=0) == 1
+
+
+def test_a_follower_waits_for_a_line_whose_pages_are_not_all_there(tmp_path: Path) -> None:
+    """As network filesystems show what another machine writes."""
+    EventLog(tmp_path, "a").append([event(1), event(2), event(3)])
+    [path] = segments(tmp_path)
+    whole = path.read_bytes()
+    hole = bytearray(whole)
+    start = whole.index(b"\n") + 5
+    hole[start : start + 20] = bytes(20)
+    path.write_bytes(hole)
+    EventLog(tmp_path, "b").append([event(4)])
+    reader = EventReader(tmp_path, patience=60)
+    assert sorted(items(reader)) == ["m1", "m4"]
+    assert items(reader) == []
+    assert reader.damaged == 0
+    path.write_bytes(whole)
+    assert items(reader) == ["m2", "m3"]
+
+
+@pytest.mark.parametrize("patience", [0.0, 60.0])
+def test_a_follower_waits_no_longer_for_what_has_long_been_damaged(
+    tmp_path: Path, patience: float
+) -> None:
+    EventLog(tmp_path, "a").append([event(1), event(2)])
+    [path] = segments(tmp_path)
+    path.write_bytes(b"?" + path.read_bytes()[1:])
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    reader = EventReader(tmp_path, patience=patience)
+    assert items(reader) == ["m2"]
+    assert reader.damaged == 1
+
+
+def test_a_line_that_stays_damaged_holds_up_a_busy_segment_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    EventLog(tmp_path, "a").append([event(1), event(2)])
+    [path] = segments(tmp_path)
+    path.write_bytes(b"?" + path.read_bytes()[1:])
+    reader = EventReader(tmp_path, patience=60)
+    assert items(reader) == []
+    now[0] += 59
+    assert items(reader) == []
+    now[0] += 2
+    assert items(reader) == ["m2"]
+
+
+def test_the_oldest_segment_is_read_first(tmp_path: Path) -> None:
+    for number, name in enumerate(("c", "a", "b")):
+        EventLog(tmp_path, name).append([event(number)])
+        [path] = tmp_path.glob(f"{name}-*")
+        os.utime(path, (LONG_AGO + number, LONG_AGO + number))
+    assert items(EventReader(tmp_path)) == ["m0", "m1", "m2"]
+    assert items(EventReader(tmp_path, since=LONG_AGO + 1)) == ["m1", "m2"]

@@ -14,6 +14,7 @@ import pytest
 from reki_ray.errors import StoreError
 from reki_ray.online.exposures import Exposure, ExposureLog, ExposureReader
 from reki_ray.online.folders import OnlineFolders
+from reki_ray.online.lines import MAX_LINE_BYTES
 from reki_ray.online.privacy import UserHasher, open_hasher
 from reki_ray.online.segment_writer import SegmentWriter
 
@@ -34,13 +35,13 @@ def show(log: ExposureLog, request: str, user: str = "somebody") -> None:
 @pytest.fixture
 def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Writes wait until the event is set."""
-    free, append = threading.Event(), SegmentWriter.append
+    free, append = threading.Event(), SegmentWriter.append_lines
 
-    def slow(self: SegmentWriter, records: list[dict[str, object]]) -> None:
+    def slow(self: SegmentWriter, lines: list[bytes]) -> None:
         free.wait(10)
-        append(self, records)
+        append(self, lines)
 
-    monkeypatch.setattr(SegmentWriter, "append", slow)
+    monkeypatch.setattr(SegmentWriter, "append_lines", slow)
     yield free
     free.set()
 
@@ -100,15 +101,20 @@ def test_an_answer_does_not_wait_for_the_disk(tmp_path: Path, blocked: threading
     assert log.written == 100
 
 
+@pytest.mark.parametrize(
+    "error",
+    [StoreError("no space", where="here", todo="make room"), RuntimeError("a defect")],
+    ids=["full disk", "defect"],
+)
 def test_what_cannot_be_written_is_dropped_and_the_next_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*_: object) -> None:
-        raise StoreError("no space", where="here", todo="make room")
+        raise error
 
     log = ExposureLog(tmp_path, "a", HASHER, seconds=0.001)
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentWriter, "append", full)
+        patch.setattr(SegmentWriter, "append_lines", full)
         show(log, "lost")
         while not log.dropped:
             assert log.written == 0
@@ -154,3 +160,27 @@ def test_a_damaged_key_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("abc")
     with pytest.raises(StoreError, match="holds no key"):
         open_hasher(tmp_path / "key")
+
+
+def test_one_exposure_that_cannot_be_kept_costs_no_other(tmp_path: Path) -> None:
+    dropped: list[int] = []
+    log = ExposureLog(tmp_path, "a", HASHER, seconds=60)
+    log.watch_drops(dropped.append)
+    for number in range(51):
+        ids = ["電影" * MAX_LINE_BYTES] if number == 20 else ["m1"]
+        log.append(
+            request_id=f"r{number}", experiment="test", variant="reki", user_id="u", item_ids=ids
+        )
+    log.close()
+    kept = [one.request_id for one in ExposureReader(tmp_path).read()]
+    assert kept == [f"r{number}" for number in range(51) if number != 20]
+    assert (log.written, log.dropped, dropped) == (50, 1, [1])
+
+
+def test_what_a_body_of_a_mebibyte_names_is_kept(tmp_path: Path) -> None:
+    ids = tuple("電" * 512 for _ in range(2**20 // (512 * 3)))
+    log = ExposureLog(tmp_path, "a", HASHER)
+    log.append(request_id="r", experiment="e", variant="v", user_id="u", item_ids=ids)
+    log.close()
+    [one] = ExposureReader(tmp_path).read()
+    assert one.item_ids == ids

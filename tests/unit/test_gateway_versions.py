@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = VersionStore(folder)
     for seed in range(4):
         store.publish(functools.partial(store_factory.fill, seed=seed))
-    (store.folder(4) / "users.arrow").write_bytes(b"damaged")
+    store_factory.writable(store.folder(4) / "users.arrow").write_bytes(b"damaged")
     return folder
 
 

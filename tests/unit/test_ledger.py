@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -240,15 +241,15 @@ def test_a_disk_that_is_full_is_told_and_leaves_no_half_file(
     ledger = Ledger(workspace)
     ledger.append(answers("a"), NOTHING)
 
-    def full(rows: pa.Table, where: Path, **_: object) -> None:
-        Path(where).write_bytes(b"PAR1")
+    def full(rows: pa.Table, sink: BinaryIO, **_: object) -> None:
+        sink.write(b"PAR1")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(pq, "write_table", full)
         with pytest.raises(EngineError, match="No space left"):
             ledger.append(answers("b"), NOTHING)
-    assert [p.name for p in Path(workspace.path("extract/ledger")).glob("*.tmp")] == []
+    assert len(list(Path(workspace.path("extract/ledger")).iterdir())) == 1
     assert known(ledger, "a", "b") == [True, False]
 
 

@@ -59,12 +59,12 @@ def test_an_unknown_factor_is_named() -> None:
         Renderer(load_scenario("movies"), PromptsConfig(factors=("smell",)))
 
 
-def test_a_user_prompt_shows_no_more_than_the_history_limit() -> None:
+def test_a_user_prompt_shows_the_latest_of_a_history_above_the_limit() -> None:
     limits = PromptsConfig(max_history=3)
     history: list[tuple[str, float | None]] = [(f"Film {i}", float(i % 5 + 1)) for i in range(9)]
     body = Renderer(load_scenario("movies"), limits).user("u", None, history).body
-    assert "- Film 2: 3" in body
-    assert "Film 3" not in body
+    assert "- Film 6: 2\n- Film 7: 3\n- Film 8: 4\n" in body
+    assert "Film 5" not in body
 
 
 def test_own_scenarios_are_read_from_a_path_and_checked(tmp_path: Path) -> None:

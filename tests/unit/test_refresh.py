@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reki_ray import atomic
+from reki_ray.atomic import replace_file
 from reki_ray.config import DataConfig, RefreshConfig
 from reki_ray.errors import DataError, EngineError
-from reki_ray.online import refresh
 from reki_ray.online.batches import EventBatches
 from reki_ray.online.event_log import Event, EventLog
-from reki_ray.online.files import replace_file
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.refresh import Refresher, RefreshState
 from reki_ray.online.rules import EventRules
@@ -196,7 +196,7 @@ def test_a_process_that_died_after_the_update_repeats_it_with_the_same_file(
         replace_file(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(refresh, "replace_file", die)
+        patch.setattr(atomic, "replace_file", die)
         with pytest.raises(KeyboardInterrupt):
             first.step()
     first.close()
@@ -217,6 +217,43 @@ def test_a_batch_that_somebody_deleted_is_written_anew(bench: Bench) -> None:
     bench.now += 10
     assert bench.refresher().step() == "refreshed"
     assert bench.batches == [clicked(1, 2, 3)]
+
+
+def test_a_batch_that_was_deleted_is_written_anew_without_a_restart(bench: Bench) -> None:
+    refresher = bench.refresher()
+    bench.failure = DataError("refused", where="batch", todo="mend it")
+    bench.click(1, 2, 3)
+    assert refresher.step() == "failed"
+    bench.click(4)
+    assert refresher.step() == "idle"
+    bench.files[0].unlink()
+    bench.failure = None
+    bench.now += 10
+    assert refresher.step() == "refreshed"
+    assert bench.batches == [clicked(1, 2, 3, 4)]
+    bench.click(5, 6, 7)
+    assert refresher.step() == "refreshed"
+    assert bench.batches[1] == clicked(5, 6, 7)
+
+
+def test_a_refresher_restarted_from_an_old_state_skips_no_event(bench: Bench) -> None:
+    first = bench.refresher()
+    bench.click(1, 2, 3)
+    assert first.step() == "refreshed"
+    first.close()
+    bench.log.close()
+    for path in bench.folders.events.iterdir():
+        path.unlink()  # pruned, while the state still knows its name
+    bench.click(4, 5, 6)
+    assert bench.refresher().step() == "refreshed"
+    assert bench.batches == [clicked(1, 2, 3), clicked(4, 5, 6)]
+
+
+def test_what_a_killed_refresher_left_half_written_is_removed(bench: Bench) -> None:
+    bench.folders.refresh.mkdir(parents=True)
+    (bench.folders.refresh / ".tmp-1234").write_bytes(b"half")
+    assert bench.refresher().step() == "idle"
+    assert os.listdir(bench.folders.refresh) == [".lock"]
 
 
 def test_two_refreshers_do_not_work_at_once(bench: Bench) -> None:
@@ -245,7 +282,7 @@ def test_what_an_update_would_refuse_is_left_out(bench: Bench) -> None:
         ]
     )
     assert bench.refresher().step() == "refreshed"
-    assert [row[1:] for row in bench.batches[0]] == [(" m1 ", 1, 5.0), ("m2", 3, 2.0)]
+    assert [row[1:] for row in bench.batches[0]] == [("m1", 1, 5.0), ("m2", 3, 2.0)]
 
 
 def test_events_of_which_none_is_usable_are_passed_over(bench: Bench) -> None:
@@ -268,7 +305,7 @@ def test_a_full_disk_is_a_failure_like_others(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(refresh, "replace_file", full)
+        patch.setattr(atomic, "replace_file", full)
         assert refresher.step() == "failed"
         assert "No space left" in str(state(refresher).last_error)
     bench.now += 10

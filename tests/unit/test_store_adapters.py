@@ -147,8 +147,8 @@ def test_an_export_to_lmdb_that_fails_leaves_nothing(
         raise OSError("killed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", crash)
-        with pytest.raises(OSError, match="killed"):
+        patch.setattr(Path, "replace", crash)
+        with pytest.raises(StoreError, match="export cannot be written: killed"):
             export_side(settings_of("lmdb"), 1, "users", table, "manifest")
     assert list((tmp_path / "lmdb").iterdir()) == []
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from reki_ray.errors import StoreError
@@ -17,9 +23,16 @@ from reki_ray.models import bundle as bundles
 from reki_ray.store import commands, history, versions
 from reki_ray.store.history import HISTORY, Promotion
 from reki_ray.store.manifest import Manifest, checksum, verify
-from reki_ray.store.upsert import Delta
+from reki_ray.store.upsert import Delta, write_compacted
 from reki_ray.store.vectors import write_vectors
-from reki_ray.store.versions import CURRENT, MANIFEST, MODEL_FOLDER, VersionStore
+from reki_ray.store.versions import (
+    CURRENT,
+    MANIFEST,
+    MODEL_FOLDER,
+    Description,
+    StoreVersion,
+    VersionStore,
+)
 from tests import store_factory
 
 
@@ -53,7 +66,7 @@ def test_promotion_and_the_way_back(store: VersionStore) -> None:
 
 
 def _flip(store: VersionStore) -> None:
-    path = store.folder(3) / "users.arrow"
+    path = store_factory.writable(store.folder(3) / "users.arrow")
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
@@ -61,26 +74,27 @@ def _flip(store: VersionStore) -> None:
 
 def _rewrite(store: VersionStore, name: str) -> None:
     """Make a manifest agree with a changed file, as a faulty builder would."""
-    path = store.folder(3) / MANIFEST
+    path = store_factory.writable(store.folder(3) / MANIFEST)
     manifest = json.loads(path.read_text())
     manifest["files"][name] = checksum(store.folder(3) / name)
     path.write_text(json.dumps(manifest))
 
 
 def _other_model(store: VersionStore) -> None:
-    bundles.save(store.folder(3) / MODEL_FOLDER, store_factory.make_bundle(seed=7))
+    folder = store_factory.writable(store.folder(3) / MODEL_FOLDER)
+    bundles.save(folder, store_factory.make_bundle(seed=7))
     for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
         _rewrite(store, f"{MODEL_FOLDER}/{name}")
 
 
 def _other_dimension(store: VersionStore) -> None:
-    path = store.folder(3) / "items.arrow"
+    path = store_factory.writable(store.folder(3) / "items.arrow")
     write_vectors(path, ["m0"], np.zeros((1, 8 + 1), np.float32), ["cluster"])
     _rewrite(store, "items.arrow")
 
 
 def _other_type(store: VersionStore) -> None:
-    path = store.folder(3) / "items.arrow"
+    path = store_factory.writable(store.folder(3) / "items.arrow")
     write_vectors(path, ["m0"], np.zeros((1, 8), np.float32), ["cluster"], dtype="float16")
     _rewrite(store, "items.arrow")
 
@@ -208,6 +222,153 @@ def test_a_damaged_line_in_the_middle_is_told(store: VersionStore) -> None:
 def test_a_crash_before_the_history_still_leads_back(store: VersionStore) -> None:
     (store.root / CURRENT).write_text("3\n")
     assert store.rollback() == 2
+
+
+def test_a_way_back_waits_for_no_version_that_is_being_built(store: VersionStore) -> None:
+    building, go_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path) -> Description:
+        building.set()
+        go_on.wait(60)
+        return store_factory.fill(folder)
+
+    with ThreadPoolExecutor(1) as pool:
+        published = pool.submit(store.publish, slow, promote=False)
+        try:
+            assert building.wait(20)
+            assert store.rollback() == 1
+            store.promote(2)
+            assert not published.done()
+        finally:
+            go_on.set()
+        assert published.result() == 4
+    assert store.current() == 2
+
+
+def test_who_cannot_get_the_pointer_is_told_in_time(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "_POINTER_SECONDS", 0.01)
+    held = FileLock(store.root / ".pointer.lock")
+    with held, pytest.raises(StoreError, match="another process is moving the pointer"):
+        store.rollback()
+    assert store.current() == 2
+    assert store.rollback() == 1
+
+
+@pytest.mark.parametrize("expected", [1, 3])
+def test_nothing_moves_where_another_version_is_expected(
+    store: VersionStore, expected: int
+) -> None:
+    for move in (partial(store.promote, 3), store.rollback):
+        with pytest.raises(StoreError, match=f"version 2 is current, not {expected}"):
+            move(expected=expected)
+    assert [one.version for one in store.history()] == [1, 2]
+    assert store.rollback(expected=2) == 1
+    store.promote(3, expected=1)
+    assert store.current() == 3
+
+
+def test_who_moves_the_pointer_meanwhile_has_the_last_word(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening, compacting = VersionStore.open, write_compacted
+    store.promote(3)
+
+    def promoted_meanwhile(self: VersionStore, *args: Any, **more: Any) -> StoreVersion:
+        found = opening(self, *args, **more)
+        monkeypatch.setattr(VersionStore, "open", opening)
+        store.promote(1)
+        return found
+
+    monkeypatch.setattr(VersionStore, "open", promoted_meanwhile)
+    with pytest.raises(StoreError, match="version 1 is current, not 3"):
+        store.rollback()
+    assert store.current() == 1
+    _empty_delta(store)
+
+    def compacted(*args: Any) -> Description:
+        store.promote(2)
+        return compacting(*args)
+
+    monkeypatch.setattr(versions, "write_compacted", compacted)
+    with pytest.raises(
+        StoreError, match="5 is built, but not promoted: version 2 is current"
+    ) as told:
+        store.compact()
+    assert "reki promote 5" in told.value.todo
+    assert store.current() == 2
+
+
+def _empty_delta(store: VersionStore) -> None:
+    manifest = store.open(verify=False).manifest
+    names = ("model_fingerprint", "dimension", "dtype", "prestore")
+    store.upsert(Delta(**{name: getattr(manifest, name) for name in names}))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_full_disk_moves_nothing_and_says_so(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = [one.version for one in store.history()]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            StoreError, match="is not promoted, version 2 is still served: No space"
+        ):
+            store.rollback() if back else store.promote(3)
+    assert store.current() == 2
+    assert [one.version for one in store.history()] == before
+    assert not list(store.root.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_what_was_not_noted_is_known_all_the_same(
+    store: VersionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    back: bool,
+) -> None:
+    rename = Path.replace
+
+    def broken(self: Path, target: Path) -> Path:
+        if target.name == HISTORY:
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    store.promote(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", broken)
+        moved = store.rollback() if back else store.publish(store_factory.fill)
+    assert store.current() == moved
+    assert "is served, but not noted as promoted: [Errno 5]" in caplog.text
+    assert store.rollback() == (1 if back else 3)
+
+
+def test_the_next_promotion_notes_what_was_not(store: VersionStore) -> None:
+    (store.root / CURRENT).write_text("1\n")  # a way back that a kill kept out of the history
+    store.promote(3)
+    assert [one.version for one in store.history()] == [1, 2, 1, 3]
+    assert store.rollback() == 1
+    (store.root / CURRENT).write_text("2\n")
+    store.promote(3)
+    assert store.rollback() == 2
+
+
+def test_what_is_published_cannot_be_written_to_but_removed(store: VersionStore) -> None:
+    _empty_delta(store)
+    numbers = [*store.versions(), store.compact()]
+    for number in numbers:
+        folder = store.folder(number)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o444}
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+        store.open(number).load_model()
+    shutil.rmtree(store.folder(3))
+    assert 3 not in store.versions()
 
 
 def test_ways_back_are_undone_and_not_counted() -> None:

@@ -163,7 +163,7 @@ def test_a_delta_has_the_reranker_of_its_base(tmp_path: Path) -> None:
 
 def test_another_reranker_than_the_manifest_names_is_refused(tmp_path: Path) -> None:
     version = make(tmp_path).open()
-    path = version.folder / "reranker" / "model.json"
+    path = store_factory.writable(version.folder / "reranker" / "model.json")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "seed": 7}))
     with pytest.raises(StoreError, match="manifest names reranker"):

@@ -168,7 +168,8 @@ def test_a_new_version_of_the_same_model_takes_over_its_towers(
         stage.run(config, trained, reporter)
     for number in (2, 3):
         assert retrieval_files(_store(trained).open(number)) == retrieval_files(first)
-    (_store(trained).open().folder / "retrieval" / "towers.safetensors").write_bytes(b"damaged")
+    towers = _store(trained).open().folder / "retrieval" / "towers.safetensors"
+    store_factory.writable(towers).write_bytes(b"damaged")
     stage.run(config, trained, reporter)
     assert retrieval_files(_store(trained).open()) == retrieval_files(first)
     other = tiny_config(train=_train("reki_c"), publish={"retrieval": {"epochs": 1}})

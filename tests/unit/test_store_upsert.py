@@ -212,7 +212,7 @@ def test_a_chain_is_bounded(store: VersionStore, monkeypatch: pytest.MonkeyPatch
 
 def _edit(number: int, key: str, value: Any) -> Callable[[VersionStore], None]:
     def edit(store: VersionStore) -> None:
-        path = store.folder(number) / MANIFEST
+        path = store_factory.writable(store.folder(number) / MANIFEST)
         path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
     return edit
@@ -226,7 +226,10 @@ def _edit(number: int, key: str, value: Any) -> Callable[[VersionStore], None]:
         (_edit(1, "model_fingerprint", "other"), "model_fingerprint differs"),
         (_edit(2, "dtype", "float16"), "dtype differs"),
         (_edit(2, "base", {"version": 2, "manifest": "x"}), "version 2 was made for"),
-        (lambda store: (store.folder(1) / "users.arrow").write_bytes(b"?"), "damaged"),
+        (
+            lambda store: store_factory.writable(store.folder(1) / "users.arrow").write_bytes(b"?"),
+            "damaged",
+        ),
     ],
 )
 def test_a_base_that_is_gone_or_another_is_refused(

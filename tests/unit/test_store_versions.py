@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +39,45 @@ def test_two_publications_make_two_versions(store: VersionStore) -> None:
     assert second.load_model().fingerprint == second.manifest.model_fingerprint
 
 
-def test_a_publication_that_fails_changes_nothing(store: VersionStore) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a defect"), OSError(28, "No space left on device")],
+    ids=["defect", "full disk"],
+)
+def test_a_publication_that_fails_changes_nothing(store: VersionStore, error: Exception) -> None:
     def failing(folder: Path) -> Description:
         store_factory.fill(folder)
-        raise RuntimeError("no space left")
+        raise error
 
-    with pytest.raises(RuntimeError, match="no space"):
+    expected = RuntimeError if isinstance(error, RuntimeError) else StoreError
+    with pytest.raises(expected, match=r"a defect|cannot be built: No space left"):
         store.publish(failing)
     assert store.versions() == [1]
     assert store.current() == 1
     assert _visible(store) == ["CURRENT", "HISTORY", "v1"]
 
 
-@pytest.mark.parametrize("crashing", ["rename", "replace"])
-def test_a_crash_before_a_rename_leaves_the_old_version_in_force(
-    store: VersionStore, monkeypatch: pytest.MonkeyPatch, crashing: str
+@pytest.mark.parametrize(("number", "in_force"), [(1, 1), (2, 1), (3, 2)])
+def test_a_kill_before_a_rename_leaves_the_old_version_or_the_new_one_in_force(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch, number: int, in_force: int
 ) -> None:
-    def crash(*_: object) -> None:
-        raise OSError("killed")
+    """The folder of the version is renamed first, then CURRENT, then HISTORY."""
+    calls, rename = count(1), Path.replace
+
+    def kill(self: Path, target: Path) -> Path:
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return rename(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, crashing, crash)
-        with pytest.raises(OSError, match="killed"):
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
             store.publish(partial(store_factory.fill, seed=1))
-    assert store.current() == 1
-    assert store.open().name == "v1"
-    # The next publication is not disturbed by what the crash left.
+    assert store.current() == in_force
+    assert store.open().name == f"v{in_force}"
+    # The next publication is not disturbed by what the kill left.
     assert store.publish(store_factory.fill) == store.current() == store.versions()[-1]
+    assert store.rollback() == in_force
 
 
 def test_what_a_killed_publication_left_is_removed(store: VersionStore) -> None:
@@ -76,7 +89,7 @@ def test_what_a_killed_publication_left_is_removed(store: VersionStore) -> None:
 
 def test_every_damaged_byte_is_noticed(store: VersionStore) -> None:
     for name in store.open().manifest.files:
-        path = store.folder(1) / name
+        path = store_factory.writable(store.folder(1) / name)
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
@@ -96,7 +109,7 @@ def test_a_missing_file_is_noticed(store: VersionStore) -> None:
 
 def _change(key: str, value: Any) -> Callable[[VersionStore], None]:
     def change(store: VersionStore) -> None:
-        path = store.folder(1) / versions.MANIFEST
+        path = store_factory.writable(store.folder(1) / versions.MANIFEST)
         path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
     return change
@@ -126,7 +139,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_vectors_of_another_model_are_refused(store: VersionStore) -> None:
     other = store_factory.make_bundle(seed=5)
-    bundles.save(store.folder(1) / versions.MODEL_FOLDER, other)
+    bundles.save(store_factory.writable(store.folder(1) / versions.MODEL_FOLDER), other)
     with pytest.raises(StoreError, match="vectors belong to model"):
         store.open(verify=False).load_model()
 
@@ -203,4 +216,4 @@ def test_the_catalogue_knows_titles_and_attributes(store: VersionStore) -> None:
 
 
 def _visible(store: VersionStore) -> list[str]:
-    return sorted(path.name for path in store.root.iterdir() if path.name != ".lock")
+    return sorted(path.name for path in store.root.iterdir() if not path.name.endswith(".lock"))

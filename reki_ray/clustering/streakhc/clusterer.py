@@ -16,7 +16,7 @@ class StreaKhcClusterer:
 
     Args:
         clusters: Clusters wanted.
-        min_size: Smallest node that is cut, points.
+        min_size: Smallest cluster, rows.
         config: Kernel and tree.
     """
 
@@ -39,4 +39,6 @@ class StreaKhcClusterer:
         )
         stream = StreaKHC(kernel, config.max_leaves)
         stream.insert(points)
-        return nearest(points, stream.cut(self._clusters, self._min_size))[0]
+        # Of as many rows as the smallest cluster has, the tree holds this many.
+        least = max(1, round(self._min_size * stream.points / len(points)))
+        return nearest(points, stream.cut(self._clusters, least))[0]

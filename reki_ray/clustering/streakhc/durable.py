@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from reki_ray import atomic
 from reki_ray.clustering.assignment import nearest
 from reki_ray.clustering.reduction import Projection
 from reki_ray.clustering.streakhc.kernel import IsolationKernel
@@ -64,7 +64,9 @@ class DurableStream:
         self._number = 0  # of the last insert in the log
         self._snapshot = -1
         self._logged: dict[str, None] = {}  # in order, the last of them
-        (folder / _LOG).mkdir(parents=True, exist_ok=True)
+        atomic.make_folder(folder / _LOG)
+        for place in (folder, folder / _LOG):
+            atomic.remove_scratch(place)
         if (folder / _STATE).exists():
             self._restore()
 
@@ -146,13 +148,11 @@ class DurableStream:
         """Write the state; the log before it is no longer needed and removed."""
         stream, projection = self._begun()
         stream.save(self._folder / f"stream-{self._number}.npz")
-        with (self._folder / f"projection-{self._number}.npz").open("wb") as file:
+        with atomic.writing(self._folder / f"projection-{self._number}.npz") as file:
             np.savez(file, mean=projection.mean, components=projection.components)
         # From here on the new snapshot counts; what it replaces is removed afterwards.
         state = {"insert": self._number, "logged": list(self._logged)}
-        scratch = self._folder / f"{_STATE}.tmp"
-        scratch.write_text(json.dumps(state), encoding="utf-8")
-        scratch.replace(self._folder / _STATE)
+        atomic.replace_file(self._folder / _STATE, json.dumps(state).encode())
         self._snapshot = self._number
         self._remove_old()
 
@@ -214,10 +214,5 @@ def _content(ids: Sequence[str], points: np.ndarray) -> str:
 
 
 def _write(target: Path, array: np.ndarray) -> None:
-    """Write whole or not at all, and not before it lies on the disk."""
-    scratch = target.with_suffix(".tmp")
-    with scratch.open("wb") as file:
+    with atomic.writing(target) as file:
         np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(target)

@@ -7,6 +7,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from reki_ray import atomic
 from reki_ray.clustering.streakhc.cut import flat_cut
 from reki_ray.clustering.streakhc.kernel import IsolationKernel
 from reki_ray.clustering.streakhc.tree import NONE, ROOT, Tree, empty_tree, insert
@@ -31,7 +32,7 @@ class StreaKHC:
 
     @property
     def points(self) -> int:
-        """Points in the root's sum; less than were inserted where a root was evicted."""
+        """Points in the tree; fewer than were inserted once leaves were evicted."""
         root = self._tree.state[ROOT]
         return 0 if root == NONE else int(self._tree.points[root])
 
@@ -46,7 +47,7 @@ class StreaKHC:
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs; no pickle."""
-        with path.open("wb") as file:
+        with atomic.writing(path) as file:
             np.savez(file, samples=self._kernel.samples, **self._tree._asdict())
 
     @classmethod

@@ -108,8 +108,8 @@ def empty_tree(leaves: int, t: int, psi: int, dimension: int) -> Tree:
 def insert(tree: Tree, vectors: np.ndarray, maps: np.ndarray) -> None:
     """Insert points one after the other; past the most leaves, the oldest leaf is evicted.
 
-    A point whose map is that of the leaf it reaches joins that leaf. What an evicted leaf taught
-    the nodes above it stays in their sums.
+    A point whose map is that of the leaf it reaches joins that leaf. An evicted leaf leaves the
+    sums of all nodes above it.
 
     Args:
         tree: Is changed.
@@ -211,6 +211,18 @@ def _split(tree: Tree, leaf: int, vector: np.ndarray, point: np.ndarray, shared:
 def _evict(tree: Tree, leaf: int) -> None:
     """Remove a leaf that is not the root; its sibling takes the place of their parent."""
     inner = tree.parent[leaf]
+    own, weight = tree.maps[tree.slot[leaf]], tree.points[leaf]
+    node = tree.parent[inner]
+    while node != NONE:
+        sums = tree.sums[tree.slot[node]]
+        dot = 0
+        for sample in range(len(own)):
+            dot += sums[sample, own[sample]]
+            sums[sample, own[sample]] -= weight
+        tree.squared[node] += float(weight) * (float(weight) * len(own) - 2.0 * dot)
+        tree.points[node] -= weight
+        tree.vectors[node] -= tree.vectors[leaf]
+        node = tree.parent[node]
     sibling = tree.right[inner] if tree.left[inner] == leaf else tree.left[inner]
     _replace_child(tree, tree.parent[inner], inner, sibling)
     before, after = tree.older[leaf], tree.newer[leaf]

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from reki_ray import atomic
+
 
 def probe(job: dict[str, Any]) -> dict[str, float]:
     """Read some prompts, then answer them.
@@ -49,10 +51,9 @@ def probe(job: dict[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Files of the job and of the answer."""
-    question, answer = map(Path, sys.argv[1:])
-    found = probe(json.loads(question.read_text(encoding="utf-8")))
-    answer.write_text(json.dumps(found), encoding="utf-8")
+    """A job on standard input; the file of the answer as the argument."""
+    found = probe(json.load(sys.stdin))
+    atomic.replace_file(Path(sys.argv[1]), json.dumps(found).encode())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from reki_ray import atomic
 from reki_ray.assets import cache_folder
 from reki_ray.config import ExtractConfig, VllmEngine
 from reki_ray.errors import EngineError
@@ -114,12 +114,8 @@ def observed_speed(extract: ExtractConfig, figures: Snapshot) -> MeasuredSpeed |
 
 def remember(extract: ExtractConfig, speed: MeasuredSpeed) -> None:
     """Keep a speed for later estimates; a cache that cannot be written is left alone."""
-    place = _place(extract)
     with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
-        scratch.write_text(speed.model_dump_json(), encoding="utf-8")
-        scratch.replace(place)
+        atomic.replace_file(_place(extract), speed.model_dump_json().encode())
 
 
 def measure(
@@ -153,12 +149,12 @@ def measure(
 
 def _run_probe(job: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="reki-speed-") as folder:
-        question, answer = Path(folder, "job.json"), Path(folder, "speed.json")
-        question.write_text(json.dumps(job), encoding="utf-8")
+        answer = Path(folder, "speed.json")  # engines print what they like on standard output
         command = [sys.executable, "-m", "reki_ray.extraction.estimating.speed_probe"]
         try:
             done = subprocess.run(
-                [*command, str(question), str(answer)],
+                [*command, str(answer)],
+                input=json.dumps(job),
                 env={**os.environ, **environment},
                 capture_output=True,
                 text=True,
