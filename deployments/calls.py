@@ -9,12 +9,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError, RequestCancelledError
 
-from deployments.errors import ApiError
+from deployments.errors import RETRY_LATER, ApiError, overloaded, timed_out
 
 T = TypeVar("T")
 Hop = Literal["lookup", "retriever", "scorer", "reranker"]
@@ -27,8 +27,6 @@ REPEATED = (
     TimeoutError,
 )
 """Failures that another replica, or the same one a moment later, may not have."""
-
-RETRY_LATER: Final = {"Retry-After": "1"}
 
 
 def _ignore(_: str) -> None:
@@ -105,17 +103,7 @@ def refusal(hop: Hop, error: Exception) -> ApiError:
     if isinstance(error, BackPressureError):
         return overloaded()
     if isinstance(error, TimeoutError):
-        return ApiError(504, "timeout", "The time budget is spent; ask again.", headers=RETRY_LATER)
+        return timed_out()
     return ApiError(
         503, f"{hop}_unavailable", f"No {hop} can be reached; ask again.", headers=RETRY_LATER
-    )
-
-
-def overloaded() -> ApiError:
-    """What the caller is told at once where too much is asked."""
-    return ApiError(
-        503,
-        "overloaded",
-        "More is asked than can be answered in time; ask again a little later.",
-        headers=RETRY_LATER,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Response, Security
 from fastapi.security import HTTPBearer
@@ -15,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.admin import Admin
 from deployments.api import Api, Append, GatewaySettings
 from deployments.backend import Backend, HandleBackend
+from deployments.bulkhead import Bulkhead
 from deployments.calls import Hooks
 from deployments.edge import install_edge
 from deployments.metrics import GatewayMetrics
@@ -26,12 +28,37 @@ from deployments.schemas import (
     RecommendResponse,
     ScoreResponse,
 )
-from deployments.served import Experiment, Expose, Served, no_experiment
+from deployments.served import Experiment, Exposed, Served, no_experiment
 from deployments.versions import StoreAccess
 from reki_ray import __version__
 
 BEARER: Final = [Security(HTTPBearer(auto_error=False, description="See docs/security.md."))]
 """Tells of the token at /openapi.json; `AccessGuard` asks for it."""
+
+
+CLOSE_SECONDS: Final = 3.0
+"""Time that the exposures of the last requests have for their way to the disk: within the grace
+of a replica that is shut down (`graceful_shutdown_timeout_s`)."""
+
+logger = logging.getLogger(__name__)
+
+
+class Exposures(Protocol):
+    """The log of what users of an experiment were shown (`online.ExposureSink`)."""
+
+    @property
+    def written(self) -> int:
+        """Exposures that are on the disk."""
+
+    @property
+    def dropped(self) -> int:
+        """Exposures that were not logged."""
+
+    def append(self, shown: Exposed) -> None:
+        """Note an exposure; does not wait."""
+
+    def close(self) -> None:
+        """Write what is queued."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +68,12 @@ class Extensions:
     Args:
         append: Makes events durable.
         experiment: Tells the running experiment, whenever it is asked.
-        expose: Notes what a user of an experiment was shown.
+        exposures: Notes what a user of an experiment was shown.
     """
 
     append: Append | None = None
     experiment: Callable[[], Experiment | None] = no_experiment
-    expose: Expose | None = None
+    exposures: Exposures | None = None
 
 
 Extend = Callable[[StoreAccess, str], Extensions]
@@ -91,6 +118,7 @@ def build_api(
         await served.start()
         yield
         await served.stop()
+        await _close(extensions)
 
     app = FastAPI(
         title="reki-ray",
@@ -102,9 +130,24 @@ def build_api(
         lifespan=lifespan,
     )
     install_edge(app, settings.edge, metrics)
-    api = Api(backend, served, settings, metrics, hooks, extensions.append, extensions.expose)
+    exposures = extensions.exposures
+    expose = None if exposures is None else exposures.append
+    if exposures is not None:
+        metrics.follow_exposures(
+            lambda: {"written": exposures.written, "dropped": exposures.dropped}
+        )
+    api = Api(backend, served, settings, metrics, hooks, extensions.append, expose)
     _route(app, api, Admin(access.store(), served))
     return app
+
+
+async def _close(extensions: Extensions) -> None:
+    if extensions.exposures is None:
+        return
+    try:
+        await Bulkhead("close-exposures", 1, CLOSE_SECONDS).run(extensions.exposures.close)
+    except Exception as error:  # what cannot be written must not keep the replica
+        logger.error("exposures may be lost at this end", exc_info=error)
 
 
 def _route(app: FastAPI, api: Api, admin: Admin) -> None:

@@ -31,6 +31,9 @@ from reki_ray.config.graph import GraphSettings
 
 RETRY_AFTER_SECONDS: Final = 1.0
 
+OTHER_REQUESTS: Final = 32
+"""Probes and requests of operators that a gateway works on beside those of callers."""
+
 
 class GraphArgs(GraphSettings, GatewaySettings):
     """Arguments of the graph."""
@@ -123,8 +126,9 @@ def _ingress(args: GraphArgs, kind: type[object], *, cpus: float) -> Deployment:
         kind,
         args.gateway_replicas,
         cpus,
-        # Above the gateway's own bound, so that it answers what is too much, in its own form.
-        max_ongoing_requests=2 * ongoing,
+        # Above all bounds of the gateway together, one for each kind of request, so that it
+        # answers what is too much itself, and probes come through whatever hangs.
+        max_ongoing_requests=4 * ongoing + OTHER_REQUESTS,
         max_queued_requests=2 * ongoing,
         backpressure_config={"retry_after_s": RETRY_AFTER_SECONDS},
     )

@@ -116,7 +116,7 @@ class Lookup:
         Raises:
             StoreError: It is missing or damaged.
         """
-        await self._versions.get(version)
+        await self._versions.open(version)
 
     async def user(self, user_id: str, version: int) -> UserRecord:
         """See `StoreReader.user`; with recent interactions, where they are known."""

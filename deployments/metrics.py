@@ -6,7 +6,7 @@ templates, and what is not in a set counts as `other`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, TypeVar, get_args
 
 from prometheus_client import (
@@ -18,7 +18,10 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
+from reki_ray.background import loop_failures
 from reki_ray.schema import Source
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -77,6 +80,9 @@ class GatewayMetrics:
         self._version = self._make(
             Gauge, "served_version", "1 for the version being served.", "version"
         )
+        self._follow(
+            "loop_failures", "Failed steps of a loop in the background.", "loop", loop_failures
+        )
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request.
@@ -119,14 +125,47 @@ class GatewayMetrics:
         self._version.clear()
         self._version.labels(version, self.replica).set(1)
 
+    def follow_exposures(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """Tell how many exposures were written and dropped, as they are when somebody looks."""
+        self._follow("exposures", "Exposures by what became of them.", "outcome", read)
+
     def render(self) -> bytes:
         """All metrics in the text format."""
         return generate_latest(self._registry)
+
+    def _follow(
+        self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._registry.register(_Readings(f"reki_{name}", text, (label, self.replica), read))
 
     def _make(
         self, kind: type[Metric], name: str, text: str, *labels: str, **options: Any
     ) -> Metric:
         return kind(f"reki_{name}", text, [*labels, "replica"], registry=self._registry, **options)
+
+
+class _Readings(Collector):
+    """Counts that something else keeps.
+
+    Args:
+        name: Of the metric.
+        text: What it counts.
+        label: Name of the label that tells the counts apart, and the replica.
+        read: The counts by the value of the label.
+    """
+
+    def __init__(
+        self, name: str, text: str, label: tuple[str, str], read: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name, self._text, self._read = name, text, read
+        self._label, self._replica = label
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counts as they are now."""
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label, "replica"])
+        for value, count in self._read().items():
+            family.add_metric([value, self._replica], count)
+        yield family
 
 
 def _one_of(value: str, known: Collection[str]) -> str:

@@ -1,12 +1,15 @@
-"""What a graph has beyond versions: events, recent histories, experiments, exposures."""
+"""What a graph has beyond versions: events, recent histories, experiments, exposures.
+
+Scores need none of it: where a folder or a file is out of reach, the graph serves without.
+"""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +19,7 @@ from deployments.lookup import AddRecent
 from deployments.schemas import EventItem
 from deployments.served import Exposed
 from deployments.versions import StoreAccess
+from reki_ray.background import BackgroundThread
 from reki_ray.config import DataConfig, EventRule, RefreshConfig
 from reki_ray.online.event_log import Event, EventLog
 from reki_ray.online.experiment import load_experiment
@@ -29,7 +33,8 @@ from reki_ray.store.contents import Profile
 LOOK_SECONDS: Final = 0.2
 """Time between two looks at the event log: an event is in its user's history within a second."""
 
-logger = logging.getLogger(__name__)
+OPEN_SECONDS: Final = 1.0
+"""Time between two attempts to open the log of exposures; it doubles with each."""
 
 
 class OnlineArgs(BaseModel):
@@ -46,19 +51,76 @@ class OnlineArgs(BaseModel):
     history: int = Field(200, ge=1, description="Most interactions of a history with recent ones.")
 
 
-def open_extensions(args: OnlineArgs, access: StoreAccess, replica: str) -> Extensions:
-    """Event log, exposures and experiment of one gateway replica.
+class ExposureSink:
+    """The log of exposures, opened in the background: without it answers are given all the same.
 
     Args:
-        args: Nothing that a gateway needs.
-        access: Where the versions are.
-        replica: Name of the replica: each writes files of its own.
+        open_log: Opens the log.
     """
-    folders = OnlineFolders.beside(access.publish_root)
-    log = EventLog(folders.events, replica)
-    exposures = ExposureLog(folders.exposures, replica, open_hasher(folders.key))
 
-    def append(items: Sequence[EventItem]) -> None:
+    def __init__(self, open_log: Callable[[], ExposureLog]) -> None:
+        self._open_log = open_log
+        self._log: ExposureLog | None = None
+        self._missed = 0
+        self._opener = BackgroundThread("open-exposures", self._open, OPEN_SECONDS)
+        self._opener.start()
+
+    @property
+    def written(self) -> int:
+        """Exposures that are on the disk."""
+        return 0 if self._log is None else self._log.written
+
+    @property
+    def dropped(self) -> int:
+        """Exposures that were not logged."""
+        return self._missed + (0 if self._log is None else self._log.dropped)
+
+    def append(self, shown: Exposed) -> None:
+        """Queue an exposure; never waits."""
+        if self._log is None:
+            self._missed += 1
+            return
+        self._log.append(
+            request_id=shown.request_id,
+            experiment=shown.experiment,
+            variant=shown.variant,
+            user_id=shown.user_id,
+            item_ids=shown.item_ids,
+        )
+
+    def close(self) -> None:
+        """Write what is queued."""
+        self._opener.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def _open(self) -> None:
+        self._log = self._open_log()
+        self._opener.stop()
+
+
+class EventSink:
+    """The event log, opened when it is first written to.
+
+    Args:
+        folder: Segments of all processes.
+        writer: Name of this process.
+    """
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._log: EventLog | None = None
+        self._opening = threading.Lock()
+
+    def append(self, items: Sequence[EventItem]) -> None:
+        """Make events durable; waits for the disk.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        with self._opening:
+            log = self._log = self._log or EventLog(self._folder, self._writer)
         now = int(time.time())
         # An event of the future would stay the latest one of its user for good.
         log.append(
@@ -68,39 +130,34 @@ def open_extensions(args: OnlineArgs, access: StoreAccess, replica: str) -> Exte
             ]
         )
 
-    def expose(shown: Exposed) -> None:
-        exposures.append(
-            request_id=shown.request_id,
-            experiment=shown.experiment,
-            variant=shown.variant,
-            user_id=shown.user_id,
-            item_ids=shown.item_ids,
-        )
 
-    return Extensions(append, partial(load_experiment, access.publish_root), expose)
+def open_extensions(args: OnlineArgs, access: StoreAccess, replica: str) -> Extensions:
+    """Event log, exposures and experiment of one gateway replica.
+
+    Args:
+        args: Nothing that a gateway needs.
+        access: Where the versions are.
+        replica: Name of the replica: each writes files of its own.
+    """
+    folders = OnlineFolders.beside(access.publish_root)
+    exposures = ExposureSink(
+        lambda: ExposureLog(folders.exposures, replica, open_hasher(folders.key))
+    )
+    return Extensions(
+        append=EventSink(folders.events, replica).append,
+        experiment=partial(load_experiment, access.publish_root),
+        exposures=exposures,
+    )
 
 
 def open_recent(args: OnlineArgs, access: StoreAccess) -> AddRecent:
     """Follow the event log, in a thread, for the histories of a lookup replica."""
     counts = None if args.data is None else EventRules(args.rules, args.data).interaction
     recent = RecentEvents(OnlineFolders.beside(access.publish_root).events, interaction=counts)
-    threading.Thread(target=_follow, args=(recent,), name="recent-events", daemon=True).start()
+    BackgroundThread("recent-events", recent.refresh, LOOK_SECONDS).start()
 
     def add(user_id: str, profile: Profile) -> Profile:
         events = recent.of(user_id)
         return merge(profile, events, args.history) if events else profile
 
     return add
-
-
-def _follow(recent: RecentEvents) -> None:
-    told = ""
-    while True:
-        try:
-            recent.refresh()
-            told = ""
-        except OSError as error:  # the folder may come back, as one that is mounted
-            if str(error) != told:
-                told = str(error)
-                logger.error("the event log cannot be read: %s", error)
-        time.sleep(LOOK_SECONDS)

@@ -121,7 +121,7 @@ class Scorer:
         Raises:
             StoreError: It is missing or damaged, or its parts do not fit together.
         """
-        await self._versions.get(version)
+        await self._versions.open(version)
 
     async def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Scores:
         """See `VersionScorer.score`."""

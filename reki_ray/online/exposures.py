@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from reki_ray.background import BackgroundThread
 from reki_ray.errors import RekiError
 from reki_ray.online.privacy import UserHasher
 from reki_ray.online.segment_reader import SegmentReader
@@ -77,14 +78,13 @@ class ExposureLog:
     ) -> None:
         self._writer = SegmentWriter(folder, writer)
         self._hasher = hasher
-        self._seconds = seconds
         self._queue: queue.Queue[Exposure] = queue.Queue(capacity)
         self._counts = threading.Lock()
         self._dropped = 0
         self._written = 0
         self._told_at = -_TELL_SECONDS
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="exposures", daemon=True)
+        self._thread = BackgroundThread("write-exposures", self._flush, seconds)
         self._thread.start()
 
     @property
@@ -131,13 +131,9 @@ class ExposureLog:
     def close(self) -> None:
         """Write what is queued, and end the thread; what comes later is dropped."""
         self._closing.set()
-        self._thread.join(_CLOSE_SECONDS)
-        self._writer.close()
-
-    def _run(self) -> None:
-        while not self._closing.wait(self._seconds):
+        if self._thread.stop(_CLOSE_SECONDS):
             self._flush()
-        self._flush()
+        self._writer.close()
 
     def _flush(self) -> None:
         while batch := self._taken():

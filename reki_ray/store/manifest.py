@@ -33,6 +33,10 @@ MAX_LAYERS: Final = 9
 Prestore = Literal["h", "r"]
 
 
+class DamagedError(StoreError):
+    """A file of a version is missing, or is not the one that was published."""
+
+
 class Base(BaseModel):
     """The version that a delta lies over."""
 
@@ -237,14 +241,14 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its checksum, which reads all of it.
 
     Raises:
-        StoreError: A file is missing or damaged.
+        DamagedError: A file is missing or damaged.
     """
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise StoreError("a file is missing", where=str(path), todo=REPUBLISH)
+            raise DamagedError("a file is missing", where=str(path), todo=REPUBLISH)
         if checksum(path) != expected:
-            raise StoreError(
+            raise DamagedError(
                 "the file is damaged: its checksum is not the manifest's",
                 where=str(path),
                 todo=REPUBLISH,

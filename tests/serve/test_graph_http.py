@@ -318,7 +318,7 @@ def test_the_deployment_files_are_valid(
         {**(application.args or {}), "publish_root": str(root / "publish")}
     )
     ingress = builder(args)._bound_deployment
-    assert ingress.max_ongoing_requests == 2 * args.max_ongoing_requests
+    assert ingress.max_ongoing_requests > 3 * args.max_ongoing_requests
 
 
 def test_autoscaling_reaches_every_deployment(root: Path) -> None:
