@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -10,9 +9,9 @@ from typing import Any, Final, TypeVar
 from fastapi import Query, Request, Response
 from pydantic import Field
 
-from deployments.backend import FAILURES, Backend, no_retrieval
+from deployments.backend import Backend, no_retrieval
 from deployments.bulkhead import Bound, Bulkhead
-from deployments.calls import Hooks
+from deployments.calls import Budget, Hooks, HopError, RetryThrottle, unavailable
 from deployments.errors import RETRY_LATER, ApiError
 from deployments.flow import ScoringFlow
 from deployments.messages import Scores
@@ -82,6 +81,7 @@ class Api:
         self._metrics = metrics
         self._append = append
         self._expose = expose
+        self._hooks, self._retries = hooks, RetryThrottle()
         self._flow = ScoringFlow(backend, settings.timeout_seconds, hooks)
         self._recommend = RecommendFlow(
             backend, settings.timeout_seconds, settings.retrieved, hooks
@@ -265,16 +265,11 @@ class Api:
             return await self._lookup(ask)
 
     async def _lookup(self, ask: Callable[[], Awaitable[T]]) -> T:
+        budget = Budget(self._settings.timeout_seconds, self._hooks, self._retries)
         try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                return await ask()
-        except FAILURES as error:
-            raise ApiError(
-                503,
-                "lookup_unavailable",
-                "No lookup can be reached; ask again.",
-                headers=RETRY_LATER,
-            ) from error
+            return await budget.call("lookup", ask)
+        except HopError as failure:
+            raise unavailable("lookup") from failure
 
     def _limit(self, field: str, count: int, most: int) -> None:
         if count > most:

@@ -108,6 +108,7 @@ def build_api(
     hooks = Hooks(
         retried=metrics.retried,
         rejected=metrics.queue_rejected,
+        failed=metrics.hop_failed,
         refused=lambda _: metrics.version_refused(),
         serving=metrics.serving,
     )

@@ -70,6 +70,9 @@ class GatewayMetrics:
         self._rejections = self._make(
             Counter, "queue_rejections", "Calls that a full queue refused.", "hop"
         )
+        self._failures = self._make(
+            Counter, "hop_failures", "Calls of a deployment that were not answered.", "hop"
+        )
         # Without a label of their own they count from 0 on, so that a rate sees the first.
         self._refused = self._make(
             Counter, "versions_refused", "Promoted versions that could not be loaded."
@@ -111,6 +114,10 @@ class GatewayMetrics:
     def queue_rejected(self, hop: str) -> None:
         """Count a call that a full queue refused."""
         self._rejections.labels(_one_of(hop, HOPS), self.replica).inc()
+
+    def hop_failed(self, hop: str) -> None:
+        """Count a call that was not answered."""
+        self._failures.labels(_one_of(hop, HOPS), self.replica).inc()
 
     def version_refused(self) -> None:
         """Count a promoted version that could not be loaded."""
