@@ -227,7 +227,7 @@ class Api:
         state, variant = request.state, assigned.variant
         state.variant, state.version = variant or found.variant, found.store_version
         self._metrics.scored(found.user_source, degraded=degraded)
-        self._readiness.succeeded()
+        self._readiness.answered(degraded=degraded)
         request_id = body.request_id or getattr(state, "request_id", None) or uuid.uuid4().hex
         if variant is not None and body.variant is None and self._expose is not None:
             self._expose(Exposed(request_id, assigned.experiment, variant, body.user_id, shown))

@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError, RequestCancelledError
 
 from deployments.errors import RETRY_LATER, ApiError, overloaded, timed_out
+from reki_ray.runtime import cause_of
 
 T = TypeVar("T")
 Hop = Literal["lookup", "retriever", "scorer", "reranker"]
@@ -44,6 +45,7 @@ class Hooks:
         retried: A call was repeated; told the hop.
         rejected: A full queue refused a call; told the hop.
         failed: A call failed for good; told the hop.
+        degraded: An answer lacks something; told what, one of `metrics.LACKS`.
         refused: A promoted version could not be loaded; told its name.
         serving: The version being served, as v3.
     """
@@ -51,6 +53,7 @@ class Hooks:
     retried: Callable[[str], None] = _ignore
     rejected: Callable[[str], None] = _ignore
     failed: Callable[[str], None] = _ignore
+    degraded: Callable[[str], None] = _ignore
     refused: Callable[[str], None] = _ignore
     serving: Callable[[str], None] = _ignore
 
@@ -115,6 +118,10 @@ class Budget:
         """Seconds until the end; negative afterwards."""
         return self._deadline - time.monotonic()
 
+    def lacks(self, what: str) -> None:
+        """Tell that the answer has to do without something."""
+        self._hooks.degraded(what)
+
     async def call(self, hop: Hop, ask: Callable[[], Awaitable[T]], share: float = 1.0) -> T:
         """The answer of a hop, asked a second time where the first one fails for its replica.
 
@@ -162,7 +169,10 @@ class Budget:
             self._hooks.rejected(hop)
             return
         self._hooks.failed(hop)
-        if isinstance(error, (*GONE, TimeoutError)):
+        told = cause_of(error)
+        if told is not None:
+            logger.warning("%s has failed: %s", hop, told)
+        elif isinstance(error, (*GONE, TimeoutError)):
             logger.warning("%s does not answer: %s", hop, type(error).__name__)
         else:
             logger.error("%s has failed", hop, exc_info=error)

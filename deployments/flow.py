@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Final
 
 from deployments.backend import Backend
 from deployments.calls import Budget, Hooks, HopError, RetryThrottle, refusal
 from deployments.messages import Scores, UserRecord
 from deployments.schemas import HistoryItem
+from reki_ray.config.graph import LOOKUP_SHARE
 from reki_ray.store.contents import Profile
-
-LOOKUP_SHARE: Final = 0.4
-"""Share of the budget that the lookup may take; most is left to the scorer."""
 
 
 class ScoringFlow:
@@ -82,7 +79,10 @@ async def find_user(
     try:
         user = await budget.call("lookup", lambda: backend.user(user_id, version), LOOKUP_SHARE)
     except HopError:
+        budget.lacks("lookup")
         user = UserRecord()
+    if user.lack:
+        budget.lacks(user.lack)
     if history is None:
         return user
     return dataclasses.replace(user, profile=with_history(user.profile, history))

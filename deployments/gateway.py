@@ -109,6 +109,7 @@ def build_api(
         retried=metrics.retried,
         rejected=metrics.queue_rejected,
         failed=metrics.hop_failed,
+        degraded=metrics.degraded,
         refused=lambda _: metrics.version_refused(),
         serving=metrics.serving,
     )

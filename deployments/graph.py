@@ -82,11 +82,10 @@ def build_app(args: GraphArgs) -> Application:
         args: Arguments, or a mapping with their keys.
 
     Raises:
+        ConfigError: The server of vectors may take longer than the lookup.
         StoreError: Nothing is published at `publish_root`.
     """
-    args = GraphArgs.model_validate(args)
-    access = args.access
-    access.wanted()  # told here, not in a replica's log
+    args, access = _checked(args)
     lookup = _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(access, args.recent)
     scorer = _part(args, Scorer, args.scorer_replicas, cpus=0.5).bind(access, args.max_batch_size)
     further = [
@@ -104,11 +103,10 @@ def build_fused_app(args: GraphArgs) -> Application:
         args: Arguments, or a mapping with their keys; the replicas are those of the gateway.
 
     Raises:
+        ConfigError: The server of vectors may take longer than the lookup.
         StoreError: Nothing is published at `publish_root`.
     """
-    args = GraphArgs.model_validate(args)
-    access = args.access
-    access.wanted()
+    args, access = _checked(args)
     gateway = _ingress(args, FusedGateway, cpus=0.5)
     return gateway.bind(
         access,
@@ -117,6 +115,15 @@ def build_fused_app(args: GraphArgs) -> Application:
         args.recent,
         args.extend,
     )
+
+
+def _checked(args: GraphArgs) -> tuple[GraphArgs, StoreAccess]:
+    """The arguments, with what would else be told in a replica's log alone."""
+    args = GraphArgs.model_validate(args)
+    args.vectors.require_in_time(args)
+    access = args.access
+    access.wanted()
+    return args, access
 
 
 def _ingress(args: GraphArgs, kind: type[object], *, cpus: float) -> Deployment:

@@ -27,6 +27,8 @@ from reki_ray.schema import Source
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 OTHER: Final = "other"
 HOPS: Final = ("lookup", "retriever", "scorer", "reranker")
+LACKS: Final = ("lookup", "vectors_unavailable", "vectors_lost", "reranker", "titles")
+"""What degraded answers had to do without."""
 CALLERS: Final = ("admin", "user", "anonymous", "unknown")
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -73,6 +75,9 @@ class GatewayMetrics:
         self._failures = self._make(
             Counter, "hop_failures", "Calls of a deployment that were not answered.", "hop"
         )
+        self._degraded = self._make(
+            Counter, "degraded", "Answers that had to do without something.", "lack"
+        )
         # Without a label of their own they count from 0 on, so that a rate sees the first.
         self._refused = self._make(
             Counter, "versions_refused", "Promoted versions that could not be loaded."
@@ -118,6 +123,10 @@ class GatewayMetrics:
     def hop_failed(self, hop: str) -> None:
         """Count a call that was not answered."""
         self._failures.labels(_one_of(hop, HOPS), self.replica).inc()
+
+    def degraded(self, lack: str) -> None:
+        """Count an answer that had to do without something."""
+        self._degraded.labels(_one_of(lack, LACKS), self.replica).inc()
 
     def version_refused(self) -> None:
         """Count a promoted version that could not be loaded."""

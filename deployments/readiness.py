@@ -34,9 +34,10 @@ class Readiness:
         self._answered_at = self._looked_at = -math.inf
         self._refusal: ApiError | None = None
 
-    def succeeded(self) -> None:
+    def answered(self, *, degraded: bool) -> None:
         """A request was answered."""
         self._answered_at = time.monotonic()
+        self._was_ready = self._was_ready or not degraded
 
     async def require(self) -> None:
         """Return where requests are answered.

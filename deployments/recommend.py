@@ -137,6 +137,7 @@ class RecommendFlow:
                 RERANKER_SHARE,
             )
         except HopError:  # the order of the scores stays
+            budget.lacks("reranker")
             return None
 
     async def _titles(
@@ -146,7 +147,8 @@ class RecommendFlow:
             return []
         try:
             return await budget.call("lookup", lambda: self._backend.titles(items, version))
-        except HopError:  # titles are left out
+        except HopError:
+            budget.lacks("titles")
             return None
 
 

@@ -12,6 +12,10 @@ MAX_LIST: Final = 10_000
 """No configuration may allow longer lists in a request."""
 
 
+LOOKUP_SHARE: Final = 0.4
+"""Share of a request's time that the lookup may take; most is left to the scorer."""
+
+
 class RequestLimits(Section):
     """Limits of the HTTP interface."""
 
@@ -33,6 +37,11 @@ class RequestLimits(Section):
         description="Requests that a gateway works on at once; more are answered 503 at once.",
     )
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
+
+    @property
+    def lookup_seconds(self) -> float:
+        """Time of the lookup in a request, the first of two attempts."""
+        return LOOKUP_SHARE * self.timeout_seconds / 2
 
 
 class GraphSettings(RequestLimits):

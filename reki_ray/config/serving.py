@@ -8,11 +8,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from reki_ray.config.edge import EdgeConfig
-from reki_ray.config.graph import GraphSettings
+from reki_ray.config.graph import GraphSettings, RequestLimits
 from reki_ray.config.reranking import Reranker
 from reki_ray.config.retrieval import RetrievalConfig
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
+from reki_ray.errors import ConfigError
 
 EventRule = Literal["own", "positive"] | Annotated[float, Field(allow_inf_nan=False)]
 """Rating of an event that has none: none at all, a positive one, or a number."""
@@ -56,7 +57,10 @@ class AdapterSettings(Section):
         description="Begin of every key, so that several stores can share a server.",
     )
     timeout_seconds: float = Field(
-        0.5, gt=0, description="Time that a call of the server may take, seconds."
+        0.2,
+        gt=0,
+        description="Time that a lookup on the server may take, seconds; shorter than a fifth of "
+        "serve.timeout_seconds, so that a server that hangs costs no more than its vectors.",
     )
 
     @model_validator(mode="after")
@@ -64,6 +68,21 @@ class AdapterSettings(Section):
         if self.kind != "arrow" and not self.url:
             raise ValueError(f"kind {self.kind} needs url")
         return self
+
+    def require_in_time(self, limits: RequestLimits) -> None:
+        """Refuse a server that may take longer than the lookup, which would then answer nothing.
+
+        Raises:
+            ConfigError: It may.
+        """
+        if self.kind == "redis" and self.timeout_seconds >= limits.lookup_seconds:
+            raise ConfigError(
+                f"a lookup may take {limits.lookup_seconds:g} s of a request's "
+                f"{limits.timeout_seconds:g} s, its server of vectors alone "
+                f"{self.timeout_seconds:g} s",
+                where="store.vectors.timeout_seconds",
+                todo=f"Set it below {limits.lookup_seconds:g}, or raise serve.timeout_seconds.",
+            )
 
     def resolved(self) -> AdapterSettings:
         """The same for processes that work in another folder."""

@@ -84,6 +84,7 @@ def start(
         StoreError: Nothing is published, or the version is damaged.
     """
     required_tokens(config.serve.edge)  # a missing token is told of here, not in a replica's log
+    config.store.vectors.require_in_time(config.serve)
     store = store_of(config, workspace)
     # A damaged version is told of here, not in a replica's log.
     store.open_served(config.serve.version).close()

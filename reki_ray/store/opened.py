@@ -154,15 +154,16 @@ class StoreVersion:
                 vectors.close()
 
     def _open_vectors(self, side: Side) -> KeyedVectors | None:
-        fallback = self.manifest.fallback.get(side)
-        if self._settings is None or self._settings.kind == "arrow" or fallback is None:
-            return self.stored_vectors(side)
+        stored = self.stored_vectors(side)
+        if self._settings is None or self._settings.kind == "arrow" or stored is None:
+            return stored
         return open_vectors(
             self._settings,
             self.manifest.version,
             side,
-            np.array(fallback, dtype=np.float32),
+            stored.fallback,
             checksum(self.folder / MANIFEST),
+            stored,
         )
 
     def _check_table(self, table: VectorTable, side: Side) -> None:
