@@ -17,6 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError, RequestCancelledError
 
 from deployments.errors import RETRY_LATER, ApiError, overloaded, timed_out
+from reki_ray.errors import NotFiniteError
 from reki_ray.runtime import cause_of
 
 T = TypeVar("T")
@@ -184,6 +185,8 @@ def refusal(failure: HopError) -> ApiError:
         return overloaded()
     if isinstance(failure.reason, TimeoutError):
         return timed_out()
+    if isinstance(cause_of(failure.reason), NotFiniteError):
+        return ApiError(503, "no_scores", "The served model has no finite scores for this request.")
     return unavailable(failure.hop)
 
 

@@ -44,6 +44,7 @@ from reki_ray.store.manifest import (
 )
 from reki_ray.store.manifest import verify as verify_files
 from reki_ray.store.opened import StoreVersion
+from reki_ray.store.soundness import require_sound
 from reki_ray.store.upsert import Delta, check_fits, write_compacted, write_delta
 
 __all__ = [
@@ -272,14 +273,14 @@ class VersionStore:
     def _promote(self, version: int, *, rollback: bool) -> None:
         verified = seal_of(self.layers(version))  # before: what is written meanwhile shows
         with closing(self.open(version, vectors=self.vectors)) as opened:
-            opened.load_model()
+            require_sound(opened)
         with FileLock(self.root / ".lock"):
             self._point_to(version, rollback=rollback, seal=verified)
 
     def _build(self, scratch: Path, fill: Fill, number: int) -> None:
         manifest = write_manifest(scratch, fill(scratch), number)
         below = [] if manifest.base is None else self.layers(manifest.base.version)
-        StoreVersion([(scratch, manifest), *below]).load_model()
+        require_sound(StoreVersion([(scratch, manifest), *below]))
 
     def _export(self, number: int) -> None:
         try:
