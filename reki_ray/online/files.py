@@ -20,18 +20,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write a file so that a reader sees the old or the new one, never half.
 
     Args:
         path: The file; its folder is made.
         content: What it holds from now on.
+        mode: Rights, less those that the umask takes; by default only its owner reads it.
 
     Raises:
         OSError: The disk refuses; the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _written(path, content)
+    scratch = _written(path, content, mode)
     try:
         scratch.replace(path)
     finally:
@@ -53,7 +54,7 @@ def create_file(path: Path, content: bytes) -> bool:
         OSError: The disk refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = _written(path, content)
+    scratch = _written(path, content, 0o600)
     try:
         os.link(scratch, path)
     except FileExistsError:
@@ -64,9 +65,9 @@ def create_file(path: Path, content: bytes) -> bool:
     return True
 
 
-def _written(path: Path, content: bytes) -> Path:
+def _written(path: Path, content: bytes, mode: int) -> Path:
     scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
