@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +59,7 @@ class RedisVectors(ServedVectors):
         self._client: redis.Redis | None = connect(settings, settings.timeout_seconds)
         try:
             super().__init__(
-                shown(settings.url),
+                settings.url,
                 prefix_of(settings.namespace, version, side),
                 fallback,
                 manifest,
@@ -106,7 +105,7 @@ def export_side(  # what names an export
             this number.
     """
     prefix = prefix_of(settings.namespace, version, side)
-    where = shown(settings.url)
+    where = settings.url
     meta = Meta(
         rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
     )
@@ -141,6 +140,7 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
     try:
         return redis.Redis.from_url(
             settings.url,
+            password=settings.secret(),
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
             # Once more at once: a server closes connections that were idle for long. A server
@@ -166,9 +166,3 @@ def told(where: str) -> Iterator[None]:
             where=where,
             todo="Start the server, or set store.vectors.url and timeout_seconds.",
         ) from error
-
-
-def shown(url: str) -> str:
-    """A URL without its password, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or ''}{parts.path}"
