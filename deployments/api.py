@@ -32,7 +32,7 @@ from deployments.schemas import (
     VersionsResponse,
 )
 from deployments.served import Assigned, Expose, Exposed, Served
-from reki_ray.config.edge import EdgeSettings
+from reki_ray.config.edge import EdgeSettings, is_loopback
 from reki_ray.config.graph import RequestLimits
 from reki_ray.errors import RekiError
 from reki_ray.schema import Side
@@ -50,6 +50,16 @@ class GatewaySettings(RequestLimits):
     """Limits of the HTTP interface, and who may ask."""
 
     edge: EdgeSettings = Field(EdgeSettings(), description="Access, as `serve.edge` of a run.")
+
+    def listening_at(self, host: str) -> GatewaySettings:
+        """The same where the service listens at an address, whatever the settings say.
+
+        Raises:
+            ValidationError: That is not this machine alone, and callers need no token.
+        """
+        if not self.edge.loopback or is_loopback(host):
+            return self
+        return self.model_copy(update={"edge": self.edge.at(host)})
 
 
 class Api:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from fastapi import FastAPI, Response, Security
 from fastapi.security import HTTPBearer
 from ray import serve
+from ray.serve.context import _get_global_client  # no public way tells where Serve listens
 from ray.serve.handle import DeploymentHandle
 
 from deployments.admin import Admin
@@ -203,10 +204,20 @@ class HttpReplica:
         return build_api(
             self._backend,
             self._access,
-            self._settings,
+            self._settings.listening_at(_listener()),
             GatewayMetrics(replica),
             self._extend(self._access, replica),
         )
+
+
+def _listener() -> str:
+    """Address that Serve listens on; empty, which is not this machine alone, if it does not say."""
+    try:
+        client = _get_global_client()
+        return "" if client is None else str(client.http_config.host or "")
+    except Exception as error:  # noqa: BLE001  # Serve's own, without a promise
+        logger.warning("Serve does not tell where it listens: %s", error)
+        return ""
 
 
 @serve.ingress()

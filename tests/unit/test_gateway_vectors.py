@@ -80,7 +80,8 @@ def graph(root: Path, vectors: AdapterSettings | None = None) -> Iterator[TestCl
     with ExitStack() as stack:
         stack.callback(lookup.close)
         stack.callback(scorer.close)
-        yield stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
+        client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 4000))
+        yield stack.enter_context(client)
 
 
 def score(client: TestClient, user: str = "u0") -> Any:
