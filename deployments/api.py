@@ -128,6 +128,9 @@ class Api:
 
     async def recommend(self, request: Request, body: RecommendRequest) -> Response:
         """Recommend unseen items to one user, the best one first."""
+        if "k" not in body.model_fields_set:  # nobody has asked for more than may be
+            most = min(body.k, self._settings.max_recommended)
+            body = body.model_copy(update={"k": most})
         self._limit("items", body.k, self._settings.max_recommended)
         self._limit("history", len(body.history or ()), self._settings.max_history)
         self._limit("exclude", len(body.exclude), self._settings.max_candidates)

@@ -58,7 +58,9 @@ class ForwardedClient:
         await self._app(scope, receive, send)  # type: ignore[arg-type]
 
 
-def install_edge(app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics) -> None:
+def install_edge(
+    app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics, *, answers_id: bool = True
+) -> None:
     """Put access, limits, logs, metrics, errors and the page around an application.
 
     From outside in: client address, request context, access, sizes, the application.
@@ -67,6 +69,7 @@ def install_edge(app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics) 
         app: Not started yet.
         settings: Access and limits.
         metrics: Counters of this replica.
+        answers_id: Whether answers carry X-Request-ID; not where the server writes it itself.
 
     Raises:
         ConfigError: A token is missing or unusable, or tracing lacks its packages.
@@ -89,7 +92,12 @@ def install_edge(app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics) 
         limiter=limiter,
         on_limited=on_limited,
     )
-    app.add_middleware(RequestContext, observe=metrics.observe, log_requests=settings.request_logs)
+    app.add_middleware(
+        RequestContext,
+        observe=metrics.observe,
+        log_requests=settings.request_logs,
+        answers_id=answers_id,
+    )
     if settings.trusted_proxies:
         app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)
     if settings.otlp_endpoint is not None:

@@ -28,6 +28,7 @@ from deployments.schemas import (
     PromotedResponse,
     RecommendResponse,
     ScoreResponse,
+    with_limits,
 )
 from deployments.served import Experiment, Exposed, Served, no_experiment
 from deployments.versions import StoreAccess
@@ -92,6 +93,8 @@ def build_api(
     settings: GatewaySettings,
     metrics: GatewayMetrics,
     extensions: Extensions | None = None,
+    *,
+    answers_id: bool = True,
 ) -> FastAPI:
     """The HTTP application over the rest of the graph.
 
@@ -101,6 +104,7 @@ def build_api(
         settings: Limits.
         metrics: Counters of this replica.
         extensions: What the graph has beyond versions.
+        answers_id: Whether answers carry X-Request-ID; not where the server writes it itself.
 
     Raises:
         ConfigError: A token is missing or unusable, or tracing lacks its packages.
@@ -132,7 +136,7 @@ def build_api(
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
         lifespan=lifespan,
     )
-    install_edge(app, settings.edge, metrics)
+    install_edge(app, settings.edge, metrics, answers_id=answers_id)
     exposures = extensions.exposures
     expose = None if exposures is None else exposures.append
     if exposures is not None:
@@ -141,7 +145,19 @@ def build_api(
         )
     api = Api(backend, served, settings, metrics, hooks, extensions.append, expose)
     _route(app, api, Admin(access.store(), served))
+    _describe_limits(app, settings)
     return app
+
+
+def _describe_limits(app: FastAPI, settings: GatewaySettings) -> None:
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            with_limits(describe(), settings)  # it keeps what it returns
+        return describe()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
 
 
 async def _close(extensions: Extensions) -> None:
@@ -171,14 +187,23 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
             dependencies=BEARER,
         )
     app.post("/v1/admin/rollback", dependencies=BEARER)(admin.rollback)
-    app.get("/v1/admin/versions", dependencies=BEARER)(admin.versions)
-    app.get("/v1/versions", dependencies=BEARER)(api.versions)
-    app.get("/v1/users/{user_id:path}/knowledge", dependencies=BEARER)(api.user_knowledge)
-    app.get("/v1/items/{item_id:path}/knowledge", dependencies=BEARER)(api.item_knowledge)
-    app.get("/v1/sample", dependencies=BEARER)(api.sample)
-    app.get("/healthz")(api.healthz)
-    app.get("/readyz")(api.readyz)
-    app.get("/metrics", response_class=Response, dependencies=BEARER)(api.metrics)
+    for path, read in (
+        ("/v1/admin/versions", admin.versions),
+        ("/v1/versions", api.versions),
+        ("/v1/users/{user_id:path}/knowledge", api.user_knowledge),
+        ("/v1/items/{item_id:path}/knowledge", api.item_knowledge),
+        ("/v1/sample", api.sample),
+    ):
+        _get(app, path, read, dependencies=BEARER)
+    _get(app, "/healthz", api.healthz)
+    _get(app, "/readyz", api.readyz)
+    _get(app, "/metrics", api.metrics, dependencies=BEARER, response_class=Response)
+
+
+def _get(app: FastAPI, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+    """A route for GET, and for HEAD, which the server answers without the body."""
+    app.get(path, **options)(endpoint)
+    app.head(path, include_in_schema=False, **options)(endpoint)
 
 
 class HttpReplica:
@@ -207,6 +232,7 @@ class HttpReplica:
             self._settings.listening_at(_listener()),
             GatewayMetrics(replica),
             self._extend(self._access, replica),
+            answers_id=False,
         )
 
 

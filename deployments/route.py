@@ -77,10 +77,10 @@ def _is_json(content_type: str) -> bool:
 
 def _no_json() -> ApiError:
     return ApiError(
-        422,
-        "invalid_request",
+        415,
+        "unsupported_media_type",
         "The body has to be JSON, sent with Content-Type: application/json.",
-        details={"problems": [], "count": 1},
+        headers={"Accept": JSON},
     )
 
 

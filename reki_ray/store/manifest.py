@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -19,6 +20,8 @@ from reki_ray.store.vectors import DType
 MANIFEST_FORMAT: Final = 2
 """1: sources as text, no layers, vectors h alone. 2: coded sources, layers, vectors h or r."""
 MANIFEST: Final = "manifest.json"
+VERIFIED: Final = "VERIFIED"
+"""File beside CURRENT: seals of versions whose checksums were compared there."""
 MODEL_FOLDER: Final = "model"
 RERANKER_FOLDER: Final = "reranker"
 RETRIEVAL_FOLDER: Final = "retrieval"
@@ -235,6 +238,24 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
             found = (path.stat().st_size, path.stat().st_ctime_ns) if path.is_file() else "missing"
             digest.update(f"{name} {found}\n".encode())
     return digest.hexdigest()
+
+
+def verified_seals(root: Path) -> frozenset[str]:
+    """Seals of versions below a root whose checksums a replica has compared."""
+    try:
+        return frozenset((root / VERIFIED).read_text(encoding="ascii").split())
+    except (OSError, UnicodeDecodeError):  # costs time, but no version
+        return frozenset()
+
+
+def note_verified(root: Path, seal: str) -> None:
+    """Spare later replicas the checksums of a version; a root that cannot be written to costs time.
+
+    A promotion notes its seal in HISTORY. A copy of the root, as on another node, has other times
+    of change and so another seal, which nobody has noted.
+    """
+    with contextlib.suppress(OSError), (root / VERIFIED).open("a", encoding="ascii") as file:
+        file.write(f"{seal}\n")
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -38,8 +38,10 @@ from reki_ray.store.manifest import (
     Manifest,
     folder_of,
     layers_of,
+    note_verified,
     seal_of,
     sync,
+    verified_seals,
     write_manifest,
 )
 from reki_ray.store.manifest import verify as verify_files
@@ -147,7 +149,7 @@ class VersionStore:
         """Open a version as replicas do.
 
         Vectors are those of `vectors`. Checksums are compared only where the files are not those
-        that a promotion has compared.
+        that a promotion, or a replica before, has compared.
 
         Args:
             version: Its number; None opens the current one.
@@ -156,7 +158,12 @@ class VersionStore:
             StoreError: See `open`.
         """
         number = self.current() if version is None else version
-        return self.open(number, verify=not self._is_sealed(number), vectors=self.vectors)
+        seal = seal_of(self.layers(number))  # before: what is written meanwhile shows
+        if self._is_sealed(number) or seal in verified_seals(self.root):
+            return self.open(number, verify=False, vectors=self.vectors)
+        opened = self.open(number, vectors=self.vectors)
+        note_verified(self.root, seal)
+        return opened
 
     def layers(self, version: int) -> list[tuple[Path, Manifest]]:
         """Folders and manifests of a version and of all that it lies over, newest first.
