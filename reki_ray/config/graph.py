@@ -34,7 +34,8 @@ class RequestLimits(Section):
     max_ongoing_requests: int = Field(
         64,
         ge=1,
-        description="Requests that a gateway works on at once; more are answered 503 at once.",
+        description="Requests of a kind that a gateway works on at once: scores and "
+        "recommendations, events, and what is read; more are answered 503 at once.",
     )
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
 
@@ -54,7 +55,7 @@ class GraphSettings(RequestLimits):
         3,
         ge=1,
         description="Opened versions kept in a replica: the promoted one, those of an experiment, "
-        "and one to turn to.",
+        "and one to turn to. An experiment that needs more is refused.",
     )
     gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
     lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
