@@ -31,6 +31,9 @@ from reki_ray.config.graph import GraphSettings
 
 RETRY_AFTER_SECONDS: Final = 1.0
 
+NODE_SHARE: Final = 0.001
+"""What a replica takes of a node's resource: it marks nodes, and bounds nothing."""
+
 OTHER_REQUESTS: Final = 32
 """Probes and requests of operators that a gateway works on beside those of callers."""
 
@@ -166,16 +169,18 @@ def _deployment(
                 "target_ongoing_requests": args.target_ongoing_requests,
             }
         }
+    place = {} if args.node_resource is None else {args.node_resource: NODE_SHARE}
     return serve.deployment(
         **scaling,
         **limits,
         # Small claims let the graph fit beside other work on two cores.
-        ray_actor_options={"num_cpus": cpus},
+        ray_actor_options={"num_cpus": cpus, "resources": place},
         # A new replica comes up before the old one leaves: with a single replica, an update
         # would otherwise answer 503 meanwhile.
         max_surge_percent=100,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=5.0,
+        # Requests in work, then the exposures of the last ones (`gateway.CLOSE_SECONDS`).
+        graceful_shutdown_timeout_s=10.0,
         # A replica that died is replaced when its health is looked at.
         health_check_period_s=2.0,
     )(kind)

@@ -6,7 +6,7 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from reki_ray.config.section import Section
+from reki_ray.config.section import OPERATIONAL, Section
 
 MAX_LIST: Final = 10_000
 """No configuration may allow longer lists in a request."""
@@ -70,6 +70,13 @@ class GraphSettings(RequestLimits):
         64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
     )
     max_batch_size: int = Field(16, ge=1, description="Most requests a forward.")
+    node_resource: str | None = Field(
+        None,
+        min_length=1,
+        description="Custom resource of the nodes that have the published versions, as vectors of "
+        "`ray start --resources '{\"vectors\": 1}'`: replicas run on these alone. Null: all have.",
+        json_schema_extra=OPERATIONAL,
+    )
 
     @model_validator(mode="after")
     def _ranges_are_no_empty_ones(self) -> Self:

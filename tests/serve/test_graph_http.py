@@ -353,6 +353,16 @@ def test_autoscaling_reaches_every_deployment(root: Path) -> None:
         GraphArgs(publish_root="x", scorer_replicas=2, max_replicas=1)
 
 
+def test_replicas_run_where_the_versions_are(root: Path) -> None:
+    for resource, wanted in ((None, {}), ("vectors", {"vectors": 0.001})):
+        args = GraphArgs(publish_root=str(root / "publish"), node_resource=resource)
+        for built in (build_app(args), build_fused_app(args)):
+            bound = built._bound_deployment
+            parts = [p._bound_deployment for p in bound.init_args if isinstance(p, Application)]
+            for deployment in (bound, *parts):
+                assert (deployment.ray_actor_options or {})["resources"] == wanted
+
+
 def recommended(client: httpx.Client, user: str, k: int, **body: Any) -> Any:
     answer = client.post("/v1/recommend", json={"user_id": user, "k": k, **body})
     assert answer.status_code == 200, answer.text

@@ -14,19 +14,15 @@ import httpx
 import pytest
 
 from deployments import online
-from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend
-from deployments.gateway import build_api
 from deployments.lookup import Lookup
-from deployments.metrics import GatewayMetrics
 from deployments.online import OnlineArgs, open_extensions
 from deployments.versions import StoreAccess
-from reki_ray.config.edge import EdgeSettings
 from reki_ray.online.experiment import EXPERIMENT, start_experiment, stop_experiment
 from reki_ray.online.exposures import ExposureReader
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.store.versions import VersionStore
-from tests import store_factory
+from tests import gateway_app, store_factory
 from tests.unit.test_gateway_overload import BODY, EVENT, HeldScorer, until
 
 SHARES = {"base": (1, 0.5), "reki": (2, 0.5)}
@@ -45,20 +41,9 @@ async def gateway(root: Path, scorer: HeldScorer) -> AsyncIterator[httpx.AsyncCl
     """A client of a gateway with all that a graph has beyond versions."""
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup = Lookup(access)
-    app = build_api(
-        LocalBackend(lookup, scorer),
-        access,
-        GatewaySettings(
-            timeout_seconds=60, edge=EdgeSettings(allow_anonymous=True, request_logs=False)
-        ),
-        GatewayMetrics("replica"),
-        open_extensions(OnlineArgs(), access, "replica"),
-    )
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    extensions = open_extensions(OnlineArgs(), access, "replica")
+    app = gateway_app.make(LocalBackend(lookup, scorer), access, extensions)
+    async with gateway_app.running(app) as client:
         yield client
     lookup.close()
 

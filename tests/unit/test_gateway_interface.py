@@ -12,29 +12,19 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray.serve._private.http_util import RequestIdMiddleware
 
-from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend
-from deployments.gateway import build_api
 from deployments.lookup import Lookup
-from deployments.metrics import GatewayMetrics
 from deployments.online import OnlineArgs, open_extensions
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
 from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
-from reki_ray.config.edge import EdgeSettings
 from reki_ray.store.versions import VersionStore
-from tests import store_factory
+from tests import gateway_app, store_factory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LIMITS = GatewaySettings(
-    max_candidates=7,
-    max_history=3,
-    max_recommended=4,
-    timeout_seconds=60,
-    edge=EdgeSettings(allow_anonymous=True, request_logs=False),
-)
+LIMITS: dict[str, Any] = {"max_candidates": 7, "max_history": 3, "max_recommended": 4}
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +41,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalBacke
 def made(parts: tuple[LocalBackend, StoreAccess], **options: Any) -> FastAPI:
     backend, access = parts
     extensions = open_extensions(OnlineArgs(), access, "replica")
-    return build_api(backend, access, LIMITS, GatewayMetrics("replica"), extensions, **options)
-
-
-def local(app: Any) -> TestClient:
-    return TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 4000))
+    return gateway_app.make(backend, access, extensions, **LIMITS, **options)
 
 
 @pytest.fixture(scope="module")
 def client(parts: tuple[LocalBackend, StoreAccess]) -> Iterator[TestClient]:
-    with local(made(parts)) as client:
+    with gateway_app.client(made(parts)) as client:
         yield client
 
 
@@ -128,9 +114,9 @@ def test_behind_serve_an_answer_has_one_request_id(
     parts: tuple[LocalBackend, StoreAccess], sent: str | None
 ) -> None:
     app = made(parts, answers_id=False)
-    served = local(RequestIdMiddleware(app))
+    served = gateway_app.client(RequestIdMiddleware(app))
     headers = {} if sent is None else {"X-Request-ID": sent}
-    with local(app):  # starts and ends it
+    with gateway_app.client(app):  # starts and ends it
         scored = served.post("/v1/score", json=BODIES["/v1/score"], headers=headers)
         for answer in (scored, served.get("/v1/nothing", headers=headers), served.get("/healthz")):
             assert len(answer.headers.get_list("x-request-id")) == 1

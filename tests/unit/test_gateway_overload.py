@@ -13,20 +13,17 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend
-from deployments.gateway import Extensions, build_api
+from deployments.gateway import Extensions
 from deployments.lookup import Lookup
 from deployments.messages import Behind, Scores, UserRecord
-from deployments.metrics import GatewayMetrics
 from deployments.schemas import EventItem
 from deployments.versions import StoreAccess
-from reki_ray.config.edge import EdgeSettings
 from reki_ray.errors import StoreError
 from reki_ray.online.experiment import load_experiment, start_experiment
 from reki_ray.schema import Side
 from reki_ray.store.versions import CURRENT, VersionStore
-from tests import store_factory
+from tests import gateway_app, store_factory
 from tests.edge_app import error
 
 IN_WORK = 2
@@ -84,22 +81,14 @@ async def gateway(
     """A client of a gateway that works on two requests of each kind at once."""
     access = StoreAccess(publish_root=root, poll_seconds=0.01)
     lookup = Lookup(access)
-    app = build_api(
+    app = gateway_app.make(
         LocalBackend(lookup, scorer),
         access,
-        GatewaySettings(
-            max_ongoing_requests=IN_WORK,
-            timeout_seconds=seconds,
-            edge=EdgeSettings(allow_anonymous=True, request_logs=False),
-        ),
-        GatewayMetrics("replica"),
         Extensions(append, lambda: load_experiment(root)),
+        max_ongoing_requests=IN_WORK,
+        timeout_seconds=seconds,
     )
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    async with gateway_app.running(app) as client:
         yield client
     lookup.close()
 

@@ -20,18 +20,15 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend
-from deployments.gateway import Extensions, build_api
+from deployments.gateway import Extensions
 from deployments.graph import GraphArgs, build_app, build_fused_app
 from deployments.lookup import Lookup
 from deployments.messages import UserRecord
-from deployments.metrics import GatewayMetrics
 from deployments.scorer import Scorer
 from deployments.vector_server import THREADS, CircuitBreaker
 from deployments.versions import StoreAccess
 from reki_ray.config import AdapterSettings
-from reki_ray.config.edge import EdgeSettings
 from reki_ray.config.graph import RequestLimits
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
@@ -40,11 +37,10 @@ from reki_ray.progress import Reporter
 from reki_ray.store import commands
 from reki_ray.store.redis_vectors import RedisVectors
 from reki_ray.store.versions import VersionStore
-from tests import store_factory
+from tests import gateway_app, store_factory
 from tests.redis_server import RedisServer, redis_server
 from tests.store_factory import ITEM_IDS, USER_IDS
 
-EDGE = EdgeSettings(allow_anonymous=True, request_logs=False)
 QUIET = Reporter(quiet=True)
 SLOW_SECONDS = 2.0
 """Of a call that a stopped server never answers; well within a hop's share of BUDGET_SECONDS."""
@@ -70,18 +66,16 @@ def graph(root: Path, vectors: AdapterSettings | None = None) -> Iterator[TestCl
         publish_root=str(root), vectors=vectors or AdapterSettings(), poll_seconds=3600
     )
     lookup, scorer = Lookup(access), Scorer(access, 4)
-    app = build_api(
+    app = gateway_app.make(
         LocalBackend(lookup, scorer),
         access,
-        GatewaySettings(timeout_seconds=BUDGET_SECONDS, edge=EDGE),
-        GatewayMetrics("replica"),
         Extensions(experiment=partial(load_experiment, root)),
+        timeout_seconds=BUDGET_SECONDS,
     )
     with ExitStack() as stack:
         stack.callback(lookup.close)
         stack.callback(scorer.close)
-        client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 4000))
-        yield stack.enter_context(client)
+        yield stack.enter_context(gateway_app.client(app))
 
 
 def score(client: TestClient, user: str = "u0") -> Any:

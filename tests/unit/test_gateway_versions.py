@@ -17,8 +17,6 @@ from deployments.errors import ApiError
 from deployments.served import Assigned, Experiment, Served
 from deployments.versions import StoreAccess, VersionCache
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.store import versions as store_versions
-from reki_ray.store.manifest import Manifest, verify
 from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
 from tests import store_factory
 
@@ -171,19 +169,6 @@ def test_every_failure_to_open_is_a_refusal_of_that_version(root: Path, failure:
 
     asyncio.run(ask())
     cache.close()
-
-
-@pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of folders whose checksums were compared."""
-    found: list[str] = []
-
-    def note(folder: Path, manifest: Manifest) -> None:
-        found.append(folder.name)
-        verify(folder, manifest)
-
-    monkeypatch.setattr(store_versions, "verify_files", note)
-    return found
 
 
 def test_a_damaged_version_is_read_once_and_not_again_before_it_is_written_to(

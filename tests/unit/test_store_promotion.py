@@ -14,9 +14,9 @@ from rich.console import Console
 
 from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
-from reki_ray.store import commands, history, versions
+from reki_ray.store import commands, history
 from reki_ray.store.history import HISTORY, Promotion
-from reki_ray.store.manifest import VERIFIED, Manifest, checksum, verify
+from reki_ray.store.manifest import VERIFIED, checksum
 from reki_ray.store.upsert import Delta
 from reki_ray.store.vectors import write_vectors
 from reki_ray.store.versions import CURRENT, MANIFEST, MODEL_FOLDER, VersionStore
@@ -106,19 +106,6 @@ def test_what_is_wrong_is_not_promoted_and_the_old_version_stays(
     assert caught.value.todo
     assert store.current() == 2
     assert (store.root / HISTORY).read_bytes() == before
-
-
-@pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of folders whose checksums were compared."""
-    found: list[str] = []
-
-    def note(folder: Path, manifest: Manifest) -> None:
-        found.append(folder.name)
-        verify(folder, manifest)
-
-    monkeypatch.setattr(versions, "verify_files", note)
-    return found
 
 
 def test_replicas_compare_no_checksums_of_what_a_promotion_has_compared(

@@ -19,18 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend
-from deployments.gateway import build_api
 from deployments.lookup import Lookup
-from deployments.metrics import GatewayMetrics
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
 from deployments.route import json_response
 from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
 from reki_ray.cli_options import show
-from reki_ray.config.edge import EdgeSettings
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.store import soundness, versions
@@ -39,7 +35,7 @@ from reki_ray.store.vectors import write_vectors
 from reki_ray.store.versions import CURRENT, MODEL_FOLDER, Description, VersionStore
 from reki_ray.strict_json import strict_json
 from reki_ray.workspace import Workspace
-from tests import store_factory
+from tests import gateway_app, store_factory
 from tests.store_factory import ITEM_IDS, USER_IDS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,19 +147,12 @@ def graph(root: Path) -> Iterator[tuple[TestClient, Scorer]]:
     """The whole graph in this process."""
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup, scorer = Lookup(access), Scorer(access, 4)
-    app = build_api(
-        LocalBackend(lookup, scorer, Retriever(access), Reranker(access)),
-        access,
-        GatewaySettings(
-            timeout_seconds=60, edge=EdgeSettings(allow_anonymous=True, request_logs=False)
-        ),
-        GatewayMetrics("replica"),
-    )
+    backend = LocalBackend(lookup, scorer, Retriever(access), Reranker(access))
     with ExitStack() as stack:
         stack.callback(lookup.close)
         stack.callback(scorer.close)
-        client = TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 4000))
-        yield stack.enter_context(client), scorer
+        app = gateway_app.make(backend, access)
+        yield stack.enter_context(gateway_app.client(app)), scorer
 
 
 def refuse(constant: str) -> float:
