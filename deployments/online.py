@@ -5,6 +5,7 @@ Scores need none of it: where a folder or a file is out of reach, the graph serv
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ LOOK_SECONDS: Final = 0.2
 
 OPEN_SECONDS: Final = 1.0
 """Time between two attempts to open the log of exposures; it doubles with each."""
+
+logger = logging.getLogger(__name__)
 
 
 class OnlineArgs(BaseModel):
@@ -76,17 +79,21 @@ class ExposureSink:
         return self._missed + (0 if self._log is None else self._log.dropped)
 
     def append(self, shown: Exposed) -> None:
-        """Queue an exposure; never waits."""
-        if self._log is None:
+        """Queue an exposure; never waits, and never fails the answer that was given."""
+        try:
+            if self._log is None:
+                self._missed += 1
+                return
+            self._log.append(
+                request_id=shown.request_id,
+                experiment=shown.experiment,
+                variant=shown.variant,
+                user_id=shown.user_id,
+                item_ids=shown.item_ids,
+            )
+        except Exception as error:
             self._missed += 1
-            return
-        self._log.append(
-            request_id=shown.request_id,
-            experiment=shown.experiment,
-            variant=shown.variant,
-            user_id=shown.user_id,
-            item_ids=shown.item_ids,
-        )
+            logger.error("an exposure is lost", exc_info=error)
 
     def close(self) -> None:
         """Write what is queued."""

@@ -102,6 +102,23 @@ def test_no_exposure_is_lost_at_the_end_of_a_gateway(root: Path) -> None:
     assert [request_id for request_id, _, _ in logged(root)] == answered
 
 
+def test_a_log_with_a_defect_fails_no_answer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*_: object, **__: object) -> None:
+        raise KeyError("u0")
+
+    monkeypatch.setattr("reki_ray.online.exposures.ExposureLog.append", defect)
+
+    async def run() -> None:
+        start_experiment(root, "first", SHARES)
+        async with gateway(root, HeldScorer(held=False)) as client:
+            await runs(client, "base", "reki")
+            assert (await client.post("/v1/score", json=BODY)).status_code == 200
+            metrics = (await client.get("/metrics")).text
+            assert 'reki_exposures_total{outcome="dropped",replica="replica"} 1.0' in metrics
+
+    asyncio.run(run())
+
+
 def test_a_disk_that_hangs_keeps_no_gateway_from_ending(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from deployments.flow import ScoringFlow
 from deployments.messages import Behind, Sample, Scores, UserRecord
 from deployments.recommend import Recommendation, RecommendFlow
 from deployments.schemas import HistoryItem, RecommendRequest
-from reki_ray.errors import StoreError
+from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
 from reki_ray.store.contents import Profile
 
@@ -265,6 +266,18 @@ def test_a_failure_is_the_same_in_this_process_and_in_another_one(
     else:
         assert own[0] is True
         assert own[-1] == ["lookup" if hop == "titles" else hop]
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, partial(RayTaskError, "score", "trace")])
+def test_a_model_without_finite_scores_is_told_as_such(
+    wrap: Callable[[Exception], Exception],
+) -> None:
+    error = NotFiniteError("no finite score", where="v1", todo="Go back.")
+    with pytest.raises(ApiError) as caught:
+        Graph(scorer=[wrap(error)]).score_now()
+    assert (caught.value.status, caught.value.code) == (503, "no_scores")
+    graph = Graph(reranks=True, reranker=[wrap(error)])
+    assert graph.recommend(k=2).degraded
 
 
 def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
