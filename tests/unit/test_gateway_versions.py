@@ -396,7 +396,10 @@ def test_an_experiment_that_cannot_be_read_stays_and_promotions_are_followed(
     asyncio.run(follow())
 
 
-def test_an_experiment_on_a_disk_that_hangs_keeps_no_promotion_waiting(root: Path) -> None:
+def test_an_experiment_on_a_disk_that_hangs_keeps_no_promotion_waiting(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_versions, "READ_SECONDS", 0.5)
     point_to(root, 1)
     go_on = threading.Event()
 
