@@ -88,7 +88,7 @@ class Admin:
             raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
         except TimeoutError as error:
             raise ApiError(
-                504, "timeout", "This takes long and goes on; /v1/admin/versions tells its outcome."
+                504, "timeout", "This takes long and goes on; /v1/admin/versions shows its outcome."
             ) from error
         except OSError as error:
             raise _out_of_reach() from error
