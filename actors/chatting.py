@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 from pydantic import SecretStr
 
 from actors.budget import LEASE_SECONDS, Refusal
+from reki_ray.background import BackgroundTask
 from reki_ray.config import OpenAiEngine, PriceConfig, SamplingConfig
 from reki_ray.errors import EngineError
 from reki_ray.extraction.engines.answers import Outcome, answer_table
@@ -24,7 +24,7 @@ from reki_ray.extraction.engines.purse import Purse, Reserved, Unlimited, guarde
 from reki_ray.prompts.frame import Frame, Reply, Verdict
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
-_SIGNS_A_LEASE = 4
+_PULSE_SECONDS = LEASE_SECONDS / 4
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ChatActor:
         # Several work units are on their way at a time, and share the slots.
         self._slots = asyncio.Semaphore(job.config.max_in_flight)
         self._name = uuid.uuid4().hex
-        self._pulse: asyncio.Task[None] | None = None
+        self._pulse: BackgroundTask | None = None
 
     async def __call__(self, questions: pa.Table) -> pa.Table:
         """Rows of `QUESTION_SCHEMA`, one work unit, to rows of `ANSWER_SCHEMA`.
@@ -122,7 +122,8 @@ class ChatActor:
             yield Unlimited()
             return
         if self._pulse is None:
-            self._pulse = asyncio.create_task(self._live())
+            self._pulse = BackgroundTask("spending-pulse", self._live, _PULSE_SECONDS)
+            self._pulse.start()
         ticket = await guarded(self._guard.reserve.remote(self._name, sum(costs)))
         if isinstance(ticket, Refusal):
             raise self._spent(ticket, costs)
@@ -133,12 +134,9 @@ class ChatActor:
             await purse.settle()
 
     async def _live(self) -> None:
-        """Tell the guard, again and again, that this replica is alive."""
+        """Tell the guard that this replica is alive."""
         assert self._guard is not None
-        with contextlib.suppress(ray.exceptions.RayError):  # the next reservation tells
-            while True:
-                await self._guard.alive.remote(self._name)
-                await asyncio.sleep(LEASE_SECONDS / _SIGNS_A_LEASE)
+        await self._guard.alive.remote(self._name)
 
     def _spent(self, refusal: Refusal, costs: Sequence[float]) -> EngineError:
         assert self._config.budget is not None

@@ -14,6 +14,8 @@ p99_to_p50_at_70     composed graph under requests that arrive at random at 70 %
 saturation_per_s     most requests a second of the composed graph
 soak_memory_growth   resident memory of all replicas at the end of 30 minutes at half the saturation
                      rate over that at a tenth; part soak, which is not run by default
+soak_failures        requests of that time whose answer was not 200; `runs` counts the answers by
+                     status and code of the error, and those that were degraded
 
 A round measures all graphs one after the other on the same Ray Serve and behind the same proxy, one
 request at a time; ratios are taken within a round. Model, users and items are synthetic: a DIN with

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,8 @@ CANDIDATES: Final = 100
 WARM_UP: Final = 50
 CONNECTIONS: Final = 16
 LOOKUPS: Final = 2_000
+_ANSWERED: Final = "200"
+_DEGRADED: Final = "200 degraded"
 _PATH: Final = "/v1/score"
 _HEADERS: Final = {"Content-Type": "application/json"}
 
@@ -70,35 +73,36 @@ def load(folder: str, rounds: str, seconds: str) -> dict[str, Any]:
         asyncio.run(_closed(port, path, 5.0))
         found = []
         for _ in range(int(rounds)):
-            rate, failed = asyncio.run(_closed(port, path, float(seconds)))
-            times, lost = asyncio.run(_open(port, path, 0.7 * rate, float(seconds)))
+            rate, closed = asyncio.run(_closed(port, path, float(seconds)))
+            times, opened = asyncio.run(_open(port, path, 0.7 * rate, float(seconds)))
             found.append(
                 {
                     "saturation": round(rate, 1),
                     "p50_ms": round(float(np.percentile(times, 50)), 3),
                     "p99_ms": round(float(np.percentile(times, 99)), 3),
                     "requests": len(times),
-                    "failures": failed + lost,
+                    "failures": _failures(closed + opened),
+                    "answers": closed + opened,
                 }
             )
     return {"rounds": found}
 
 
 def soak(folder: str, minutes: str) -> dict[str, Any]:
-    """Half the saturation rate for long; resident memory of all replicas at every tenth."""
+    """Half the saturation rate for long: answers by code, memory of all replicas at every tenth."""
     with _served(folder, ("composed",)) as graphs:
         port, path = graphs["composed"]
         rate, _ = asyncio.run(_closed(port, path, 20.0))
         memory: list[float] = []
-        failures = 0
+        answers: Counter[str] = Counter()
         for _ in range(10):
-            _, lost = asyncio.run(_open(port, path, 0.5 * rate, 6.0 * float(minutes)))
-            failures += lost
+            answers += asyncio.run(_open(port, path, 0.5 * rate, 6.0 * float(minutes)))[1]
             memory.append(_replica_memory_mib())
     return {
         "minutes": float(minutes),
         "rate": round(0.5 * rate, 1),
-        "failures": failures,
+        "failures": _failures(answers),
+        "answers": answers,
         "memory_mib": memory,
         "memory_growth": round(memory[-1] / memory[0], 4),
     }
@@ -233,44 +237,41 @@ def _model_calls(folder: str) -> Callable[[list[bytes]], list[float]]:
     return measure
 
 
-async def _closed(port: int, path: str, seconds: float) -> tuple[float, int]:
+async def _closed(port: int, path: str, seconds: float) -> tuple[float, Counter[str]]:
     """Requests a second of as many clients as connections, each waiting for its answer."""
     import aiohttp  # noqa: PLC0415
 
     asked = bodies(500, seed=1)
-    done = failed = 0
+    answers: Counter[str] = Counter()
     end = time.monotonic() + seconds
 
     async def client(session: aiohttp.ClientSession, first: int) -> None:
-        nonlocal done, failed
         at = first
         while time.monotonic() < end:
-            if await _ask(session, port, path, asked[at % len(asked)]):
-                done += 1
-            else:
-                failed += 1
+            answers[await _ask(session, port, path, asked[at % len(asked)])] += 1
             at += CONNECTIONS
 
     async with aiohttp.ClientSession() as session:
         await asyncio.gather(*(client(session, k) for k in range(CONNECTIONS)))
-    return done / seconds, failed
+    return answers[_ANSWERED] / seconds, answers
 
 
-async def _open(port: int, path: str, rate: float, seconds: float) -> tuple[list[float], int]:
-    """Milliseconds from when each request was due, of requests that arrive at random; failures."""
+async def _open(
+    port: int, path: str, rate: float, seconds: float
+) -> tuple[list[float], Counter[str]]:
+    """Milliseconds from when each request was due, of requests that arrive at random; answers."""
     import aiohttp  # noqa: PLC0415
 
     asked = bodies(500, seed=2)
     arrivals = np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)).cumsum()
     times: list[float] = []
-    failed = 0
+    answers: Counter[str] = Counter()
 
     async def one(session: aiohttp.ClientSession, due: float, body: bytes) -> None:
-        nonlocal failed
-        if await _ask(session, port, path, body):
+        code = await _ask(session, port, path, body)
+        answers[code] += 1
+        if code == _ANSWERED:
             times.append(1000 * (time.perf_counter() - due))
-        else:
-            failed += 1
 
     connector = aiohttp.TCPConnector(limit=10 * CONNECTIONS)
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -283,14 +284,29 @@ async def _open(port: int, path: str, rate: float, seconds: float) -> tuple[list
             body = asked[number % len(asked)]
             pending.append(asyncio.ensure_future(one(session, due, body)))
         await asyncio.gather(*pending)
-    return times, failed
+    return times, answers
 
 
-async def _ask(session: Any, port: int, path: str, body: bytes) -> bool:
+async def _ask(session: Any, port: int, path: str, body: bytes) -> str:
+    """Status of an answer, with the code of an error; the exception where there is no answer."""
+    import aiohttp  # noqa: PLC0415
+
     url = f"http://127.0.0.1:{port}{path}"
-    async with session.post(url, data=body, headers=_HEADERS) as answer:
-        await answer.read()
-        return bool(answer.status == 200)
+    try:
+        async with session.post(url, data=body, headers=_HEADERS) as answer:
+            content = await answer.read()
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return type(error).__name__
+    if answer.status == 200:
+        return _DEGRADED if b'"degraded":true' in content else _ANSWERED
+    try:
+        return f"{answer.status} {json.loads(content)['error']['code']}"
+    except (ValueError, KeyError, TypeError):  # not of the graph: a proxy before it
+        return f"{answer.status}"
+
+
+def _failures(answers: Counter[str]) -> int:
+    return answers.total() - answers[_ANSWERED] - answers[_DEGRADED]
 
 
 def _anonymous_bytes() -> int:

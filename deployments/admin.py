@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from fastapi import Request, Response
 
-from deployments.errors import ApiError
+from deployments.bulkhead import Bulkhead, FullError
+from deployments.errors import RETRY_LATER, ApiError
 from deployments.route import json_response
 from deployments.schemas import (
     AdminVersionsResponse,
@@ -19,8 +20,16 @@ from deployments.schemas import (
     VersionInfo,
 )
 from deployments.served import Served
-from reki_ray.errors import StoreError
+from reki_ray.errors import RekiError
 from reki_ray.store.versions import MANIFEST, Manifest
+
+MOVE_SECONDS: Final = 300.0
+"""Longest time of a promotion, which reads all of a version; one is in work at a time."""
+
+READERS: Final = 4
+READ_SECONDS: Final = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class Pointer(Protocol):
@@ -53,23 +62,19 @@ class Admin:
     def __init__(self, store: Pointer, served: Served) -> None:
         self._store = store
         self._served = served
-        self._moving = asyncio.Lock()
+        self._moving = Bulkhead("promote", 1, MOVE_SECONDS)
+        self._reading = Bulkhead("list-versions", READERS, READ_SECONDS)
 
     async def versions(self) -> AdminVersionsResponse:
         """All published versions, the newest one first."""
-        return await asyncio.to_thread(self._describe)
+        try:
+            return await self._reading.run(self._describe)
+        except OSError as error:  # TimeoutError among them
+            raise _out_of_reach() from error
 
     async def promote(self, request: Request, body: PromoteRequest) -> Response:
         """Serve another version from now on, without a restart."""
-        if body.version not in await asyncio.to_thread(self._store.versions):
-            raise ApiError(
-                404,
-                "unknown_version",
-                "There is no such version; /v1/admin/versions lists them.",
-            )
-        promoted = await self._move(
-            lambda: self._store.promote(body.version, expected=body.expected)
-        )
+        promoted = await self._move(lambda: self._promote(body))
         return json_response(promoted.model_dump())
 
     async def rollback(self, body: RollbackRequest | None = None) -> PromotedResponse:
@@ -78,22 +83,46 @@ class Admin:
         return await self._move(lambda: self._store.rollback(expected=expected))
 
     async def _move(self, move: Callable[[], object]) -> PromotedResponse:
-        if self._moving.locked():  # verifying reads whole versions: callers must not pile up
+        def moved() -> int:
+            move()
+            return self._store.current()
+
+        try:
+            current = await self._moving.run(moved)
+        except FullError as error:  # each reads whole versions: callers must not pile up
             raise ApiError(
                 409, "busy", "Another promotion is in work; look at what came of it first."
-            )
-        async with self._moving:
-            try:
-                await asyncio.to_thread(move)
-            except StoreError as error:
-                # What and what to do, but not where: paths of the machine are not the caller's.
-                raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
+            ) from error
+        except RekiError as error:
+            # What and what to do, but not where: paths of the machine are not the caller's.
+            raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
+        except TimeoutError as error:
+            raise ApiError(
+                504, "timeout", "This takes long and goes on; /v1/admin/versions shows its outcome."
+            ) from error
+        except OSError as error:
+            raise _out_of_reach() from error
         await self._served.refresh()  # other gateways follow within one look at CURRENT
-        current = await asyncio.to_thread(self._store.current)
         return PromotedResponse(current=current, served=self._served.number)
 
+    def _promote(self, body: PromoteRequest) -> None:
+        if body.version not in self._store.versions():
+            raise ApiError(
+                404,
+                "unknown_version",
+                "There is no such version; /v1/admin/versions lists them.",
+            )
+        self._store.promote(body.version, expected=body.expected)
+
+    def _current(self) -> int | None:
+        try:
+            return self._store.current()
+        except (RekiError, OSError) as error:  # the versions are there all the same
+            logger.error("the pointer cannot be read: %s", error)
+            return None
+
     def _describe(self) -> AdminVersionsResponse:
-        current = self._store.current()
+        current = self._current()
         found = []
         for number in reversed(self._store.versions()):
             path = self._store.folder(number) / MANIFEST
@@ -115,3 +144,12 @@ class Admin:
                 )
             )
         return AdminVersionsResponse(versions=found)
+
+
+def _out_of_reach() -> ApiError:
+    return ApiError(
+        503,
+        "store_unavailable",
+        "The disk with the versions fails; look at /v1/admin/versions before you ask again.",
+        headers=RETRY_LATER,
+    )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
 
 from fastapi import Query, Request, Response
 from pydantic import Field
 
-from deployments.backend import FAILURES, Backend, no_retrieval
-from deployments.calls import RETRY_LATER, Hooks, overloaded
-from deployments.errors import ApiError
+from deployments.backend import Backend, no_retrieval
+from deployments.bulkhead import Bound, Bulkhead
+from deployments.calls import Budget, Hooks, HopError, RetryThrottle, unavailable
+from deployments.errors import RETRY_LATER, ApiError
 from deployments.flow import ScoringFlow
 from deployments.messages import Scores
 from deployments.metrics import CONTENT_TYPE, GatewayMetrics
+from deployments.readiness import Readiness
 from deployments.recommend import RecommendFlow
 from deployments.route import json_response
 from deployments.schemas import (
@@ -31,13 +31,16 @@ from deployments.schemas import (
     VariantInfo,
     VersionsResponse,
 )
-from deployments.served import Expose, Exposed, Served
-from reki_ray.config.edge import EdgeSettings
+from deployments.served import Assigned, Expose, Exposed, Served
+from reki_ray.config.edge import EdgeSettings, is_loopback
 from reki_ray.config.graph import RequestLimits
 from reki_ray.errors import RekiError
 from reki_ray.schema import Side
 
 T = TypeVar("T")
+
+READERS: Final = 4
+"""Requests that read manifests from the disk at once."""
 
 Append = Callable[[Sequence[EventItem]], None]
 """Makes events durable; called in a thread."""
@@ -47,6 +50,16 @@ class GatewaySettings(RequestLimits):
     """Limits of the HTTP interface, and who may ask."""
 
     edge: EdgeSettings = Field(EdgeSettings(), description="Access, as `serve.edge` of a run.")
+
+    def listening_at(self, host: str) -> GatewaySettings:
+        """The same where the service listens at an address, whatever the settings say.
+
+        Raises:
+            ValidationError: That is not this machine alone, and callers need no token.
+        """
+        if not self.edge.loopback or is_loopback(host):
+            return self
+        return self.model_copy(update={"edge": self.edge.at(host)})
 
 
 class Api:
@@ -78,25 +91,32 @@ class Api:
         self._metrics = metrics
         self._append = append
         self._expose = expose
+        self._hooks, self._retries = hooks, RetryThrottle()
         self._flow = ScoringFlow(backend, settings.timeout_seconds, hooks)
         self._recommend = RecommendFlow(
             backend, settings.timeout_seconds, settings.retrieved, hooks
         )
-        self._ready = False
-        self._ongoing = 0
+        # Each kind of request by itself: one that hangs refuses its own kind alone.
+        most = settings.max_ongoing_requests
+        self._scoring, self._asking = Bound(most), Bound(most)
+        self._storing = Bulkhead("events", most, settings.timeout_seconds)
+        self._reading = Bulkhead("read-versions", READERS, settings.timeout_seconds)
+        self._readiness = Readiness(self._check_ready)
 
     async def score(self, request: Request, body: ScoreRequest) -> Response:
         """Score candidates for one user, in their order."""
         self._limit("candidates", len(body.candidates), self._settings.max_candidates)
         self._limit("history", len(body.history or ()), self._settings.max_history)
-        variant, version = self._served.of(body.user_id, body.variant)
-        with self._working():
-            found = await self._flow.score(body.user_id, body.candidates, version, body.history)
+        assigned = self._served.of(body.user_id, body.variant)
+        with self._scoring.taken():
+            found = await self._flow.score(
+                body.user_id, body.candidates, assigned.version, body.history
+            )
         entries = zip(body.candidates, found.scores, found.sources, strict=True)
         return self._answer(
             request,
             body,
-            variant,
+            assigned,
             found,
             body.candidates,
             degraded=found.degraded,
@@ -108,20 +128,23 @@ class Api:
 
     async def recommend(self, request: Request, body: RecommendRequest) -> Response:
         """Recommend unseen items to one user, the best one first."""
+        if "k" not in body.model_fields_set:  # nobody has asked for more than may be
+            most = min(body.k, self._settings.max_recommended)
+            body = body.model_copy(update={"k": most})
         self._limit("items", body.k, self._settings.max_recommended)
         self._limit("history", len(body.history or ()), self._settings.max_history)
         self._limit("exclude", len(body.exclude), self._settings.max_candidates)
         if not self._backend.retrieves:
             raise no_retrieval()
-        variant, version = self._served.of(body.user_id, body.variant)
-        with self._working():
-            found = await self._recommend.recommend(body, version)
+        assigned = self._served.of(body.user_id, body.variant)
+        with self._scoring.taken():
+            found = await self._recommend.recommend(body, assigned.version)
         scores = found.scores
         entries = zip(found.item_ids, scores.scores, scores.sources, found.titles, strict=True)
         return self._answer(
             request,
             body,
-            variant,
+            assigned,
             scores,
             found.item_ids,
             degraded=found.degraded,
@@ -133,22 +156,25 @@ class Api:
 
     async def events(self, request: Request, body: Events) -> Response:
         """Take events; they are durable when the answer is there."""
-        if self._append is None:
+        append = self._append
+        if append is None:
             raise ApiError(404, "no_event_log", "This graph takes no events.")
-        with self._working():
-            try:
-                await asyncio.to_thread(self._append, body)
-            except (OSError, RekiError) as error:
-                raise ApiError(
-                    503, "log_unavailable", "The events could not be stored.", headers=RETRY_LATER
-                ) from error
+        try:
+            await self._storing.run(lambda: append(body))
+        except (OSError, RekiError) as error:  # TimeoutError among them: the disk hangs
+            raise ApiError(
+                503,
+                "log_unavailable",
+                "The events could not be stored; send them again.",
+                headers=RETRY_LATER,
+            ) from error
         self._metrics.events_accepted(len(body))
         return json_response({"accepted": len(body)})
 
     async def versions(self) -> VersionsResponse:
         """What is served."""
         parts = self._served.variants
-        arms = await asyncio.to_thread(
+        arms = await self._reading.run(
             lambda: [self._served.arm_of(part.version) for part in parts]
         )
         variants = [
@@ -159,7 +185,7 @@ class Api:
 
     async def user_knowledge(self, user_id: str) -> KnowledgeResponse:
         """The text behind a user's vector."""
-        return await self._knowledge("users", user_id, self._served.of(user_id)[1])
+        return await self._knowledge("users", user_id, self._served.of(user_id).version)
 
     async def item_knowledge(self, item_id: str) -> KnowledgeResponse:
         """The text behind an item's vector."""
@@ -169,7 +195,8 @@ class Api:
         self, users: int = Query(20, ge=0, le=200), items: int = Query(10, ge=0, le=200)
     ) -> SampleResponse:
         """Some ids of the store to try the service with."""
-        found = await self._ask(lambda: self._backend.sample(users, items, self._served.number))
+        number = self._served.number
+        found = await self._ask(lambda: self._backend.sample(users, items, number))
         titled = [SampleItem(item_id=item, title=title) for item, title in found.items]
         return SampleResponse(users=found.users, items=titled, store_version=found.store_version)
 
@@ -178,39 +205,45 @@ class Api:
         return StatusResponse(status="ok")
 
     async def readyz(self) -> StatusResponse:
-        """Whether store and model are loaded and a warm-up score went through the graph."""
-        if not self._ready:
-            version = self._served.number
-            sample = await self._ask(lambda: self._backend.sample(1, 1, version))
-            user = next(iter(sample.users), "nobody")
-            items = [item for item, _ in sample.items] or ["nothing"]
-            if (await self._flow.score(user, items, version)).degraded:
-                raise ApiError(503, "not_ready", "The lookup does not answer yet.")
-            self._ready = True
+        """Whether requests are scored now; a replica that was ready may cease to be."""
+        if not self._served.follows:
+            raise ApiError(
+                503, "not_following", "The disk with the versions hangs.", headers=RETRY_LATER
+            )
+        await self._readiness.require()
         return StatusResponse(status="ready")
 
     async def metrics(self) -> Response:
         """Metrics of this replica in the Prometheus text format."""
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
+    async def _check_ready(self, *, first: bool) -> None:
+        number = self._served.number
+        sample = await self._lookup(lambda: self._backend.sample(1, 1, number))
+        user = next(iter(sample.users), "nobody")
+        items = [item for item, _ in sample.items] or ["nothing"]
+        found = await self._flow.score(user, items, number)
+        if first and found.degraded:  # later, degraded answers are better than none
+            raise ApiError(503, "not_ready", "The lookup does not answer yet.")
+
     def _answer(
         self,
         request: Request,
         body: ScoreRequest | RecommendRequest,
-        variant: str | None,
+        assigned: Assigned,
         found: Scores,
         shown: Sequence[str],
         *,
         degraded: bool,
         **entries: list[dict[str, Any]],
     ) -> Response:
-        state = request.state
+        state, variant = request.state, assigned.variant
         state.variant, state.version = variant or found.variant, found.store_version
         self._metrics.scored(found.user_source, degraded=degraded)
+        self._readiness.answered(degraded=degraded)
         request_id = body.request_id or getattr(state, "request_id", None) or uuid.uuid4().hex
         if variant is not None and body.variant is None and self._expose is not None:
-            experiment = self._served.experiment
-            self._expose(Exposed(request_id, experiment, variant, body.user_id, shown))
+            self._expose(Exposed(request_id, assigned.experiment, variant, body.user_id, shown))
         return json_response(
             {
                 "request_id": request_id,
@@ -241,27 +274,15 @@ class Api:
         )
 
     async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                return await ask()
-        except FAILURES as error:
-            raise ApiError(
-                503,
-                "lookup_unavailable",
-                "No lookup can be reached; ask again.",
-                headers=RETRY_LATER,
-            ) from error
+        with self._asking.taken():
+            return await self._lookup(ask)
 
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Bounds the requests in work: beyond, waiting would only make all of them late."""
-        if self._ongoing >= self._settings.max_ongoing_requests:
-            raise overloaded()
-        self._ongoing += 1
+    async def _lookup(self, ask: Callable[[], Awaitable[T]]) -> T:
+        budget = Budget(self._settings.timeout_seconds, self._hooks, self._retries)
         try:
-            yield
-        finally:
-            self._ongoing -= 1
+            return await budget.call("lookup", ask)
+        except HopError as failure:
+            raise unavailable("lookup") from failure
 
     def _limit(self, field: str, count: int, most: int) -> None:
         if count > most:

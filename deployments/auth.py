@@ -94,11 +94,15 @@ class Authenticator:
             return self._admin_refusal(caller)
         if caller.role in ("admin", "user"):
             return None
-        if caller.role == "anonymous" and self._settings.allow_anonymous:
-            return None if _names_loopback(scope) else _foreign_host()
-        if caller.role == "anonymous" and path == "/metrics" and self._settings.loopback:
+        open_here = self._settings.allow_anonymous or path == "/metrics"
+        if caller.role == "anonymous" and open_here and self._is_here(scope):
             return None if _names_loopback(scope) else _foreign_host()
         return _unauthorized(caller)
+
+    def _is_here(self, scope: Scope) -> bool:
+        """Whether the caller is on this machine, and nobody else could be."""
+        peer = (scope.get("client") or ("",))[0]
+        return self._settings.loopback and is_loopback(peer)
 
     def _admin_refusal(self, caller: Caller) -> ApiError | None:
         if not self._has_admin:

@@ -6,22 +6,17 @@ import asyncio
 from collections.abc import Awaitable, Sequence
 from typing import Any, Final, Protocol
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.calls import GONE
 from deployments.errors import ApiError
 from deployments.lookup import Lookup
 from deployments.messages import Behind, Sample, Scores, UserRecord
-from reki_ray.errors import RekiError
 from reki_ray.runtime import cause_of
 from reki_ray.schema import Side
 
 PREPARE_SECONDS: Final = 120.0
 """Time in which a replica has to open a version."""
-
-FAILURES = (RayError, RayServeException, RekiError, TimeoutError)
-"""Everything that a call of another deployment raises when it fails."""
 
 
 class RetrieverLike(Protocol):
@@ -172,13 +167,12 @@ class HandleBackend:
             timeout_s=PREPARE_SECONDS, return_exceptions=True
         )
         errors = [answer for answer in answers if isinstance(answer, Exception)]
-        for error in errors:
-            refusal = cause_of(error)
-            if refusal is not None:
-                raise refusal
-        # A replica that died meanwhile opens the version when it is back.
-        if errors and len(errors) == len(answers):
-            raise errors[0]
+        # A replica that died meanwhile opens the version when it is back; one that answers that
+        # it cannot, for whatever reason, would fail each of its requests.
+        failures = [error for error in errors if not isinstance(error, GONE)]
+        if failures or (errors and len(errors) == len(answers)):
+            error = (failures or errors)[0]
+            raise cause_of(error) or error
 
 
 class LocalBackend:

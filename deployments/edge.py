@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deployments import errors, logs
@@ -16,7 +17,7 @@ from deployments.metrics import GatewayMetrics
 from deployments.rate import RateLimiter
 from deployments.requests import RequestContext
 from deployments.tracing import install_tracing
-from reki_ray.config.edge import EdgeSettings
+from reki_ray.config.edge import EdgeSettings, address_of
 
 PAGE: Final = Path(__file__).parent / "page"
 PAGE_FILES: Final = {
@@ -36,7 +37,30 @@ PAGE_HEADERS: Final = {
 }
 
 
-def install_edge(app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics) -> None:
+class ForwardedClient:
+    """Takes the client's address from X-Forwarded-For, where a trusted proxy sends it.
+
+    Args:
+        app: The application.
+        trusted: Addresses and networks of proxies.
+    """
+
+    def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
+        self._app = ProxyHeadersMiddleware(app, trusted_hosts=list(trusted))  # type: ignore[arg-type]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        host, *port = scope.get("client") or ("",)
+        # Else a proxy that comes as ::ffff:10.0.0.7 would not be in 10.0.0.0/8.
+        found = address_of(host)
+        if found is not None:
+            scope["client"] = (str(found), *port)
+        await self._app(scope, receive, send)  # type: ignore[arg-type]
+
+
+def install_edge(
+    app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics, *, answers_id: bool = True
+) -> None:
     """Put access, limits, logs, metrics, errors and the page around an application.
 
     From outside in: client address, request context, access, sizes, the application.
@@ -45,6 +69,7 @@ def install_edge(app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics) 
         app: Not started yet.
         settings: Access and limits.
         metrics: Counters of this replica.
+        answers_id: Whether answers carry X-Request-ID; not where the server writes it itself.
 
     Raises:
         ConfigError: A token is missing or unusable, or tracing lacks its packages.
@@ -67,9 +92,14 @@ def install_edge(app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics) 
         limiter=limiter,
         on_limited=on_limited,
     )
-    app.add_middleware(RequestContext, observe=metrics.observe, log_requests=settings.request_logs)
+    app.add_middleware(
+        RequestContext,
+        observe=metrics.observe,
+        log_requests=settings.request_logs,
+        answers_id=answers_id,
+    )
     if settings.trusted_proxies:
-        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+        app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)
     if settings.otlp_endpoint is not None:
         install_tracing(app, settings.otlp_endpoint, metrics.replica)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from deployments.bulkhead import FullError
 from deployments.schemas import ErrorBody, ErrorResponse
 
 _CODES = {
@@ -21,6 +22,9 @@ _CODES = {
     405: "method_not_allowed",
 }
 _SHOWN_PROBLEMS = 10
+
+RETRY_LATER: Final = {"Retry-After": "1"}
+OVERLOADED: Final = "overloaded"
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,21 @@ class ApiError(Exception):
         self.details = dict(details or {})
         self.headers = dict(headers or {})
         super().__init__(message)
+
+
+def overloaded() -> ApiError:
+    """What the caller is told at once where too much is asked."""
+    return ApiError(
+        503,
+        OVERLOADED,
+        "More is asked than can be answered in time; ask again a little later.",
+        headers=RETRY_LATER,
+    )
+
+
+def timed_out() -> ApiError:
+    """What the caller is told where an answer takes too long."""
+    return ApiError(504, "timeout", "The time budget is spent; ask again.", headers=RETRY_LATER)
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -90,6 +109,12 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(_invalid(error))
 
+    async def on_full(_: Request, error: Exception) -> JSONResponse:
+        return error_response(overloaded())
+
+    async def on_timeout(_: Request, error: Exception) -> JSONResponse:
+        return error_response(timed_out())
+
     async def on_defect(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s request failed", request.method, exc_info=error)  # paths hold ids
         return defect_response()
@@ -97,6 +122,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(FullError, on_full)
+    app.add_exception_handler(TimeoutError, on_timeout)
     app.add_exception_handler(Exception, on_defect)
 
 

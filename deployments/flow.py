@@ -7,20 +7,14 @@ nothing to answer with.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
-from typing import Final
 
-from deployments.backend import FAILURES, Backend
-from deployments.calls import Budget, Hooks, refusal
+from deployments.backend import Backend
+from deployments.calls import Budget, Hooks, HopError, RetryThrottle, refusal
 from deployments.messages import Scores, UserRecord
 from deployments.schemas import HistoryItem
+from reki_ray.config.graph import LOOKUP_SHARE
 from reki_ray.store.contents import Profile
-
-LOOKUP_SHARE: Final = 0.4
-"""Share of the budget that the lookup may take; most is left to the scorer."""
-
-logger = logging.getLogger(__name__)
 
 
 class ScoringFlow:
@@ -36,6 +30,7 @@ class ScoringFlow:
         self._backend = backend
         self._seconds = budget_seconds
         self._hooks = hooks or Hooks()
+        self._retries = RetryThrottle()
 
     async def score(
         self,
@@ -55,14 +50,14 @@ class ScoringFlow:
         Raises:
             ApiError: 503 where no scorer can be reached, 504 where the budget is spent.
         """
-        budget = Budget(self._seconds, self._hooks)
+        budget = Budget(self._seconds, self._hooks, self._retries)
         user = await find_user(self._backend, budget, user_id, version, history)
         try:
             return await budget.call(
                 "scorer", lambda: self._backend.score(user, candidates, version)
             )
-        except FAILURES as error:
-            raise refusal("scorer", error) from error
+        except HopError as failure:
+            raise refusal(failure) from failure
 
 
 async def find_user(
@@ -83,9 +78,11 @@ async def find_user(
     """
     try:
         user = await budget.call("lookup", lambda: backend.user(user_id, version), LOOKUP_SHARE)
-    except FAILURES as error:
-        logger.warning("lookup failed, scoring with fallbacks: %s", type(error).__name__)
+    except HopError:
+        budget.lacks("lookup")
         user = UserRecord()
+    if user.lack:
+        budget.lacks(user.lack)
     if history is None:
         return user
     return dataclasses.replace(user, profile=with_history(user.profile, history))

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fastapi import FastAPI, Response, Security
 from fastapi.security import HTTPBearer
 from ray import serve
+from ray.serve.context import _get_global_client  # no public way tells where Serve listens
 from ray.serve.handle import DeploymentHandle
 
 from deployments.admin import Admin
 from deployments.api import Api, Append, GatewaySettings
 from deployments.backend import Backend, HandleBackend
+from deployments.bulkhead import Bulkhead
 from deployments.calls import Hooks
 from deployments.edge import install_edge
 from deployments.metrics import GatewayMetrics
@@ -26,13 +28,39 @@ from deployments.schemas import (
     PromotedResponse,
     RecommendResponse,
     ScoreResponse,
+    with_limits,
 )
-from deployments.served import Experiment, Expose, Served, no_experiment
+from deployments.served import Experiment, Exposed, Served, no_experiment
 from deployments.versions import StoreAccess
 from reki_ray import __version__
 
 BEARER: Final = [Security(HTTPBearer(auto_error=False, description="See docs/security.md."))]
 """Tells of the token at /openapi.json; `AccessGuard` asks for it."""
+
+
+CLOSE_SECONDS: Final = 3.0
+"""Time that the exposures of the last requests have for their way to the disk: within the grace
+of a replica that is shut down (`graceful_shutdown_timeout_s`)."""
+
+logger = logging.getLogger(__name__)
+
+
+class Exposures(Protocol):
+    """The log of what users of an experiment were shown (`online.ExposureSink`)."""
+
+    @property
+    def written(self) -> int:
+        """Exposures that are on the disk."""
+
+    @property
+    def dropped(self) -> int:
+        """Exposures that were not logged."""
+
+    def append(self, shown: Exposed) -> None:
+        """Note an exposure; does not wait."""
+
+    def close(self) -> None:
+        """Write what is queued."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +70,12 @@ class Extensions:
     Args:
         append: Makes events durable.
         experiment: Tells the running experiment, whenever it is asked.
-        expose: Notes what a user of an experiment was shown.
-        watch_drops: Has a function told how many exposures could not be noted.
-        close: Brings to the disk what waits; called at the end, in a thread.
+        exposures: Notes what a user of an experiment was shown.
     """
 
     append: Append | None = None
     experiment: Callable[[], Experiment | None] = no_experiment
-    expose: Expose | None = None
-    watch_drops: Callable[[Callable[[int], None]], None] | None = None
-    close: Callable[[], None] | None = None
+    exposures: Exposures | None = None
 
 
 Extend = Callable[[StoreAccess, str], Extensions]
@@ -69,6 +93,8 @@ def build_api(
     settings: GatewaySettings,
     metrics: GatewayMetrics,
     extensions: Extensions | None = None,
+    *,
+    answers_id: bool = True,
 ) -> FastAPI:
     """The HTTP application over the rest of the graph.
 
@@ -78,6 +104,7 @@ def build_api(
         settings: Limits.
         metrics: Counters of this replica.
         extensions: What the graph has beyond versions.
+        answers_id: Whether answers carry X-Request-ID; not where the server writes it itself.
 
     Raises:
         ConfigError: A token is missing or unusable, or tracing lacks its packages.
@@ -86,20 +113,19 @@ def build_api(
     hooks = Hooks(
         retried=metrics.retried,
         rejected=metrics.queue_rejected,
+        failed=metrics.hop_failed,
+        degraded=metrics.degraded,
         refused=lambda _: metrics.version_refused(),
         serving=metrics.serving,
     )
     served = Served(access, backend.prepare, extensions.experiment, hooks)
-    if extensions.watch_drops is not None:
-        extensions.watch_drops(metrics.exposures_dropped)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await served.start()
         yield
         await served.stop()
-        if extensions.close is not None:
-            await asyncio.to_thread(extensions.close)
+        await _close(extensions)
 
     app = FastAPI(
         title="reki-ray",
@@ -110,10 +136,37 @@ def build_api(
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
         lifespan=lifespan,
     )
-    install_edge(app, settings.edge, metrics)
-    api = Api(backend, served, settings, metrics, hooks, extensions.append, extensions.expose)
+    install_edge(app, settings.edge, metrics, answers_id=answers_id)
+    exposures = extensions.exposures
+    expose = None if exposures is None else exposures.append
+    if exposures is not None:
+        metrics.follow_exposures(
+            lambda: {"written": exposures.written, "dropped": exposures.dropped}
+        )
+    api = Api(backend, served, settings, metrics, hooks, extensions.append, expose)
     _route(app, api, Admin(access.store(), served))
+    _describe_limits(app, settings)
     return app
+
+
+def _describe_limits(app: FastAPI, settings: GatewaySettings) -> None:
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            with_limits(describe(), settings)  # it keeps what it returns
+        return describe()
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+
+
+async def _close(extensions: Extensions) -> None:
+    if extensions.exposures is None:
+        return
+    try:
+        await Bulkhead("close-exposures", 1, CLOSE_SECONDS).run(extensions.exposures.close)
+    except Exception as error:  # what cannot be written must not keep the replica
+        logger.error("exposures may be lost at this end", exc_info=error)
 
 
 def _route(app: FastAPI, api: Api, admin: Admin) -> None:
@@ -134,14 +187,23 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
             dependencies=BEARER,
         )
     app.post("/v1/admin/rollback", dependencies=BEARER)(admin.rollback)
-    app.get("/v1/admin/versions", dependencies=BEARER)(admin.versions)
-    app.get("/v1/versions", dependencies=BEARER)(api.versions)
-    app.get("/v1/users/{user_id:path}/knowledge", dependencies=BEARER)(api.user_knowledge)
-    app.get("/v1/items/{item_id:path}/knowledge", dependencies=BEARER)(api.item_knowledge)
-    app.get("/v1/sample", dependencies=BEARER)(api.sample)
-    app.get("/healthz")(api.healthz)
-    app.get("/readyz")(api.readyz)
-    app.get("/metrics", response_class=Response, dependencies=BEARER)(api.metrics)
+    for path, read in (
+        ("/v1/admin/versions", admin.versions),
+        ("/v1/versions", api.versions),
+        ("/v1/users/{user_id:path}/knowledge", api.user_knowledge),
+        ("/v1/items/{item_id:path}/knowledge", api.item_knowledge),
+        ("/v1/sample", api.sample),
+    ):
+        _get(app, path, read, dependencies=BEARER)
+    _get(app, "/healthz", api.healthz)
+    _get(app, "/readyz", api.readyz)
+    _get(app, "/metrics", api.metrics, dependencies=BEARER, response_class=Response)
+
+
+def _get(app: FastAPI, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+    """A route for GET, and for HEAD, which the server answers without the body."""
+    app.get(path, **options)(endpoint)
+    app.head(path, include_in_schema=False, **options)(endpoint)
 
 
 class HttpReplica:
@@ -167,10 +229,21 @@ class HttpReplica:
         return build_api(
             self._backend,
             self._access,
-            self._settings,
+            self._settings.listening_at(_listener()),
             GatewayMetrics(replica),
             self._extend(self._access, replica),
+            answers_id=False,
         )
+
+
+def _listener() -> str:
+    """Address that Serve listens on; empty, which is not this machine alone, if it does not say."""
+    try:
+        client = _get_global_client()
+        return "" if client is None else str(client.http_config.host or "")
+    except Exception as error:  # noqa: BLE001  # Serve's own, without a promise
+        logger.warning("Serve does not tell where it listens: %s", error)
+        return ""
 
 
 @serve.ingress()

@@ -31,6 +31,12 @@ from reki_ray.config.graph import GraphSettings
 
 RETRY_AFTER_SECONDS: Final = 1.0
 
+NODE_SHARE: Final = 0.001
+"""What a replica takes of a node's resource: it marks nodes, and bounds nothing."""
+
+OTHER_REQUESTS: Final = 32
+"""Probes and requests of operators that a gateway works on beside those of callers."""
+
 
 class GraphArgs(GraphSettings, GatewaySettings):
     """Arguments of the graph."""
@@ -79,11 +85,10 @@ def build_app(args: GraphArgs) -> Application:
         args: Arguments, or a mapping with their keys.
 
     Raises:
+        ConfigError: The server of vectors may take longer than the lookup.
         StoreError: Nothing is published at `publish_root`.
     """
-    args = GraphArgs.model_validate(args)
-    access = args.access
-    access.wanted()  # told here, not in a replica's log
+    args, access = _checked(args)
     lookup = _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(access, args.recent)
     scorer = _part(args, Scorer, args.scorer_replicas, cpus=0.5).bind(access, args.max_batch_size)
     further = [
@@ -101,11 +106,10 @@ def build_fused_app(args: GraphArgs) -> Application:
         args: Arguments, or a mapping with their keys; the replicas are those of the gateway.
 
     Raises:
+        ConfigError: The server of vectors may take longer than the lookup.
         StoreError: Nothing is published at `publish_root`.
     """
-    args = GraphArgs.model_validate(args)
-    access = args.access
-    access.wanted()
+    args, access = _checked(args)
     gateway = _ingress(args, FusedGateway, cpus=0.5)
     return gateway.bind(
         access,
@@ -116,6 +120,15 @@ def build_fused_app(args: GraphArgs) -> Application:
     )
 
 
+def _checked(args: GraphArgs) -> tuple[GraphArgs, StoreAccess]:
+    """The arguments, with what would else be told in a replica's log alone."""
+    args = GraphArgs.model_validate(args)
+    args.vectors.require_in_time(args)
+    access = args.access
+    access.wanted()
+    return args, access
+
+
 def _ingress(args: GraphArgs, kind: type[object], *, cpus: float) -> Deployment:
     ongoing = args.max_ongoing_requests
     return _deployment(
@@ -123,8 +136,9 @@ def _ingress(args: GraphArgs, kind: type[object], *, cpus: float) -> Deployment:
         kind,
         args.gateway_replicas,
         cpus,
-        # Above the gateway's own bound, so that it answers what is too much, in its own form.
-        max_ongoing_requests=2 * ongoing,
+        # Above all bounds of the gateway together, one for each kind of request, so that it
+        # answers what is too much itself, and probes come through whatever hangs.
+        max_ongoing_requests=4 * ongoing + OTHER_REQUESTS,
         max_queued_requests=2 * ongoing,
         backpressure_config={"retry_after_s": RETRY_AFTER_SECONDS},
     )
@@ -155,16 +169,18 @@ def _deployment(
                 "target_ongoing_requests": args.target_ongoing_requests,
             }
         }
+    place = {} if args.node_resource is None else {args.node_resource: NODE_SHARE}
     return serve.deployment(
         **scaling,
         **limits,
         # Small claims let the graph fit beside other work on two cores.
-        ray_actor_options={"num_cpus": cpus},
+        ray_actor_options={"num_cpus": cpus, "resources": place},
         # A new replica comes up before the old one leaves: with a single replica, an update
         # would otherwise answer 503 meanwhile.
         max_surge_percent=100,
         graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=5.0,
+        # Requests in work, then the exposures of the last ones (`gateway.CLOSE_SECONDS`).
+        graceful_shutdown_timeout_s=10.0,
         # A replica that died is replaced when its health is looked at.
         health_check_period_s=2.0,
     )(kind)

@@ -7,7 +7,6 @@ time, level, logger, message, replica and the id of the request in which it was 
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import sys
 import traceback
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from reki_ray.errors import RekiError
+from reki_ray.strict_json import strict_json
 
 LOGGERS: Final = ("deployments", "reki_ray")
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
@@ -59,7 +59,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["errors"] = [_told(error) for error in _chain(record.exc_info[1])]
-        return json.dumps(line, ensure_ascii=False)
+        return strict_json(line, ensure_ascii=False)
 
 
 class _StandardError(logging.StreamHandler[TextIO]):

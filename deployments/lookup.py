@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
-from deployments.messages import NO_PROFILE, Behind, Sample, UserRecord
+from deployments.messages import NO_PROFILE, Behind, Lack, Sample, UserRecord
+from deployments.vector_server import VectorServer
 from deployments.versions import StoreAccess
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
+from reki_ray.store.keyed import VectorsLostError
 from reki_ray.store.versions import StoreVersion
-
-T = TypeVar("T")
 
 
 class AddRecent(Protocol):
@@ -45,23 +44,29 @@ class StoreReader:
         self._version = version
         self.waits = version.waits
 
+    def profile(self, user_id: str) -> UserRecord:
+        """What the version's own files hold of a user; of no version, and so without vector."""
+        found = self._version.profile(user_id)
+        return UserRecord(found or NO_PROFILE, source="fallback" if found is None else "individual")
+
     def user(self, user_id: str) -> UserRecord:
         """Profile and vector of a user; fallbacks where the store does not know them.
 
-        Where a server of vectors fails, the profile comes without a vector: the history still
-        counts, and the scorer says that the answer is degraded.
+        Raises:
+            StoreError: A server of vectors does not answer, or has lost them.
         """
-        profile = self._version.profile(user_id)
-        source: Source = "fallback" if profile is None else "individual"
-        vector = None
-        if self._version.users is not None:
-            try:
-                vectors, sources = self._version.users.lookup([user_id])
-            except StoreError as error:
-                logger.warning("a user is scored without vector: %s", error.what)
-                return UserRecord(profile or NO_PROFILE)
-            vector, source = vectors[0], cast(Source, sources[0])
-        return UserRecord(profile or NO_PROFILE, vector, source, self._version.name)
+        return self.with_vector(user_id, self.profile(user_id))
+
+    def with_vector(self, user_id: str, found: UserRecord) -> UserRecord:
+        """The profile of a user with the vector.
+
+        Raises:
+            StoreError: See `user`.
+        """
+        if self._version.users is None:
+            return dataclasses.replace(found, store_version=self._version.name)
+        vectors, sources = self._version.users.lookup([user_id])
+        return UserRecord(found.profile, vectors[0], cast(Source, sources[0]), self._version.name)
 
     def titles(self, item_ids: Sequence[str]) -> list[str | None]:
         """Title of each item; None where the catalogue does not hold it."""
@@ -115,6 +120,7 @@ class Lookup:
 
     def __init__(self, access: StoreAccess, recent: OpenRecent | None = None) -> None:
         self._versions = access.cache(StoreReader)
+        self._server = VectorServer(access.vectors)
         self._add_recent = None if recent is None else recent()
 
     async def prepare(self, version: int) -> None:
@@ -123,11 +129,16 @@ class Lookup:
         Raises:
             StoreError: It is missing or damaged.
         """
-        await self._versions.get(version)
+        await self._versions.open(version)
 
     async def user(self, user_id: str, version: int) -> UserRecord:
-        """See `StoreReader.user`; with recent interactions, where they are known."""
-        found = await self._ask(version, lambda reader: reader.user(user_id))
+        """See `StoreReader.user`; with recent interactions, where they are known.
+
+        Where a server of vectors fails, the profile comes without a vector: the history still
+        counts, and the scorer says that the answer is degraded.
+        """
+        reader = await self._versions.get(version)
+        found = await self._user(reader, user_id)
         if self._add_recent is None:
             return found
         return self._add_recent(user_id, found)
@@ -138,7 +149,10 @@ class Lookup:
 
     async def behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
         """See `StoreReader.behind`."""
-        return await self._ask(version, lambda reader: reader.behind(side, subject_id))
+        reader = await self._versions.get(version)
+        if not reader.waits:
+            return reader.behind(side, subject_id)
+        return await self._server.ask(lambda: reader.behind(side, subject_id))
 
     async def sample(self, users: int, items: int, version: int) -> Sample:
         """See `StoreReader.sample`."""
@@ -150,9 +164,15 @@ class Lookup:
         if self._add_recent is not None:
             self._add_recent.close()
 
-    async def _ask(self, version: int, ask: Callable[[StoreReader], T]) -> T:
-        reader = await self._versions.get(version)
-        if reader.waits:
-            return await asyncio.to_thread(ask, reader)
+    async def _user(self, reader: StoreReader, user_id: str) -> UserRecord:
         # Mapped files answer in microseconds: a thread would cost more than it frees.
-        return ask(reader)
+        if not reader.waits:
+            return reader.user(user_id)
+        found = reader.profile(user_id)  # first, so that no server keeps it waiting
+        try:
+            return await self._server.ask(lambda: reader.with_vector(user_id, found))
+        except StoreError as error:
+            logger.warning("a user is scored without vector: %s", error.what)
+            lost = isinstance(error, VectorsLostError)
+            lack: Lack = "vectors_lost" if lost else "vectors_unavailable"
+            return UserRecord(found.profile, lack=lack)

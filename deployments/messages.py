@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,10 @@ from reki_ray.schema import Source
 from reki_ray.store.contents import Profile
 
 NO_PROFILE = Profile(attributes=None, item_ids=(), ratings=(), timestamps=())
+
+
+Lack = Literal["", "vectors_unavailable", "vectors_lost"]
+"""Why a lookup gives no vector: the server of vectors does not answer, or was emptied."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class UserRecord:
         store_version: Version that the vector was read from; empty where it was not read.
         user_id: Of whom; empty where nobody needs it.
         met: Items of recent events, of more than the profile holds: not to be recommended.
+        lack: Why there is no vector; empty where there is nothing to say.
     """
 
     profile: Profile = NO_PROFILE
@@ -34,12 +39,13 @@ class UserRecord:
     store_version: str = ""
     user_id: str = ""
     met: tuple[str, ...] = ()
+    lack: Lack = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As bytes: Ray ships arrays apart from the object that holds them, which costs a call more
         # than all the rest of a record.
         vector = None if self.vector is None else self.vector.tobytes()
-        rest = (self.source, self.store_version, self.user_id, self.met)
+        rest = (self.source, self.store_version, self.user_id, self.met, self.lack)
         return _received, (self.profile, vector, *rest)
 
 

@@ -1,4 +1,7 @@
-"""What a graph has beyond versions: events, recent histories, experiments, exposures."""
+"""What a graph has beyond versions: events, recent histories, experiments, exposures.
+
+Scores need none of it: where a folder or a file is out of reach, the graph serves without.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +21,7 @@ from deployments.messages import UserRecord
 from deployments.schemas import EventItem
 from deployments.served import Exposed
 from deployments.versions import StoreAccess
+from reki_ray.background import BackgroundThread
 from reki_ray.config import DataConfig, EventRule, RefreshConfig
 from reki_ray.errors import RekiError
 from reki_ray.online.event_log import Event, EventLog
@@ -38,6 +43,9 @@ REPLAY_SECONDS: Final = 60.0
 MARGIN_SECONDS: Final = 86_400.0
 """An event may come so much later into a version than others of its time."""
 
+OPEN_SECONDS: Final = 1.0
+"""Time between two attempts to open the log of exposures; it doubles with each."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +63,84 @@ class OnlineArgs(BaseModel):
     history: int = Field(200, ge=1, description="Most interactions of a history with recent ones.")
 
 
+class ExposureSink:
+    """The log of exposures, opened in the background: without it answers are given all the same.
+
+    Args:
+        open_log: Opens the log.
+    """
+
+    def __init__(self, open_log: Callable[[], ExposureLog]) -> None:
+        self._open_log = open_log
+        self._log: ExposureLog | None = None
+        self._missed = 0
+        self._opener = BackgroundThread("open-exposures", self._open, OPEN_SECONDS)
+        self._opener.start()
+
+    @property
+    def written(self) -> int:
+        """Exposures that are on the disk."""
+        return 0 if self._log is None else self._log.written
+
+    @property
+    def dropped(self) -> int:
+        """Exposures that were not logged."""
+        return self._missed + (0 if self._log is None else self._log.dropped)
+
+    def append(self, shown: Exposed) -> None:
+        """Queue an exposure; never waits, and never fails the answer that was given."""
+        try:
+            if self._log is None:
+                self._missed += 1
+                return
+            self._log.append(
+                request_id=shown.request_id,
+                experiment=shown.experiment,
+                variant=shown.variant,
+                user_id=shown.user_id,
+                item_ids=shown.item_ids,
+            )
+        except Exception as error:
+            self._missed += 1
+            logger.error("an exposure is lost", exc_info=error)
+
+    def close(self) -> None:
+        """Write what is queued."""
+        self._opener.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def _open(self) -> None:
+        self._log = self._open_log()
+        self._opener.stop()
+
+
+class EventSink:
+    """The event log, opened when it is first written to.
+
+    Args:
+        folder: Segments of all processes.
+        writer: Name of this process.
+    """
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._log: EventLog | None = None
+        self._opening = threading.Lock()
+
+    def append(self, items: Sequence[EventItem]) -> None:
+        """Make events durable; waits for the disk.
+
+        Raises:
+            StoreError: The disk refuses.
+        """
+        with self._opening:
+            log = self._log = self._log or EventLog(self._folder, self._writer)
+        now = int(time.time())
+        log.append([Event(**item.model_dump(), received_at=now) for item in items])
+
+
 def open_extensions(args: OnlineArgs, access: StoreAccess, replica: str) -> Extensions:
     """Event log, exposures and experiment of one gateway replica.
 
@@ -64,28 +150,13 @@ def open_extensions(args: OnlineArgs, access: StoreAccess, replica: str) -> Exte
         replica: Name of the replica: each writes files of its own.
     """
     folders = OnlineFolders.beside(access.publish_root)
-    log = EventLog(folders.events, replica)
-    exposures = ExposureLog(folders.exposures, replica, open_hasher(folders.key))
-
-    def append(items: Sequence[EventItem]) -> None:
-        now = int(time.time())
-        log.append([Event(**item.model_dump(), received_at=now) for item in items])
-
-    def expose(shown: Exposed) -> None:
-        exposures.append(
-            request_id=shown.request_id,
-            experiment=shown.experiment,
-            variant=shown.variant,
-            user_id=shown.user_id,
-            item_ids=shown.item_ids,
-        )
-
+    exposures = ExposureSink(
+        lambda: ExposureLog(folders.exposures, replica, open_hasher(folders.key))
+    )
     return Extensions(
-        append,
-        partial(load_experiment, access.publish_root),
-        expose,
-        exposures.watch_drops,
-        exposures.close,
+        append=EventSink(folders.events, replica).append,
+        experiment=partial(load_experiment, access.publish_root),
+        exposures=exposures,
     )
 
 
@@ -103,8 +174,9 @@ class RecentHistories:
     def __init__(self, recent: RecentEvents, history: int) -> None:
         self._recent = recent
         self._history = history
-        self._read, self._closing = threading.Event(), threading.Event()
-        threading.Thread(target=self._follow, name="recent-events", daemon=True).start()
+        self._read = threading.Event()
+        self._follower = BackgroundThread("recent-events", self._follow, LOOK_SECONDS)
+        self._follower.start()
         if not self._read.wait(REPLAY_SECONDS):
             logger.warning("the event log is long: recent events are known little by little")
 
@@ -118,20 +190,11 @@ class RecentHistories:
 
     def close(self) -> None:
         """End the thread."""
-        self._closing.set()
+        self._follower.stop()
 
     def _follow(self) -> None:
-        told = ""
-        while not self._closing.is_set():
-            try:
-                self._recent.refresh()
-                told = ""
-                self._read.set()
-            except Exception as error:  # noqa: BLE001  # a folder that is mounted may come back
-                if str(error) != told:
-                    told = str(error)
-                    logger.error("the event log cannot be read: %s", error)
-            self._closing.wait(LOOK_SECONDS)
+        self._recent.refresh()
+        self._read.set()
 
 
 def open_recent(args: OnlineArgs, access: StoreAccess) -> RecentHistories:

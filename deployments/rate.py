@@ -14,6 +14,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from reki_ray.config.edge import address_of
+
 
 class RateLimiter:
     """Decides in constant time and with bounded memory.
@@ -63,9 +65,9 @@ class RateLimiter:
 
 def network_of(address: str) -> str:
     """The part of an address that one client cannot change at will: of IPv6, the /64 network."""
-    if ":" not in address:
+    found = address_of(address)
+    if found is None:
         return address
-    try:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    except ValueError:
-        return address
+    if found.version == 4:
+        return str(found)
+    return str(ipaddress.ip_network((int(found), 64), strict=False))

@@ -7,15 +7,14 @@ says so; without a retriever or a scorer there is nothing to answer with.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from deployments.backend import FAILURES, Backend
-from deployments.calls import Budget, Hooks, refusal
+from deployments.backend import Backend
+from deployments.calls import Budget, Hooks, HopError, RetryThrottle, refusal
 from deployments.flow import find_user
 from deployments.messages import Scores, UserRecord
 from deployments.schemas import RecommendRequest
@@ -27,8 +26,6 @@ RERANKER_SHARE: Final = 0.6
 
 RERANKED: Final = 50
 """Items that the reranker sees at least: it looks at a list as a whole."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,7 @@ class RecommendFlow:
         self._seconds = budget_seconds
         self._retrieved = retrieved
         self._hooks = hooks or Hooks()
+        self._retries = RetryThrottle()
 
     async def recommend(self, request: RecommendRequest, version: int) -> Recommendation:
         """At most k unseen items for one user.
@@ -77,7 +75,7 @@ class RecommendFlow:
             ApiError: 404 in a graph without retriever, 503 where retriever or scorer cannot be
                 reached, 504 where the budget is spent.
         """
-        budget = Budget(self._seconds, self._hooks)
+        budget = Budget(self._seconds, self._hooks, self._retries)
         user = await find_user(self._backend, budget, request.user_id, version, request.history)
         user = dataclasses.replace(user, user_id=request.user_id)
         found = await self._candidates(budget, user, request, version)
@@ -105,8 +103,8 @@ class RecommendFlow:
                 lambda: self._backend.candidates(user, count, request.exclude, version),
                 RETRIEVER_SHARE,
             )
-        except FAILURES as error:
-            raise refusal("retriever", error) from error
+        except HopError as failure:
+            raise refusal(failure) from failure
         # The retriever leaves these out too; an item that was seen must not come from any.
         left_out = {*user.profile.item_ids, *user.met, *request.exclude}
         return [item for item in found if item not in left_out]
@@ -118,8 +116,8 @@ class RecommendFlow:
             return await budget.call(
                 "scorer", lambda: self._backend.score(user, items, version), SCORER_SHARE
             )
-        except FAILURES as error:
-            raise refusal("scorer", error) from error
+        except HopError as failure:
+            raise refusal(failure) from failure
 
     async def _order(
         self,
@@ -138,8 +136,8 @@ class RecommendFlow:
                 lambda: self._backend.rerank(user, items, scores.scores, version),
                 RERANKER_SHARE,
             )
-        except FAILURES as error:
-            logger.warning("reranker failed, keeping the order: %s", type(error).__name__)
+        except HopError:  # the order of the scores stays
+            budget.lacks("reranker")
             return None
 
     async def _titles(
@@ -149,8 +147,8 @@ class RecommendFlow:
             return []
         try:
             return await budget.call("lookup", lambda: self._backend.titles(items, version))
-        except FAILURES as error:
-            logger.warning("lookup failed, leaving titles out: %s", type(error).__name__)
+        except HopError:
+            budget.lacks("titles")
             return None
 
 

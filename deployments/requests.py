@@ -46,14 +46,21 @@ class RequestContext:
         app: The application.
         observe: Told route, status and seconds of every request.
         log_requests: Whether each request writes a line.
+        answers_id: Whether answers carry X-Request-ID from here; not behind a server that writes
+            it itself, as Ray Serve does.
     """
 
     def __init__(
-        self, app: ASGIApp, observe: Callable[[str, int, float], None], log_requests: bool
+        self,
+        app: ASGIApp,
+        observe: Callable[[str, int, float], None],
+        log_requests: bool,
+        answers_id: bool = True,
     ) -> None:
         self._app = app
         self._observe = observe
         self._log_requests = log_requests
+        self._answers_id = answers_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -74,7 +81,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _complete(message, request_id)
+                _complete(message, request_id if self._answers_id else None)
             await send(message)
 
         try:
@@ -120,11 +127,12 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _complete(message: Message, request_id: str) -> None:
+def _complete(message: Message, request_id: str | None) -> None:
     headers = list(message["headers"])
     present = {name.lower() for name, _ in headers}
     headers += [header for header in _SAFETY if header[0] not in present]
-    headers.append((b"x-request-id", request_id.encode("ascii")))
+    if request_id is not None:
+        headers.append((b"x-request-id", request_id.encode("ascii")))
     message["headers"] = headers
 
 

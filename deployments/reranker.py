@@ -68,7 +68,7 @@ class Reranker:
         Raises:
             StoreError: It is missing or damaged.
         """
-        await self._versions.get(version)
+        await self._versions.open(version)
 
     async def rerank(
         self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int

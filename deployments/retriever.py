@@ -33,7 +33,7 @@ class Retriever:
         Raises:
             StoreError: It is missing or damaged.
         """
-        await self._versions.get(version)
+        await self._versions.open(version)
 
     async def candidates(
         self, user: UserRecord, k: int, exclude: Sequence[str], version: int

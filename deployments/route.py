@@ -9,6 +9,7 @@ bytes; the description at /openapi.json is FastAPI's all the same.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
@@ -57,8 +58,14 @@ def json_response(content: Mapping[str, Any], status: int = 200) -> Response:
     Args:
         content: As the route's `response_model`; it is not validated again.
         status: HTTP status.
+
+    Raises:
+        ValueError: It holds a number that JSON has not.
     """
-    return Response(to_json(content), status_code=status, media_type=JSON)
+    body = to_json(content)
+    if b"NaN" in body or b"Infinity" in body:  # in a text, or as a number
+        json.dumps(content, allow_nan=False)
+    return Response(body, status_code=status, media_type=JSON)
 
 
 def _is_json(content_type: str) -> bool:
@@ -70,10 +77,10 @@ def _is_json(content_type: str) -> bool:
 
 def _no_json() -> ApiError:
     return ApiError(
-        422,
-        "invalid_request",
+        415,
+        "unsupported_media_type",
         "The body has to be JSON, sent with Content-Type: application/json.",
-        details={"problems": [], "count": 1},
+        headers={"Accept": JSON},
     )
 
 

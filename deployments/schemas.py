@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from reki_ray.config.graph import MAX_LIST
+from reki_ray.config.graph import MAX_LIST, RequestLimits
 from reki_ray.schema import Side, Source
 
+DEFAULT_K: Final = 10
 MAX_ID_CHARS = 512
 MAX_EVENTS = 1000
 """Events a request may bring: they are made durable together."""
@@ -68,7 +69,7 @@ class RecommendRequest(_Request):
 
     user_id: Id
     k: Annotated[int, Field(ge=1, le=MAX_LIST), WHOLE] = Field(
-        10, description="Items to recommend, at most."
+        DEFAULT_K, description="Items to recommend, at most."
     )
     history: History | None = Field(None, description=_HISTORY)
     exclude: list[Id] = Field(
@@ -264,3 +265,25 @@ class ErrorResponse(BaseModel):
     """Body of every answer with a status of 400 and above."""
 
     error: ErrorBody
+
+
+def with_limits(schema: dict[str, Any], limits: RequestLimits) -> None:
+    """Write configured limits into a description of the interface, which else tells the widest.
+
+    Args:
+        schema: Of OpenAPI.
+        limits: Of a gateway.
+    """
+    requests = schema["components"]["schemas"]
+    score = requests[ScoreRequest.__name__]["properties"]
+    recommend = requests[RecommendRequest.__name__]["properties"]
+    score["candidates"]["maxItems"] = limits.max_candidates
+    recommend["exclude"]["maxItems"] = limits.max_candidates
+    recommend["k"] |= {
+        "maximum": limits.max_recommended,
+        "default": min(DEFAULT_K, limits.max_recommended),
+    }
+    for properties in (score, recommend):
+        for one in properties["history"]["anyOf"]:
+            if one.get("type") == "array":
+                one["maxItems"] = limits.max_history

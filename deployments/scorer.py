@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from deployments.batching import Batcher
 from deployments.messages import Scores, UserRecord
 from deployments.versions import StoreAccess
-from reki_ray.errors import StoreError
+from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.schema import Source
+from reki_ray.store.soundness import require_finite_scores
 from reki_ray.store.versions import StoreVersion
 
 MAX_BATCH_CANDIDATES: Final = 2000
@@ -45,34 +48,41 @@ class VersionScorer:
         self._scorer = version.load_scorer()
         self._source_of = _source_of(version)
         # The first forward sets up what later ones reuse: no request has to wait for it.
-        self.score(UserRecord(), version.catalogue.ids[:1])
+        require_finite_scores(version, self._scorer)
 
-    def score(self, user: UserRecord, candidates: Sequence[str]) -> Scores:
-        """Probabilities of candidates, in their order.
+    def score_batch(self, questions: Sequence[Question]) -> list[Scores | Exception]:
+        """Probabilities of candidates of several users, in their order, in one forward.
 
-        Args:
-            user: What is known of the user.
-            candidates: Item ids, also unknown ones.
+        Returns:
+            The scores of each question, or why it has none.
+
+        Raises:
+            StoreError: A user's vector does not fit the model.
         """
-        return self.score_batch([Question(user, candidates)])[0]
-
-    def score_batch(self, questions: Sequence[Question]) -> list[Scores]:
-        """The same of several users in one forward."""
         scores = self._scorer.score_batch(
             [(self._input(question.user), question.candidates) for question in questions]
         )
-        return [
-            Scores(
-                scores=found.tolist(),
-                sources=[self._source_of.get(item, FALLBACK) for item in question.candidates],
-                user_source=question.user.source if self._fits(question.user) else FALLBACK,
-                degraded=not self._fits(question.user),
-                variant=self._manifest.arm,
-                model_version=self._manifest.model_fingerprint[:12],
-                store_version=self.name,
+        return [self._answer(*asked) for asked in zip(questions, scores, strict=True)]
+
+    def _answer(
+        self, question: Question, scores: npt.NDArray[np.float32]
+    ) -> Scores | NotFiniteError:
+        if not np.isfinite(scores).all():
+            return NotFiniteError(
+                f"{self.name} has no finite score for "
+                f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} candidates",
+                where=f"model {self._manifest.model_fingerprint[:12]}",
+                todo="Go back to an older version: `reki rollback`.",
             )
-            for question, found in zip(questions, scores, strict=True)
-        ]
+        return Scores(
+            scores=scores.tolist(),
+            sources=[self._source_of.get(item, FALLBACK) for item in question.candidates],
+            user_source=question.user.source if self._fits(question.user) else FALLBACK,
+            degraded=not self._fits(question.user),
+            variant=self._manifest.arm,
+            model_version=self._manifest.model_fingerprint[:12],
+            store_version=self.name,
+        )
 
     def _fits(self, user: UserRecord) -> bool:
         # Another model's vector means nothing; without a lookup there is none.
@@ -121,10 +131,19 @@ class Scorer:
         Raises:
             StoreError: It is missing or damaged, or its parts do not fit together.
         """
-        await self._versions.get(version)
+        await self._versions.open(version)
 
     async def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Scores:
-        """See `VersionScorer.score`."""
+        """Probabilities of candidates for a user, in their order.
+
+        Args:
+            user: What is known of the user.
+            candidates: Item ids, also unknown ones.
+            version: Number of the version to answer from.
+
+        Raises:
+            StoreError: The version does not open, or has no finite score.
+        """
         scorer = await self._versions.get(version)
         return await self._batcher.ask((scorer, Question(user, candidates)))
 

@@ -1,7 +1,8 @@
 """Which version answers a user: the promoted one, or that of the user's variant.
 
-A gateway follows CURRENT and the experiment. Before it turns to other versions it has the rest
-of the graph open them; where that fails it stays with what it serves, and tells so once.
+A gateway follows CURRENT and the experiment, each by itself. Before it turns to other versions it
+has the rest of the graph open them; where that fails it stays with what it serves, and tells so
+once.
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from deployments.backend import FAILURES
+from deployments.bulkhead import Bulkhead
 from deployments.calls import Hooks
 from deployments.errors import ApiError
-from reki_ray.errors import RekiError
+from reki_ray.background import BackgroundTask
+from reki_ray.errors import ConfigError, RekiError
 
 START_SECONDS: Final = 60.0
 """Time in which a starting gateway waits for the rest of the graph before it takes requests."""
 
 RETRY_SECONDS: Final = 30.0
 """A refused version is tried again after so long: a server of vectors may have been away."""
+
+READ_SECONDS: Final = 5.0
+"""Time in which a pointer or an experiment is read from a disk that answers."""
+
+STALL_SECONDS: Final = 60.0
+"""A gateway that has waited for the disk for so long no longer follows what is promoted."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,20 @@ class Experiment(Protocol):
         """The variant of a user: always the same one."""
 
 
+class Assigned(NamedTuple):
+    """What answers a user: all of it read at one moment.
+
+    Args:
+        variant: Name of the variant; None without an experiment.
+        version: Number of the version.
+        experiment: Name of the experiment; empty without one.
+    """
+
+    variant: str | None
+    version: int
+    experiment: str = ""
+
+
 class Exposed(NamedTuple):
     """What a user of an experiment was shown: recommended items, or scored candidates."""
 
@@ -80,6 +102,10 @@ class Versioning(Protocol):
     def poll_seconds(self) -> float:
         """Time between two looks."""
 
+    @property
+    def kept(self) -> int:
+        """Versions that replicas keep opened."""
+
     def wanted(self) -> int:
         """Number of the version to serve."""
 
@@ -88,6 +114,37 @@ class Versioning(Protocol):
 
     def arm(self, version: int) -> str:
         """Arm of a version's model."""
+
+
+class Openings:
+    """Has the rest of the graph open versions, and remembers those that it has refused.
+
+    Args:
+        prepare: Has the rest of the graph open a version.
+        hooks: Told of refused versions.
+    """
+
+    def __init__(self, prepare: Callable[[int], Awaitable[None]], hooks: Hooks) -> None:
+        self._prepare = prepare
+        self._hooks = hooks
+        self._refused: dict[int, float] = {}  # when, by the monotonic clock
+
+    async def opens(self, number: int) -> bool:
+        """Whether the rest of the graph holds a version, which is asked to open it."""
+        if time.monotonic() - self._refused.get(number, -math.inf) < RETRY_SECONDS:
+            return False
+        try:
+            await self._prepare(number)
+        except RekiError as error:
+            self._refused[number] = time.monotonic()
+            self._hooks.refused(f"v{number}")
+            logger.error("version %d is refused, the old one stays: %s", number, error)
+            return False
+        return True
+
+    def keep(self, wanted: Collection[int]) -> None:
+        """Forget all others: they may be tried again at once when they are wanted again."""
+        self._refused = {k: at for k, at in self._refused.items() if k in wanted}
 
 
 class Served:
@@ -108,14 +165,20 @@ class Served:
         hooks: Hooks | None = None,
     ) -> None:
         self._versions = versions
-        self._prepare = prepare
         self._read_experiment = experiment
         self._hooks = hooks or Hooks()
         self._number: int | None = None
         self._experiment: Experiment | None = None
-        self._refused: dict[int, float] = {}  # when, by the monotonic clock
-        self._refreshing = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
+        self._turning, self._dividing = asyncio.Lock(), asyncio.Lock()
+        self._promoted = Openings(prepare, self._hooks)
+        self._variants = Openings(prepare, self._hooks)
+        # A thread each: a disk that hangs with one file must not hide the other.
+        self._pointer_reads = Bulkhead("read-current", 1, READ_SECONDS)
+        self._experiment_reads = Bulkhead("read-experiment", 1, READ_SECONDS)
+        self._loops = (
+            BackgroundTask("follow-current", self.follow_current, versions.poll_seconds),
+            BackgroundTask("follow-experiment", self.follow_experiment, versions.poll_seconds),
+        )
 
     @property
     def number(self) -> int:
@@ -135,6 +198,11 @@ class Served:
         """Variants of the running experiment; none without one."""
         return () if self._experiment is None else self._experiment.variants
 
+    @property
+    def follows(self) -> bool:
+        """Whether what is promoted can be learned of: false where the disk hangs."""
+        return self._pointer_reads.longest < STALL_SECONDS
+
     def arm_of(self, version: int) -> str | None:
         """Arm of a version's model, read from the disk; None where it cannot be read."""
         try:
@@ -143,13 +211,8 @@ class Served:
             logger.warning("the arm of version %d cannot be read: %s", version, error)
             return None
 
-    @property
-    def experiment(self) -> str:
-        """Name of the running experiment; empty without one."""
-        return "" if self._experiment is None else self._experiment.name
-
-    def of(self, user_id: str, named: str | None = None) -> tuple[str | None, int]:
-        """Variant and version of a user; no variant without an experiment.
+    def of(self, user_id: str, named: str | None = None) -> Assigned:
+        """What answers a user.
 
         Args:
             user_id: Who.
@@ -159,20 +222,21 @@ class Served:
             ApiError: 422 where no such variant runs; 503 where the rest of the graph does not
                 answer yet.
         """
+        experiment = self._experiment
         if named is not None:
             for part in self.variants:
                 if part.name == named:
-                    return part.name, part.version
+                    return Assigned(part.name, part.version)
             raise ApiError(
                 422,
                 "unknown_variant",
                 "The running experiment has no such variant.",
                 details={"variants": [part.name for part in self.variants]},
             )
-        if self._experiment is None:
-            return None, self.number
-        variant = self._experiment.assign(user_id)
-        return variant.name, variant.version
+        if experiment is None:
+            return Assigned(None, self.number)
+        variant = experiment.assign(user_id)
+        return Assigned(variant.name, variant.version, experiment.name)
 
     async def start(self) -> None:
         """Wait for the rest of the graph, then follow what is promoted."""
@@ -184,62 +248,70 @@ class Served:
                         await asyncio.sleep(0.1)
         except TimeoutError:
             logger.error("the rest of the graph does not answer; taking requests all the same")
-        self._watch = asyncio.create_task(self._follow())
+        for loop in self._loops:
+            loop.start()
 
     async def stop(self) -> None:
         """End the watch."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for loop in self._loops:
+            loop.stop()
 
     async def refresh(self) -> None:
-        """Turn to what is promoted now, if the rest of the graph can open it."""
-        async with self._refreshing:
+        """Turn to what is promoted now; where that fails, what is served stays."""
+        for follow in (self.follow_current, self.follow_experiment):
             try:
-                wanted, experiment = await asyncio.to_thread(self._read)
-            except (RekiError, OSError) as error:
-                logger.error("cannot read what to serve: %s", error)
-                return
-            own = [] if experiment is None else [part.version for part in experiment.variants]
-            # What is no longer wanted may be tried again at once when it is wanted again.
-            self._refused = {
-                number: at for number, at in self._refused.items() if number in {*wanted, *own}
-            }
-            try:
-                for number in wanted:
-                    if await self._is_open(number):
-                        self._turn_to(number)
-                        break
-                if all([await self._is_open(number) for number in own]):
-                    self._experiment = experiment
-            except FAILURES as error:  # of the graph, not of a version: tried again
-                logger.warning("cannot prepare a version yet: %s", type(error).__name__)
+                await follow()
+            except Exception as error:  # noqa: BLE001  # the loops tell more, and try again
+                logger.warning("cannot follow what is promoted yet: %s", type(error).__name__)
 
-    def _read(self) -> tuple[list[int], Experiment | None]:
-        first = self._number is None
-        wanted = self._versions.wanted_first() if first else [self._versions.wanted()]
-        return wanted, self._read_experiment()
+    async def follow_current(self) -> None:
+        """Turn to the promoted version, if the rest of the graph can open it.
 
-    async def _is_open(self, number: int) -> bool:
-        """Whether the rest of the graph holds a version, which is asked to open it."""
-        if number == self._number or any(number == part.version for part in self.variants):
-            return True
-        if time.monotonic() - self._refused.get(number, -math.inf) < RETRY_SECONDS:
-            return False
-        try:
-            await self._prepare(number)
-        except RekiError as error:
-            self._refused[number] = time.monotonic()
-            self._hooks.refused(f"v{number}")
-            logger.error("version %d is refused, the old one stays: %s", number, error)
-            return False
-        return True
+        Raises:
+            Exception: The pointer cannot be read, or the graph cannot be asked.
+        """
+        async with self._turning:
+            first = self._number is None
+            wanted = await self._pointer_reads.run(
+                self._versions.wanted_first if first else lambda: [self._versions.wanted()]
+            )
+            self._promoted.keep(wanted)
+            for number in wanted:
+                if number == self._number:
+                    return
+                self._require_room(number, self._experiment)  # before it pushes another out
+                if self._is_served(number) or await self._promoted.opens(number):
+                    self._require_room(number, self._experiment)  # it may have changed meanwhile
+                    self._number = number
+                    self._hooks.serving(f"v{number}")
+                    return
 
-    def _turn_to(self, number: int) -> None:
-        if number != self._number:
-            self._number = number
-            self._hooks.serving(f"v{number}")
+    async def follow_experiment(self) -> None:
+        """Turn to the running experiment, if the rest of the graph can open all its versions.
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self._versions.poll_seconds)
-            await self.refresh()
+        Raises:
+            Exception: The experiment cannot be read, or the graph cannot be asked.
+        """
+        async with self._dividing:
+            found = await self._experiment_reads.run(self._read_experiment)
+            own = [] if found is None else [part.version for part in found.variants]
+            self._variants.keep(own)
+            self._require_room(self.number, found)  # as above
+            if all([self._is_served(one) or await self._variants.opens(one) for one in own]):
+                self._require_room(self.number, found)
+                self._experiment = found
+
+    def _is_served(self, number: int) -> bool:
+        return number == self._number or any(number == part.version for part in self.variants)
+
+    def _require_room(self, number: int, experiment: Experiment | None) -> None:
+        """Refuse more versions than replicas keep: each request would open one anew."""
+        parts = () if experiment is None else experiment.variants
+        needed = len({number, *(part.version for part in parts)})
+        if needed > self._versions.kept:
+            raise ConfigError(
+                f"{needed} versions would have to be open at once, replicas keep "
+                f"{self._versions.kept}; what is served stays",
+                where="serve.kept_versions",
+                todo=f"Set it to {needed} at least and serve again, or stop the experiment.",
+            )

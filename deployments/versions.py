@@ -2,30 +2,40 @@
 
 Every call names the version it wants. A replica opens one in a thread when it is first asked
 for, keeps the latest few, and watches CURRENT, so that a promoted version is there before the
-first request for it.
+first request for it. Why a version did not open is remembered: files that were found to be
+damaged are not read again before somebody writes to them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reki_ray.background import BackgroundThread
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import RekiError, StoreError
-from reki_ray.store.manifest import read_manifest
+from reki_ray.store.manifest import DamagedError, read_manifest, seal_of
 from reki_ray.store.versions import StoreVersion, VersionStore
 
 T = TypeVar("T")
 
 FALL_BACKS = 2
 """Older versions that a replica tries at its start where CURRENT does not open."""
+
+FIRST_WAIT: Final = 1.0
+LONGEST_WAIT: Final = 30.0
+"""Seconds for which requests for a version that did not open are refused without another look;
+they double with each look."""
 
 logger = logging.getLogger(__name__)
 
@@ -91,23 +101,49 @@ class StoreAccess(BaseModel):
         return [number, *older[: -FALL_BACKS - 1 : -1]]
 
 
+@dataclass(frozen=True)
+class _Refusal:
+    """Why a version did not open.
+
+    Args:
+        error: The reason.
+        seal: Seal of its files at that time; empty where they could not be listed.
+        wait: Seconds for which this is said without another look.
+        until: End of that time.
+    """
+
+    error: RekiError
+    seal: str
+    wait: float
+    until: float
+
+
 class VersionCache(Generic[T]):
     """Opened versions by number.
 
     Args:
         access: Where versions are, and how many are kept.
         load: Makes of an opened version what the replica answers from; called in a thread.
+        clock: Seconds, monotonic.
     """
 
-    def __init__(self, access: StoreAccess, load: Callable[[StoreVersion], T]) -> None:
+    def __init__(
+        self,
+        access: StoreAccess,
+        load: Callable[[StoreVersion], T],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._access = access
         self._load = load
+        self._clock = clock
         self._opened: OrderedDict[int, T] = OrderedDict()
         self._opening: dict[int, Future[T]] = {}
+        self._refused: dict[int, _Refusal] = {}
         self._lock = threading.Lock()
         # One at a time: opening reads whole files, and requests want the disk and a core too.
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-version")
-        self._stopped = threading.Event()
+        self._watch = BackgroundThread("watch-current", self._look, access.poll_seconds)
+        self._seen: int | None = None
 
     def start(self) -> int:
         """Open the first version, and watch CURRENT from then on.
@@ -118,16 +154,16 @@ class VersionCache(Generic[T]):
         Raises:
             StoreError: Neither CURRENT nor an older version opens.
         """
-        number = self._open_first(self._access.wanted_first())
+        numbers = self._access.wanted_first()
+        number = self._open_first(numbers)
+        self._seen = numbers[0]
         if self._access.version is None:
-            threading.Thread(
-                target=self._watch, args=(self._access.wanted(),), name="watch-current", daemon=True
-            ).start()
+            self._watch.start()
         return number
 
     def close(self) -> None:
         """End the watch."""
-        self._stopped.set()
+        self._watch.stop(1.0)
         self._opener.shutdown(wait=False)
 
     def numbers(self) -> list[int]:
@@ -136,6 +172,20 @@ class VersionCache(Generic[T]):
             return list(self._opened)
 
     async def get(self, number: int) -> T:
+        """An opened version, for a request; see `open`.
+
+        Raises:
+            StoreError: See `open`; for a while the same reason is given without another look.
+        """
+        found = self._at_hand(number)
+        if found is not None:
+            return found
+        refusal = self._refused.get(number)
+        if refusal is not None and self._clock() < refusal.until:
+            raise copy.copy(refusal.error)
+        return await self.open(number)
+
+    async def open(self, number: int) -> T:
         """An opened version; opens it where it is not yet, once for all who ask meanwhile.
 
         Raises:
@@ -165,7 +215,7 @@ class VersionCache(Generic[T]):
         try:
             found = self._at_hand(number)
             if found is None:
-                found = self._load(self._access.store().open_served(number))
+                found = self._read(number)
             with self._lock:
                 self._opened[number] = found
                 self._opened.move_to_end(number)
@@ -176,11 +226,30 @@ class VersionCache(Generic[T]):
             with self._lock:
                 del self._opening[number]
 
+    def _read(self, number: int) -> T:
+        earlier = self._refused.get(number)
+        store, seal = self._access.store(), ""
+        try:
+            seal = seal_of(store.layers(number))
+            if earlier is not None and earlier.seal == seal:
+                _raise_damage(earlier.error)
+            found = self._load(store.open_served(number))
+        except Exception as error:  # whatever it is, this version does not open and others do
+            refusal = _as_refusal(error, str(store.folder(number)))
+            wait = FIRST_WAIT if earlier is None else min(2 * earlier.wait, LONGEST_WAIT)
+            # A copy: the error itself holds on to all that it passed.
+            self._refused[number] = _Refusal(copy.copy(refusal), seal, wait, self._clock() + wait)
+            if refusal is error:
+                raise
+            raise refusal from error
+        self._refused.pop(number, None)
+        return found
+
     def _open_first(self, numbers: Sequence[int]) -> int:
         refusals: list[StoreError] = []
         for number in numbers:
             try:
-                self._open_now(number)
+                self._begin(number).result()
             except StoreError as error:
                 logger.error("version %d does not open: %s", number, error)
                 refusals.append(error)
@@ -188,18 +257,28 @@ class VersionCache(Generic[T]):
                 return number
         raise refusals[0]
 
-    def _open_now(self, number: int) -> None:
-        self._begin(number).result()
+    def _look(self) -> None:
+        number = self._access.wanted()
+        if number == self._seen:
+            return
+        self._seen = number  # also where it fails: told once, not at every look
+        try:
+            self._begin(number).result()
+        except RekiError as error:
+            logger.error("the promoted version does not open: %s", error)
 
-    def _watch(self, seen: int) -> None:
-        while not self._stopped.wait(self._access.poll_seconds):
-            try:
-                number = self._access.wanted()
-                if number == seen:
-                    continue
-                seen = number  # also where it fails: told once, not at every look
-                self._open_now(number)
-            except (RekiError, OSError) as error:
-                logger.error("the promoted version does not open: %s", error)
-            except RuntimeError:  # the opener is shut down
-                return
+
+def _raise_damage(error: RekiError) -> None:
+    """Damage stays as long as nobody writes to the files; any other reason may be gone."""
+    if isinstance(error, DamagedError):
+        raise copy.copy(error)
+
+
+def _as_refusal(error: Exception, where: str) -> RekiError:
+    if isinstance(error, RekiError):
+        return error
+    return StoreError(
+        f"the version cannot be opened: {type(error).__name__}: {error}",
+        where=where,
+        todo="It is tried again; look for errors of the disk and the rights of its files.",
+    )

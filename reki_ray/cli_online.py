@@ -143,10 +143,12 @@ def start_experiment(
     """Start an experiment, or change the shares or versions of the one that runs."""
     from reki_ray.online import experiment  # noqa: PLC0415  # not needed by other commands
 
+    loaded, opened = open_run(config, workspace)
     found = experiment.start_experiment(
-        _store(config, workspace).root,
+        store_of(loaded, opened).root,
         name,
         dict(_variant(text) for text in variants),
+        kept_versions=loaded.serve.kept_versions,
     )
     show(experiment.render(found), found.model_dump(mode="json"), as_json=as_json)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from rich.console import Console
 
 from reki_ray.config import RekiConfig, load_config
+from reki_ray.strict_json import strict_json
 from reki_ray.workspace import Workspace
 
 _PLAIN_WIDTH = 120
@@ -38,7 +38,7 @@ def open_run(config: Path, workspace: str | None) -> tuple[RekiConfig, Workspace
 def show(rendered: Any, content: Any, *, as_json: bool) -> None:
     """Print a result, for people or for programs."""
     if as_json:
-        sys.stdout.write(json.dumps(content, indent=2) + "\n")
+        sys.stdout.write(strict_json(content, indent=2) + "\n")
     else:
         # Where the width is unknown, tables keep their lines whole.
         Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(rendered)

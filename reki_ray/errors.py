@@ -58,3 +58,7 @@ class StoreError(RekiError):
     """A version of the vector store is missing, damaged or does not fit the model."""
 
     exit_code = 3
+
+
+class NotFiniteError(StoreError):
+    """Weights, vectors or scores are no finite numbers."""

@@ -152,7 +152,7 @@ def render(points: Sequence[Point]) -> Table:
 
 
 def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
-    tree = config.model_dump(mode="json")
+    tree = config.model_dump()  # with its secrets, which JSON has not
     for key, value in changes.items():
         *sections, name = key.split(".")
         inner = tree

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from reki_ray import atomic
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import Table
+from reki_ray.strict_json import strict_json
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
@@ -213,7 +214,7 @@ class Workspace:
 
     def write_json(self, relative: str, content: Any) -> None:
         """Write a JSON document so that a reader sees the old or the new one, never half."""
-        self.write_text(relative, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        self.write_text(relative, strict_json(content, indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, relative: str, content: str) -> None:
         """Write a text document so that a reader sees the old or the new one, never half."""

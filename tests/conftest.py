@@ -60,6 +60,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of folders whose checksums were compared."""
+    from reki_ray.store import manifest, versions  # noqa: PLC0415  # not for tests without a store
+
+    found: list[str] = []
+
+    def note(folder: Path, described: manifest.Manifest) -> None:
+        found.append(folder.name)
+        manifest.verify(folder, described)
+
+    monkeypatch.setattr(versions, "verify_files", note)
+    return found
+
+
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A private Ray with two CPUs, ended with the test session."""

@@ -52,9 +52,9 @@ def app(settings: EdgeSettings, metrics: GatewayMetrics | None = None) -> FastAP
 
 
 def client(
-    made: FastAPI, token: str | None = None, *, peer: str = "203.0.113.5", host: str = "127.0.0.1"
+    made: FastAPI, token: str | None = None, *, peer: str = "127.0.0.1", host: str = "127.0.0.1"
 ) -> TestClient:
-    """A client at an address, which calls the service by a name."""
+    """A client at an address, this machine's own by default, which calls the service by a name."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     return TestClient(
         made,

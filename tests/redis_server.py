@@ -29,8 +29,13 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path) -> Iterator[RedisServer]:
-    """A server with a temporary folder; it is stopped at the end of the block."""
+def redis_server(folder: Path, password: str = "") -> Iterator[RedisServer]:
+    """A server with a temporary folder; it is stopped at the end of the block.
+
+    Args:
+        folder: Its working folder.
+        password: What it asks of its clients; empty asks for none. The URL does not hold it.
+    """
     binary = shutil.which("redis-server") or shutil.which("valkey-server")
     if binary is None:
         pytest.fail(
@@ -40,19 +45,20 @@ def redis_server(folder: Path) -> Iterator[RedisServer]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--requirepass", password] if password else []
     process = subprocess.Popen(
         [*command, "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL
     )
     try:
-        _wait(port, process)
+        _wait(port, process, password)
         yield RedisServer(f"redis://127.0.0.1:{port}/0", process)
     finally:
         process.kill()
         process.wait()
 
 
-def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
-    with redis.Redis(port=port) as client:
+def _wait(port: int, process: subprocess.Popen[bytes], password: str) -> None:
+    with redis.Redis(port=port, password=password or None) as client:
         for _ in range(600):
             with contextlib.suppress(redis.ConnectionError):
                 client.ping()

@@ -103,7 +103,18 @@ def is_loopback(host: str) -> bool:
     """Whether a host name or address means this machine alone."""
     if host == "localhost":
         return True
+    address = address_of(host)
+    return address is not None and address.is_loopback  # any other name may lead anywhere
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address as it is written; None for what is none.
+
+    A listener for both protocols has IPv4 peers as ::ffff:a.b.c.d, which are a.b.c.d.
+    """
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, which may lead anywhere
-        return False
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address

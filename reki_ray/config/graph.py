@@ -6,10 +6,14 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from reki_ray.config.section import Section
+from reki_ray.config.section import OPERATIONAL, Section
 
 MAX_LIST: Final = 10_000
 """No configuration may allow longer lists in a request."""
+
+
+LOOKUP_SHARE: Final = 0.4
+"""Share of a request's time that the lookup may take; most is left to the scorer."""
 
 
 class RequestLimits(Section):
@@ -30,9 +34,15 @@ class RequestLimits(Section):
     max_ongoing_requests: int = Field(
         64,
         ge=1,
-        description="Requests that a gateway works on at once; more are answered 503 at once.",
+        description="Requests of a kind that a gateway works on at once: scores and "
+        "recommendations, events, and what is read; more are answered 503 at once.",
     )
     timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
+
+    @property
+    def lookup_seconds(self) -> float:
+        """Time of the lookup in a request, the first of two attempts."""
+        return LOOKUP_SHARE * self.timeout_seconds / 2
 
 
 class GraphSettings(RequestLimits):
@@ -45,7 +55,7 @@ class GraphSettings(RequestLimits):
         3,
         ge=1,
         description="Opened versions kept in a replica: the promoted one, those of an experiment, "
-        "and one to turn to.",
+        "and one to turn to. An experiment that needs more is refused.",
     )
     gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
     lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
@@ -60,6 +70,13 @@ class GraphSettings(RequestLimits):
         64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
     )
     max_batch_size: int = Field(16, ge=1, description="Most requests a forward.")
+    node_resource: str | None = Field(
+        None,
+        min_length=1,
+        description="Custom resource of the nodes that have the published versions, as vectors of "
+        "`ray start --resources '{\"vectors\": 1}'`: replicas run on these alone. Null: all have.",
+        json_schema_extra=OPERATIONAL,
+    )
 
     @model_validator(mode="after")
     def _ranges_are_no_empty_ones(self) -> Self:

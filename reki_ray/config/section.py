@@ -13,7 +13,8 @@ OPERATIONAL: Final[dict[str, Any]] = {"operational": True}
 class Section(BaseModel):
     """Base of every section: immutable, and strict about unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An error of another tool's log must not quote what was given: it may be a password.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     def identity(self) -> dict[str, Any]:
         """JSON-ready content without operational fields: equal where the output is."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from reki_ray.config.edge import EdgeConfig
-from reki_ray.config.graph import GraphSettings
+from reki_ray.config.graph import GraphSettings, RequestLimits
 from reki_ray.config.reranking import Reranker
 from reki_ray.config.retrieval import RetrievalConfig
+from reki_ray.config.secrets import HIDDEN, without_password
 from reki_ray.config.section import Section
 from reki_ray.config.training import Arm
+from reki_ray.errors import ConfigError
 
 EventRule = Literal["own", "positive"] | Annotated[float, Field(allow_inf_nan=False)]
 """Rating of an event that has none: none at all, a positive one, or a number."""
@@ -50,20 +54,69 @@ class AdapterSettings(Section):
         "`reki export`.",
     )
     url: str = Field("", description="Folder of lmdb, or URL of redis, as redis://host:6379/0.")
+    password: SecretStr | None = Field(
+        None,
+        description="Password of redis, also where it stands in url; shown nowhere. Null takes "
+        "the variable password_env.",
+    )
+    password_env: str = Field(
+        "REKI_VECTORS_PASSWORD",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Environment variable with the password of redis, on every node that runs a "
+        "replica; not set, none is sent.",
+    )
     namespace: str = Field(
         "reki",
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
         description="Begin of every key, so that several stores can share a server.",
     )
     timeout_seconds: float = Field(
-        0.5, gt=0, description="Time that a call of the server may take, seconds."
+        0.2,
+        gt=0,
+        description="Time that a lookup on the server may take, seconds; shorter than a fifth of "
+        "serve.timeout_seconds, so that a server that hangs costs no more than its vectors.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _password_leaves_the_url(cls, content: object) -> object:
+        if not isinstance(content, Mapping) or content.get("kind") != "redis":
+            return content
+        found = dict(content)
+        if isinstance(found.get("url"), str):
+            found["url"], password = without_password(found["url"])
+            if password is not None and found.get("password") is None:
+                found["password"] = password
+        if found.get("password") == HIDDEN:  # out of something that was shown
+            found["password"] = None
+        return found
 
     @model_validator(mode="after")
     def _url_is_given(self) -> AdapterSettings:
         if self.kind != "arrow" and not self.url:
             raise ValueError(f"kind {self.kind} needs url")
         return self
+
+    def secret(self, environ: Mapping[str, str] = os.environ) -> str | None:
+        """Password of the server; None where none is set."""
+        if self.password is not None:
+            return self.password.get_secret_value()
+        return environ.get(self.password_env) or None
+
+    def require_in_time(self, limits: RequestLimits) -> None:
+        """Refuse a server that may take longer than the lookup, which would then answer nothing.
+
+        Raises:
+            ConfigError: It may.
+        """
+        if self.kind == "redis" and self.timeout_seconds >= limits.lookup_seconds:
+            raise ConfigError(
+                f"a lookup may take {limits.lookup_seconds:g} s of a request's "
+                f"{limits.timeout_seconds:g} s, its server of vectors alone "
+                f"{self.timeout_seconds:g} s",
+                where="store.vectors.timeout_seconds",
+                todo=f"Set it below {limits.lookup_seconds:g}, or raise serve.timeout_seconds.",
+            )
 
     def resolved(self) -> AdapterSettings:
         """The same for processes that work in another folder."""

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reki_ray.config import RekiConfig
+from reki_ray.config.secrets import shown
 from reki_ray.evaluation import plots
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.pipeline import STAGE_NAMES, StageResult
@@ -102,7 +103,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "versions": entries["train"].versions,
-        "config": config.model_dump(mode="json"),
+        "config": shown(config.model_dump(mode="json")),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from reki_ray.errors import NotFiniteError
 from reki_ray.models.bundle import RerankBundle
 from reki_ray.models.embedded_model import History
 from reki_ray.models.fields import FIRST_OWN_ROW, PADDING
@@ -42,10 +43,18 @@ class ListScorer:
             item_ids: Items, best guess first; also such as the catalogue does not hold.
 
         Raises:
+            NotFiniteError: The model has no finite score for an item.
             StoreError: The user's augmented vector does not fit the model.
         """
+        scores = self.score(user, item_ids)
+        if not np.isfinite(scores).all():
+            raise NotFiniteError(
+                "the reranker has no finite scores for a list",
+                where=f"reranker of arm {self.bundle.arm}",
+                todo="Go back to an older version: `reki rollback`.",
+            )
         stretch = np.arange(len(item_ids)) // self.bundle.architecture.list_size
-        order: list[int] = np.lexsort((-self.score(user, item_ids), stretch)).tolist()
+        order: list[int] = np.lexsort((-scores, stretch)).tolist()
         return order
 
     def score(self, user: UserInput, item_ids: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -14,7 +14,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +31,8 @@ EXPERIMENT: Final = "EXPERIMENT.json"
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LOCK: Final = ".experiment.lock"
+_MODE: Final = 0o644
+"""As CURRENT: whoever serves reads it, whoever started it."""
 _TOLERANCE: Final = 1e-6
 
 
@@ -122,6 +124,7 @@ def start_experiment(
     variants: Mapping[str, tuple[int, float]],
     *,
     salt: str | None = None,
+    kept_versions: int | None = None,
 ) -> Experiment:
     """Start an experiment, or change the shares or versions of the one that runs.
 
@@ -133,14 +136,18 @@ def start_experiment(
         name: Name of the experiment.
         variants: Version and share of each variant by its name; the first is the base.
         salt: Divides users; None keeps the experiment's, or draws a new one.
+        kept_versions: Versions that a replica keeps opened, as `serve.kept_versions`; None does
+            not look whether those of the experiment are among them.
 
     Raises:
-        ConfigError: A version does not exist, names or shares are wrong, another experiment
-            runs, or the salt would change.
+        ConfigError: A version does not exist, there are more than replicas keep, names or shares
+            are wrong, another experiment runs, or the salt would change.
         StoreError: A file is damaged.
     """
     root = Path(root)
     _require_versions(root, variants)
+    if kept_versions is not None:
+        require_room(root, [version for version, _ in variants.values()], kept_versions)
     with FileLock(root / _LOCK):
         running = _read(root / EXPERIMENT)
         if running is not None and running.name != name:
@@ -160,6 +167,29 @@ def start_experiment(
         started = _divided(root, name, salt, variants, earlier)
         _write(root / EXPERIMENT, started)
     return started
+
+
+def require_room(root: Path, versions: Collection[int], kept: int) -> None:
+    """Refuse more versions than a replica keeps: most requests would wait for one to be opened.
+
+    Args:
+        root: Folder of the versions.
+        versions: Those of an experiment; the promoted one is served beside them.
+        kept: Versions that a replica keeps opened.
+
+    Raises:
+        ConfigError: There are more.
+        StoreError: None is promoted.
+    """
+    numbers = sorted({VersionStore(root).current(), *versions})
+    if len(numbers) > kept:
+        raise ConfigError(
+            f"the experiment and the promoted version need versions "
+            f"{', '.join(map(str, numbers))} open at once, but replicas keep {kept}",
+            where="serve.kept_versions",
+            todo=f"Set it to {len(numbers)} at least and serve again, or name fewer versions: "
+            "`reki experiment`.",
+        )
 
 
 def stop_experiment(root: Path | str) -> Experiment:

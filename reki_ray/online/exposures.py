@@ -10,11 +10,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from reki_ray.background import BackgroundThread
 from reki_ray.errors import DataError, RekiError
 from reki_ray.online.lines import encode_line
 from reki_ray.online.privacy import UserHasher
@@ -26,10 +27,6 @@ _logger = logging.getLogger(__name__)
 _BATCH: Final = 1_000
 _CLOSE_SECONDS: Final = 10.0
 _TELL_SECONDS: Final = 60.0
-
-
-OnDrop = Callable[[int], None]
-"""Is told how many exposures were dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +79,19 @@ class ExposureLog:
     ) -> None:
         self._writer = SegmentWriter(folder, writer)
         self._hasher = hasher
-        self._seconds = seconds
         self._queue: queue.Queue[Exposure] = queue.Queue(capacity)
         self._counts = threading.Lock()
         self._dropped = 0
         self._written = 0
         self._told_at = -_TELL_SECONDS
-        self._on_drop: OnDrop = lambda _: None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="exposures", daemon=True)
+        self._thread = BackgroundThread("write-exposures", self._flush, seconds)
         self._thread.start()
 
     @property
     def dropped(self) -> int:
         """Exposures that were not logged: the queue was full, or the disk refused."""
         return self._dropped
-
-    def watch_drops(self, on_drop: OnDrop) -> None:
-        """Have a function told of every drop from now on; it must not wait."""
-        self._on_drop = on_drop
 
     @property
     def written(self) -> int:
@@ -141,13 +132,9 @@ class ExposureLog:
     def close(self) -> None:
         """Write what is queued, and end the thread; what comes later is dropped."""
         self._closing.set()
-        self._thread.join(_CLOSE_SECONDS)
-        self._writer.close()
-
-    def _run(self) -> None:
-        while not self._closing.wait(self._seconds):
+        if self._thread.stop(_CLOSE_SECONDS):
             self._flush()
-        self._flush()
+        self._writer.close()
 
     def _flush(self) -> None:
         while batch := self._taken():
@@ -156,8 +143,9 @@ class ExposureLog:
                 self._writer.append_lines(lines)
             except RekiError as error:
                 self._drop(len(lines), error.what)
-            except Exception as error:  # noqa: BLE001  # the thread has to go on, whatever it is
-                self._drop(len(lines), f"{type(error).__name__}: {error}")
+            except Exception:
+                self._drop(len(lines), "a defect")
+                raise  # the thread logs it, and goes on
             else:
                 with self._counts:
                     self._written += len(lines)
@@ -186,7 +174,6 @@ class ExposureLog:
             tell = now - self._told_at >= _TELL_SECONDS
             if tell:
                 self._told_at = now
-        self._on_drop(count)
         if tell:  # a full disk must not fill the process's own log as well
             _logger.warning("exposures are dropped, %d so far: %s", self._dropped, why)
 

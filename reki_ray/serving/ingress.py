@@ -7,10 +7,13 @@ before Ray starts.
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import MutableMapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
@@ -35,6 +38,19 @@ LEAN: Final = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
 }
+FILES: Final = {
+    # By default all services of a machine share a folder that everybody may enter, and with it an
+    # administration socket that everybody may write to.
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    # Nobody listens there. By default each request goes to syslog over UDP, with the client's
+    # address and the ids in its path; the gateways write a log without them.
+    "RAY_SERVE_HAPROXY_LOG_TARGET": "no-log.sock",
+}
+"""Files of HAProxy in a folder of this process's own."""
 PORTS: Final = ("RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_HAPROXY_METRICS_PORT")
 """Further ports that HAProxy takes; two services on one machine must not share them."""
 
@@ -71,6 +87,8 @@ def set_ingress(choice: Choice, environment: MutableMapping[str, str] = os.envir
     environment[ENABLE] = "1"
     for name, value in SETTINGS.items():
         environment.setdefault(name, value)
+    for name, file in FILES.items():
+        environment.setdefault(name, str(_own_folder() / file))
     for name in PORTS:
         environment.setdefault(name, str(_free_port()))
     return f"HTTP proxy: HAProxy ({binary})"
@@ -88,6 +106,15 @@ def find_haproxy(environment: MutableMapping[str, str] = os.environ) -> Path | N
             return bundled
     found = shutil.which("haproxy")
     return None if found is None else Path(found)
+
+
+@cache
+def _own_folder() -> Path:
+    """A folder that only this user enters, for as long as this process lives."""
+    # Not in TMPDIR: a socket's path has to be short.
+    folder = Path(tempfile.mkdtemp(prefix="reki-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _free_port() -> int:

@@ -21,8 +21,9 @@ import httpx
 
 from reki_ray.config import RekiConfig, ServeConfig
 from reki_ray.config.graph import GraphSettings
-from reki_ray.errors import EngineError
+from reki_ray.errors import EngineError, StoreError
 from reki_ray.importing import load
+from reki_ray.online.experiment import load_experiment, require_room
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.serving.ingress import set_ingress
@@ -79,14 +80,17 @@ def start(
         Base URL, as http://127.0.0.1:8000.
 
     Raises:
-        ConfigError: A token is missing or unusable.
+        ConfigError: A token is missing or unusable, the server of vectors may take longer than a
+            lookup, or an experiment needs more versions than replicas keep.
         EngineError: The port is taken, Serve runs already, or the graph does not come up.
         StoreError: Nothing is published, or the version is damaged.
     """
     required_tokens(config.serve.edge)  # a missing token is told of here, not in a replica's log
+    config.store.vectors.require_in_time(config.serve)
     store = store_of(config, workspace)
     # A damaged version is told of here, not in a replica's log.
     store.open_served(config.serve.version).close()
+    _require_room(config, store, say)
     say(_choose_ingress(config))  # before Ray is imported
     build = load(config.serve.app or BUILDERS[config.serve.graph])
     port = claim_port(config.serve.host, config.serve.port)
@@ -103,6 +107,17 @@ def start(
         # Ray tells standard output that Serve's controller has died, which is what an end is.
         with contextlib.redirect_stdout(io.StringIO()):
             stack.close()
+
+
+def _require_room(config: RekiConfig, store: VersionStore, say: Callable[[str], None]) -> None:
+    try:
+        running = load_experiment(store.root)
+    except StoreError as error:  # scores need no experiment
+        say(f"serve: without the experiment: {error}")
+        return
+    if running is not None:
+        versions = [variant.version for variant in running.variants]
+        require_room(store.root, versions, config.serve.kept_versions)
 
 
 def _choose_ingress(config: RekiConfig) -> str:

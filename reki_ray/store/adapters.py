@@ -80,12 +80,13 @@ def export_side(  # what names an export
         redis_vectors.export_side(settings, version, side, vectors, manifest, advance)
 
 
-def open_vectors(
+def open_vectors(  # what names an export
     settings: AdapterSettings,
     version: int,
     side: Side,
     fallback: npt.NDArray[np.float32],
     manifest: str,
+    exported: StoredVectors | None = None,
 ) -> KeyedVectors:
     """Open one side of an export.
 
@@ -95,6 +96,7 @@ def open_vectors(
         side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
         manifest: SHA-256 of the version's manifest.
+        exported: What was exported, to tell what is lost from what is unknown.
 
     Raises:
         ConfigError: The package of this kind is not installed.
@@ -105,10 +107,10 @@ def open_vectors(
         from reki_ray.store.lmdb_vectors import LmdbVectors  # noqa: PLC0415  # optional package
 
         root = Path(settings.url)
-        return LmdbVectors(root, settings.namespace, version, side, fallback, manifest)
+        return LmdbVectors(root, settings.namespace, version, side, fallback, manifest, exported)
     from reki_ray.store.redis_vectors import RedisVectors  # noqa: PLC0415  # optional package
 
-    return RedisVectors(settings, version, side, fallback, manifest)
+    return RedisVectors(settings, version, side, fallback, manifest, exported)
 
 
 def _need_package(settings: AdapterSettings) -> None:

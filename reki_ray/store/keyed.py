@@ -2,7 +2,8 @@
 
 A key names namespace, version and side; its value is one byte, the code of the source, and the
 vector's bytes (little endian). The key `<prefix>@meta` is written last: without it an export is
-unfinished and is not opened.
+unfinished and is not opened. It is read again with every lookup: a server that was emptied, or that
+holds another export by now, must not pass for one that never knew the ids.
 """
 
 from __future__ import annotations
@@ -71,6 +72,13 @@ class StoredVectors(KeyedVectors, Protocol):
     def ids(self, limit: int | None = None) -> list[str]:
         """The first ids, or all."""
 
+    def holds(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether there is a vector of each id, shape (N,)."""
+
+
+class VectorsLostError(StoreError):
+    """A server has lost vectors that were exported to it."""
+
 
 class Meta(BaseModel):
     """What an export says of itself, written when it is complete.
@@ -126,18 +134,26 @@ class ServedVectors(abc.ABC):
         prefix: Begin of its keys.
         fallback: Vector of ids that it does not hold, shape (q,).
         manifest: SHA-256 of the manifest of the version that is wanted.
+        exported: What was exported, which tells ids that the server has lost from unknown ones;
+            None takes all that it does not hold for unknown.
 
     Raises:
         StoreError: The export is missing, unfinished, of another version, or unreachable.
     """
 
     def __init__(
-        self, where: str, prefix: bytes, fallback: npt.NDArray[np.float32], manifest: str
+        self,
+        where: str,
+        prefix: bytes,
+        fallback: npt.NDArray[np.float32],
+        manifest: str,
+        exported: StoredVectors | None = None,
     ) -> None:
         self._where = where
         self._prefix = prefix
-        found = self.fetch([meta_key(prefix)])[0]
-        meta = read_meta(found, where, prefix)
+        self._exported = exported
+        self._mark = self.fetch([meta_key(prefix)])[0]
+        meta = read_meta(self._mark, where, prefix)
         if meta is None or meta.manifest != manifest:
             what = "holds no whole export" if meta is None else "holds another store's export"
             raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
@@ -185,7 +201,13 @@ class ServedVectors(abc.ABC):
     def _values(self, ids: Sequence[str]) -> list[bytes | None]:
         if not ids:
             return []
-        values = self.fetch([key_of(self._prefix, name) for name in ids])
+        keys = [key_of(self._prefix, name) for name in ids]
+        *values, mark = self.fetch([*keys, meta_key(self._prefix)])
+        if mark != self._mark:
+            raise self._lost("the export")
+        missing = [name for name, value in zip(ids, values, strict=True) if value is None]
+        if missing and self._exported is not None and self._exported.holds(missing).any():
+            raise self._lost("some of the vectors")
         size = 1 + self.dimension * self._type.itemsize
         if any(value is not None and len(value) != size for value in values):
             raise StoreError(
@@ -194,6 +216,14 @@ class ServedVectors(abc.ABC):
                 todo=EXPORT_AGAIN,
             )
         return values
+
+    def _lost(self, what: str) -> VectorsLostError:
+        return VectorsLostError(
+            f"the server no longer holds {what} of {self._prefix.decode()}",
+            where=self._where,
+            todo=f"{EXPORT_AGAIN} See that it is not emptied, and evicts nothing (maxmemory-policy "
+            "noeviction).",
+        )
 
 
 def read_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:

@@ -111,6 +111,13 @@ class LayeredVectors:
                 named[place] = source
         return vectors, named
 
+    def holds(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether there is a vector of each id, shape (N,)."""
+        found = np.zeros(len(ids), dtype=bool)
+        for table in self._tables:
+            found |= table.holds(ids)
+        return found
+
     def sources(self, ids: Sequence[str]) -> list[str]:
         """Source of the vector of each id, as `lookup` tells it."""
         named: list[str] = [FALLBACK for _ in ids]

@@ -67,6 +67,7 @@ class LmdbVectors(ServedVectors):
         side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
         manifest: SHA-256 of the version's manifest.
+        exported: What was exported, see `ServedVectors`.
 
     Raises:
         StoreError: The export is missing, damaged, or of another version.
@@ -80,10 +81,12 @@ class LmdbVectors(ServedVectors):
         side: Side,
         fallback: npt.NDArray[np.float32],
         manifest: str,
+        exported: StoredVectors | None = None,
     ) -> None:
         path = folder_of(root, namespace, version, side)
         self._environment: _Environment | None = _Environment.of(path)
-        super().__init__(str(path), prefix_of(namespace, version, side), fallback, manifest)
+        prefix = prefix_of(namespace, version, side)
+        super().__init__(str(path), prefix, fallback, manifest, exported)
 
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See `ServedVectors.fetch`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from reki_ray.store.vectors import DType
 MANIFEST_FORMAT: Final = 2
 """1: sources as text, no layers, vectors h alone. 2: coded sources, layers, vectors h or r."""
 MANIFEST: Final = "manifest.json"
+VERIFIED: Final = "VERIFIED"
+"""File beside CURRENT: seals of versions whose checksums were compared there."""
 MODEL_FOLDER: Final = "model"
 RERANKER_FOLDER: Final = "reranker"
 RETRIEVAL_FOLDER: Final = "retrieval"
@@ -32,6 +35,10 @@ MAX_LAYERS: Final = 9
 _READ_ONLY: Final = 0o444
 
 Prestore = Literal["h", "r"]
+
+
+class DamagedError(StoreError):
+    """A file of a version is missing, or is not the one that was published."""
 
 
 class Base(BaseModel):
@@ -235,18 +242,36 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
     return digest.hexdigest()
 
 
+def verified_seals(root: Path) -> frozenset[str]:
+    """Seals of versions below a root whose checksums a replica has compared."""
+    try:
+        return frozenset((root / VERIFIED).read_text(encoding="ascii").split())
+    except (OSError, UnicodeDecodeError):  # costs time, but no version
+        return frozenset()
+
+
+def note_verified(root: Path, seal: str) -> None:
+    """Spare later replicas the checksums of a version; a root that cannot be written to costs time.
+
+    A promotion notes its seal in HISTORY. A copy of the root, as on another node, has other times
+    of change and so another seal, which nobody has noted.
+    """
+    with contextlib.suppress(OSError), (root / VERIFIED).open("a", encoding="ascii") as file:
+        file.write(f"{seal}\n")
+
+
 def verify(folder: Path, manifest: Manifest) -> None:
     """Compare every file with its checksum, which reads all of it.
 
     Raises:
-        StoreError: A file is missing or damaged.
+        DamagedError: A file is missing or damaged.
     """
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            raise StoreError("a file is missing", where=str(path), todo=REPUBLISH)
+            raise DamagedError("a file is missing", where=str(path), todo=REPUBLISH)
         if checksum(path) != expected:
-            raise StoreError(
+            raise DamagedError(
                 "the file is damaged: its checksum is not the manifest's",
                 where=str(path),
                 todo=REPUBLISH,

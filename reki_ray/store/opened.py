@@ -12,7 +12,14 @@ from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
 from reki_ray.store.adapters import KeyedVectors, StoredVectors, open_vectors
-from reki_ray.store.contents import Catalogue, Knowledge, KnowledgeEntry, Profile, Profiles
+from reki_ray.store.contents import (
+    Catalogue,
+    CatalogueItem,
+    Knowledge,
+    KnowledgeEntry,
+    Profile,
+    Profiles,
+)
 from reki_ray.store.index import REPUBLISH
 from reki_ray.store.layers import LayeredVectors
 from reki_ray.store.manifest import (
@@ -126,22 +133,29 @@ class StoreVersion:
                 )
         return loaded
 
-    def load_scorer(self) -> CandidateScorer:
+    def load_scorer(self, items: Sequence[CatalogueItem] | None = None) -> CandidateScorer:
         """The model over this version's catalogue and item vectors.
 
         Where the version holds representations, the scorer augments them: the catalogue's at
         once, the user's at every request.
+
+        Args:
+            items: Part of the catalogue to score; None takes all of it.
 
         Raises:
             StoreError: The model's fingerprint is not the manifest's, or the vectors do not fit.
         """
         from reki_ray.models.scoring import CandidateScorer  # noqa: PLC0415  # see TYPE_CHECKING
 
-        ids = self.catalogue.ids
+        if items is None:
+            ids, attributes = self.catalogue.ids, self.catalogue.attributes
+        else:
+            ids = [item.item_id for item in items]
+            attributes = [item.attributes for item in items]
         return CandidateScorer(
             self.load_model(),
             ids,
-            self.catalogue.attributes,
+            attributes,
             None if self.items is None else self.items.lookup(ids)[0],
             None if self.items is None else self.items.fallback,
             prestored=self.prestore,
@@ -154,15 +168,16 @@ class StoreVersion:
                 vectors.close()
 
     def _open_vectors(self, side: Side) -> KeyedVectors | None:
-        fallback = self.manifest.fallback.get(side)
-        if self._settings is None or self._settings.kind == "arrow" or fallback is None:
-            return self.stored_vectors(side)
+        stored = self.stored_vectors(side)
+        if self._settings is None or self._settings.kind == "arrow" or stored is None:
+            return stored
         return open_vectors(
             self._settings,
             self.manifest.version,
             side,
-            np.array(fallback, dtype=np.float32),
+            stored.fallback,
             checksum(self.folder / MANIFEST),
+            stored,
         )
 
     def _check_table(self, table: VectorTable, side: Side) -> None:

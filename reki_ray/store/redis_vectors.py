@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +41,7 @@ class RedisVectors(ServedVectors):
         side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
         manifest: SHA-256 of the version's manifest.
+        exported: What was exported, see `ServedVectors`.
 
     Raises:
         StoreError: The server is unreachable, or holds no whole export of this version.
@@ -54,14 +54,16 @@ class RedisVectors(ServedVectors):
         side: Side,
         fallback: npt.NDArray[np.float32],
         manifest: str,
+        exported: StoredVectors | None = None,
     ) -> None:
         self._client: redis.Redis | None = connect(settings, settings.timeout_seconds)
         try:
             super().__init__(
-                shown(settings.url),
+                settings.url,
                 prefix_of(settings.namespace, version, side),
                 fallback,
                 manifest,
+                exported,
             )
         except StoreError:
             self.close()
@@ -96,14 +98,14 @@ def export_side(  # what names an export
     manifest: str,
     advance: Advance,
 ) -> None:
-    """Write a side to the server; a whole export of the same version stays as it is.
+    """Write a side to the server; what is there of the same version stays as it is.
 
     Raises:
         StoreError: The server is unreachable or full, or it holds another store's version of
             this number.
     """
     prefix = prefix_of(settings.namespace, version, side)
-    where = shown(settings.url)
+    where = settings.url
     meta = Meta(
         rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
     )
@@ -111,17 +113,19 @@ def export_side(  # what names an export
     try:
         with told(where):
             there = read_meta(cast("bytes | None", client.get(meta_key(prefix))), where, prefix)
-            if there == meta:
-                return
-            if there is not None:
+            if there not in (None, meta):
                 raise StoreError(
                     f"the server holds another store's {prefix.decode()}",
                     where=where,
                     todo="Choose another store.vectors.namespace, or remove these keys.",
                 )
             for batch in vectors.batches(_ROWS_A_STEP):
-                client.mset(cast("dict[Any, Any]", pack(prefix, batch)))
-                advance(len(batch[0]))
+                rows = pack(prefix, batch)
+                # A server may have lost some by eviction: what is there is counted, not believed.
+                if there is not None and client.exists(*rows) == len(rows):
+                    continue
+                client.mset(cast("dict[Any, Any]", rows))
+                advance(len(rows))
             client.set(meta_key(prefix), meta.model_dump_json().encode())
     finally:
         client.close()
@@ -136,6 +140,7 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
     try:
         return redis.Redis.from_url(
             settings.url,
+            password=settings.secret(),
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
             # Once more at once: a server closes connections that were idle for long. A server
@@ -161,9 +166,3 @@ def told(where: str) -> Iterator[None]:
             where=where,
             todo="Start the server, or set store.vectors.url and timeout_seconds.",
         ) from error
-
-
-def shown(url: str) -> str:
-    """A URL without its password, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or ''}{parts.path}"

@@ -143,6 +143,10 @@ class VectorTable:
         """Row of every id, shape (N,); -1 where there is none."""
         return self.index.find(ids)
 
+    def holds(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether there is a vector of each id, shape (N,)."""
+        return self.index.find(ids) >= 0
+
     def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """Vectors of ids.
 

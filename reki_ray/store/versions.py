@@ -46,11 +46,14 @@ from reki_ray.store.manifest import (
     Manifest,
     folder_of,
     layers_of,
+    note_verified,
     seal_of,
+    verified_seals,
     write_manifest,
 )
 from reki_ray.store.manifest import verify as verify_files
 from reki_ray.store.opened import StoreVersion
+from reki_ray.store.soundness import require_sound
 from reki_ray.store.upsert import Delta, check_fits, write_compacted, write_delta
 
 __all__ = [
@@ -160,7 +163,7 @@ class VersionStore:
         """Open a version as replicas do.
 
         Vectors are those of `vectors`. Checksums are compared only where the files are not those
-        that a promotion has compared.
+        that a promotion, or a replica before, has compared.
 
         Args:
             version: Its number; None opens the current one.
@@ -169,7 +172,12 @@ class VersionStore:
             StoreError: See `open`.
         """
         number = self.current() if version is None else version
-        return self.open(number, verify=not self._is_sealed(number), vectors=self.vectors)
+        seal = seal_of(self.layers(number))  # before: what is written meanwhile shows
+        if self._is_sealed(number) or seal in verified_seals(self.root):
+            return self.open(number, verify=False, vectors=self.vectors)
+        opened = self.open(number, vectors=self.vectors)
+        note_verified(self.root, seal)
+        return opened
 
     def layers(self, version: int) -> list[tuple[Path, Manifest]]:
         """Folders and manifests of a version and of all that it lies over, newest first.
@@ -309,13 +317,13 @@ class VersionStore:
     def _promote(self, version: int, *, expected: int | None, rollback: bool) -> None:
         verified = seal_of(self.layers(version))  # before: what is written meanwhile shows
         with closing(self.open(version, vectors=self.vectors)) as opened:
-            opened.load_model()
+            require_sound(opened)
         self._point_to(version, expected=expected, rollback=rollback, seal=verified)
 
     def _build(self, scratch: Path, fill: Fill, number: int) -> None:
         manifest = write_manifest(scratch, fill(scratch), number)
         below = [] if manifest.base is None else self.layers(manifest.base.version)
-        StoreVersion([(scratch, manifest), *below]).load_model()
+        require_sound(StoreVersion([(scratch, manifest), *below]))
 
     def _export(self, number: int) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from reki_ray.config import RekiConfig
 from reki_ray.config.keys import flat
+from reki_ray.config.secrets import shown
 from reki_ray.training.checkpoint import Epoch
 from reki_ray.training.packages import check
 from reki_ray.training.runs import Run, effective
@@ -92,7 +93,7 @@ class Tracker:
             self._ids.pop(name, None)
             _logger.warning(
                 "MLflow at %s does not take run %s, which is trained all the same: %s",
-                self._config.train.mlflow,
+                shown(self._config.train.mlflow),
                 name,
                 error,
             )
@@ -128,7 +129,7 @@ class Tracker:
             experiment = (
                 found.experiment_id if found else client.create_experiment(self._config.name)
             )
-            tags = {"reki.workspace": self._config.root, "reki.fingerprint": run.fingerprint}
+            tags = {"reki.workspace": shown(self._config.root), "reki.fingerprint": run.fingerprint}
             made = client.create_run(experiment, run_name=name, tags=tags).info.run_id
             self._ids[name] = made
             settings = flat(effective(self._config.train, run))

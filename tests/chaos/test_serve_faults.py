@@ -49,7 +49,16 @@ def graph(root: Path) -> Iterator[LiveGraph]:
 
 
 def test_requests_come_in_through_haproxy(graph: LiveGraph, truth: Truth) -> None:
-    assert "haproxy" in {process.name() for process in graph.processes()}
+    (proxy, *_) = [process for process in graph.processes() if process.name() == "haproxy"]
+    command = proxy.cmdline()
+    settings = Path(command[command.index("-f") + 1])
+    logs = re.findall(r"^\s+log (\S+)", settings.read_text(), re.MULTILINE)
+    # Nobody but this user comes near its sockets, and no request is told to syslog.
+    assert {Path(to).parent for to in logs if to != "global"} <= {
+        settings.parent,
+        settings.parent.parent,
+    }
+    assert settings.parent.parent.stat().st_mode & 0o077 == 0
     with graph.client() as client:
         truth.check([ask(client)])
 

@@ -226,7 +226,8 @@ def test_what_is_no_request_is_refused(client: httpx.Client, content: bytes, sta
 def test_a_body_without_its_type_is_told_what_to_send(client: httpx.Client) -> None:
     content = b'{"user_id": "u0", "candidates": ["m1"]}'
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    found = error(client.post("/v1/score", content=content, headers=form), 422)
+    found = error(client.post("/v1/score", content=content, headers=form), 415)
+    assert found["code"] == "unsupported_media_type"
     assert "Content-Type: application/json" in found["message"]
 
 
@@ -260,6 +261,25 @@ def test_sampled_ids_are_of_the_store(client: httpx.Client) -> None:
 def test_health_and_readiness(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
+    for path in ("/healthz", "/readyz", "/metrics", "/", "/v1/versions", "/openapi.json"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b""), path
+
+
+@pytest.mark.parametrize("sent", ["r-1", None])
+def test_every_answer_has_one_request_id(client: httpx.Client, sent: str | None) -> None:
+    headers = {} if sent is None else {"X-Request-ID": sent}
+    body = {"user_id": "u0", "candidates": ["m1"]}
+    for answer in (
+        client.post("/v1/score", json=body, headers=headers),
+        client.get("/v1/nothing", headers=headers),
+        client.get("/v1/admin/versions", headers=headers),
+        client.get("/", headers=headers),
+    ):
+        (found,) = answer.headers.get_list("x-request-id")
+        assert found == (sent or found)
+        if answer.is_success and "request_id" in answer.text:
+            assert answer.json()["request_id"] == found
 
 
 def test_the_interface_describes_itself(client: httpx.Client) -> None:
@@ -318,7 +338,7 @@ def test_the_deployment_files_are_valid(
         {**(application.args or {}), "publish_root": str(root / "publish")}
     )
     ingress = builder(args)._bound_deployment
-    assert ingress.max_ongoing_requests == 2 * args.max_ongoing_requests
+    assert ingress.max_ongoing_requests > 3 * args.max_ongoing_requests
 
 
 def test_autoscaling_reaches_every_deployment(root: Path) -> None:
@@ -331,6 +351,16 @@ def test_autoscaling_reaches_every_deployment(root: Path) -> None:
         assert (scaling.min_replicas, scaling.max_replicas) == (1, 4)
     with pytest.raises(ValidationError, match="max_replicas is 1"):
         GraphArgs(publish_root="x", scorer_replicas=2, max_replicas=1)
+
+
+def test_replicas_run_where_the_versions_are(root: Path) -> None:
+    for resource, wanted in ((None, {}), ("vectors", {"vectors": 0.001})):
+        args = GraphArgs(publish_root=str(root / "publish"), node_resource=resource)
+        for built in (build_app(args), build_fused_app(args)):
+            bound = built._bound_deployment
+            parts = [p._bound_deployment for p in bound.init_args if isinstance(p, Application)]
+            for deployment in (bound, *parts):
+                assert (deployment.ray_actor_options or {})["resources"] == wanted
 
 
 def recommended(client: httpx.Client, user: str, k: int, **body: Any) -> Any:

@@ -33,7 +33,7 @@ EDGE = EdgeSettings(
 CONFIG = """
 [checks]
 # A list of ids that is too long may be refused as a body that is too large.
-negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 413, 422]
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 413, 415, 422]
 """
 EXAMPLES = 25
 """Random requests of an operation, beside those at the bounds of every field."""

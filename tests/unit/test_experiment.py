@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from reki_ray.online.experiment import (
     stop_experiment,
 )
 from reki_ray.online.slots import SLOTS, Ranges, allot, rounded
-from reki_ray.store.versions import VersionStore
+from reki_ray.store.versions import CURRENT, VersionStore
 from tests import store_factory
 
 USERS = [f"user-{number}" for number in range(20_000)]
@@ -150,6 +151,32 @@ def test_the_running_experiment_is_the_one_that_was_started(root: Path) -> None:
     assert len(started.salt) == 32
     assert started.changed_at > 0
     assert [path.name for path in root.glob(".EXPERIMENT*")] == []
+
+
+def test_an_experiment_of_more_versions_than_replicas_keep_is_refused(root: Path) -> None:
+    thirds = {"base": (1, 0.4), "reki": (2, 0.3), "other": (1, 0.3)}  # 3 is promoted
+    with pytest.raises(
+        ConfigError, match="versions 1, 2, 3 open at once, but replicas keep 2"
+    ) as e:
+        start_experiment(root, "test", thirds, kept_versions=2)
+    assert (e.value.where, "Set it to 3" in e.value.todo) == ("serve.kept_versions", True)
+    assert load_experiment(root) is None
+    assert start_experiment(root, "test", thirds, kept_versions=3) == load_experiment(root)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_whoever_may_read_the_pointer_may_read_the_experiment(root: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        started = start_experiment(root, "test", HALVES)
+        (root / CURRENT).unlink()
+        VersionStore(root).promote(3)
+        rights = [path.stat().st_mode & 0o777 for path in (root / CURRENT, root / EXPERIMENT)]
+        stop_experiment(root)
+        rights.append((root / f"EXPERIMENT-{started.name}.json").stat().st_mode & 0o777)
+    finally:
+        os.umask(before)
+    assert len(set(rights)) == 1
 
 
 def test_a_stopped_experiment_is_kept_and_goes_on_with_its_users(root: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from deployments.api import GatewaySettings
 from deployments.edge import PAGE_FILES
+from deployments.rate import network_of
 from reki_ray.config.edge import EdgeConfig, EdgeSettings, is_loopback
 from reki_ray.errors import ConfigError
 from reki_ray.runtime import set_environment
@@ -115,6 +120,47 @@ def test_metrics_are_open_on_this_machine_alone() -> None:
     assert client(edge_app.app(CLOSED), TOKEN).get("/metrics").status_code == 200
 
 
+FOREIGN = ["203.0.113.5", "10.0.0.1", "2001:db8::1", "::ffff:203.0.113.5", "testclient", ""]
+
+
+@pytest.mark.parametrize("peer", FOREIGN)
+@pytest.mark.parametrize("settings", [EdgeSettings(), EdgeSettings(allow_anonymous=True)])
+def test_a_peer_from_elsewhere_is_no_caller_of_this_machine_whatever_host_it_names(
+    settings: EdgeSettings, peer: str
+) -> None:
+    made = edge_app.app(settings)
+    for host in ("localhost", "127.0.0.1", "[::1]"):
+        caller = client(made, peer=peer, host=host)
+        assert error(caller.get("/metrics"), 401)["code"] == "token_needed"
+        error(caller.post("/v1/score"), 401)
+        assert caller.get("/healthz").status_code == 200
+    assert client(made, TOKEN, peer=peer).get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
+def test_a_peer_on_this_machine_is_known_by_all_its_addresses(peer: str) -> None:
+    made = edge_app.app(EdgeSettings(allow_anonymous=True))
+    assert client(made, peer=peer).post("/v1/score").status_code == 200
+    assert client(made, peer=peer).get("/metrics").status_code == 200
+
+
+@pytest.mark.parametrize("listener", ["0.0.0.0", "::", "10.0.0.1", "host.example", ""])
+def test_where_the_service_listens_counts_more_than_what_is_set(listener: str) -> None:
+    settings = GatewaySettings().listening_at(listener)
+    made = edge_app.app(settings.edge)
+    error(client(made, host="localhost").get("/metrics"), 401)
+    assert client(made, TOKEN).get("/metrics").status_code == 200
+    with pytest.raises(ValidationError, match="allow_anonymous"):
+        GatewaySettings(edge=EdgeSettings(allow_anonymous=True)).listening_at(listener)
+
+
+def test_what_is_set_may_be_stricter_than_where_the_service_listens() -> None:
+    for host, listener in (("0.0.0.0", "127.0.0.1"), ("10.0.0.1", "0.0.0.0")):
+        settings = GatewaySettings(edge=EdgeSettings(host=host))
+        assert settings.listening_at(listener).edge.host == host
+    assert GatewaySettings().listening_at("127.0.0.1").edge.loopback
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
 def test_anonymous_callers_are_refused_at_any_other_address(host: str) -> None:
     with pytest.raises(ValidationError, match=r"set serve\.host to 127\.0\.0\.1"):
@@ -123,7 +169,9 @@ def test_anonymous_callers_are_refused_at_any_other_address(host: str) -> None:
 
 
 def test_loopback_is_known() -> None:
-    assert all(is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"))
+    here = ("127.0.0.1", "127.9.9.9", "::1", "localhost", "::ffff:127.0.0.1", "::ffff:7f00:1")
+    assert all(is_loopback(host) for host in here)
+    assert not any(is_loopback(host) for host in ("", "localhost.evil.example", "::ffff:10.0.0.1"))
 
 
 def test_a_missing_token_is_told_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +264,26 @@ def test_the_server_itself_believes_no_forwarded_address(monkeypatch: pytest.Mon
     assert codes == [200, 200, 429]
 
 
+def test_a_proxy_at_a_listener_for_both_protocols_is_trusted_as_what_it_is() -> None:
+    trusting = slow(trusted_proxies=("10.0.0.0/8",))
+    each = [f"198.51.100.{n}" for n in range(3)]
+    assert peers(trusting, "::ffff:10.0.0.7", each) == [200, 200, 200]
+    mapped = [f"::ffff:{address}" for address in each]
+    assert peers(trusting, "10.0.0.7", [each[0], mapped[0], each[0]]) == [200, 200, 429]
+
+
 def test_a_wrong_network_of_proxies_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"write 10\.0\.0\.7 or 10\.0\.0\.0/8"):
         EdgeConfig(trusted_proxies=("proxy.example",))
+
+
+@given(st.ip_addresses(v=4), st.ip_addresses(v=4))
+def test_every_ipv4_client_is_one_of_its_own_at_a_listener_for_both_protocols(
+    one: IPv4Address, other: IPv4Address
+) -> None:
+    assert network_of(f"::ffff:{one}") == network_of(str(one)) == str(one)
+    assert network_of(f"::FFFF:{int(one) >> 16:x}:{int(one) & 0xFFFF:x}") == str(one)
+    assert (network_of(f"::ffff:{one}") == network_of(f"::ffff:{other}")) == (one == other)
 
 
 def test_addresses_of_one_ipv6_network_are_one_client() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pytest
 
 from deployments.batching import Batcher
 from deployments.lookup import StoreReader
+from deployments.messages import Scores
 from deployments.scorer import Question, VersionScorer
 from reki_ray.errors import StoreError
 from reki_ray.models.bundle import Vectors
@@ -110,6 +112,12 @@ def version(
     return store.open()
 
 
+def scored(scorer: VersionScorer, *questions: Question) -> list[Scores]:
+    found = scorer.score_batch(questions)
+    assert all(isinstance(one, Scores) for one in found)
+    return cast(list[Scores], found)
+
+
 def test_scores_of_a_batch_are_those_of_single_users(version: StoreVersion) -> None:
     reader, scorer = StoreReader(version), VersionScorer(version)
     lists = [["m3", "unknown", "m1"], ["m5"], [], list(store_factory.ITEM_IDS), ["m1", "m1"]]
@@ -117,8 +125,8 @@ def test_scores_of_a_batch_are_those_of_single_users(version: StoreVersion) -> N
     questions = [
         Question(reader.user(user), items) for user, items in zip(users, lists, strict=True)
     ]
-    for question, found in zip(questions, scorer.score_batch(questions), strict=True):
-        alone = scorer.score(*question)
+    for question, found in zip(questions, scored(scorer, *questions), strict=True):
+        (alone,) = scored(scorer, question)
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
         assert (found.sources, found.user_source) == (alone.sources, alone.user_source)
         assert len(found.scores) == len(question.candidates)
@@ -132,7 +140,7 @@ def test_scores_through_the_deployments_classes_are_those_of_the_model(
     candidates = [*store_factory.ITEM_IDS, "unknown"]
     for user in [*store_factory.USER_IDS, "nobody"]:
         expected = offline.score(user_input(version, user), candidates)
-        found = scorer.score(reader.user(user), candidates)
+        (found,) = scored(scorer, Question(reader.user(user), candidates))
         np.testing.assert_allclose(found.scores, expected, atol=1e-6)
 
 

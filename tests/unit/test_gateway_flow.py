@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,21 @@ import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from deployments.backend import Backend
+from deployments.backend import Backend, HandleBackend
 from deployments.calls import Hooks
 from deployments.errors import ApiError
 from deployments.flow import ScoringFlow
 from deployments.messages import Behind, Sample, Scores, UserRecord
 from deployments.recommend import Recommendation, RecommendFlow
 from deployments.schemas import HistoryItem, RecommendRequest
+from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
 from reki_ray.store.contents import Profile
 
 KNOWN = UserRecord(
     Profile({"gender": ["F"]}, ("m1",), (4.0,), (100,)), np.ones(2, np.float32), "cluster", "v1"
 )
-SCORE_OF = {"a": 0.25, "b": 0.5, "c": 0.75}
+SCORE_OF = {"m1": 0.125, "a": 0.25, "b": 0.5, "c": 0.75}
 
 
 def unavailable() -> ActorUnavailableError:
@@ -39,6 +41,7 @@ class Graph:
         self.retrieves = True
         self.reranks = reranks
         self.retries: list[str] = []
+        self.failures_told: list[str] = []
         self.rejections: list[str] = []
         self.scored_for: list[UserRecord] = []
         self.never: set[str] = set()
@@ -93,7 +96,11 @@ class Graph:
 
     @property
     def hooks(self) -> Hooks:
-        return Hooks(retried=self.retries.append, rejected=self.rejections.append)
+        return Hooks(
+            retried=self.retries.append,
+            rejected=self.rejections.append,
+            failed=self.failures_told.append,
+        )
 
     def score_now(
         self, seconds: float = 5.0, history: Sequence[HistoryItem] | None = None
@@ -226,3 +233,135 @@ def test_without_retriever_there_is_no_recommendation() -> None:
     with pytest.raises(ApiError) as caught:
         Graph(retriever=[unavailable(), unavailable()]).recommend()
     assert (caught.value.status, caught.value.code) == (503, "retriever_unavailable")
+
+
+RAISED = [
+    OSError(116, "Stale file handle"),
+    RuntimeError("a defect"),
+    KeyError("u17"),
+    StoreError("damaged", where="v1", todo="Publish again."),
+    MemoryError(),
+]
+
+
+def outcome(hop: str, failure: Exception) -> Any:
+    """What a caller is answered where a hop fails with something."""
+    graph = Graph(reranks=True, **{hop: [failure, failure]})
+    try:
+        found = graph.recommend(k=2)
+    except ApiError as error:
+        return error.status, error.code, graph.failures_told
+    return found.degraded, found.item_ids, found.titles, graph.failures_told
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("hop", ["lookup", "retriever", "scorer", "reranker", "titles"])
+def test_a_failure_is_the_same_in_this_process_and_in_another_one(
+    hop: str, raised: Exception
+) -> None:
+    own, other = outcome(hop, raised), outcome(hop, RayTaskError(hop, "trace", raised))
+    assert own == other
+    if hop in ("retriever", "scorer"):
+        assert own == (503, f"{hop}_unavailable", [hop])
+    else:
+        assert own[0] is True
+        assert own[-1] == ["lookup" if hop == "titles" else hop]
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, partial(RayTaskError, "score", "trace")])
+def test_a_model_without_finite_scores_is_told_as_such(
+    wrap: Callable[[Exception], Exception],
+) -> None:
+    error = NotFiniteError("no finite score", where="v1", todo="Go back.")
+    with pytest.raises(ApiError) as caught:
+        Graph(scorer=[wrap(error)]).score_now()
+    assert (caught.value.status, caught.value.code) == (503, "no_scores")
+    graph = Graph(reranks=True, reranker=[wrap(error)])
+    assert graph.recommend(k=2).degraded
+
+
+def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ApiError):
+        Graph(scorer=[RuntimeError("a defect")]).score_now()
+    (told,) = [record for record in caplog.records if record.exc_info]
+    assert told.message == "scorer has failed"
+
+
+def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
+    graph = Graph()
+    graph.never = {"scorer"}
+    flow = ScoringFlow(graph, 0.02, graph.hooks)
+
+    async def ask() -> None:
+        for _ in range(30):
+            with pytest.raises(ApiError):
+                await flow.score("u0", ["a"], 1)
+
+    asyncio.run(ask())
+    assert len(graph.scored_for) <= 30 + 5
+    graph.never = set()
+
+    async def recover() -> None:
+        for _ in range(200):
+            await flow.score("u0", ["a"], 1)
+        graph.never = {"scorer"}
+        with pytest.raises(ApiError):
+            await flow.score("u0", ["a"], 1)
+
+    before = len(graph.retries)
+    asyncio.run(recover())
+    assert len(graph.retries) == before + 1
+
+
+def test_calls_of_replicas_that_died_are_repeated_however_many() -> None:
+    graph = Graph(scorer=[unavailable() for _ in range(60)])
+    flow = ScoringFlow(graph, 5.0, graph.hooks)
+
+    async def ask() -> None:
+        for _ in range(30):
+            with pytest.raises(ApiError, match="No scorer"):
+                await flow.score("u0", ["a"], 1)
+
+    asyncio.run(ask())
+    assert len(graph.retries) == 30
+
+
+class Handle:
+    """The handle of a deployment whose replicas answer `prepare` as told."""
+
+    def __init__(self, *answers: Exception | None) -> None:
+        self.answers = answers
+        self.user = self.titles = self.behind = self.sample = self.score = None
+
+    def broadcast(self, method: str, version: int) -> Handle:
+        return self
+
+    async def results_async(self, **_: Any) -> list[Exception | None]:
+        return list(self.answers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "raised"),
+    [
+        ((None, None), None),
+        ((None, unavailable()), None),  # it opens the version when it is back
+        ((unavailable(), unavailable()), ActorUnavailableError),
+        ((None, RayTaskError("prepare", "trace", OSError("I/O error"))), RayTaskError),
+        ((None, TimeoutError()), TimeoutError),
+        (
+            (unavailable(), RayTaskError("prepare", "trace", RAISED[3])),
+            StoreError,
+        ),
+    ],
+)
+def test_a_version_that_one_replica_cannot_open_is_not_prepared(
+    answers: tuple[Exception | None, ...], raised: type[Exception] | None
+) -> None:
+    lookup: Any = Handle(*answers)
+    scorer: Any = Handle(None)
+    backend = HandleBackend(lookup, scorer)
+    if raised is None:
+        asyncio.run(backend.prepare(2))
+    else:
+        with pytest.raises(raised):
+            asyncio.run(backend.prepare(2))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deployments.metrics import GatewayMetrics
+from deployments.calls import Hop
+from deployments.messages import Lack
+from deployments.metrics import HOPS, LACKS, GatewayMetrics
+from reki_ray.background import BackgroundLoop
 from reki_ray.config.edge import EdgeSettings
 from tests import edge_app
 from tests.edge_app import client
@@ -29,6 +34,9 @@ def test_every_counter_counts() -> None:
     metrics.scored("cluster", degraded=True)
     metrics.rate_limited("anonymous")
     metrics.queue_rejected("lookup")
+    metrics.hop_failed("scorer")
+    metrics.degraded("vectors_lost")
+    metrics.follow_exposures(lambda: {"written": 5, "dropped": 2})
     metrics.version_refused()
     metrics.events_accepted(3)
     found = samples(metrics)
@@ -36,6 +44,10 @@ def test_every_counter_counts() -> None:
     assert found["reki_scored_total", (("degraded", "true"), ("user_source", "cluster"))] == 1
     assert found["reki_rate_limited_total", (("caller", "anonymous"),)] == 1
     assert found["reki_queue_rejections_total", (("hop", "lookup"),)] == 1
+    assert found["reki_hop_failures_total", (("hop", "scorer"),)] == 1
+    assert found["reki_degraded_total", (("lack", "vectors_lost"),)] == 1
+    assert found["reki_exposures_total", (("outcome", "written"),)] == 5
+    assert found["reki_exposures_total", (("outcome", "dropped"),)] == 2
     assert found["reki_versions_refused_total", ()] == 1
     assert found["reki_events_accepted_total", ()] == 3
 
@@ -44,6 +56,20 @@ def test_counters_without_labels_are_there_before_they_count() -> None:
     found = samples(GatewayMetrics("replica-1"))
     assert found["reki_versions_refused_total", ()] == 0
     assert found["reki_events_accepted_total", ()] == 0
+
+
+def test_failures_of_loops_are_counted_by_their_name() -> None:
+    loop = BackgroundLoop("a-loop", 1.0)
+    metrics = GatewayMetrics("replica-1")
+    assert samples(metrics)["reki_loop_failures_total", (("loop", "a-loop"),)] == 0
+    with loop._guarded():
+        raise OSError
+    assert samples(metrics)["reki_loop_failures_total", (("loop", "a-loop"),)] == 1
+
+
+def test_all_that_may_be_told_has_a_label_of_its_own() -> None:
+    assert set(get_args(Hop)) == set(HOPS)
+    assert set(get_args(Lack)) - {""} < set(LACKS)
 
 
 def test_the_served_version_is_told_alone() -> None:

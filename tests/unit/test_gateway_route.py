@@ -63,6 +63,14 @@ def test_other_bodies_are_refused(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "json"])
+def test_a_body_of_another_type_is_refused_as_such(client: TestClient, kind: str) -> None:
+    content = b'{"user_id": "u", "candidates": ["a"]}'
+    answer = client.post("/count", content=content, headers={"Content-Type": kind})
+    assert (answer.status_code, answer.headers["accept"]) == (415, "application/json")
+    assert answer.json()["error"]["code"] == "unsupported_media_type"
+
+
 def test_body_and_answer_are_described(client: TestClient) -> None:
     described: dict[str, Any] = client.get("/openapi.json").json()
     operation = described["paths"]["/count"]["post"]

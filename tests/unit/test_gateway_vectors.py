@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
 import os
+import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
-from deployments.api import GatewaySettings
 from deployments.backend import LocalBackend
-from deployments.gateway import Extensions, build_api
+from deployments.gateway import Extensions
+from deployments.graph import GraphArgs, build_app, build_fused_app
 from deployments.lookup import Lookup
-from deployments.metrics import GatewayMetrics
+from deployments.messages import UserRecord
 from deployments.scorer import Scorer
+from deployments.vector_server import THREADS, CircuitBreaker
 from deployments.versions import StoreAccess
 from reki_ray.config import AdapterSettings
-from reki_ray.config.edge import EdgeSettings
-from reki_ray.errors import StoreError
+from reki_ray.config.graph import RequestLimits
+from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.online.experiment import load_experiment, start_experiment
 from reki_ray.progress import Reporter
 from reki_ray.store import commands
+from reki_ray.store.redis_vectors import RedisVectors
 from reki_ray.store.versions import VersionStore
-from tests import store_factory
+from tests import gateway_app, store_factory
 from tests.redis_server import RedisServer, redis_server
 from tests.store_factory import ITEM_IDS, USER_IDS
 
-EDGE = EdgeSettings(allow_anonymous=True, request_logs=False)
 QUIET = Reporter(quiet=True)
 SLOW_SECONDS = 2.0
 """Of a call that a stopped server never answers; well within a hop's share of BUDGET_SECONDS."""
@@ -59,17 +66,16 @@ def graph(root: Path, vectors: AdapterSettings | None = None) -> Iterator[TestCl
         publish_root=str(root), vectors=vectors or AdapterSettings(), poll_seconds=3600
     )
     lookup, scorer = Lookup(access), Scorer(access, 4)
-    app = build_api(
+    app = gateway_app.make(
         LocalBackend(lookup, scorer),
         access,
-        GatewaySettings(timeout_seconds=BUDGET_SECONDS, edge=EDGE),
-        GatewayMetrics("replica"),
         Extensions(experiment=partial(load_experiment, root)),
+        timeout_seconds=BUDGET_SECONDS,
     )
     with ExitStack() as stack:
         stack.callback(lookup.close)
         stack.callback(scorer.close)
-        yield stack.enter_context(TestClient(app, base_url="http://127.0.0.1"))
+        yield stack.enter_context(gateway_app.client(app))
 
 
 def score(client: TestClient, user: str = "u0") -> Any:
@@ -204,3 +210,155 @@ def test_variants_are_told_with_the_arms_of_their_models(tmp_path: Path) -> None
         }
         (store.folder(1) / "manifest.json").unlink()
         assert client.get("/v1/versions").json()["variants"][0]["arm"] is None
+
+
+def counted(client: TestClient, lack: str) -> float:
+    """Answers that had to do without something."""
+    found = re.search(
+        f'reki_degraded_total{{lack="{lack}",replica="replica"}} (.*)', client.get("/metrics").text
+    )
+    return 0.0 if found is None else float(found[1])
+
+
+def flush(server: redis.Redis, prefix: str) -> None:
+    server.flushall()
+
+
+def evict_all(server: redis.Redis, prefix: str) -> None:
+    """As a server that runs out of memory does: it evicts what it likes, also all."""
+    server.config_set("maxmemory-policy", "allkeys-random")
+    server.config_set("maxmemory", "1")
+    with contextlib.suppress(redis.ResponseError):
+        server.set("further", "x")
+    server.config_set("maxmemory", "0")
+    server.config_set("maxmemory-policy", "noeviction")
+
+
+def evict_one(server: redis.Redis, prefix: str) -> None:
+    assert server.delete(f"{prefix}/v1/users/=u0") == 1
+
+
+def lose_the_mark(server: redis.Redis, prefix: str) -> None:
+    assert server.delete(f"{prefix}/v1/users/@meta") == 1
+
+
+def hold_another_export(server: redis.Redis, prefix: str) -> None:
+    mark = json.loads(cast(bytes, server.get(f"{prefix}/v1/users/@meta")))
+    server.set(f"{prefix}/v1/users/@meta", json.dumps({**mark, "manifest": "another"}))
+
+
+@pytest.mark.parametrize("lose", [flush, evict_all, evict_one, lose_the_mark, hold_another_export])
+def test_a_server_that_has_lost_vectors_is_noticed_and_mended_by_an_export(
+    tmp_path: Path, lose: Callable[[redis.Redis, str], None]
+) -> None:
+    with redis_server(tmp_path) as running, redis.Redis.from_url(running.url) as server:
+        settings, root = on(running, tmp_path), tmp_path / "publish"
+        VersionStore(root, settings).publish(store_factory.fill)
+        with graph(root, settings) as client:
+            whole = score(client)
+            assert (whole["degraded"], counted(client, "vectors_lost")) == (False, 0)
+            lose(server, settings.namespace)
+            for _ in range(5):  # never taken for a server that does not answer
+                answer = score(client)
+                assert (answer["degraded"], answer["user"]) == (True, {"source": "fallback"})
+            assert counted(client, "vectors_lost") == 5
+            found = [entry["score"] for entry in answer["scores"]]
+            np.testing.assert_allclose(found, without_vector(root, "u0"), atol=1e-6)
+            assert client.get("/v1/users/u0/knowledge").status_code == 503
+            assert client.get("/readyz").status_code == 200
+            if lose is evict_one:
+                assert score(client, "u1")["degraded"] is False
+                assert score(client, "nobody")["degraded"] is False
+            if lose is not hold_another_export:
+                assert commands.export(VersionStore(root, settings), 1, QUIET).written
+                mended = score(client)
+                assert (mended["degraded"], mended["scores"]) == (False, whole["scores"])
+                assert commands.export(VersionStore(root, settings), 1, QUIET).written == 0
+
+
+def test_a_version_with_lost_item_vectors_is_not_opened(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    settings, root = on(server, tmp_path), tmp_path / "publish"
+    VersionStore(root, settings).publish(store_factory.fill)
+    with redis.Redis.from_url(server.url) as client:
+        assert client.delete(f"{settings.namespace}/v1/items/=m3") == 1
+    with pytest.raises(StoreError, match="no longer holds some of the vectors"):
+        Scorer(StoreAccess(publish_root=str(root), vectors=settings), 4)
+
+
+def test_a_server_that_hangs_costs_no_profile_and_after_a_while_nobody_waits(
+    tmp_path: Path,
+) -> None:
+    with redis_server(tmp_path) as running:
+        root, settings = tmp_path / "publish", on(running, tmp_path, 0.5)
+        VersionStore(root, settings).publish(store_factory.fill)
+        asked: list[str] = []
+
+        async def many(lookup: Lookup) -> list[UserRecord]:
+            return await asyncio.gather(*(lookup.user("u0", 1) for _ in range(100)))
+
+        lookup = Lookup(StoreAccess(publish_root=str(root), vectors=settings))
+        whole = asyncio.run(lookup.user("u0", 1))
+        fetch = RedisVectors.fetch
+
+        def counting(vectors: RedisVectors, keys: Sequence[bytes]) -> list[bytes | None]:
+            asked.append("once")
+            return fetch(vectors, keys)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RedisVectors, "fetch", counting)
+            running.process.send_signal(signal.SIGSTOP)
+            try:
+                found = [record for _ in range(2) for record in asyncio.run(many(lookup))]
+            finally:
+                running.process.send_signal(signal.SIGCONT)
+        assert len(asked) <= 3 * THREADS  # of 200
+        assert {record.lack for record in found} == {"vectors_unavailable"}
+        assert all(record.profile == whole.profile for record in found)
+        for _ in range(600):
+            record = asyncio.run(lookup.user("u0", 1))
+            if record.vector is not None:
+                break
+            time.sleep(0.1)
+        assert record.store_version == "v1"
+        lookup.close()
+
+
+def test_a_breaker_lets_one_call_through_until_one_succeeds() -> None:
+    now = 0.0
+    breaker = CircuitBreaker(failures=3, seconds=1.0, clock=lambda: now)
+    for _ in range(3):
+        assert breaker.allows()
+        breaker.failed()
+    assert not breaker.allows()
+    for second in range(1, 4):
+        now = float(second)
+        assert [breaker.allows() for _ in range(3)] == [True, False, False]
+        if second < 3:
+            breaker.failed()
+    breaker.succeeded()
+    assert all(breaker.allows() for _ in range(10))
+
+
+@pytest.mark.parametrize(("seconds", "budget", "fits"), [(0.2, 2.0, True), (0.4, 2.0, False)])
+def test_a_server_may_not_take_longer_than_the_lookup(
+    tmp_path: Path, seconds: float, budget: float, fits: bool
+) -> None:
+    VersionStore(tmp_path / "publish").publish(store_factory.fill)
+    vectors = {"kind": "redis", "url": "redis://127.0.0.1:1/0", "timeout_seconds": seconds}
+    args = GraphArgs.model_validate(
+        {"publish_root": str(tmp_path / "publish"), "vectors": vectors, "timeout_seconds": budget}
+    )
+    if fits:
+        build_app(args)
+        build_fused_app(args)
+        return
+    for build in (build_app, build_fused_app):
+        with pytest.raises(ConfigError, match=r"0\.4 s") as caught:
+            build(args)
+        assert "serve.timeout_seconds" in caught.value.todo
+
+
+def test_the_defaults_of_server_and_graph_fit_together() -> None:
+    AdapterSettings(kind="redis", url="redis://host").require_in_time(RequestLimits())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 from deployments import served as served_versions
 from deployments.calls import Hooks
 from deployments.errors import ApiError
-from deployments.served import Experiment, Served
+from deployments.served import Assigned, Experiment, Served
 from deployments.versions import StoreAccess, VersionCache
-from reki_ray.errors import StoreError
+from reki_ray.errors import ConfigError, StoreError
 from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
 from tests import store_factory
 
@@ -122,6 +123,96 @@ def test_a_promoted_version_is_opened_before_anybody_asks(
     cache.close()
 
 
+class Flaky:
+    """Opens versions; fails as it is told first."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.asked: list[str] = []
+
+    def __call__(self, version: StoreVersion) -> str:
+        self.asked.append(version.name)
+        if self.failures:
+            raise self.failures.pop(0)
+        return version.name
+
+
+FAILURES_TO_OPEN = [
+    OSError(116, "Stale file handle"),
+    PermissionError(13, "Permission denied"),
+    RuntimeError("the model does not load"),
+    StoreError("the server is away", where="v2", todo="Start it."),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES_TO_OPEN, ids=lambda error: type(error).__name__)
+def test_following_goes_on_after_any_failure_to_open(root: Path, failure: Exception) -> None:
+    point_to(root, 1)
+    load = Flaky()
+    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(load)
+    load.failures = [failure]
+    point_to(root, 2)
+    wait_until(lambda: "v2" in load.asked)
+    point_to(root, 3)
+    wait_until(lambda: 3 in cache.numbers())
+    cache.close()
+
+
+@pytest.mark.parametrize("failure", FAILURES_TO_OPEN, ids=lambda error: type(error).__name__)
+def test_every_failure_to_open_is_a_refusal_of_that_version(root: Path, failure: Exception) -> None:
+    cache = VersionCache(StoreAccess(publish_root=str(root)), Flaky(failure))
+
+    async def ask() -> None:
+        with pytest.raises(StoreError):
+            await cache.get(2)
+        assert await cache.open(2) == "v2"  # an operator's question is no guess: it is tried
+
+    asyncio.run(ask())
+    cache.close()
+
+
+def test_a_damaged_version_is_read_once_and_not_again_before_it_is_written_to(
+    root: Path, compared: list[str], tmp_path: Path
+) -> None:
+    store = VersionStore(tmp_path)
+    store.publish(store_factory.fill)
+    whole = (store.folder(1) / "users.arrow").read_bytes()
+    (store.folder(1) / "users.arrow").write_bytes(b"damaged")
+    cache = VersionCache(StoreAccess(publish_root=str(tmp_path)), Opened())
+
+    async def ask() -> None:
+        for _ in range(20):
+            for question in (cache.get, cache.open):
+                with pytest.raises(StoreError, match="damaged"):
+                    await question(1)
+        assert compared == ["v1"]
+        (store.folder(1) / "users.arrow").write_bytes(whole)
+        assert await cache.open(1) == "v1"
+
+    asyncio.run(ask())
+    cache.close()
+
+
+def test_requests_for_a_refused_version_wait_ever_longer_for_another_look(root: Path) -> None:
+    now = 1000.0
+    load = Flaky(*[OSError("away") for _ in range(100)])
+    cache = VersionCache(StoreAccess(publish_root=str(root)), load, clock=lambda: now)
+    looks = []
+
+    async def ask() -> None:
+        nonlocal now
+        for second in range(120):
+            now = 1000.0 + second
+            with pytest.raises(StoreError, match="away"):
+                await cache.get(2)
+            looks.append(len(load.asked))
+
+    asyncio.run(ask())
+    assert looks[0] == 1
+    assert looks[-1] == 8  # after 1, 2, 4, 8, 16, 30 and 30 seconds
+    cache.close()
+
+
 class Part:
     """A variant."""
 
@@ -171,12 +262,12 @@ def test_a_gateway_follows_the_pointer(root: Path) -> None:
         with pytest.raises(ApiError, match="starting"):
             served.of("u")
         await served.start()
-        assert served.of("u") == (None, 1)
+        assert served.of("u") == Assigned(None, 1)
         point_to(root, 2)
         async with asyncio.timeout(WAIT_SECONDS):
             while served.number == 1:
                 await asyncio.sleep(0.01)
-        assert served.of("u") == (None, 2)
+        assert served.of("u") == Assigned(None, 2)
         await served.stop()
 
     asyncio.run(follow())
@@ -252,13 +343,154 @@ def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> 
         rest = Rest()
         served = rest.served(root, lambda: running[0])
         await served.refresh()
-        assert (served.of("a"), served.of("z")) == (("base", 1), ("reki", 3))
+        assert served.of("a") == Assigned("base", 1, "halves")
+        assert served.of("z") == Assigned("reki", 3, "halves")
         assert rest.asked == [1, 3]
         running[0] = Halves(Part("base", 1), Part("broken", 4))
         await served.refresh()
-        assert served.of("z") == ("reki", 3)
+        assert served.of("z") == Assigned("reki", 3, "halves")
         running[0] = None
         await served.refresh()
-        assert served.of("z") == (None, 1)
+        assert served.of("z") == Assigned(None, 1)
+
+    asyncio.run(follow())
+
+
+def unreadable() -> Experiment | None:
+    raise StoreError("the experiment cannot be read", where="EXPERIMENT.json", todo="Restore it.")
+
+
+def rights() -> Experiment | None:
+    raise PermissionError(13, "Permission denied")
+
+
+def defect() -> Experiment | None:
+    raise KeyError("variants")
+
+
+@pytest.mark.parametrize("broken", [unreadable, rights, defect])
+def test_an_experiment_that_cannot_be_read_stays_and_promotions_are_followed(
+    root: Path, broken: Callable[[], Experiment | None]
+) -> None:
+    point_to(root, 1)
+    reads: list[Callable[[], Experiment | None]] = [broken]
+
+    def read() -> Experiment | None:
+        return reads[0]()
+
+    async def follow() -> None:
+        served = Rest().served(root, read)
+        await served.start()
+        assert served.of("z") == Assigned(None, 1)  # also a gateway that starts with it serves
+        reads[0] = lambda: Halves(Part("base", 1), Part("reki", 3))
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not served.variants:
+                await asyncio.sleep(0.01)
+            reads[0] = broken
+            point_to(root, 2)
+            while served.number != 2:
+                await asyncio.sleep(0.01)
+        assert served.of("z") == Assigned("reki", 3, "halves")
+        await served.stop()
+
+    asyncio.run(follow())
+
+
+def test_an_experiment_on_a_disk_that_hangs_keeps_no_promotion_waiting(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_versions, "READ_SECONDS", 0.5)
+    point_to(root, 1)
+    go_on = threading.Event()
+
+    def hang() -> None:
+        go_on.wait()
+
+    async def follow() -> None:
+        served = Rest().served(root, hang)
+        starting = asyncio.create_task(served.start())
+        async with asyncio.timeout(WAIT_SECONDS):
+            await starting
+            point_to(root, 2)
+            while served.number != 2:
+                await asyncio.sleep(0.01)
+        assert served.follows
+        await served.stop()
+
+    try:
+        asyncio.run(follow())
+    finally:
+        go_on.set()
+
+
+def test_a_pointer_on_a_disk_that_hangs_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_to(root, 1)
+    go_on = threading.Event()
+    monkeypatch.setattr(served_versions, "STALL_SECONDS", 0.05)
+
+    async def follow() -> None:
+        served = Rest().served(root)
+        await served.refresh()
+        assert served.follows
+        with monkeypatch.context() as patch:
+            patch.setattr(StoreAccess, "wanted", lambda _: go_on.wait() and 1)
+            waiting = asyncio.create_task(served.refresh())
+            async with asyncio.timeout(WAIT_SECONDS):
+                while served.follows:
+                    await asyncio.sleep(0.01)
+            assert served.of("u") == Assigned(None, 1)
+            go_on.set()
+            await waiting
+        assert served.follows
+
+    try:
+        asyncio.run(follow())
+    finally:
+        go_on.set()
+
+
+def test_any_failure_of_the_graph_to_prepare_leaves_following_alive(root: Path) -> None:
+    point_to(root, 1)
+
+    async def follow() -> None:
+        rest = Rest()
+        served = rest.served(root)
+        await served.start()
+        rest.failures = [OSError(5, "I/O error"), RuntimeError("a defect"), TimeoutError()]
+        point_to(root, 2)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while served.number != 2:
+                await asyncio.sleep(0.01)
+        assert rest.failures == []
+        await served.stop()
+
+    asyncio.run(follow())
+
+
+def test_more_versions_than_replicas_keep_are_not_served_together(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    point_to(root, 1)
+    running: list[Halves | None] = [None]
+
+    async def follow() -> None:
+        access = StoreAccess(publish_root=str(root), kept=2, poll_seconds=0.01)
+        rest = Rest()
+        served = Served(access, rest.prepare, lambda: running[0])
+        await served.follow_current()
+        running[0] = Halves(Part("base", 2), Part("reki", 3))
+        with pytest.raises(ConfigError, match="3 versions would have to be open") as caught:
+            await served.follow_experiment()
+        assert "kept_versions" in caught.value.where
+        assert served.variants == ()
+        assert rest.asked == [1]  # none of them was opened to no avail
+        running[0] = Halves(Part("base", 1), Part("reki", 3))
+        await served.follow_experiment()
+        point_to(root, 2)
+        with pytest.raises(ConfigError, match="3 versions"):
+            await served.follow_current()
+        assert served.number == 1
 
     asyncio.run(follow())

@@ -15,7 +15,6 @@ import redis
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.scoring import UserInput
-from reki_ray.store import redis_vectors
 from reki_ray.store.adapters import export, export_side, open_vectors
 from reki_ray.store.keyed import meta_key, prefix_of
 from reki_ray.store.vectors import VectorTable, write_vectors
@@ -173,10 +172,6 @@ def test_a_server_that_dies_and_one_that_never_was_say_what_to_do(
             with pytest.raises(StoreError, match="does not answer") as caught:
                 call()
             assert "Start the server" in caught.value.todo
-
-
-def test_a_password_is_not_told() -> None:
-    assert redis_vectors.shown("redis://me:secret@host:6379/0") == "redis://host:6379/0"
 
 
 def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(

@@ -22,7 +22,7 @@ from reki_ray.errors import StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.store import commands, history, versions
 from reki_ray.store.history import HISTORY, Promotion
-from reki_ray.store.manifest import Manifest, checksum, verify
+from reki_ray.store.manifest import VERIFIED, checksum
 from reki_ray.store.upsert import Delta, write_compacted
 from reki_ray.store.vectors import write_vectors
 from reki_ray.store.versions import (
@@ -122,19 +122,6 @@ def test_what_is_wrong_is_not_promoted_and_the_old_version_stays(
     assert (store.root / HISTORY).read_bytes() == before
 
 
-@pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of folders whose checksums were compared."""
-    found: list[str] = []
-
-    def note(folder: Path, manifest: Manifest) -> None:
-        found.append(folder.name)
-        verify(folder, manifest)
-
-    monkeypatch.setattr(versions, "verify_files", note)
-    return found
-
-
 def test_replicas_compare_no_checksums_of_what_a_promotion_has_compared(
     store: VersionStore, compared: list[str]
 ) -> None:
@@ -145,6 +132,31 @@ def test_replicas_compare_no_checksums_of_what_a_promotion_has_compared(
     store.promote(3)
     assert compared == ["v3", "v3"]
     store.open_served(3)
+    assert compared == ["v3", "v3"]
+
+
+def test_a_copy_of_the_versions_is_compared_once_where_it_is(
+    store: VersionStore, compared: list[str], tmp_path: Path
+) -> None:
+    copy = VersionStore(shutil.copytree(store.root, tmp_path / "other node"))
+    for _ in range(3):
+        assert copy.open_served().name == "v2"
+    assert compared == ["v2"]
+    path = copy.folder(2) / "users.arrow"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="damaged"):
+            copy.open_served()
+    assert compared == ["v2"] * 3
+
+
+def test_versions_that_cannot_be_written_to_are_served(
+    store: VersionStore, compared: list[str]
+) -> None:
+    (store.root / VERIFIED).mkdir()
+    assert [store.open_served(3).name for _ in range(2)] == ["v3", "v3"]
     assert compared == ["v3", "v3"]
 
 

@@ -1,0 +1,107 @@
+"""Whether a version's numbers are numbers: weights, vectors, and the scores of real ids.
+
+Training that has diverged leaves NaN behind, checksums of which are as good as any. A version that
+holds them is neither published nor promoted nor served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from reki_ray.errors import NotFiniteError
+from reki_ray.schema import VECTOR
+from reki_ray.store.opened import StoreVersion
+
+if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
+    from reki_ray.models.scoring import CandidateScorer, UserInput
+
+TODO: Final = (
+    "Stay with an older version. Train again with a lower train.learning_rate, then publish."
+)
+_ITEMS: Final = 64
+_USERS: Final = 8
+_VALUES_A_STEP: Final = 1 << 22
+
+
+def require_sound(version: StoreVersion) -> None:
+    """Refuse a version whose weights, vectors or scores are no finite numbers.
+
+    Args:
+        version: The opened version; all of its vectors are read.
+
+    Raises:
+        NotFiniteError: They are not.
+        StoreError: Model and vectors do not fit together.
+    """
+    for side, vector in version.manifest.fallback.items():
+        if not np.isfinite(vector).all():
+            raise _not_finite(f"the values of the fallback vector of {side}", version.folder)
+    for folder, manifest in version.layers:
+        for name in manifest.files:
+            path = folder / name
+            if path.suffix == ".safetensors":
+                _require_weights(path)
+            elif path.suffix == ".arrow":
+                _require_vectors(path)
+    require_finite_scores(version, version.load_scorer(version.catalogue.first(_ITEMS)))
+
+
+def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> None:
+    """Score some of a version's own users and items, which also sets up what later scores reuse.
+
+    Args:
+        version: The opened version.
+        scorer: Its scorer.
+
+    Raises:
+        NotFiniteError: A score is no finite number.
+    """
+    items = [item.item_id for item in version.catalogue.first(_ITEMS)]
+    questions = [(user, [*items, ""]) for user in _users(version)]
+    for scores in scorer.score_batch(questions):
+        if not np.isfinite(scores).all():
+            raise _not_finite(f"the scores of {version.name}", version.folder)
+
+
+def _users(version: StoreVersion) -> Sequence[UserInput]:
+    from reki_ray.models.scoring import HistoryEvent, UserInput  # noqa: PLC0415  # see above
+
+    ids = [*version.profiles.ids(_USERS), ""]
+    vectors = [None] * len(ids) if version.users is None else version.users.lookup(ids)[0]
+    found = []
+    for user_id, vector in zip(ids, vectors, strict=True):
+        profile = version.profile(user_id)
+        events = [] if profile is None else profile.latest(len(profile.item_ids))
+        attributes = None if profile is None else profile.attributes
+        found.append(UserInput(attributes, [HistoryEvent(*event) for event in events], vector))
+    return found
+
+
+def _require_weights(path: Path) -> None:
+    import torch  # noqa: PLC0415  # see above
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    for name, weights in load_file(path).items():
+        # Minus infinity is how masks are written.
+        if weights.is_floating_point() and not (weights < torch.inf).all():
+            raise _not_finite(f"the weights {name}", path)
+
+
+def _require_vectors(path: Path) -> None:
+    rows = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    if VECTOR not in rows.column_names:
+        return
+    for chunk in rows.column(VECTOR).chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=True)
+        for start in range(0, len(values), _VALUES_A_STEP):
+            if not np.isfinite(values[start : start + _VALUES_A_STEP]).all():
+                raise _not_finite("the vectors", path)
+
+
+def _not_finite(what: str, where: Path) -> NotFiniteError:
+    return NotFiniteError(f"{what} are not all finite numbers", where=str(where), todo=TODO)
