@@ -66,6 +66,7 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.data.stage:run",
         ("data", "split"),
         inputs="reki_ray.data.stage:identify_inputs",
+        version=2,
     ),
     Stage(
         "cluster",

@@ -22,6 +22,7 @@ from reki_ray.config.clustering import (
 from reki_ray.config.data import (
     ColumnMapping,
     DataConfig,
+    Dialect,
     FileSource,
     MovieLens1MSource,
     MovieLens100KSource,
@@ -72,6 +73,7 @@ __all__ = [
     "ClusterConfig",
     "ColumnMapping",
     "DataConfig",
+    "Dialect",
     "Domain",
     "DriftConfig",
     "EdgeConfig",

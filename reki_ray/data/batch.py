@@ -18,13 +18,13 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
 
 from reki_ray import schema
-from reki_ray.config import ColumnMapping, DataConfig, FileSource
-from reki_ray.data.files import SUFFIXES, Files, Form
+from reki_ray.config import ColumnMapping, DataConfig, Dialect, FileSource
+from reki_ray.data import delimited, parquet
+from reki_ray.data.files import SUFFIXES, Files, Form, text_format
 from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
-from reki_ray.data.raw import Kind, identify_files, unreadable
+from reki_ray.data.raw import Kind, identify_files
 from reki_ray.data.samples import sort_interactions
 from reki_ray.data.stage import bare_users
 from reki_ray.data.validation import check_interactions, check_items, check_users, repeated
@@ -139,7 +139,7 @@ class Inbox:
             if name.endswith(digest):
                 return Batch(name, is_new=False, events=0, quarantined=0)
         tables = self._checked(files, config)
-        enforce_threshold(self._live, tables, config.max_quarantine_share)
+        enforce_threshold(self._live, tables, config)
         name = f"{len(before) + 1:06d}-{digest}"
         save_quarantine(self._live, tables, QUARANTINE, part=name)
         for kind in ("users", "items"):
@@ -166,8 +166,8 @@ class Inbox:
         events = self._rows("interactions")
         both = pa.concat_tables([began, events])
         twice = repeated(
-            both[USER_ID].combine_chunks(),
-            both[ITEM_ID].combine_chunks(),
+            both[USER_ID],
+            both[ITEM_ID],
             both[TIMESTAMP].to_numpy(),
             np.ones(len(both), dtype=bool),
         )
@@ -209,15 +209,23 @@ class Inbox:
                 config,
                 source.timestamp_unit,
                 users=None,
-                items=known.combine_chunks(),
+                items=known,
             )
         return tables
 
     def _open(self, path: Path, kind: Kind, config: DataConfig) -> Files:
         form, place = _form(path), str(path)
+        own = config.source if config.source.kind == form else None
         columns = self._columns(path, kind, config)
         return Files(
-            FileSource(kind=form, interactions=place, items=place, users=place, columns=columns)
+            FileSource(
+                kind=form,
+                interactions=place,
+                items=place,
+                users=place,
+                columns=columns,
+                dialect=own.dialect if isinstance(own, FileSource) else Dialect(),
+            )
         )
 
     def _columns(self, path: Path, kind: Kind, config: DataConfig) -> ColumnMapping:
@@ -267,7 +275,7 @@ def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
 
 def _form(path: Path) -> Form:
     for form, suffixes in SUFFIXES.items():
-        if path.name.endswith(suffixes):
+        if path.name.lower().endswith(suffixes):
             return form
     raise ConfigError(
         f"{path.name} is neither Parquet nor CSV",
@@ -278,8 +286,6 @@ def _form(path: Path) -> Form:
 
 def _header(path: Path) -> list[str]:
     """Names of a file's columns."""
-    try:
-        names: list[str] = pad.dataset(path, format=_form(path)).schema.names
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from error
-    return names
+    if _form(path) == "parquet":
+        return parquet.read_header(path)
+    return delimited.read_header(path, text_format(Dialect()))

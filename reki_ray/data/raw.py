@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +18,23 @@ from reki_ray.errors import DataError
 from reki_ray.schema import LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
 
 Kind = Literal["interactions", "items", "users"]
-TimestampUnit = Literal["s", "ms", "iso"]
 
 WRONG_ENCODING = "wrong encoding"
 """Reason of rows that hold bytes outside their file's character encoding."""
+WRONG_FIELDS = "wrong number of fields"
+"""Reason of lines with more or fewer fields than the header."""
+BROKEN_QUOTES = "broken quotes"
+"""Reason of lines with a quote that is never closed, or closed in the middle of a field."""
 
-_HASHED_BELOW = 64 * 2**20
 _BATCH = 65_536
+_SHOWN_COLUMNS = 40
+_SHOWN_CHARS = 2000
+
+_T = TypeVar("_T")
+
+
+class EmptyFileError(DataError):
+    """A file without rows cannot be read, which matters only where no other has any."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,7 @@ class RawTable:
         number_of: Place of each row in its file, (N,) int64: line number or row number, from 1.
         mark: Joins file and number: ":" before a line, "#" before a row.
         rejected: Rows that could not be read as rows at all.
+        hints: Reason of rejected rows -> what the user can set, a sentence.
     """
 
     kind: Kind
@@ -55,6 +68,7 @@ class RawTable:
     number_of: np.ndarray
     mark: Literal[":", "#"]
     rejected: tuple[Rejected, ...] = ()
+    hints: dict[str, str] = field(default_factory=dict)
 
     @property
     def rows_in(self) -> int:
@@ -102,19 +116,21 @@ class Draft:
         raw: The rows as read.
         columns: Column of the schema -> values of any type, N each.
         problems: Reason -> mask (N,) of rows that the source itself knows to be wrong.
+        decimal: Decimal mark of numbers in text.
     """
 
     raw: RawTable
     columns: dict[str, pa.ChunkedArray]
     problems: dict[str, np.ndarray] = field(default_factory=dict)
+    decimal: str = "."
 
 
 class Source(Protocol):
     """A data set: a new one is one file that passes the tests of sources."""
 
     @property
-    def timestamp_unit(self) -> TimestampUnit:
-        """Unit of the interactions' timestamps."""
+    def timestamp_unit(self) -> str:
+        """Unit or format of the interactions' timestamps, see `to_times`."""
         ...
 
     def identity(self) -> object:
@@ -134,8 +150,16 @@ class Source(Protocol):
         ...
 
 
-def require_columns(present: Sequence[str], required: Sequence[str], *, where: str) -> None:
+def require_columns(
+    present: Sequence[str], required: Sequence[str], *, where: str, hint: str = ""
+) -> None:
     """Check a file's header.
+
+    Args:
+        present: Columns of the file.
+        required: Columns that it must have, once.
+        where: The file.
+        hint: What the user can do besides naming columns, a sentence.
 
     Raises:
         DataError: A required column is missing or there twice.
@@ -145,15 +169,43 @@ def require_columns(present: Sequence[str], required: Sequence[str], *, where: s
     if missing or twice:
         problem = f"columns are missing: {', '.join(missing)}" if missing else ""
         problem = problem or f"columns are there more than once: {', '.join(twice)}"
+        shown = ", ".join(present[:_SHOWN_COLUMNS]) or "none"
+        more = f" and {len(present) - _SHOWN_COLUMNS} more" * (len(present) > _SHOWN_COLUMNS)
+        name = "Name the file's own columns under data.source.columns, null where it has none."
         raise DataError(
-            f"{problem}; the file has {', '.join(present) or 'none'}",
+            f"{problem}; the file has {shown[:_SHOWN_CHARS]}{more}",
             where=where,
-            todo="Name the file's own columns under data.source.columns, null where it has none.",
+            todo=f"{hint} {name}".strip(),
         )
 
 
+def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[int, _T]]:
+    """Read the files of a table.
+
+    Args:
+        paths: Files.
+        read: Reads one; raises `EmptyFileError` where it cannot and no row is lost.
+
+    Returns:
+        Index and content of each file that could be read, at least one.
+
+    Raises:
+        EmptyFileError: None could be read.
+    """
+    found: list[tuple[int, _T]] = []
+    empty: EmptyFileError | None = None
+    for index, path in enumerate(paths):
+        try:
+            found.append((index, read(path)))
+        except EmptyFileError as error:
+            empty = empty or error
+    if empty and not found:
+        raise empty
+    return found
+
+
 def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
-    """Identity of files: by content where hashing is quick, else by path, size and time.
+    """Names and hashes of files: equal where their content is, wherever they are.
 
     Raises:
         DataError: A file cannot be read.
@@ -161,16 +213,22 @@ def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for path in paths:
         try:
-            state = path.stat()
-            if state.st_size < _HASHED_BELOW:
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found.append({"file": path.name, "sha256": digest})
-            else:
-                identity = {"size": state.st_size, "modified_ns": state.st_mtime_ns}
-                found.append({"file": str(path), **identity})
+            digest = _digest(path, path.stat())
         except OSError as error:
             raise unreadable(path, error) from error
+        found.append({"file": path.name, "sha256": digest})
     return found
+
+
+def _digest(path: Path, state: os.stat_result) -> str:
+    # No program can set the time of change of state (ctime) back, as it can that of content.
+    return _digest_of(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of(path: Path, *_state: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
 from reki_ray.data.raw import RawTable
 from reki_ray.errors import DataError
 
@@ -62,7 +63,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_content(tmp_path: Path) 
 
 
 def test_long_separators_and_gzip(tmp_path: Path) -> None:
-    layout = TextFormat("::", quoted=False, encoding="latin-1", header=HEADER)
+    layout = TextFormat("::", quote=None, encoding="latin-1", header=HEADER)
     content = gzip.compress(b'1::Mis\xe9rables "Les"\n2::x::y\n')
     table = read(tmp_path / "f.dat.gz", content, layout)
     assert table.rows.to_pydict() == {"a": ["1"], "b": ['Misérables "Les"']}

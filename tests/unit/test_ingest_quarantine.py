@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reki_ray.config import DataConfig
-from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
 from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
     Checked,
     Verdict,
     enforce_threshold,
 )
-from reki_ray.data.raw import Draft, Kind, RawTable, Rejected, TimestampUnit
+from reki_ray.data.raw import Draft, Kind, RawTable, Rejected
 from reki_ray.data.validation import check_interactions, check_items, check_users
 from reki_ray.errors import DataError
 from reki_ray.schema import (
@@ -40,6 +41,11 @@ NAMES = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
 GOOD = ("u", "i", "4", "1000")
 
 
+def allowing(share: float, **shares: float) -> DataConfig:
+    limits = {"max_quarantine_share": share, "max_quarantine_shares": shares}
+    return DataConfig.model_validate({"source": {"kind": "movielens_100k"}, **limits})
+
+
 def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]) -> Draft:
     table = pa.table(
         {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)}
@@ -56,7 +62,7 @@ def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]
 
 
 def check(
-    rows: list[tuple[str | None, ...]], config: DataConfig = CONFIG, unit: TimestampUnit = "s"
+    rows: list[tuple[str | None, ...]], config: DataConfig = CONFIG, unit: str = "s"
 ) -> Checked:
     return check_interactions(
         draft("interactions", NAMES, rows),
@@ -150,7 +156,7 @@ def test_the_first_reason_of_a_row_stands() -> None:
 def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
     tables: dict[Kind, Checked] = {"interactions": check([GOOD, *[("w", "i", "4", "1")] * 3])}
     with pytest.raises(DataError) as caught:
-        enforce_threshold(workspace, tables, 0.5)
+        enforce_threshold(workspace, tables, allowing(0.5))
     error = caught.value
     assert error.exit_code == 3
     assert "3 of 4 rows of interactions are unusable (75.0%, allowed 50.0%)" in error.what
@@ -168,7 +174,7 @@ def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
 
 def test_a_share_at_the_threshold_is_allowed(workspace: Workspace) -> None:
     tables: dict[Kind, Checked] = {"interactions": check([GOOD, ("w", "i", "4", "1")])}
-    enforce_threshold(workspace, tables, 0.5)
+    enforce_threshold(workspace, tables, allowing(0.5))
     assert not workspace.has_table(FAILED_QUARANTINE)
 
 
@@ -178,7 +184,7 @@ def test_a_table_without_a_usable_row_is_an_error_at_any_threshold(
 ) -> None:
     empty = Checked("items", pa.table({ITEM_ID: []}), rejected, len(rejected), ("f.csv",))
     with pytest.raises(DataError, match=r"f\.csv"):
-        enforce_threshold(workspace, {"items": empty}, 1.0)
+        enforce_threshold(workspace, {"items": empty}, allowing(1.0))
 
 
 def test_undecodable_bytes_reach_the_quarantine_with_their_content(tmp_path: Path) -> None:
