@@ -199,8 +199,9 @@ def load_config(
     if workspace is not None:
         content["workspace"] = workspace
     for name, keys in (("train", train), ("tune", tune)):
-        if keys:
-            content[name] = {**(content.get(name) or {}), **keys}
+        section = content.get(name) or {}
+        if keys and isinstance(section, dict):
+            content[name] = {**section, **keys}
     section = content.get("train")
     if isinstance(section, dict) and isinstance(section.get("tuned"), str):
         content["train"] = {**section, "tuned": read_tuned(path.parent / section["tuned"])}
@@ -208,7 +209,7 @@ def load_config(
         return RekiConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(
-            describe_problems(error),
+            describe_problems(error, RekiConfig),
             where=str(path),
             todo="Correct these keys; docs/configuration.md lists all of them.",
         ) from error

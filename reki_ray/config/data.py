@@ -67,7 +67,7 @@ class ColumnMapping(Section):
     user_attributes: tuple[str, ...] = Field((), description="User columns used as attributes.")
     list_separator: str = Field(
         "|",
-        description="Separator of several values in one text cell; cells such as `[\"a\", \"b\"]` "
+        description='Separator of several values in one text cell; cells such as `["a", "b"]` '
         "or `['a', 'b']` are lists too. Empty: a cell is one value, whatever it holds.",
     )
 
@@ -75,7 +75,7 @@ class ColumnMapping(Section):
 class Dialect(Section):
     """How text files are written."""
 
-    separator: str = Field(",", min_length=1, description="Between fields; a tab is `\"\\t\"`.")
+    separator: str = Field(",", min_length=1, description='Between fields; a tab is `"\\t"`.')
     quote: str | None = Field(
         '"',
         min_length=1,

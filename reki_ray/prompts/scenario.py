@@ -9,12 +9,12 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reki_ray.config import describe_problems
+from reki_ray.config.files import parse_yaml
 from reki_ray.errors import ConfigError
 from reki_ray.schema import SubjectKind
 
@@ -185,7 +185,7 @@ def load_scenario(name_or_path: str) -> Scenario:
     if name_or_path in SCENARIOS:
         source = resources.files("reki_ray.prompts") / "scenarios" / f"{name_or_path}.yaml"
     try:
-        content: Any = yaml.safe_load(source.read_text(encoding="utf-8"))
+        content = parse_yaml(source.read_text(encoding="utf-8"))
         return Scenario.model_validate(content)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -201,7 +201,7 @@ def load_scenario(name_or_path: str) -> Scenario:
         ) from error
     except ValidationError as error:
         raise ConfigError(
-            describe_problems(error),
+            describe_problems(error, Scenario),
             where=name_or_path,
             todo="Correct these keys; reki_ray/prompts/scenarios/ holds examples.",
         ) from error

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from reki_ray.data.list_cells import to_lists
-from reki_ray.data.parsing import to_id, to_number, to_text
-from reki_ray.data.times import guess_units, to_times
+from reki_ray.data.parsing import to_number, to_text
+from reki_ray.data.times import to_times
 from reki_ray.errors import DataError
 
 
