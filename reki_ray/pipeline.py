@@ -242,7 +242,7 @@ def require_done(
             continue
         raise ConfigError(
             f"{what} needs stage {name}, which {problem}",
-            where=workspace.root,
+            where=workspace.location,
             todo=f"Run `reki run --until {until}`, which does all that is missing.",
         )
 

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from reki_ray.errors import ConfigError, DataError
+from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
 from reki_ray.schema import Table
 
 MANIFEST = "manifest.json"
@@ -57,11 +57,22 @@ class Workspace:
 
     Args:
         root: Folder or URL, as `runs/demo` or `s3://bucket/demo`.
+
+    Raises:
+        ConfigError: The filesystem of the URL is unknown, or its package is missing.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root).rstrip("/")
-        self.filesystem, self._base = fsspec.core.url_to_fs(self.root)
+        try:
+            self.filesystem, self._base = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"this workspace cannot be opened: {error}",
+                where=self.root,
+                todo="Install the package that the message names, as s3fs for s3://, or set "
+                "`workspace` to a folder or a URL that fsspec knows.",
+            ) from error
         self._base = self._base.rstrip("/")
 
     # --- places --------------------------------------------------------------------------------
@@ -107,7 +118,8 @@ class Workspace:
 
     def exists(self, *parts: str) -> bool:
         """Whether a file or folder lies there."""
-        return bool(self.filesystem.exists(self.path(*parts)))
+        with self._storage("read"):
+            return bool(self.filesystem.exists(self.path(*parts)))
 
     # --- tables --------------------------------------------------------------------------------
 
@@ -129,12 +141,14 @@ class Workspace:
 
         Raises:
             DataError: A column is missing, has another type, or holds nulls that it must not.
+            EngineError: The storage refuses, as a full disk does.
         """
         if table.schema is not None:
             data = conform(data, table.schema, where=self.path(table.path))
-        self.filesystem.makedirs(self.path(table.path), exist_ok=True)
-        with self.filesystem.open(self.path(table.path, f"{part}.parquet"), "wb") as sink:
-            pq.write_table(data, sink, row_group_size=row_group_rows)
+        with self._storage("written"):
+            self.filesystem.makedirs(self.path(table.path), exist_ok=True)
+            with self.filesystem.open(self.path(table.path, f"{part}.parquet"), "wb") as sink:
+                pq.write_table(data, sink, row_group_size=row_group_rows)
 
     def has_table(self, table: Table) -> bool:
         """Whether at least one file of the table exists."""
@@ -171,15 +185,18 @@ class Workspace:
     def parts(self, table: Table) -> list[str]:
         """Paths of a table's files, in name order; none where there is no such table."""
         folder = self.path(table.path)
-        if not self.filesystem.exists(folder):
-            return []
-        return sorted(p for p in self.filesystem.ls(folder, detail=False) if p.endswith(".parquet"))
+        with self._storage("read"):
+            if not self.filesystem.exists(folder):
+                return []
+            found = self.filesystem.ls(folder, detail=False)
+        return sorted(path for path in found if path.endswith(".parquet"))
 
     def identify(self, table: Table) -> list[tuple[str, int, str]]:
         """Name, size and time of change of a table's files: equal where it is unchanged."""
         found = []
         for part in self.parts(table):
-            info = self.filesystem.info(part)
+            with self._storage("read"):
+                info = self.filesystem.info(part)
             changed = info.get("mtime") or info.get("ETag") or info.get("LastModified") or ""
             found.append((part.rpartition("/")[2], int(info["size"]), str(changed)))
         return found
@@ -193,13 +210,14 @@ class Workspace:
     def write_text(self, relative: str, content: str) -> None:
         """Write a text document so that a reader sees the old or the new one, never half."""
         target = self.path(relative)
-        self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if not self.is_local:  # an object store's put is atomic by itself
-            self.filesystem.pipe_file(target, content.encode())
-            return
-        scratch = Path(f"{target}.tmp")
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(target)
+        with self._storage("written"):
+            self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+            if not self.is_local:  # an object store's put is atomic by itself
+                self.filesystem.pipe_file(target, content.encode())
+                return
+            scratch = Path(f"{target}.tmp")
+            scratch.write_text(content, encoding="utf-8")
+            scratch.replace(target)
 
     def read_json(self, relative: str) -> Any:
         """Read a JSON document.
@@ -208,7 +226,8 @@ class Workspace:
             DataError: It is missing or damaged.
         """
         try:
-            return json.loads(self.filesystem.cat_file(self.path(relative)))
+            with self._storage("read"):
+                return json.loads(self.filesystem.cat_file(self.path(relative)))
         except FileNotFoundError as error:
             raise DataError(
                 "the document does not exist",
@@ -264,23 +283,47 @@ class Workspace:
             tables: Replace only these tables of the stage; empty replaces its whole folder.
         """
         scratch = Workspace(f"{self.location}/.scratch-{stage}")
-        scratch._remove("")
+        scratch.remove("")
         folders = [table.path for table in tables] or [stage]
-        for folder in folders:
-            self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
+        with self._storage("written"):
+            for folder in folders:
+                self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
         try:
             yield scratch
             self.forget(stage)
             for folder in folders:
-                self._remove(folder)
-                self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
+                self.remove(folder)
+                with self._storage("written"):
+                    self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
         finally:
-            scratch._remove("")
+            scratch.remove("")
 
-    def _remove(self, relative: str) -> None:
+    def remove(self, relative: str) -> None:
+        """Remove a file or folder below the workspace, if it is there; empty removes all."""
         target = self.path(relative) if relative else self._base
-        if self.filesystem.exists(target):
-            self.filesystem.rm(target, recursive=True)
+        with self._storage("written"):
+            if self.filesystem.exists(target):
+                self.filesystem.rm(target, recursive=True)
+
+    @contextlib.contextmanager
+    def _storage(self, done: str) -> Iterator[None]:
+        """Turn errors of the storage into one that says what to do.
+
+        Missing files stay `FileNotFoundError` where they are read: that is the caller's to judge.
+        """
+        try:
+            yield
+        except Exception as error:
+            known = (RekiError, FileNotFoundError) if done == "read" else RekiError
+            # Remote filesystems raise errors of their own libraries.
+            if isinstance(error, known) or (self.is_local and not isinstance(error, OSError)):
+                raise
+            raise EngineError(
+                f"the workspace cannot be {done}: {str(error) or type(error).__name__}",
+                where=self.location,
+                todo="Free some space, check the rights of this folder or the access to its "
+                "storage, or give another --workspace.",
+            ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -288,20 +331,22 @@ class Workspace:
 
         Raises:
             ConfigError: Another process runs on this workspace.
+            EngineError: The workspace cannot be written.
         """
         if not self.is_local:  # object stores know no locks; runs there get a folder of their own
             yield
             return
-        Path(self._base).mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigError(
-                "another run is working on this workspace",
-                where=self.root,
-                todo="Wait for it (`reki status`), or give this run another --workspace.",
-            ) from error
+        with self._storage("written"):
+            Path(self._base).mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ConfigError(
+                    "another run is working on this workspace",
+                    where=self.location,
+                    todo="Wait for it (`reki status`), or give this run another --workspace.",
+                ) from error
         try:
             yield
         finally:

@@ -103,7 +103,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             for split in SPLITS:
                 scratch.write_table(SAMPLES[split], divided.samples[split])
             save_quarantine(scratch, tables, QUARANTINE)
-        _clear_failed(workspace)
+        workspace.remove(FAILED_QUARANTINE.path)  # it speaks of data that have since passed
         task.advance()
     return StageResult(
         rows_in=sum(checked.rows_in for checked in tables.values()),
@@ -194,13 +194,6 @@ def _positive_share(rows: pa.Table) -> float:
 
 def _notes(tables: Mapping[Kind, Checked]) -> list[str]:
     return [note for checked in tables.values() for note in checked.notes]
-
-
-def _clear_failed(workspace: Workspace) -> None:
-    """What an earlier failure kept speaks of data that have since passed."""
-    folder = workspace.path(FAILED_QUARANTINE.path)
-    if workspace.filesystem.exists(folder):
-        workspace.filesystem.rm(folder, recursive=True)
 
 
 def _details(
