@@ -50,7 +50,7 @@ COMPRESSED: Final = tuple(_CODECS)
 """Endings of the names of compressed files."""
 
 _FOREIGN: Final = {
-    b"PAR1": "a Parquet file: set data.source.kind: parquet",
+    b"PAR1": "a Parquet file",
     b"ORC": "an ORC file",
     b"Obj\x01": "an Avro file",
     b"ARROW1": "an Arrow IPC (Feather) file",
@@ -88,7 +88,7 @@ def open_text(path: Path, encoding: str) -> IO[str]:
 
 def _foreign(path: Path, kind: str) -> DataError:
     return DataError(
-        f"the file is no text but {kind}",
+        f"the file is not text but {kind}",
         where=str(path),
-        todo="Write it as CSV or Parquet.",
+        todo="Write it as CSV, or as Parquet with data.source.kind: parquet.",
     )

@@ -42,6 +42,7 @@ _LONGEST_CELL: Final = 2**27
 """Characters of a cell after which an open quote counts as a stray one."""
 _LONGEST_HEADER: Final = 2**24
 _SAMPLES: Final = 20
+_SHOWN_CHARS: Final = 200
 
 
 class _Record(NamedTuple):
@@ -160,7 +161,8 @@ def _header(
         )
     if _lossy(line) != line:
         raise DataError(
-            f"the header is not {layout.encoding.removesuffix('-sig')}: {_lossy(line).strip()}",
+            f"the header is not {layout.encoding.removesuffix('-sig')}: "
+            f"{_lossy(line).strip()[:_SHOWN_CHARS]}",
             where=f"{path}:1",
             todo=encoding_hint(line) or "Convert the file to UTF-8.",
         )

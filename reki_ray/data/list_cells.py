@@ -10,9 +10,17 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from reki_ray.data.parsing import as_mask, plain, to_text, unfit
+from reki_ray.data.parsing import plain, to_text
 
+_LISTS: Final = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 _QUOTED: Final = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _BARE: Final = r"""[^\s,'"\[\]{}][^,"\[\]{}]*"""
 _ITEM: Final = re.compile(rf"\s*(?:({_QUOTED})|({_BARE}))\s*(,|$)?", re.DOTALL)
@@ -45,7 +53,7 @@ def to_lists(
     """
     cells = plain(column, where=where)
     nested = np.zeros(len(cells), dtype=bool)
-    if pa.types.is_list(cells.type) or pa.types.is_large_list(cells.type):
+    if any(is_kind(cells.type) for is_kind in _LISTS):
         values, bad = _arrow_lists(cells, where=where)
         return values, bad, nested
     text, bad = to_text(cells, where=where)
@@ -67,16 +75,14 @@ def _arrow_lists(cells: pa.ChunkedArray, *, where: str) -> tuple[list[list[str]]
     found: list[list[str]] = []
     bad = np.zeros(len(cells), dtype=bool)
     for chunk in cells.chunks:
-        offsets = chunk.offsets.to_numpy()
-        try:
-            text, wrong = to_text(pa.chunked_array([chunk.values]), where=where)
-        except pa.ArrowException as error:
-            raise unfit(cells.type, error, where=where) from error
-        values = text.to_pylist()
-        for row, present in enumerate(as_mask(chunk.is_valid())):
-            start, end = offsets[row : row + 2] if present else (0, 0)
+        # Not by casts and offsets: Arrow's cast of a slice of a list view is wrong.
+        text, wrong = to_text(pa.chunked_array([chunk.flatten()]), where=where)
+        values, start = text.to_pylist(), 0
+        for length in pc.fill_null(pc.list_value_length(chunk), 0).to_pylist():
+            end = start + length
             bad[len(found)] = wrong[start:end].any()
             found.append(_clean(values[start:end]))
+            start = end
     return found, bad
 
 

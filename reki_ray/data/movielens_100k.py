@@ -47,7 +47,7 @@ class MovieLens100K:
     timestamp_unit = "s"
 
     def __init__(self, config: MovieLens100KSource, say: Say | None = None) -> None:
-        self._folder = config.path
+        self._folder = config.path and config.path.expanduser().absolute()
         self._say = say
 
     def identity(self) -> object:

@@ -65,7 +65,7 @@ class MovieLens1M:
     timestamp_unit = "s"
 
     def __init__(self, config: MovieLens1MSource) -> None:
-        self._folder = config.path
+        self._folder = config.path.expanduser().absolute()
 
     def identity(self) -> object:
         """Hashes of the three files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from reki_ray.data.raw import (
     unreadable,
 )
 from reki_ray.errors import DataError
+
+_MAGIC: Final = b"PAR1"
 
 
 def read_parquet(kind: Kind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
@@ -76,6 +79,13 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
     try:
         if path.stat().st_size == 0:
             raise DataError("the file is empty", where=str(path), todo="Write rows into it.")
+        with path.open("rb") as start:
+            if start.read(len(_MAGIC)) != _MAGIC:
+                raise DataError(
+                    "the file is not Parquet",
+                    where=str(path),
+                    todo="Write it as Parquet; if it is CSV, set data.source.kind: csv.",
+                )
         # In nanoseconds, the default, the year 9999 of Spark and Hive wraps around.
         with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
             try:

@@ -20,13 +20,10 @@ _NUMERIC: Final = (
     pa.types.is_decimal,
 )
 _ENCODINGS: Final[tuple[tuple[Callable[..., bool], Callable[..., Any]], ...]] = (
-    (pa.types.is_dictionary, lambda array: array.dictionary_decode()),
+    (pa.types.is_dictionary, lambda array: _plain(array.dictionary).take(array.indices)),
     (pa.types.is_run_end_encoded, pc.run_end_decode),
     (pa.types.is_string_view, lambda array: array.cast(pa.string())),
     (pa.types.is_binary_view, lambda array: array.cast(pa.binary())),
-    (pa.types.is_list_view, lambda array: array.cast(pa.list_(array.type.value_type))),
-    (pa.types.is_large_list_view, lambda array: array.cast(pa.large_list(array.type.value_type))),
-    (pa.types.is_fixed_size_list, lambda array: array.cast(pa.list_(array.type.value_type))),
 )
 """Ways to write the same values, and what undoes each."""
 _CONTROL: Final = r"[\x00-\x1f\x7f]"
@@ -121,7 +118,7 @@ def plain(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
         where: Name of the column for the error message.
 
     Returns:
-        Equal values (N,); UUIDs as text, all kinds of lists as lists.
+        Equal values (N,); UUIDs as text.
 
     Raises:
         DataError: The values cannot be decoded.

@@ -235,7 +235,7 @@ def unreadable(path: Path, error: Exception) -> DataError:
     """Error for a file that cannot be opened or is damaged."""
     return DataError(
         f"the file cannot be read: {error}",
-        where=str(path),
+        where=str(path.absolute()),
         todo="Check the path under data.source, the rights, and whether the copy is complete.",
     )
 

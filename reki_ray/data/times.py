@@ -24,8 +24,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST: Final = 2**63 - 1
 _NANOS: Final = 10**9
 _DIGITS: Final = 18
-"""Digits of an integer that surely fits 64 bits."""
-_EXACT: Final = rf"^(?P<sign>[+-]?)(?P<whole>[0-9]{{1,{_DIGITS}}})(?:\.(?P<fraction>[0-9]*))?$"
+"""Digits of a fraction that are read; an integer of so many surely fits 64 bits."""
+_EXACT: Final = (
+    rf"^(?P<sign>[+-]?)(?P<whole>[0-8]?[0-9]{{1,{_DIGITS}}})(?:\.(?P<fraction>[0-9]*))?$"
+)
 _FRACTION: Final = re.compile(r"(?<=:\d\d)[.,](\d+)")
 _ZONE: Final = re.compile(r"\s*(?:UTC|GMT)$")
 _SPACED_OFFSET: Final = re.compile(r"\s+(?=[+-]\d\d:?\d\d$)")

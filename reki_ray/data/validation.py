@@ -212,15 +212,18 @@ def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -
     late = times.seconds > config.latest
     for finer in _finer(unit):
         scaled = times.seconds / (EPOCH_UNITS[finer] // EPOCH_UNITS[unit])
-        verdict.reject(
-            late & (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest),
+        reason = (
             f"{TIMESTAMP} is out of range: it looks like {_UNIT_NAMES[finer]}, not "
-            f"{_UNIT_NAMES[unit]}",
+            f"{_UNIT_NAMES[unit]}"
         )
+        verdict.reject(
+            late & (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest), reason
+        )
+        verdict.hints[reason] = f"Set {_UNIT_KEY}: {finer}."
     verdict.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
     for mask, reason in ((times.wrong, wrong), (late, f"{TIMESTAMP} is out of range")):
         if units := guess_units(_cells(draft, TIMESTAMP, mask), config.latest):
-            shown = " or ".join(map(repr, units[:2]))
+            shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
             verdict.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
     return times
 
