@@ -127,7 +127,10 @@ class FileSource(Section):
     """Interactions, items and users in Parquet or CSV files with a column mapping."""
 
     kind: Literal["parquet", "csv"]
-    interactions: str = Field(description="File, folder or glob of the interactions.")
+    interactions: str = Field(
+        description="File, folder or glob of the interactions; this path and those below count "
+        "from the working directory."
+    )
     items: str = Field(description="File, folder or glob of the items.")
     users: str | None = Field(
         None, description="File, folder or glob of the users; null takes them from interactions."

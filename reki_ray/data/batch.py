@@ -279,7 +279,7 @@ def _form(path: Path) -> Form:
             return form
     raise ConfigError(
         f"{path.name} is neither Parquet nor CSV",
-        where=str(path),
+        where=str(path.absolute()),
         todo=f"Give a file whose name ends in {', '.join(sum(SUFFIXES.values(), ()))}.",
     )
 

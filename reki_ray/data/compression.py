@@ -24,7 +24,11 @@ def _arrow(codec: str) -> _Open:
 
 def _open_zip(path: Path) -> IO[bytes]:
     archive = zipfile.ZipFile(path)
-    names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    names = [
+        info.filename
+        for info in archive.infolist()
+        if not info.is_dir() and not info.filename.startswith("__MACOSX/")
+    ]
     if "[Content_Types].xml" in names:
         raise _foreign(path, "an Excel workbook or another Office document")
     if len(names) != 1:

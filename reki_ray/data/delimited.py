@@ -35,7 +35,7 @@ from reki_ray.data.raw import (
     require_columns,
     unreadable,
 )
-from reki_ray.errors import DataError
+from reki_ray.errors import DataError, printable
 
 _BATCH = 65_536
 _LONGEST_CELL: Final = 2**27
@@ -85,7 +85,7 @@ def read_delimited(
     return RawTable(
         kind=kind,
         rows=pa.concat_tables([part.rows for _, part in parts], promote_options="default"),
-        files=tuple(str(path) for path in paths),
+        files=tuple(printable(str(path)) for path in paths),
         file_of=np.concatenate(
             [np.full(len(part.numbers), index, dtype=np.int32) for index, part in parts]
         ),
@@ -110,6 +110,7 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _Part
     batches: list[pa.Table] = []
     numbers: list[int] = []
     rejected: list[Rejected] = []
+    place = printable(str(path))  # its name need not be UTF-8
     with _reading(path, layout) as lines:
         header, first = _header(path, lines, layout, required)
         records = _records(lines, layout, width=len(header), number=first)
@@ -118,7 +119,7 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _Part
             batches.append(_batch_table(good, header, layout))
             numbers.extend(record.number for record in good)
             rejected.extend(
-                Rejected(f"{path}:{record.number}", record.reason, _lossy(record.raw))
+                Rejected(f"{place}:{record.number}", record.reason, _lossy(record.raw))
                 for record in bad
             )
     table = pa.concat_tables(batches or [_batch_table([], header, layout)])

@@ -19,7 +19,7 @@ from reki_ray.data.raw import (
     require_columns,
     unreadable,
 )
-from reki_ray.errors import DataError
+from reki_ray.errors import DataError, printable
 
 _MAGIC: Final = b"PAR1"
 
@@ -54,7 +54,7 @@ def read_parquet(kind: Kind, paths: Sequence[Path], required: Sequence[str]) -> 
     return RawTable(
         kind=kind,
         rows=rows,
-        files=tuple(str(path) for path in paths),
+        files=tuple(printable(str(path)) for path in paths),
         file_of=np.repeat(np.array(indices, dtype=np.int32), sizes),
         number_of=np.concatenate([np.arange(1, size + 1, dtype=np.int64) for size in sizes]),
         mark="#",

@@ -83,17 +83,25 @@ class RawTable:
         """Content of rows as JSON objects under the file's column names.
 
         Args:
-            rows: Row indices, (K,).
+            rows: Row indices, ascending, (K,).
         """
-        for start in range(0, len(rows), _BATCH):
-            for row in _lossless(self.rows.take(pa.array(rows[start : start + _BATCH]))):
+        chosen = np.zeros(len(self.rows), dtype=bool)
+        chosen[rows] = True
+        # Chunk by chunk: taking rows would put a column's strings together, which have a bound.
+        found = self.rows.filter(pa.array(chosen))
+        for start in range(0, len(found), _BATCH):
+            for row in _lossless(found.slice(start, _BATCH)):
                 yield json.dumps(row, ensure_ascii=False, default=str)
+
+
+_NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, pa.ArrowException)
+"""What cells raise that Python has no value for: no UTF-8, the year 290,000, a zone of nowhere."""
 
 
 def _lossless(rows: pa.Table) -> list[dict[str, object]]:
     try:
         return list(rows.to_pylist())
-    except UnicodeDecodeError:  # Parquet does not promise that its strings are UTF-8
+    except _NO_PYTHON_VALUE:
         columns = {name: _readable(rows.column(name)) for name in rows.column_names}
         return [{name: values[i] for name, values in columns.items()} for i in range(len(rows))]
 
@@ -102,10 +110,12 @@ def _readable(column: pa.ChunkedArray) -> list[object]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         column = column.cast(pa.large_binary())
         return [v and v.decode("utf-8", "backslashreplace") for v in column.to_pylist()]
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        column = column.cast(pa.int64() if column.type.bit_width == 64 else pa.int32())
     try:
         return list(column.to_pylist())
-    except UnicodeDecodeError:
-        return ["<not UTF-8>"] * len(column)
+    except _NO_PYTHON_VALUE:
+        return [f"<{column.type}>"] * len(column)
 
 
 @dataclass(frozen=True)

@@ -222,9 +222,12 @@ def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -
         verdict.hints[reason] = f"Set {_UNIT_KEY}: {finer}."
     verdict.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
     for mask, reason in ((times.wrong, wrong), (late, f"{TIMESTAMP} is out of range")):
-        if units := guess_units(_cells(draft, TIMESTAMP, mask), config.latest):
+        cells = _cells(draft, TIMESTAMP, mask)
+        if units := guess_units(cells, config.latest):
             shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
             verdict.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
+        elif hint := decimal_hint(cells):
+            verdict.hints[reason] = hint
     return times
 
 

@@ -181,27 +181,28 @@ def load_scenario(name_or_path: str) -> Scenario:
     Raises:
         ConfigError: There is no such scenario, or the file breaks the rules.
     """
-    source: Traversable = Path(name_or_path)
+    source: Traversable = Path(name_or_path).absolute()
     if name_or_path in SCENARIOS:
         source = resources.files("reki_ray.prompts") / "scenarios" / f"{name_or_path}.yaml"
+    where = str(source)
     try:
         content = parse_yaml(source.read_text(encoding="utf-8"))
         return Scenario.model_validate(content)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the scenario: {error}",
-            where=name_or_path,
+            where=where,
             todo=f"Name one of {', '.join(SCENARIOS)}, or a readable YAML file.",
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(
             f"the scenario is no valid YAML: {error}",
-            where=name_or_path,
+            where=where,
             todo="Correct the line that the message names.",
         ) from error
     except ValidationError as error:
         raise ConfigError(
             describe_problems(error, Scenario),
-            where=name_or_path,
+            where=where,
             todo="Correct these keys; reki_ray/prompts/scenarios/ holds examples.",
         ) from error

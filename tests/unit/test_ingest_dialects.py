@@ -121,7 +121,8 @@ def test_rejected_rows_say_what_they_look_like(
 def zipped(content: bytes) -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("inner.csv", content)
+        archive.writestr("folder/inner.csv", content)
+        archive.writestr("__MACOSX/folder/._inner.csv", "of the archiver's own")
     return target.getvalue()
 
 

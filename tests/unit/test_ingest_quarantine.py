@@ -112,6 +112,8 @@ def test_each_fault_has_its_reason(row: tuple[str | None, ...], reason: str) -> 
         (["978300760000000"], "s", "looks like microseconds", "timestamp_unit: us"),
         (["978300760000000000"], "ms", "looks like nanoseconds, not milli", "timestamp_unit: ns"),
         (["2001-01-01"], "s", "timestamp is no number", "timestamp_unit: 'iso'"),
+        (["978300760,5"], "s", "timestamp is no number", "decimal: ','"),
+        (["NULL", "1"], "s", "timestamp is no number", 'null_words: ["NULL"]'),
         (["1.1.2001"], "iso", "no ISO 8601 time", "'%d.%m.%Y'"),
         (["2001-01-01"], "%d.%m.%Y", "does not fit '%d.%m.%Y'", "'iso'"),
         (["01/13/2001 1:00 PM"], "iso", "no ISO 8601 time", "'%m/%d/%Y %I:%M %p'"),
@@ -121,7 +123,7 @@ def test_times_in_another_unit_name_the_key_to_set(
     cells: list[str], unit: str, reason: str, hint: str
 ) -> None:
     checked = check([("u", "i", "4", cell) for cell in cells], unit=unit)
-    [found] = checked.reasons()
+    found = next(iter(checked.reasons()))
     assert reason in found
     assert hint in checked.hints[found]
 

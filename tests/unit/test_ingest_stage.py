@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,23 @@ def test_what_was_taken_otherwise_than_written_is_told(
     assert "120 interactions have item_id as '0.0', which the catalogue has as '0'" in told
     assert result.details["notes"][0] in told
     assert result.dead == 0
+
+
+def test_names_of_files_need_not_be_utf8(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    odd = Path(os.fsdecode(bytes(data) + b"/caf\xe9.csv"))
+    (data / "events.csv").rename(odd)
+    append(odd, "u0,m0,9,5", "u0,m0")
+    config = make(data, workspace, max_quarantine_share=0.05)
+    source = config.data.source.model_copy(update={"interactions": str(odd)})
+    section = config.data.model_copy(update={"source": source})
+    run(config.model_copy(update={"data": section}), workspace, reporter)
+    places = workspace.read_table(QUARANTINE)["location"].to_pylist()
+    assert sorted(place.rpartition("/")[2] for place in places) == [
+        "caf\\udce9.csv:122",
+        "caf\\udce9.csv:123",
+    ]
 
 
 def test_shares_of_reasons_that_do_not_exist_are_refused(

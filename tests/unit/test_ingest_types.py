@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable
 from decimal import Decimal
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from reki_ray.config.data import EPOCH_UNITS
 from reki_ray.data.list_cells import to_lists
-from reki_ray.data.parsing import to_id, to_number, to_text
+from reki_ray.data.parsing import plain, to_id, to_number, to_text
+from reki_ray.data.raw import RawTable, Rejected, quarantine_table
 from reki_ray.data.times import to_times
 from reki_ray.errors import DataError
 
@@ -159,6 +161,18 @@ def test_every_column_converts_or_is_refused(
             continue
         assert len(lists) == len(bad) == len(nested) == size
         assert all(value == value.strip() != "" for cell in lists for value in cell)
+
+
+@settings(deadline=None)
+@given(values=st.one_of(*SCALARS.values()), data=st.data())
+def test_every_cell_can_be_put_into_quarantine(values: pa.Array, data: st.DataObject) -> None:
+    array = data.draw(st.sampled_from(wrapped(values)), label="array")
+    numbers = np.arange(len(array))
+    rows = pa.table({"x": plain(pa.chunked_array([array]), where="here")})
+    raw = RawTable("items", rows, ("f",), numbers.astype(np.int32) * 0, numbers, "#")
+    found = [json.loads(row) for row in raw.raw(numbers)]
+    assert [list(row) for row in found] == [["x"]] * len(array)
+    quarantine_table("items", [Rejected("f#1", "bad", text) for text in raw.raw(numbers)])
 
 
 KEYS = [uuid.UUID(int=number) for number in (0, 1, 2**127 + 5)]
