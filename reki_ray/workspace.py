@@ -227,7 +227,8 @@ class Workspace:
         """
         try:
             with self._storage("read"):
-                return json.loads(self.filesystem.cat_file(self.path(relative)))
+                content = self.filesystem.cat_file(self.path(relative))
+            return json.loads(content)
         except FileNotFoundError as error:
             raise DataError(
                 "the document does not exist",

@@ -194,7 +194,7 @@ def load_config(
     Raises:
         ConfigError: A file is missing, is no YAML, or breaks the tree's rules.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # messages name it, wherever the command was run
     content = read_mapping(path, todo="Name a readable YAML file with -c; configs/ holds examples.")
     if workspace is not None:
         content["workspace"] = workspace

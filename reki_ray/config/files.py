@@ -54,7 +54,7 @@ def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot read the configuration: {error}", where=str(path.absolute()), todo=todo
+            f"cannot read the configuration: {error}", where=str(path), todo=todo
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(

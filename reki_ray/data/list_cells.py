@@ -91,7 +91,7 @@ def _written_list(cell: str) -> list[object] | None:
     if cell[-1] != _CLOSED_BY[cell[0]]:
         return None
     try:
-        parsed = json.loads(cell, parse_int=str, parse_float=str, parse_constant=str)
+        parsed = json.loads(cell, parse_int=str, parse_float=str, parse_constant=_nothing)
     except (ValueError, RecursionError):
         items = _items(cell)
         return [_NESTED] if items is None and _is_literal(cell) else items
@@ -103,9 +103,11 @@ def _written_list(cell: str) -> list[object] | None:
 def _value(value: Any) -> object:
     if isinstance(value, list | dict):
         return _NESTED
-    if isinstance(value, bool):
-        return str(value).lower()
-    return None if value in _NO_VALUE else value
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _nothing(_: str) -> None:
+    """What NaN and Infinity of JSON stand for."""
 
 
 def _items(cell: str) -> list[object] | None:

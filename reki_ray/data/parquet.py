@@ -82,7 +82,7 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
         with path.open("rb") as start:
             if start.read(len(_MAGIC)) != _MAGIC:
                 raise DataError(
-                    "the file is not Parquet",
+                    "the file cannot be read: it is not Parquet",
                     where=str(path),
                     todo="Write it as Parquet; if it is CSV, set data.source.kind: csv.",
                 )

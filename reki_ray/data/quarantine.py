@@ -177,7 +177,7 @@ def enforce_threshold(
         )
     reasons = cause.reasons()
     counts = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
-    hints = " ".join(cause.hints[reason] for reason in reasons if reason in cause.hints)
+    hints = " ".join(dict.fromkeys(cause.hints[r] for r in reasons if r in cause.hints))
     raise DataError(
         f"{problem}: {counts}",
         where=f"first at {cause.rejected[0].location}",

@@ -85,13 +85,20 @@ class RawTable:
         Args:
             rows: Row indices, ascending, (K,).
         """
+        for found in self._pieces(rows):
+            for row in _lossless(found):
+                yield json.dumps(row, ensure_ascii=False, default=str)
+
+    def _pieces(self, rows: np.ndarray) -> Iterator[pa.Table]:
         chosen = np.zeros(len(self.rows), dtype=bool)
         chosen[rows] = True
-        # Chunk by chunk: taking rows would put a column's strings together, which have a bound.
-        found = self.rows.filter(pa.array(chosen))
+        try:  # chunk by chunk: to take rows, Arrow puts a column together, which has a bound
+            found = self.rows.filter(pa.array(chosen))
+        except pa.ArrowException:  # it cannot filter views in lists, for one
+            yield from (self.rows.slice(row, 1) for row in rows)
+            return
         for start in range(0, len(found), _BATCH):
-            for row in _lossless(found.slice(start, _BATCH)):
-                yield json.dumps(row, ensure_ascii=False, default=str)
+            yield found.slice(start, _BATCH)
 
 
 _NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, pa.ArrowException)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reki_ray.config import DataConfig, RekiConfig
+from reki_ray.config import DataConfig, FileSource, RekiConfig
 from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
     Checked,
@@ -168,7 +168,9 @@ def require_both_labels(
         return
     found = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
     ratings = pc.min_max(interactions[RATING]).as_py()
-    if ratings["max"] is None:
+    if isinstance(config.source, FileSource) and config.source.columns.label is not None:
+        todo = "Name with data.source.columns.label a column that holds both 0 and 1."
+    elif ratings["max"] is None:
         todo = (
             "Clicks alone do not say what was not liked: name with data.source.columns.label a "
             "column of 0 and 1 (impressions without a click are 0), or with columns.rating "
@@ -178,7 +180,7 @@ def require_both_labels(
         todo = (
             f"Ratings lie between {ratings['min']:g} and {ratings['max']:g}, and those above "
             f"data.positive_above, {config.positive_above:g}, count as positive: choose another "
-            "threshold, or correct columns.label."
+            "threshold."
         )
     raise DataError(
         f"the labels of the training samples are all {'1' if shares['train'] else '0'}; "

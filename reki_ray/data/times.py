@@ -129,6 +129,8 @@ def guess_units(cells: Sequence[str], latest: int) -> list[str]:
         between `USUAL_SINCE` and `latest`; empty where nothing fits.
     """
     readers: dict[str, _Read] = {unit: _of_number(unit) for unit in EPOCH_UNITS}
+    if not any(char.isdecimal() for cell in cells for char in cell):
+        return []
     if all(cell.isdecimal() for cell in cells):
         readers |= {_COMPACT[size]: _of_digits(size) for size in _COMPACT}
     else:

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -211,7 +211,6 @@ def test_parquet_takes_a_decimal_mark_and_no_separator() -> None:
 MARKS = st.sampled_from([",", ";", "\t", '"', "'", "\\", " ", "é", "\0"])
 
 
-@settings(deadline=None)
 @given(
     content=st.binary(max_size=120),
     separator=MARKS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,7 @@ def test_the_identity_of_the_inputs_follows_their_content(data: Path, workspace:
     ("columns", "keys", "told", "todo"),
     [
         ({"rating": None}, {}, "are all 1; positive are 100.0% of train", "columns.label"),
+        ({"label": "rating"}, {}, "are all 1", "both 0 and 1"),
         ({}, {"positive_above": 5.0}, "are all 0; positive are 0.0% of train", "between 1 and 5"),
         ({}, {"positive_above": 0.5}, "are all 1", "data.positive_above, 0.5"),
     ],
@@ -175,12 +177,15 @@ def test_labels_of_one_kind_are_refused_before_anything_is_paid_for(
     data: Path,
     workspace: Workspace,
     reporter: Reporter,
-    columns: dict[str, None],
+    columns: dict[str, str | None],
     keys: dict[str, Any],
     told: str,
     todo: str,
 ) -> None:
     config = make(data, workspace, users=True, **keys)
+    if columns.get("label"):
+        events = (data / "events.csv").read_text()
+        (data / "events.csv").write_text(re.sub(r",[1-5],", ",1,", events))
     source = config.data.source.model_dump()
     source["columns"] |= columns
     tree = config.model_dump()

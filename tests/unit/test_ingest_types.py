@@ -121,7 +121,7 @@ def wrapped(values: pa.Array) -> list[pa.Array]:
     return found
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(values=st.one_of(*SCALARS.values()), unit=st.sampled_from(UNITS), data=st.data())
 def test_every_column_converts_or_is_refused(
     values: pa.Array, unit: str, data: st.DataObject
@@ -163,7 +163,6 @@ def test_every_column_converts_or_is_refused(
         assert all(value == value.strip() != "" for cell in lists for value in cell)
 
 
-@settings(deadline=None)
 @given(values=st.one_of(*SCALARS.values()), data=st.data())
 def test_every_cell_can_be_put_into_quarantine(values: pa.Array, data: st.DataObject) -> None:
     array = data.draw(st.sampled_from(wrapped(values)), label="array")
@@ -178,7 +177,6 @@ def test_every_cell_can_be_put_into_quarantine(values: pa.Array, data: st.DataOb
 KEYS = [uuid.UUID(int=number) for number in (0, 1, 2**127 + 5)]
 
 
-@settings(deadline=None)
 @given(
     values=st.one_of(*(SCALARS[kind] for kind in ("string", "string_view", "int64", "uint64"))),
     data=st.data(),
