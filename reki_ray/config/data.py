@@ -128,12 +128,15 @@ class FileSource(Section):
 
     kind: Literal["parquet", "csv"]
     interactions: str = Field(
+        min_length=1,
         description="File, folder or glob of the interactions; this path and those below count "
-        "from the working directory."
+        "from the working directory.",
     )
-    items: str = Field(description="File, folder or glob of the items.")
+    items: str = Field(min_length=1, description="File, folder or glob of the items.")
     users: str | None = Field(
-        None, description="File, folder or glob of the users; null takes them from interactions."
+        None,
+        min_length=1,
+        description="File, folder or glob of the users; null takes them from interactions.",
     )
     columns: ColumnMapping = ColumnMapping()
     dialect: Dialect = Dialect()

@@ -127,12 +127,17 @@ def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width:
     return ""
 
 
-def decimal_hint(cells: Sequence[str]) -> str:
-    """What to set where cells are no numbers; empty where nothing is found."""
+def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
+    """What to set where cells are no numbers; empty where nothing is found.
+
+    Args:
+        cells: Some of them.
+        delimited: Whether they are of a text file, which may have words for no value.
+    """
     if cells and all(re.fullmatch(r"[+-]?\d*,\d+", cell) for cell in cells):
         return f"{cells[0]!r} has a decimal comma: set {_SET}.decimal: ','."
     words = sorted(set(cells))
-    if cells and all(not re.search(r"\d", word) for word in words):
+    if delimited and len(words) == 1 and re.fullmatch(r"[^\d\0-\x1f]{1,12}", words[0]):
         return f"If {words[0]!r} stands for no value, set {_SET}.null_words: [{_yaml(words[0])}]."
     return ""
 

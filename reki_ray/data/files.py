@@ -110,7 +110,7 @@ class Files:
             values[name], unreadable, nested = to_lists(
                 raw.rows.column(name),
                 self._columns.list_separator,
-                where=f"{raw.kind}, column {name}",
+                where=f"{raw.files[0]}, column {name}",
             )
             bad |= unreadable
             problems[f"{name} holds lists of lists or of objects"] = nested

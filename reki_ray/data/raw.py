@@ -75,6 +75,11 @@ class RawTable:
         """Rows that the files hold, readable or not."""
         return len(self.rows) + len(self.rejected)
 
+    @property
+    def is_delimited(self) -> bool:
+        """Whether the rows come from text files."""
+        return self.mark == ":"
+
     def location(self, row: int) -> str:
         """Place of a row, as `ratings.csv:17` or `part-0.parquet#17`."""
         return f"{self.files[self.file_of[row]]}{self.mark}{self.number_of[row]}"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from reki_ray.config import DataConfig
 from reki_ray.config.data import EPOCH_UNITS
-from reki_ray.data.dialects import decimal_hint
+from reki_ray.data.dialects import number_hint
 from reki_ray.data.parsing import as_mask, to_id, to_number, to_text
 from reki_ray.data.quarantine import Checked, Verdict, settle
 from reki_ray.data.raw import WRONG_ENCODING, Draft
@@ -226,7 +226,7 @@ def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -
         if units := guess_units(cells, config.latest):
             shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
             verdict.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
-        elif hint := decimal_hint(cells):
+        elif hint := number_hint(cells, delimited=draft.raw.is_delimited):
             verdict.hints[reason] = hint
     return times
 
@@ -286,7 +286,8 @@ def _ratings_and_labels(
             draft.columns[RATING], where=_where(draft, RATING), decimal=draft.decimal
         )
         verdict.reject(wrong, f"{RATING} is no number")
-        if hint := decimal_hint(_cells(draft, RATING, wrong)):
+        cells = _cells(draft, RATING, wrong)
+        if hint := number_hint(cells, delimited=draft.raw.is_delimited):
             verdict.hints[f"{RATING} is no number"] = hint
         if LABEL not in draft.columns:
             verdict.reject(missing, f"{RATING} is missing")
