@@ -7,10 +7,9 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from reki_ray.config.graph import MAX_LIST, RequestLimits
-from reki_ray.schema import Side, Source
+from reki_ray.schema import MAX_ID_CHARS, Side, Source
 
 DEFAULT_K: Final = 10
-MAX_ID_CHARS = 512
 MAX_EVENTS = 1000
 """Events a request may bring: they are made durable together."""
 

@@ -7,7 +7,26 @@ the message alone and leaves with the error's exit code; anything that is not a
 
 from __future__ import annotations
 
-from typing import ClassVar
+import unicodedata
+from typing import ClassVar, Final
+
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what a terminal obeys, hides or cannot print."""
+
+
+def printable(text: str) -> str:
+    """Text that is safe to print: whatever a terminal obeys or hides is written as an escape.
+
+    Line feeds stay.
+    """
+    return "".join(
+        char if char == "\n" or unicodedata.category(char) not in _HIDDEN else _escaped(char)
+        for char in text
+    )
+
+
+def _escaped(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
 
 
 class RekiError(Exception):
@@ -22,10 +41,9 @@ class RekiError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, where: str, todo: str) -> None:
-        self.what = what
-        self.where = where
-        self.todo = todo
-        super().__init__(f"{what} [{where}] {todo}")
+        # Messages quote headers, cells and paths, which hold anything.
+        self.what, self.where, self.todo = printable(what), printable(where), printable(todo)
+        super().__init__(f"{self.what} [{self.where}] {self.todo}")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between Ray processes.

@@ -66,6 +66,7 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.data.stage:run",
         ("data", "split"),
         inputs="reki_ray.data.stage:identify_inputs",
+        version=2,
     ),
     Stage(
         "cluster",
@@ -241,7 +242,7 @@ def require_done(
             continue
         raise ConfigError(
             f"{what} needs stage {name}, which {problem}",
-            where=workspace.root,
+            where=workspace.location,
             todo=f"Run `reki run --until {until}`, which does all that is missing.",
         )
 

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from reki_ray.errors import EngineError
 from reki_ray.workspace import Workspace
 
 HEARTBEAT = "progress.json"
@@ -141,21 +142,21 @@ class Reporter:
     def _beat(self, task: Task, *, finished: bool) -> None:
         if self._workspace is None:
             return
-        self._workspace.write_json(
-            HEARTBEAT,
-            {
-                "label": task.label,
-                "done": task.done,
-                "total": task.total,
-                "unit": task.unit,
-                "counters": task.counters,
-                "started_at": task.started,
-                "updated_at": time.time(),
-                "finished": finished,
-                "pid": os.getpid(),
-                "figures": task.snapshot() if task.snapshot is not None else None,
-            },
-        )
+        beat = {
+            "label": task.label,
+            "done": task.done,
+            "total": task.total,
+            "unit": task.unit,
+            "counters": task.counters,
+            "started_at": task.started,
+            "updated_at": time.time(),
+            "finished": finished,
+            "pid": os.getpid(),
+            "figures": task.snapshot() if task.snapshot is not None else None,
+        }
+        # Without a sign of life the work goes on; on a full disk it has an error of its own.
+        with contextlib.suppress(EngineError):
+            self._workspace.write_json(HEARTBEAT, beat)
 
 
 def _rates(task: Task) -> str:

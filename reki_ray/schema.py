@@ -85,6 +85,9 @@ SIDE_OF: Final[dict[SubjectKind, Side]] = {
 
 Source = Literal["individual", "cluster", "fallback"]
 
+MAX_ID_CHARS: Final = 512
+"""Longest id of a user or item, characters: what ingest lets in, HTTP requests may name."""
+
 WHOLE_ANSWER: Final = "*"
 """Value of `factor` for knowledge that is not divided by factor."""
 

@@ -82,7 +82,7 @@ def read(workspace: Workspace) -> Status:
     if not workspace.exists():
         raise ConfigError(
             "there is no such workspace",
-            where=workspace.root,
+            where=workspace.location,
             todo="Start one with `reki run -c FILE`.",
         )
     entries = workspace.stages()

@@ -17,6 +17,8 @@ from rich.table import Table
 
 from reki_ray import pipeline
 from reki_ray.config import RekiConfig, describe_problems
+from reki_ray.config.files import parse_yaml
+from reki_ray.config.keys import leaves, nearest
 from reki_ray.derived import share_ledgers
 from reki_ray.errors import ConfigError
 from reki_ray.evaluation.comparison import METRICS
@@ -125,7 +127,14 @@ def variants(
                 todo="Write it as cluster.users.min_cluster_size=4,8,16.",
             )
         keys.append(key.strip())
-        values.append([yaml.safe_load(value) for value in given.split(",")])
+        try:
+            values.append([parse_yaml(value) for value in given.split(",")])
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"the values of {setting!r} are no YAML: {error}",
+                where="--vary",
+                todo="Separate plain values by commas, as 4,8,16.",
+            ) from error
     for combination in itertools.product(*values):
         changes = dict(zip(keys, combination, strict=True))
         yield changes, _changed(config, changes)
@@ -160,7 +169,7 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
             inner = inner.get(section, {}) if isinstance(inner, dict) else {}
         if not isinstance(inner, dict) or name not in inner:
             raise ConfigError(
-                f"there is no setting {key!r}",
+                f"there is no setting {key!r}; the nearest is {nearest(key, leaves(RekiConfig))!r}",
                 where="--vary",
                 todo="docs/configuration.md lists all settings.",
             )
@@ -171,7 +180,9 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
         return RekiConfig.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(
-            describe_problems(error), where=f"--vary {_named(changes)}", todo="Correct the value."
+            describe_problems(error, RekiConfig),
+            where=f"--vary {_named(changes)}",
+            todo="Correct the value.",
         ) from error
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from reki_ray import atomic
-from reki_ray.errors import ConfigError, DataError
+from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
 from reki_ray.schema import Table
 from reki_ray.strict_json import strict_json
 
@@ -60,11 +60,22 @@ class Workspace:
 
     Args:
         root: Folder or URL, as `runs/demo` or `s3://bucket/demo`.
+
+    Raises:
+        ConfigError: The filesystem of the URL is unknown, or its package is missing.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root).rstrip("/")
-        self.filesystem, self._base = fsspec.core.url_to_fs(self.root)
+        try:
+            self.filesystem, self._base = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"this workspace cannot be opened: {error}",
+                where=self.root,
+                todo="Install the package that the message names, as s3fs for s3://, or set "
+                "`workspace` to a folder or a URL that fsspec knows.",
+            ) from error
         self._base = self._base.rstrip("/")
 
     # --- places --------------------------------------------------------------------------------
@@ -110,7 +121,8 @@ class Workspace:
 
     def exists(self, *parts: str) -> bool:
         """Whether a file or folder lies there."""
-        return bool(self.filesystem.exists(self.path(*parts)))
+        with self._storage("read"):
+            return bool(self.filesystem.exists(self.path(*parts)))
 
     @contextlib.contextmanager
     def writing(self, *parts: str) -> Iterator[BinaryIO]:
@@ -156,10 +168,11 @@ class Workspace:
 
         Raises:
             DataError: A column is missing, has another type, or holds nulls that it must not.
+            EngineError: The storage refuses, as a full disk does.
         """
         if table.schema is not None:
             data = conform(data, table.schema, where=self.path(table.path))
-        with self.writing(table.path, f"{part}.parquet") as sink:
+        with self._storage("written"), self.writing(table.path, f"{part}.parquet") as sink:
             pq.write_table(data, sink, row_group_size=row_group_rows)
 
     def has_table(self, table: Table) -> bool:
@@ -197,15 +210,18 @@ class Workspace:
     def parts(self, table: Table) -> list[str]:
         """Paths of a table's files, in name order; none where there is no such table."""
         folder = self.path(table.path)
-        if not self.filesystem.exists(folder):
-            return []
-        return sorted(p for p in self.filesystem.ls(folder, detail=False) if p.endswith(".parquet"))
+        with self._storage("read"):
+            if not self.filesystem.exists(folder):
+                return []
+            found = self.filesystem.ls(folder, detail=False)
+        return sorted(path for path in found if path.endswith(".parquet"))
 
     def identify(self, table: Table) -> list[tuple[str, int, str]]:
         """Name, size and time of change of a table's files: equal where it is unchanged."""
         found = []
         for part in self.parts(table):
-            info = self.filesystem.info(part)
+            with self._storage("read"):
+                info = self.filesystem.info(part)
             changed = info.get("mtime") or info.get("ETag") or info.get("LastModified") or ""
             found.append((part.rpartition("/")[2], int(info["size"]), str(changed)))
         return found
@@ -218,7 +234,7 @@ class Workspace:
 
     def write_text(self, relative: str, content: str) -> None:
         """Write a text document so that a reader sees the old or the new one, never half."""
-        with self.writing(relative) as sink:
+        with self._storage("written"), self.writing(relative) as sink:
             sink.write(content.encode())
 
     def read_json(self, relative: str) -> Any:
@@ -228,7 +244,9 @@ class Workspace:
             DataError: It is missing or damaged.
         """
         try:
-            return json.loads(self.filesystem.cat_file(self.path(relative)))
+            with self._storage("read"):
+                content = self.filesystem.cat_file(self.path(relative))
+            return json.loads(content)
         except FileNotFoundError as error:
             raise DataError(
                 "the document does not exist",
@@ -286,25 +304,48 @@ class Workspace:
         scratch = Workspace(f"{self.location}/.scratch-{stage}")
         scratch.remove("")
         folders = [table.path for table in tables] or [stage]
-        for folder in folders:
-            self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
+        with self._storage("written"):
+            for folder in folders:
+                self.filesystem.makedirs(scratch.path(folder), exist_ok=True)
         try:
             yield scratch
             self.forget(stage)
             for folder in folders:
                 self.remove(folder)
-                if self.is_local:
-                    atomic.move(Path(scratch.path(folder)), Path(self.path(folder)))
-                else:
+                with self._storage("written"):
+                    if self.is_local:
+                        atomic.move(Path(scratch.path(folder)), Path(self.path(folder)))
+                        continue
                     self.filesystem.mv(scratch.path(folder), self.path(folder), recursive=True)
         finally:
             scratch.remove("")
 
     def remove(self, relative: str) -> None:
-        """Remove a file or folder; one that is not there is no error."""
+        """Remove a file or folder below the workspace, if it is there; empty removes all."""
         target = self.path(relative) if relative else self._base
-        if self.filesystem.exists(target):
-            self.filesystem.rm(target, recursive=True)
+        with self._storage("written"):
+            if self.filesystem.exists(target):
+                self.filesystem.rm(target, recursive=True)
+
+    @contextlib.contextmanager
+    def _storage(self, done: str) -> Iterator[None]:
+        """Turn errors of the storage into one that says what to do.
+
+        Missing files stay `FileNotFoundError` where they are read: that is the caller's to judge.
+        """
+        try:
+            yield
+        except Exception as error:
+            known = (RekiError, FileNotFoundError) if done == "read" else RekiError
+            # Remote filesystems raise errors of their own libraries.
+            if isinstance(error, known) or (self.is_local and not isinstance(error, OSError)):
+                raise
+            raise EngineError(
+                f"the workspace cannot be {done}: {str(error) or type(error).__name__}",
+                where=self.location,
+                todo="Free some space, check the rights of this folder or the access to its "
+                "storage, or give another --workspace.",
+            ) from error
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -312,20 +353,22 @@ class Workspace:
 
         Raises:
             ConfigError: Another process runs on this workspace.
+            EngineError: The workspace cannot be written.
         """
         if not self.is_local:  # object stores know no locks; runs there get a folder of their own
             yield
             return
-        atomic.make_folder(Path(self._base))
         lock = FileLock(self.path(".lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigError(
-                "another run is working on this workspace",
-                where=self.root,
-                todo="Wait for it (`reki status`), or give this run another --workspace.",
-            ) from error
+        with self._storage("written"):
+            atomic.make_folder(Path(self._base))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ConfigError(
+                    "another run is working on this workspace",
+                    where=self.location,
+                    todo="Wait for it (`reki status`), or give this run another --workspace.",
+                ) from error
         try:
             yield
         finally:

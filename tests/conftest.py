@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from reki_ray.config import RekiConfig
 from reki_ray.progress import Reporter
@@ -29,8 +30,10 @@ TinyConfig = Callable[..., RekiConfig]
 
 
 def pytest_configure() -> None:
-    """Quiet libraries, and a Ray token of the tests' own: before any test imports Ray."""
+    """Quiet libraries, no clock, and a Ray token of our own: before any test imports Ray."""
     set_environment()
+    settings.register_profile("no clock", deadline=None)
+    settings.load_profile("no clock")
     os.environ.pop("RAY_ADDRESS", None)
     token = Path(tempfile.mkdtemp(prefix="reki-tests-")) / "token"
     token.write_text(secrets.token_hex(32))

@@ -22,6 +22,7 @@ from reki_ray.config.clustering import (
 from reki_ray.config.data import (
     ColumnMapping,
     DataConfig,
+    Dialect,
     FileSource,
     MovieLens1MSource,
     MovieLens100KSource,
@@ -72,6 +73,7 @@ __all__ = [
     "ClusterConfig",
     "ColumnMapping",
     "DataConfig",
+    "Dialect",
     "Domain",
     "DriftConfig",
     "EdgeConfig",
@@ -192,13 +194,14 @@ def load_config(
     Raises:
         ConfigError: A file is missing, is no YAML, or breaks the tree's rules.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # messages name it, wherever the command was run
     content = read_mapping(path, todo="Name a readable YAML file with -c; configs/ holds examples.")
     if workspace is not None:
         content["workspace"] = workspace
     for name, keys in (("train", train), ("tune", tune)):
-        if keys:
-            content[name] = {**(content.get(name) or {}), **keys}
+        section = content.get(name) or {}
+        if keys and isinstance(section, dict):
+            content[name] = {**section, **keys}
     section = content.get("train")
     if isinstance(section, dict) and isinstance(section.get("tuned"), str):
         content["train"] = {**section, "tuned": read_tuned(path.parent / section["tuned"])}
@@ -206,7 +209,7 @@ def load_config(
         return RekiConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(
-            describe_problems(error),
+            describe_problems(error, RekiConfig),
             where=str(path),
             todo="Correct these keys; docs/configuration.md lists all of them.",
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from reki_ray.config.section import Section
 
@@ -26,14 +27,37 @@ class MovieLens1MSource(Section):
     path: Path = Field(description="Folder that holds the three files.")
 
 
+EPOCH_UNITS: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Units of numbers since the epoch: how many make a second."""
+
+
+def _unit_or_format(value: str) -> str:
+    if value in (*EPOCH_UNITS, "iso"):
+        return value
+    example = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+    try:
+        if datetime.strptime(example.strftime(value), value).date() == example.date():
+            return value
+        problem = "it names no day"
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(
+        f"{value!r} is neither one of {', '.join(EPOCH_UNITS)} and iso nor a format of Python's "
+        f"strptime, as %d.%m.%Y %H:%M: {problem}"
+    )
+
+
 class ColumnMapping(Section):
     """Names of the columns in the user's own files; null where the file has no such column."""
 
     user_id: str = Field("user_id", description="User id, in interactions and users.")
     item_id: str = Field("item_id", description="Item id, in interactions and items.")
     timestamp: str = Field("timestamp", description="Time of the interaction.")
-    timestamp_unit: Literal["s", "ms", "iso"] = Field(
-        "s", description="Seconds or milliseconds since the epoch, or ISO 8601 text."
+    timestamp_unit: Annotated[str, AfterValidator(_unit_or_format)] = Field(
+        "s",
+        description="Of numbers since the epoch: s, ms, us or ns; of text: iso (ISO 8601), or a "
+        "format of Python's strptime, as `%m/%d/%Y %I:%M:%S %p`. A time without an offset counts "
+        "as UTC; timestamp columns of Parquet know their own unit.",
     )
     rating: str | None = Field("rating", description="Explicit rating.")
     label: str | None = Field(None, description="Ready label, 0 or 1; overrides the rating.")
@@ -41,19 +65,88 @@ class ColumnMapping(Section):
     text: str | None = Field(None, description="Free item description.")
     item_attributes: tuple[str, ...] = Field((), description="Item columns used as attributes.")
     user_attributes: tuple[str, ...] = Field((), description="User columns used as attributes.")
-    list_separator: str = Field("|", description="Separator of several values in one text cell.")
+    list_separator: str = Field(
+        "|",
+        description='Separator of several values in one text cell; cells such as `["a", "b"]` '
+        "or `['a', 'b']` are lists too. Empty: a cell is one value, whatever it holds.",
+    )
+
+
+class Dialect(Section):
+    """How text files are written."""
+
+    separator: str = Field(",", min_length=1, description='Between fields; a tab is `"\\t"`.')
+    quote: str | None = Field(
+        '"',
+        min_length=1,
+        max_length=1,
+        description="What fields may stand in, doubled within them; null: fields hold quotes as "
+        "they are, and the separator may have several characters.",
+    )
+    escape: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="What makes the next character an ordinary one, as a backslash; null: nothing.",
+    )
+    encoding: str = Field("utf-8", description="Character encoding, as latin-1, cp1252 or utf-16.")
+    decimal: Literal[".", ","] = Field(
+        ".", description="Decimal mark of numbers in text, also in text columns of Parquet."
+    )
+    null_words: tuple[str, ...] = Field(
+        (), description='Cells that stand for no value, as ["NULL", "NA"]; empty ones always do.'
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_exists(cls, encoding: str) -> str:
+        try:
+            "text".encode(encoding)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"{encoding!r} is not an encoding of text: {error}") from error
+        return encoding
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> Dialect:
+        if len(self.separator) > 1 and (self.quote or self.escape):
+            raise ValueError(
+                f"separator {self.separator!r} has several characters, which needs quote: null and "
+                "escape: null"
+            )
+        marks = [mark for mark in (self.separator, self.quote, self.escape) if mark is not None]
+        if len(set(marks)) < len(marks) or set(marks) & set("\r\n"):
+            raise ValueError("separator, quote and escape must differ, and be no line ends")
+        if self.escape and any(word.startswith(self.escape) for word in self.null_words):
+            raise ValueError(
+                f"null_words cannot begin with the escape {self.escape!r}, which the reader removes"
+            )
+        return self
 
 
 class FileSource(Section):
     """Interactions, items and users in Parquet or CSV files with a column mapping."""
 
     kind: Literal["parquet", "csv"]
-    interactions: str = Field(description="File, folder or glob of the interactions.")
-    items: str = Field(description="File, folder or glob of the items.")
+    interactions: str = Field(
+        min_length=1,
+        description="File, folder or glob of the interactions; this path and those below count "
+        "from the working directory.",
+    )
+    items: str = Field(min_length=1, description="File, folder or glob of the items.")
     users: str | None = Field(
-        None, description="File, folder or glob of the users; null takes them from interactions."
+        None,
+        min_length=1,
+        description="File, folder or glob of the users; null takes them from interactions.",
     )
     columns: ColumnMapping = ColumnMapping()
+    dialect: Dialect = Dialect()
+
+    @model_validator(mode="after")
+    def _dialect_is_of_text(self) -> FileSource:
+        numbers = {"decimal": self.dialect.decimal}
+        if self.kind != "csv" and self.dialect != Dialect.model_validate(numbers):
+            raise ValueError("dialect describes files of kind csv; Parquet takes its decimal alone")
+        return self
 
 
 class DataConfig(Section):
@@ -76,6 +169,11 @@ class DataConfig(Section):
         ge=0,
         le=1,
         description="Share of quarantined rows of a table above which ingest fails.",
+    )
+    max_quarantine_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {},
+        description="Reasons of quarantine with a share of their own, as {unknown item_id: 0.05}; "
+        "their rows do not count towards max_quarantine_share.",
     )
 
 

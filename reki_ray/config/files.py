@@ -10,6 +10,36 @@ import yaml
 from reki_ray.errors import ConfigError
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML's own loader keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        marks: dict[tuple[str, str], yaml.Mark] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            first = marks.setdefault((key.tag, key.value), key.start_mark)
+            if first is not key.start_mark:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} is in line {first.line + 1} and again in line "
+                    f"{key.start_mark.line + 1}",
+                )
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Content of a YAML document without repeated keys.
+
+    Raises:
+        yaml.YAMLError: It is no YAML, or a key is there twice.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error  # a 13th month
+
+
 def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
     """Content of a YAML file of `key: value` lines.
 
@@ -21,7 +51,7 @@ def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
         ConfigError: It is missing, is no YAML, or holds no mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the configuration: {error}", where=str(path), todo=todo

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from reki_ray.config.section import Section
 
@@ -72,18 +72,74 @@ def check_keys(given: Iterable[str], known: Iterable[str], *, where: str) -> Non
     known = list(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-            raise ValueError(f"{where} has no key {key!r}; the nearest is {near[0]!r}")
+            raise ValueError(f"{where} has no key {key!r}; the nearest is {nearest(key, known)!r}")
 
 
-def describe_problems(error: ValidationError, whole: str = "the file") -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name that is written most like another one."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
+
+
+def describe_problems(
+    error: ValidationError, model: type[BaseModel], whole: str = "the file"
+) -> str:
     """What is wrong with content that broke a model's rules: each key and its problem.
 
     Args:
         error: What the model raised.
+        model: That model.
         whole: Stands for the key where a rule concerns all of it.
     """
-    return "; ".join(
-        f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg']}"
-        for problem in error.errors()
-    )
+    found = []
+    for problem in error.errors():
+        shown, names = _resolve(model, problem["loc"])
+        message = problem["msg"]
+        if problem["type"] == "extra_forbidden" and names:
+            message += f"; {_instead(str(problem['loc'][-1]), names, model)}"
+        found.append(f"{'.'.join(shown) or whole}: {message}")
+    return "; ".join(found)
+
+
+def _resolve(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
+    """A place as the file has it, without names of alternatives, and the keys of its section."""
+    models, shown = [model], []
+    for number, part in enumerate(loc, start=1):
+        fields = [one.model_fields[str(part)] for one in models if part in one.model_fields]
+        chosen = [one for one in models if len(models) > 1 and part in _tags(one)]
+        if fields and number < len(loc):
+            models = [found for field in fields for found in _models(field.annotation)]
+        elif chosen:
+            models = chosen
+            continue
+        shown.append(str(part))
+    return shown, [name for one in models for name in one.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Models that a value of this type holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _tags(model: type[BaseModel]) -> set[Any]:
+    """By what pydantic names a model among its alternatives."""
+    kinds = [get_args(field.annotation) for field in model.model_fields.values()]
+    return {model.__name__, *(value for values in kinds for value in values if value.__hash__)}
+
+
+def _instead(key: str, names: list[str], model: type[BaseModel]) -> str:
+    """What a key that does not exist may have been meant to be."""
+    if close := difflib.get_close_matches(key, names, n=1):
+        return f"the nearest key is {close[0]}"
+    elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"there is {' and '.join(elsewhere)}"
+    return f"the keys here are {', '.join(names)}"
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for inner in _models(field.annotation):
+            yield from _paths(inner, f"{prefix}{name}.")

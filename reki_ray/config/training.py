@@ -206,7 +206,7 @@ class TrainConfig(Section):
             try:
                 self.of(name)
             except ValidationError as error:
-                problems = describe_problems(error, "its settings")
+                problems = describe_problems(error, TrainConfig, "its settings")
                 raise ValueError(f"train.tuned.{name}: {problems}") from error
         return self
 

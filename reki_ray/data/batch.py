@@ -18,14 +18,14 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
 from reki_ray import atomic, schema
-from reki_ray.config import ColumnMapping, DataConfig, FileSource
-from reki_ray.data.files import SUFFIXES, Files, Form
+from reki_ray.config import ColumnMapping, DataConfig, Dialect, FileSource
+from reki_ray.data import delimited, parquet
+from reki_ray.data.files import SUFFIXES, Files, Form, text_format
 from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
-from reki_ray.data.raw import Kind, identify_files, unreadable
+from reki_ray.data.raw import Kind, identify_files
 from reki_ray.data.samples import sort_interactions
 from reki_ray.data.stage import bare_users
 from reki_ray.data.validation import check_interactions, check_items, check_users, repeated
@@ -144,7 +144,7 @@ class Inbox:
                 return Batch(name, is_new=False, events=0, quarantined=0)
             self._live.remove(_part(INBOX["interactions"], name))  # it counts no more
         tables = self._checked(files, config)
-        enforce_threshold(self._live, tables, config.max_quarantine_share)
+        enforce_threshold(self._live, tables, config)
         if name is None:
             number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
             name = f"{number:06d}-{digest}"
@@ -173,8 +173,8 @@ class Inbox:
         events = self._rows("interactions")
         both = pa.concat_tables([began, events])
         twice = repeated(
-            both[USER_ID].combine_chunks(),
-            both[ITEM_ID].combine_chunks(),
+            both[USER_ID],
+            both[ITEM_ID],
             both[TIMESTAMP].to_numpy(),
             np.ones(len(both), dtype=bool),
         )
@@ -237,15 +237,23 @@ class Inbox:
                 config,
                 source.timestamp_unit,
                 users=None,
-                items=known.combine_chunks(),
+                items=known,
             )
         return tables
 
     def _open(self, path: Path, kind: Kind, config: DataConfig) -> Files:
         form, place = _form(path), str(path)
+        own = config.source if config.source.kind == form else None
         columns = self._columns(path, kind, config)
         return Files(
-            FileSource(kind=form, interactions=place, items=place, users=place, columns=columns)
+            FileSource(
+                kind=form,
+                interactions=place,
+                items=place,
+                users=place,
+                columns=columns,
+                dialect=own.dialect if isinstance(own, FileSource) else Dialect(),
+            )
         )
 
     def _columns(self, path: Path, kind: Kind, config: DataConfig) -> ColumnMapping:
@@ -299,19 +307,17 @@ def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
 
 def _form(path: Path) -> Form:
     for form, suffixes in SUFFIXES.items():
-        if path.name.endswith(suffixes):
+        if path.name.lower().endswith(suffixes):
             return form
     raise ConfigError(
         f"{path.name} is neither Parquet nor CSV",
-        where=str(path),
+        where=str(path.absolute()),
         todo=f"Give a file whose name ends in {', '.join(sum(SUFFIXES.values(), ()))}.",
     )
 
 
 def _header(path: Path) -> list[str]:
     """Names of a file's columns."""
-    try:
-        names: list[str] = pad.dataset(path, format=_form(path)).schema.names
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from error
-    return names
+    if _form(path) == "parquet":
+        return parquet.read_header(path)
+    return delimited.read_header(path, text_format(Dialect()))

@@ -7,48 +7,42 @@ rows take seconds, in batches that bound the memory.
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import gzip
+import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from reki_ray.data.compression import open_text
+from reki_ray.data.dialects import TextFormat, encoding_hint, header_hint, rejection_hint
 from reki_ray.data.raw import (
+    BROKEN_QUOTES,
     WRONG_ENCODING,
+    WRONG_FIELDS,
+    EmptyFileError,
     Kind,
     RawTable,
     Rejected,
+    read_parts,
     require_columns,
     unreadable,
 )
-from reki_ray.errors import DataError
+from reki_ray.errors import DataError, printable
 
 _BATCH = 65_536
-_FIELDS = "wrong number of fields"
-_QUOTES = "broken quotes"
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """How a text file is laid out.
-
-    Args:
-        separator: Between fields; more than one character only where `quoted` is False.
-        quoted: Whether fields may stand in double quotes (CSV).
-        encoding: Character encoding; bytes outside it put their row into quarantine.
-        header: Names of the columns; None takes them from the first line.
-    """
-
-    separator: str = ","
-    quoted: bool = True
-    encoding: str = "utf-8-sig"
-    header: tuple[str, ...] | None = None
+_LONGEST_CELL: Final = 2**27
+"""Characters of a cell after which an open quote counts as a stray one."""
+_LONGEST_HEADER: Final = 2**24
+_SAMPLES: Final = 20
+_SHOWN_CHARS: Final = 200
 
 
 class _Record(NamedTuple):
@@ -60,10 +54,18 @@ class _Record(NamedTuple):
     raw: str = ""
 
 
+class _Part(NamedTuple):
+    """Rows of one file, their line numbers, and lines that are no rows."""
+
+    rows: pa.Table
+    numbers: np.ndarray
+    rejected: list[Rejected]
+
+
 def read_delimited(
     kind: Kind, paths: Sequence[Path], layout: TextFormat, required: Sequence[str]
 ) -> RawTable:
-    """Read text files; names ending in .gz are decompressed.
+    """Read text files, compressed or not.
 
     Args:
         kind: Which table they hold.
@@ -75,93 +77,123 @@ def read_delimited(
         All columns as strings.
 
     Raises:
-        DataError: A file is missing, empty or damaged, or lacks a column.
+        DataError: A file is missing or damaged, or lacks a column; or none has rows.
     """
-    tables: list[pa.Table] = []
-    numbers: list[np.ndarray] = []
-    files: list[np.ndarray] = []
-    rejected: list[Rejected] = []
-    for index, path in enumerate(paths):
-        rows, lines, bad = _read_file(path, layout, required)
-        tables.append(rows)
-        numbers.append(lines)
-        files.append(np.full(len(lines), index, dtype=np.int32))
-        rejected.extend(bad)
+    csv.field_size_limit(_LONGEST_CELL)
+    parts = read_parts(paths, lambda path: _read_file(path, layout, required))
+    rejected = [one for _, part in parts for one in part.rejected]
     return RawTable(
         kind=kind,
-        rows=pa.concat_tables(tables, promote_options="default"),
-        files=tuple(str(path) for path in paths),
-        file_of=np.concatenate(files),
-        number_of=np.concatenate(numbers),
+        rows=pa.concat_tables([part.rows for _, part in parts], promote_options="default"),
+        files=tuple(printable(str(path)) for path in paths),
+        file_of=np.concatenate(
+            [np.full(len(part.numbers), index, dtype=np.int32) for index, part in parts]
+        ),
+        number_of=np.concatenate([part.numbers for _, part in parts]),
         mark=":",
         rejected=tuple(rejected),
+        hints=_hints(rejected, layout, len(required)),
     )
 
 
-def _read_file(
-    path: Path, layout: TextFormat, required: Sequence[str]
-) -> tuple[pa.Table, np.ndarray, list[Rejected]]:
+def read_header(path: Path, layout: TextFormat) -> list[str]:
+    """Names of a text file's columns.
+
+    Raises:
+        DataError: The file is missing, empty or damaged.
+    """
+    with _reading(path, layout) as lines:
+        return _header(path, lines, layout, ())[0]
+
+
+def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _Part:
     batches: list[pa.Table] = []
     numbers: list[int] = []
     rejected: list[Rejected] = []
+    place = printable(str(path))  # its name need not be UTF-8
+    with _reading(path, layout) as lines:
+        header, first = _header(path, lines, layout, required)
+        records = _records(lines, layout, width=len(header), number=first)
+        while batch := list(islice(records, _BATCH)):
+            good, bad = _divide(batch, layout.separator)
+            batches.append(_batch_table(good, header, layout))
+            numbers.extend(record.number for record in good)
+            rejected.extend(
+                Rejected(f"{place}:{record.number}", record.reason, _lossy(record.raw))
+                for record in bad
+            )
+    table = pa.concat_tables(batches or [_batch_table([], header, layout)])
+    return _Part(table, np.array(numbers, dtype=np.int64), rejected)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, layout: TextFormat) -> Iterator[IO[str]]:
+    """A text file, open; its own errors and those of decompression become ours."""
     try:
-        with _open(path, layout.encoding) as lines:
-            header, first = _header(path, lines, layout)
-            require_columns(header, required, where=str(path))
-            records = _records(lines, layout, width=len(header), number=first)
-            while batch := list(islice(records, _BATCH)):
-                good, bad = _divide(batch, layout.separator)
-                batches.append(_batch_table(good, header))
-                numbers.extend(record.number for record in good)
-                rejected.extend(
-                    Rejected(f"{path}:{record.number}", record.reason, _lossy(record.raw))
-                    for record in bad
-                )
-    except (OSError, EOFError, zlib.error) as error:
+        with open_text(path, layout.encoding) as lines:
+            yield lines
+    except UnicodeError as error:
+        raise DataError(
+            f"the file is not {layout.encoding}: {error}",
+            where=str(path),
+            todo="Set data.source.dialect.encoding to the file's own, or convert it to UTF-8.",
+        ) from error
+    except (
+        *(OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+        *(csv.Error, pa.ArrowException),
+    ) as error:
         raise unreadable(path, error) from error
-    table = pa.concat_tables(batches) if batches else _batch_table([], header)
-    return table, np.array(numbers, dtype=np.int64), rejected
 
 
-def _open(path: Path, encoding: str) -> IO[str]:
-    # surrogateescape keeps undecodable bytes until their row is judged; newline="" is csv's rule.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding=encoding, errors="surrogateescape", newline="")
-    return path.open(encoding=encoding, errors="surrogateescape", newline="")
-
-
-def _header(path: Path, lines: IO[str], layout: TextFormat) -> tuple[list[str], int]:
+def _header(
+    path: Path, lines: IO[str], layout: TextFormat, required: Sequence[str]
+) -> tuple[list[str], int]:
     """Names of the columns and the number of the first line after them."""
     if layout.header is not None:
         return list(layout.header), 1
-    line = lines.readline()
+    line = lines.readline(_LONGEST_HEADER).removeprefix("\ufeff")
     if not line.strip():
-        raise DataError(
-            "the file is empty", where=str(path), todo="Write a header line and rows into it."
+        rest = lines.read(1)
+        kind = DataError if rest else EmptyFileError
+        raise kind(
+            "the first line is blank" if rest else "the file is empty",
+            where=str(path),
+            todo="Write a header line and rows into it.",
         )
     if _lossy(line) != line:
         raise DataError(
-            f"the header is not {layout.encoding.removesuffix('-sig')}: {_lossy(line).strip()}",
+            f"the header is not {layout.encoding.removesuffix('-sig')}: "
+            f"{_lossy(line).strip()[:_SHOWN_CHARS]}",
             where=f"{path}:1",
-            todo="Convert the file to UTF-8.",
+            todo=encoding_hint(line) or "Convert the file to UTF-8.",
         )
-    line = line.rstrip("\r\n")
-    fields = next(csv.reader([line], delimiter=layout.separator)) if layout.quoted else None
-    return fields or line.split(layout.separator), 2
+    header = layout.split(line)
+    if layout.is_csv:
+        header = next(layout.reader([line.rstrip("\r\n")], strict=False))
+    missing = [name for name in required if name not in header]
+    try:
+        require_columns(
+            header, required, where=str(path), hint=header_hint(line, header, required, layout)
+        )
+    except DataError as error:
+        if missing and not lines.read(1):
+            raise EmptyFileError(error.what, where=error.where, todo=error.todo) from error
+        raise
+    return header, 2
 
 
 def _records(
     lines: Iterator[str], layout: TextFormat, *, width: int, number: int
 ) -> Iterator[_Record]:
-    if layout.quoted:
-        yield from _quoted_records(lines, layout.separator, width, number)
+    if layout.is_csv:
+        yield from _csv_records(lines, layout, width, number)
         return
     for at, line in enumerate(lines, start=number):
         text = line.rstrip("\r\n")
         if text:
-            fields = text.split(layout.separator)
+            fields = layout.split(text)
             wrong = len(fields) != width
-            yield _Record(at, [], _FIELDS, text) if wrong else _Record(at, fields)
+            yield _Record(at, [], WRONG_FIELDS, text) if wrong else _Record(at, fields)
 
 
 class _Tape:
@@ -180,11 +212,11 @@ class _Tape:
         return line
 
 
-def _quoted_records(
-    lines: Iterator[str], separator: str, width: int, number: int
+def _csv_records(
+    lines: Iterator[str], layout: TextFormat, width: int, number: int
 ) -> Iterator[_Record]:
     tape = _Tape(lines)
-    reader = csv.reader(tape, delimiter=separator, strict=True)
+    reader = layout.reader(tape)
     while True:
         tape.current.clear()
         try:
@@ -196,12 +228,12 @@ def _quoted_records(
         if fields is not None and len(fields) == width:
             yield _Record(number, fields)
         elif fields != []:  # csv gives an empty list for a blank line
-            yield from _line_by_line(tape.current, separator, width, number)
+            yield from _line_by_line(tape.current, layout, width, number)
         number += len(tape.current)
 
 
 def _line_by_line(
-    lines: Sequence[str], separator: str, width: int, number: int
+    lines: Sequence[str], layout: TextFormat, width: int, number: int
 ) -> Iterator[_Record]:
     """Judge each line of a broken record alone: a stray quote must cost its own line only."""
     for at, line in enumerate(lines, start=number):
@@ -209,12 +241,12 @@ def _line_by_line(
         if not text:
             continue
         try:
-            fields = next(csv.reader([text], delimiter=separator, strict=True))
+            fields = next(layout.reader([text]))
         except csv.Error:
-            yield _Record(at, [], _QUOTES, text)
+            yield _Record(at, [], BROKEN_QUOTES, text)
             continue
         wrong = len(fields) != width
-        yield _Record(at, [], _FIELDS, text) if wrong else _Record(at, fields)
+        yield _Record(at, [], WRONG_FIELDS, text) if wrong else _Record(at, fields)
 
 
 def _divide(batch: list[_Record], separator: str) -> tuple[list[_Record], list[_Record]]:
@@ -236,12 +268,37 @@ def _divide(batch: list[_Record], separator: str) -> tuple[list[_Record], list[_
 
 def _lossy(text: str) -> str:
     """Text whose undecodable bytes are written as backslash escapes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character of UTF-16, which some encodings let pass
+        content = text.encode("utf-8", "surrogatepass")
+    return content.decode("utf-8", "backslashreplace")
 
 
-def _batch_table(records: Sequence[_Record], header: Sequence[str]) -> pa.Table:
+def _batch_table(records: Sequence[_Record], header: Sequence[str], layout: TextFormat) -> pa.Table:
     columns = list(zip(*(record.fields for record in records), strict=True))
     if not columns:
         columns = [()] * len(header)
     arrays = [pa.array(column, pa.string()) for column in columns]
+    if layout.null_words:
+        words = pa.array(layout.null_words, pa.string())
+        nothing = pa.scalar(None, pa.string())
+        arrays = [
+            pc.if_else(pc.is_in(pc.utf8_trim_whitespace(cells), words), nothing, cells)
+            for cells in arrays
+        ]
     return pa.Table.from_arrays(arrays, names=list(header))
+
+
+def _hints(rejected: Sequence[Rejected], layout: TextFormat, width: int) -> dict[str, str]:
+    """What the first rejected lines of each reason look like."""
+    samples: dict[str, list[str]] = {}
+    for one in rejected:
+        found = samples.setdefault(one.reason, [])
+        if len(found) < _SAMPLES:
+            found.append(one.raw)
+    return {
+        reason: hint
+        for reason, lines in samples.items()
+        if (hint := rejection_hint(reason, lines, layout, width))
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
@@ -10,29 +9,36 @@ from typing import Final, Literal
 import numpy as np
 import pyarrow as pa
 
-from reki_ray.config import FileSource
+from reki_ray.config import Dialect, FileSource
 from reki_ray.data.attributes import attribute_maps
-from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.compression import COMPRESSED
+from reki_ray.data.data_files import find_files
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
+from reki_ray.data.list_cells import to_lists
 from reki_ray.data.parquet import read_parquet
-from reki_ray.data.parsing import to_lists
-from reki_ray.data.raw import (
-    WRONG_ENCODING,
-    Draft,
-    Kind,
-    RawTable,
-    TimestampUnit,
-    identify_files,
-)
-from reki_ray.errors import DataError
+from reki_ray.data.raw import WRONG_ENCODING, Draft, Kind, RawTable, identify_files
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
 
 Form = Literal["parquet", "csv"]
 
 SUFFIXES: Final[dict[Form, tuple[str, ...]]] = {
     "parquet": (".parquet", ".parq", ".pq"),
-    "csv": (".csv", ".csv.gz"),
+    "csv": tuple(text + packed for text in (".csv", ".tsv") for packed in ("", *COMPRESSED)),
 }
-"""Endings of the names of files of each form."""
+"""Endings of the names of files of each form, in lower case."""
+
+
+def text_format(dialect: Dialect) -> TextFormat:
+    """How CSV files are laid out."""
+    utf8 = dialect.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    return TextFormat(
+        separator=dialect.separator,
+        quote=dialect.quote,
+        escape=dialect.escape,
+        encoding="utf-8-sig" if utf8 else dialect.encoding,  # a byte order mark is no content
+        null_words=dialect.null_words,
+    )
 
 
 class Files:
@@ -50,12 +56,12 @@ class Files:
         self._columns = config.columns
 
     @property
-    def timestamp_unit(self) -> TimestampUnit:
-        """Unit that the configuration states."""
+    def timestamp_unit(self) -> str:
+        """Unit or format that the configuration states."""
         return self._columns.timestamp_unit
 
     def identity(self) -> object:
-        """Hashes of all files; of large ones, size and time."""
+        """Hashes of all files."""
         places = (self._config.interactions, self._config.items, self._config.users)
         return [identify_files(self._find(place)) for place in places if place is not None]
 
@@ -70,7 +76,8 @@ class Files:
             **{ours: theirs for ours, theirs in optional.items() if theirs is not None},
         }
         raw = self._read("interactions", self._config.interactions, list(names.values()))
-        return Draft(raw, {ours: raw.rows.column(theirs) for ours, theirs in names.items()})
+        found = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
+        return Draft(raw, found, decimal=self._config.dialect.decimal)
 
     def items(self) -> Draft:
         """Items with title, attributes and description."""
@@ -98,38 +105,23 @@ class Files:
     ) -> Draft:
         values = {}
         bad = np.zeros(len(raw.rows), dtype=bool)
+        problems = {}
         for name in names:
-            values[name], unreadable = to_lists(
+            values[name], unreadable, nested = to_lists(
                 raw.rows.column(name),
                 self._columns.list_separator,
-                where=f"{raw.kind}, column {name}",
+                where=f"{raw.files[0]}, column {name}",
             )
             bad |= unreadable
+            problems[f"{name} holds lists of lists or of objects"] = nested
         attributes = attribute_maps(values, len(raw.rows))
-        return Draft(raw, {**columns, ATTRIBUTES: attributes}, {WRONG_ENCODING: bad})
+        return Draft(raw, {**columns, ATTRIBUTES: attributes}, {WRONG_ENCODING: bad, **problems})
 
     def _read(self, kind: Kind, place: str, required: list[str]) -> RawTable:
         paths = self._find(place)
         if self._config.kind == "parquet":
             return read_parquet(kind, paths, required)
-        return read_delimited(kind, paths, TextFormat(), required)
+        return read_delimited(kind, paths, text_format(self._config.dialect), required)
 
     def _find(self, place: str) -> list[Path]:
-        """Files of a place in name order; hidden and _underscored ones are no data."""
-        path = Path(place).expanduser()
-        if path.is_file():
-            return [path]
-        suffixes = SUFFIXES[self._config.kind]
-        if path.is_dir():
-            found = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
-        else:
-            found = [Path(p) for p in glob.glob(str(path), recursive=True)]
-        files = sorted(p for p in found if p.is_file() and not p.name.startswith((".", "_")))
-        if not files:
-            raise DataError(
-                "there is no such file",
-                where=place,
-                todo=f"Name a file, a folder with {' or '.join(suffixes)} files, or a glob, "
-                "under data.source.",
-            )
-        return files
+        return find_files(place, SUFFIXES[self._config.kind])

@@ -19,12 +19,14 @@ from reki_ray.data.attributes import (
     attribute_maps,
     years_and_decades,
 )
-from reki_ray.data.delimited import TextFormat, read_delimited
-from reki_ray.data.parsing import to_lists, to_number
-from reki_ray.data.raw import Draft, Kind, RawTable, TimestampUnit, identify_files
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
+from reki_ray.data.list_cells import to_lists
+from reki_ray.data.parsing import to_number
+from reki_ray.data.raw import Draft, Kind, RawTable, identify_files
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
-_LAYOUT = TextFormat(separator="\t", quoted=False)
+_LAYOUT = TextFormat(separator="\t", quote=None)
 _FILES: dict[Kind, str] = {
     "interactions": "ml-100k.inter",
     "items": "ml-100k.item",
@@ -42,10 +44,10 @@ class MovieLens100K:
         say: Told before a download starts.
     """
 
-    timestamp_unit: TimestampUnit = "s"
+    timestamp_unit = "s"
 
     def __init__(self, config: MovieLens100KSource, say: Say | None = None) -> None:
-        self._folder = config.path
+        self._folder = config.path and config.path.expanduser().absolute()
         self._say = say
 
     def identity(self) -> object:
@@ -74,7 +76,7 @@ class MovieLens100K:
         names = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
         raw = self._read("items", names)
         item_id, title, year, genre = (raw.rows.column(name) for name in names)
-        genres, _ = to_lists(genre, " ", where=names[3])
+        genres, _, _ = to_lists(genre, " ", where=names[3])
         years, decades = years_and_decades(year.to_pylist())
         values = {
             GENRE: [[g for g in row if g.lower() not in _UNKNOWN] for row in genres],

@@ -19,9 +19,10 @@ from reki_ray.data.attributes import (
     year_of_title,
     years_and_decades,
 )
-from reki_ray.data.delimited import TextFormat, read_delimited
-from reki_ray.data.parsing import to_lists
-from reki_ray.data.raw import Draft, TimestampUnit, identify_files
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
+from reki_ray.data.list_cells import to_lists
+from reki_ray.data.raw import Draft, identify_files
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 _SEPARATOR = "::"
@@ -61,10 +62,10 @@ class MovieLens1M:
         config: The folder.
     """
 
-    timestamp_unit: TimestampUnit = "s"
+    timestamp_unit = "s"
 
     def __init__(self, config: MovieLens1MSource) -> None:
-        self._folder = config.path
+        self._folder = config.path.expanduser().absolute()
 
     def identity(self) -> object:
         """Hashes of the three files."""
@@ -74,7 +75,7 @@ class MovieLens1M:
     def interactions(self) -> Draft:
         """Ratings from 1 to 5 with seconds."""
         names = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
-        layout = TextFormat(_SEPARATOR, quoted=False, encoding="utf-8", header=names)
+        layout = TextFormat(_SEPARATOR, quote=None, encoding="utf-8", header=names)
         raw = read_delimited("interactions", [self._ratings()], layout, names)
         return Draft(raw, {name: raw.rows.column(name) for name in names})
 
@@ -82,11 +83,11 @@ class MovieLens1M:
         """Films; the year is split from the title, which stays whole."""
         path = self._folder / "movies.dat"
         names = (ITEM_ID, TITLE, GENRE)
-        layout = TextFormat(_SEPARATOR, quoted=False, encoding=_encoding(path), header=names)
+        layout = TextFormat(_SEPARATOR, quote=None, encoding=_encoding(path), header=names)
         raw = read_delimited("items", [path], layout, names)
         titles = raw.rows.column(TITLE)
         years, decades = years_and_decades([year_of_title(t) for t in titles.to_pylist()])
-        genres, _ = to_lists(raw.rows.column(GENRE), "|", where=f"{path}, genres")
+        genres, _, _ = to_lists(raw.rows.column(GENRE), "|", where=f"{path}, genres")
         values = {GENRE: genres, YEAR: years, DECADE: decades}
         attributes = attribute_maps(values, len(raw.rows))
         return Draft(
@@ -96,7 +97,7 @@ class MovieLens1M:
     def users(self) -> Draft:
         """Users with gender, age bucket and occupation; the zip code is dropped."""
         names = (USER_ID, GENDER, AGE, OCCUPATION, "zip_code")
-        layout = TextFormat(_SEPARATOR, quoted=False, encoding="latin-1", header=names)
+        layout = TextFormat(_SEPARATOR, quote=None, encoding="latin-1", header=names)
         raw = read_delimited("users", [self._folder / "users.dat"], layout, names)
         ages = raw.rows.column(AGE).to_pylist()
         occupations = raw.rows.column(OCCUPATION).to_pylist()

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reki_ray.data.raw import Kind, RawTable, require_columns, unreadable
-from reki_ray.errors import DataError
+from reki_ray.data.parsing import plain
+from reki_ray.data.raw import (
+    EmptyFileError,
+    Kind,
+    RawTable,
+    read_parts,
+    require_columns,
+    unreadable,
+)
+from reki_ray.errors import DataError, printable
+
+_MAGIC: Final = b"PAR1"
 
 
 def read_parquet(kind: Kind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
@@ -27,32 +38,69 @@ def read_parquet(kind: Kind, paths: Sequence[Path], required: Sequence[str]) -> 
         DataError: A file is missing or damaged (footer or page), or lacks a column, or the
             files disagree about a column's type.
     """
-    tables = [_read_file(path, list(dict.fromkeys(required))) for path in paths]
+    columns = list(dict.fromkeys(required))
+    parts = read_parts(paths, lambda path: _read_file(path, columns))
+    # A part without rows may have guessed its types.
+    parts = [part for part in parts if len(part[1])] or parts[:1]
     try:
-        rows = pa.concat_tables(tables, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        rows = pa.concat_tables([table for _, table in parts], promote_options="permissive")
+    except pa.ArrowException as error:
         raise DataError(
             f"the files of {kind} have different types: {error}",
             where=", ".join(str(path) for path in paths[:3]),
             todo="Write all files with the same schema.",
         ) from error
+    indices, sizes = [index for index, _ in parts], [len(table) for _, table in parts]
     return RawTable(
         kind=kind,
         rows=rows,
-        files=tuple(str(path) for path in paths),
-        file_of=np.repeat(np.arange(len(paths), dtype=np.int32), [len(t) for t in tables]),
-        number_of=np.concatenate([np.arange(1, len(t) + 1, dtype=np.int64) for t in tables]),
+        files=tuple(printable(str(path)) for path in paths),
+        file_of=np.repeat(np.array(indices, dtype=np.int32), sizes),
+        number_of=np.concatenate([np.arange(1, size + 1, dtype=np.int64) for size in sizes]),
         mark="#",
     )
+
+
+def read_header(path: Path) -> list[str]:
+    """Names of a Parquet file's columns.
+
+    Raises:
+        DataError: The file is missing, empty or damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            names: list[str] = file.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error
+    return names
 
 
 def _read_file(path: Path, columns: list[str]) -> pa.Table:
     try:
         if path.stat().st_size == 0:
             raise DataError("the file is empty", where=str(path), todo="Write rows into it.")
-        with pq.ParquetFile(path) as file:
-            require_columns(file.schema_arrow.names, columns, where=str(path))
-            # A column may be mapped although it has children; read() takes the top-level name.
-            return file.read(columns=columns).select(columns)
-    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as start:
+            if start.read(len(_MAGIC)) != _MAGIC:
+                raise DataError(
+                    "the file cannot be read: it is not Parquet",
+                    where=str(path),
+                    todo="Write it as Parquet; if it is CSV, set data.source.kind: csv.",
+                )
+        # In nanoseconds, the default, the year 9999 of Spark and Hive wraps around.
+        with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
+            try:
+                require_columns(file.schema_arrow.names, columns, where=str(path))
+            except DataError as error:
+                if not file.metadata.num_rows:
+                    raise EmptyFileError(error.what, where=error.where, todo=error.todo) from error
+                raise
+            # Batch by batch: strings in lists may not pass 2 GiB in one piece.
+            batches = list(file.iter_batches(columns=columns))
+            # A column may be mapped although it has children; these take the top-level name.
+            kind = pa.schema([file.schema_arrow.field(name) for name in columns])
+            table = pa.Table.from_batches([batch.select(columns) for batch in batches], kind)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
+    # Types that only one of several files has, as dictionaries, would keep them apart.
+    arrays = [plain(table[name], where=f"{path}, column {name}") for name in columns]
+    return pa.table(arrays, names=columns)

@@ -1,8 +1,10 @@
-"""Columns of any type to text, numbers, times and lists; what does not parse is masked."""
+"""Columns of any type to text, ids and numbers; what does not parse is masked."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +12,31 @@ import pyarrow.compute as pc
 
 from reki_ray.errors import DataError
 
-_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
-_NUMERIC = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+_NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+_NUMERIC: Final = (
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_boolean,
+    pa.types.is_decimal,
+)
+_ENCODINGS: Final[tuple[tuple[Callable[..., bool], Callable[..., Any]], ...]] = (
+    (pa.types.is_dictionary, lambda array: _plain(array.dictionary).take(array.indices)),
+    (pa.types.is_run_end_encoded, pc.run_end_decode),
+    (pa.types.is_string_view, lambda array: array.cast(pa.string())),
+    (pa.types.is_binary_view, lambda array: array.cast(pa.binary())),
+)
+"""Ways to write the same values, and what undoes each."""
+_CONTROL: Final = r"[\x00-\x1f\x7f]"
+_UUID_BYTES: Final = 16
+_ROWS: Final = 65_536
+"""Rows of a chunk: a string array holds at most 2 GiB, whatever the length of its column."""
 
 
-def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.Array, np.ndarray]:
+def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Text of a column, without surrounding blanks.
 
     Args:
-        column: Strings, numbers, booleans or dates, (N,).
+        column: Strings, numbers, booleans or times, (N,).
         where: Name of the column for the error message.
 
     Returns:
@@ -27,31 +45,37 @@ def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.Array, np.ndarra
     Raises:
         DataError: The column is nested.
     """
-    array = _plain(column)
-    if pa.types.is_floating(array.type):
-        array = _integral(array)
-    if _is_text(array.type) or pa.types.is_binary(array.type):
-        array, bad = _utf8(array)
-    else:
-        bad = np.zeros(len(array), dtype=bool)
-        try:
-            array = array.cast(pa.string())
-        except pa.ArrowNotImplementedError as error:
-            raise DataError(
-                f"the column has type {array.type}, which is no text",
-                where=where,
-                todo="Map a text or number column, or write this one as text.",
-            ) from error
-    array = pc.utf8_trim_whitespace(array)
-    return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array), bad
+    return _text(plain(column, where=where), where=where)
 
 
-def to_number(column: pa.ChunkedArray, *, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def to_id(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """Ids of a column: as `to_text`; keys of bytes as UUIDs where they have 16, else in hex.
+
+    Args:
+        column: Strings, numbers or bytes, (N,).
+        where: Name of the column for the error message.
+
+    Returns:
+        Strings with null for empty cells (N,), and the mask (N,) of cells that are not UTF-8.
+
+    Raises:
+        DataError: The column is nested.
+    """
+    cells = plain(column, where=where)
+    if _is_binary(cells.type) and _holds_keys(cells):
+        cells = pa.chunked_array([_key_text(chunk) for chunk in cells.chunks], pa.string())
+    return _text(cells, where=where)
+
+
+def to_number(
+    column: pa.ChunkedArray, *, where: str, decimal: str = "."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of a column.
 
     Args:
         column: Numbers or text, (N,).
         where: Name of the column for the error message.
+        decimal: Decimal mark of numbers in text.
 
     Returns:
         Values (N,) float64, NaN where there is none; mask (N,) of missing cells; mask (N,) of
@@ -60,105 +84,129 @@ def to_number(column: pa.ChunkedArray, *, where: str) -> tuple[np.ndarray, np.nd
     Raises:
         DataError: The column is nested.
     """
-    array = _plain(column)
-    if any(is_kind(array.type) for is_kind in _NUMERIC):
-        missing = _mask(pc.is_null(array, nan_is_null=True))
-        values = _floats(array)
+    cells = plain(column, where=where)
+    if any(is_kind(cells.type) for is_kind in _NUMERIC):
+        missing = as_mask(pc.is_null(cells, nan_is_null=True))
+        values = _floats(cells)
         return values, missing, np.isinf(values)
-    text, bad = to_text(column, where=where)
-    missing = _mask(pc.is_null(text)) & ~bad
+    text, bad = _text(cells, where=where)
+    missing = as_mask(pc.is_null(text)) & ~bad
+    if decimal != ".":
+        text = with_point(text, decimal)
     fits = pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)
     text = pc.if_else(fits, pc.utf8_ltrim(text, "+"), pa.scalar(None, pa.string()))
     values = _floats(text)
-    wrong = bad | ~(_mask(fits) | missing) | np.isinf(values)
+    wrong = bad | ~(as_mask(fits) | missing) | np.isinf(values)
     return values, missing, wrong
 
 
-def to_seconds(
-    column: pa.ChunkedArray, unit: str, *, where: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Times of a column, seconds since the epoch.
+def with_point(text: pa.ChunkedArray, decimal: str) -> pa.ChunkedArray:
+    """Numbers in text with a decimal point; a cell that holds a point already gets two.
 
     Args:
-        column: Numbers, text, or Arrow timestamps and dates, (N,). Arrow's own time types know
-            their unit; `unit` is for the others.
-        unit: s, ms or iso (ISO 8601; without an offset it counts as UTC).
+        text: Strings (N,).
+        decimal: Their decimal mark.
+    """
+    return pc.replace_substring(pc.replace_substring(text, ".", ".."), decimal, ".")
+
+
+def plain(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
+    """A column without dictionaries, runs, views and extension types, in chunks of few rows.
+
+    Args:
+        column: Values of any type, (N,).
         where: Name of the column for the error message.
 
     Returns:
-        Whole seconds (N,) float64, NaN where there are none; masks (N,) of missing and of
-        unreadable cells.
+        Equal values (N,); UUIDs as text.
 
     Raises:
-        DataError: The column is nested.
+        DataError: The values cannot be decoded.
     """
-    array = _plain(column)
-    if pa.types.is_timestamp(array.type) or pa.types.is_date(array.type):
-        nanoseconds = array.cast(pa.timestamp("us")).cast(pa.int64())
-        seconds = np.floor(_floats(nanoseconds) / 1e6)
-        return seconds, np.isnan(seconds), np.zeros(len(array), dtype=bool)
-    if unit == "iso":
-        return _iso_seconds(column, where=where)
-    values, missing, wrong = to_number(column, where=where)
-    return np.floor(values / 1000 if unit == "ms" else values), missing, wrong
+    try:
+        found = [
+            _plain(chunk.slice(start, _ROWS))
+            for chunk in column.chunks
+            for start in range(0, len(chunk), _ROWS)
+        ]
+        kind = found[0].type if found else _plain(pa.nulls(0, column.type)).type
+        return pa.chunked_array(found, kind)
+    except pa.ArrowException as error:
+        raise unfit(column.type, error, where=where) from error
 
 
-def to_lists(
-    column: pa.ChunkedArray, separator: str, *, where: str
-) -> tuple[list[list[str]], np.ndarray]:
-    """Values of an attribute column: cells of several values are split.
-
-    Args:
-        column: Lists of text, or text or numbers, (N,).
-        separator: Between the values of a text cell; empty splits nothing.
-        where: Name of the column for the error message.
-
-    Returns:
-        N lists without blanks and duplicates, in order, empty where there is no value; and the
-        mask (N,) of text cells that are not UTF-8.
-
-    Raises:
-        DataError: The column holds something else, or lists that are not UTF-8.
-    """
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        try:
-            cells = column.cast(pa.list_(pa.string())).to_pylist()
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, UnicodeDecodeError) as error:
-            raise DataError(
-                f"the lists hold {kind.value_type}, which is no UTF-8 text",
-                where=where,
-                todo="Write the values as lists of text.",
-            ) from error
-        return [_clean(cell or []) for cell in cells], np.zeros(len(cells), dtype=bool)
-    text, bad = to_text(column, where=where)
-    cells = text.to_pylist()
-    if not separator:
-        return [_clean([cell]) for cell in cells], bad
-    return [_clean(cell.split(separator)) if cell else [] for cell in cells], bad
+def unfit(kind: pa.DataType, error: Exception | str, *, where: str) -> DataError:
+    """Error for a column whose type cannot hold what it should."""
+    return DataError(
+        f"the column has type {kind}, which is no text: {error}",
+        where=where,
+        todo="Map a text or number column, or write this one as text.",
+    )
 
 
-def _clean(values: list[str | None]) -> list[str]:
-    return list(dict.fromkeys(v.strip() for v in values if v and v.strip()))
+def as_mask(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Booleans without nulls as a mask (N,)."""
+    if isinstance(array, pa.ChunkedArray):
+        values: np.ndarray = array.to_numpy()
+    else:
+        values = array.to_numpy(zero_copy_only=False)
+    return values.astype(bool, copy=False)
 
 
-def _plain(column: pa.ChunkedArray) -> pa.Array:
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+def _plain(array: pa.Array) -> pa.Array:
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        is_uuid = kind.extension_name == "arrow.uuid"
+        return _key_text(array.storage) if is_uuid else _plain(array.storage)
+    for is_kind, decode in _ENCODINGS:
+        if is_kind(kind):
+            return _plain(decode(array))
+    return array
+
+
+def _text(cells: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.ndarray]:
+    kind = cells.type
+    bad = np.zeros(len(cells), dtype=bool)
+    try:
+        if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            cells = _integral(cells)
+        elif pa.types.is_timestamp(kind) and kind.tz is not None:  # its zone may not exist here
+            cells = cells.cast(pa.int64()).cast(pa.timestamp(kind.unit))
+        if _is_text(kind) or _is_binary(kind):
+            pairs = [_utf8(chunk) for chunk in cells.chunks]
+            text = pa.chunked_array([found for found, _ in pairs], pa.string())
+            if pairs:
+                bad = np.concatenate([wrong for _, wrong in pairs])
+        else:
+            text = cells.cast(pa.string())
+        text = pc.utf8_trim_whitespace(text)
+        return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text), bad
+    except pa.ArrowException as error:
+        raise unfit(kind, error, where=where) from error
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
 def _utf8(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Strings of text or bytes; neither is checked by the files it comes from."""
+    if pa.types.is_fixed_size_binary(array.type):
+        array = array.cast(pa.binary())
     try:
         text = array.cast(pa.string())
         text.validate(full=True)
         return text, np.zeros(len(array), dtype=bool)
     except pa.ArrowInvalid:
-        cells = array.cast(pa.binary()).to_pylist()
+        cells = array.cast(pa.large_binary()).to_pylist()
     decoded = [_decode(cell) for cell in cells]
     bad = [cell is not None and text is None for cell, text in zip(cells, decoded, strict=True)]
     return pa.array(decoded, pa.string()), np.array(bad, dtype=bool)
@@ -171,41 +219,39 @@ def _decode(cell: bytes | None) -> str | None:
         return None
 
 
-def _integral(array: pa.Array) -> pa.Array:
+def _holds_keys(cells: pa.ChunkedArray) -> bool:
+    """Whether most of the first cells are bytes that no one would write as text."""
+    for chunk in cells.chunks:
+        text, bad = _utf8(chunk)
+        if len(text) > text.null_count + np.count_nonzero(bad) or bad.any():
+            odd = as_mask(pc.fill_null(pc.match_substring_regex(text, _CONTROL), False)) | bad
+            filled = np.count_nonzero(as_mask(chunk.is_valid()))
+            return bool(2 * np.count_nonzero(odd) > filled)
+    return False
+
+
+def _key_text(array: pa.Array) -> pa.Array:
+    cells = array.to_pylist()
+    return pa.array([None if cell is None else _key(cell) for cell in cells], pa.string())
+
+
+def _key(cell: bytes) -> str:
+    return str(uuid.UUID(bytes=cell)) if len(cell) == _UUID_BYTES else cell.hex()
+
+
+def _integral(cells: pa.ChunkedArray) -> pa.ChunkedArray:
     """Ids that a nullable integer column turned into 1.0, 2.0, ... become 1, 2, ... again."""
-    array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    whole = pa.int64()
+    if pa.types.is_decimal(cells.type):
+        whole = pa.decimal256(76, 0) if cells.type.bit_width > 128 else pa.decimal128(38, 0)
+    else:
+        cells = pc.if_else(pc.is_nan(cells), pa.scalar(None, cells.type), cells)
     try:
-        return array.cast(pa.int64())
+        return cells.cast(whole)
     except pa.ArrowInvalid:
-        return array
+        return cells
 
 
-def _floats(array: pa.Array) -> np.ndarray:
-    values: np.ndarray = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+def _floats(cells: pa.ChunkedArray) -> np.ndarray:
+    values: np.ndarray = cells.cast(pa.float64(), safe=False).to_numpy()
     return values.astype(np.float64, copy=False)
-
-
-def _mask(array: pa.Array) -> np.ndarray:
-    values: np.ndarray = array.to_numpy(zero_copy_only=False)
-    return values.astype(bool, copy=False)
-
-
-def _iso_seconds(
-    column: pa.ChunkedArray, *, where: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    text, bad = to_text(column, where=where)
-    missing = _mask(pc.is_null(text)) & ~bad
-    seconds = np.array([_iso(cell) for cell in text.to_pylist()], dtype=np.float64)
-    return seconds, missing, np.isnan(seconds) & ~missing
-
-
-def _iso(text: str | None) -> float:
-    if text is None:
-        return float("nan")
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return float("nan")
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return float(np.floor(moment.timestamp()))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from reki_ray.config import SplitConfig
 from reki_ray.data.splits import COLD_DROPPED, Timeline, divide
+from reki_ray.data.wide_strings import narrow, take_rows, wide
 from reki_ray.errors import DataError
 from reki_ray.schema import (
     CUT,
@@ -48,7 +49,7 @@ def sort_interactions(interactions: pa.Table) -> pa.Table:
     users = interactions.column(USER_ID)
     rank = _index(users, _sorted_ids(users))
     seconds = interactions.column(TIMESTAMP).to_numpy()
-    return interactions.take(pa.array(np.lexsort((seconds, rank))))  # lexsort is stable
+    return take_rows(interactions, np.lexsort((seconds, rank)))  # lexsort is stable
 
 
 def build_samples(
@@ -90,7 +91,11 @@ def build_samples(
         )
     return SampleTables(
         cuts=pa.table(
-            {USER_ID: users, CUT: pa.array(division.cuts.astype(np.int32))}, schema=CUTS_SCHEMA
+            {
+                USER_ID: narrow(users, pa.string()),
+                CUT: pa.array(division.cuts.astype(np.int32)),
+            },
+            schema=CUTS_SCHEMA,
         ),
         samples=samples,
         cold_dropped=int(np.count_nonzero(division.code == COLD_DROPPED)),
@@ -98,11 +103,11 @@ def build_samples(
 
 
 def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
-    unique = pc.unique(ids)
+    unique = pc.unique(wide(ids))
     return unique.take(pc.sort_indices(unique))
 
 
 def _index(values: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
     """Index of each value among sorted ids, (N,) int64."""
-    found: np.ndarray = pc.index_in(values, value_set=ids).to_numpy()
+    found: np.ndarray = pc.index_in(values.cast(ids.type), value_set=ids).to_numpy()
     return found.astype(np.int64)

@@ -6,22 +6,28 @@ ids of a table at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from reki_ray.config import DataConfig, RekiConfig
+from reki_ray.config import DataConfig, FileSource, RekiConfig
 from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
     Checked,
     enforce_threshold,
     quarantine_counts,
+    require_reasons,
     save_quarantine,
 )
 from reki_ray.data.raw import Kind, Source
 from reki_ray.data.samples import SampleTables, build_samples, sort_interactions
 from reki_ray.data.sources import open_source
 from reki_ray.data.validation import check_interactions, check_items, check_users
+from reki_ray.data.wide_strings import narrow, wide
+from reki_ray.errors import DataError
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
 from reki_ray.schema import (
@@ -29,12 +35,15 @@ from reki_ray.schema import (
     INTERACTIONS,
     ITEM_ID,
     ITEMS,
+    LABEL,
     QUARANTINE,
+    RATING,
     SAMPLES,
     SPLITS,
     USER_ID,
     USERS,
     USERS_SCHEMA,
+    Split,
 )
 from reki_ray.workspace import Workspace
 
@@ -70,17 +79,21 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     source = open_source(config.data, reporter.say)
     with reporter.task("ingest: reading, checking, writing", total=5, unit="steps") as task:
         tables = read_tables(source, config.data, task)
-        enforce_threshold(workspace, tables, config.data.max_quarantine_share)
+        require_reasons(tables, config.data.max_quarantine_shares)
+        enforce_threshold(workspace, tables, config.data)
+        for note in _notes(tables):
+            reporter.say(f"ingest: {note}")
         interactions = sort_interactions(tables["interactions"].rows)
         items = tables["items"].rows
         users = (
             tables["users"].rows
             if "users" in tables
-            else bare_users(interactions[USER_ID].unique())
+            else bare_users(pc.unique(wide(interactions[USER_ID])))
         )
         divided = build_samples(
             interactions, users.column(USER_ID), items.column(ITEM_ID), config.split
         )
+        require_both_labels(divided.samples, interactions, config.data)
         task.advance()
         with workspace.replacing("ingest") as scratch:
             scratch.write_table(INTERACTIONS, interactions)
@@ -90,7 +103,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             for split in SPLITS:
                 scratch.write_table(SAMPLES[split], divided.samples[split])
             save_quarantine(scratch, tables, QUARANTINE)
-        _clear_failed(workspace)
+        workspace.remove(FAILED_QUARANTINE.path)  # it speaks of data that have since passed
         task.advance()
     return StageResult(
         rows_in=sum(checked.rows_in for checked in tables.values()),
@@ -124,28 +137,65 @@ def read_tables(source: Source, config: DataConfig, task: Task) -> dict[Kind, Ch
         source.interactions(),
         config,
         source.timestamp_unit,
-        users=_ids(tables["users"].rows, USER_ID) if "users" in tables else None,
-        items=_ids(tables["items"].rows, ITEM_ID),
+        users=tables["users"].rows[USER_ID] if "users" in tables else None,
+        items=tables["items"].rows[ITEM_ID],
     )
     task.advance()
     return tables
 
 
-def _ids(rows: pa.Table, name: str) -> pa.Array:
-    return pa.concat_arrays(rows.column(name).chunks or [pa.array([], pa.string())])
-
-
 def bare_users(ids: pa.Array) -> pa.Table:
     """Rows of users of whom nothing but their interactions is known."""
     columns = {field.name: pa.nulls(len(ids), field.type) for field in USERS_SCHEMA}
-    return pa.table({**columns, USER_ID: ids}, schema=USERS_SCHEMA)
+    return pa.table({**columns, USER_ID: narrow(ids, pa.string())}, schema=USERS_SCHEMA)
 
 
-def _clear_failed(workspace: Workspace) -> None:
-    """What an earlier failure kept speaks of data that have since passed."""
-    folder = workspace.path(FAILED_QUARANTINE.path)
-    if workspace.filesystem.exists(folder):
-        workspace.filesystem.rm(folder, recursive=True)
+def require_both_labels(
+    samples: Mapping[Split, pa.Table], interactions: pa.Table, config: DataConfig
+) -> None:
+    """Refuse training samples that are all positive or all negative: nothing can be learned.
+
+    Args:
+        samples: Samples of each split.
+        interactions: All interactions.
+        config: Section `data`.
+
+    Raises:
+        DataError: They are.
+    """
+    shares = {split: _positive_share(rows) for split, rows in samples.items()}
+    if shares["train"] not in (0.0, 1.0):
+        return
+    found = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
+    ratings = pc.min_max(interactions[RATING]).as_py()
+    if isinstance(config.source, FileSource) and config.source.columns.label is not None:
+        todo = "Name with data.source.columns.label a column that holds both 0 and 1."
+    elif ratings["max"] is None:
+        todo = (
+            "Clicks alone do not say what was not liked: name with data.source.columns.label a "
+            "column of 0 and 1 (impressions without a click are 0), or with columns.rating "
+            "explicit ratings."
+        )
+    else:
+        todo = (
+            f"Ratings lie between {ratings['min']:g} and {ratings['max']:g}, and those above "
+            f"data.positive_above, {config.positive_above:g}, count as positive: choose another "
+            "threshold."
+        )
+    raise DataError(
+        f"the labels of the training samples are all {'1' if shares['train'] else '0'}; "
+        f"positive are {found}, and {_positive_share(interactions):.1%} of all interactions",
+        where="data",
+        todo=todo,
+    )
+
+
+def _positive_share(rows: pa.Table) -> float:
+    return float(np.mean(rows[LABEL].to_numpy()))
+
+
+def _notes(tables: Mapping[Kind, Checked]) -> list[str]:
+    return [note for checked in tables.values() for note in checked.notes]
 
 
 def _details(
@@ -168,5 +218,6 @@ def _details(
             for kind, checked in tables.items()
         },
         "quarantined": quarantine_counts(tables),
+        "notes": _notes(tables),
         "cold_items_dropped": divided.cold_dropped,
     }

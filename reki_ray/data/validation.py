@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray.config import DataConfig
-from reki_ray.data.parsing import to_number, to_seconds, to_text
+from reki_ray.config.data import EPOCH_UNITS
+from reki_ray.data.dialects import number_hint
+from reki_ray.data.parsing import as_mask, to_id, to_number, to_text
 from reki_ray.data.quarantine import Checked, Verdict, settle
-from reki_ray.data.raw import WRONG_ENCODING, Draft, TimestampUnit
+from reki_ray.data.raw import WRONG_ENCODING, Draft
+from reki_ray.data.times import USUAL_SINCE, Times, guess_units, to_times
+from reki_ray.data.wide_strings import take_rows, wide
+from reki_ray.errors import DataError
 from reki_ray.schema import (
     ATTRIBUTES,
     IMAGE,
@@ -17,6 +25,7 @@ from reki_ray.schema import (
     ITEM_ID,
     ITEMS_SCHEMA,
     LABEL,
+    MAX_ID_CHARS,
     RATING,
     TEXT,
     TIMESTAMP,
@@ -25,7 +34,15 @@ from reki_ray.schema import (
     USERS_SCHEMA,
 )
 
-_MILLISECONDS = "timestamp is out of range: it looks like milliseconds, not seconds"
+_UNIT_NAMES: Final = {
+    "s": "seconds",
+    "ms": "milliseconds",
+    "us": "microseconds",
+    "ns": "nanoseconds",
+}
+_UNIT_KEY: Final = "data.source.columns.timestamp_unit"
+_SAMPLES: Final = 20
+_FLOAT_ID: Final = r"^(-?[0-9]+)\.0$"
 
 
 def check_items(draft: Draft) -> Checked:
@@ -49,33 +66,39 @@ def check_users(draft: Draft) -> Checked:
 def check_interactions(
     draft: Draft,
     config: DataConfig,
-    unit: TimestampUnit,
+    unit: str,
     *,
-    users: pa.Array | None,
-    items: pa.Array,
+    users: pa.ChunkedArray | None,
+    items: pa.ChunkedArray,
 ) -> Checked:
     """Interactions of known users with known items, in range, each once.
 
     Args:
         draft: The table as read.
         config: Valid ranges and the threshold of a positive label.
-        unit: Unit of the timestamps.
+        unit: Unit or format of the timestamps, see `to_times`.
         users: Known user ids; None where the data set has no users table.
         items: Known item ids.
 
+    Returns:
+        Rows in the order of the source, but those of one second in the order of their full
+        precision.
+
     Raises:
-        DataError: A column has a type that cannot hold what it should.
+        DataError: A column has a type that cannot hold what it should, or most timestamps have
+            another unit than the configuration says.
     """
     verdict = Verdict(len(draft.raw.rows))
-    user_ids = _text(draft, USER_ID, verdict, required=True)
-    item_ids = _text(draft, ITEM_ID, verdict, required=True)
-    seconds = _timestamps(draft, config, unit, verdict)
+    notes: list[str] = []
+    user_ids, item_ids = (_ids(draft, name, verdict) for name in (USER_ID, ITEM_ID))
+    times = _timestamps(draft, config, unit, verdict)
     ratings, labels = _ratings_and_labels(draft, config, verdict)
-    if users is not None:
-        verdict.reject(~_is_in(user_ids, users), f"unknown {USER_ID}")
-    verdict.reject(~_is_in(item_ids, items), f"unknown {ITEM_ID}")
+    user_ids = _matched(user_ids, users, USER_ID, verdict, notes)
+    item_ids = _matched(item_ids, items, ITEM_ID, verdict, notes)
     for reason, mask in draft.problems.items():
         verdict.reject(mask, reason)
+    notes += _require_usual_times(draft, times, config, unit, verdict.accepted)
+    seconds = np.where(verdict.accepted, times.seconds, 0)
     again = repeated(user_ids, item_ids, seconds, verdict.accepted)
     verdict.reject(again, "duplicate interaction")
     rows = pa.table(
@@ -87,20 +110,27 @@ def check_interactions(
             LABEL: pa.array(labels),
         }
     ).select(INTERACTIONS_SCHEMA.names)
-    return settle(draft, verdict, rows)
+    checked = settle(draft, verdict, rows, notes)
+    nanoseconds = times.nanoseconds[verdict.accepted]
+    if not nanoseconds.any():
+        return checked
+    # The table keeps seconds: what they leave of the order has to be in the order of its rows.
+    order = np.lexsort((nanoseconds, checked.rows[TIMESTAMP].to_numpy()))
+    return replace(checked, rows=take_rows(checked.rows, order))
 
 
 def _check_catalogue(draft: Draft, key: str, schema: pa.Schema) -> Checked:
     size = len(draft.raw.rows)
     verdict = Verdict(size)
-    ids = _text(draft, key, verdict, required=True)
+    ids = _ids(draft, key, verdict)
     columns = {key: ids}
     if TITLE in schema.names:
-        columns[TITLE] = _text(draft, TITLE, verdict, required=True)
+        columns[TITLE] = _text(draft, TITLE, verdict)
+        verdict.reject(as_mask(pc.is_null(columns[TITLE])), f"{TITLE} is missing")
     for name in (TEXT, IMAGE):
         columns[name] = pa.nulls(size, pa.string())
         if name in draft.columns:
-            columns[name] = _text(draft, name, verdict, required=False)
+            columns[name] = _text(draft, name, verdict)
     columns[ATTRIBUTES] = draft.columns.get(
         ATTRIBUTES, pa.nulls(size, schema.field(ATTRIBUTES).type)
     )
@@ -115,29 +145,134 @@ def _check_catalogue(draft: Draft, key: str, schema: pa.Schema) -> Checked:
     return settle(draft, verdict, pa.table(columns).select(schema.names))
 
 
-def _text(draft: Draft, name: str, verdict: Verdict, *, required: bool) -> pa.Array:
+def _text(draft: Draft, name: str, verdict: Verdict) -> pa.ChunkedArray:
     values, bad = to_text(draft.columns[name], where=_where(draft, name))
     verdict.reject(bad, WRONG_ENCODING)
-    if required:
-        verdict.reject(pc.is_null(values).to_numpy(zero_copy_only=False), f"{name} is missing")
     return values
 
 
-def _timestamps(
-    draft: Draft, config: DataConfig, unit: TimestampUnit, verdict: Verdict
-) -> np.ndarray:
-    seconds, missing, wrong = to_seconds(
-        draft.columns[TIMESTAMP], unit, where=_where(draft, TIMESTAMP)
-    )
-    verdict.reject(missing, f"{TIMESTAMP} is missing")
-    verdict.reject(wrong, f"{TIMESTAMP} is no number" if unit != "iso" else "no ISO 8601 time")
-    late = seconds > config.latest
-    as_seconds = seconds / 1000
-    verdict.reject(
-        late & (as_seconds >= config.earliest) & (as_seconds <= config.latest), _MILLISECONDS
-    )
-    verdict.reject(late | (seconds < config.earliest), f"{TIMESTAMP} is out of range")
-    return np.where(verdict.accepted, seconds, 0).astype(np.int64)
+def _ids(draft: Draft, name: str, verdict: Verdict) -> pa.ChunkedArray:
+    values, bad = to_id(draft.columns[name], where=_where(draft, name))
+    verdict.reject(bad, WRONG_ENCODING)
+    verdict.reject(as_mask(pc.is_null(values)), f"{name} is missing")
+    long = pc.fill_null(pc.greater(pc.utf8_length(values), MAX_ID_CHARS), False)
+    verdict.reject(as_mask(long), f"{name} has more than {MAX_ID_CHARS} characters")
+    return values
+
+
+def _matched(
+    ids: pa.ChunkedArray,
+    known: pa.ChunkedArray | None,
+    name: str,
+    verdict: Verdict,
+    notes: list[str],
+) -> pa.ChunkedArray:
+    """Ids as the catalogue writes them; those that it lacks are rejected.
+
+    Of a column of integers with gaps pandas makes floating point, and 16 becomes 16.0 in CSV.
+    """
+    if known is None:
+        if not pc.all(pc.match_substring_regex(ids, _FLOAT_ID)).as_py():
+            return ids
+        notes.append(f"every {name} of the interactions is written like 1.0: it is taken as 1")
+        return pc.replace_substring_regex(ids, _FLOAT_ID, r"\1")
+    missing = verdict.accepted & ~_is_in(ids, known)
+    if missing.any():
+        other = pc.if_else(
+            pc.match_substring_regex(ids, _FLOAT_ID),
+            pc.replace_substring_regex(ids, _FLOAT_ID, r"\1"),
+            pc.binary_join_element_wise(ids, ".0", ""),
+        )
+        same = missing & _is_in(other, known)
+        if same.any():
+            row = int(np.flatnonzero(same)[0])
+            notes.append(
+                f"{np.count_nonzero(same)} interactions have {name} as {ids[row].as_py()!r}, which "
+                f"the catalogue has as {other[row].as_py()!r}: taken as the same"
+            )
+            ids = pc.if_else(pa.array(same), other, ids)
+            missing &= ~same
+    unknown = f"unknown {name}"
+    verdict.reject(missing, unknown)
+    if missing.any() and len(known):
+        shown = ", ".join(repr(value) for value in known.slice(0, 3).to_pylist())
+        first = ids[int(np.flatnonzero(missing)[0])].as_py()
+        verdict.hints[unknown] = f"Interactions have {name} as {first!r}, the catalogue as {shown}."
+    return ids
+
+
+def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -> Times:
+    column, where = draft.columns[TIMESTAMP], _where(draft, TIMESTAMP)
+    times = to_times(column, unit, where=where, decimal=draft.decimal)
+    verdict.reject(times.missing, f"{TIMESTAMP} is missing")
+    wrong = {"iso": "no ISO 8601 time"}.get(unit, f"{TIMESTAMP} does not fit {unit!r}")
+    if unit in EPOCH_UNITS:
+        wrong = f"{TIMESTAMP} is no number"
+    verdict.reject(times.wrong, wrong)
+    late = times.seconds > config.latest
+    for finer in _finer(unit):
+        scaled = times.seconds / (EPOCH_UNITS[finer] // EPOCH_UNITS[unit])
+        reason = (
+            f"{TIMESTAMP} is out of range: it looks like {_UNIT_NAMES[finer]}, not "
+            f"{_UNIT_NAMES[unit]}"
+        )
+        verdict.reject(
+            late & (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest), reason
+        )
+        verdict.hints[reason] = f"Set {_UNIT_KEY}: {finer}."
+    verdict.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
+    for mask, reason in ((times.wrong, wrong), (late, f"{TIMESTAMP} is out of range")):
+        cells = _cells(draft, TIMESTAMP, mask)
+        if units := guess_units(cells, config.latest):
+            shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
+            verdict.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
+        elif hint := number_hint(cells, delimited=draft.raw.is_delimited):
+            verdict.hints[reason] = hint
+    return times
+
+
+def _finer(unit: str) -> list[str]:
+    return list(EPOCH_UNITS)[list(EPOCH_UNITS).index(unit) + 1 :] if unit in EPOCH_UNITS else []
+
+
+def _require_usual_times(
+    draft: Draft, times: Times, config: DataConfig, unit: str, accepted: np.ndarray
+) -> list[str]:
+    """Refuse times of long ago that another unit makes recent; a note where none does."""
+    seconds = times.seconds[accepted]
+    if 2 * np.count_nonzero(seconds < USUAL_SINCE) <= len(seconds):
+        return []
+    median = float(np.median(seconds + times.nanoseconds[accepted] / 1e9))
+    when = f"most timestamps lie before 1990, the median at {np.datetime64(int(median), 's')}"
+    right = "If the times are right, set data.latest to their end: then no other unit fits."
+    if unit not in EPOCH_UNITS or pa.types.is_temporal(draft.columns[TIMESTAMP].type):
+        # Seconds or milliseconds that were read as nanoseconds, pandas' default.
+        if any(USUAL_SINCE <= median * 1000**power <= config.latest for power in (2, 3)):
+            raise DataError(
+                f"{when}: they look like numbers that were taken to be of another unit",
+                where=_where(draft, TIMESTAMP),
+                todo="Make them from the numbers again, with their unit, as in pandas with "
+                f"to_datetime(numbers, unit='s'). {right}",
+            )
+    else:
+        units = guess_units(_cells(draft, TIMESTAMP, accepted), config.latest)
+        if units and unit not in units:
+            raise DataError(
+                f"{when}: they look like {_UNIT_NAMES.get(units[0], units[0])}, not "
+                f"{_UNIT_NAMES[unit]}",
+                where=_where(draft, TIMESTAMP),
+                todo=f"Set {_UNIT_KEY}: {units[0]!r}. {right}",
+            )
+    return [f"{when}; they are kept as they are"]
+
+
+def _cells(draft: Draft, name: str, mask: np.ndarray) -> list[str]:
+    """Some of a column's cells, evenly spread over the rows of a mask."""
+    column, rows = draft.columns[name], np.flatnonzero(mask)
+    rows = rows[:: max(1, len(rows) // _SAMPLES)]
+    pieces = [piece for row in rows for piece in column.slice(row, 1).chunks]
+    text, _ = to_text(pa.chunked_array(pieces, column.type), where=_where(draft, name))
+    return [cell for cell in text.to_pylist() if cell]
 
 
 def _ratings_and_labels(
@@ -147,8 +282,13 @@ def _ratings_and_labels(
     size = len(draft.raw.rows)
     ratings = np.full(size, np.nan)
     if RATING in draft.columns:
-        ratings, missing, wrong = to_number(draft.columns[RATING], where=_where(draft, RATING))
+        ratings, missing, wrong = to_number(
+            draft.columns[RATING], where=_where(draft, RATING), decimal=draft.decimal
+        )
         verdict.reject(wrong, f"{RATING} is no number")
+        cells = _cells(draft, RATING, wrong)
+        if hint := number_hint(cells, delimited=draft.raw.is_delimited):
+            verdict.hints[f"{RATING} is no number"] = hint
         if LABEL not in draft.columns:
             verdict.reject(missing, f"{RATING} is missing")
         outside = (ratings < config.rating_min) | (ratings > config.rating_max)
@@ -166,20 +306,21 @@ def _where(draft: Draft, name: str) -> str:
     return f"{draft.raw.files[0]}, column for {name}"
 
 
-def _is_in(values: pa.Array, known: pa.Array) -> np.ndarray:
-    found: np.ndarray = pc.is_in(values, value_set=known).to_numpy(zero_copy_only=False)
-    return found
+def _is_in(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
+    known = wide(known)
+    return as_mask(pc.is_in(values.cast(known.type), value_set=known))
 
 
-def _codes(values: pa.Array) -> np.ndarray:
+def _codes(values: pa.ChunkedArray) -> np.ndarray:
     """Equal integers for equal strings, (N,) int64."""
-    indices = values.dictionary_encode(null_encoding="encode").indices
-    codes: np.ndarray = indices.to_numpy(zero_copy_only=False)
-    return codes.astype(np.int64)
+    coded = wide(values).dictionary_encode(null_encoding="encode")  # one dictionary for all chunks
+    found = [chunk.indices.to_numpy() for chunk in coded.chunks]
+    codes: np.ndarray = np.concatenate(found or [np.zeros(0)]).astype(np.int64)
+    return codes
 
 
 def repeated(
-    users: pa.Array, items: pa.Array, seconds: np.ndarray, accepted: np.ndarray
+    users: pa.ChunkedArray, items: pa.ChunkedArray, seconds: np.ndarray, accepted: np.ndarray
 ) -> np.ndarray:
     """Interactions that are there already.
 

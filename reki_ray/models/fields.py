@@ -8,7 +8,6 @@ that a validation or test id meets the model as it would online.
 from __future__ import annotations
 
 import bisect
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from reki_ray.models.amounts import read_amount
 
 Attributes = Mapping[str, Sequence[str]]
 """Values by attribute name, as {"genre": ["Action", "Drama"]}."""
@@ -88,10 +89,10 @@ class Field:
     def _row(self, value: str) -> int:
         if not self.bounds:
             return self._index.get(value, UNKNOWN)
-        number = to_number(value)
-        if number is None:
+        amount = read_amount(value)
+        if amount is None:
             return UNKNOWN
-        return FIRST_OWN_ROW + bisect.bisect_right(self.bounds[1:], number)
+        return FIRST_OWN_ROW + bisect.bisect_right(self.bounds[1:], amount[0])
 
 
 @dataclass(frozen=True)
@@ -235,15 +236,6 @@ def encode_gaps(times: npt.NDArray[np.integer[Any]]) -> Rows:
     return rows
 
 
-def to_number(value: str) -> float | None:
-    """The finite number that a text is; None where it is none."""
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _fields(records: Iterable[Attributes | None], buckets: Mapping[str, int]) -> dict[str, Field]:
     values: dict[str, Counter[str]] = {}
     widths: dict[str, int] = {}
@@ -261,8 +253,8 @@ def _fields(records: Iterable[Attributes | None], buckets: Mapping[str, int]) ->
 
 def _quantiles(values: Counter[str], buckets: int) -> tuple[float, ...]:
     """Lower bounds of at most so many buckets that hold about equally many values."""
-    numbers = [to_number(text) for text in values.elements()]
-    found = np.sort([number for number in numbers if number is not None] or [0.0])
+    amounts = [read_amount(text) for text in values.elements()]
+    found = np.sort([amount[0] for amount in amounts if amount is not None] or [0.0])
     firsts = np.arange(buckets) * len(found) // buckets
     return tuple(float(bound) for bound in np.unique(found[firsts]))
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reki_ray.config import describe_problems
+from reki_ray.config.files import parse_yaml
 from reki_ray.errors import ConfigError
 from reki_ray.prompts.languages import LANGUAGES
 from reki_ray.schema import SubjectKind
@@ -192,27 +193,28 @@ def load_scenario(name_or_path: str) -> Scenario:
     Raises:
         ConfigError: There is no such scenario, or the file breaks the rules.
     """
-    source: Traversable = Path(name_or_path)
+    source: Traversable = Path(name_or_path).absolute()
     if name_or_path in SCENARIOS:
         source = resources.files("reki_ray.prompts") / "scenarios" / f"{name_or_path}.yaml"
+    where = str(source)
     try:
-        content: Any = yaml.safe_load(source.read_text(encoding="utf-8"))
+        content = parse_yaml(source.read_text(encoding="utf-8"))
         return Scenario.model_validate(content)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"cannot read the scenario: {error}",
-            where=name_or_path,
+            where=where,
             todo=f"Name one of {', '.join(SCENARIOS)}, or a readable YAML file.",
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(
             f"the scenario is no valid YAML: {error}",
-            where=name_or_path,
+            where=where,
             todo="Correct the line that the message names.",
         ) from error
     except ValidationError as error:
         raise ConfigError(
-            describe_problems(error),
-            where=name_or_path,
+            describe_problems(error, Scenario),
+            where=where,
             todo="Correct these keys; reki_ray/prompts/scenarios/ holds examples.",
         ) from error

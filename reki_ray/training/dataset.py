@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reki_ray.errors import ConfigError, DataError
+from reki_ray.models.amounts import describe_amounts
 from reki_ray.models.fields import Attributes, FeatureSpace
 from reki_ray.schema import (
     ATTRIBUTES,
@@ -33,6 +36,8 @@ from reki_ray.workspace import Workspace
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -164,12 +169,16 @@ class Dataset:
         train = self.train
         place = np.arange(len(self.past_items)) - np.repeat(self.offsets[:-1], self.activity)
         before = place < np.repeat(train.last, self.activity)
-        items = np.flatnonzero(train.items)
+        item_rows, user_rows = np.flatnonzero(train.items), np.flatnonzero(train.users)
+        items = {self.item_ids[item]: self.item_attributes[item] for item in item_rows}
+        users = [self.user_attributes[user] for user in user_rows]
+        for name in buckets or {}:
+            _warn_of_words(name, chain(items.values(), users))
         return FeatureSpace.build(
-            items={self.item_ids[item]: self.item_attributes[item] for item in items},
-            users=[self.user_attributes[user] for user in np.flatnonzero(train.users)],
+            items=items,
+            users=users,
             ratings=self.past_ratings[before],
-            counts={self.item_ids[item]: int(train.items[item]) for item in items},
+            counts={self.item_ids[item]: int(train.items[item]) for item in item_rows},
             buckets=buckets,
         )
 
@@ -198,6 +207,13 @@ class Dataset:
         for array in (*arrays, valid.users, valid.items, valid.positions, valid.labels):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
+
+
+def _warn_of_words(name: str, records: Iterable[Attributes | None]) -> None:
+    """Values that are no numbers get no bucket: nobody should learn that from a poor model."""
+    values = Counter(text for record in records for text in (record or {}).get(name, ()))
+    if odd := describe_amounts(values):
+        _logger.warning("train.buckets.%s: values of training items and users: %s", name, odd)
 
 
 def read_dataset(

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.errors import ConfigError
+from reki_ray.prompts.scenario import load_scenario
 
 ROOT = Path(__file__).parents[2]
 MINIMAL = "name: run\ndata: {source: {kind: movielens_100k}}\n"
+CSV = "name: run\ndata: {source: {kind: csv, interactions: a, items: b, "
 
 
 def write(folder: Path, text: str) -> Path:
@@ -36,7 +40,23 @@ def test_workspace_defaults_to_the_name_and_can_be_overridden(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (MINIMAL + "trian: {}\n", "trian: Extra inputs"),
+        (
+            MINIMAL + "trian: {}\n",
+            "trian: Extra inputs are not permitted; the nearest key is train",
+        ),
+        (MINIMAL + "serve: {edge: {rate_brust: 1}}\n", "serve.edge.rate_brust: Extra inputs"),
+        (MINIMAL + "epochs: 3\n", "there is train.rerank.epochs and train.epochs"),
+        (MINIMAL + "tune: {space: {rate: {chioce: [1]}}}\n", "the nearest key is choice"),
+        (MINIMAL + "extract: {engine: {kind: openai, modl: x}}\n", "extract.engine.modl: Extra"),
+        (MINIMAL + "ray: {xyzzy: 1}\n", "the keys here are address, num_cpus, object_store_mib"),
+        (CSV + "columns: {itemid: x}}}\n", "data.source.columns.itemid: Extra inputs"),
+        (CSV + "dialect: {seperator: ';'}}}\n", "the nearest key is separator"),
+        (CSV + "columns: {timestamp_unit: sec}}}\n", "neither one of s, ms, us, ns and iso"),
+        (MINIMAL + "ray: {}\nsplit: {}\nray: {}\n", "key 'ray' is in line 3 and again in line 5"),
+        (MINIMAL + "split: {seed: 1, seed: 2}\n", "key 'seed' is in line 3 and again in line 3"),
+        (MINIMAL + "split: 2020-13-45\n", "month must be in 1..12"),
+        (MINIMAL + "1: 2\n", "1: Keys should be strings"),
+        ("a: " + "[" * 5000, "recursion"),
         (MINIMAL + "train: {epochs: many}\n", "train.epochs: Input should be a valid integer"),
         (MINIMAL + "train: {arms: [base]}\n", "lacks fair_base"),
         (MINIMAL + "train: {arms: [fair_base, reki_i]}\n", "with extract.mode collective"),
@@ -56,6 +76,46 @@ def test_mistakes_name_the_key_and_the_file(tmp_path: Path, text: str, expected:
     with pytest.raises(ConfigError, match=re.escape(expected)) as raised:
         load_config(path)
     assert raised.value.where == str(path)
+
+
+def test_anchors_may_be_merged_and_overridden(tmp_path: Path) -> None:
+    text = "ray: &ray {num_cpus: 2}\n"
+    sides = (
+        "cluster:\n"
+        "  users: &side {min_cluster_size: 3}\n"
+        "  items: {<<: *side, min_cluster_size: 4}\n"
+    )
+    config = load_config(write(tmp_path, MINIMAL + text + sides))
+    assert (config.cluster.users.min_cluster_size, config.cluster.items.min_cluster_size) == (3, 4)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_configuration_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    path = write(tmp_path_factory.mktemp("any"), text)
+    with pytest.raises(ConfigError):
+        load_config(path, train={"seeds": [1]})
+
+
+def test_repeated_keys_are_refused_in_every_yaml_file(tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned.yaml"
+    tuned.write_text("din: {history: 5}\ndin: {history: 6}\n")
+    with pytest.raises(ConfigError, match="key 'din' is in line 1 and again in line 2"):
+        load_config(write(tmp_path, MINIMAL + "train: {tuned: tuned.yaml}\n"))
+    with pytest.raises(ConfigError, match="key 'din' is in line 1"):
+        load_scenario(str(tuned))
+
+
+def test_no_other_module_reads_yaml() -> None:
+    loads = re.compile(r"yaml\.\w*load|YAML\(")
+    readers = {
+        str(path.relative_to(ROOT))
+        for folder in ("reki_ray", "deployments", "actors", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if loads.search(path.read_text(encoding="utf-8"))
+    }
+    assert readers == {"reki_ray/config/files.py"}
 
 
 def test_clusters_of_k_means_have_an_arm_of_their_own(tmp_path: Path) -> None:

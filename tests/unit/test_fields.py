@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+from decimal import Decimal
 
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reki_ray.models.amounts import describe_amounts, read_amount
 from reki_ray.models.fields import GAP_BOUNDS, GAP_ROWS, NO_TIME, FeatureSpace, encode_gaps
 
 DAY = 86_400
@@ -33,3 +39,64 @@ def test_numbers_go_into_quantile_buckets() -> None:
     asked = [["0"], ["2.9"], ["3"], ["999999"], ["cheap"], ["nan"], []]
     assert field.encode(asked)[:, 0].tolist() == [2, 2, 3, 5, 1, 1, 0]
     assert FeatureSpace.from_json(features.to_json()) == features
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("9.99", (9.99, "")),
+        (" 1e3 ", (1000.0, "")),
+        ("$9.99", (9.99, "$")),
+        ("-$1,234.50", (-1234.5, "$")),
+        ("12,34,567", (1234567.0, "")),
+        ("1.234,50 €", (1234.5, "€")),
+        ("1.234.567", (1234567.0, "")),
+        ("1 234,5", (1234.5, "")),
+        ("1\u00a0234\u00a0567", (1234567.0, "")),
+        ("1'234", (1234.0, "")),
+        ("9,99", (9.99, "")),
+        ("45 %", (45.0, "%")),
+        ("12kg", (12.0, "kg")),
+        ("USD 5", (5.0, "USD")),
+        ("R$ 10", (10.0, "R$")),
+        *((word, None) for word in ("", "cheap", "nan", "inf", "1e999", "A4", "1:30", "10-20")),
+        *((word, None) for word in ("1,2,3", "$", "1 2", "5/5", "(5)", "0x1", "1.2.3")),
+    ],
+)
+def test_amounts_are_read_as_people_write_them(text: str, amount: tuple[float, str] | None) -> None:
+    assert read_amount(text) == amount
+
+
+@given(st.text(max_size=20))
+def test_any_text_is_a_finite_number_or_none(text: str) -> None:
+    amount = read_amount(text)
+    assert amount is None or np.isfinite(amount[0])
+
+
+@given(st.decimals(-(10**9), 10**9, allow_nan=False, places=2))
+def test_a_price_is_the_same_however_it_is_written(price: Decimal) -> None:
+    english = f"${price:,.2f}"
+    german = f"{price:,.2f} EUR".translate(str.maketrans(",.", ".,"))
+    for text in (str(price), english, german):
+        amount = read_amount(text)
+        assert amount is not None
+        assert amount[0] == float(price)
+
+
+def test_what_is_odd_about_numbers_is_told_with_counts() -> None:
+    assert describe_amounts({"1": 5, "2.5": 1}) == ""
+    odd = describe_amounts({"$5": 6, "5 €": 2, "cheap": 3})
+    assert "3 of 11 are no numbers, as 'cheap'" in odd
+    assert "their units differ: $ (6), € (2)" in odd
+
+
+def test_prices_with_a_currency_go_into_buckets() -> None:
+    prices = [f"${price:,}.00" for price in (1, 2, 3, 4, 10, 20, 30, 1000)]
+    features = FeatureSpace.build(
+        items={f"m{k}": {"price": [price]} for k, price in enumerate(prices)},
+        users=[],
+        ratings=np.zeros(0, dtype=np.float32),
+        buckets={"price": 4},
+    )
+    assert features.item_fields["price"].bounds == (1.0, 3.0, 10.0, 30.0)
+    assert features.item_fields["price"].encode([["$1,000.00"], ["3"]])[:, 0].tolist() == [5, 3]

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
 from reki_ray.data.raw import RawTable
 from reki_ray.errors import DataError
 
@@ -62,7 +63,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_content(tmp_path: Path) 
 
 
 def test_long_separators_and_gzip(tmp_path: Path) -> None:
-    layout = TextFormat("::", quoted=False, encoding="latin-1", header=HEADER)
+    layout = TextFormat("::", quote=None, encoding="latin-1", header=HEADER)
     content = gzip.compress(b'1::Mis\xe9rables "Les"\n2::x::y\n')
     table = read(tmp_path / "f.dat.gz", content, layout)
     assert table.rows.to_pydict() == {"a": ["1"], "b": ['Misérables "Les"']}
@@ -95,6 +96,41 @@ def test_files_may_order_their_columns_differently(tmp_path: Path) -> None:
     table = read_delimited("items", paths, TextFormat(), HEADER)
     assert table.rows.to_pydict() == {"a": ["1", "2"], "b": ["x", "y"], "c": [None, "extra"]}
     assert table.location(1).endswith("2.csv:2")
+
+
+def test_a_cell_may_be_longer_than_csv_s_own_limit(tmp_path: Path) -> None:
+    cell = "x, " * 100_000
+    table = read(tmp_path / "f.csv", f'a,b\n1,"{cell}"\n2,z\n'.encode())
+    assert table.rows.to_pydict() == {"a": ["1", "2"], "b": [cell, "z"]}
+
+
+def test_an_open_quote_at_the_end_of_a_long_file_costs_its_own_line(tmp_path: Path) -> None:
+    lines = "".join(f"{number},x\n" for number in range(50_000))
+    table = read(tmp_path / "f.csv", f'a,b\n0,"open\n{lines}'.encode())
+    assert len(table.rows) == 50_000
+    assert found(table) == [("f.csv:2", "broken quotes")]
+
+
+def test_empty_parts_are_left_out_and_others_must_have_the_columns(tmp_path: Path) -> None:
+    contents = ["a,b\n1,x\n", "", "c\n", "b,a\ny,2\n"]
+    paths = [tmp_path / f"{number}.csv" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(content)
+    table = read_delimited("items", paths, TextFormat(), HEADER)
+    assert table.rows["a"].to_pylist() == ["1", "2"]
+    assert table.location(1) == f"{paths[3]}:2"
+    paths[2].write_text("c\n5\n")
+    with pytest.raises(DataError, match="columns are missing: a, b"):
+        read_delimited("items", paths, TextFormat(), HEADER)
+    with pytest.raises(DataError, match="the file is empty"):
+        read_delimited("items", paths[1:2], TextFormat(), HEADER)
+
+
+def test_messages_hold_no_control_characters_whatever_the_file_holds(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "f.csv", b"a\x1b[31m\x07\xe2\x80\xae\x9b,c\n1,2\n")
+    assert "\\x1b[31m\\x07\\u202e" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @given(content=st.binary(max_size=200))

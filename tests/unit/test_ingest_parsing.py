@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reki_ray.data.parsing import to_lists, to_number, to_seconds, to_text
+from reki_ray.data.list_cells import to_lists
+from reki_ray.data.parsing import to_number, to_text
+from reki_ray.data.times import to_times
 from reki_ray.errors import DataError
 
 
@@ -84,16 +86,16 @@ def test_numbers_of_other_types(column: pa.ChunkedArray, expected: list[float]) 
     ],
 )
 def test_times(column: pa.ChunkedArray, unit: str, expected: int) -> None:
-    seconds, missing, wrong = to_seconds(column, unit, where="here")
-    assert seconds.tolist() == [expected]
-    assert not missing.any()
-    assert not wrong.any()
+    times = to_times(column, unit, where="here")
+    assert times.seconds.tolist() == [expected]
+    assert not times.missing.any()
+    assert not times.wrong.any()
 
 
 def test_unreadable_and_missing_iso_times_are_told_apart() -> None:
-    _, missing, wrong = to_seconds(chunked(["", "31.12.2000", "2000-13-01"]), "iso", where="here")
-    assert missing.tolist() == [True, False, False]
-    assert wrong.tolist() == [False, True, True]
+    times = to_times(chunked(["", "31.12.2000", "2000-13-01"]), "iso", where="here")
+    assert times.missing.tolist() == [True, False, False]
+    assert times.wrong.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,7 @@ def test_unreadable_and_missing_iso_times_are_told_apart() -> None:
     ],
 )
 def test_lists(column: pa.ChunkedArray, separator: str, expected: list[list[str]]) -> None:
-    values, bad = to_lists(column, separator, where="here")
+    values, bad, nested = to_lists(column, separator, where="here")
     assert values == expected
     assert not bad.any()
+    assert not nested.any()

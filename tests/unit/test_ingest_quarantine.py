@@ -9,22 +9,28 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from deployments.schemas import ScoreRequest
 from reki_ray.config import DataConfig
-from reki_ray.data.delimited import TextFormat, read_delimited
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
 from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
     Checked,
     Verdict,
     enforce_threshold,
+    require_reasons,
 )
-from reki_ray.data.raw import Draft, Kind, RawTable, Rejected, TimestampUnit
+from reki_ray.data.raw import Draft, Kind, RawTable, Rejected
+from reki_ray.data.samples import sort_interactions
 from reki_ray.data.validation import check_interactions, check_items, check_users
-from reki_ray.errors import DataError
+from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import (
     ATTRIBUTES,
     ITEM_ID,
     LOCATION,
+    MAX_ID_CHARS,
     RATING,
     RAW,
     REASON,
@@ -38,6 +44,11 @@ from reki_ray.workspace import Workspace
 CONFIG = DataConfig.model_validate({"source": {"kind": "movielens_100k"}})
 NAMES = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
 GOOD = ("u", "i", "4", "1000")
+
+
+def allowing(share: float, **shares: float) -> DataConfig:
+    limits = {"max_quarantine_share": share, "max_quarantine_shares": shares}
+    return DataConfig.model_validate({"source": {"kind": "movielens_100k"}, **limits})
 
 
 def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]) -> Draft:
@@ -56,7 +67,7 @@ def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]
 
 
 def check(
-    rows: list[tuple[str | None, ...]], config: DataConfig = CONFIG, unit: TimestampUnit = "s"
+    rows: list[tuple[str | None, ...]], config: DataConfig = CONFIG, unit: str = "s"
 ) -> Checked:
     return check_interactions(
         draft("interactions", NAMES, rows),
@@ -93,6 +104,143 @@ def test_each_fault_has_its_reason(row: tuple[str | None, ...], reason: str) -> 
     assert reason in rejected.reason
     assert rejected.location == "f.csv:3"
     assert str(row[3]) in rejected.raw
+
+
+@pytest.mark.parametrize(
+    ("cells", "unit", "reason", "hint"),
+    [
+        (["978300760000000"], "s", "looks like microseconds", "timestamp_unit: us"),
+        (["978300760000000000"], "ms", "looks like nanoseconds, not milli", "timestamp_unit: ns"),
+        (["2001-01-01"], "s", "timestamp is no number", "timestamp_unit: 'iso'"),
+        (["978300760,5"], "s", "timestamp is no number", "decimal: ','"),
+        (["NULL", "1"], "s", "timestamp is no number", 'null_words: ["NULL"]'),
+        (["1.1.2001"], "iso", "no ISO 8601 time", "'%d.%m.%Y'"),
+        (["2001-01-01"], "%d.%m.%Y", "does not fit '%d.%m.%Y'", "'iso'"),
+        (["01/13/2001 1:00 PM"], "iso", "no ISO 8601 time", "'%m/%d/%Y %I:%M %p'"),
+    ],
+)
+def test_times_in_another_unit_name_the_key_to_set(
+    cells: list[str], unit: str, reason: str, hint: str
+) -> None:
+    checked = check([("u", "i", "4", cell) for cell in cells], unit=unit)
+    found = next(iter(checked.reasons()))
+    assert reason in found
+    assert hint in checked.hints[found]
+
+
+@pytest.mark.parametrize(
+    ("cells", "hint"),
+    [(["4,5", "3,0"], "decimal: ','"), (["NULL"], 'null_words: ["NULL"]'), (["4/5"], "")],
+)
+def test_ratings_that_are_no_numbers_name_the_key_to_set(cells: list[str], hint: str) -> None:
+    checked = check([("u", "i", cell, str(n)) for n, cell in enumerate(cells)])
+    assert checked.reasons() == {"rating is no number": len(cells)}
+    assert hint in checked.hints.get("rating is no number", "")
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "told"),
+    [
+        (["978300760", "978300761"], "ms", "look like seconds, not milliseconds"),
+        (["978300760"] * 3 + ["978300760000"], "ns", "look like seconds"),
+        (["20010101", "20010215"], "s", "look like %Y%m%d"),
+        (["1970-01-12 07:45:00"], "iso", None),
+        (["1970-01-01 00:16:18"], "iso", "numbers that were taken to be of another unit"),
+        (["1000000", "1000500"], "s", None),
+        (["978300760", "5"], "s", None),
+    ],
+)
+def test_times_of_1970_that_another_unit_makes_recent_are_refused(
+    times: list[str], unit: str, told: str | None
+) -> None:
+    rows: list[tuple[str | None, ...]] = [("u", "i", "4", cell) for cell in times]
+    if told is None:
+        checked = check(rows, unit=unit)
+        assert len(checked.rows) == len(rows)
+        assert len(checked.notes) == (times[0] != "978300760")
+        return
+    with pytest.raises(DataError, match=told) as caught:
+        check(rows, unit=unit)
+    assert "column for timestamp" in caught.value.where
+    ended = CONFIG.model_copy(update={"latest": 50_000_000})
+    assert check(rows, ended, unit).rows_in == len(rows)  # the way out that the message names
+
+
+def test_rows_of_one_second_are_in_the_order_of_their_full_precision() -> None:
+    order = ["1600000000900", "1600000000100", "1600000001000", "1600000000500"]
+    checked = check([("u", "ij"[n % 2], "4", ms) for n, ms in enumerate(order)], unit="ms")
+    assert checked.rejected[0].location == "f.csv:5"  # the same item in the same second
+    assert checked.rows[TIMESTAMP].to_pylist() == [1600000000, 1600000000, 1600000001]
+    assert checked.rows[ITEM_ID].to_pylist() == ["j", "i", "i"]
+
+
+@given(st.lists(st.integers(1_600_000_000_000_000_000, 1_600_000_003_000_000_000), max_size=20))
+def test_any_times_keep_their_order_within_a_user(nanoseconds: list[int]) -> None:
+    items = [f"i{number}" for number in range(len(nanoseconds))]
+    rows: list[tuple[str | None, ...]] = [
+        ("u", item, "4", str(time)) for item, time in zip(items, nanoseconds, strict=True)
+    ]
+    checked = check_interactions(
+        draft("interactions", NAMES, rows),
+        CONFIG,
+        "ns",
+        users=None,
+        items=pa.array(items, pa.string()),
+    )
+    expected = [
+        item for _, item in sorted(zip(nanoseconds, items, strict=True), key=lambda p: p[0])
+    ]
+    assert sort_interactions(checked.rows)[ITEM_ID].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "known", "found"),
+    [
+        (["1.0", "2.0"], ["1", "2"], ["1", "2"]),
+        (["1", "2"], ["1.0", "2.0"], ["1.0", "2.0"]),
+        (["1.0", "2"], ["1", "2"], ["1", "2"]),
+        (["1.0", "1"], ["1.0", "1"], ["1.0", "1"]),
+        (["1.5", "1.00"], ["1", "2"], []),
+    ],
+)
+def test_ids_that_became_floating_point_find_the_catalogue(
+    written: list[str], known: list[str], found: list[str]
+) -> None:
+    rows = draft(
+        "interactions", NAMES, [("u", item, "4", str(n)) for n, item in enumerate(written)]
+    )
+    checked = check_interactions(rows, CONFIG, "s", users=None, items=pa.array(known))
+    assert checked.rows[ITEM_ID].to_pylist() == found
+    if not found:
+        assert checked.hints["unknown item_id"] == (
+            "Interactions have item_id as '1.5', the catalogue as '1', '2'."
+        )
+    taken = [note for note in checked.notes if "item_id" in note]
+    assert len(taken) == (bool(found) and found != written)
+
+
+def test_users_without_a_table_are_written_as_integers_where_all_are() -> None:
+    rows = draft("interactions", NAMES, [("1.0", "i", "4", "1"), ("2.0", "i", "4", "1")])
+    checked = check_interactions(rows, CONFIG, "s", users=None, items=pa.array(["i"]))
+    assert checked.rows[USER_ID].to_pylist() == ["1", "2"]
+    rows = draft("interactions", NAMES, [("1.0", "i", "4", "1"), ("1.1", "i", "4", "1")])
+    checked = check_interactions(rows, CONFIG, "s", users=None, items=pa.array(["i"]))
+    assert checked.rows[USER_ID].to_pylist() == ["1.0", "1.1"]
+
+
+@pytest.mark.parametrize("char", ["x", "é", "🎬"])
+def test_ids_are_as_long_as_requests_may_name_them(char: str) -> None:
+    for size, fits in ((MAX_ID_CHARS, True), (MAX_ID_CHARS + 1, False)):
+        name = char * size
+        items = check_items(draft("items", (ITEM_ID, TITLE), [(name, "A"), ("i", "B")]))
+        assert len(items.rejected) == 1 - fits
+        request = {"user_id": name, "candidates": [name]}
+        if fits:
+            ScoreRequest.model_validate(request)
+        else:
+            assert items.reasons() == {f"item_id has more than {MAX_ID_CHARS} characters": 1}
+            with pytest.raises(ValidationError):
+                ScoreRequest.model_validate(request)
 
 
 def test_of_duplicates_the_first_usable_row_stays() -> None:
@@ -150,7 +298,7 @@ def test_the_first_reason_of_a_row_stands() -> None:
 def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
     tables: dict[Kind, Checked] = {"interactions": check([GOOD, *[("w", "i", "4", "1")] * 3])}
     with pytest.raises(DataError) as caught:
-        enforce_threshold(workspace, tables, 0.5)
+        enforce_threshold(workspace, tables, allowing(0.5))
     error = caught.value
     assert error.exit_code == 3
     assert "3 of 4 rows of interactions are unusable (75.0%, allowed 50.0%)" in error.what
@@ -166,9 +314,28 @@ def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
     assert kept[RAW][0].as_py().startswith('{"user_id": "w"')
 
 
+def test_a_reason_may_have_a_share_of_its_own(workspace: Workspace) -> None:
+    good: list[tuple[str | None, ...]] = [("u", "i", "4", str(n)) for n in range(8)]
+    tables: dict[Kind, Checked] = {
+        "interactions": check([*good, ("w", "i", "4", "1"), ("u", "i", "9", "1")])
+    }
+    shares = {"unknown user_id": 0.1}
+    enforce_threshold(workspace, tables, allowing(0.1, **shares))
+    for config, problem in (
+        (allowing(0.0, **shares), "2 of 10 rows of interactions are unusable"),
+        (allowing(0.1), "2 of 10 rows"),
+        (allowing(1.0, **{"unknown user_id": 0.05}), "as 'unknown user_id' .10.0%, allowed 5.0%"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            enforce_threshold(workspace, tables, config)
+    require_reasons(tables, shares)
+    with pytest.raises(ConfigError, match="nearest is 'unknown user_id'"):
+        require_reasons(tables, ["unknown user"])
+
+
 def test_a_share_at_the_threshold_is_allowed(workspace: Workspace) -> None:
     tables: dict[Kind, Checked] = {"interactions": check([GOOD, ("w", "i", "4", "1")])}
-    enforce_threshold(workspace, tables, 0.5)
+    enforce_threshold(workspace, tables, allowing(0.5))
     assert not workspace.has_table(FAILED_QUARANTINE)
 
 
@@ -178,7 +345,7 @@ def test_a_table_without_a_usable_row_is_an_error_at_any_threshold(
 ) -> None:
     empty = Checked("items", pa.table({ITEM_ID: []}), rejected, len(rejected), ("f.csv",))
     with pytest.raises(DataError, match=r"f\.csv"):
-        enforce_threshold(workspace, {"items": empty}, 1.0)
+        enforce_threshold(workspace, {"items": empty}, allowing(1.0))
 
 
 def test_undecodable_bytes_reach_the_quarantine_with_their_content(tmp_path: Path) -> None:

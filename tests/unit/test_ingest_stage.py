@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 from reki_ray.config import RekiConfig
 from reki_ray.data.quarantine import FAILED_QUARANTINE
 from reki_ray.data.stage import identify_inputs, run
-from reki_ray.errors import DataError
+from reki_ray.errors import ConfigError, DataError, EngineError
 from reki_ray.progress import Reporter
 from reki_ray.schema import (
     CUTS,
@@ -159,3 +162,96 @@ def test_the_identity_of_the_inputs_follows_their_content(data: Path, workspace:
     assert json.dumps(identify_inputs(config)) == before
     append(data / "users.csv", "u99,M")
     assert json.dumps(identify_inputs(config)) != before
+
+
+@pytest.mark.parametrize(
+    ("columns", "keys", "told", "todo"),
+    [
+        ({"rating": None}, {}, "are all 1; positive are 100.0% of train", "columns.label"),
+        ({"label": "rating"}, {}, "are all 1", "both 0 and 1"),
+        ({}, {"positive_above": 5.0}, "are all 0; positive are 0.0% of train", "between 1 and 5"),
+        ({}, {"positive_above": 0.5}, "are all 1", "data.positive_above, 0.5"),
+    ],
+)
+def test_labels_of_one_kind_are_refused_before_anything_is_paid_for(
+    data: Path,
+    workspace: Workspace,
+    reporter: Reporter,
+    columns: dict[str, str | None],
+    keys: dict[str, Any],
+    told: str,
+    todo: str,
+) -> None:
+    config = make(data, workspace, users=True, **keys)
+    if columns.get("label"):
+        events = (data / "events.csv").read_text()
+        (data / "events.csv").write_text(re.sub(r",[1-5],", ",1,", events))
+    source = config.data.source.model_dump()
+    source["columns"] |= columns
+    tree = config.model_dump()
+    tree["data"]["source"] = source
+    with pytest.raises(DataError, match=told) as caught:
+        run(RekiConfig.model_validate(tree), workspace, reporter)
+    assert todo in caught.value.todo
+    assert caught.value.exit_code == 3
+    assert not workspace.exists("ingest")
+
+
+def test_what_was_taken_otherwise_than_written_is_told(
+    data: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = (data / "items.csv").read_text().replace("m", "")
+    (data / "items.csv").write_text(items.replace("ite_id", "item_id"))
+    events = (data / "events.csv").read_text().replace(",m", ",")
+    lines = events.splitlines()
+    floats = [
+        line.replace(f",{line.split(',')[1]},", f",{line.split(',')[1]}.0,") for line in lines[1:]
+    ]
+    (data / "events.csv").write_text("\n".join([lines[0], *floats]) + "\n")
+    result = run(make(data, workspace), workspace, Reporter(workspace))
+    told = capsys.readouterr().err
+    assert "120 interactions have item_id as '0.0', which the catalogue has as '0'" in told
+    assert result.details["notes"][0] in told
+    assert result.dead == 0
+
+
+def test_names_of_files_need_not_be_utf8(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    odd = Path(os.fsdecode(bytes(data) + b"/caf\xe9.csv"))
+    (data / "events.csv").rename(odd)
+    append(odd, "u0,m0,9,5", "u0,m0")
+    config = make(data, workspace, max_quarantine_share=0.05)
+    source = config.data.source.model_copy(update={"interactions": str(odd)})
+    section = config.data.model_copy(update={"source": source})
+    run(config.model_copy(update={"data": section}), workspace, reporter)
+    places = workspace.read_table(QUARANTINE)["location"].to_pylist()
+    assert sorted(place.rpartition("/")[2] for place in places) == [
+        "caf\\udce9.csv:122",
+        "caf\\udce9.csv:123",
+    ]
+
+
+def test_shares_of_reasons_that_do_not_exist_are_refused(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    config = make(data, workspace, max_quarantine_shares={"title missing": 0.1})
+    with pytest.raises(ConfigError, match="nearest is 'title is missing'"):
+        run(config, workspace, reporter)
+
+
+def test_a_disk_that_is_full_is_an_engine_error_and_the_old_output_stays(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    run(make(data, workspace), workspace, reporter)
+    before = workspace.read_table(INTERACTIONS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # SIGXFSZ is ignored by Python
+    try:
+        with pytest.raises(EngineError, match="the workspace cannot be written") as caught:
+            run(make(data, workspace, earliest=1), workspace, reporter)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.exit_code == 4
+    assert "Free some space" in caught.value.todo
+    assert workspace.read_table(INTERACTIONS).equals(before)

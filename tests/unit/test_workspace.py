@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from reki_ray import schema
-from reki_ray.errors import ConfigError, DataError
+from reki_ray.errors import ConfigError, DataError, EngineError
+from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
 
 CUTS = pa.table({schema.CUT: [3, 4], schema.USER_ID: ["a", "b"]})
@@ -109,6 +111,62 @@ def test_works_on_another_filesystem() -> None:
     assert remote.stages()["ingest"].rows_in == 2
     with pytest.raises(ConfigError, match="local disk"):
         remote.local_path("ingest")
+
+
+@pytest.mark.parametrize(
+    ("root", "problem"),
+    [("s3://bucket/run", "s3fs"), ("nowhere://run", "Protocol not known")],
+)
+def test_a_filesystem_that_is_not_there_is_a_config_error(root: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Workspace(root)
+    assert caught.value.where == root
+    assert "Install" in caught.value.todo
+
+
+def use(workspace: Workspace) -> None:
+    with workspace.lock(), workspace.replacing("ingest") as scratch:
+        scratch.write_table(schema.CUTS, CUTS)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        use,
+        lambda w: w.write_table(schema.CUTS, CUTS),
+        lambda w: w.write_json("report.json", {}),
+        lambda w: w.record("ingest", StageEntry("one")),
+    ],
+)
+@pytest.mark.parametrize("root", ["/sys/reki", "/proc/reki", "file/run", "file"])
+def test_a_workspace_that_cannot_be_written_is_an_engine_error(
+    tmp_path: Path, root: str, work: Callable[[Workspace], None]
+) -> None:
+    (tmp_path / "file").touch()
+    workspace = Workspace(tmp_path / root)
+    with pytest.raises(EngineError, match="the workspace cannot be") as caught:
+        work(workspace)
+    assert workspace.location in caught.value.where
+    assert "--workspace" in caught.value.todo
+    with Reporter(workspace, quiet=True).task("a sign of life is no work"):
+        pass
+
+
+def test_errors_of_a_remote_filesystem_s_own_are_engine_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore has it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCredentialsError
+
+    remote = Workspace("memory://refused")
+    for name in ("exists", "open", "pipe_file", "makedirs", "ls", "rm"):
+        monkeypatch.setattr(type(remote.filesystem), name, refuse)
+    for work in (lambda: use(remote), remote.stages, lambda: remote.parts(schema.CUTS)):
+        with pytest.raises(EngineError, match="NoCredentialsError"):
+            work()
 
 
 def test_documents_are_never_half_written(workspace: Workspace) -> None:
