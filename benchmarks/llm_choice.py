@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray.data
-import yaml
 
 from reki_ray.config import RekiConfig, load_config
+from reki_ray.config.files import parse_yaml
 from reki_ray.extraction.engines import build_engine
 from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA
 from reki_ray.extraction.engines.vllm import cpu_dtype
@@ -68,7 +68,7 @@ class Candidate(NamedTuple):
     def parse(cls, text: str) -> Candidate:
         name, _, rest = text.partition("=")
         pairs = [change.partition("=")[::2] for change in rest.split(",") if change]
-        return cls(name, {key: yaml.safe_load(value) for key, value in pairs})
+        return cls(name, {key: parse_yaml(value) for key, value in pairs})
 
     def applied(self, config: RekiConfig) -> RekiConfig:
         tree = config.model_dump(mode="json")

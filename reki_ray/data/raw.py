@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from reki_ray.errors import DataError
+from reki_ray.file_digests import file_digest
 from reki_ray.schema import LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
 
 Kind = Literal["interactions", "items", "users"]
@@ -235,22 +233,11 @@ def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for path in paths:
         try:
-            digest = _digest(path, path.stat())
+            digest = file_digest(path)
         except OSError as error:
             raise unreadable(path, error) from error
         found.append({"file": path.name, "sha256": digest})
     return found
-
-
-def _digest(path: Path, state: os.stat_result) -> str:
-    # No program can set the time of change of state (ctime) back, as it can that of content.
-    return _digest_of(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest_of(path: Path, *_state: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def unreadable(path: Path, error: Exception) -> DataError:

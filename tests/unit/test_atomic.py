@@ -39,6 +39,8 @@ OTHERWISE = {
     "reki_ray/workspace.py": {"Workspace.writing", "Workspace.replacing"},
     # A log is appended to; its lines tell whether they are whole.
     "reki_ray/online/segment_writer.py": {"SegmentWriter._create"},
+    # Opens for reading.
+    "reki_ray/data/compression.py": {"_arrow"},
     # A link, which is there or not.
     "reki_ray/derived.py": {"share_ledgers"},
     # Lives as long as its process.
