@@ -29,12 +29,12 @@ class PromptsConfig(Section):
         "validated, asked once more where it is broken, and kept factor by factor.",
     )
     min_factors: float = Field(
-        0.5,
+        0.1,
         ge=0,
         le=1,
-        description="Share of the factors that an answer must name, unknown ones included; with "
-        "less it is asked for once more and then becomes a dead letter. 0 also takes answers "
-        "without lines `factor: text`.",
+        description="Share of the factors that an answer must name to count as knowledge, unknown "
+        "ones included; one that names less than half is asked for once more in any case. 0 also "
+        "takes answers without lines `factor: text`.",
     )
     hidden_attributes: tuple[str, ...] = Field(
         (), description="Attributes of items and users that no prompt shows, as year."

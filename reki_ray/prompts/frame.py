@@ -131,6 +131,11 @@ class _Found:
     flaws: dict[str, Problem]
     form: str = ""
 
+    @property
+    def named(self) -> int:
+        """Factors that it names, those included of which it says that they are unknown."""
+        return len(self.texts) + sum(flaw == "unknown" for flaw in self.flaws.values())
+
 
 class Frame:
     """What all prompts of a run share. Can be pickled.
@@ -139,8 +144,8 @@ class Frame:
         factors: Keys of the factors that are asked for, in order.
         form: `text`: the whole answer is one piece of knowledge; `json`: one text a factor.
         shared: Messages before the subject, by kind.
-        min_factors: Share of the factors that an answer must name; 0 also takes form `text`
-            without any.
+        min_factors: Share of the factors that an answer must name to count; 0 also takes form
+            `text` without any.
         language: Language that answers are to be in, ISO 639-1; None takes any.
         choices: Factor to the closed list that its texts may be chosen from.
     """
@@ -151,7 +156,7 @@ class Frame:
         form: Form,
         shared: Mapping[SubjectKind, Sequence[Message]],
         *,
-        min_factors: float = 0.5,
+        min_factors: float = 0.1,
         language: str | None = None,
         choices: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
@@ -226,8 +231,9 @@ class Frame:
         """Decide what a reply is worth. Never raises on what a model wrote.
 
         What repeats itself, copies the prompt, declines or is cut off is no knowledge: its factor
-        stays empty. Where fewer factors remain than `min_factors` asks for, in form `json` where
-        any is missing, the subject is asked about once more in other words.
+        stays empty. Where less than half of the factors remain, or less than `min_factors` asks
+        for, in form `json` where any is missing, the subject is asked about once more in other
+        words.
 
         Args:
             kind: Kind of the subject.
@@ -270,8 +276,7 @@ class Frame:
 
     def _verdict(self, found: _Found) -> Verdict | None:
         """A verdict on what a reply holds, where that is enough to be knowledge."""
-        named = len(found.texts) + sum(flaw == "unknown" for flaw in found.flaws.values())
-        if not found.texts or named < self._least:
+        if not found.texts or found.named < self._least:
             return None
         texts = found.texts
         if self.form == "text":
@@ -280,7 +285,9 @@ class Frame:
 
     def _is_enough(self, found: _Found) -> bool:
         """Whether a first reply needs no second one: form `json` promises every factor."""
-        return self.form == "text" or set(found.flaws.values()) <= {"unknown"}
+        if self.form == "json":
+            return found.named == len(self.factors)
+        return 2 * found.named >= len(self.factors)
 
     def _whole(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
         """The whole answer as one text, whatever its form."""

@@ -17,6 +17,7 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _MIN_ECHO = 12
 _LIST_MARKS = "-*#>\u2022 \t0123456789.)("
 _QUOTES = " *_`\"'"
+_MAX_KEY_CHARS = 64
 _WIDE_COLON = "\uff1a"
 
 
@@ -90,12 +91,12 @@ def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
         text: Answer.
         factors: Factor keys; case does not matter.
     """
-    known = {factor.casefold(): factor for factor in factors}
+    keys = _Keys(factors)
     found: dict[str, str] = {}
     below = ""  # factor of a heading that has no text of its own
     for line in text.splitlines():
         key, value = _entry(line)
-        factor = known.get(key.casefold())
+        factor = keys.factor(key)
         if factor is not None:
             below = "" if value or factor in found else factor
             if value and factor not in found:
@@ -104,6 +105,27 @@ def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
             more = line.strip(_LIST_MARKS + "*_`").strip()
             found[below] = f"{found[below]}, {more}" if below in found else more
     return found
+
+
+class _Keys:
+    """Factors by what answers call them: `mood` for `mood and tone`, where no other is meant."""
+
+    def __init__(self, factors: Sequence[str]) -> None:
+        self._exact = {factor.casefold(): factor for factor in factors}
+        self._words = {factor: _words(factor) for factor in factors}
+
+    def factor(self, key: str) -> str | None:
+        """The factor that a key names; None for none, or several."""
+        exact = self._exact.get(key.casefold())
+        words = _words(key) if exact is None and len(key) <= _MAX_KEY_CHARS else frozenset()
+        if exact is not None or not words:
+            return exact
+        meant = [factor for factor, known in self._words.items() if words <= known]
+        return meant[0] if len(meant) == 1 else None
+
+
+def _words(key: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", key.casefold())) - {"and"}
 
 
 def _entry(line: str) -> tuple[str, str]:

@@ -133,7 +133,7 @@ def _lacks_variety(words: Sequence[str]) -> bool:
 
 
 def same_texts(texts: Mapping[str, str]) -> list[str]:
-    """Factors whose text says again what an earlier factor's does, where many do.
+    """Factors that share one text, where many do: it says nothing of any of them.
 
     Args:
         texts: Factor to text.
@@ -145,7 +145,7 @@ def same_texts(texts: Mapping[str, str]) -> list[str]:
     text, count = said.most_common(1)[0] if said else ("", 0)
     if count < max(_SAME_TEXTS, len(texts) / 2):
         return []
-    return [factor for factor, other in texts.items() if plain(other) == text][1:]
+    return [factor for factor, other in texts.items() if plain(other) == text]
 
 
 class Shown:

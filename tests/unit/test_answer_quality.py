@@ -145,8 +145,7 @@ def test_entities_are_read_and_markup_of_a_text_stays() -> None:
         ("genre: un drama criminal para los adultos\ncharacter: una mujer y el hombre que ama "
          "con pasión\nplot and theme: la venganza\nmood and tone: oscuro", "stop", "language"),
         ("A fine film that you will like.", "stop", "missing"),
-        ("genre: crime drama", "stop", "missing"),
-        ("genre: crime drama\ncharacter: a thief who", "length", "cut"),
+        ("character: a thief who", "length", "cut"),
         ("genre: a film about a film about a film about a film about a", "length", "loop"),
         ("genre: ithier 1997, 1998, 1999, 2000, 2001, 2002, 2003", "length", "loop"),
         ("\n".join(f"{key}: the film is good" for key in FACTORS), "stop", "loop"),
@@ -206,9 +205,19 @@ def test_a_bad_factor_stays_empty_and_the_others_count() -> None:
 
 
 def test_the_share_of_factors_is_configured() -> None:
-    half = "\n".join(LINES.splitlines()[:2])
-    assert judged(half).texts is not None
+    one, half = LINES.splitlines()[0], "\n".join(LINES.splitlines()[:2])
+    assert judged(half).texts == {WHOLE_ANSWER: half}
     assert judged(half, by=frame(min_factors=0.75)).texts is None
+    # Less than half is asked for once more, and better than nothing.
+    first = judged(one)
+    assert first.texts is None
+    assert first.repair is not None
+    assert problem_of(first.reason) == "missing"
+    last = TEXT.judge("item", BODY, Reply(one), repaired=True)
+    assert last.texts == {WHOLE_ANSWER: one}
+    assert set(last.flaws) == set(FACTORS[1:])
+    strict = frame(min_factors=0.75)
+    assert strict.judge("item", BODY, Reply(one), repaired=True).texts is None
     prose = "A cool crime drama in which a weary detective hunts a careful thief."
     assert judged(prose).texts is None
     free = frame(min_factors=0)
@@ -292,7 +301,7 @@ def test_copies_of_prompts() -> None:
 def test_a_list_names_each_phrase_once() -> None:
     assert without_repeats("drama, war, drama") == "drama, war"
     assert without_repeats("one sentence, and more") == "one sentence, and more"
-    assert same_texts({"a": "x y", "b": "X, y", "c": "x y.", "d": "z"}) == ["b", "c"]
+    assert same_texts({"a": "x y", "b": "X, y", "c": "x y.", "d": "z"}) == ["a", "b", "c"]
     assert same_texts({"a": "x", "b": "x"}) == []
 
 

@@ -128,3 +128,13 @@ def test_empty_answers_have_a_reason(answer: str) -> None:
 def test_factors_are_found_whatever_their_list_marks() -> None:
     text = "1. **Genre:** crime\n- mood and tone: dark\nunknown: x\ngenre: second\nmood and tone"
     assert by_factor(text, FACTORS) == {"genre": "crime", "mood and tone": "dark"}
+
+
+def test_factors_are_known_by_a_part_of_their_name_where_no_other_is_meant() -> None:
+    factors = ["mood and tone", "time period and country", "plot and theme", "theme of music"]
+    text = "Mood: dark\nTime Period: 1940s\ntheme: war\nplot: a robbery\nand: x\nsound: y"
+    assert by_factor(text, factors) == {
+        "mood and tone": "dark",
+        "time period and country": "1940s",
+        "plot and theme": "a robbery",
+    }
