@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +23,7 @@ seconds to compile."""
 _LINES = "Answer with exactly one short line for each factor, written as `factor: text`."
 # A reply that is not an object is searched for one; each attempt may read the whole reply.
 _MAX_ATTEMPTS = 16
+_LAST_COMMA = re.compile(r",\s*([}\]])")
 
 
 def instruction(form: Form, factors: Sequence[str]) -> str:
@@ -189,7 +193,25 @@ def _best_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | N
             if held:
                 end = stop
         start = reply.find("{", end)
+    if best is None and not known.isdisjoint(map(_folded, almost := _almost_json(reply))):
+        best = almost
     return best, *place
+
+
+def _almost_json(reply: str) -> dict[str, Any]:
+    """An object that is JSON but for a comma too many, or is written as Python does; else empty."""
+    start, end = reply.find("{"), reply.rfind("}") + 1
+    text = reply[start:end] if 0 <= start < end else ""
+    for read in (_without_last_commas, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = read(text)
+            if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+                return value
+    return {}
+
+
+def _without_last_commas(text: str) -> Any:
+    return json.loads(_LAST_COMMA.sub(r"\1", text), strict=False)
 
 
 def _folded(key: str) -> str:

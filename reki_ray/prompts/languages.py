@@ -31,7 +31,8 @@ _SCRIPTS: Final[dict[str, tuple[str, ...]]] = {
 }
 # Words that are frequent in one of these languages and rare in English.
 _FUNCTION_WORDS: Final[dict[str, frozenset[str]]] = {
-    language: frozenset(words.split())
+    # A single letter may be anything.
+    language: frozenset(word for word in words.split() if len(word) > 1)
     for language, words in {
         "cs": "a je na se v ve z ze s si pro jako které který jsou nebo také jeho",
         "da": "og det en et af til der som på med for ikke er har hans eller fra ved",

@@ -42,7 +42,7 @@ _SAME_WORDS_IN_A_ROW = 5
 _REPEATED_CHARS = re.compile(r"(\w[^\n]{0,19}?)\1{5,}")
 _LONG_WORDS = 40
 _LEAST_DISTINCT = 0.4
-_SAME_TEXTS = 3
+_SAME_TEXTS, _SAME_WORDS = 3, 3
 
 _LEAST_COPIED = 12
 _COPIED_WORDS = 5
@@ -141,7 +141,7 @@ def same_texts(texts: Mapping[str, str]) -> list[str]:
     Returns:
         Them, in order; none where fewer than three factors, or than half, share a text.
     """
-    said = Counter(plain(text) for text in texts.values())
+    said = Counter(plain(text) for text in texts.values() if text.count(" ") >= _SAME_WORDS - 1)
     text, count = said.most_common(1)[0] if said else ("", 0)
     if count < max(_SAME_TEXTS, len(texts) / 2):
         return []

@@ -301,7 +301,9 @@ def test_copies_of_prompts() -> None:
 def test_a_list_names_each_phrase_once() -> None:
     assert without_repeats("drama, war, drama") == "drama, war"
     assert without_repeats("one sentence, and more") == "one sentence, and more"
-    assert same_texts({"a": "x y", "b": "X, y", "c": "x y.", "d": "z"}) == ["a", "b", "c"]
+    same = {"a": "x y z", "b": "X, y z", "c": "x y z.", "d": "u"}
+    assert same_texts(same) == ["a", "b", "c"]
+    assert same_texts(dict.fromkeys("abc", "crime drama")) == []
     assert same_texts({"a": "x", "b": "x"}) == []
 
 

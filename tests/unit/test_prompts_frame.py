@@ -142,6 +142,8 @@ def test_an_endless_text_is_a_loop_or_cut() -> None:
         json.dumps(GOOD)[:-1] + ', "genre": "crime drama\nfor\x00 adults"}',
         json.dumps(json.dumps(GOOD)),
         json.dumps([GOOD]),
+        str(GOOD),
+        json.dumps(GOOD)[:-1] + ",}",
         json.dumps({key: [text] for key, text in GOOD.items()}),
         f"{json.dumps(dict.fromkeys(GOOD, 'a draft'))} no, better: {json.dumps(GOOD)}",
         f"<think>say {json.dumps(dict.fromkeys(GOOD, 'a draft'))}?</think>{json.dumps(GOOD)}",
@@ -157,6 +159,8 @@ def test_an_endless_text_is_a_loop_or_cut() -> None:
         "line break",
         "encoded twice",
         "array",
+        "as Python",
+        "a comma too many",
         "lists",
         "draft",
         "reasoning",
@@ -180,7 +184,7 @@ def test_a_whole_object_is_read_whatever_stands_around_it(answer: str) -> None:
         (json.dumps({**GOOD, "genre": " "}), "stop", '"genre"'),
         (json.dumps({**GOOD, "genre": 5}), "stop", '"genre"'),
         (json.dumps({**GOOD, "genre": BODY}), "stop", '"genre"'),
-        ("{'genre': 'crime', 'mood and tone': 'cool'}", "stop", "no JSON object"),
+        ("{'genre': 'crime', 'mood and tone': ", "stop", "no JSON object"),
     ],
 )
 def test_a_broken_object_is_asked_for_once_more(
