@@ -1,29 +1,58 @@
 """`reki`: thin commands over the pipeline. No logic lives here.
 
-Exit codes: 0 done, 1 a check failed, 2 wrong use or configuration, 3 bad data beyond the
-threshold, 4 engine or cluster unavailable, 130 interrupted.
+Exit codes: 0 done, 1 a check failed or a fault of reki-ray, 2 wrong use or configuration, 3 bad
+data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from reki_ray import cli_online, cli_stages, status
+from reki_ray.cli_failures import explain
 from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, open_run, show
 from reki_ray.config import Arm, load_config
-from reki_ray.errors import RekiError
 from reki_ray.progress import Reporter
 from reki_ray.runtime import set_environment
 from reki_ray.schema import SubjectKind
 from reki_ray.workspace import Workspace
 
+
+class _Commands(TyperGroup):
+    """The commands; whatever one of them raises ends here, in a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _UsageError, BrokenPipeError):
+            raise  # Typer's own, and the reader of a pipe that has seen enough
+        except KeyboardInterrupt:
+            _say("reki: interrupted; the same command resumes the work")
+            raise typer.Exit(130) from None
+        except Exception as error:  # noqa: BLE001  # the last place that can say what happened
+            found = explain(error)
+            if ctx.params["show_traceback"]:
+                _say("".join(traceback.format_exception(error)))
+            _say(f"reki: {found.what}\n  where: {found.where}\n  what to do: {found.todo}")
+            raise typer.Exit(found.exit_code) from None
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""Wrong use of a command, which Typer shows by itself; it does not export the type."""
+
 app = typer.Typer(
+    cls=_Commands,
     help="An LLM's open-world knowledge for any recommendation model, asked offline on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,18 +65,24 @@ def main() -> None:
     """Entry point of the command `reki`."""
     set_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        app()
-    except RekiError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"reki: {error.what}\n  where: {error.where}\n  what to do: {error.todo}",
-            markup=False,
-            highlight=False,
-        )
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("reki: interrupted; the same command resumes the work")
-        sys.exit(130)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app()
+
+
+@app.callback()
+def _reki(
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print the full traceback of an error.")
+    ] = False,
+) -> None:
+    """Options of all commands; `_Commands` reads them."""
+
+
+def _say(text: str) -> None:
+    # Messages quote data, whose control characters are not for the terminal.
+    shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
+    Console(stderr=True, soft_wrap=True).print(shown, markup=False, highlight=False)
 
 
 @app.command("status")

@@ -17,7 +17,7 @@ from reki_ray.cli_options import (
 )
 from reki_ray.config import Arm, RekiConfig, load_config
 from reki_ray.progress import Reporter
-from reki_ray.workspace import Workspace
+from reki_ray.workspace import REPORT_JSON, Workspace
 
 app = typer.Typer()
 
@@ -133,7 +133,7 @@ def _run_stages(
     if "report" in names:
         from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
 
-        content = workspace.read_json(report.REPORT_JSON)
+        content = workspace.read_json(REPORT_JSON)
         show(report.render_text(content, workspace), content, as_json=as_json)
     else:
         show(status.render(found), found.model_dump(mode="json"), as_json=as_json)

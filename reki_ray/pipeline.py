@@ -74,6 +74,7 @@ STAGES: tuple[Stage, ...] = (
         ("ingest",),
         inputs="reki_ray.clustering.stage:identify_inputs",
         version=4,
+        check="reki_ray.runtime:check_address",
     ),
     Stage(
         "extract",

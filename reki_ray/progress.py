@@ -1,12 +1,15 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere, a heartbeat on disk.
 
-The heartbeat lets `reki status` in another process tell how far a run is.
+The heartbeat lets `reki status`, also on another machine, show how far a run is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +27,37 @@ from rich.progress import (
 from reki_ray.workspace import Workspace
 
 HEARTBEAT = "progress.json"
+HEARTBEAT_SECONDS = 2.0
+"""Time between two signs of life."""
+
 _LINE_SECONDS = 5.0
-_HEARTBEAT_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def counted(number: int, unit: str) -> str:
+    """A number with its unit in the singular or plural, as `1 seed` or `1,204 seeds`."""
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
+
+
+def duration(seconds: float) -> str:
+    """A time in the two units that matter, as `8.4 s`, `12 min 5 s`, `3 h 20 min` or `2 d 4 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return _pair(minutes, "min", rest, "s")
+    hours, rest = divmod(round(seconds / 60), 60)
+    if hours < 24:
+        return _pair(hours, "h", rest, "min")
+    days, rest = divmod(round(seconds / 3600), 24)
+    return _pair(days, "d", rest, "h")
+
+
+def _pair(count: int, large: str, rest: int, small: str) -> str:
+    return f"{count} {large} {rest} {small}" if rest else f"{count} {large}"
 
 
 class Task:
@@ -85,7 +117,7 @@ class Reporter:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._last_line = 0.0
-        self._last_heartbeat = 0.0
+        self._complained = False
 
     def say(self, line: str) -> None:
         """Print one plain line."""
@@ -103,8 +135,8 @@ class Reporter:
         """
         task = Task(self, label, total, unit)
         self._last_line = time.monotonic()
-        self._last_heartbeat = 0.0
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._heartbeat(task))
             if self._console.is_terminal and not self._quiet:
                 self._bar = stack.enter_context(
                     Progress(
@@ -119,12 +151,10 @@ class Reporter:
                     )
                 )
                 self._bar.add_task(label, total=total, rates="")
-            self._show(task)
             try:
                 yield task
             finally:
                 self._bar = None
-                self._beat(task, finished=True)
 
     def _show(self, task: Task) -> None:
         now = time.monotonic()
@@ -132,30 +162,54 @@ class Reporter:
             self._bar.update(self._bar.task_ids[0], completed=task.done, rates=_rates(task))
         elif not self._quiet and now - self._last_line >= _LINE_SECONDS:
             self._last_line = now
-            of = f" of {task.total}" if task.total is not None else ""
-            self.say(f"{task.label}: {task.done}{of} {task.unit}{_rates(task)}")
-        if now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
-            self._last_heartbeat = now
-            self._beat(task, finished=False)
+            of = f" of {task.total:,}" if task.total is not None else ""
+            self.say(f"{task.label}: {task.done:,}{of} {task.unit}{_rates(task)}")
+
+    @contextlib.contextmanager
+    def _heartbeat(self, task: Task) -> Iterator[None]:
+        """Signs of life during the block, also while no step gets done."""
+        if self._workspace is None:
+            yield
+            return
+        self._beat(task, finished=False)
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(HEARTBEAT_SECONDS):
+                self._beat(task, finished=False)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self._beat(task, finished=True)
 
     def _beat(self, task: Task, *, finished: bool) -> None:
-        if self._workspace is None:
-            return
-        self._workspace.write_json(
-            HEARTBEAT,
-            {
-                "label": task.label,
-                "done": task.done,
-                "total": task.total,
-                "unit": task.unit,
-                "counters": task.counters,
-                "started_at": task.started,
-                "updated_at": time.time(),
-                "finished": finished,
-                "pid": os.getpid(),
-                "figures": task.snapshot() if task.snapshot is not None else None,
-            },
-        )
+        assert self._workspace is not None
+        try:
+            self._workspace.write_json(
+                HEARTBEAT,
+                {
+                    "label": task.label,
+                    "done": task.done,
+                    "total": task.total,
+                    "unit": task.unit,
+                    "counters": dict(task.counters),
+                    "started_at": task.started,
+                    "updated_at": time.time(),
+                    "finished": finished,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "figures": task.snapshot() if task.snapshot is not None else None,
+                },
+            )
+        except Exception as error:  # noqa: BLE001  # storages raise what they like; work goes on
+            if not self._complained:
+                self._complained = True
+                logger.warning("progress cannot be written, the work goes on: %s", error)
 
 
 def _rates(task: Task) -> str:

@@ -22,10 +22,7 @@ from reki_ray.evaluation import plots
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.pipeline import STAGE_NAMES, StageResult
 from reki_ray.progress import Reporter
-from reki_ray.workspace import StageEntry, Workspace
-
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
+from reki_ray.workspace import REPORT_HTML, REPORT_JSON, StageEntry, Workspace
 
 _SHOWN_SCORES = 3
 
@@ -47,7 +44,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     content = gather(config, workspace)
     workspace.write_json(REPORT_JSON, content)
     workspace.write_text(REPORT_HTML, render_html(content, workspace.stages()))
-    reporter.say(f"report: {workspace.path(REPORT_HTML)}")
+    reporter.say(f"report: {workspace.location}/{REPORT_HTML}")
     return StageResult(rows_in=len(content["arms"]), rows_out=len(content["arms"]))
 
 
@@ -147,7 +144,7 @@ def render_text(content: dict[str, Any], workspace: Workspace) -> Group:
         Text(),
         render_arms(content, content["config"]["evaluate"]["confidence"]),
         throughput,
-        Text(f"Report: {workspace.path(REPORT_HTML)}"),
+        Text(f"Report: {workspace.location}/{REPORT_HTML}"),
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import signal
 import socket
 import threading
@@ -24,7 +23,7 @@ from reki_ray.config.graph import GraphSettings
 from reki_ray.errors import EngineError
 from reki_ray.importing import load
 from reki_ray.progress import Reporter
-from reki_ray.runtime import ray_session
+from reki_ray.runtime import cluster_address, ray_session
 from reki_ray.serving.ingress import set_ingress
 from reki_ray.store.location import store_of
 from reki_ray.store.versions import VersionStore
@@ -108,8 +107,7 @@ def start(
 def _choose_ingress(config: RekiConfig) -> str:
     import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
 
-    elsewhere = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    if ray.is_initialized() or elsewhere != "local":
+    if ray.is_initialized() or cluster_address(config.ray) != "local":
         return "HTTP proxy: as the running cluster has it"
     return set_ingress(config.serve.ingress)
 
@@ -152,8 +150,8 @@ def _serve_instance(host: str, port: int) -> Iterator[str]:
         logging_config=LOGGING,
     )
     try:
-        reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        yield f"http://{reached}:{port}"
+        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        yield f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
     finally:
         serve.shutdown()
 

@@ -13,7 +13,7 @@ from reki_ray.config import RekiConfig
 from reki_ray.evaluation import report
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.progress import Reporter
-from reki_ray.workspace import StageEntry, Workspace
+from reki_ray.workspace import REPORT_HTML, REPORT_JSON, StageEntry, Workspace
 
 CONTRACT: dict[str, Any] = {
     "dataset": {"name", "users", "items", "interactions", "samples"},
@@ -178,7 +178,7 @@ def test_has_every_key_of_the_contract(
     finished: Workspace, config: RekiConfig, reporter: Reporter
 ) -> None:
     report.run(config, finished, reporter)
-    content = finished.read_json(report.REPORT_JSON)
+    content = finished.read_json(REPORT_JSON)
     for part, keys in CONTRACT.items():
         assert keys <= keys_of(content[part]), part
     assert set(content["dataset"]["samples"]) == set(schema.SPLITS)
@@ -197,7 +197,7 @@ def test_page_is_self_contained_and_shows_arms_and_plots(
     finished: Workspace, config: RekiConfig, reporter: Reporter
 ) -> None:
     report.run(config, finished, reporter)
-    page = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
+    page = finished.local_path(REPORT_HTML).read_text(encoding="utf-8")
     assert page.count("<svg") == 3
     assert "src=" not in page
     for name in ("base", "fair_base", "reki_c", "p99", "0.7000 [0.6900, 0.7100]", *VERDICTS):
@@ -232,12 +232,12 @@ def test_rerankers_are_shown_beside_the_initial_order(
     shown = ("prm", "0.4321", "+0.0321 [+0.0221, +0.0421]", "initial_order", "77")
     ahead = "prm: reki_c against title_text: +0.0150 [+0.0100, +0.0200], ahead"
     report.run(config, finished, reporter)
-    before = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
+    before = finished.local_path(REPORT_HTML).read_text(encoding="utf-8")
     assert "Reranking" not in before
     with_rerankers(finished)
     report.run(config, finished, reporter)
-    assert len(finished.read_json(report.REPORT_JSON)["reranking"]) == 3
-    page = finished.local_path(report.REPORT_HTML).read_text(encoding="utf-8")
+    assert len(finished.read_json(REPORT_JSON)["reranking"]) == 3
+    page = finished.local_path(REPORT_HTML).read_text(encoding="utf-8")
     stream = io.StringIO()
     content = report.gather(config, finished)
     Console(file=stream, width=160).print(report.render_text(content, finished))
