@@ -17,7 +17,7 @@ from rich.table import Table
 from reki_ray.cli_failures import explain
 from reki_ray.config import RayConfig
 from reki_ray.errors import ConfigError, EngineError
-from reki_ray.progress import counted
+from reki_ray.formats import counted
 from reki_ray.runtime import ray_session
 
 _OUR_PACKAGES = ("reki_ray", "actors", "deployments")

@@ -35,31 +35,6 @@ _LINE_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-def counted(number: int, unit: str) -> str:
-    """A number with its unit in the singular or plural, as `1 seed` or `1,204 seeds`."""
-    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
-
-
-def duration(seconds: float) -> str:
-    """A time in the two units that matter, as `8.4 s`, `12 min 5 s`, `3 h 20 min` or `2 d 4 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if round(seconds) < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return _pair(minutes, "min", rest, "s")
-    hours, rest = divmod(round(seconds / 60), 60)
-    if hours < 24:
-        return _pair(hours, "h", rest, "min")
-    days, rest = divmod(round(seconds / 3600), 24)
-    return _pair(days, "d", rest, "h")
-
-
-def _pair(count: int, large: str, rest: int, small: str) -> str:
-    return f"{count} {large} {rest} {small}" if rest else f"{count} {large}"
-
-
 class Task:
     """One piece of work with a known or unknown number of steps.
 

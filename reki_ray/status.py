@@ -17,7 +17,8 @@ from reki_ray import pipeline
 from reki_ray.config import load_config
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.extraction.figures import Snapshot
-from reki_ray.progress import HEARTBEAT, HEARTBEAT_SECONDS, duration
+from reki_ray.formats import duration
+from reki_ray.progress import HEARTBEAT, HEARTBEAT_SECONDS
 from reki_ray.workspace import REPORT_HTML, Workspace
 
 _STALE_SECONDS = 30 * HEARTBEAT_SECONDS

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from reki_ray.config.edge import EdgeSettings
 from tests import page_server
 from tests.page_server import HOSTILE, FakeService
 
-FLAGS: Final = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 TOKEN: Final = "caller-0123456789abcdef"
 ADMIN: Final = "operator-0123456789abcdef"
 VARIANTS: Final = {"base": 1, "reki": 3}
 
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.fail("the page's tests need Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # Playwright gives it a new, empty folder for the user's data.
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from rich.console import Console
 
 from reki_ray import pipeline, status
 from reki_ray.errors import ConfigError
-from reki_ray.progress import Reporter, duration
+from reki_ray.formats import duration
+from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
 
 
