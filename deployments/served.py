@@ -89,6 +89,9 @@ class Versioning(Protocol):
     def arm(self, version: int) -> str:
         """Arm of a version's model."""
 
+    def compared(self, served: int) -> int | None:
+        """Number of the version to compare the served one with; None where there is none."""
+
 
 class Served:
     """The version of each user.
@@ -113,9 +116,12 @@ class Served:
         self._hooks = hooks or Hooks()
         self._number: int | None = None
         self._experiment: Experiment | None = None
+        self._pair: tuple[int | None, int | None] = (None, None)  # served, and compared with it
         self._refused: dict[int, float] = {}  # when, by the monotonic clock
         self._refreshing = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
+        self._compare_after = 0.0  # by the monotonic clock
 
     @property
     def number(self) -> int:
@@ -135,6 +141,11 @@ class Served:
         """Variants of the running experiment; none without one."""
         return () if self._experiment is None else self._experiment.variants
 
+    @property
+    def compared(self) -> int | None:
+        """Number of the version that is kept to compare the served one with; None without."""
+        return self._pair[1]
+
     def arm_of(self, version: int) -> str | None:
         """Arm of a version's model, read from the disk; None where it cannot be read."""
         try:
@@ -148,17 +159,22 @@ class Served:
         """Name of the running experiment; empty without one."""
         return "" if self._experiment is None else self._experiment.name
 
-    def of(self, user_id: str, named: str | None = None) -> tuple[str | None, int]:
+    def of(
+        self, user_id: str, named: str | None = None, store_version: str | None = None
+    ) -> tuple[str | None, int]:
         """Variant and version of a user; no variant without an experiment.
 
         Args:
             user_id: Who.
             named: Variant to take in place of the user's own.
+            store_version: Version to take in place of the user's own, as v3.
 
         Raises:
-            ApiError: 422 where no such variant runs; 503 where the rest of the graph does not
-                answer yet.
+            ApiError: 422 where no such variant runs, or the version is not open here; 503 where
+                the rest of the graph does not answer yet.
         """
+        if store_version is not None:
+            return None, self._open_one(store_version)
         if named is not None:
             for part in self.variants:
                 if part.name == named:
@@ -174,6 +190,21 @@ class Served:
         variant = self._experiment.assign(user_id)
         return variant.name, variant.version
 
+    def _open_one(self, store_version: str) -> int:
+        """Number of a version, if it is kept open: others would have to be loaded for a request."""
+        kept = {self.number, *(part.version for part in self.variants)}
+        if self.compared is not None:
+            kept.add(self.compared)
+        for number in kept:
+            if store_version == f"v{number}":
+                return number
+        raise ApiError(
+            422,
+            "version_not_open",
+            "This version is not kept open here; /v1/versions lists those that are.",
+            details={"versions": [f"v{number}" for number in sorted(kept)]},
+        )
+
     async def start(self) -> None:
         """Wait for the rest of the graph, then follow what is promoted."""
         try:
@@ -188,8 +219,9 @@ class Served:
 
     async def stop(self) -> None:
         """End the watch."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._comparing):
+            if task is not None:
+                task.cancel()
 
     async def refresh(self) -> None:
         """Turn to what is promoted now, if the rest of the graph can open it."""
@@ -213,6 +245,26 @@ class Served:
                     self._experiment = experiment
             except FAILURES as error:  # of the graph, not of a version: tried again
                 logger.warning("cannot prepare a version yet: %s", type(error).__name__)
+        if self._comparing is None or self._comparing.done():
+            self._comparing = asyncio.create_task(self._compare())
+
+    async def _compare(self) -> None:
+        """Keep the version to compare with open, or none; a task, for nothing else may wait."""
+        served, beside = self._number, None
+        if served is None or time.monotonic() < self._compare_after:
+            return
+        try:
+            if self._experiment is None:
+                beside = await asyncio.to_thread(self._versions.compared, served)
+            if (served, beside) == self._pair:
+                return
+            if beside is not None:
+                await self._prepare(beside)
+        except Exception as error:  # noqa: BLE001  # what is optional ends nothing
+            logger.warning("no version to compare v%d with: %s", served, error)
+            self._compare_after = time.monotonic() + RETRY_SECONDS
+            beside = None
+        self._pair = (served, beside)
 
     def _read(self) -> tuple[list[int], Experiment | None]:
         first = self._number is None

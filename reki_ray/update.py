@@ -32,7 +32,7 @@ from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.schema import INTERACTIONS, OF_CLUSTER, SIDES
 from reki_ray.store.choosing import choose_run
-from reki_ray.store.stage import publish_version
+from reki_ray.store.stage import publish_compared, publish_version
 from reki_ray.workspace import Workspace
 
 LIVE: Final = "live"
@@ -225,6 +225,7 @@ def _publish(
 ) -> int:
     chosen = choose_run(config, workspace)
     opened = publish_version(config, workspace, current, chosen, merged.history, reporter)
+    publish_compared(config, workspace, current, merged.history, reporter)
     return opened.manifest.version
 
 

@@ -124,6 +124,7 @@ def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
         "publish_root": str(store.root.resolve()),
         **config.model_dump(include=set(GraphSettings.model_fields)),
         "vectors": store.vectors.model_dump(),
+        "compare": run.publish.compare,
         "edge": config.edge.at(config.host).model_dump(),
         "online": {
             "rules": dict(run.refresh.events),
