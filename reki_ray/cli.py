@@ -87,7 +87,9 @@ def _say(text: str) -> None:
 
 @app.command("status")
 def show_status(
-    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration that names the workspace.")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,21 +104,23 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     users: Annotated[
-        int | None, typer.Option(help="Number of users; that of the workspace where not given.")
+        int | None, typer.Option(help="Number of users; default: as in the workspace.")
     ] = None,
     items: Annotated[
-        int | None, typer.Option(help="Number of items; that of the workspace where not given.")
+        int | None, typer.Option(help="Number of items; default: as in the workspace.")
     ] = None,
     tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Tokens that one engine generates a second; else extract.speed."),
+        typer.Option(help="Tokens that one engine generates per second; default: extract.speed."),
     ] = None,
     prefill_tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Prompt tokens that one engine reads a second; else extract.speed."),
+        typer.Option(
+            help="Prompt tokens that one engine reads per second; default: extract.speed."
+        ),
     ] = None,
     engines: Annotated[
-        int | None, typer.Option(help="Engines; extract.max_replicas where not given.")
+        int | None, typer.Option(help="Engines; default: extract.max_replicas.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -140,11 +144,13 @@ def run_sweep(
     config: ConfigOption,
     vary: Annotated[
         list[str],
-        typer.Option(help="A setting and its values, as cluster.users.min_cluster_size=4,8,16."),
+        typer.Option(
+            help="A setting and its values, as cluster.users.min_cluster_size=4,8,16; repeatable."
+        ),
     ],
     workspace: WorkspaceOption = None,
     until: Annotated[
-        str, typer.Option(help="cluster: clusters alone; evaluate: ask, train and measure too.")
+        str, typer.Option(help="cluster: only cluster; evaluate: also ask, train and measure.")
     ] = "cluster",
     as_json: JsonOption = False,
 ) -> None:
@@ -161,17 +167,19 @@ def tune(  # noqa: PLR0913, PLR0917  # one argument an option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     backbones: Annotated[
-        str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
+        str | None, typer.Option(help="Backbones, as din,dcnv2; default: train.backbones.")
     ] = None,
     arm: Annotated[Arm, typer.Option(help="What the models see.")] = "fair_base",
-    trials: Annotated[int | None, typer.Option(help="Settings to try; else tune.trials.")] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Trials at a time; else tune.concurrency.")
+    trials: Annotated[
+        int | None, typer.Option(help="Settings to try; default: tune.trials.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed; else tune.seed.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Trials at a time; default: tune.concurrency.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; default: tune.seed.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File, or folder of one a backbone, for the best settings."),
+        typer.Option(help="File for the best settings, or a folder for one file per backbone."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -203,17 +211,17 @@ def import_knowledge(
     workspace: WorkspaceOption = None,
     kind: Annotated[
         SubjectKind | None,
-        typer.Option(help="What the ids are; where they fit one kind alone, it is found out."),
+        typer.Option(help="What the ids are; detected if they fit only one kind."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Name of the source; the file's name where not given.")
+        str | None, typer.Option(help="Name of the source; default: the file's name.")
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file with unknown ids as a whole.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over knowledge from elsewhere; its subjects are not asked."""
+    """Import knowledge from elsewhere; its subjects are not asked."""
     from reki_ray.extraction import importing  # noqa: PLC0415  # not needed by other commands
 
     _, opened = open_run(config, workspace)
@@ -228,7 +236,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the installation, and tell what to do where something is wrong."""
+    """Check the installation, and say what to do about what is wrong."""
     from reki_ray import doctor as checks  # noqa: PLC0415  # imports torch, vLLM and Ray
 
     findings = checks.examine(cluster=cluster)

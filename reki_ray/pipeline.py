@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError
+from reki_ray.formats import counted, duration
 from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
@@ -216,10 +217,10 @@ def _run_one(
         details=result.details,
     )
     workspace.record(stage.name, entry)
-    dead = f", {result.dead} dead" if result.dead else ""
+    dead = f", {result.dead:,} dead" if result.dead else ""
     reporter.say(
-        f"{stage.name}: done in {seconds:.1f} s, "
-        f"{result.rows_in} rows in, {result.rows_out} rows out{dead}"
+        f"{stage.name}: done in {duration(seconds)}, {counted(result.rows_in, 'row')} in, "
+        f"{counted(result.rows_out, 'row')} out{dead}"
     )
 
 

@@ -174,7 +174,7 @@ def render(result: AbResult) -> Group:
             f"{one.clicks:,}",
             "-" if one.ctr is None else f"{one.ctr:.4f}",
             _lift(one),
-            one.verdict,
+            "not significant" if one.verdict == "not apart" else one.verdict,
         )
     return Group(table, *(Text(line) for line in _remarks(result)))
 
@@ -274,8 +274,8 @@ def _remarks(result: AbResult) -> list[str]:
             "shares say. Find out why before you believe any lift."
         )
     words: dict[Verdict, str] = {
-        "not apart": "not apart, no difference is shown",
-        "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, nothing is told",
+        "not apart": "no significant difference",
+        "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, too few to compare",
     }
     for one in result.variants[1:]:
         told = words.get(one.verdict, one.verdict)
