@@ -81,7 +81,7 @@ def _reki(
 
 def _say(text: str) -> None:
     # Messages quote data, whose control characters are not for the terminal.
-    shown = re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
     Console(stderr=True, soft_wrap=True).print(shown, markup=False, highlight=False)
 
 

@@ -92,22 +92,22 @@ def _system(error: BaseException) -> RekiError:
         )
     if error.errno in _NOT_WRITABLE:
         return EngineError(
-            f"access is denied: {said}",
+            f"no access: {said}",
             where=where,
             todo="Allow reki-ray to read and write there, or name another place: the workspace by "
             "--workspace, other files in the configuration.",
         )
     if error.errno in _WRONG_PATH:
         return ConfigError(
-            f"a path does not fit: {said}",
+            f"a path is wrong: {said}",
             where=where,
             todo="Correct the path: the workspace by --workspace, other files in the "
             "configuration.",
         )
     return EngineError(
-        f"the operating system refused: {said}",
+        f"an operation of the system failed: {said}",
         where=where,
-        todo="Mend the storage or the machine, and run again; finished work is kept.",
+        todo="Check the storage and the machine, and run again; finished work is kept.",
     )
 
 
@@ -130,9 +130,9 @@ def _truncated(error: BaseException) -> RekiError:
 
 def _table(error: BaseException) -> RekiError:
     return DataError(
-        f"the data do not fit: {_message(error)}",
+        f"the data cannot be processed: {_message(error)}",
         where=_place(error),
-        todo="Correct the data; `reki --traceback` before the command shows where it was read.",
+        todo="Correct the data; `reki --traceback COMMAND` shows where they were read.",
     )
 
 
@@ -164,7 +164,13 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[BaseException], RekiError |
     (("builtins:UnicodeError",), _text),
     (("builtins:EOFError", "json:JSONDecodeError", "zipfile:BadZipFile", "zlib:error"), _truncated),
     (("pyarrow:ArrowException",), _table),
-    (("httpx:HTTPError", "redis:RedisError"), _network),
+    (
+        (
+            *("httpx:HTTPError", "redis:RedisError", "aiohttp:ClientError"),
+            *("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
+        ),
+        _network,
+    ),
     (("ray.exceptions:RayError", "ray.serve.exceptions:RayServeException"), _ray),
 )
 

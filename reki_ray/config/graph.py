@@ -44,8 +44,8 @@ class GraphSettings(RequestLimits):
     kept_versions: int = Field(
         3,
         ge=1,
-        description="Opened versions kept in a replica: the promoted one, those of an experiment "
-        "or the one it is compared with, and one to turn to.",
+        description="Opened versions kept in a replica: the promoted one, the one compared "
+        "with it or those of an experiment, and one to turn to.",
     )
     gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
     lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")

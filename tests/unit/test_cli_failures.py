@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import sys
+import types
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +52,7 @@ FAILURES: Final[list[tuple[Exception, int, str]]] = [
     (FULL, 4, "Free some space"),
     (DENIED, 4, "/data/ws"),
     (OSError(errno.EROFS, os.strerror(errno.EROFS), "/ro/ws"), 4, "/ro/ws"),
-    (OSError(errno.EIO, os.strerror(errno.EIO)), 4, "Mend the storage"),
+    (OSError(errno.EIO, os.strerror(errno.EIO)), 4, "Check the storage"),
     (OSError("no number"), 4, "no number"),
     (NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), "/file/ws"), 2, "/file/ws"),
     (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/gone"), 2, "/gone"),
@@ -192,6 +194,15 @@ def test_wrong_use_stays_typers(fails: Callable[[BaseException], None]) -> None:
     code, _, stderr = run("status", "--nonsense")
     assert code == 2
     assert "No such option" in stderr
+
+
+def test_a_library_that_is_not_installed_is_known_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("botocore.exceptions")
+    module.BotoCoreError = type("BotoCoreError", (Exception,), {})  # type: ignore[attr-defined]
+    error = module.BotoCoreError("Unable to locate credentials")
+    assert cli_failures.explain(error).exit_code == 1
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert cli_failures.explain(error).exit_code == 4
 
 
 def test_the_place_is_the_innermost_one_of_our_own_code() -> None:
