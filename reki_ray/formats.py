@@ -51,3 +51,8 @@ def number(value: Any) -> str:
 def milliseconds(value: float | None) -> str:
     """A time, as `11.9 ms`; a dash if it is not defined."""
     return "-" if value is None else f"{value:.1f} ms"
+
+
+def address(host: str, port: int | str) -> str:
+    """Host and port as in a URL: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

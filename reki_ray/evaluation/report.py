@@ -29,7 +29,7 @@ from reki_ray.evaluation.report_tables import (
     slice_rows,
     stage_rows,
 )
-from reki_ray.formats import counted, interval, milliseconds, number
+from reki_ray.formats import address, counted, interval, milliseconds, number
 from reki_ray.pipeline import STAGE_NAMES, StageResult
 from reki_ray.progress import Reporter
 from reki_ray.workspace import REPORT_HTML, REPORT_JSON, StageEntry, Workspace
@@ -307,6 +307,6 @@ def _example(content: dict[str, Any]) -> str:
     response["scores"] = response["scores"][:_SHOWN_SCORES]
     more = f"\n# and {counted(left_out, 'further candidate')}" if left_out > 0 else ""
     body = json.dumps(response, indent=2, ensure_ascii=False)
-    address = f"{serve['host']}:{serve['port'] or 'PORT'}"
+    at = address(serve["host"], serve["port"] or "PORT")
     token = "" if serve["edge"]["allow_anonymous"] else " --oauth2-bearer $REKI_TOKEN"
-    return f"curl{token} {address}/v1/score --json '{json.dumps(request)}'\n{body}{more}"
+    return f"curl{token} {at}/v1/score --json '{json.dumps(request)}'\n{body}{more}"

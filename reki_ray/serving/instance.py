@@ -21,6 +21,7 @@ import httpx
 from reki_ray.config import RekiConfig, ServeConfig
 from reki_ray.config.graph import GraphSettings
 from reki_ray.errors import EngineError
+from reki_ray.formats import address
 from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.runtime import cluster_address, ray_session
@@ -152,7 +153,7 @@ def _serve_instance(host: str, port: int) -> Iterator[str]:
     )
     try:
         reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        yield f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+        yield f"http://{address(reached, port)}"
     finally:
         serve.shutdown()
 

@@ -181,9 +181,27 @@ def test_rerankers_are_shown_beside_the_initial_order(
     stream = io.StringIO()
     content = report.gather(config, finished)
     Console(file=stream, width=160).print(report.render_text(content, finished))
-    for text in (page, stream.getvalue()):
+    for text in (page.replace("<small>", " "), stream.getvalue()):  # intervals have a line there
         for part in (*shown, ahead):
             assert part in text
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "command"),
+    [
+        ("127.0.0.1", 8000, "curl 127.0.0.1:8000/v1/score --json"),
+        ("::1", 0, "curl [::1]:PORT/v1/score --json"),
+    ],
+)
+def test_the_shown_request_goes_to_where_the_service_is(
+    finished: Workspace, config: RekiConfig, host: str, port: int, command: str
+) -> None:
+    edge = {"allow_anonymous": True}
+    content = report.gather(config, finished)
+    content["config"]["serve"] |= {"host": host, "port": port, "edge": edge}
+    assert report._example(content).startswith(command)
+    edge["allow_anonymous"] = False
+    assert "--oauth2-bearer $REKI_TOKEN" in report._example(content)
 
 
 def test_missing_figures_are_shown_as_missing() -> None:
