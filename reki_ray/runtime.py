@@ -112,10 +112,14 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = cluster_address(config)
+    # Its first input is often the only one: no reason to tell the user of an operator.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
+    address = found = cluster_address(config)
     local = address == "local"
     try:
-        _probe(address)
+        if address == "auto":  # what the last `ray start` noted, also if that cluster is gone
+            found = str(ray._private.services.canonicalize_bootstrap_address(address))
+        _probe(found)
         ray.init(
             address=address,
             num_cpus=config.num_cpus if local else None,
@@ -133,7 +137,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         )
         raise EngineError(
             f"no Ray cluster: {str(error) or type(error).__name__}",
-            where=_origin(config, address),
+            where=_origin(config, address) + (f", {found}" if found != address else ""),
             todo=todo,
         ) from error
     try:

@@ -158,7 +158,7 @@ def _idle_lines(status: Status) -> list[str]:
     missing = [stage.name for stage in status.stages if not stage.done]
     if not missing:
         last = max(stage.finished_at or 0.0 for stage in status.stages)
-        lines = [f"All stages are done, the last one since {_time(last)}; nothing is running."]
+        lines = [f"All stages are done, the last one at {_time(last)}; nothing is running."]
     elif len(missing) == len(status.stages):
         lines = ["No stage is done yet, and nothing is running. Start with `reki run`."]
     else:

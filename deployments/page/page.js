@@ -10,9 +10,11 @@ let opener = null; // the button of the item that is shown
 
 function hasKnowledge(list) { return WITH_KNOWLEDGE.test(list.arm ?? list.name); }
 
+function isWithout(list) { return WITHOUT_KNOWLEDGE.includes(list.arm ?? list.name); }
+
 function withKnowledge(list) {
   if (hasKnowledge(list)) return "with knowledge";
-  return WITHOUT_KNOWLEDGE.includes(list.arm ?? list.name) ? "without knowledge" : "";
+  return isWithout(list) ? "without knowledge" : "";
 }
 
 function labelOf(list) {
@@ -23,9 +25,10 @@ function labelOf(list) {
 
 function titled(entry) { return entry.title ?? state.titles.get(entry.item_id) ?? entry.item_id; }
 
-function row(entry, index, other) {
+function row(entry, index, list, other) {
   const name = titled(entry);
-  const notes = [name === entry.item_id ? "" : entry.item_id, entry.source];
+  // Without knowledge there is no vector that could come from somewhere.
+  const notes = [name === entry.item_id ? "" : entry.item_id, isWithout(list) ? "" : entry.source];
   const there = other ? other.findIndex((item) => item.item_id === entry.item_id) : index;
   if (there < 0) notes.push("only here");
   else if (there !== index) notes.push(`rank ${there + 1} there`);
@@ -50,11 +53,12 @@ function card(list, outcome, other) {
       `This graph retrieves no candidates: these are the best of ${scored} sample items.`));
   }
   const degraded = answer.degraded ? " · degraded: the user's data could not be used" : "";
+  const source = isWithout(list) ? "" : ` · user ${answer.user.source}`;
   made.append(
     element("p", { class: "facts" },
-      `store ${answer.store_version} · model ${answer.model_version} · user ${answer.user.source} · ` +
+      `store ${answer.store_version} · model ${answer.model_version}${source} · ` +
       `${milliseconds.toFixed(0)} ms${degraded}`),
-    element("ol", { class: "list" }, ...answer.items.map((entry, index) => row(entry, index, other))));
+    element("ol", { class: "list" }, ...answer.items.map((entry, index) => row(entry, index, list, other))));
   if (!answer.items.length) made.append(element("p", {}, "No item is left to recommend."));
   return made;
 }

@@ -91,9 +91,14 @@ def test_a_user_of_the_samples_sees_both_lists_side_by_side(open_page: Open) -> 
     expect(cards).to_have_count(2)
     expect(cards.nth(0).get_by_role("heading")).to_have_text("base: fair_base, without knowledge")
     expect(cards.nth(1).get_by_role("heading")).to_have_text("reki: reki_c, with knowledge")
-    for card, version in ((cards.nth(0), "v1"), (cards.nth(1), "v3")):
+    for card, version, source in (
+        (cards.nth(0), "v1", ""),  # without knowledge nothing comes from somewhere
+        (cards.nth(1), "v3", "user cluster · "),
+    ):
         expect(card.get_by_role("listitem")).to_have_count(5)
-        expect(card).to_contain_text(re.compile(rf"store {version} · .* user cluster · \d+ ms"))
+        expect(card).to_contain_text(
+            re.compile(rf"store {version} · model [0-9a-f]{{12}} · {source}\d+ ms")
+        )
     expect(cards.nth(0).get_by_role("listitem").first).to_contain_text("Film 1")
     expect(cards.nth(0)).to_contain_text("only here")
     expect(cards.nth(0).get_by_role("listitem").nth(3)).to_contain_text("rank 1 there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 
 import pytest
@@ -98,6 +99,19 @@ def test_whatever_ray_raises_at_its_start_is_an_engine_error(
     assert caught.value.where == "ray.address = local"
     assert "/tmp/ray/session_latest/logs" in caught.value.todo
     assert caught.value.what.removeprefix("no Ray cluster: ")
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a crash: the file of the last `ray start` names it still."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    services = "ray._private.services.get_ray_address_from_environment"
+    monkeypatch.setattr(services, lambda *_: "127.0.0.1:1")
+    with (
+        pytest.raises(EngineError, match="Connection refused") as caught,
+        ray_session(RayConfig(address="auto")),
+    ):
+        pass
+    assert re.fullmatch(r"ray.address = auto, [0-9.]+:1", caught.value.where)
 
 
 def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

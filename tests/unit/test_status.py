@@ -146,7 +146,7 @@ def test_status_says_what_is_done_and_what_comes_next(workspace: Workspace) -> N
     workspace.record("report", StageEntry("f"))
     text = shown(workspace)
     finished = time.localtime(workspace.stages()["report"].finished_at)
-    assert "All stages are done, the last one since " in text
+    assert "All stages are done, the last one at " in text
     assert time.strftime("%Y-%m-%d %H:%M:%S", finished) in text
     assert f"Report: {workspace.location}/report.html" in text
 
