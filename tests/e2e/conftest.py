@@ -15,7 +15,7 @@ FLAGS: Final = [
 ]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop would be in the way of later modules
 def browser() -> Iterator[Browser]:
     executable = shutil.which("chromium")
     if executable is None:
