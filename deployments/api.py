@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Query, Request, Response
 from pydantic import Field
@@ -28,6 +28,7 @@ from deployments.schemas import (
     SampleResponse,
     ScoreRequest,
     StatusResponse,
+    StoreVersionName,
     VariantInfo,
     VersionsResponse,
 )
@@ -38,6 +39,11 @@ from reki_ray.errors import RekiError
 from reki_ray.schema import Side
 
 T = TypeVar("T")
+
+StoreVersionQuery = Annotated[
+    StoreVersionName | None,
+    Query(description="Version to answer from, one of those that /v1/versions lists."),
+]
 
 READERS: Final = 4
 """Requests that read manifests from the disk at once."""
@@ -107,7 +113,7 @@ class Api:
         """Score candidates for one user, in their order."""
         self._limit("candidates", len(body.candidates), self._settings.max_candidates)
         self._limit("history", len(body.history or ()), self._settings.max_history)
-        assigned = self._served.of(body.user_id, body.variant)
+        assigned = self._served.of(body.user_id, body.variant, body.store_version)
         with self._scoring.taken():
             found = await self._flow.score(
                 body.user_id, body.candidates, assigned.version, body.history
@@ -136,7 +142,7 @@ class Api:
         self._limit("exclude", len(body.exclude), self._settings.max_candidates)
         if not self._backend.retrieves:
             raise no_retrieval()
-        assigned = self._served.of(body.user_id, body.variant)
+        assigned = self._served.of(body.user_id, body.variant, body.store_version)
         with self._scoring.taken():
             found = await self._recommend.recommend(body, assigned.version)
         scores = found.scores
@@ -173,23 +179,43 @@ class Api:
 
     async def versions(self) -> VersionsResponse:
         """What is served."""
-        parts = self._served.variants
-        arms = await self._reading.run(
-            lambda: [self._served.arm_of(part.version) for part in parts]
+        current, compared, parts = (
+            self._served.number,
+            self._served.compared,
+            self._served.variants,
         )
-        variants = [
-            VariantInfo(name=part.name, version=part.version, arm=arm)
-            for part, arm in zip(parts, arms, strict=True)
-        ]
-        return VersionsResponse(current=self._served.number, variants=variants)
+        numbers = [current, *(part.version for part in parts), *([compared] if compared else [])]
+        arms = await self._reading.run(
+            lambda: {number: self._served.arm_of(number) for number in numbers}
+        )
+        return VersionsResponse(
+            current=current,
+            arm=arms[current],
+            variants=[
+                VariantInfo(name=part.name, version=part.version, arm=arms[part.version])
+                for part in parts
+            ],
+            compared=compared
+            and VariantInfo(
+                name=arms[compared] or f"v{compared}", version=compared, arm=arms[compared]
+            ),
+        )
 
-    async def user_knowledge(self, user_id: str) -> KnowledgeResponse:
+    async def user_knowledge(
+        self, user_id: str, store_version: StoreVersionQuery = None
+    ) -> KnowledgeResponse:
         """The text behind a user's vector."""
-        return await self._knowledge("users", user_id, self._served.of(user_id).version)
+        found = self._served.of(user_id, store_version=store_version)
+        return await self._knowledge("users", user_id, found.version)
 
-    async def item_knowledge(self, item_id: str) -> KnowledgeResponse:
+    async def item_knowledge(
+        self, item_id: str, store_version: StoreVersionQuery = None
+    ) -> KnowledgeResponse:
         """The text behind an item's vector."""
-        return await self._knowledge("items", item_id, self._served.number)
+        number = self._served.number
+        if store_version is not None:
+            number = self._served.of("", store_version=store_version).version
+        return await self._knowledge("items", item_id, number)
 
     async def sample(
         self, users: int = Query(20, ge=0, le=200), items: int = Query(10, ge=0, le=200)

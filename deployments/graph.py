@@ -26,7 +26,7 @@ from deployments.reranker import Reranker
 from deployments.retriever import Retriever
 from deployments.scorer import Scorer
 from deployments.versions import StoreAccess
-from reki_ray.config import AdapterSettings
+from reki_ray.config import AdapterSettings, Arm
 from reki_ray.config.graph import GraphSettings
 
 RETRY_AFTER_SECONDS: Final = 1.0
@@ -45,6 +45,11 @@ class GraphArgs(GraphSettings, GatewaySettings):
     vectors: AdapterSettings = Field(
         AdapterSettings(), description="Where vectors are looked up, as `store.vectors` of a run."
     )
+    compare: Arm | None = Field(
+        None,
+        description="Arm whose newest version requests may name beside the served one, as "
+        "`publish.compare` of a run; it is kept open too. Null: none.",
+    )
     online: OnlineArgs | None = Field(
         OnlineArgs(), description="Events and experiments; null takes no events."
     )
@@ -58,6 +63,7 @@ class GraphArgs(GraphSettings, GatewaySettings):
             version=self.version,
             vectors=self.vectors.resolved(),
             kept=self.kept_versions,
+            compare=self.compare,
         )
 
     @property

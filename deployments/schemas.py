@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from reki_ray.config.graph import MAX_LIST, RequestLimits
 from reki_ray.schema import MAX_ID_CHARS, Side, Source
@@ -53,17 +60,36 @@ _VARIANT = (
 )
 
 
-class ScoreRequest(_Request):
+StoreVersionName = Annotated[str, StringConstraints(pattern=r"^v[1-9][0-9]{0,9}$")]
+_STORE_VERSION = (
+    "Version to answer from in place of the user's own, one of those that /v1/versions lists; such "
+    "an answer is no exposure."
+)
+
+
+class _Chosen(_Request):
+    """Which version answers, where the caller does not leave that to the service."""
+
+    variant: VariantName | None = Field(None, description=_VARIANT)
+    store_version: StoreVersionName | None = Field(None, description=_STORE_VERSION)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.variant is not None and self.store_version is not None:
+            raise ValueError("name a variant or a store_version, not both")
+        return self
+
+
+class ScoreRequest(_Chosen):
     """Candidates to score for one user."""
 
     user_id: Id
     candidates: list[Id] = Field(min_length=1, max_length=MAX_LIST)
     history: History | None = Field(None, description=_HISTORY)
     request_id: RequestId | None = Field(None, description="Echoed; left out, one is made.")
-    variant: VariantName | None = Field(None, description=_VARIANT)
 
 
-class RecommendRequest(_Request):
+class RecommendRequest(_Chosen):
     """How many unseen items to recommend to one user."""
 
     user_id: Id
@@ -75,7 +101,6 @@ class RecommendRequest(_Request):
         [], max_length=MAX_LIST, description="Items not to recommend, beside those of the history."
     )
     request_id: RequestId | None = Field(None, description="Echoed; left out, one is made.")
-    variant: VariantName | None = Field(None, description=_VARIANT)
 
 
 class EventItem(_Request):
@@ -177,7 +202,12 @@ class VersionsResponse(BaseModel):
     """What is served."""
 
     current: int = Field(description="Number of the served version.")
+    arm: str | None = Field(description="Arm of its model; null where it cannot be read.")
     variants: list[VariantInfo] = Field(description="Of the running experiment; empty without.")
+    compared: VariantInfo | None = Field(
+        description="Version that is kept open to compare the served one with, under the name of "
+        "its arm; null without, and while an experiment runs."
+    )
 
 
 class VersionInfo(BaseModel):

@@ -115,6 +115,9 @@ class Versioning(Protocol):
     def arm(self, version: int) -> str:
         """Arm of a version's model."""
 
+    def compared(self, served: int) -> int | None:
+        """Number of the version to compare the served one with; None where there is none."""
+
 
 class Openings:
     """Has the rest of the graph open versions, and remembers those that it has refused.
@@ -167,18 +170,26 @@ class Served:
         self._versions = versions
         self._read_experiment = experiment
         self._hooks = hooks or Hooks()
+        self._prepare = prepare
         self._number: int | None = None
         self._experiment: Experiment | None = None
         self._turning, self._dividing = asyncio.Lock(), asyncio.Lock()
+        self._pair: tuple[int | None, int | None] = (None, None)  # served, and compared with it
+        self._compare_after = 0.0  # by the monotonic clock
         self._promoted = Openings(prepare, self._hooks)
         self._variants = Openings(prepare, self._hooks)
         # A thread each: a disk that hangs with one file must not hide the other.
         self._pointer_reads = Bulkhead("read-current", 1, READ_SECONDS)
         self._experiment_reads = Bulkhead("read-experiment", 1, READ_SECONDS)
-        self._loops = (
-            BackgroundTask("follow-current", self.follow_current, versions.poll_seconds),
-            BackgroundTask("follow-experiment", self.follow_experiment, versions.poll_seconds),
-        )
+        self._compared_reads = Bulkhead("read-compared", 1, READ_SECONDS)
+        follows: dict[str, Callable[[], Awaitable[None]]] = {
+            "follow-current": self.follow_current,
+            "follow-experiment": self.follow_experiment,
+            "follow-compared": self.follow_compared,
+        }
+        self._loops = [
+            BackgroundTask(name, follow, versions.poll_seconds) for name, follow in follows.items()
+        ]
 
     @property
     def number(self) -> int:
@@ -203,6 +214,11 @@ class Served:
         """Whether what is promoted can be learned of: false where the disk hangs."""
         return self._pointer_reads.longest < STALL_SECONDS
 
+    @property
+    def compared(self) -> int | None:
+        """Number of the version that is kept to compare the served one with; None without."""
+        return self._pair[1]
+
     def arm_of(self, version: int) -> str | None:
         """Arm of a version's model, read from the disk; None where it cannot be read."""
         try:
@@ -211,17 +227,22 @@ class Served:
             logger.warning("the arm of version %d cannot be read: %s", version, error)
             return None
 
-    def of(self, user_id: str, named: str | None = None) -> Assigned:
+    def of(
+        self, user_id: str, named: str | None = None, store_version: str | None = None
+    ) -> Assigned:
         """What answers a user.
 
         Args:
             user_id: Who.
             named: Variant to take in place of the user's own.
+            store_version: Version to take in place of the user's own, as v3.
 
         Raises:
-            ApiError: 422 where no such variant runs; 503 where the rest of the graph does not
-                answer yet.
+            ApiError: 422 where no such variant runs, or the version is not open here; 503 where
+                the rest of the graph does not answer yet.
         """
+        if store_version is not None:
+            return Assigned(None, self._open_one(store_version))
         experiment = self._experiment
         if named is not None:
             for part in self.variants:
@@ -237,6 +258,21 @@ class Served:
             return Assigned(None, self.number)
         variant = experiment.assign(user_id)
         return Assigned(variant.name, variant.version, experiment.name)
+
+    def _open_one(self, store_version: str) -> int:
+        """Number of a version, if it is kept open: others would have to be loaded for a request."""
+        kept = {self.number, *(part.version for part in self.variants)}
+        if self.compared is not None:
+            kept.add(self.compared)
+        for number in kept:
+            if store_version == f"v{number}":
+                return number
+        raise ApiError(
+            422,
+            "version_not_open",
+            "This version is not kept open here; /v1/versions lists those that are.",
+            details={"versions": [f"v{number}" for number in sorted(kept)]},
+        )
 
     async def start(self) -> None:
         """Wait for the rest of the graph, then follow what is promoted."""
@@ -263,6 +299,24 @@ class Served:
                 await follow()
             except Exception as error:  # noqa: BLE001  # the loops tell more, and try again
                 logger.warning("cannot follow what is promoted yet: %s", type(error).__name__)
+
+    async def follow_compared(self) -> None:
+        """Keep the version to compare with open, or none; nothing else waits for it."""
+        served, beside = self._number, None
+        if served is None or time.monotonic() < self._compare_after:
+            return
+        try:
+            if self._experiment is None and self._versions.kept > 1:
+                beside = await self._compared_reads.run(lambda: self._versions.compared(served))
+            if (served, beside) == self._pair:
+                return
+            if beside is not None:
+                await self._prepare(beside)
+        except Exception as error:  # noqa: BLE001  # what is optional ends nothing
+            logger.warning("no version to compare v%d with: %s", served, error)
+            self._compare_after = time.monotonic() + RETRY_SECONDS
+            beside = None
+        self._pair = (served, beside)
 
     async def follow_current(self) -> None:
         """Turn to the promoted version, if the rest of the graph can open it.

@@ -17,14 +17,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from reki_ray.background import BackgroundThread
-from reki_ray.config import AdapterSettings
+from reki_ray.config import AdapterSettings, Arm
 from reki_ray.errors import RekiError, StoreError
-from reki_ray.store.manifest import DamagedError, read_manifest, seal_of
+from reki_ray.store.manifest import DamagedError, folder_of, read_manifest, seal_of
 from reki_ray.store.versions import StoreVersion, VersionStore
 
 T = TypeVar("T")
@@ -54,6 +56,9 @@ class StoreAccess(BaseModel):
     )
     kept: int = Field(3, ge=1, description="Opened versions kept; the longest unused one goes.")
     poll_seconds: float = Field(0.5, gt=0, description="Time between two looks at CURRENT.")
+    compare: Arm | None = Field(
+        None, description="Arm whose newest version is kept beside the served one; null: none."
+    )
 
     def store(self) -> VersionStore:
         """The versions."""
@@ -79,6 +84,26 @@ class StoreAccess(BaseModel):
             StoreError: Nothing is published, or the pointer is damaged.
         """
         return self.store().current() if self.version is None else self.version
+
+    def compared(self, served: int) -> int | None:
+        """Number of the newest version of the arm to compare the served one with.
+
+        Where the served one is of that arm itself, it is the newest one of another; None where
+        there is no such version, or none is to be kept.
+
+        Raises:
+            StoreError: The served version is missing or damaged.
+        """
+        if self.compare is None:
+            return None
+        own = _arm(self.publish_root, served) == self.compare
+        for number in reversed(self.store().versions()):
+            try:
+                if (_arm(self.publish_root, number) == self.compare) != own:
+                    return number
+            except StoreError:  # a damaged one is not compared with
+                continue
+        return None
 
     def arm(self, version: int) -> str:
         """Arm of a version's model.
@@ -116,6 +141,12 @@ class _Refusal:
     seal: str
     wait: float
     until: float
+
+
+@lru_cache(maxsize=1024)
+def _arm(root: str, version: int) -> str:
+    """Arm of a version, which never changes: gateways ask again and again."""
+    return read_manifest(folder_of(Path(root), version)).arm
 
 
 class VersionCache(Generic[T]):

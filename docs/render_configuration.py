@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from reki_ray.config import RekiConfig
 
@@ -45,12 +46,20 @@ def _section(model: type[BaseModel], path: str) -> str:
     for name, field in model.model_fields.items():
         if _models(field.annotation):
             continue
-        default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
-        text = (field.description or "").replace("|", "\\|")
+        default = "required" if field.is_required() else _code(field.default)
+        text = (field.description or "Selects this form of the section.").replace("|", "\\|")
         rows.append(f"| `{name}` | {default} | {text} |\n")
     summary = (model.__doc__ or "").strip().splitlines()[0]
     title = f"## `{path}`: {summary}" if path else f"## Top level: {summary}"
     return f"\n{title}\n\n| key | default | meaning |\n|---|---|---|\n{''.join(rows)}"
+
+
+def _code(value: Any) -> str:
+    """A default as it is written in the file."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False)
+    text = text.removesuffix("...\n").strip()
+    # A bar would end the cell, also within backticks.
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 if __name__ == "__main__":

@@ -1,29 +1,58 @@
 """`reki`: thin commands over the pipeline. No logic lives here.
 
-Exit codes: 0 done, 1 a check failed, 2 wrong use or configuration, 3 bad data beyond the
-threshold, 4 engine or cluster unavailable, 130 interrupted.
+Exit codes: 0 done, 1 a check failed or a fault of reki-ray, 2 wrong use or configuration, 3 bad
+data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from reki_ray import cli_online, cli_stages, status
+from reki_ray.cli_failures import explain
 from reki_ray.cli_options import ConfigOption, JsonOption, WorkspaceOption, open_run, show
 from reki_ray.config import Arm, load_config
-from reki_ray.errors import RekiError
 from reki_ray.progress import Reporter
 from reki_ray.runtime import set_environment
 from reki_ray.schema import SubjectKind
 from reki_ray.workspace import Workspace
 
+
+class _Commands(TyperGroup):
+    """The commands; whatever one of them raises ends here, in a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _UsageError, BrokenPipeError):
+            raise  # Typer's own, and the reader of a pipe that has seen enough
+        except KeyboardInterrupt:
+            _say("reki: interrupted; the same command resumes the work")
+            raise typer.Exit(130) from None
+        except Exception as error:  # noqa: BLE001  # the last place that can say what happened
+            found = explain(error)
+            if ctx.params["show_traceback"]:
+                _say("".join(traceback.format_exception(error)))
+            _say(f"reki: {found.what}\n  where: {found.where}\n  what to do: {found.todo}")
+            raise typer.Exit(found.exit_code) from None
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""Wrong use of a command, which Typer shows by itself; it does not export the type."""
+
 app = typer.Typer(
+    cls=_Commands,
     help="An LLM's open-world knowledge for any recommendation model, asked offline on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,23 +65,31 @@ def main() -> None:
     """Entry point of the command `reki`."""
     set_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        app()
-    except RekiError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"reki: {error.what}\n  where: {error.where}\n  what to do: {error.todo}",
-            markup=False,
-            highlight=False,
-        )
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("reki: interrupted; the same command resumes the work")
-        sys.exit(130)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app()
+
+
+@app.callback()
+def _reki(
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print the full traceback of an error.")
+    ] = False,
+) -> None:
+    """Options of all commands; `_Commands` reads them."""
+
+
+def _say(text: str) -> None:
+    # Messages quote data, whose control characters are not for the terminal.
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
+    Console(stderr=True, soft_wrap=True).print(shown, markup=False, highlight=False)
 
 
 @app.command("status")
 def show_status(
-    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration that names the workspace.")
+    ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,21 +104,21 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     users: Annotated[
-        int | None, typer.Option(help="Number of users; that of the workspace where not given.")
+        int | None, typer.Option(help="Number of users; default: as in the workspace.")
     ] = None,
     items: Annotated[
-        int | None, typer.Option(help="Number of items; that of the workspace where not given.")
+        int | None, typer.Option(help="Number of items; default: as in the workspace.")
     ] = None,
     tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Tokens that one engine generates per second; else as measured."),
+        typer.Option(help="Tokens that one engine generates per second; default: as measured."),
     ] = None,
     prefill_tokens_per_second: Annotated[
         float | None,
-        typer.Option(help="Prompt tokens that one engine reads per second; else as measured."),
+        typer.Option(help="Prompt tokens that one engine reads per second; default: as measured."),
     ] = None,
     engines: Annotated[
-        int | None, typer.Option(help="Engines; extract.max_replicas where not given.")
+        int | None, typer.Option(help="Engines; default: extract.max_replicas.")
     ] = None,
     measure: Annotated[
         bool,
@@ -113,11 +150,13 @@ def run_sweep(
     config: ConfigOption,
     vary: Annotated[
         list[str],
-        typer.Option(help="A setting and its values, as cluster.users.min_cluster_size=4,8,16."),
+        typer.Option(
+            help="A setting and its values, as cluster.users.min_cluster_size=4,8,16; repeatable."
+        ),
     ],
     workspace: WorkspaceOption = None,
     until: Annotated[
-        str, typer.Option(help="cluster: clusters alone; evaluate: ask, train and measure too.")
+        str, typer.Option(help="cluster: only cluster; evaluate: also ask, train and measure.")
     ] = "cluster",
     as_json: JsonOption = False,
 ) -> None:
@@ -134,17 +173,19 @@ def tune(  # noqa: PLR0913, PLR0917  # one argument an option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     backbones: Annotated[
-        str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
+        str | None, typer.Option(help="Backbones, as din,dcnv2; default: train.backbones.")
     ] = None,
     arm: Annotated[Arm, typer.Option(help="What the models see.")] = "fair_base",
-    trials: Annotated[int | None, typer.Option(help="Settings to try; else tune.trials.")] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Trials at a time; else tune.concurrency.")
+    trials: Annotated[
+        int | None, typer.Option(help="Settings to try; default: tune.trials.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed; else tune.seed.")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Trials at a time; default: tune.concurrency.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; default: tune.seed.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File, or folder of one a backbone, for the best settings."),
+        typer.Option(help="File for the best settings, or a folder for one file per backbone."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -176,17 +217,17 @@ def import_knowledge(
     workspace: WorkspaceOption = None,
     kind: Annotated[
         SubjectKind | None,
-        typer.Option(help="What the ids are; where they fit one kind alone, it is found out."),
+        typer.Option(help="What the ids are; detected if they fit only one kind."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Name of the source; the file's name where not given.")
+        str | None, typer.Option(help="Name of the source; default: the file's name.")
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a file with unknown ids as a whole.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over knowledge from elsewhere; its subjects are not asked."""
+    """Import knowledge from elsewhere; its subjects are not asked."""
     from reki_ray.extraction import importing  # noqa: PLC0415  # not needed by other commands
 
     _, opened = open_run(config, workspace)
@@ -201,7 +242,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the installation, and tell what to do where something is wrong."""
+    """Check the installation, and say what to do about what is wrong."""
     from reki_ray import doctor as checks  # noqa: PLC0415  # imports torch, vLLM and Ray
 
     findings = checks.examine(cluster=cluster)

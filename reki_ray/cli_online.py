@@ -36,7 +36,9 @@ def run_update(
     config: ConfigOption,
     events: Annotated[
         Path | None,
-        typer.Argument(help="New events, Parquet or CSV; none takes up what was kept before."),
+        typer.Argument(
+            help="New events, Parquet or CSV; without, events that were kept before are taken in."
+        ),
     ] = None,
     items: Annotated[Path | None, typer.Option(help="New or changed items.")] = None,
     users: Annotated[Path | None, typer.Option(help="New or changed users.")] = None,
@@ -98,12 +100,12 @@ def rollback(
 def compact(
     config: ConfigOption,
     version: Annotated[
-        int | None, typer.Argument(help="A version in layers; none takes the one that is served.")
+        int | None, typer.Argument(help="A version in layers; default: the served one.")
     ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version that lies in layers as one whole version, and serve that."""
+    """Write a version that is stored in layers as one whole version, and serve that."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
     found = commands.compact(_store(config, workspace), version)
@@ -114,12 +116,12 @@ def compact(
 def run_export(
     config: ConfigOption,
     version: Annotated[
-        int | None, typer.Option(help="Number of the version; none takes the one that is served.")
+        int | None, typer.Option(help="Number of the version; default: the served one.")
     ] = None,
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Load a version's vectors to where store.vectors says; what is there already stays."""
+    """Copy a version's vectors to the store that store.vectors names; existing ones stay."""
     from reki_ray.store import commands  # noqa: PLC0415  # not needed by other commands
 
     loaded, opened = open_run(config, workspace)
@@ -168,12 +170,12 @@ def stop_experiment(
 def compare_variants(  # one argument an option
     config: ConfigOption,
     name: Annotated[
-        str | None, typer.Argument(help="Experiment, running or ended; none takes the running one.")
+        str | None, typer.Argument(help="Experiment, running or ended; default: the running one.")
     ] = None,
     workspace: WorkspaceOption = None,
     since: Annotated[
         int | None,
-        typer.Option(help="First second that counts, since the epoch; else the last change."),
+        typer.Option(help="Count from this second since the epoch; default: the last change."),
     ] = None,
     window: Annotated[
         int, typer.Option(help="Seconds from an exposure to a click that names no request.")
@@ -205,7 +207,7 @@ def _variant(text: str) -> tuple[str, tuple[int, float]]:
         return name, (int(version.removeprefix("v")), float(share))
     except ValueError as error:
         raise ConfigError(
-            f"{text!r} is no variant",
+            f"{text!r} is not a variant",
             where="reki experiment start",
             todo="Write NAME=VERSION:SHARE, as base=3:0.5.",
         ) from error

@@ -17,7 +17,7 @@ from reki_ray.cli_options import (
 )
 from reki_ray.config import Arm, RekiConfig, load_config
 from reki_ray.progress import Reporter
-from reki_ray.workspace import Workspace
+from reki_ray.workspace import REPORT_JSON, Workspace
 
 app = typer.Typer()
 
@@ -68,12 +68,13 @@ def publish(  # one argument an option
         typer.Option(help="Publish this arm as a further version, beside that of the run."),
     ] = None,
     promote: Annotated[
-        bool, typer.Option(help="Serve the version from now on; without, it waits to be promoted.")
+        bool,
+        typer.Option(help="Serve the version from now on; --no-promote leaves what is served."),
     ] = True,
     force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prestore augmented vectors as a new version."""
+    """Publish a trained arm, with its augmented vectors, as a new version."""
     run = open_run(config, workspace)
     if arm is None and promote:
         _run_stages(run, pipeline.select(only="publish"), force, as_json=as_json)
@@ -90,19 +91,21 @@ def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     arms: Annotated[
-        str | None, typer.Option(help="Arms, as fair_base,reki_c; else train.arms.")
+        str | None, typer.Option(help="Arms, as fair_base,reki_c; default: train.arms.")
     ] = None,
     backbones: Annotated[
-        str | None, typer.Option(help="Backbones, as din,dcnv2; else train.backbones.")
+        str | None, typer.Option(help="Backbones, as din,dcnv2; default: train.backbones.")
     ] = None,
     rerankers: Annotated[
-        str | None, typer.Option(help="Rerankers, as prm,mir; else train.rerankers.")
+        str | None, typer.Option(help="Rerankers, as prm,mir; default: train.rerankers.")
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds, as 0,1,2; else train.seeds.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds, as 0,1,2; default: train.seeds.")
+    ] = None,
     force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure arms on the test split; trains first those asked for that are not trained yet."""
+    """Measure arms on the test split; named arms that are not trained yet are trained first."""
     from reki_ray.evaluation import comparison, report  # noqa: PLC0415  # imports matplotlib
 
     asked = {
@@ -133,7 +136,7 @@ def _run_stages(
     if "report" in names:
         from reki_ray.evaluation import report  # noqa: PLC0415  # imports matplotlib
 
-        content = workspace.read_json(report.REPORT_JSON)
+        content = workspace.read_json(REPORT_JSON)
         show(report.render_text(content, workspace), content, as_json=as_json)
     else:
         show(status.render(found), found.model_dump(mode="json"), as_json=as_json)

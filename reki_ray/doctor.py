@@ -1,4 +1,4 @@
-"""Checks of an installation; each tells what is wrong and what to do."""
+"""Checks of an installation; each says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.table import Table
 
+from reki_ray.cli_failures import explain
 from reki_ray.config import RayConfig
-from reki_ray.errors import ConfigError, EngineError, RekiError
+from reki_ray.errors import ConfigError, EngineError
+from reki_ray.formats import counted
 from reki_ray.runtime import ray_session
 
 _OUR_PACKAGES = ("reki_ray", "actors", "deployments")
@@ -86,9 +88,10 @@ def _local_findings() -> Iterator[Finding]:
 def _guard(check: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(check=check, ok=True, detail=look())
-    except RekiError as error:
+    except Exception as error:  # noqa: BLE001  # a broken part is a finding, whatever it raises
+        found = explain(error)
         return Finding(
-            check=check, ok=False, detail=error.what, todo=error.todo, exit_code=error.exit_code
+            check=check, ok=False, detail=found.what, todo=found.todo, exit_code=found.exit_code
         )
 
 
@@ -145,25 +148,26 @@ def _own_package(name: str) -> str:
 def _library(name: str) -> str:
     try:
         importlib.import_module(name)
-    except ImportError as error:
+    except Exception as error:  # broken libraries raise what they like
         raise EngineError(
             f"does not import: {error}", where=name, todo="Run `make setup` again."
         ) from error
-    return _version(name.replace("_", "-")) or "imports"
+    distribution = name.replace("_", "-")
+    return _version(distribution) or _version(f"{distribution}-cpu") or "imports"
 
 
 def _torch_extras() -> str:
     """Their CPU builds do not import beside a CPU torch and break transformers."""
     if not _version("torch").endswith("+cpu"):
-        return "torch is no CPU build"
+        return "torch is not a CPU build"
     present = [name for name in _BROKEN_BESIDE_CPU_TORCH if _version(name)]
     if present:
         raise EngineError(
-            f"{', '.join(present)} beside a CPU torch",
+            f"{', '.join(present)} with a CPU build of torch",
             where="environment",
             todo=f"pip uninstall -y {' '.join(present)}",
         )
-    return "absent, as they must be beside a CPU torch"
+    return "absent, as a CPU build of torch needs it"
 
 
 def _version(distribution: str) -> str:
@@ -180,4 +184,4 @@ def _cluster() -> str:
         resources = ray.cluster_resources()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())
     gpus = f", {resources['GPU']:.0f} GPUs" if "GPU" in resources else ""
-    return f"{nodes} nodes, {resources.get('CPU', 0):.0f} CPUs{gpus}"
+    return f"{counted(nodes, 'node')}, {resources.get('CPU', 0):.0f} CPUs{gpus}"

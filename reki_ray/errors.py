@@ -1,8 +1,8 @@
 """Errors that a user can act on.
 
 Every message says what went wrong, where, and what to do. The command line prints
-the message alone and leaves with the error's exit code; anything that is not a
-`RekiError` is a defect of reki-ray and keeps its traceback.
+the message alone and leaves with the error's exit code. It sorts other exceptions into
+these kinds (`cli_failures.explain`); what fits none is a fault of reki-ray, exit code 1.
 """
 
 from __future__ import annotations

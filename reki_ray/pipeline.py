@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError
+from reki_ray.formats import counted, duration
 from reki_ray.importing import load
 from reki_ray.progress import Reporter
 from reki_ray.workspace import StageEntry, Workspace
@@ -75,6 +76,7 @@ STAGES: tuple[Stage, ...] = (
         ("ingest",),
         inputs="reki_ray.clustering.stage:identify_inputs",
         version=5,
+        check="reki_ray.runtime:check_address",
     ),
     Stage(
         "extract",
@@ -93,7 +95,13 @@ STAGES: tuple[Stage, ...] = (
         version=2,
         check="reki_ray.training.packages:check",
     ),
-    Stage("publish", "reki_ray.store.stage:run", ("publish",), ("train",)),
+    Stage(
+        "publish",
+        "reki_ray.store.stage:run",
+        ("publish",),
+        ("train",),
+        check="reki_ray.store.choosing:check",
+    ),
     Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=3),
     Stage("serve", "reki_ray.serving.stage:run", ("serve",), ("publish",)),
     Stage("report", "reki_ray.evaluation.report:run", (), ("evaluate", "serve"), always=True),
@@ -210,10 +218,10 @@ def _run_one(
         details=result.details,
     )
     workspace.record(stage.name, entry)
-    dead = f", {result.dead} dead" if result.dead else ""
+    dead = f", {result.dead:,} dead" if result.dead else ""
     reporter.say(
-        f"{stage.name}: done in {seconds:.1f} s, "
-        f"{result.rows_in} rows in, {result.rows_out} rows out{dead}"
+        f"{stage.name}: done in {duration(seconds)}, {counted(result.rows_in, 'row')} in, "
+        f"{counted(result.rows_out, 'row')} out{dead}"
     )
 
 

@@ -1,12 +1,14 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere, a heartbeat on disk.
 
-The heartbeat lets `reki status` in another process tell how far a run is.
+The heartbeat lets `reki status`, also on another machine, show how far a run is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,12 +23,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from reki_ray.errors import EngineError
+from reki_ray.background import BackgroundThread
 from reki_ray.workspace import Workspace
 
 HEARTBEAT = "progress.json"
+HEARTBEAT_SECONDS = 2.0
+"""Time between two signs of life."""
+
+_LAST_BEAT_SECONDS = 60.0
+"""Longest wait for a sign of life in work, which must not follow the last one."""
+
 _LINE_SECONDS = 5.0
-_HEARTBEAT_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class Task:
@@ -86,7 +95,7 @@ class Reporter:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._last_line = 0.0
-        self._last_heartbeat = 0.0
+        self._complained = False
 
     def say(self, line: str) -> None:
         """Print one plain line."""
@@ -104,8 +113,8 @@ class Reporter:
         """
         task = Task(self, label, total, unit)
         self._last_line = time.monotonic()
-        self._last_heartbeat = 0.0
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._heartbeat(task))
             if self._console.is_terminal and not self._quiet:
                 self._bar = stack.enter_context(
                     Progress(
@@ -120,12 +129,10 @@ class Reporter:
                     )
                 )
                 self._bar.add_task(label, total=total, rates="")
-            self._show(task)
             try:
                 yield task
             finally:
                 self._bar = None
-                self._beat(task, finished=True)
 
     def _show(self, task: Task) -> None:
         now = time.monotonic()
@@ -133,30 +140,49 @@ class Reporter:
             self._bar.update(self._bar.task_ids[0], completed=task.done, rates=_rates(task))
         elif not self._quiet and now - self._last_line >= _LINE_SECONDS:
             self._last_line = now
-            of = f" of {task.total}" if task.total is not None else ""
-            self.say(f"{task.label}: {task.done}{of} {task.unit}{_rates(task)}")
-        if now - self._last_heartbeat >= _HEARTBEAT_SECONDS:
-            self._last_heartbeat = now
-            self._beat(task, finished=False)
+            of = f" of {task.total:,}" if task.total is not None else ""
+            self.say(f"{task.label}: {task.done:,}{of} {task.unit}{_rates(task)}")
+
+    @contextlib.contextmanager
+    def _heartbeat(self, task: Task) -> Iterator[None]:
+        """Signs of life during the block, also while no step gets done."""
+        if self._workspace is None:
+            yield
+            return
+        self._beat(task, finished=False)
+        beats = BackgroundThread(
+            "heartbeat", lambda: self._beat(task, finished=False), HEARTBEAT_SECONDS
+        )
+        beats.start()
+        try:
+            yield
+        finally:
+            beats.stop(_LAST_BEAT_SECONDS)
+            self._beat(task, finished=True)
 
     def _beat(self, task: Task, *, finished: bool) -> None:
-        if self._workspace is None:
-            return
-        beat = {
-            "label": task.label,
-            "done": task.done,
-            "total": task.total,
-            "unit": task.unit,
-            "counters": task.counters,
-            "started_at": task.started,
-            "updated_at": time.time(),
-            "finished": finished,
-            "pid": os.getpid(),
-            "figures": task.snapshot() if task.snapshot is not None else None,
-        }
-        # Without a sign of life the work goes on; on a full disk it has an error of its own.
-        with contextlib.suppress(EngineError):
-            self._workspace.write_json(HEARTBEAT, beat)
+        assert self._workspace is not None
+        try:
+            self._workspace.write_json(
+                HEARTBEAT,
+                {
+                    "label": task.label,
+                    "done": task.done,
+                    "total": task.total,
+                    "unit": task.unit,
+                    "counters": dict(task.counters),
+                    "started_at": task.started,
+                    "updated_at": time.time(),
+                    "finished": finished,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "figures": task.snapshot() if task.snapshot is not None else None,
+                },
+            )
+        except Exception as error:  # noqa: BLE001  # storages raise what they like; work goes on
+            if not self._complained:
+                self._complained = True
+                logger.warning("progress cannot be written, the work goes on: %s", error)
 
 
 def _rates(task: Task) -> str:

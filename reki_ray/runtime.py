@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from reki_ray.config import RayConfig
+from reki_ray.config import RayConfig, RekiConfig
 from reki_ray.errors import EngineError, RekiError
 
 _PROBE_SECONDS = 10.0
@@ -43,14 +43,50 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _probe(address: str) -> None:
-    """Fail at once where nobody listens: Ray itself would try again for ever.
+def cluster_address(config: RayConfig) -> str:
+    """The cluster to join, or `local` to start one.
 
     Raises:
-        OSError: No connection to `host:port`; other forms of address are not tried.
+        EngineError: The address is that of a Ray Client server or of the Jobs API.
     """
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
+    # A bare ray.init() would trust a stale cluster file of an earlier Ray, hence never empty.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if "://" in address:
+        raise EngineError(
+            f"{address.partition('://')[0]}:// is not a cluster that a run can join",
+            where=_origin(config, address),
+            todo="A run is a driver on a node of the cluster: start it there (`ray job submit`, "
+            "`ray exec`) with ray.address: auto, or name the GCS as HOST:6379.",
+        )
+    return address
+
+
+def _origin(config: RayConfig, address: str) -> str:
+    named = config.address or "RAY_ADDRESS" not in os.environ
+    return f"{'ray.address' if named else 'RAY_ADDRESS'} = {address}"
+
+
+def check_address(config: RekiConfig) -> None:
+    """Refuse a cluster that no stage could join.
+
+    Raises:
+        EngineError: See `cluster_address`.
+    """
+    cluster_address(config.ray)
+
+
+def _probe(address: str) -> None:
+    """Fail at once if nobody listens: Ray itself would try again for ever.
+
+    Raises:
+        OSError: No connection to `host:port` or `[host]:port`; other forms are not tried.
+    """
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:  # an IPv6 address without a port
+        return
+    if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_PROBE_SECONDS).close()
 
 
@@ -76,11 +112,14 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    # A bare ray.init() would trust a stale cluster file of an earlier Ray, hence never None.
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    # Its first input is often the only one: no reason to tell the user of an operator.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
+    address = found = cluster_address(config)
     local = address == "local"
     try:
-        _probe(address)
+        if address == "auto":  # what the last `ray start` noted, also if that cluster is gone
+            found = str(ray._private.services.canonicalize_bootstrap_address(address))
+        _probe(found)
         ray.init(
             address=address,
             num_cpus=config.num_cpus if local else None,
@@ -89,11 +128,17 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ray.exceptions.RayError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises bare ones, as when a node is too slow
+        todo = (
+            "This machine may be too busy or short of memory: run again when it is less so. "
+            "Ray's logs are in /tmp/ray/session_latest/logs."
+            if local
+            else "Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local."
+        )
         raise EngineError(
-            f"no Ray cluster: {error}",
-            where=f"ray.address = {address}",
-            todo="Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local.",
+            f"no Ray cluster: {str(error) or type(error).__name__}",
+            where=_origin(config, address) + (f", {found}" if found != address else ""),
+            todo=todo,
         ) from error
     try:
         yield

@@ -14,6 +14,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ValidationError
 from rich.table import Table
+from rich.text import Text
 
 from reki_ray import pipeline
 from reki_ray.config import RekiConfig, describe_problems
@@ -21,7 +22,8 @@ from reki_ray.config.files import parse_yaml
 from reki_ray.config.keys import leaves, nearest
 from reki_ray.derived import share_ledgers
 from reki_ray.errors import ConfigError
-from reki_ray.evaluation.comparison import METRICS
+from reki_ray.evaluation.comparison import BASELINE, METRICS
+from reki_ray.formats import interval
 from reki_ray.progress import Reporter
 from reki_ray.schema import SIDES
 from reki_ray.workspace import Workspace
@@ -105,7 +107,7 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
         stages = pipeline.select(until=until)
         pipeline.run_stages(changed, stages, Reporter(workspace, quiet=True))
         points.append(_point(changes, workspace, until))
-    _keep(config, points)
+    reporter.say(f"sweep: plot {_keep(config, points)}")
     return points
 
 
@@ -143,19 +145,19 @@ def variants(
 def render(points: Sequence[Point]) -> Table:
     """Points as a table for the terminal."""
     table = Table(title="sweep", title_justify="left")
-    for heading in ("setting", "calls saved", *(f"{side}: clusters" for side in SIDES)):
-        table.add_column(heading)
-    for heading in ("similarity users, items", "sizes users", "sizes items", "arms"):
-        table.add_column(heading)
+    table.add_column("setting", overflow="fold")
+    for heading in ("calls saved", "side", "clusters", "similarity", "smallest / median / largest"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for point in points:
         sides = [getattr(point, side) for side in SIDES]
+        arms = [_arm(entry) for entry in point.arms]
         table.add_row(
-            _named(point.changes),
+            Text("\n".join([_named(point.changes), *arms])),
             f"{point.calls_saved:.1%}",
-            *(str(side.clusters) for side in sides),
-            ", ".join(f"{side.mean_similarity:.3f}" for side in sides),
-            *(f"{side.smallest} / {side.median:g} / {side.largest}" for side in sides),
-            "\n".join(_arm(entry) for entry in point.arms),
+            "\n".join(SIDES),
+            "\n".join(f"{side.clusters:,}" for side in sides),
+            "\n".join(f"{side.mean_similarity:.3f}" for side in sides),
+            "\n".join(f"{side.smallest} / {side.median:g} / {side.largest}" for side in sides),
         )
     return table
 
@@ -207,12 +209,14 @@ def _side(figures: dict[str, Any]) -> SideFigures:
     )
 
 
-def _keep(config: RekiConfig, points: Sequence[Point]) -> None:
+def _keep(config: RekiConfig, points: Sequence[Point]) -> str:
+    """Write the points and their plot; returns the plot's path."""
     from reki_ray.evaluation import plots  # noqa: PLC0415  # imports matplotlib
 
     workspace = Workspace(config.root)
     workspace.write_json(RESULT, {"points": [point.model_dump(mode="json") for point in points]})
     workspace.write_text(PLOT, plots.sweep([(_named(p.changes), p) for p in points]))
+    return f"{workspace.location}/{PLOT}"
 
 
 def _named(changes: dict[str, Any]) -> str:
@@ -220,8 +224,6 @@ def _named(changes: dict[str, Any]) -> str:
 
 
 def _arm(entry: dict[str, Any]) -> str:
-    difference = ""
-    if entry.get("delta_ci"):
-        low, high = entry["delta_ci"]
-        difference = f" ({entry['delta_auc']:+.4f} [{low:+.4f}, {high:+.4f}])"
-    return f"{entry['arm']} {entry['auc']:.4f}{difference}"
+    difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
+    against = "" if entry["arm"] == BASELINE else f", against {BASELINE} {difference}"
+    return f"  {entry['arm']}: AUC {interval(entry['auc'], None)}{against}"

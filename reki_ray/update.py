@@ -27,12 +27,13 @@ from reki_ray.encoding import stage as encoding
 from reki_ray.errors import ConfigError
 from reki_ray.extraction import stage as extraction
 from reki_ray.extraction.plan import keep
+from reki_ray.formats import counted
 from reki_ray.pipeline import fingerprints, require_done
 from reki_ray.progress import Reporter
 from reki_ray.runtime import ray_session
 from reki_ray.schema import INTERACTIONS, OF_CLUSTER, SIDES
 from reki_ray.store.choosing import choose_run
-from reki_ray.store.stage import publish_version
+from reki_ray.store.stage import publish_compared, publish_version
 from reki_ray.workspace import Workspace
 
 LIVE: Final = "live"
@@ -163,8 +164,9 @@ def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]
 
 def render(done: Update) -> RichTable:
     """A finished round for the terminal."""
-    title = f"version v{done.version}: {done.events} events in {len(done.batches)} batches, "
-    title += f"{done.prompts_asked} of {done.prompts} prompts asked"
+    batches = f"{len(done.batches):,} {'batch' if len(done.batches) == 1 else 'batches'}"
+    title = f"version v{done.version}: {counted(done.events, 'event')} in {batches}, "
+    title += f"{done.prompts_asked:,} of {counted(done.prompts, 'prompt')} asked"
     table = RichTable(title=title, title_justify="left")
     for heading in ("side", "ids", "new", "moved", "clusters", "asked again"):
         table.add_column(heading)
@@ -225,6 +227,7 @@ def _publish(
 ) -> int:
     chosen = choose_run(config, workspace)
     opened = publish_version(config, workspace, current, chosen, merged.history, reporter)
+    publish_compared(config, workspace, current, merged.history, reporter)
     return opened.manifest.version
 
 

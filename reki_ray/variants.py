@@ -10,7 +10,7 @@ from reki_ray.config import Arm, RekiConfig
 from reki_ray.pipeline import fingerprints, require_done
 from reki_ray.progress import Reporter
 from reki_ray.store import commands
-from reki_ray.store.choosing import choose_run
+from reki_ray.store.choosing import choose_run, with_arm
 from reki_ray.store.commands import Versions
 from reki_ray.store.location import store_of
 from reki_ray.store.stage import publish_version
@@ -41,8 +41,7 @@ def publish_variant(
             force.
     """
     if arm is not None:
-        publish = config.publish.model_copy(update={"arm": arm})
-        config = config.model_copy(update={"publish": publish})
+        config = with_arm(config, arm)
     with workspace.lock():
         wanted = fingerprints(config)
         require_done(("train",), wanted, workspace, what="a version", until="train")

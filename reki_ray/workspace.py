@@ -31,6 +31,8 @@ from reki_ray.schema import Table
 from reki_ray.strict_json import strict_json
 
 MANIFEST = "manifest.json"
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
 MANIFEST_FORMAT = 1
 
 ROW_GROUP_ROWS = 16_384
@@ -62,7 +64,7 @@ class Workspace:
         root: Folder or URL, as `runs/demo` or `s3://bucket/demo`.
 
     Raises:
-        ConfigError: The filesystem of the URL is unknown, or its package is missing.
+        ConfigError: The storage of the URL is unknown, or its package is not installed.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -71,7 +73,7 @@ class Workspace:
             self.filesystem, self._base = fsspec.core.url_to_fs(self.root)
         except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
             raise ConfigError(
-                f"this workspace cannot be opened: {error}",
+                f"the workspace cannot be opened: {error}",
                 where=self.root,
                 todo="Install the package that the message names, as s3fs for s3://, or set "
                 "`workspace` to a folder or a URL that fsspec knows.",
@@ -267,13 +269,17 @@ class Workspace:
         if not self.exists(MANIFEST):
             return {}
         manifest = self.read_json(MANIFEST)
-        if manifest.get("format") != MANIFEST_FORMAT:
-            raise DataError(
-                f"the manifest has format {manifest.get('format')!r}, not {MANIFEST_FORMAT}",
-                where=self.path(MANIFEST),
-                todo="Use a new workspace folder with this version of reki-ray.",
-            )
-        return {name: StageEntry(**entry) for name, entry in manifest["stages"].items()}
+        try:
+            problem = f"the manifest has format {manifest['format']}, not {MANIFEST_FORMAT}"
+            if manifest["format"] == MANIFEST_FORMAT:
+                return {name: StageEntry(**entry) for name, entry in manifest["stages"].items()}
+        except (AttributeError, KeyError, TypeError):
+            problem = "the manifest has entries that this release does not know"
+        raise DataError(
+            problem,
+            where=self.path(MANIFEST),
+            todo="Use the release of reki-ray that wrote it, or a new workspace folder.",
+        )
 
     def record(self, stage: str, entry: StageEntry) -> None:
         """Write a stage's entry: from now on the stage is done."""

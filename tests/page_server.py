@@ -36,11 +36,13 @@ class FakeService:
         variants: Of the running experiment, with their versions; empty where none runs.
         promoted: Numbers of promoted versions, the served one last.
         retrieves: Whether there is a retriever.
+        compared: Version that is kept to compare the served one with; None without.
     """
 
     variants: dict[str, int] = dataclasses.field(default_factory=dict)
     promoted: list[int] = dataclasses.field(default_factory=lambda: [2, 3])
     retrieves: bool = True
+    compared: int | None = None
 
     @property
     def current(self) -> int:
@@ -64,11 +66,15 @@ class FakeService:
         return {**self._answer(body, number), "items": entries}
 
     def score(self, body: Json) -> Json:
+        number = self._version_for(body)
         entries = [
-            {"item_id": item, "score": int(item[1:]) / 100, "source": "individual"}
+            {"item_id": item, "score": self._score(item, number), "source": "individual"}
             for item in body["candidates"]
         ]
-        return {**self._answer(body, self._version_for(body)), "scores": entries}
+        return {**self._answer(body, number), "scores": entries}
+
+    def _score(self, item: str, number: int) -> float:
+        return int(item[1:]) / 100 if ARMS[number] == "fair_base" else 0.25 + int(item[1:]) / 200
 
     def _version_for(self, body: Json) -> int:
         if body["user_id"] == "broken":
@@ -76,7 +82,15 @@ class FakeService:
         name = body.get("variant")
         if name is not None and name not in self.variants:
             raise ApiError(422, "unknown_variant", "The running experiment has no such variant.")
-        return self.variants[name] if name else self.current
+        return self.variants[name] if name else self.open_one(body.get("store_version"))
+
+    def open_one(self, store_version: str | None) -> int:
+        if store_version is None:
+            return self.current
+        kept = {self.current, *self.variants.values(), self.compared} - {None}
+        if store_version not in {f"v{number}" for number in kept}:
+            raise ApiError(422, "version_not_open", "This version is not kept open here.")
+        return int(store_version.removeprefix("v"))
 
     def _answer(self, body: Json, number: int) -> Json:
         return {
@@ -88,7 +102,8 @@ class FakeService:
             "degraded": False,
         }
 
-    def knowledge(self, side: str, subject_id: str) -> Json:
+    def knowledge(self, side: str, subject_id: str, store_version: str | None) -> Json:
+        number = self.open_one(store_version)
         known = subject_id in (USERS if side == "users" else TITLES)
         if not known:
             raise ApiError(404, "unknown_id", f"The store knows no such id among its {side}.")
@@ -116,8 +131,9 @@ class FakeService:
                     "created_at": WRITTEN,
                 }
                 for factor, text in texts.items()
+                if ARMS[number].startswith("reki")
             ],
-            "store_version": f"v{self.current}",
+            "store_version": f"v{number}",
         }
 
     def versions(self) -> Json:
@@ -162,7 +178,17 @@ def build(service: FakeService, settings: EdgeSettings) -> FastAPI:
             {"name": name, "version": number, "arm": ARMS[number]}
             for name, number in service.variants.items()
         ]
-        return {"current": service.current, "variants": variants}
+        compared = service.compared and {
+            "name": ARMS[service.compared],
+            "version": service.compared,
+            "arm": ARMS[service.compared],
+        }
+        return {
+            "current": service.current,
+            "arm": ARMS[service.current],
+            "variants": variants,
+            "compared": compared,
+        }
 
     @app.get("/v1/sample")
     async def sample() -> Json:
@@ -180,8 +206,8 @@ def build(service: FakeService, settings: EdgeSettings) -> FastAPI:
         return service.score(body)
 
     @app.get("/v1/{side}/{subject_id:path}/knowledge")
-    async def knowledge(side: str, subject_id: str) -> Json:
-        return service.knowledge(side, subject_id)
+    async def knowledge(side: str, subject_id: str, store_version: str | None = None) -> Json:
+        return service.knowledge(side, subject_id, store_version)
 
     @app.get("/v1/admin/versions")
     async def versions() -> Json:

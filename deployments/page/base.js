@@ -5,7 +5,9 @@
 
 const SHOWN_CALLS = 10;
 
-export const state = { served: null, variants: [], titles: new Map() };
+// lists: what a user's recommendations are asked of, each with a name, an arm and the keys of a
+// request that choose it; one without keys is what the service would answer anyway.
+export const state = { served: null, lists: [], titles: new Map() };
 
 export const byId = (id) => document.getElementById(id);
 

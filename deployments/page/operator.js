@@ -82,7 +82,7 @@ async function rollback() {
 
 function moved(what, answer) {
   if (answer.served === answer.current) return `${what} and served.`;
-  return `${what}, but this replica could not load it and still serves ${named(answer.served)}; its log tells why.`;
+  return `${what}, but this replica could not load it and still serves ${named(answer.served)}; see its log.`;
 }
 
 byId("operator").addEventListener("submit", (event) => {

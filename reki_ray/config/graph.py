@@ -54,8 +54,8 @@ class GraphSettings(RequestLimits):
     kept_versions: int = Field(
         3,
         ge=1,
-        description="Opened versions kept in a replica: the promoted one, those of an experiment, "
-        "and one to turn to. An experiment that needs more is refused.",
+        description="Opened versions kept in a replica: the promoted one, the one compared with it "
+        "or those of an experiment, and one to turn to. An experiment that needs more is refused.",
     )
     gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
     lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")

@@ -28,6 +28,11 @@ class PublishConfig(Section):
     arm: Arm | Literal["auto"] = Field(
         "auto", description="Arm to serve; auto takes the knowledge arm best on validation."
     )
+    compare: Arm | None = Field(
+        None,
+        description="Arm to publish beside it, not promoted, for the comparison that the "
+        "service's page shows, as fair_base; null: none.",
+    )
     history: int = Field(50, ge=1, description="Latest interactions kept a user for the scorer.")
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="Stored type of vectors; float16 halves the files."

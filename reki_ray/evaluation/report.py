@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined, select_autoescape
 from rich.box import SIMPLE
 from rich.console import Group
 from rich.syntax import Syntax
@@ -21,12 +22,18 @@ from reki_ray.config import RekiConfig
 from reki_ray.config.secrets import shown
 from reki_ray.evaluation import plots
 from reki_ray.evaluation.comparison import METRICS
+from reki_ray.evaluation.report_tables import (
+    against_baseline,
+    arm_rows,
+    calibration_rows,
+    reranking_rows,
+    slice_rows,
+    stage_rows,
+)
+from reki_ray.formats import address, counted, interval, milliseconds, number
 from reki_ray.pipeline import STAGE_NAMES, StageResult
 from reki_ray.progress import Reporter
-from reki_ray.workspace import StageEntry, Workspace
-
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
+from reki_ray.workspace import REPORT_HTML, REPORT_JSON, StageEntry, Workspace
 
 _SHOWN_SCORES = 3
 
@@ -48,7 +55,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     content = gather(config, workspace)
     workspace.write_json(REPORT_JSON, content)
     workspace.write_text(REPORT_HTML, render_html(content, workspace.stages()))
-    reporter.say(f"report: {workspace.path(REPORT_HTML)}")
+    reporter.say(f"report: {workspace.location}/{REPORT_HTML}")
     return StageResult(rows_in=len(content["arms"]), rows_out=len(content["arms"]))
 
 
@@ -114,45 +121,92 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
         content: What `gather` returned.
         entries: The manifest, for the cluster sizes and latencies behind the plots.
     """
-    environment = Environment(
+    environment = _Pages(
         loader=PackageLoader("reki_ray.evaluation", "templates"),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["interval"] = interval
+    environment.filters["lines"] = lambda cell: str(_shown(cell)).split("\n")
+    environment.filters["number"] = number
     environment.filters["verdict"] = verdict
+    arms, serving = content["arms"], content["serving"]
+    sizes = {side: f.get("size_list") for side, f in entries["cluster"].details.items()}
     return environment.get_template("report.html.j2").render(
         report=content,
-        slices=list(content["arms"][0]["slices"]),
-        most_bins=max(len(arm["calibration"]["bins"]) for arm in content["arms"]),
+        headline=_headline(content),
+        arms=arm_rows(arms),
+        slices=slice_rows(arms),
+        calibration=calibration_rows(arms),
+        reranking=reranking_rows(content.get("reranking")),
+        extraction=[(key.replace("_", " "), number(v)) for key, v in content["extraction"].items()],
+        stages=stage_rows(content["stages"]),
+        example=_example(content) if serving.get("example") else None,
         plots={
-            "Test AUC of the arms": plots.arms(content["arms"]),
-            "Cluster sizes": plots.cluster_sizes(
-                {side: f["size_list"] for side, f in entries["cluster"].details.items()}
+            "Differences in test AUC": plots.differences(arms, content["controls"]),
+            "Predicted and observed click rate": plots.calibration(
+                arms, content["published"].get("arm")
             ),
-            "Score latency": plots.latency(entries["serve"].details["latencies_ms"]),
+            "Cluster sizes": plots.cluster_sizes({k: v for k, v in sizes.items() if v}),
+            "Score latency": plots.latency(entries["serve"].details.get("latencies_ms") or []),
         },
     )
+
+
+class _Pages(Environment):
+    """Templates in which a dotted name is a key, never a method, of a mapping."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Value of `obj.attribute` in a template."""
+        if isinstance(obj, Mapping):
+            return self.getitem(obj, attribute)
+        return super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Value of `obj[argument]` in a template."""
+        if isinstance(obj, Mapping) and argument not in obj:
+            return self.undefined(obj=obj, name=argument)
+        return super().getitem(obj, argument)
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints for a value; a dash where a figure is not defined."""
+    if callable(value) and not isinstance(value, Undefined):
+        raise TypeError(f"the template prints {value!r}, not a value")
+    return "-" if value is None or value != value else value  # noqa: PLR0124  # NaN
+
+
+def _headline(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures at the top of the page, each with its unit."""
+    serving = content["serving"]
+    return [
+        (number(content["extraction"]["tokens_per_second"]), "generated tokens a second"),
+        (number(content["training"]["samples_per_second"]), "training samples a second"),
+        (milliseconds(serving["p50_ms"]), f"p50 to score {serving['candidates']} candidates"),
+        (milliseconds(serving["p99_ms"]), "p99"),
+        (number(serving["requests_per_second"]), "requests a second"),
+    ]
 
 
 def render_text(content: dict[str, Any], workspace: Workspace) -> Group:
     """The report's essence for the terminal."""
     serving, extraction = content["serving"], content["extraction"]
     throughput = Text(
-        f"LLM {extraction['tokens_per_second']:,.0f} generated tokens/s"
-        f" · training {content['training']['samples_per_second']:,.0f} samples/s"
-        f" · score {serving['p50_ms']:.1f} ms p50, {serving['p99_ms']:.1f} ms p99"
+        f"LLM {number(extraction['tokens_per_second'])} generated tokens/s"
+        f" · training {number(content['training']['samples_per_second'])} samples/s"
+        f" · score {milliseconds(serving['p50_ms'])} p50, {milliseconds(serving['p99_ms'])} p99"
         f" for {serving['candidates']} candidates"
     )
+    example = Syntax(_example(content), "bash", background_color="default", word_wrap=True)
     return Group(
         Text("\nOne scored request, as the service answered it"),
-        Syntax(_curl(serving["example"]), "bash", background_color="default", word_wrap=True),
+        example,
         Text(),
         render_arms(content, content["config"]["evaluate"]["confidence"]),
         throughput,
-        Text(f"Report: {workspace.path(REPORT_HTML)}"),
+        Text(f"Report: {workspace.location}/{REPORT_HTML}"),
     )
 
 
@@ -186,8 +240,7 @@ def render_reranking(content: dict[str, Any], confidence: float) -> list[Table |
     if not rows:
         return []
     table = Table(
-        title=f"Lists of the test split, {rows[0]['lists']} of them, {confidence:.0%} intervals "
-        "over users",
+        title=f"{counted(rows[0]['lists'], 'list')} of the test split, {confidence:.0%} intervals",
         title_justify="left",
         box=SIMPLE,
     )
@@ -200,22 +253,12 @@ def render_reranking(content: dict[str, Any], confidence: float) -> list[Table |
             row["reranker"],
             row["arm"] or "-",
             interval(row["ndcg"]["7"], None),
-            interval(row["delta_ndcg_7"], row["delta_ci"], signed=True),
+            against_baseline(row, row, "delta_ndcg_7"),
             interval(row["delta_initial_ndcg_7"], None, signed=True),
             interval(row["map"]["7"], None),
             interval(row["ndcg"]["1"], None),
         )
     return [table, *[Text(verdict(entry)) for entry in content["reranking_controls"]]]
-
-
-def interval(value: float | None, bounds: list[float] | None, *, signed: bool = False) -> str:
-    """A figure with its interval, as `.7812 [.7750, .7874]`; a dash where there is none."""
-    if value is None:
-        return "-"
-    sign = "+" if signed else ""
-    if not bounds or bounds[0] is None:
-        return f"{value:{sign}.4f}"
-    return f"{value:{sign}.4f} [{bounds[0]:{sign}.4f}, {bounds[1]:{sign}.4f}]"
 
 
 def verdict(entry: dict[str, Any]) -> str:
@@ -230,16 +273,16 @@ def verdict(entry: dict[str, Any]) -> str:
     )
     difference = interval(entry[metric], entry["delta_ci"], signed=True)
     if not entry["apart"]:
-        told = "not apart, no difference is shown"
+        told = "no significant difference"
     else:
         told = "ahead" if entry[metric] > 0 else "behind"
     return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}, {told}"
 
 
 def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
+    seeds = counted(len(arms[0]["seeds"]), "seed")
     table = Table(
-        title=f"Test split, {arms[0]['backbone']}, mean of {len(arms[0]['seeds'])} seeds, "
-        f"{confidence:.0%} intervals over users",
+        title=f"Test split, {arms[0]['backbone']}, mean of {seeds}, {confidence:.0%} intervals",
         title_justify="left",
         box=SIMPLE,
     )
@@ -251,7 +294,7 @@ def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
         table.add_row(
             arm["arm"],
             interval(arm["auc"], arm["auc_ci"]),
-            interval(arm["delta_auc"], arm["delta_ci"], signed=True),
+            against_baseline(arm, arm),
             interval(arm["logloss"], None),
             interval(arm["gauc"], None),
             interval(slices["cold_items"]["auc"], None),
@@ -260,12 +303,15 @@ def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
     return table
 
 
-def _curl(example: dict[str, Any]) -> str:
-    """The request and its answer, long lists cut to what a reader takes in."""
+def _example(content: dict[str, Any]) -> str:
+    """A request and its answer, long lists cut to what a reader takes in."""
+    example, serve = content["serving"]["example"], content["config"]["serve"]
     request, response = dict(example["request"]), dict(example["response"])
     left_out = len(response["scores"]) - _SHOWN_SCORES
     request["candidates"] = request["candidates"][:_SHOWN_SCORES]
     response["scores"] = response["scores"][:_SHOWN_SCORES]
-    more = f"\n# and {left_out} further candidates" if left_out > 0 else ""
+    more = f"\n# and {counted(left_out, 'further candidate')}" if left_out > 0 else ""
     body = json.dumps(response, indent=2, ensure_ascii=False)
-    return f"curl localhost:8000/v1/score --json '{json.dumps(request)}'\n{body}{more}"
+    at = address(serve["host"], serve["port"] or "PORT")
+    token = "" if serve["edge"]["allow_anonymous"] else " --oauth2-bearer $REKI_TOKEN"
+    return f"curl{token} {at}/v1/score --json '{json.dumps(request)}'\n{body}{more}"

@@ -171,7 +171,7 @@ def render(result: AbResult) -> Group:
             f"{one.clicks:,}",
             "-" if one.ctr is None else f"{one.ctr:.4f}",
             _lift(one),
-            one.verdict,
+            "not significant" if one.verdict == "not apart" else one.verdict,
         )
     return Group(table, *(Text(line) for line in _remarks(result)))
 
@@ -281,7 +281,7 @@ def _remarks(result: AbResult) -> list[str]:
         )
     words: dict[Verdict, str] = {
         "not apart": "no significant difference so far",
-        "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, nothing is told",
+        "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, too few to compare",
     }
     for one in result.variants[1:]:
         told = words.get(one.verdict, one.verdict)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import signal
 import socket
 import threading
@@ -22,10 +21,11 @@ import httpx
 from reki_ray.config import RekiConfig, ServeConfig
 from reki_ray.config.graph import GraphSettings
 from reki_ray.errors import EngineError, StoreError
+from reki_ray.formats import address
 from reki_ray.importing import load
 from reki_ray.online.experiment import load_experiment, require_room
 from reki_ray.progress import Reporter
-from reki_ray.runtime import ray_session
+from reki_ray.runtime import cluster_address, ray_session
 from reki_ray.serving.ingress import set_ingress
 from reki_ray.store.location import store_of
 from reki_ray.store.versions import VersionStore
@@ -123,8 +123,7 @@ def _require_room(config: RekiConfig, store: VersionStore, say: Callable[[str], 
 def _choose_ingress(config: RekiConfig) -> str:
     import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
 
-    elsewhere = config.ray.address or os.environ.get("RAY_ADDRESS") or "local"
-    if ray.is_initialized() or elsewhere != "local":
+    if ray.is_initialized() or cluster_address(config.ray) != "local":
         return "HTTP proxy: as the running cluster has it"
     return set_ingress(config.serve.ingress)
 
@@ -141,6 +140,7 @@ def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
         "publish_root": str(store.root.resolve()),
         **config.model_dump(include=set(GraphSettings.model_fields)),
         "vectors": store.vectors.model_dump(),
+        "compare": run.publish.compare,
         "edge": config.edge.at(config.host).model_dump(),
         "online": {
             "rules": dict(run.refresh.events),
@@ -167,8 +167,8 @@ def _serve_instance(host: str, port: int) -> Iterator[str]:
         logging_config=LOGGING,
     )
     try:
-        reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        yield f"http://{reached}:{port}"
+        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        yield f"http://{address(reached, port)}"
     finally:
         serve.shutdown()
 

@@ -24,6 +24,23 @@ class TrainedRun:
     valid_auc: float
 
 
+def check(config: RekiConfig) -> None:
+    """Refuse arms that could not be published, before anything is trained.
+
+    Raises:
+        ConfigError: An arm is not trained, or may not be served.
+    """
+    _servable(config)
+    if config.publish.compare is not None:
+        _servable(with_arm(config, config.publish.compare))
+
+
+def with_arm(config: RekiConfig, arm: Arm) -> RekiConfig:
+    """The run with another arm to publish."""
+    publish = config.publish.model_copy(update={"arm": arm})
+    return config.model_copy(update={"publish": publish})
+
+
 def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
     """The run to serve: best backbone and arm by mean validation AUC, then their best seed.
 

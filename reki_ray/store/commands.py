@@ -194,8 +194,8 @@ def render(found: Versions) -> RichTable:
             manifest.arm,
             manifest.model_fingerprint[:12],
             f"{manifest.prestore}, {manifest.dtype}" if manifest.fallback else "no vectors",
-            str(manifest.users),
-            str(manifest.items),
+            f"{manifest.users:,}",
+            f"{manifest.items:,}",
             "" if one.base is None else f"v{one.base}",
             promoted,
         )

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from reki_ray.config import KNOWLEDGE_ARMS, RekiConfig
-from reki_ray.errors import StoreError
+from reki_ray.errors import RekiError, StoreError
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import Bundle
 from reki_ray.models.scoring import CatalogueInputs
@@ -31,7 +31,7 @@ from reki_ray.schema import (
     USERS,
     Side,
 )
-from reki_ray.store.choosing import TrainedRun, choose_run
+from reki_ray.store.choosing import TrainedRun, choose_run, with_arm
 from reki_ray.store.choosing_reranker import choose_reranker
 from reki_ray.store.content_tables import catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.contents import attributes_of
@@ -66,6 +66,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     chosen = choose_run(config, workspace)
     history = workspace.read_table(INTERACTIONS)
     opened = publish_version(config, workspace, workspace, chosen, history, reporter)
+    compared = publish_compared(config, workspace, workspace, history, reporter)
     reranker = opened.manifest.reranker
     found = read_description(opened.folder / RETRIEVAL_FOLDER)
     total = len(opened.profiles) + len(opened.catalogue)
@@ -83,9 +84,44 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "reranker": reranker and reranker.name,
             "recall": found.recall,
             "popular_recall": found.popular_recall,
+            "compared": compared,
             "bytes": size,
         },
     )
+
+
+def publish_compared(
+    config: RekiConfig,
+    workspace: Workspace,
+    tables: Workspace,
+    history: pa.Table,
+    reporter: Reporter,
+) -> int | None:
+    """Publish the arm of `publish.compare` beside the served one.
+
+    Args:
+        config: The run.
+        workspace: Its workspace, which holds the store.
+        tables: As in `publish_version`.
+        history: As in `publish_version`.
+        reporter: Shows progress; also told why there is nothing to compare with.
+
+    Returns:
+        Number of the version; None where none is asked for, or it cannot be published: what is
+        served does not depend on it.
+    """
+    arm = config.publish.compare
+    if arm is None:
+        return None
+    try:
+        chosen = choose_run(with_arm(config, arm), workspace)
+        opened = publish_version(
+            config, workspace, tables, chosen, history, reporter, promote=False
+        )
+    except (RekiError, OSError) as error:
+        reporter.say(f"publish: no version of {arm} to compare with: {error}")
+        return None
+    return opened.manifest.version
 
 
 def publish_version(

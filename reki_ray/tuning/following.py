@@ -8,6 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 
 from reki_ray.config import TrainConfig
+from reki_ray.formats import counted
 from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import cause_of, last_line
 from reki_ray.tuning.results import Search, Trial
@@ -74,7 +75,8 @@ class Following(Callback):
         self._search.keep(self._workspace)
         self._task.advance()
         told = record.error or (
-            f"AUC {record.valid_auc or 0.0:.4f} after {record.epochs} epochs, {record.status}; "
+            f"AUC {record.valid_auc or 0.0:.4f} after {counted(record.epochs, 'epoch')}, "
+            f"{record.status}; "
             f"best {self._search.best.valid_auc or 0.0:.4f}"
         )
         self._reporter.say(f"tune {self._search.backbone}: trial {record.number}: {told}")

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from reki_ray.config.edge import EdgeSettings
 from tests import page_server
+from tests.e2e.page_checks import assert_whole, assert_words
 from tests.page_server import HOSTILE, FakeService
 
-FLAGS: Final = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
 TOKEN: Final = "caller-0123456789abcdef"
 ADMIN: Final = "operator-0123456789abcdef"
 VARIANTS: Final = {"base": 1, "reki": 3}
 
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    executable = shutil.which("chromium")
-    if executable is None:
-        pytest.fail("the page's tests need Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # Playwright gives it a new, empty folder for the user's data.
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -107,9 +91,14 @@ def test_a_user_of_the_samples_sees_both_lists_side_by_side(open_page: Open) -> 
     expect(cards).to_have_count(2)
     expect(cards.nth(0).get_by_role("heading")).to_have_text("base: fair_base, without knowledge")
     expect(cards.nth(1).get_by_role("heading")).to_have_text("reki: reki_c, with knowledge")
-    for card, version in ((cards.nth(0), "v1"), (cards.nth(1), "v3")):
+    for card, version, source in (
+        (cards.nth(0), "v1", ""),  # without knowledge nothing comes from somewhere
+        (cards.nth(1), "v3", "user cluster · "),
+    ):
         expect(card.get_by_role("listitem")).to_have_count(5)
-        expect(card).to_contain_text(re.compile(rf"store {version} · .* user cluster · \d+ ms"))
+        expect(card).to_contain_text(
+            re.compile(rf"store {version} · model [0-9a-f]{{12}} · {source}\d+ ms")
+        )
     expect(cards.nth(0).get_by_role("listitem").first).to_contain_text("Film 1")
     expect(cards.nth(0)).to_contain_text("only here")
     expect(cards.nth(0).get_by_role("listitem").nth(3)).to_contain_text("rank 1 there")
@@ -127,13 +116,66 @@ def test_calls_are_told_with_version_and_time(open_page: Open) -> None:
     expect(row).to_contain_text(re.compile(r"200\s*\d+\.\d\s*v3\s*[0-9a-f]{32}"))
 
 
+def test_the_served_version_is_compared_with_the_one_that_is_kept_beside_it(
+    open_page: Open, service: FakeService
+) -> None:
+    service.variants, service.compared = {}, 1
+    page = ready(open_page())
+    page.get_by_label("Items", exact=True).select_option("5")
+    recommend(page, "u1")
+    cards = page.locator("#lists article")
+    expect(cards.get_by_role("heading")).to_have_text(
+        ["fair_base: without knowledge", "reki_c: with knowledge"]
+    )
+    expect(cards.nth(0)).to_contain_text("store v1")
+    expect(cards.nth(1)).to_contain_text("store v3")
+    expect(page.locator("#compared")).to_have_text(
+        "The same user, asked of fair_base (v1) and reki_c (v3). Callers get v3."
+    )
+    # Differences of the lists are marked, in words and not by colour alone.
+    expect(cards.nth(0).locator("li.only")).to_contain_text(["only here"] * 4)
+    expect(cards.nth(0).locator("li.moved")).to_contain_text(["rank 1 there"])
+    # The same items, scored by both; the largest gain first.
+    scored = page.locator("#scored")
+    expect(scored.locator("thead th")).to_have_text(["Item", "fair_base", "reki_c", "Difference"])
+    rows = scored.locator("tbody tr")
+    expect(rows).to_have_count(9)
+    expect(rows.first).to_have_text("Film 10.01000.2550+0.2450")
+    expect(rows.last).to_have_text("Film 190.19000.3450+0.1550")
+    # The knowledge is that of the version which has some.
+    expect(page.locator("#user-text")).to_contain_text("store v3")
+    expect(page.locator("#user-text blockquote")).to_have_count(2)
+    cards.nth(0).get_by_role("button").first.click()
+    expect(page.locator("#item-text")).to_contain_text("written by a-small-model")
+    expect(page.locator("#item-text")).to_contain_text("store v3")
+
+
+def test_a_promotion_meanwhile_is_compared_from_its_other_side(
+    open_page: Open, service: FakeService
+) -> None:
+    service.variants, service.compared = {}, 1
+    page = ready(open_page())
+    service.promoted.append(1)
+    service.compared = 3
+    recommend(page, "u1")
+    cards = page.locator("#lists article")
+    expect(cards.get_by_role("heading")).to_have_text(
+        ["fair_base: without knowledge", "reki_c: with knowledge"]
+    )
+    expect(page.locator("#compared")).to_contain_text("Callers get v1.")
+    expect(page.locator("#served")).to_have_text("Served now: v1.")
+    expect(page.locator("#user-text")).to_contain_text("store v3")
+
+
 def test_without_an_experiment_one_list_is_shown_and_says_so(
     open_page: Open, service: FakeService
 ) -> None:
     service.variants = {}
     page = ready(open_page())
     recommend(page, "somebody new")
-    expect(page.locator("#compared")).to_contain_text("No experiment is running")
+    expect(page.locator("#compared")).to_contain_text("There is nothing to compare with")
+    expect(page.locator("#compared")).to_contain_text("publish.compare")
+    expect(page.locator("#scored")).to_be_hidden()
     expect(page.locator("#lists article")).to_have_count(1)
     expect(page.locator("#lists")).to_contain_text("user fallback")
 
@@ -280,15 +322,25 @@ def test_the_keyboard_alone_is_enough(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1100, 360])
+@pytest.mark.parametrize("width", [1200, 400, 360])
 def test_axe_finds_nothing_and_nothing_is_cut_off(
-    open_page: Open, tmp_path: Path, scheme: str, width: int
+    open_page: Open, service: FakeService, tmp_path: Path, scheme: str, width: int
 ) -> None:
+    service.variants, service.compared = {}, 1
     page = open_page(width=width)
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     recommend(ready(page), "u1")
     page.locator("#lists button").nth(3).click()
     expect(page.locator("#item-title")).to_be_focused()
+    expect(page.locator("#scored")).to_be_visible()
+    page.screenshot(path=tmp_path / "compared.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert_whole(page, scrolling=True)
+    assert_words(page)
+    scored = page.locator(".scored")
+    assert scored.evaluate("(table) => table.scrollWidth <= table.parentElement.clientWidth")
     recommend(page, "broken")
     expect(page.locator("#problem")).not_to_be_empty()
     show_versions(page)

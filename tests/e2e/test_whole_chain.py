@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,7 @@ from reki_ray.pipeline import STAGE_NAMES
 from reki_ray.store.versions import VersionStore
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
+from tests.e2e.page_checks import MISTAKES
 from tests.unit.test_report import CONTRACT, keys_of
 
 REKI = str(Path(sys.executable).parent / "reki")
@@ -66,6 +69,10 @@ def test_runs_all_stages_then_skips_them(config: RekiConfig, file: Path) -> None
     assert all(stage["skipped"] for stage in content["stages"])
     assert content["arms"] == json.loads(first.stdout)["arms"]
 
+    finished = reki(file, "status")
+    assert "All stages are done" in finished.stdout
+    assert f"Report: {Path(config.root).resolve()}/report.html" in finished.stdout
+
     plain = reki(file, "report")
     assert plain.returncode == 0, plain.stderr
     assert "/v1/score" in plain.stdout
@@ -96,7 +103,9 @@ def check_tables(workspace: Workspace) -> None:
     knowledge = workspace.read_table(schema.KNOWLEDGE)
     assert set(knowledge[schema.SUBJECT_KIND].to_pylist()) == {"user_cluster", "item_cluster"}
     assert knowledge.schema == schema.KNOWLEDGE_SCHEMA
-    assert workspace.exists("report.html")
+    page = workspace.local_path("report.html").read_text(encoding="utf-8")
+    shown = html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL))
+    assert not MISTAKES.search(shown), MISTAKES.findall(shown)
     assert workspace.exists("publish/CURRENT")
 
 

@@ -45,6 +45,7 @@ def _config(root: Path, **serve: Any) -> RekiConfig:
             "name": "tiny",
             "workspace": str(root),
             "data": {"source": {"kind": "movielens_100k"}},
+            "publish": {"compare": "fair_base"},
             "serve": {
                 "port": 0,
                 "edge": {"allow_anonymous": True, "request_logs": False},
@@ -63,6 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = VersionStore(folder / "publish")
     store.publish(partial(store_factory.fill, retrieval=True, reranker=True))
     store.publish(partial(store_factory.fill, seed=1), promote=False)
+    store.publish(partial(store_factory.fill, knowledge=False, retrieval=True), promote=False)
     return folder
 
 
@@ -419,11 +421,70 @@ def test_an_event_that_is_none_is_refused(client: httpx.Client) -> None:
     assert error(client.post("/v1/events", json=[]), 422)["code"] == "invalid_request"
 
 
+def test_the_version_that_is_kept_to_compare_with_answers_who_names_it(
+    client: httpx.Client, root: Path
+) -> None:
+    for _ in range(200):  # it is opened after the service is ready
+        compared = client.get("/v1/versions").json()["compared"]
+        if compared is not None:
+            break
+        time.sleep(0.05)
+    assert compared == {"name": "fair_base", "version": 3, "arm": "fair_base"}
+    body = {"candidates": ["m1", "m2", "m7"]}
+    found = score(client, **body, store_version="v3")
+    assert (found["store_version"], found["variant"]) == ("v3", "fair_base")
+    version = VersionStore(root / "publish").open(3)
+    difference = stage.score_difference(version, [{"user_id": "u0", **body}], [found])
+    assert difference <= stage.MAX_SCORE_DIFFERENCE
+    served = score(client, **body, store_version="v1")
+    assert served["scores"] == score(client, **body)["scores"] != found["scores"]
+    answer = client.post("/v1/recommend", json={"user_id": "u0", "k": 3, "store_version": "v3"})
+    assert answer.json()["store_version"] == "v3"
+    assert len(answer.json()["items"]) == 3
+    behind = "/v1/items/m1/knowledge"
+    assert client.get(behind).json()["knowledge"]
+    without = client.get(behind, params={"store_version": "v3"}).json()
+    assert (without["store_version"], without["knowledge"]) == ("v3", [])
+
+
+@pytest.mark.parametrize("store_version", ["v2", "v9"])
+def test_versions_that_are_not_kept_open_are_not_loaded_for_a_request(
+    client: httpx.Client, store_version: str
+) -> None:
+    body = {"user_id": "u0", "candidates": ["m1"], "store_version": store_version}
+    refused = error(client.post("/v1/score", json=body), 422)
+    assert refused["code"] == "version_not_open"
+    assert "v1" in refused["details"]["versions"]
+    assert store_version not in refused["details"]["versions"]
+    for side, subject in (("users", "u0"), ("items", "m1")):
+        path = f"/v1/{side}/{subject}/knowledge?store_version={store_version}"
+        assert error(client.get(path), 422)["code"] == "version_not_open"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"store_version": "3"},
+        {"store_version": "v0"},
+        {"store_version": 3},
+        {"store_version": "v1", "variant": "base"},
+    ],
+)
+def test_a_version_is_named_as_answers_name_it_and_not_beside_a_variant(
+    client: httpx.Client, keys: dict[str, Any]
+) -> None:
+    for endpoint, body in (("score", {"candidates": ["m1"]}), ("recommend", {"k": 1})):
+        refused = client.post(f"/v1/{endpoint}", json={"user_id": "u0", **body, **keys})
+        assert error(refused, 422)["code"] == "invalid_request"
+
+
 def test_versions_are_listed_for_operators(client: httpx.Client) -> None:
-    assert client.get("/v1/versions").json() == {"current": 1, "variants": []}
+    served_now = client.get("/v1/versions").json()
+    assert (served_now["current"], served_now["arm"]) == (1, "reki_c")
+    assert served_now["variants"] == []
     assert error(client.get("/v1/admin/versions"), 401)["code"] == "token_needed"
-    newest, served = client.get("/v1/admin/versions", headers=operator()).json()["versions"]
-    assert (newest["version"], newest["current"], newest["served"]) == (2, False, False)
+    newest, _, served = client.get("/v1/admin/versions", headers=operator()).json()["versions"]
+    assert (newest["version"], newest["current"], newest["served"]) == (3, False, False)
     assert (served["version"], served["current"], served["served"]) == (1, True, True)
     unknown = client.post("/v1/admin/promote", json={"version": 9}, headers=operator())
     assert error(unknown, 404)["code"] == "unknown_version"

@@ -224,7 +224,7 @@ def test_an_experiment_without_exposures_has_nothing_to_tell(logs: Logs) -> None
     assert counts(result) == [(0, 0, 0), (0, 0, 0)]
     assert (result.srm_p, result.srm) == (None, False)
     assert [one.ctr for one in result.variants] == [None, None]
-    assert "nothing is told" in printed(result)
+    assert "too few to compare" in printed(result)
 
 
 def test_damaged_lines_are_told_of(logs: Logs) -> None:

@@ -203,10 +203,12 @@ def test_variants_are_told_with_the_arms_of_their_models(tmp_path: Path) -> None
     with graph(tmp_path) as client:
         assert client.get("/v1/versions").json() == {
             "current": 2,
+            "arm": "reki_c",
             "variants": [
                 {"name": "base", "version": 1, "arm": "fair_base"},
                 {"name": "reki", "version": 2, "arm": "reki_c"},
             ],
+            "compared": None,
         }
         (store.folder(1) / "manifest.json").unlink()
         assert client.get("/v1/versions").json()["variants"][0]["arm"] is None

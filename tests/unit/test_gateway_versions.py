@@ -16,6 +16,7 @@ from deployments.calls import Hooks
 from deployments.errors import ApiError
 from deployments.served import Assigned, Experiment, Served
 from deployments.versions import StoreAccess, VersionCache
+from reki_ray.config import Arm
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
 from tests import store_factory
@@ -248,9 +249,12 @@ class Rest:
             raise StoreError("damaged", where="v4", todo="Publish again.")
 
     def served(
-        self, root: Path, experiment: Callable[[], Experiment | None] = lambda: None
+        self,
+        root: Path,
+        experiment: Callable[[], Experiment | None] = lambda: None,
+        compare: Arm | None = None,
     ) -> Served:
-        access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
+        access = StoreAccess(publish_root=str(root), poll_seconds=0.01, compare=compare)
         return Served(access, self.prepare, experiment, Hooks(refused=self.refused.append))
 
 
@@ -494,3 +498,114 @@ def test_more_versions_than_replicas_keep_are_not_served_together(
         assert served.number == 1
 
     asyncio.run(follow())
+
+
+# --- the version to compare with -----------------------------------------------------------------
+
+
+@pytest.fixture
+def arms(tmp_path: Path) -> Path:
+    """Versions 2 and 3 are of fair_base, the others of reki_c; the first one is promoted."""
+    store = VersionStore(tmp_path)
+    for number, knowledge in enumerate((True, False, False, True, True)):
+        store.publish(
+            functools.partial(store_factory.fill, knowledge=knowledge, seed=number),
+            promote=not number,
+        )
+    return tmp_path
+
+
+async def settled(served: Served) -> int | None:
+    """The version to compare with after a look at what is promoted."""
+    await served.refresh()
+    await served.follow_compared()
+    return served.compared
+
+
+def test_the_newest_version_of_the_other_arm_is_kept_to_compare_with(arms: Path) -> None:
+    running: list[Halves | None] = [None]
+
+    async def follow() -> None:
+        rest = Rest()
+        served = rest.served(arms, lambda: running[0], "fair_base")
+        assert await settled(served) == 3
+        assert rest.asked == [1, 3]
+        assert await settled(served) == 3
+        assert rest.asked == [1, 3]  # once
+        assert served.of("u", store_version="v3") == Assigned(None, 3)
+        assert served.of("u", store_version="v1") == Assigned(None, 1)
+        with pytest.raises(ApiError, match="not kept open") as refused:
+            served.of("u", store_version="v2")
+        assert refused.value.details == {"versions": ["v1", "v3"]}
+        point_to(arms, 3)  # now the other side is the newest one with knowledge
+        assert await settled(served) == 5
+        point_to(arms, 1)
+        await settled(served)
+        running[0] = Halves(Part("base", 2), Part("reki", 1))
+        await settled(served)
+        assert await settled(served) is None  # an experiment has versions of its own
+        assert served.of("u", store_version="v2") == Assigned(None, 2)
+
+    asyncio.run(follow())
+
+
+def test_nothing_is_kept_where_nothing_is_to_be_compared(arms: Path, root: Path) -> None:
+    async def follow() -> None:
+        rest = Rest()
+        assert await settled(rest.served(arms)) is None
+        assert rest.asked == [1]
+        point_to(root, 1)
+        assert await settled(rest.served(root, compare="fair_base")) is None
+
+    asyncio.run(follow())
+
+
+def test_a_version_that_cannot_be_compared_with_stops_nothing(
+    arms: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Refuses(Rest):
+        async def prepare(self, number: int) -> None:
+            await super().prepare(number)
+            if number == 3:
+                raise RuntimeError("whatever it is")
+
+    async def follow() -> None:
+        rest = Refuses()
+        served = rest.served(arms, compare="fair_base")
+        for _ in range(3):
+            assert await settled(served) is None
+        assert rest.asked == [1, 3]  # not again and again
+        assert caplog.text.count("no version to compare v1 with: whatever it is") == 1
+        point_to(arms, 5)
+        await served.refresh()
+        assert served.number == 5
+        monkeypatch.setattr(served, "_compare_after", 0.0)
+        assert await settled(served) is None
+        assert rest.asked == [1, 3, 5, 3]
+
+    asyncio.run(follow())
+
+
+def test_a_slow_version_to_compare_with_holds_up_no_promotion(arms: Path) -> None:
+    class Slow(Rest):
+        async def prepare(self, number: int) -> None:
+            await super().prepare(number)
+            if number == 3:
+                await asyncio.Event().wait()
+
+    async def follow() -> None:
+        served = Slow().served(arms, compare="fair_base")
+        await served.start()
+        await asyncio.sleep(0.05)
+        point_to(arms, 5)
+        await asyncio.wait_for(served.refresh(), WAIT_SECONDS)
+        assert (served.number, served.compared) == (5, None)
+        await served.stop()
+
+    asyncio.run(follow())
+
+
+def test_a_damaged_version_is_not_compared_with(arms: Path) -> None:
+    (VersionStore(arms).folder(3) / "manifest.json").write_text("{}")
+    access = StoreAccess(publish_root=str(arms), compare="fair_base")
+    assert access.compared(1) == 2

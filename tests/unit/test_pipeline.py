@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import pytest
 
-from reki_ray import pipeline, status
+from reki_ray import pipeline
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.importing import load
@@ -100,38 +99,6 @@ def test_unknown_stage_and_import_path_are_named() -> None:
         pipeline.select(until="cook")
     with pytest.raises(ConfigError, match="cannot import"):
         load("reki_ray.nowhere:run")
-
-
-def test_status_tells_of_stages_and_of_a_dead_process(
-    workspace: Workspace, reporter: Reporter
-) -> None:
-    run(config(workspace), reporter)
-    assert status.read(workspace).activity is None
-    gone = 2**22 - 1  # above the largest process id that Linux gives out by default
-    workspace.write_json(
-        "progress.json",
-        {
-            "label": "extract: asking",
-            "done": 25,
-            "total": 100,
-            "unit": "prompts",
-            "counters": {"generated_tokens": 500},
-            "started_at": 1000.0,
-            "updated_at": 1010.0,
-            "finished": False,
-            "pid": gone,
-        },
-    )
-    activity = status.read(workspace).activity
-    assert activity is not None
-    assert not activity.alive
-    assert activity.seconds_left == 30
-    assert activity.rates == {"generated_tokens": 50}
-
-
-def test_status_of_no_workspace_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such workspace"):
-        status.read(Workspace(tmp_path / "none"))
 
 
 def test_errors_survive_the_way_between_processes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from reki_ray import schema
 from reki_ray.errors import ConfigError, DataError
@@ -118,6 +120,7 @@ def test_auto_serves_the_best_seed_of_the_knowledge_arm(
         "reranker": None,
         "recall": 1.0,  # of 100 candidates among 12 items
         "popular_recall": 1.0,
+        "compared": None,
     }
 
 
@@ -279,6 +282,54 @@ def test_a_second_arm_stands_beside_the_version_of_the_run(
     assert [part.version for part in started.variants] == [2, 1]
     assert publish_variant(config, trained, reporter, None, promote=True).current == 3
     assert _store(trained).open().manifest.arm == "reki_c"
+
+
+def test_the_arm_to_compare_with_is_published_beside_the_served_one(
+    trained: Workspace, tiny_config: TinyConfig, reporter: Reporter
+) -> None:
+    config = tiny_config(train=_train("reki_c"), publish={"compare": "fair_base"})
+    details = stage.run(config, trained, reporter).details
+    assert (details["version"], details["arm"], details["compared"]) == (1, "reki_c", 2)
+    store = _store(trained)
+    assert store.current() == 1
+    other = store.open(2).manifest
+    assert (other.arm, other.seed) == ("fair_base", 0)  # its own best seed
+
+
+def test_an_arm_that_cannot_be_compared_with_does_not_keep_the_version_from_being_served(
+    trained: Workspace, tiny_config: TinyConfig
+) -> None:
+    (trained.local_path("train/din-fair_base-0") / "model.safetensors").write_bytes(b"damaged")
+    said = io.StringIO()
+    config = tiny_config(train=_train("reki_c"), publish={"compare": "fair_base"})
+    reporter = Reporter(console=Console(file=said))
+    details = stage.run(config, trained, reporter).details
+    assert (details["version"], details["compared"]) == (1, None)
+    assert _store(trained).current() == 1
+    assert "no version of fair_base to compare with" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arms", "publish", "message"),
+    [
+        ((), {}, "no arm with an LLM's knowledge"),
+        (("reki_c",), {"arm": "title_text"}, "arm title_text is not trained"),
+        (("reki_c",), {"compare": "title_text"}, "arm title_text is not trained"),
+        (("reki_c", "reki_c_shuffled"), {"compare": "reki_c_shuffled"}, "placebo"),
+    ],
+)
+def test_arms_that_cannot_be_published_are_refused_before_the_first_stage(
+    workspace: Workspace,
+    tiny_config: TinyConfig,
+    reporter: Reporter,
+    arms: tuple[str, ...],
+    publish: dict[str, str],
+    message: str,
+) -> None:
+    config = tiny_config(train=_train(*arms), publish=publish)
+    with pytest.raises(ConfigError, match=message):
+        run_stages(config, select(), reporter)
+    assert not workspace.exists()
 
 
 def test_a_second_arm_needs_a_trained_run_with_this_arm(
