@@ -213,4 +213,5 @@ def _arm(entry: dict[str, Any]) -> str:
     if entry.get("delta_ci"):
         low, high = entry["delta_ci"]
         difference = f" ({entry['delta_auc']:+.4f} [{low:+.4f}, {high:+.4f}])"
-    return f"{entry['arm']} {entry['auc']:.4f}{difference}"
+    auc = "-" if entry["auc"] is None else f"{entry['auc']:.4f}"
+    return f"{entry['arm']} {auc}{difference}"

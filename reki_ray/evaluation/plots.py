@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+Floats = npt.NDArray[np.float64]
 
 _INK = "#1f4e79"
 _REFERENCE = "#b0413e"
@@ -18,7 +21,7 @@ _ROW = 0.22
 
 
 def arms(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Test AUC of each arm with its interval; lines mark fair_base.
+    """Test AUC of each arm with its interval; lines mark fair_base. Arms without an AUC are bare.
 
     Args:
         entries: The `arms` of report.json.
@@ -28,19 +31,11 @@ def arms(entries: Sequence[Mapping[str, Any]]) -> str:
     names = [
         f"{entry['backbone']} {entry['arm']}" if several else entry["arm"] for entry in entries
     ]
-    values = np.array([entry["auc"] for entry in entries])
-    bounds = np.array([entry["auc_ci"] for entry in entries])
+    values, bounds = _intervals([(entry["auc"], entry["auc_ci"]) for entry in entries])
     rows = np.arange(len(names))[::-1]
-    axes.errorbar(
-        values,
-        rows,
-        xerr=np.abs(bounds.T - values),
-        fmt="o",
-        color=_INK,
-        capsize=4,
-    )
+    axes.errorbar(values, rows, xerr=bounds, fmt="o", color=_INK, capsize=4)
     for entry in entries:
-        if entry["arm"] == "fair_base":
+        if entry["arm"] == "fair_base" and entry["auc"] is not None:
             axes.axvline(entry["auc"], color=_REFERENCE, linestyle="--", linewidth=1)
     axes.set_yticks(rows, names)
     axes.set_xlabel("test AUC")
@@ -111,8 +106,7 @@ def sweep(points: Sequence[tuple[str, Any]]) -> str:
             for entry in point.arms
             if entry["arm"] == arm
         ]
-        values = np.array([auc for _, auc, _ in rows])
-        errors = np.abs(np.array([bounds for *_, bounds in rows]).T - values)
+        values, errors = _intervals([figures for _, *figures in rows])
         panels[1].errorbar([x for x, *_ in rows], values, errors, fmt="o", capsize=4, label=arm)
     if measured:
         panels[1].set_ylabel("test AUC")
@@ -121,6 +115,13 @@ def sweep(points: Sequence[tuple[str, Any]]) -> str:
     for axes in panels:
         _open_frame(axes)
     return _svg(figure)
+
+
+def _intervals(figures: Sequence[Sequence[Any]]) -> tuple[Floats, Floats]:
+    """Values (N,) and how far their intervals reach below and above (2, N); NaN without."""
+    values = np.array([np.nan if value is None else value for value, _ in figures])
+    bounds = np.array([bounds or [np.nan, np.nan] for _, bounds in figures])
+    return values, np.abs(bounds.T - values)
 
 
 def _canvas(height: float = _SIZE[1]) -> tuple[Figure, Axes]:

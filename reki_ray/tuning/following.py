@@ -10,9 +10,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from reki_ray.config import TrainConfig
 from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import cause_of, last_line
-from reki_ray.tuning.results import Search, Trial
+from reki_ray.tuning.results import Search, Trial, measured
 from reki_ray.tuning.space import values
-from reki_ray.tuning.trial import QUALITY, SETTINGS
+from reki_ray.tuning.trial import ERROR, QUALITY, SETTINGS
 from reki_ray.workspace import Workspace
 
 
@@ -49,6 +49,9 @@ class Following(Callback):
         if QUALITY not in figures:
             self._keep(trial, {"status": "failed", "error": "it reported nothing"})
             return
+        if ERROR in figures:
+            self._keep(trial, {"status": "diverged", "error": figures[ERROR]})
+            return
         stale = figures["epochs"] - figures["best_epoch"]
         ended = stale >= self._own.patience or figures["epochs"] >= self._own.epochs
         self._keep(trial, {**figures, "status": "done" if ended else "stopped"})
@@ -74,7 +77,7 @@ class Following(Callback):
         self._search.keep(self._workspace)
         self._task.advance()
         told = record.error or (
-            f"AUC {record.valid_auc or 0.0:.4f} after {record.epochs} epochs, {record.status}; "
-            f"best {self._search.best.valid_auc or 0.0:.4f}"
+            f"{measured(record)} after {record.epochs} epochs, {record.status}; "
+            f"best {measured(self._search.best)}"
         )
         self._reporter.say(f"tune {self._search.backbone}: trial {record.number}: {told}")

@@ -31,5 +31,5 @@ def test_numbers_go_into_quantile_buckets() -> None:
     assert field.bounds == (1.0, 3.0, 10.0, 30.0)
     assert field.rows == 2 + 4
     asked = [["0"], ["2.9"], ["3"], ["999999"], ["cheap"], ["nan"], []]
-    assert field.encode(asked)[:, 0].tolist() == [2, 2, 3, 5, 1, 1, 0]
+    assert field.encode(asked)[:, 0].tolist() == [2, 2, 3, 5, 0, 0, 0]
     assert FeatureSpace.from_json(features.to_json()) == features

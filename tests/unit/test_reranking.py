@@ -202,9 +202,8 @@ def test_lists() -> Samples:
     labels[:, 0] = 1
     labels = generator.permuted(labels, axis=1)
     users = np.repeat(np.arange(80), 5)
-    return Samples(
-        users, np.zeros((400, 10), dtype=np.int64), np.zeros(400, dtype=np.int64), labels
-    )
+    items = generator.integers(0, 120, labels.shape)
+    return Samples(users, items, np.zeros(400, dtype=np.int64), labels)
 
 
 def compared(
