@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +22,9 @@ QUALITY: Final = "quality"
 
 ERROR: Final = "error"
 """Why a trial has no result, in its last report."""
+
+_WORST: Final = -1e9
+"""Quality of a trial without a result, below all others; schedulers cannot take infinity."""
 
 SETTINGS: Final = "settings"
 """Key of a trial's configuration in Ray Tune that holds its settings."""
@@ -70,7 +72,7 @@ def train_trial(settings: dict[str, Any], assignment: TrialAssignment) -> None:
 
     trainer.run(after_epoch)
     if trainer.divergence is not None:
-        tune.report({QUALITY: -math.inf, ERROR: str(trainer.divergence)})
+        tune.report({QUALITY: _WORST, ERROR: str(trainer.divergence)})
 
 
 def _figures(epochs: list[Epoch], best: Epoch) -> dict[str, Any]:
