@@ -232,7 +232,7 @@ def tunable_keys() -> tuple[str, ...]:
 class EvaluateConfig(Section):
     """Metrics on the test split, touched once, after selection on validation."""
 
-    bootstrap: int = Field(1000, ge=100, description="Resamples of users for an interval.")
+    bootstrap: int = Field(1000, ge=100, description="Resamples of users and items.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Level of the intervals.")
     cold_item_max: int = Field(
         5, ge=0, description="Items with at most this many training samples count as cold."
