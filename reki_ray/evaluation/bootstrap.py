@@ -110,10 +110,9 @@ class JointBootstrap:
             return None
         column = self._columns[name]
         other = None if minus is None else self._columns[minus]
-        deviations = _less(self._deviations, column, other)
         variance, drawn = self._variances(column, other)
-        if drawn > 0:
-            deviations = deviations * np.sqrt(variance / drawn)
+        scale = np.sqrt(variance / drawn) if drawn > 0 else 0.0
+        deviations = scale * _less(self._deviations, column, other)
         seeds = len(values)
         of_seeds = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
         if of_seeds > 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import ray
+import torch
 from ray import tune
 from ray.tune.schedulers import (
     ASHAScheduler,
@@ -25,6 +26,7 @@ from reki_ray.progress import Reporter
 from reki_ray.runtime import capacity, cpu_share, ray_session, require_gpus
 from reki_ray.training.arms import ARMS, Representations, read_representations
 from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData
 from reki_ray.tuning import results, space
@@ -74,6 +76,8 @@ def search(
     dataset = read_dataset(workspace, ("train", "valid"))
     vectors = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
     searches = _searches(config, arm, dataset, vectors)
+    if vectors is not None and emulates(config.train.precision, torch.device(config.train.device)):
+        reporter.say(f"tune: {EMULATED}")
     data: list[ray.ObjectRef[TrainingData]] = []
     with contextlib.ExitStack() as stack:
         for one in searches:

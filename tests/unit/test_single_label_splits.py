@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 
 from reki_ray.config import RekiConfig
-from reki_ray.errors import ConfigError, StoreError
-from reki_ray.evaluation import report
+from reki_ray.errors import ConfigError, DataError, StoreError
+from reki_ray.evaluation import predictions, report
 from reki_ray.evaluation import stage as evaluation
 from reki_ray.models import bundle as bundles
 from reki_ray.progress import Reporter
@@ -230,6 +230,19 @@ def test_whatever_is_not_finite_ends_the_run_after_its_epoch(
     with pytest.raises(ConfigError, match=r"in epoch 1, .*(nan|not finite)"):
         train(filled, config, monkeypatch)
     assert epochs == [1]
+
+
+def test_a_score_of_the_test_split_that_is_not_finite_is_told(
+    filled: Workspace, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(train={**SMALL, "arms": ["fair_base"], "seeds": [0]})
+    train(filled, config, monkeypatch)
+    predict = loop.predict
+    monkeypatch.setattr(
+        predictions, "predict", lambda *a, **k: np.full_like(predict(*a, **k), np.inf)
+    )
+    with pytest.raises(DataError, match="run din-fair_base-0 scores 45 test samples with NaN"):
+        evaluation.run(config, filled, Reporter(filled, quiet=True))
 
 
 def test_weights_that_are_not_finite_are_never_loaded(
