@@ -114,8 +114,9 @@ def write_side(
     vectors = np.empty((len(found.r), fallback.shape[1]), dtype=np.float32)
     for start in range(0, len(vectors), _ROWS_A_STEP):
         part = found.r[start : start + _ROWS_A_STEP].copy()  # torch wants writable memory
-        vectors[start : start + len(part)] = augment(part)
-        _require_finite(vectors[start : start + len(part)], found.ids[start:], side, dtype)
+        rows = slice(start, start + len(part))
+        vectors[rows] = augment(part)
+        _require_finite(vectors[rows], found.ids[rows], side, dtype)
         task.advance(len(part))
     write_vectors(folder / VECTOR_FILES[side], found.ids, vectors, found.sources, dtype=dtype)
     return [float(x) for x in fallback[0]]

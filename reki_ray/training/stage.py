@@ -94,11 +94,12 @@ def _train_pending(
         ray_session(config.ray),
         reporter.task("train: epochs", epochs, "epochs") as task,
     ):
+        scaling = _scaling(config.train)
         stream = None
         if dataset.streamed is not None:
             stream = open_stream(workspace, dataset.user_ids, dataset.item_ids)
         data = TrainingData.of(dataset, representations, config.train, stream)
-        _train(config.train, workspace, runs, data, _Watch(reporter, task, tracker))
+        _train(config.train, workspace, runs, data, scaling, _Watch(reporter, task, tracker))
         if tracker is not None:
             _finish(tracker, workspace, pending)
     if workspace.exists(_STATE):
@@ -140,6 +141,7 @@ def _train(
     workspace: Workspace,
     runs: list[Run],
     data: TrainingData,
+    scaling: ScalingConfig,
     watch: _Watch,
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
@@ -158,7 +160,7 @@ def _train(
         train_runs,
         train_loop_config={"assignment": assignment},
         torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
-        scaling_config=_scaling(config),
+        scaling_config=scaling,
         run_config=RunConfig(
             name=identity[:16],
             storage_path=f"{assignment.workspace}/{_STATE}",
