@@ -13,10 +13,10 @@ VENV        := .venv
 READY       := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint slow bench docs clean
+.PHONY: help setup demo test test-avx2 lint slow bench docs clean
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(READY)  ## Create .venv with the tested versions; does nothing when it is there
 
@@ -42,6 +42,14 @@ lint: setup  ## Format, lint and types
 
 test: lint  ## Lint, types and all tests but the slow ones
 	@$(VENV)/bin/python -m pytest
+
+# What torch, oneDNN, MKL, OpenBLAS and numpy take for the widest instructions of the processor.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"
+
+test-avx2: setup  ## The unit tests as on an x86 processor without AVX512: one thread, two hash seeds
+	@for seed in 1 2; do env $(AVX2) OMP_NUM_THREADS=1 PYTHONHASHSEED=$$seed \
+		$(VENV)/bin/python -m pytest tests/unit || exit 1; done
 
 slow: setup  ## The tests that last longer, for which `make test` has no time
 	@$(VENV)/bin/python -m pytest -m slow

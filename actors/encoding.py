@@ -32,7 +32,10 @@ class EncodingActor:
         import torch  # noqa: PLC0415  # the driver imports this module and needs no torch
 
         # Ray sets one OpenMP thread an actor; the cores of the node are shared by the pool.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.max_replicas))
+        threads = max(1, len(os.sched_getaffinity(0)) // config.max_replicas)
+        torch.set_num_threads(threads)
+        if config.backend != "vllm":  # which may fork, as the driver, and then threads can hang
+            os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(threads)}
         self._encoder: Encoder | RekiError
         try:
             self._encoder = build_encoder(config, identity)

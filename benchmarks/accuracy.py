@@ -1,7 +1,7 @@
 """Benchmark of what knowledge is worth on MovieLens: test AUC, touched once with fixed settings.
 
 <backbone>_auc           test AUC of fair_base, mean of the seeds; min and max are its interval over
-                         users
+                         users, items and seeds
 below_best_<backbone>    the best backbone's fair_base minus this one's
 <arm>_minus_fair_base    with 20 % of the items held out of training, DIN: paired difference of test
                          AUC and its interval, over all samples
@@ -10,6 +10,9 @@ below_best_<backbone>    the best backbone's fair_base minus this one's
 <arm>_new_users          the same over all samples with three past interactions shown
 imported_minus_title_text_<slice>   the same against the encoded titles
 fair_base_auc_<slice>    test AUC of fair_base in that run
+
+A figure is left out where a slice has a single label. An arm is ahead where the whole interval is
+above zero.
 
 Settings are those of configs/movielens-1m-backbones.yaml; the backbones have those of
 configs/tuned/movielens-1m besides, which `reki tune` found on the validation split. The items held
@@ -125,12 +128,12 @@ def _measure(options: argparse.Namespace, name: str, own: dict[str, Any]) -> dic
 
 
 def _backbones_figures(found: Found) -> Figures:
-    best = max(entry["auc"] for entry in found["arms"])
+    measured = [entry for entry in found["arms"] if entry["auc"] is not None]
+    best = max(entry["auc"] for entry in measured)
     figures: Figures = {}
-    for entry in found["arms"]:
-        figures[f"{entry['backbone']}_auc"] = _figure(entry["auc"], entry["auc_ci"])
-        below = best - entry["auc"]
-        figures[f"below_best_{entry['backbone']}"] = _figure(below, [below, below])
+    for entry in measured:
+        figures |= _figure(f"{entry['backbone']}_auc", entry["auc"], entry["auc_ci"])
+        figures |= _figure(f"below_best_{entry['backbone']}", best - entry["auc"])
     return figures
 
 
@@ -140,21 +143,25 @@ def _held_out_figures(found: Found) -> Figures:
         for name in _SLICES:
             part = entry["slices"][name]
             if entry["arm"] == "fair_base":
-                figures[f"fair_base_auc_{name}"] = _figure(part["auc"], [part["auc"]] * 2)
+                figures |= _figure(f"fair_base_auc_{name}", part["auc"])
             else:
                 place = "minus_fair_base" if name == "all" else name
-                figures[f"{entry['arm']}_{place}"] = _figure(part["delta_auc"], part["delta_ci"])
+                figure = f"{entry['arm']}_{place}"
+                figures |= _figure(figure, part["delta_auc"], part["delta_ci"])
     for entry in found["controls"]:
         for name in _SLICES:
             part = entry["slices"][name]
-            figure = _figure(part["delta_auc"], part["delta_ci"])
-            figures[f"{entry['arm']}_minus_{entry['control']}_{name}"] = figure
+            figure = f"{entry['arm']}_minus_{entry['control']}_{name}"
+            figures |= _figure(figure, part["delta_auc"], part["delta_ci"])
     return figures
 
 
-def _figure(value: float, interval: Sequence[float]) -> dict[str, float]:
-    low, high = interval
-    return {"value": round(value, 4), "min": round(low, 4), "max": round(high, 4)}
+def _figure(name: str, value: float | None, interval: Sequence[float] | None = None) -> Figures:
+    """A figure by its name; none where it is not defined."""
+    if value is None:
+        return {}
+    low, high = interval or (value, value)
+    return {name: {"value": round(value, 4), "min": round(low, 4), "max": round(high, 4)}}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import numpy as np
 import psutil
 
 from benchmarks import harness
+from reki_ray.config import Arm
 from reki_ray.runtime import ray_session
+from reki_ray.training.dataset import Samples
 from reki_ray.vectors import normalise
 
 _DIMENSION = 64
@@ -165,16 +167,15 @@ def text() -> dict[str, Any]:
 def movielens(folder: str, ml1m: str) -> dict[str, Any]:
     """Two runs up to the test split: each id asked about alone, and by its cluster."""
     from reki_ray.config import EvaluateConfig  # noqa: PLC0415
-    from reki_ray.evaluation.comparison import ALL, BASELINE, Comparison  # noqa: PLC0415
+    from reki_ray.evaluation.comparison import ALL, Comparison  # noqa: PLC0415
 
     source = {"kind": "movielens_1m", "path": ml1m} if ml1m else {"kind": "movielens_100k"}
     individual = _ask(f"{folder}/individual", source, "individual", ["reki_i"])
     collective = _ask(f"{folder}/collective", source, "collective", ["reki_c", "reki_c_shuffled"])
-    users, labels = individual.samples
     scores = {**collective.scores, **individual.scores}
-    everywhere = {ALL: np.ones(len(labels), dtype=bool)}
-    comparison = Comparison(labels, users, everywhere, scores[BASELINE], EvaluateConfig())
-    arms = [comparison.entry(arm, "din", seeds) for arm, seeds in scores.items()]
+    everywhere = {ALL: np.ones(len(individual.samples), dtype=bool)}
+    comparison = Comparison(individual.samples, everywhere, scores, EvaluateConfig())
+    arms = [comparison.entry(arm, "din") for arm in scores]
     auc = {f"{one['arm']}_auc": [one["auc"], *one["auc_ci"]] for one in arms}
     for name, other in (("reki_i", "reki_i"), ("shuffled", "reki_c_shuffled")):
         compared = comparison.control("reki_c", other)
@@ -194,15 +195,15 @@ class _Asked(NamedTuple):
     Attributes:
         calls: Prompts without duplicates.
         scores: Of the test samples, by arm and seed.
-        samples: Users, as integers, and labels of the test samples.
+        samples: The test samples.
     """
 
     calls: int
-    scores: dict[str, dict[int, np.ndarray]]
-    samples: tuple[np.ndarray, np.ndarray]
+    scores: dict[Arm, dict[int, np.ndarray]]
+    samples: Samples
 
 
-def _ask(folder: str, source: dict[str, str], mode: str, arms: list[str]) -> _Asked:
+def _ask(folder: str, source: dict[str, str], mode: str, arms: list[Arm]) -> _Asked:
     import pyarrow.compute as pc  # noqa: PLC0415
 
     from reki_ray import schema  # noqa: PLC0415
@@ -225,17 +226,20 @@ def _ask(folder: str, source: dict[str, str], mode: str, arms: list[str]) -> _As
     run_stages(config, select(until="evaluate"), Reporter(quiet=True))
     workspace = Workspace(folder)
     found = workspace.read_table(schema.PREDICTIONS)
-    scores: dict[str, dict[int, np.ndarray]] = {}
+    scores: dict[Arm, dict[int, np.ndarray]] = {}
     for arm in config.train.arms:
         for seed in config.train.seeds:
             rows = pc.and_(pc.equal(found[schema.ARM], arm), pc.equal(found[schema.SEED], seed))
             one = found.filter(rows)
             scores.setdefault(arm, {})[seed] = one[schema.SCORE].to_numpy()
-    users = np.unique(one[schema.USER_ID].to_pylist(), return_inverse=True)[1]
+    users, items = (
+        np.unique(one[name].to_pylist(), return_inverse=True)[1]
+        for name in (schema.USER_ID, schema.ITEM_ID)
+    )
     return _Asked(
         calls=len(pc.unique(workspace.read_table(PLAN)[schema.PROMPT_HASH])),
         scores=scores,
-        samples=(users, one[schema.LABEL].to_numpy()),
+        samples=Samples(users, items, np.zeros_like(users), one[schema.LABEL].to_numpy()),
     )
 
 

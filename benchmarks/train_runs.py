@@ -60,7 +60,10 @@ def stage(folder: str, train: str) -> dict[str, Any]:
             "auc": metrics["valid"]["auc"],
             **{
                 name: metrics[name]
-                for name in ("samples_per_second", "input_wait_share", "best_epoch", "epochs")
+                for name in (
+                    *("samples_per_second", "input_wait_share", "best_epoch", "epochs"),
+                    "precision",
+                )
             },
         }
     shutil.rmtree(workspace.local_path("train"))

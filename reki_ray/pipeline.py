@@ -92,7 +92,7 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.training.stage:run",
         ("train",),
         ("encode",),
-        version=2,
+        version=3,
         check="reki_ray.training.packages:check",
     ),
     Stage(
@@ -102,7 +102,7 @@ STAGES: tuple[Stage, ...] = (
         ("train",),
         check="reki_ray.store.choosing:check",
     ),
-    Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=3),
+    Stage("evaluate", "reki_ray.evaluation.stage:run", ("evaluate",), ("train",), version=4),
     Stage("serve", "reki_ray.serving.stage:run", ("serve",), ("publish",)),
     Stage("report", "reki_ray.evaluation.report:run", (), ("evaluate", "serve"), always=True),
 )
@@ -133,6 +133,11 @@ def fingerprints(config: RekiConfig) -> dict[str, str]:
         text = json.dumps(identity, sort_keys=True)
         found[stage.name] = hashlib.sha256(text.encode()).hexdigest()
     return found
+
+
+def version_of(name: str) -> int:
+    """The version of a stage's code, for what a stage keeps beyond its own reruns."""
+    return STAGES[STAGE_NAMES.index(name)].version
 
 
 def select(until: str | None = None, only: str | None = None) -> Sequence[Stage]:

@@ -146,15 +146,45 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def capacity() -> dict[str, float]:
+    """Resources that the cluster which is initialised has, or that its autoscaler may start."""
+    import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
+
+    # Not public, and the only place that tells what an autoscaler could start.
+    from ray._private.state import state  # noqa: PLC0415
+
+    there: dict[str, float] = dict(ray.cluster_resources())
+    for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
+        there[name] = max(there.get(name, 0.0), amount)
+    return there
+
+
 def cpu_share(processes: int) -> float:
     """CPUs, at most one, that each of some processes may claim on the cluster that is initialised.
 
     One CPU stays free, or Ray's own work could never be scheduled beside them.
     """
-    import ray  # noqa: PLC0415  # starting the command line must not cost Ray's import
-
-    free = max(1.0, float(ray.cluster_resources().get("CPU", 1)) - 1)
+    free = max(1.0, capacity().get("CPU", 1.0) - 1)
     return min(1.0, free / processes)
+
+
+def require_gpus(count: int, where: str) -> None:
+    """Refuse what would wait for GPUs for ever.
+
+    Args:
+        count: GPUs that must be there at once.
+        where: Keys of the configuration that ask for them.
+
+    Raises:
+        EngineError: The cluster has fewer, and cannot start more.
+    """
+    there = capacity().get("GPU", 0.0)
+    if there < count:
+        raise EngineError(
+            f"{count} GPUs are needed, the cluster has {there:g}",
+            where=where,
+            todo="Set the device to cpu, ask for fewer, or join a cluster that has them.",
+        )
 
 
 def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) -> Iterator[Any]:

@@ -100,6 +100,7 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
         )
     points = []
     runs = list(variants(config, vary))  # all are checked before the first is run
+    Workspace(config.root).stages()  # a broken workspace is told now, not at the end
     for number, (changes, changed) in enumerate(runs, start=1):
         reporter.say(f"sweep: {number} of {len(runs)}: {_named(changes)}")
         workspace = Workspace(changed.root)

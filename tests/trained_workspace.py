@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyarrow as pa
 
 from reki_ray import schema
+from reki_ray.schema import Split
 from reki_ray.workspace import Workspace
 
 USERS, ITEMS, EVENTS, CUT, DIMENSION = 30, 40, 20, 5, 8
 GENRES = ("Action", "Comedy", "Drama", "Horror")
 
 
-def fill(workspace: Workspace, seed: int = 0) -> None:
-    """Users 0-23 train, 24-26 validate, 27-29 test; a user likes the items of one genre."""
+def fill(workspace: Workspace, seed: int = 0, labels_of: Mapping[Split, int] | None = None) -> None:
+    """Users 0-23 train, 24-26 validate, 27-29 test; a user likes the items of one genre.
+
+    Args:
+        workspace: Where to.
+        seed: Of all that is random.
+        labels_of: Splits whose samples all have one label, and which.
+    """
     generator = np.random.default_rng(seed)
     _write_entities(workspace)
     rows = []
@@ -34,7 +43,12 @@ def fill(workspace: Workspace, seed: int = 0) -> None:
     for split in schema.SPLITS:
         first, last = bounds[split]
         chosen = (users >= first) & (users < last) & (positions >= CUT)
-        workspace.write_table(schema.SAMPLES[split], table.filter(pa.array(chosen)))
+        samples = table.filter(pa.array(chosen))
+        if labels_of and split in labels_of:
+            column = samples.column_names.index(schema.LABEL)
+            same = pa.array(np.full(len(samples), labels_of[split], dtype=np.int8))
+            samples = samples.set_column(column, schema.LABEL, same)
+        workspace.write_table(schema.SAMPLES[split], samples)
     for side in schema.SIDES:
         ids = user_ids() if side == "users" else item_ids()
         for tables in (schema.REPRESENTATIONS, schema.TEXT_REPRESENTATIONS):

@@ -44,6 +44,9 @@ imported         fair_base + knowledge of items alone, of a run that has it from
                  (`reki import-knowledge`): as title_text, so that the two compare
 """
 
+Precision = Literal["auto", "float32", "bfloat16"]
+"""In which numbers HEIN multiplies in training; auto: bfloat16 where a CPU has units for it."""
+
 KNOWLEDGE_ARMS: frozenset[Arm] = frozenset(
     {"reki_i", "reki_c", "reki_c_kmeans", "reki_blend", "imported"}
 )
@@ -136,10 +139,12 @@ class TrainConfig(Section):
         description="Batches built ahead in the background; 0 builds each when it is needed.",
         json_schema_extra=OPERATIONAL,
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "float32",
         description="Of HEIN's products of matrices in training; all else is float32, validation "
-        "too. bfloat16 pays on a GPU and on processors with AMX or AVX512-BF16; others emulate it.",
+        "too. auto takes bfloat16 on a CPU that multiplies it in hardware (AMX, AVX512-BF16), "
+        "where it is about twice as fast, and float32 elsewhere: other CPUs emulate it, several "
+        "times as slow.",
     )
     compile: bool = Field(
         False,
@@ -227,7 +232,7 @@ def tunable_keys() -> tuple[str, ...]:
 class EvaluateConfig(Section):
     """Metrics on the test split, touched once, after selection on validation."""
 
-    bootstrap: int = Field(1000, ge=100, description="Resamples of users for an interval.")
+    bootstrap: int = Field(1000, ge=100, description="Resamples of users and items.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Level of the intervals.")
     cold_item_max: int = Field(
         5, ge=0, description="Items with at most this many training samples count as cold."

@@ -18,7 +18,7 @@ from reki_ray.encoding.ledger import VectorLedger
 from reki_ray.encoding.planning import Unit
 from reki_ray.errors import EngineError
 from reki_ray.progress import Reporter, Task
-from reki_ray.runtime import cause_of, last_line
+from reki_ray.runtime import capacity, cause_of, last_line
 from reki_ray.workspace import Workspace
 
 _ACTOR_CPUS = 1
@@ -45,8 +45,7 @@ def encode_units(
 ) -> None:
     """Encode work units into the ledger, on the Ray cluster that is initialised.
 
-    A dead actor is replaced by Ray and its unit is encoded anew. Where that fails again, the
-    pass ends, and a new one takes what is left.
+    An actor that dies ends the pass, and a new one takes what is left.
 
     Args:
         units: Work units whose texts the ledger lacks.
@@ -120,9 +119,9 @@ def _run_pass(
         compute=ActorPoolStrategy(min_size=config.min_replicas, max_size=config.max_replicas),
         num_cpus=_ACTOR_CPUS,
         num_gpus=_gpus(config),
-        # The neighbours of a dead actor go on; a unit that kills its actor twice ends the pass.
-        max_restarts=config.restarts,
-        max_task_retries=1,
+        # Ray's own restarts need the arguments that Ray Data keeps in the object store, which may
+        # be gone by then (https://github.com/ray-project/ray/issues/53727).
+        max_restarts=0,
     )
     kept: Iterable[Any] = encoded.iter_batches(batch_size=None, batch_format="pyarrow")
     for batch in kept:
@@ -148,7 +147,7 @@ def _require_resources(config: EncodeConfig) -> None:
     Raises:
         EngineError: The cluster is too small.
     """
-    there = ray.cluster_resources()
+    there = capacity()
     needed = {
         "CPU": config.min_replicas * _ACTOR_CPUS + 1,
         "GPU": config.min_replicas * _gpus(config),

@@ -1,89 +1,197 @@
-"""Confidence intervals by resampling users, paired between arms.
+"""Confidence intervals over users, items and seeds together.
 
-A user's samples hang together, so users are drawn, not samples (Efron & Tibshirani 1993,
-chapter 8). All arms are measured on the same resamples: a difference then varies much less
-than either of its terms.
+Samples of a user hang together, and so do samples of an item, so both are drawn, and a sample
+counts as often as its user was drawn times its item: the pigeonhole bootstrap (Owen, Annals of
+Applied Statistics 2007). It counts the noise of single samples three times, so its deviations are
+scaled to the variance of two-way clustering, which counts it once (Cameron, Gelbach & Miller,
+Journal of Business & Economic Statistics 2011).
+
+Seeds are too few to be drawn: draws of three never leave the range of the three. A normal with
+their spread takes their place, and the interval is widened by Student's t with the degrees of
+freedom of Welch and Satterthwaite, which are few where the seeds' share of the variance is large.
+
+Models are compared on the same draws, seed by seed: a difference then varies much less than
+either of its terms.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+Counts = npt.NDArray[np.uint8]
 
-_CHUNK_CELLS = 2_000_000
-"""Resamples times samples that are computed at once: 16 MB an intermediate array."""
+USERS_ITEMS: Final = ("users", "items")
+SEEDS: Final = "seeds"
+
+_SEED: Final = 0
+
+_COUNT_BYTES: Final = 64 * 2**20
+"""Memory of the counts of users and items that are drawn at once."""
+
+_BLOCK_ROWS: Final = 16_384
+"""Samples that are weighted at once."""
+
+_RESAMPLES_AT_ONCE: Final = 64
 
 
-class UserBootstrap:
-    """Resamples of the users of a test split.
+@dataclass(frozen=True)
+class Ratio:
+    """Part of a statistic of Q models: a sum of residuals over a sum of bases.
 
     Args:
-        users: User of every sample (N,), integers from 0.
-        resamples: Number B of resamples.
-        seed: Seed of the draws.
+        rows: Samples that take part (n,).
+        residuals: What each contributes, which adds up to 0 over all rows, (n, Q).
+        base: What each adds to the denominator (n,).
     """
 
-    def __init__(self, users: Array, resamples: int, seed: int = 0) -> None:
-        distinct, self._users = np.unique(users, return_inverse=True)
-        count = len(distinct)
-        generator = np.random.default_rng(seed)
-        self._counts = np.zeros((resamples, count), dtype=np.uint16)
-        for row in self._counts:
-            row[:] = np.bincount(generator.integers(0, max(count, 1), count), minlength=count)
+    rows: Ints
+    residuals: npt.NDArray[np.float32]
+    base: Floats
 
-    def auc(self, labels: Array, scores: Array, chosen: Array | None = None) -> Floats:
-        """AUC of every resample (B,); NaN where a resample has a single label.
 
-        Sorted once, an AUC with weights is a cumulative sum: every positive counts the weight
-        of the negatives below it, and half of that of the negatives with its own score.
+class JointBootstrap:
+    """Figures of models on the same samples, as other users, items and seeds would give them.
+
+    A figure is a value plus ratios that are 0 over all samples. For a mean that is exact; for an
+    AUC it is the first-order expansion, which needs no sorting a resample.
+
+    Args:
+        users: User of every sample (N,).
+        items: Item of every sample (N,).
+        values: Figures (S,) with every seed, by name of the model.
+        ratios: Parts of the figure, of the mean over seeds; Q models in the order of `values`.
+        resamples: Number B of resamples.
+        confidence: Level of the intervals, as 0.95.
+    """
+
+    def __init__(
+        self,
+        users: Array,
+        items: Array,
+        values: Mapping[str, Floats],
+        ratios: Sequence[Ratio],
+        resamples: int,
+        confidence: float,
+    ) -> None:
+        self._users, self._items = _places(users), _places(items)
+        self._values = values
+        self._columns = {name: column for column, name in enumerate(values)}
+        self._ratios = ratios
+        self._resamples = resamples
+        self._confidence = confidence
+
+    def value(self, name: str, minus: str | None = None) -> float | None:
+        """Figure of a model, or its difference to another's, mean over seeds; None without."""
+        values = self._by_seed(name, minus)
+        return None if values is None else float(values.mean())
+
+    def interval(self, name: str, minus: str | None = None) -> list[float] | None:
+        """Interval [low, high] of a model's figure, or of its difference to another model's.
 
         Args:
-            labels: 0 or 1, (N,).
-            scores: Scores (N,).
-            chosen: True at the samples that count (N,); None counts all.
+            name: Which model.
+            minus: The other model.
+
+        Returns:
+            None where the figure is not defined, in any resample or at all.
         """
-        places = np.arange(len(labels)) if chosen is None else np.flatnonzero(chosen)
-        if not len(places):
-            return np.full(len(self._counts), np.nan)
-        order = places[np.argsort(scores[places], kind="stable")]
-        _, starts, groups = np.unique(scores[order], return_index=True, return_inverse=True)
-        ends = np.append(starts[1:], len(order))
-        positive = labels[order] > 0
-        users = self._users[order]
-        at_positives = groups[positive]
-        found = np.empty(len(self._counts))
-        step = max(1, _CHUNK_CELLS // len(order))
-        for start in range(0, len(found), step):
-            weights = self._counts[start : start + step, users].astype(np.float64)
-            below = np.zeros((len(weights), len(order) + 1))
-            np.cumsum(np.where(positive, 0.0, weights), axis=1, out=below[:, 1:])
-            credit = 0.5 * (below[:, starts] + below[:, ends])  # by distinct score
-            won = np.einsum("bp,bp->b", weights[:, positive], credit[:, at_positives])
-            pairs = weights[:, positive].sum(axis=1) * below[:, -1]
-            with np.errstate(invalid="ignore"):
-                found[start : start + step] = won / np.where(pairs > 0, pairs, np.nan)
+        values = self._by_seed(name, minus)
+        if values is None:
+            return None
+        column = self._columns[name]
+        other = None if minus is None else self._columns[minus]
+        variance, drawn = self._variances(column, other)
+        scale = np.sqrt(variance / drawn) if drawn > 0 else 0.0
+        deviations = scale * _less(self._deviations, column, other)
+        seeds = len(values)
+        of_seeds = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
+        if of_seeds > 0:
+            deviations = deviations + np.sqrt(of_seeds) * self._normal
+            freedom = (variance + of_seeds) ** 2 / (of_seeds**2 / (seeds - 1))
+            upper = (1 + self._confidence) / 2
+            deviations = deviations * (stats.t.ppf(upper, freedom) / stats.norm.ppf(upper))
+        return interval(values.mean() + deviations, self._confidence)
+
+    def _by_seed(self, name: str, minus: str | None) -> Floats | None:
+        if name not in self._values or (minus is not None and minus not in self._values):
+            return None
+        return self._values[name] - (0.0 if minus is None else self._values[minus])
+
+    @cached_property
+    def _deviations(self) -> Floats:
+        """Ratios of every resample (B, Q), added up; NaN where one has no base."""
+        found = np.zeros((self._resamples, len(self._values)))
+        for start, users, items in self._draws():
+            chunk = slice(start, start + users.shape[1])
+            for ratio in self._ratios:
+                *residuals, base = self._weighted(ratio, users, items)
+                found[chunk] += np.transpose(residuals / np.where(base > 0, base, np.nan))
         return found
 
-    def mean(self, values: Array) -> Floats:
-        """Mean of every resample (B,); NaN where it has no defined value.
+    def _weighted(self, ratio: Ratio, users: Counts, items: Counts) -> Floats:
+        """Sums of residuals, and below them of bases, in R resamples (Q + 1, R)."""
+        total = np.zeros((len(self._values) + 1, users.shape[1]))
+        for start in range(0, len(ratio.rows), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            rows = ratio.rows[block]
+            weights = np.take(users, self._users[rows], axis=0)
+            weights *= np.take(items, self._items[rows], axis=0)
+            columns = np.column_stack([ratio.residuals[block], ratio.base[block]])
+            # Not a product of matrices: for so narrow ones BLAS would wait for its threads.
+            total += np.einsum("nq,nr->qr", columns.astype(np.float32), weights.astype(np.float32))
+        return total
 
-        Args:
-            values: One a sample (N,); NaN where not defined.
-        """
-        defined = ~np.isnan(values)
-        size = self._counts.shape[1]
-        users = self._users[defined]
-        totals = np.bincount(users, weights=values[defined], minlength=size)
-        numbers = np.bincount(users, minlength=size).astype(np.float64)
-        weights = self._counts.astype(np.float64)
-        drawn = weights @ numbers
-        found: Floats = weights @ totals / np.where(drawn > 0, drawn, np.nan)
-        return found
+    def _draws(self) -> Iterator[tuple[int, Counts, Counts]]:
+        """Number of the first of R resamples, and how often each drew every user and item."""
+        sizes = [int(places.max()) + 1 for places in (self._users, self._items)]
+        step = min(max(_COUNT_BYTES // sum(sizes), 1), _RESAMPLES_AT_ONCE)
+        for start in range(0, self._resamples, step):
+            numbers = range(start, min(start + step, self._resamples))
+            users, items = (np.empty((size, len(numbers)), dtype=np.uint8) for size in sizes)
+            for column, number in enumerate(numbers):
+                generator = np.random.default_rng([_SEED, number])
+                for counts, size in zip((users, items), sizes, strict=True):
+                    drawn = generator.integers(0, size, size)
+                    # A product of two fits into a byte; more than 15 has a chance of 1e-14.
+                    counts[:, column] = np.minimum(np.bincount(drawn, minlength=size), 15)
+            yield start, users, items
+
+    def _variances(self, column: int, other: int | None) -> tuple[float, float]:
+        """Variance of a figure over users and items, and that of its pigeonhole resamples."""
+        influence = np.zeros(len(self._users))
+        for ratio in self._ratios:
+            influence[ratio.rows] += _less(ratio.residuals, column, other) / ratio.base.sum()
+        users, items, pairs = (
+            float(np.square(np.bincount(groups, influence)).sum())
+            for groups in (self._users, self._items, self._pairs)
+        )
+        return max(users + items - pairs, users, items), users + items + pairs
+
+    @cached_property
+    def _pairs(self) -> Ints:
+        """Number of every sample's pair of user and item (N,)."""
+        return _places(self._users * (int(self._items.max()) + 1) + self._items)
+
+    @cached_property
+    def _normal(self) -> Floats:
+        """Quantiles of the standard normal in random order (B,)."""
+        quantiles: Floats = stats.norm.ppf((np.arange(self._resamples) + 0.5) / self._resamples)
+        return np.random.default_rng(_SEED).permutation(quantiles)
+
+
+def drawn_over(seeds: int) -> list[str]:
+    """What an interval of figures with so many seeds is over."""
+    return [*USERS_ITEMS, *([SEEDS] if seeds > 1 else [])]
 
 
 def interval(values: Floats, confidence: float) -> list[float] | None:
@@ -104,3 +212,15 @@ def interval(values: Floats, confidence: float) -> list[float] | None:
 def excludes_zero(bounds: list[float] | None) -> bool:
     """Whether an interval tells a difference from none; no interval tells nothing."""
     return bounds is not None and not bounds[0] <= 0 <= bounds[1]
+
+
+def _less(table: Array, column: int, other: int | None) -> Floats:
+    """A column, or its difference to another one."""
+    found: Floats = table[:, column].astype(np.float64)
+    return found if other is None else found - table[:, other]
+
+
+def _places(values: Array) -> Ints:
+    """Place of every value among the distinct ones (N,)."""
+    found: Ints = np.unique(values, return_inverse=True)[1].reshape(-1)
+    return found

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from reki_ray.config import Arm, EvaluateConfig
-from reki_ray.evaluation.bootstrap import Floats, UserBootstrap, excludes_zero, interval
+from reki_ray.evaluation.bootstrap import (
+    Floats,
+    JointBootstrap,
+    Ratio,
+    drawn_over,
+    excludes_zero,
+)
 from reki_ray.evaluation.calibration import calibration_error, calibration_ratio, reliability
-from reki_ray.evaluation.metrics import Array, auc, gauc, logloss
-from reki_ray.training.dataset import Dataset
+from reki_ray.evaluation.metrics import Array, auc, gauc, logloss, placements
+from reki_ray.training.dataset import Dataset, Samples
 
 BASELINE: Final = "fair_base"
 ALL = "all"
@@ -53,61 +58,47 @@ def slices(dataset: Dataset, config: EvaluateConfig) -> dict[str, Marks]:
     }
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Of one arm on one slice: mean over seeds, and the same in every resample."""
-
-    auc: float | None
-    resampled: Floats
-
-
 class Comparison:
-    """Measures arms on the same test samples and the same resamples of users.
+    """Measures arms on the same test samples and on the same draws of users and items.
 
     Args:
-        labels: 0 or 1, (N,).
-        users: User of every sample (N,), integers.
+        samples: N test samples.
         slices: Marks (N,) by slice; one is `all`.
-        baseline: Scores (N,) of the fair base model, by seed.
+        scores: Scores (N,) by arm, then seed. A seed that some arm lacks, as its run diverged, is
+            left out of all; an arm without any seed has no figures.
         config: Number of resamples and level of the intervals.
     """
 
     def __init__(
         self,
-        labels: Array,
-        users: Array,
+        samples: Samples,
         slices: Mapping[str, Marks],
-        baseline: SeedScores,
+        scores: Mapping[Arm, SeedScores],
         config: EvaluateConfig,
     ) -> None:
-        self._labels = labels
-        self._users = users
-        self._slices = slices
-        self._confidence = config.confidence
-        self._bootstrap = UserBootstrap(users, config.bootstrap)
-        self._baseline = {name: self._measure(baseline, name) for name in slices}
-        self._measured = {BASELINE: self._baseline}
+        self._samples = samples
+        self._config = config
+        self._sizes = {name: int(marks.sum()) for name, marks in slices.items()}
+        self._scores, self._seeds = shared_seeds(scores)
+        self._measured = {name: self._measure(marks) for name, marks in slices.items()}
 
-    def entry(self, arm: str, backbone: str, scores: SeedScores) -> dict[str, Any]:
+    def entry(self, arm: Arm, backbone: str) -> dict[str, Any]:
         """Entry of an arm in report.json.
 
         Args:
             arm: Name of the arm.
             backbone: Its conventional model.
-            scores: Scores (N,) by seed.
         """
-        if arm not in self._measured:
-            self._measured[arm] = {name: self._measure(scores, name) for name in self._slices}
-        parts = self._measured[arm]
+        scores = self._scores.get(arm, {})
         compared = self._compare(arm, BASELINE)
         whole = compared[ALL]
-        per_seed = [{"seed": seed, **self._metrics(scores[seed])} for seed in scores]
+        per_seed = [{"seed": seed, **self._metrics(of_seed)} for seed, of_seed in scores.items()]
         return {
             "arm": arm,
             "backbone": backbone,
             "seeds": list(scores),
             "auc": whole["auc"],
-            "auc_ci": interval(parts[ALL].resampled, self._confidence),
+            "auc_ci": self._measured[ALL].interval(arm),
             "logloss": mean([row["logloss"] for row in per_seed]),
             "gauc": mean([row["gauc"] for row in per_seed]),
             "calibration": {
@@ -117,38 +108,16 @@ class Comparison:
             },
             "delta_auc": whole["delta_auc"],
             "delta_ci": whole["delta_ci"],
+            "ci_over": drawn_over(len(scores)),
             "slices": compared,
             "per_seed": per_seed,
         }
 
-    def _metrics(self, scores: Array) -> dict[str, float | None]:
-        return {
-            "auc": auc(self._labels, scores),
-            "logloss": logloss(self._labels, scores),
-            "gauc": gauc(self._labels, scores, self._users),
-            "calibration_error": calibration_error(self._labels, scores),
-            "calibration_ratio": calibration_ratio(self._labels, scores),
-        }
-
-    def _reliability(self, scores: SeedScores) -> list[dict[str, Any]]:
-        """Bins over the predictions of all seeds together."""
-        labels = np.tile(self._labels, len(scores))
-        return reliability(labels, np.concatenate(list(scores.values())))
-
-    def _measure(self, scores: SeedScores, name: str) -> _Measured:
-        chosen = self._slices[name]
-        labels = self._labels[chosen]
-        by_seed = [auc(labels, values[chosen]) for values in scores.values()]
-        if mean(by_seed) is None:  # no resample of a single label has both
-            return _Measured(None, np.full(1, np.nan))
-        resampled = [self._bootstrap.auc(self._labels, v, chosen) for v in scores.values()]
-        return _Measured(mean(by_seed), np.mean(resampled, axis=0))
-
-    def control(self, arm: str, control: str) -> dict[str, Any]:
+    def control(self, arm: Arm, control: Arm) -> dict[str, Any]:
         """Entry of `controls` in report.json: an arm minus one of its controls.
 
         Args:
-            arm: Name of an arm whose entry was made.
+            arm: Name of an arm.
             control: Name of another one.
         """
         compared = self._compare(arm, control)
@@ -158,27 +127,80 @@ class Comparison:
             "control": control,
             "delta_auc": compared[ALL]["delta_auc"],
             "delta_ci": bounds,
+            "ci_over": drawn_over(len(self._seeds)),
             "apart": excludes_zero(bounds),
             "slices": compared,
         }
 
-    def _compare(self, arm: str, other: str) -> dict[str, dict[str, Any]]:
+    def _metrics(self, scores: Array) -> dict[str, float | None]:
+        labels = self._samples.labels
+        return {
+            "auc": auc(labels, scores),
+            "logloss": logloss(labels, scores),
+            "gauc": gauc(labels, scores, self._samples.users),
+            "calibration_error": calibration_error(labels, scores),
+            "calibration_ratio": calibration_ratio(labels, scores),
+        }
+
+    def _reliability(self, scores: SeedScores) -> list[dict[str, Any]]:
+        """Bins over the predictions of all seeds together."""
+        if not scores:
+            return []
+        labels = np.tile(self._samples.labels, len(scores))
+        return reliability(labels, np.concatenate(list(scores.values())))
+
+    def _measure(self, marks: Marks) -> JointBootstrap:
+        """AUC of all arms on one slice; of none where it has a single label."""
+        chosen = np.flatnonzero(marks)
+        labels = self._samples.labels[chosen]
+        by_label = np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)
+        defined = self._scores if all(map(len, by_label)) else {}
+        values: dict[str, Floats] = {arm: np.empty(len(self._seeds)) for arm in defined}
+        residuals = np.zeros((len(chosen), len(defined)), dtype=np.float32)
+        for column, (arm, by_seed) in enumerate(defined.items()):
+            total = np.zeros(len(chosen))
+            for place, scores in enumerate(by_seed.values()):
+                placed = placements(labels, scores[chosen])
+                values[arm][place] = placed[by_label[0]].mean()
+                total += placed - values[arm][place]
+            residuals[:, column] = total / len(by_seed)
+        return JointBootstrap(
+            self._samples.users[chosen],
+            self._samples.items[chosen],
+            values,
+            [Ratio(rows, residuals[rows], np.ones(len(rows))) for rows in by_label],
+            self._config.bootstrap,
+            self._config.confidence,
+        )
+
+    def _compare(self, arm: Arm, other: Arm) -> dict[str, dict[str, Any]]:
         """By slice, the arm's AUC and its paired difference to the other's."""
-        compared = {}
-        for name, part in self._measured[arm].items():
-            against = self._measured[other][name]
-            delta, delta_interval = None, None
-            if part.auc is not None and against.auc is not None:
-                delta = part.auc - against.auc
-                between = part.resampled - against.resampled
-                delta_interval = interval(between, self._confidence)
-            compared[name] = {
-                "samples": int(self._slices[name].sum()),
-                "auc": part.auc,
-                "delta_auc": delta,
-                "delta_ci": delta_interval,
+        return {
+            name: {
+                "samples": self._sizes[name],
+                "auc": measured.value(arm),
+                "delta_auc": measured.value(arm, other),
+                "delta_ci": measured.interval(arm, other),
             }
-        return compared
+            for name, measured in self._measured.items()
+        }
+
+
+def shared_seeds(scores: Mapping[Arm, SeedScores]) -> tuple[dict[Arm, SeedScores], list[int]]:
+    """Scores of the arms that have any, for the seeds that all of these have; and these seeds.
+
+    Args:
+        scores: By arm, then seed.
+    """
+    # Where no seed is common to all, the arms with the fewest go first.
+    arms = sorted((arm for arm in scores if scores[arm]), key=lambda arm: len(scores[arm]))
+    while arms:
+        seeds = [seed for seed in scores[arms[-1]] if all(seed in scores[arm] for arm in arms)]
+        if seeds:
+            kept = [arm for arm in scores if arm in arms]
+            return {arm: {seed: scores[arm][seed] for seed in seeds} for arm in kept}, seeds
+        arms.pop(0)
+    return {}, []
 
 
 def mean(values: list[float | None]) -> float | None:

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from sklearn.metrics import log_loss, roc_auc_score
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
 
 _EPS = 1e-7
 
@@ -51,15 +53,60 @@ def gauc(labels: Array, scores: Array, users: Array) -> float | None:
     Returns:
         None where no user has both labels.
     """
-    order = np.argsort(users, kind="stable")
-    _, starts = np.unique(users[order], return_index=True)
-    total, weight = 0.0, 0
-    for part in np.split(order, starts[1:]):
-        value = auc(labels[part], scores[part])
-        if value is not None:
-            total += value * len(part)
-            weight += len(part)
-    return total / weight if weight else None
+    if not len(labels):
+        return None
+    _, owners = np.unique(users, return_inverse=True)
+    order = np.lexsort((scores, owners))
+    positive, owners, sorted_scores = labels[order] > 0, owners[order], scores[order]
+    before = np.concatenate([[0], np.cumsum(~positive)])  # negatives in front of each place
+    changes = (np.diff(owners) != 0) | (np.diff(sorted_scores) != 0)
+    first, last = _runs(changes)
+    # A negative with the score of a positive counts half, one of an earlier user not at all.
+    own_first, _ = _runs(np.diff(owners) != 0)
+    below = 0.5 * (before[first] + before[last]) - before[own_first]
+    won = np.bincount(owners, weights=np.where(positive, below, 0.0))
+    samples = np.bincount(owners)
+    positives = np.bincount(owners, weights=positive)
+    pairs = positives * (samples - positives)
+    both = pairs > 0
+    if not both.any():
+        return None
+    return float(np.average(won[both] / pairs[both], weights=samples[both]))
+
+
+def placements(labels: Array, scores: Array) -> Floats:
+    """Share of the samples of the other label that each one stands on the right side of (N,).
+
+    The AUC is the mean over the samples of either label (DeLong et al., Biometrics 1988, whose
+    structural components they are). Equal scores count half.
+
+    Args:
+        labels: 0 or 1, both of them, (N,).
+        scores: Higher for a likelier 1, (N,).
+    """
+    order = np.argsort(scores, kind="stable")
+    positive = labels[order] > 0
+    negatives = np.concatenate([[0], np.cumsum(~positive)])
+    first, last = _runs(np.diff(scores[order]) != 0)
+    below = 0.5 * (negatives[first] + negatives[last])  # negatives, of each place
+    before = 0.5 * (first + last) - below  # positives
+    found = np.empty(len(order))
+    found[order] = np.where(
+        positive, below / negatives[-1], 1 - before / (len(order) - negatives[-1])
+    )
+    return found
+
+
+def _runs(changes: Array) -> tuple[Ints, Ints]:
+    """First place, and the place after the last one, of the run that each place is in.
+
+    Args:
+        changes: Whether a run ends between two places, (N - 1,).
+    """
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    ends = np.append(starts[1:], len(changes) + 1)
+    number = np.concatenate([[0], np.cumsum(changes)])
+    return starts[number], ends[number]
 
 
 def _has_both(labels: Array) -> bool:

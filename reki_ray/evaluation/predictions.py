@@ -47,7 +47,7 @@ def predict_test(
         Scores for each of `shown`.
 
     Raises:
-        DataError: There are no test samples.
+        DataError: There are no test samples, or a score of them is not finite.
         StoreError: A run is missing or damaged.
     """
     if not len(samples):
@@ -78,6 +78,13 @@ def predict_test(
                 enriched=bundle.model.enriches,
             )
             predicted = predict(bundle.model, batches, objective=LISTS if run.reranks else CLICKS)
+            if not np.isfinite(predicted).all():
+                raise DataError(
+                    f"run {run.name} scores {int((~np.isfinite(predicted)).sum())} test samples "
+                    "with NaN or infinity",
+                    where=workspace.path(run.folder),
+                    todo="Lower train.learning_rate and train it again, or leave its arm out.",
+                )
             found.setdefault((run.backbone, run.arm), {})[run.seed] = predicted
         after_run()
     return scores

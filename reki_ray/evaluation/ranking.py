@@ -1,4 +1,4 @@
-"""Metrics of ranked lists with binary labels: one value a list, for resampling by user.
+"""Metrics of ranked lists with binary labels: one value a list, and what each 1 adds to it.
 
 scikit-learn's `ndcg_score` gives the mean over lists, not a value of each, and has no average
 precision at k; torchmetrics goes through the lists one by one in Python. The tests compare with
@@ -7,8 +7,8 @@ scikit-learn and with plain loops.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from reki_ray.evaluation.metrics import Array
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+Metric = Literal["ndcg", "map"]
 
 CUTOFFS: Final = (1, 3, 5, 7, 10)
 HEADLINE: Final = 7
@@ -29,8 +31,24 @@ def ranked(labels: Array, scores: Array) -> Floats:
         labels: 0 or 1, negative at padding, (N, K).
         scores: Higher for a better place, (N, K).
     """
-    order = np.argsort(-np.where(labels < 0, -np.inf, scores), axis=1, kind="stable")
-    found: Floats = np.take_along_axis(labels > 0, order, axis=1).astype(np.float64)
+    found: Floats = np.take_along_axis(labels > 0, _order(labels, scores), axis=1).astype(
+        np.float64
+    )
+    return found
+
+
+def gains(labels: Array, scores: Array, metric: Metric, k: int) -> Floats:
+    """What every candidate adds to its list's value (N, K): nothing but where it is a 1.
+
+    Args:
+        labels: 0 or 1, negative at padding, (N, K).
+        scores: Higher for a better place, (N, K).
+        metric: Which value.
+        k: Places that count.
+    """
+    found = np.empty(labels.shape)
+    gained, best = _GAINS[metric](ranked(labels, scores), k)
+    np.put_along_axis(found, _order(labels, scores), gained / best[:, None], axis=1)
     return found
 
 
@@ -45,10 +63,9 @@ def ndcg(relevance: Floats, k: int) -> Floats:
         relevance: 0 or 1 in ranked order (N, K).
         k: Places that count.
     """
-    discount = 1 / np.log2(np.arange(2, relevance.shape[1] + 2))
-    discount[k:] = 0
-    best = np.concatenate([[0.0], np.cumsum(discount)])[relevance.sum(axis=1).astype(np.int64)]
-    return _divide(relevance @ discount, best)
+    gained, best = _ndcg_gains(relevance, k)
+    found: Floats = gained.sum(axis=1) / best
+    return found
 
 
 def average_precision(relevance: Floats, k: int) -> Floats:
@@ -63,9 +80,9 @@ def average_precision(relevance: Floats, k: int) -> Floats:
         relevance: 0 or 1 in ranked order (N, K).
         k: Places that count.
     """
-    precision = np.cumsum(relevance, axis=1) / np.arange(1, relevance.shape[1] + 1)
-    gained = (relevance * precision)[:, :k].sum(axis=1)
-    return _divide(gained, np.minimum(relevance.sum(axis=1), k))
+    gained, best = _precision_gains(relevance, k)
+    found: Floats = gained.sum(axis=1) / best
+    return found
 
 
 def at_cutoffs(relevance: Floats, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, dict[str, Floats]]:
@@ -87,6 +104,28 @@ def mean_over_lists(values: Floats) -> float | None:
     return float(defined.mean()) if len(defined) else None
 
 
-def _divide(values: Floats, by: Floats) -> Floats:
-    quotient: Floats = values / np.where(by > 0, by, np.nan)
-    return quotient
+def _order(labels: Array, scores: Array) -> Ints:
+    order: Ints = np.argsort(-np.where(labels < 0, -np.inf, scores), axis=1, kind="stable")
+    return order
+
+
+def _ndcg_gains(relevance: Floats, k: int) -> tuple[Floats, Floats]:
+    """What each place adds (N, K), and the most that a list can have (N,), NaN without a 1."""
+    discount = 1 / np.log2(np.arange(2, relevance.shape[1] + 2))
+    discount[k:] = 0
+    best = np.concatenate([[np.nan], np.cumsum(discount)])
+    return relevance * discount, best[relevance.sum(axis=1).astype(np.int64)]
+
+
+def _precision_gains(relevance: Floats, k: int) -> tuple[Floats, Floats]:
+    """As `_ndcg_gains`."""
+    gained = relevance * np.cumsum(relevance, axis=1) / np.arange(1, relevance.shape[1] + 1)
+    gained[:, k:] = 0
+    best = np.minimum(relevance.sum(axis=1), k)
+    return gained, np.where(best > 0, best, np.nan)
+
+
+_GAINS: Final[Mapping[Metric, Callable[[Floats, int], tuple[Floats, Floats]]]] = {
+    "ndcg": _ndcg_gains,
+    "map": _precision_gains,
+}

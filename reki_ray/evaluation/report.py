@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined, select_autoescape
@@ -21,6 +21,7 @@ from rich.text import Text
 from reki_ray.config import RekiConfig
 from reki_ray.config.secrets import shown
 from reki_ray.evaluation import plots
+from reki_ray.evaluation.bootstrap import SEEDS, USERS_ITEMS
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.evaluation.report_tables import (
     against_baseline,
@@ -134,6 +135,8 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
     environment.filters["verdict"] = verdict
     arms, serving = content["arms"], content["serving"]
     sizes = {side: f.get("size_list") for side, f in entries["cluster"].details.items()}
+    environment.filters["drawn"] = drawn
+    environment.filters["diverged"] = diverged
     return environment.get_template("report.html.j2").render(
         report=content,
         headline=_headline(content),
@@ -224,6 +227,7 @@ def render_arms(content: dict[str, Any], confidence: float) -> Group:
             _arms_table([arm for arm in arms if arm["backbone"] == backbone], confidence)
             for backbone in backbones
         ],
+        *[Text(line) for line in diverged(arms)],
         *[Text(verdict(entry)) for entry in content["controls"]],
         *render_reranking(content, confidence),
     )
@@ -240,7 +244,8 @@ def render_reranking(content: dict[str, Any], confidence: float) -> list[Table |
     if not rows:
         return []
     table = Table(
-        title=f"{counted(rows[0]['lists'], 'list')} of the test split, {confidence:.0%} intervals",
+        title=f"{counted(rows[0]['lists'], 'list')} of the test split, {confidence:.0%} intervals "
+        f"{drawn(rows)}",
         title_justify="left",
         box=SIMPLE,
     )
@@ -258,7 +263,9 @@ def render_reranking(content: dict[str, Any], confidence: float) -> list[Table |
             interval(row["map"]["7"], None),
             interval(row["ndcg"]["1"], None),
         )
-    return [table, *[Text(verdict(entry)) for entry in content["reranking_controls"]]]
+    lines = diverged(rows, "reranker")
+    lines += [verdict(entry) for entry in content["reranking_controls"]]
+    return [table, *map(Text, lines)]
 
 
 def verdict(entry: dict[str, Any]) -> str:
@@ -272,17 +279,51 @@ def verdict(entry: dict[str, Any]) -> str:
         ("reranker", "delta_ndcg_7") if "reranker" in entry else ("backbone", "delta_auc")
     )
     difference = interval(entry[metric], entry["delta_ci"], signed=True)
-    if not entry["apart"]:
+    if entry[metric] is None:
+        told = "not measured"
+    elif not entry["apart"]:
         told = "no significant difference"
     else:
         told = "ahead" if entry[metric] > 0 else "behind"
+        if SEEDS not in _over(entry):
+            told += " (one seed; another may differ)"
     return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}, {told}"
 
 
+def drawn(entries: Sequence[dict[str, Any]]) -> str:
+    """What the intervals of arms or rerankers are over, in words."""
+    most = max((_over(entry) for entry in entries), key=len)
+    *others, last = most
+    alone = "" if SEEDS in most else ", of one seed"
+    return f"over {', '.join(others)} and {last}{alone}"
+
+
+def diverged(arms: Sequence[dict[str, Any]], model: str = "backbone") -> list[str]:
+    """Which runs diverged, a line for each arm that has one.
+
+    Args:
+        arms: The `arms` or `reranking` of report.json.
+        model: Key of their models.
+    """
+    return [
+        f"{arm[model]}: {arm['arm']} diverged with seed {', '.join(map(str, arm['diverged']))}, "
+        "which is left out of all arms"
+        for arm in arms
+        if arm.get("diverged")
+    ]
+
+
+def _over(entry: dict[str, Any]) -> list[str]:
+    """What an entry's intervals are over."""
+    over: list[str] = entry.get("ci_over", [*USERS_ITEMS, SEEDS])
+    return over
+
+
 def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
-    seeds = counted(len(arms[0]["seeds"]), "seed")
+    seeds = counted(max(len(arm["seeds"]) for arm in arms), "seed")
     table = Table(
-        title=f"Test split, {arms[0]['backbone']}, mean of {seeds}, {confidence:.0%} intervals",
+        title=f"Test split, {arms[0]['backbone']}, mean of {seeds}, "
+        f"{confidence:.0%} intervals {drawn(arms)}",
         title_justify="left",
         box=SIMPLE,
     )

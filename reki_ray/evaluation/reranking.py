@@ -3,57 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.evaluation.bootstrap import UserBootstrap, excludes_zero, interval
-from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of
+from reki_ray.evaluation.bootstrap import JointBootstrap, Ratio, drawn_over, excludes_zero
+from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of, mean, shared_seeds
 from reki_ray.evaluation.metrics import Array
 from reki_ray.evaluation.predictions import predict_test
 from reki_ray.evaluation.ranking import (
     CUTOFFS,
     HEADLINE,
     Floats,
+    Metric,
     at_cutoffs,
+    gains,
     mean_over_lists,
     ranked,
 )
 from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.lists import build_lists
-from reki_ray.training.runs import planned_rerankers
+from reki_ray.training.runs import planned_rerankers, seeds_of, trained
 from reki_ray.workspace import Workspace
 
 INITIAL: Final = "initial_order"
 """Name of the control row: the lists as the rerankers get them."""
 
-_AT: Final = str(HEADLINE)
-_DIFFERENCES: Final = (
-    "delta_ndcg_7",
-    "delta_ci",
-    "delta_initial_ndcg_7",
-    "delta_initial_ci",
-    "delta_map_7",
-    "delta_map_7_ci",
-)
-Values = dict[str, dict[str, Floats]]
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Values (N,) of the lists, mean over seeds, and the means of the resamples at the headline."""
-
-    values: Values
-    resampled: dict[str, Floats]
-
 
 class ListComparison:
-    """Measures orders of the same lists on the same resamples of users.
+    """Measures orders of the same lists on the same draws of users and items.
 
-    A figure is the mean over lists; a list's value is the mean over seeds. Lists of a user hang
-    together, so users are drawn, and all orders are measured on the same draws.
+    A figure is the mean over lists. It is a sum over their positives, of what each adds to its
+    list's value, so these are what draws of users and items count; the other candidates stay.
 
     Args:
         lists: Lists of the test split.
@@ -62,20 +44,21 @@ class ListComparison:
     """
 
     def __init__(self, lists: Samples, resamples: int, confidence: float) -> None:
-        self._labels = lists.labels
+        self._lists = lists
+        self._resamples = resamples
         self._confidence = confidence
-        self._bootstrap = UserBootstrap(lists.users, resamples)
+        self._positives = np.nonzero(lists.labels > 0)  # rows and columns
         places = np.broadcast_to(np.arange(lists.labels.shape[1]), lists.labels.shape)
-        self._initial = self._measure({0: -places.astype(np.float32)})
+        self._initial = -places.astype(np.float32)
 
     def initial(self) -> dict[str, Any]:
         """Row of the initial order."""
+        by_seed = {0: self._initial}
         return {
             "reranker": INITIAL,
             "arm": None,
+            **self._figures(INITIAL, by_seed, self._bootstraps({INITIAL: by_seed})),
             "seeds": [],
-            **self._figures(self._initial),
-            **dict.fromkeys(_DIFFERENCES),
             "per_seed": [],
         }
 
@@ -86,80 +69,99 @@ class ListComparison:
 
         Args:
             reranker: Its name.
-            scores: Scores (N, K) of every arm, by seed; one arm is the fair base model.
+            scores: Scores (N, K) of every arm, by seed; see `shared_seeds`.
         """
-        measured = {arm: self._measure(by_seed) for arm, by_seed in scores.items()}
-        base = measured[BASELINE]
+        shared, seeds = shared_seeds(scores)
+        # The initial order is the same with every seed.
+        orders: dict[str, SeedScores] = dict(shared.items())
+        if seeds:
+            orders[INITIAL] = dict.fromkeys(seeds, self._initial)
+        bootstraps = self._bootstraps(orders)
         rows = [
             {
                 "reranker": reranker,
                 "arm": arm,
-                "seeds": list(scores[arm]),
-                **self._figures(found),
-                **self._difference(found, base, "delta_ndcg_7", "delta_ci"),
-                **self._difference(
-                    found, self._initial, "delta_initial_ndcg_7", "delta_initial_ci"
-                ),
-                **self._difference(found, base, "delta_map_7", "delta_map_7_ci", "map"),
-                "per_seed": [
-                    {"seed": seed, **_means(self._values(given))}
-                    for seed, given in scores[arm].items()
-                ],
+                **self._figures(arm, shared.get(arm, {}), bootstraps),
             }
-            for arm, found in measured.items()
+            for arm in scores
         ]
-        controls = [
-            self._control(reranker, arm, control, measured)
-            for arm, control in controls_of(measured)
-        ]
+        controls = []
+        for arm, control in controls_of(scores):
+            bounds = bootstraps["ndcg"].interval(arm, control)
+            controls.append(
+                {
+                    "reranker": reranker,
+                    "arm": arm,
+                    "control": control,
+                    "delta_ndcg_7": bootstraps["ndcg"].value(arm, control),
+                    "delta_ci": bounds,
+                    "ci_over": drawn_over(len(seeds)),
+                    "apart": excludes_zero(bounds),
+                }
+            )
         return rows, controls
 
-    def _control(
-        self, reranker: str, arm: Arm, control: Arm, measured: Mapping[Arm, _Measured]
+    def _figures(
+        self, name: str, by_seed: SeedScores, bootstraps: Mapping[Metric, JointBootstrap]
     ) -> dict[str, Any]:
-        compared = self._difference(measured[arm], measured[control], "delta_ndcg_7", "delta_ci")
+        ndcg, precision = bootstraps["ndcg"], bootstraps["map"]
+        per_seed = {seed: self._means(scores) for seed, scores in by_seed.items()}
         return {
-            "reranker": reranker,
-            "arm": arm,
-            "control": control,
-            **compared,
-            "apart": excludes_zero(compared["delta_ci"]),
+            "seeds": list(by_seed),
+            "lists": len(self._lists),
+            **{
+                metric: {
+                    str(k): mean([one[metric][str(k)] for one in per_seed.values()])
+                    for k in CUTOFFS
+                }
+                for metric in bootstraps
+            },
+            "ndcg_7_ci": ndcg.interval(name),
+            "map_7_ci": precision.interval(name),
+            "delta_ndcg_7": ndcg.value(name, BASELINE),
+            "delta_ci": ndcg.interval(name, BASELINE),
+            "delta_initial_ndcg_7": ndcg.value(name, INITIAL) if name != INITIAL else None,
+            "delta_initial_ci": ndcg.interval(name, INITIAL) if name != INITIAL else None,
+            "delta_map_7": precision.value(name, BASELINE),
+            "delta_map_7_ci": precision.interval(name, BASELINE),
+            "ci_over": drawn_over(len(by_seed)),
+            "per_seed": [{"seed": seed, **means} for seed, means in per_seed.items()],
         }
 
-    def _values(self, scores: Array) -> Values:
-        return at_cutoffs(ranked(self._labels, scores))
+    def _means(self, scores: Array) -> dict[str, dict[str, float | None]]:
+        found = at_cutoffs(ranked(self._lists.labels, scores))
+        return {
+            metric: {k: mean_over_lists(values) for k, values in by_cutoff.items()}
+            for metric, by_cutoff in found.items()
+        }
 
-    def _measure(self, scores: SeedScores) -> _Measured:
-        found = [self._values(given) for given in scores.values()]
-        values = {
-            metric: {
-                str(k): np.mean([one[metric][str(k)] for one in found], axis=0) for k in CUTOFFS
+    def _bootstraps(self, orders: Mapping[str, SeedScores]) -> dict[Metric, JointBootstrap]:
+        """Means over lists at the headline, of orders with the same seeds."""
+        rows, columns = self._positives
+        shares = 1 / np.bincount(rows)[rows]  # of a list: they add up to 1
+        metrics: tuple[Metric, ...] = ("ndcg", "map")
+        found: dict[Metric, JointBootstrap] = {}
+        for metric in metrics:
+            values: dict[str, Floats] = {
+                name: np.empty(len(by_seed)) for name, by_seed in orders.items()
             }
-            for metric in found[0]
-        }
-        resampled = {metric: self._bootstrap.mean(by[_AT]) for metric, by in values.items()}
-        return _Measured(values, resampled)
-
-    def _figures(self, found: _Measured) -> dict[str, Any]:
-        return {
-            "lists": len(self._labels),
-            **_means(found.values),
-            "ndcg_7_ci": interval(found.resampled["ndcg"], self._confidence),
-            "map_7_ci": interval(found.resampled["map"], self._confidence),
-        }
-
-    def _difference(
-        self,
-        found: _Measured,
-        other: _Measured,
-        name: str,
-        bounds: str,
-        metric: str = "ndcg",
-    ) -> dict[str, Any]:
-        """Difference at the headline and its interval under two names."""
-        between = found.values[metric][_AT] - other.values[metric][_AT]
-        spread = found.resampled[metric] - other.resampled[metric]
-        return {name: mean_over_lists(between), bounds: interval(spread, self._confidence)}
+            residuals = np.zeros((len(rows), len(orders)), dtype=np.float32)
+            for number, (name, by_seed) in enumerate(orders.items()):
+                total = np.zeros(len(rows))
+                for place, scores in enumerate(by_seed.values()):
+                    added = gains(self._lists.labels, scores, metric, HEADLINE)[rows, columns]
+                    values[name][place] = added.sum() / shares.sum()
+                    total += added - values[name][place] * shares
+                residuals[:, number] = total / len(by_seed)
+            found[metric] = JointBootstrap(
+                self._lists.users[rows],
+                self._lists.items[rows, columns],
+                values,
+                [Ratio(np.arange(len(rows)), residuals, shares)],
+                self._resamples,
+                self._confidence,
+            )
+        return found
 
 
 class Reranking:
@@ -175,7 +177,7 @@ class Reranking:
         self._config = config
         self._workspace = workspace
         self._dataset = dataset
-        self._runs = planned_rerankers(config.train)
+        self._runs, self._diverged = trained(workspace, planned_rerankers(config.train))
         self.steps = len(self._runs) + len(config.train.rerankers)
 
     def measure(self, advance: Callable[[], None]) -> dict[str, Any]:
@@ -190,23 +192,18 @@ class Reranking:
         """
         found: dict[str, Any] = {"reranking": [], "reranking_controls": []}
         train, evaluate = self._config.train, self._config.evaluate
-        if not self._runs:
+        if not train.rerankers:
             return found
         lists = build_lists(self._dataset, "test", train.rerank)
         [scores] = predict_test(self._workspace, self._dataset, lists, self._runs, advance)
         comparison = ListComparison(lists, evaluate.bootstrap, evaluate.confidence)
         found["reranking"].append(comparison.initial())
         for reranker in train.rerankers:
-            by_arm = {arm: scores[reranker, arm] for arm in train.arms}
+            by_arm = {arm: scores.get((reranker, arm), {}) for arm in train.arms}
             rows, controls = comparison.rows(reranker, by_arm)
             found["reranking"] += rows
             found["reranking_controls"] += controls
             advance()
+        for row in found["reranking"]:
+            row["diverged"] = seeds_of(self._diverged, row["reranker"], row["arm"])
         return found
-
-
-def _means(values: Values) -> dict[str, dict[str, float | None]]:
-    return {
-        metric: {k: mean_over_lists(found) for k, found in by_cutoff.items()}
-        for metric, by_cutoff in values.items()
-    }

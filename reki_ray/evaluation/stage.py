@@ -11,7 +11,6 @@ import pyarrow as pa
 from reki_ray.config import RekiConfig
 from reki_ray.evaluation.comparison import (
     ALL,
-    BASELINE,
     METRICS,
     NEW_USERS,
     Comparison,
@@ -25,7 +24,7 @@ from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter
 from reki_ray.schema import ARM, BACKBONE, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.runs import Run, planned
+from reki_ray.training.runs import Run, planned, seeds_of, trained
 from reki_ray.training.stream import load_dataset
 from reki_ray.workspace import Workspace
 
@@ -38,7 +37,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         StoreError: A trained run is missing or damaged.
     """
     dataset = load_dataset(config, workspace)
-    runs = planned(config.train)
+    runs, diverged = trained(workspace, planned(config.train))
     samples = dataset.samples["test"]
     reranking = Reranking(config, workspace, dataset)
     shown = config.evaluate.new_user_history
@@ -49,6 +48,8 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             workspace, dataset, samples, runs, task.advance, shown=lengths
         )
         entries, controls = _compare(config, samples, slices(dataset, config.evaluate), scores)
+        for row in entries:
+            row["diverged"] = seeds_of(diverged, row["backbone"], row["arm"])
         for new in of_new_users:
             everywhere = {ALL: np.ones(len(samples), dtype=bool)}
             found = _compare(config, samples, everywhere, new)
@@ -75,10 +76,9 @@ def _compare(
     """Entries `arms` and `controls` of the report, in the order of the configuration."""
     entries, controls = [], []
     for backbone in config.train.backbones:
-        baseline = scores[backbone, BASELINE]
-        comparison = Comparison(samples.labels, samples.users, marks, baseline, config.evaluate)
-        for arm in config.train.arms:
-            entries.append(comparison.entry(arm, backbone, scores[backbone, arm]))
+        by_arm = {arm: scores.get((backbone, arm), {}) for arm in config.train.arms}
+        comparison = Comparison(samples, marks, by_arm, config.evaluate)
+        entries += [comparison.entry(arm, backbone) for arm in config.train.arms]
         controls += [
             {"backbone": backbone, **comparison.control(arm, control)}
             for arm, control in controls_of(config.train.arms)

@@ -8,6 +8,7 @@ import ray
 
 from reki_ray.errors import EngineError
 from reki_ray.extraction.engines.protocol import Demand
+from reki_ray.runtime import capacity
 
 _SPARE_CPUS = 1
 """Ray Data's own tasks need a CPU: where actors take every one, a dataset waits for ever."""
@@ -16,20 +17,9 @@ _POOLED = "MapWorker("
 """How Ray Data names the actors of a pool."""
 
 
-def capacity() -> dict[str, float]:
-    """Resources that the cluster has, or that its autoscaler may start."""
-    # Not public, and the only place that tells what an autoscaler could start.
-    from ray._private.state import state  # noqa: PLC0415
-
-    there: dict[str, float] = dict(ray.cluster_resources())
-    for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
-        there[name] = max(there.get(name, 0.0), amount)
-    return there
-
-
 def replicas() -> int:
     """Actors of this job's Ray Data pools that are up."""
-    from ray._private.state import state  # noqa: PLC0415  # as above
+    from ray._private.state import state  # noqa: PLC0415  # not public
 
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     actors = state.actor_table(None, job, "ALIVE").values()

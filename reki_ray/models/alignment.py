@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 TEMPERATURE: Final = 0.1
 MOST_ITEMS: Final = 512
-"""Items a batch that are compared with each other: the cost grows with their square."""
+"""Items that are compared with each other, drawn from a batch: the cost grows with their square."""
 
 
 class Alignment(nn.Module):

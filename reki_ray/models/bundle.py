@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -19,6 +19,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from reki_ray.errors import StoreError
 from reki_ray.models.ctr_model import CTRModel
@@ -173,6 +174,13 @@ def save(folder: Path, bundle: Bundle[Any, Any]) -> str:
     return fingerprint(folder)
 
 
+def not_finite(model: nn.Module) -> Iterator[str]:
+    """Names of the parameters of a model that hold NaN or infinity."""
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            yield name
+
+
 def fingerprint(folder: Path) -> str:
     """SHA-256 over the content of both files of a saved model.
 
@@ -224,6 +232,8 @@ def _load(
         )
         model = make(architecture, features)
         model.load_state_dict(load_file(folder / WEIGHTS))
+        for name in not_finite(model):
+            raise ValueError(f"{name} holds numbers that are not finite")
         history = int(description["history"])
     except (
         *(OSError, ValueError, KeyError, TypeError, RuntimeError),

@@ -210,16 +210,19 @@ class EmbeddedModel(nn.Module):
 
         Args:
             ids: Rows of the ids of R items (R,).
-            items: Some of these items, repeated or not, whose knowledge is at hand, (B,).
+            items: Some of these items, repeated or not, whose knowledge is at hand, of any shape;
+                padding has no part in it.
             knowledge: Knowledge of the R items.
         """
         if not self.training or self.hein is None or not self.alignment_weight:
             return None
         assert knowledge is not None
-        known = torch.unique(items)[:MOST_ITEMS]
+        known = torch.unique(items)
         known = known[ids[known] >= FIRST_OWN_ROW]
         if not len(known):
             return None
+        if len(known) > MOST_ITEMS:  # in ascending order, so the first ones would be the same
+            known = known[torch.randperm(len(known), device=known.device)[:MOST_ITEMS]]
         r = self.item_reader(knowledge.vectors[knowledge.index[known]])
         loss: Tensor = self.alignment(self.hein.shared_items(r), self.items.ids(ids[known]))
         return self.alignment_weight * loss

@@ -64,7 +64,8 @@ class ItemEmbedding(nn.Module):
         features: Vocabularies.
         size: Embedding size E.
         id_dropout: Share of a batch's items that training shows without their id. It is what
-            trains the row of unknown ids, which no training sample would reach otherwise.
+            trains the row of unknown ids. Without it no training sample reaches that row, which
+            stays zero: an unknown item is its attributes alone.
     """
 
     def __init__(self, features: FeatureSpace, size: int, id_dropout: float) -> None:
@@ -72,7 +73,7 @@ class ItemEmbedding(nn.Module):
         self.id_dropout = id_dropout
         self.ids = nn.Embedding(features.item_rows, size, padding_idx=PADDING)
         self.attributes = AttributeEmbedding(features.item_fields, size)
-        _initialise(self.ids.weight)
+        _initialise(self.ids.weight, *([] if id_dropout else [UNKNOWN]))
 
     def drop(self, ids: Tensor) -> Tensor:
         """Rows (N,) of the item ids, some of them unknown in training."""
@@ -96,6 +97,8 @@ class ItemEmbedding(nn.Module):
 class RatingEmbedding(nn.Embedding):
     """Embedding of the rating of a past interaction, added to its item's vector.
 
+    That of a missing rating starts as zero, and stays so where training misses none.
+
     Args:
         features: Vocabularies.
         size: Embedding size E.
@@ -103,7 +106,7 @@ class RatingEmbedding(nn.Embedding):
 
     def __init__(self, features: FeatureSpace, size: int) -> None:
         super().__init__(features.rating_rows, size, padding_idx=PADDING)
-        _initialise(self.weight)
+        _initialise(self.weight, UNKNOWN)
 
 
 class GapEmbedding(nn.Embedding):
@@ -118,7 +121,8 @@ class GapEmbedding(nn.Embedding):
         _initialise(self.weight)
 
 
-def _initialise(weight: Tensor) -> None:
+def _initialise(weight: Tensor, *zeros: int) -> None:
+    """Draw all rows but padding and some others, which are zero."""
     nn.init.normal_(weight, std=_INITIAL_STD)
     with torch.no_grad():
-        weight[PADDING].zero_()
+        weight[[PADDING, *zeros]] = 0.0

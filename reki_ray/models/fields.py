@@ -1,8 +1,9 @@
 """Vocabularies of the model's features: ids and attribute texts to embedding rows.
 
-Row 0 of every vocabulary is padding, row 1 stands for what training never saw. The
-vocabularies are built from training samples, their histories and their users alone, so
-that a validation or test id meets the model as it would online.
+Row 0 of every vocabulary is padding, row 1 stands for an unknown item and for a missing rating.
+A value of an attribute that training never saw is padding, as a missing one: no row of its own
+could have learned anything. The vocabularies are built from training samples, their histories
+and their users alone, so that a validation or test id meets the model as it would online.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAX_VALUES: Final = 16
 """Most values of one attribute that a record contributes; the surplus is cut."""
 
 MAX_RATING_LEVELS: Final = 20
-"""Finer rating scales are divided into this many quantiles."""
+"""Finer rating scales are divided into this many quantiles of all ratings."""
 
 
 GAP_BOUNDS: Final = tuple(
@@ -79,7 +80,7 @@ class Field:
         return {value: row for row, value in enumerate(self.values, FIRST_OWN_ROW)}
 
     def encode(self, records: Sequence[Sequence[str]]) -> Rows:
-        """Embedding rows (N, width) of N records, padded at the end."""
+        """Embedding rows (N, width) of N records; padding at the end and for unknown values."""
         rows = np.full((len(records), self.width), PADDING, dtype=np.int32)
         for row, values in zip(rows, records, strict=True):
             for column, value in enumerate(values[: self.width]):
@@ -88,10 +89,10 @@ class Field:
 
     def _row(self, value: str) -> int:
         if not self.bounds:
-            return self._index.get(value, UNKNOWN)
+            return self._index.get(value, PADDING)
         amount = read_amount(value)
         if amount is None:
-            return UNKNOWN
+            return PADDING
         return FIRST_OWN_ROW + bisect.bisect_right(self.bounds[1:], amount[0])
 
 
@@ -172,7 +173,7 @@ class FeatureSpace:
     def encode_items(
         self, ids: Sequence[str], attributes: Sequence[Attributes | None]
     ) -> EncodedItems:
-        """Rows of N items; ids and values that training never saw get row 1."""
+        """Rows of N items; an id that training never saw gets row 1."""
         rows = [self._item_index.get(item, UNKNOWN) for item in ids]
         return EncodedItems(
             ids=np.array(rows, dtype=np.int32),
@@ -241,22 +242,28 @@ def _fields(records: Iterable[Attributes | None], buckets: Mapping[str, int]) ->
     widths: dict[str, int] = {}
     for record in records:
         for name, texts in (record or {}).items():
-            values.setdefault(name, Counter()).update(texts)
+            values.setdefault(name, Counter()).update(texts[:MAX_VALUES])
             widths[name] = max(widths.get(name, 1), min(len(texts), MAX_VALUES))
     return {
-        name: Field((), widths[name], _quantiles(values[name], buckets[name]))
+        name: Field((), widths[name], _quantiles(_numbers(values[name]), buckets[name]))
         if name in buckets
         else Field(tuple(sorted(values[name])), widths[name])
         for name in sorted(values)
     }
 
 
-def _quantiles(values: Counter[str], buckets: int) -> tuple[float, ...]:
-    """Lower bounds of at most so many buckets that hold about equally many values."""
-    amounts = [read_amount(text) for text in values.elements()]
-    found = np.sort([amount[0] for amount in amounts if amount is not None] or [0.0])
-    firsts = np.arange(buckets) * len(found) // buckets
-    return tuple(float(bound) for bound in np.unique(found[firsts]))
+def _numbers(values: Counter[str]) -> npt.NDArray[np.float64]:
+    """The amounts among some texts, each as often as it occurs; 0 where there is none."""
+    amounts = [(read_amount(text), count) for text, count in values.items()]
+    found = [(amount[0], count) for amount, count in amounts if amount is not None] or [(0.0, 1)]
+    numbers, counts = zip(*found, strict=True)
+    return np.repeat(np.array(numbers), counts)
+
+
+def _quantiles(numbers: npt.NDArray[np.floating[Any]], buckets: int) -> tuple[float, ...]:
+    """Lower bounds of at most so many buckets that hold about equally many of N numbers."""
+    firsts = np.arange(buckets) * len(numbers) // buckets
+    return tuple(float(bound) for bound in np.unique(np.sort(numbers)[firsts]))
 
 
 def _encode(fields: Mapping[str, Field], records: Sequence[Attributes | None]) -> dict[str, Rows]:
@@ -267,10 +274,10 @@ def _encode(fields: Mapping[str, Field], records: Sequence[Attributes | None]) -
 
 
 def _rating_levels(ratings: npt.NDArray[np.float32]) -> tuple[float, ...]:
-    levels = np.unique(ratings[~np.isnan(ratings)])
+    given = ratings[~np.isnan(ratings)]
+    levels = np.unique(given)
     if len(levels) > MAX_RATING_LEVELS:
-        shares = np.arange(MAX_RATING_LEVELS) / MAX_RATING_LEVELS
-        levels = np.unique(np.quantile(levels, shares, method="lower"))
+        return _quantiles(given, MAX_RATING_LEVELS)
     return tuple(float(level) for level in levels)
 
 

@@ -52,8 +52,8 @@ class RerankModel(EmbeddedModel):
             augmented_user=h_users,
             augmented_items=None if h_items is None else _rows(h_items, batch.targets),
         )
-        there = batch.targets[batch.targets != PADDING]
-        return Output(logits, self.misalignment(batch.item_ids, there, batch.item_knowledge))
+        misaligned = self.misalignment(batch.item_ids, batch.targets, batch.item_knowledge)
+        return Output(logits, misaligned)
 
     def output(
         self,

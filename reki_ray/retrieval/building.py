@@ -180,6 +180,11 @@ class RetrievalBuilder:
         # Later rounds know items that the run does not.
         vectors = towers.new_item_vectors(torch.from_numpy(catalogue.content)).numpy()
         vectors[trained] = all_item_vectors(towers, content)
+        if not np.isfinite(vectors).all():
+            self._reporter.say(
+                "publish: the towers of retrieval diverged, candidates by popularity"
+            )
+            return Learned(RetrievalDescription())
         samples = drawn(held_positives(dataset, "valid"), seed)
         scores = _scores(towers, vectors[trained], likes, samples)
         popularity = catalogue.samples[trained].astype(np.float32)

@@ -87,7 +87,8 @@ class TwoTower(nn.Module):
             liked: Liked items, places among R (B, L); any at padding.
             there: 1 at items, 0 at padding (B, L).
         """
-        found = vectors.index_select(0, liked.reshape(-1)).view(*liked.shape, -1)  # (B, L, D)
+        shape = (*liked.shape, vectors.shape[1])
+        found = vectors.index_select(0, liked.reshape(-1)).view(shape)  # (B, L, D)
         total = (there.unsqueeze(1) @ found).squeeze(1)
         mean = total / there.sum(dim=1, keepdim=True).clamp(min=1)
         return functional.normalize(self.users(mean), dim=1)

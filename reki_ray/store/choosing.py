@@ -10,18 +10,19 @@ import numpy as np
 
 from reki_ray.config import KNOWLEDGE_ARMS, Arm, Backbone, RekiConfig
 from reki_ray.errors import ConfigError
-from reki_ray.training.runs import METRICS, Run
+from reki_ray.training.checkpoint import click_quality
+from reki_ray.training.runs import Run, divergence_of, read_metrics
 from reki_ray.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training run and how good it is on validation."""
+    """A finished training run and how good it is on validation, see `click_quality`."""
 
     arm: Arm
     seed: int
     folder: Path
-    valid_auc: float
+    quality: float
 
 
 def check(config: RekiConfig) -> None:
@@ -44,18 +45,28 @@ def with_arm(config: RekiConfig, arm: Arm) -> RekiConfig:
 def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
     """The run to serve: best backbone and arm by mean validation AUC, then their best seed.
 
-    The test split has no say in it. Ties go to the first name and the lowest seed.
+    Where validation samples have a single label, the log-loss takes the place of the AUC. The test
+    split has no say in it. Runs that diverged do not count. Ties go to the first name and the
+    lowest seed.
 
     Raises:
-        ConfigError: No trained arm may be served.
+        ConfigError: No trained arm may be served, or all their runs diverged.
     """
+    arms = _servable(config)
     candidates = [
         _runs(config, workspace, backbone, arm)
         for backbone in sorted(config.train.backbones)
-        for arm in _servable(config)
+        for arm in arms
     ]
-    best = max(candidates, key=lambda runs: np.mean([run.valid_auc for run in runs]))
-    return min(best, key=lambda run: (-run.valid_auc, run.seed))
+    candidates = [runs for runs in candidates if runs]
+    if not candidates:
+        raise ConfigError(
+            f"nothing can be served: all runs of {', '.join(arms)} diverged",
+            where="publish.arm",
+            todo="Lower train.learning_rate and train again, or name another arm.",
+        )
+    best = max(candidates, key=lambda runs: np.mean([run.quality for run in runs]))
+    return min(best, key=lambda run: (-run.quality, run.seed))
 
 
 def _servable(config: RekiConfig) -> list[Arm]:
@@ -88,10 +99,12 @@ def _servable(config: RekiConfig) -> list[Arm]:
 def _runs(
     config: RekiConfig, workspace: Workspace, backbone: Backbone, arm: Arm
 ) -> list[TrainedRun]:
+    """Runs of all seeds that did not diverge."""
     found = []
     for seed in config.train.seeds:
         run = Run(backbone, arm, seed)
-        metrics = workspace.read_json(f"{run.folder}/{METRICS}")
-        folder = workspace.local_path(run.folder)
-        found.append(TrainedRun(arm, seed, folder, float(metrics["valid"]["auc"])))
+        metrics = read_metrics(workspace, run)
+        if divergence_of(metrics) is None:
+            quality = click_quality(metrics["valid"])
+            found.append(TrainedRun(arm, seed, workspace.local_path(run.folder), quality))
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,12 +105,18 @@ def write_side(
 
     Returns:
         That of an id that nothing is known of.
+
+    Raises:
+        DataError: A vector is not finite in the stored type.
     """
     fallback = augment(found.unknown)
+    _require_finite(fallback, [f"unknown {side}"], side, dtype)
     vectors = np.empty((len(found.r), fallback.shape[1]), dtype=np.float32)
     for start in range(0, len(vectors), _ROWS_A_STEP):
         part = found.r[start : start + _ROWS_A_STEP].copy()  # torch wants writable memory
-        vectors[start : start + len(part)] = augment(part)
+        rows = slice(start, start + len(part))
+        vectors[rows] = augment(part)
+        _require_finite(vectors[rows], found.ids[rows], side, dtype)
         task.advance(len(part))
     write_vectors(folder / VECTOR_FILES[side], found.ids, vectors, found.sources, dtype=dtype)
     return [float(x) for x in fallback[0]]
@@ -129,6 +135,23 @@ def mean_direction(r: Vectors) -> Vectors:
     """Mean of representations (N, d) with length 1, shape (1, d); zero where N is 0."""
     mean = r.mean(axis=0, keepdims=True) if len(r) else np.zeros((1, r.shape[1]), np.float32)
     return normalise(mean)
+
+
+def _require_finite(vectors: Vectors, ids: Sequence[str], side: Side, dtype: DType) -> None:
+    """Refuse vectors (n, q) that are NaN or infinite, or become so in the stored type.
+
+    Raises:
+        DataError: One is.
+    """
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(vectors.astype(dtype)).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"the {dtype} vector of {ids[int(np.argmin(finite))]!r} is not finite",
+            where=f"publish, {side}",
+            todo="With publish.dtype float16, take float32; else look for NaN in the "
+            "representations that `reki encode` wrote.",
+        )
 
 
 def _unchanged(r: Vectors) -> Vectors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,10 +47,32 @@ class Epoch:
 
     @property
     def quality(self) -> float:
-        """What selection maximises: NDCG of lists, AUC of clicks, minus the loss without either."""
+        """What selection maximises: NDCG of lists, else `click_quality`."""
         if self.valid_ndcg is not None:
             return self.valid_ndcg
-        return -self.valid_logloss if self.valid_auc is None else self.valid_auc
+        return click_quality({"auc": self.valid_auc, "logloss": self.valid_logloss})
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The end of a run whose numbers are no longer finite: it has no result.
+
+    Args:
+        epoch: Number of the epoch, from 1.
+        reason: What is not finite.
+    """
+
+    epoch: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"diverged in epoch {self.epoch}: {self.reason}"
+
+
+def click_quality(valid: Mapping[str, Any]) -> float:
+    """What selects among models of clicks: AUC, or minus the log-loss where it is not defined."""
+    quality: float = -valid["logloss"] if valid["auc"] is None else valid["auc"]
+    return quality
 
 
 def best_of(epochs: Sequence[Epoch]) -> Epoch:

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from reki_ray.config import TrainConfig
 from reki_ray.models.backbones import Output
+from reki_ray.models.bundle import not_finite
 from reki_ray.models.embedded_model import EmbeddedModel
 from reki_ray.training.batches import BatchBuilder, Prepared, Share, TrainSamples
-from reki_ray.training.checkpoint import Epoch, RunState, best_of, copy_weights
+from reki_ray.training.checkpoint import Divergence, Epoch, RunState, best_of, copy_weights
 from reki_ray.training.compiling import compiled
 from reki_ray.training.objectives import CLICKS, Objective
+from reki_ray.training.precision import chosen_precision
 from reki_ray.training.prefetch import Prefetched
 
 PREDICT_BATCH = 4096
@@ -110,6 +112,9 @@ class Trainer:
         fingerprint: Of the run; a state of another run is not gone on from.
         workers: The workers that train together.
         objective: What the model is trained for.
+
+    Attributes:
+        divergence: How the run failed, if it did.
     """
 
     def __init__(
@@ -130,7 +135,9 @@ class Trainer:
         self._seed = seed
         self._workers = workers or SingleWorker()
         self._device = next(model.parameters()).device
-        model.reduced = config.precision == "bfloat16"
+        # Otherwise cuDNN's recurrent layers compute in TF32.
+        torch.backends.cudnn.allow_tf32 = False
+        model.reduced = chosen_precision(config.precision, self._device) == "bfloat16"
         wrapped = self._workers.wrap(model)
         self._wrapped = compiled(wrapped) if config.compile else wrapped
         self._optimiser = torch.optim.AdamW(
@@ -142,6 +149,7 @@ class Trainer:
         self.steps_per_epoch = self._share(epoch=1).steps(len(splits.train))
         self._schedule = Schedule.of(config, self.steps_per_epoch)
         self._state = RunState(fingerprint, [], {}, copy_weights(model), {})
+        self.divergence: Divergence | None = None
 
     @property
     def epochs(self) -> list[Epoch]:
@@ -164,6 +172,8 @@ class Trainer:
     def run(self, after_epoch: Callable[[Epoch, RunState], None]) -> None:
         """Train until the last epoch or until patience ends, then load the best weights.
 
+        A run whose loss, scores or weights are no longer finite ends there with a `divergence`.
+
         Args:
             after_epoch: Called on every worker after each epoch with its figures and the state.
         """
@@ -171,6 +181,9 @@ class Trainer:
             number = len(self.epochs) + 1
             loss, seconds, waited = self._train_epoch(number)
             scores = predict(self._model, self._splits.valid, self._workers, self._objective)
+            if reason := self._not_finite(loss, scores):
+                self.divergence = Divergence(number, reason)
+                return
             labels = self._splits.valid.labels(np.arange(len(scores))).cpu().numpy()
             valid = self._objective.validate(labels, scores)
             done = Epoch(
@@ -199,6 +212,15 @@ class Trainer:
         stale = len(self.epochs) - self.best.epoch
         return len(self.epochs) >= self._config.epochs or stale >= self._config.patience
 
+    def _not_finite(self, loss: float, scores: npt.NDArray[np.float32]) -> str:
+        """What is not finite after an epoch, the same on every worker; empty where all is."""
+        if not math.isfinite(loss):
+            return f"the training loss is {loss}"
+        broken = int((~np.isfinite(scores)).sum())
+        if broken:
+            return f"{broken} of {scores.size} validation scores are not finite"
+        return next((f"weights of {name} are not finite" for name in not_finite(self._model)), "")
+
     def _share(self, epoch: int) -> Share:
         workers = self._workers
         local_batch = max(1, self._config.batch_size // workers.world)
@@ -224,8 +246,9 @@ class Trainer:
                 count += len(one.labels)
         loss = float(total) / count
         seconds = time.perf_counter() - started
-        shares = self._workers.gather(torch.tensor([prepared.waited / seconds]).to(self._device))
-        return loss, seconds, float(torch.cat(shares).max())
+        own = torch.tensor([loss, prepared.waited / seconds], dtype=torch.float64)
+        losses, waited = torch.stack(self._workers.gather(own.to(self._device))).unbind(dim=1)
+        return float(losses.mean()), seconds, float(waited.max())
 
     def _step(self, prepared: Prepared, rate: float) -> Tensor:
         for group in self._optimiser.param_groups:

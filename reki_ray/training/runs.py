@@ -15,7 +15,8 @@ from typing import Any, Final
 from reki_ray.config import Arm, Backbone, TrainConfig
 from reki_ray.models import bundle as bundles
 from reki_ray.models.bundle import Bundle, ModelBundle, RerankBundle
-from reki_ray.training.checkpoint import Epoch, best_of, time_of
+from reki_ray.pipeline import version_of
+from reki_ray.training.checkpoint import Divergence, Epoch, best_of, time_of
 from reki_ray.workspace import Workspace
 
 STAGE: Final = "train"
@@ -96,8 +97,13 @@ def effective(config: TrainConfig, run: Run) -> dict[str, Any]:
 
 
 def fingerprint(config: TrainConfig, run: Run, digests: Sequence[str]) -> str:
-    """Identity of a run: its configuration and name, and digests of all that it reads."""
-    identity = {"config": effective(config, run), "run": run.name, "data": list(digests)}
+    """Identity of a run: its configuration and name, digests of all that it reads, and the code."""
+    identity = {
+        "config": effective(config, run),
+        "run": run.name,
+        "data": list(digests),
+        "version": version_of(STAGE),
+    }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -143,20 +149,16 @@ def write_run(
         valid: Its metrics on the validation samples or lists.
         epochs: Figures of its epochs.
     """
+    model = bundle.model
     metrics = {
-        "arm": run.arm,
-        "reranker" if run.reranks else "backbone": run.backbone,
-        "seed": run.seed,
-        "fingerprint": run.fingerprint,
+        **_identity(run, epochs),
         "valid": valid,
         "best_epoch": best_of(epochs).epoch,
-        "epochs": [asdict(epoch) for epoch in epochs],
         **time_of(epochs),
-        "parameters": sum(p.numel() for p in bundle.model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "precision": "bfloat16" if bundle.uses_knowledge and model.reduced else "float32",
     }
-    files = workspace.filesystem
-    if workspace.exists(run.folder):
-        files.rm(workspace.path(run.folder), recursive=True)
+    _remove(workspace, run)
     with tempfile.TemporaryDirectory() as scratch:
         bundles.save(Path(scratch), bundle)
         for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
@@ -166,6 +168,61 @@ def write_run(
             ):
                 shutil.copyfileobj(source, sink)
     workspace.write_json(f"{run.folder}/{METRICS}", metrics)
+
+
+def write_diverged(
+    workspace: Workspace, run: Run, divergence: Divergence, epochs: Sequence[Epoch]
+) -> None:
+    """Write that a run has no result: it is not trained again, and nothing uses it.
+
+    Args:
+        workspace: Where to.
+        run: Which run.
+        divergence: How it failed.
+        epochs: Figures of its epochs before.
+    """
+    _remove(workspace, run)
+    metrics = {**_identity(run, epochs), "diverged": asdict(divergence)}
+    workspace.write_json(f"{run.folder}/{METRICS}", metrics)
+
+
+def read_metrics(workspace: Workspace, run: Run) -> dict[str, Any]:
+    """Content of the metrics.json of a finished run; see `divergence_of`."""
+    metrics: dict[str, Any] = workspace.read_json(f"{run.folder}/{METRICS}")
+    return metrics
+
+
+def divergence_of(metrics: dict[str, Any]) -> Divergence | None:
+    """How a run failed, out of its metrics.json; None where it has a result."""
+    return Divergence(**metrics["diverged"]) if "diverged" in metrics else None
+
+
+def trained(workspace: Workspace, runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Finished runs that have a result, and those that diverged."""
+    kept: tuple[list[Run], list[Run]] = ([], [])
+    for run in runs:
+        kept[divergence_of(read_metrics(workspace, run)) is not None].append(run)
+    return kept
+
+
+def seeds_of(runs: Sequence[Run], backbone: Backbone, arm: Arm) -> list[int]:
+    """Seeds of the runs of a backbone, or reranker, with an arm."""
+    return [run.seed for run in runs if (run.backbone, run.arm) == (backbone, arm)]
+
+
+def _identity(run: Run, epochs: Sequence[Epoch]) -> dict[str, Any]:
+    return {
+        "arm": run.arm,
+        "reranker" if run.reranks else "backbone": run.backbone,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "epochs": [asdict(epoch) for epoch in epochs],
+    }
+
+
+def _remove(workspace: Workspace, run: Run) -> None:
+    if workspace.exists(run.folder):
+        workspace.filesystem.rm(workspace.path(run.folder), recursive=True)
 
 
 def read_bundle(workspace: Workspace, run: Run) -> ModelBundle:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from queue import Empty
 from typing import Any, Final
 
@@ -18,15 +18,16 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
 from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig, TrainConfig
-from reki_ray.errors import EngineError, RekiError
+from reki_ray.errors import ConfigError, EngineError, RekiError
 from reki_ray.evaluation.ranking import HEADLINE
 from reki_ray.pipeline import StageResult
 from reki_ray.progress import Reporter, Task
-from reki_ray.runtime import cpu_share, ray_session
+from reki_ray.runtime import cpu_share, ray_session, require_gpus
 from reki_ray.training import runs as runs_module
 from reki_ray.training.arms import Representations, read_representations
+from reki_ray.training.checkpoint import Divergence, click_quality
 from reki_ray.training.dataset import Dataset
-from reki_ray.training.runs import Run
+from reki_ray.training.runs import Run, divergence_of
 from reki_ray.training.stream import load_dataset, open_stream, streams
 from reki_ray.training.tracking import Tracker
 from reki_ray.training.worker import Assignment, TrainingData, train_runs
@@ -60,7 +61,9 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 
     Raises:
         DataError: A table is missing or damaged.
-        EngineError: Training failed more often than `train.max_failures`.
+        ConfigError: All runs diverged.
+        EngineError: Training failed more often than `train.max_failures`, or the cluster has too
+            few GPUs.
     """
     streamed = streams(config.train, workspace)
     with ray_session(config.ray) if streamed else nullcontext():
@@ -91,11 +94,12 @@ def _train_pending(
         ray_session(config.ray),
         reporter.task("train: epochs", epochs, "epochs") as task,
     ):
+        scaling = _scaling(config.train)
         stream = None
         if dataset.streamed is not None:
             stream = open_stream(workspace, dataset.user_ids, dataset.item_ids)
         data = TrainingData.of(dataset, representations, config.train, stream)
-        _train(config.train, workspace, runs, data, task, tracker)
+        _train(config.train, workspace, runs, data, scaling, _Watch(reporter, task, tracker))
         if tracker is not None:
             _finish(tracker, workspace, pending)
     if workspace.exists(_STATE):
@@ -127,7 +131,9 @@ def _identify(
 
 def _finish(tracker: Tracker, workspace: Workspace, runs: Sequence[Run]) -> None:
     for one in runs:
-        tracker.finish(one, workspace.read_json(f"{one.folder}/{runs_module.METRICS}"))
+        metrics = runs_module.read_metrics(workspace, one)
+        if divergence_of(metrics) is None:  # one without a result stays unfinished
+            tracker.finish(one, metrics)
 
 
 def _train(
@@ -135,8 +141,8 @@ def _train(
     workspace: Workspace,
     runs: list[Run],
     data: TrainingData,
-    task: Task,
-    tracker: Tracker | None,
+    scaling: ScalingConfig,
+    watch: _Watch,
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
@@ -154,7 +160,7 @@ def _train(
         train_runs,
         train_loop_config={"assignment": assignment},
         torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
-        scaling_config=_scaling(config),
+        scaling_config=scaling,
         run_config=RunConfig(
             name=identity[:16],
             storage_path=f"{assignment.workspace}/{_STATE}",
@@ -167,14 +173,20 @@ def _train(
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
         fit = executor.submit(trainer.fit)
-        _follow(fit, progress, task, config, _Extent.of(config, runs, data), tracker)
+        _follow(fit, progress, config, _Extent.of(config, runs, data), watch)
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
+    """What the workers take.
+
+    Raises:
+        EngineError: They need more GPUs than the cluster can have.
+    """
     if config.device == "cuda":
+        require_gpus(config.workers, f"train.device = cuda, train.workers = {config.workers}")
         return ScalingConfig(num_workers=config.workers, use_gpu=True)
     share = cpu_share(config.workers)
     return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
@@ -195,31 +207,44 @@ class _Extent:
         )
 
 
+@dataclass(frozen=True)
+class _Watch:
+    """Who is told of the progress."""
+
+    reporter: Reporter
+    task: Task
+    tracker: Tracker | None
+
+
 def _follow(
-    fit: Future[Result],
-    progress: Queue,
-    task: Task,
-    config: TrainConfig,
-    extent: _Extent,
-    tracker: Tracker | None,
+    fit: Future[Result], progress: Queue, config: TrainConfig, extent: _Extent, watch: _Watch
 ) -> None:
     """Show finished epochs until training ends."""
     seen: dict[str, int] = {}
+    task = watch.task
     while True:
         done = fit.done()
         try:
-            name, epoch = progress.get(timeout=0.5)
+            name, news = progress.get(timeout=0.5)
         except Empty:
             if done:
                 break
             continue
+        if isinstance(news, str):
+            watch.reporter.say(f"train: {news}")
+            continue
         for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
             task.advance(extent.epochs[before] - seen[before])
             seen[before] = extent.epochs[before]
-        task.advance(max(0, epoch.epoch - seen.get(name, 0)), samples=extent.samples[name])
-        seen[name] = max(epoch.epoch, seen.get(name, 0))
-        if tracker is not None:
-            tracker.epoch(name, epoch)
+        if isinstance(news, Divergence):
+            watch.reporter.say(f"train: {name} {news}. It has no result; the other runs go on")
+            task.advance(extent.epochs[name] - seen.get(name, 0))
+            seen[name] = extent.epochs[name]
+            continue
+        task.advance(max(0, news.epoch - seen.get(name, 0)), samples=extent.samples[name])
+        seen[name] = max(news.epoch, seen.get(name, 0))
+        if watch.tracker is not None:
+            watch.tracker.epoch(name, news)
     try:
         fit.result()
     except TrainingFailedError as error:
@@ -235,26 +260,43 @@ def _follow(
 
 
 def _details(workspace: Workspace, runs: list[Run], *, streamed: bool) -> dict[str, Any]:
-    rows, rerankers = [], []
+    """Figures of the stage.
+
+    Raises:
+        ConfigError: No run of a model of clicks has a result.
+    """
+    rows, rerankers, diverged = [], [], []
     kept = ("best_epoch", "seconds", "samples_per_second", "input_wait_share")
     for one in runs:
-        metrics = workspace.read_json(f"{one.folder}/{runs_module.METRICS}")
+        metrics = runs_module.read_metrics(workspace, one)
+        if failed := divergence_of(metrics):
+            diverged.append({"run": one.name, **asdict(failed)})
+            continue
         figures = {key: metrics[key] for key in kept}
         origin = {"arm": one.arm, "seed": one.seed}
+        valid = metrics["valid"]
         if one.reranks:
-            ndcg = metrics["valid"]["ndcg"][str(HEADLINE)]
+            ndcg = valid["ndcg"][str(HEADLINE)]
             rerankers.append({"reranker": one.backbone, **origin, "valid_ndcg": ndcg, **figures})
         else:
-            valid = metrics["valid"]["auc"]
-            rows.append({"backbone": one.backbone, **origin, "valid_auc": valid, **figures})
-    knowing = [row for row in rows if row["arm"] in KNOWLEDGE_ARMS] or rows
-    best = max(knowing, key=lambda row: row["valid_auc"] or 0.0)
-    rates = sorted(row["samples_per_second"] for row in knowing)
+            row = {"backbone": one.backbone, **origin, "valid_auc": valid["auc"], **figures}
+            rows.append((click_quality(valid), row))
+    if not rows:
+        raise ConfigError(
+            f"all runs diverged: {diverged[0]['run']} in epoch {diverged[0]['epoch']}, "
+            f"{diverged[0]['reason']}",
+            where="train",
+            todo="Lower train.learning_rate; with train.hein.scaling length, take standardise.",
+        )
+    knowing = [row for row in rows if row[1]["arm"] in KNOWLEDGE_ARMS] or rows
+    _, best = max(knowing, key=lambda row: row[0])
+    rates = sorted(row["samples_per_second"] for _, row in knowing)
     return {
         "samples_per_second": rates[len(rates) // 2],
-        "input_wait_share": max(row["input_wait_share"] for row in rows),
+        "input_wait_share": max(row["input_wait_share"] for _, row in rows),
         "data": "stream" if streamed else "tensors",
-        "runs": rows,
+        "runs": [row for _, row in rows],
         "rerankers": rerankers,
+        "diverged": diverged,
         "chosen": {key: best[key] for key in ("backbone", "arm", "seed", "valid_auc")},
     }

@@ -18,6 +18,7 @@ from ray.util.queue import Queue
 from torch import Tensor, nn
 
 from reki_ray.config import Arm, TrainConfig
+from reki_ray.errors import EngineError
 from reki_ray.models.bundle import Bundle, Layers, Model, ModelBundle, Origin, RerankBundle
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.embedded_model import Architecture
@@ -31,7 +32,8 @@ from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.lists import build_lists
 from reki_ray.training.loop import Splits, Trainer, predict
 from reki_ray.training.objectives import CLICKS, LISTS
-from reki_ray.training.runs import Run, finished, settings_of, write_run
+from reki_ray.training.precision import EMULATED, emulates
+from reki_ray.training.runs import Run, finished, settings_of, write_diverged, write_run
 from reki_ray.training.stream import SampleStream, StreamedSamples
 from reki_ray.workspace import Workspace
 
@@ -103,7 +105,8 @@ class Assignment:
         config: Sizes and rates.
         runs: All runs of the stage; finished ones are skipped.
         data: Reference to the `TrainingData`, in a list so that Ray hands it on unresolved.
-        progress: Where the first worker tells of finished epochs.
+        progress: Where the first worker tells of finished epochs and diverged runs, each with the
+            name of its run, and of what the user should know.
     """
 
     workspace: str
@@ -121,6 +124,19 @@ class RayWorkers:
         self.rank = context.get_world_rank()
         self.world = context.get_world_size()
         self.device = ray.train.torch.get_device()
+
+    def require(self, device: str) -> None:
+        """Refuse another kind of device than the one that is asked for.
+
+        Raises:
+            EngineError: torch finds none on this node.
+        """
+        if self.device.type != device:
+            raise EngineError(
+                f"train.device is {device}, but torch finds none on a node that has one for Ray",
+                where=f"node {ray.util.get_node_ip_address()}",
+                todo="Install a build of torch for CUDA on all nodes, or set train.device to cpu.",
+            )
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Model whose gradients are averaged over the workers."""
@@ -152,11 +168,19 @@ def train_runs(settings: dict[str, Any]) -> None:
     assignment: Assignment = settings["assignment"]
     workspace = Workspace(assignment.workspace)
     workers = RayWorkers()
+    workers.require(assignment.config.device)
     # Ray sets one OpenMP thread a worker; the cores of the node are shared by its workers.
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // ray.train.get_context().get_local_world_size()))
     # Read before the first collective step: no worker can finish a run until all have looked.
     pending = [run for run in assignment.runs if finished(workspace, run) is None]
+    slow = any(
+        ARMS[run.arm].uses_knowledge
+        and emulates(settings_of(assignment.config, run).precision, workers.device)
+        for run in pending
+    )
+    if slow and workers.rank == 0:
+        assignment.progress.put(("", EMULATED))
     data = ray.get(assignment.data[0])
     state = _latest_state()
     for run in pending:
@@ -194,6 +218,12 @@ def _train_run(
         _report(run, epoch, state, first=workers.rank == 0)
 
     trainer.run(after_epoch)
+    if trainer.divergence is not None:
+        if workers.rank == 0:
+            target = Workspace(assignment.workspace)
+            write_diverged(target, run, trainer.divergence, trainer.epochs)
+            assignment.progress.put((run.name, trainer.divergence))
+        return
     scores = predict(model, splits.valid, workers, objective)
     if workers.rank == 0:
         samples = data.samples_of(run)["valid"]

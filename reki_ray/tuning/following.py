@@ -11,9 +11,9 @@ from reki_ray.config import TrainConfig
 from reki_ray.formats import counted
 from reki_ray.progress import Reporter, Task
 from reki_ray.runtime import cause_of, last_line
-from reki_ray.tuning.results import Search, Trial
+from reki_ray.tuning.results import Search, Trial, measured
 from reki_ray.tuning.space import values
-from reki_ray.tuning.trial import QUALITY, SETTINGS
+from reki_ray.tuning.trial import ERROR, QUALITY, SETTINGS
 from reki_ray.workspace import Workspace
 
 
@@ -50,6 +50,9 @@ class Following(Callback):
         if QUALITY not in figures:
             self._keep(trial, {"status": "failed", "error": "it reported nothing"})
             return
+        if ERROR in figures:
+            self._keep(trial, {"status": "diverged", "error": figures[ERROR]})
+            return
         stale = figures["epochs"] - figures["best_epoch"]
         ended = stale >= self._own.patience or figures["epochs"] >= self._own.epochs
         self._keep(trial, {**figures, "status": "done" if ended else "stopped"})
@@ -75,8 +78,7 @@ class Following(Callback):
         self._search.keep(self._workspace)
         self._task.advance()
         told = record.error or (
-            f"AUC {record.valid_auc or 0.0:.4f} after {counted(record.epochs, 'epoch')}, "
-            f"{record.status}; "
-            f"best {self._search.best.valid_auc or 0.0:.4f}"
+            f"{measured(record)} after {counted(record.epochs, 'epoch')}, {record.status}; "
+            f"best {measured(self._search.best)}"
         )
         self._reporter.say(f"tune {self._search.backbone}: trial {record.number}: {told}")

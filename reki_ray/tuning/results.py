@@ -31,7 +31,8 @@ class Trial(BaseModel):
         number: From 0.
         settings: Dotted key of `train` to its value.
         configured: Whether these are the settings of the configuration.
-        status: done, trained to its end; stopped, ended early as one of the worse; failed.
+        status: done, trained to its end; stopped, ended early as one of the worse; diverged, which
+            it would again; failed, which it might not again.
         quality: What is maximised: AUC, or minus the log-loss where there is a single label.
         valid_auc: AUC of its best epoch.
         valid_logloss: Log-loss of its best epoch, nats a sample.
@@ -39,13 +40,13 @@ class Trial(BaseModel):
         epochs: Epochs trained.
         seconds: Time of its training steps.
         samples_per_second: Of its median epoch.
-        error: Why it failed.
+        error: Why it has no result.
     """
 
     number: int
     settings: dict[str, Any]
     configured: bool = False
-    status: Literal["done", "stopped", "failed"] = "done"
+    status: Literal["done", "stopped", "diverged", "failed"] = "done"
     quality: float | None = None
     valid_auc: float | None = None
     valid_logloss: float | None = None
@@ -86,9 +87,14 @@ class Search(BaseModel):
         return [trial for trial in self.trials if trial.quality is not None]
 
     @property
+    def settled(self) -> list[Trial]:
+        """Trials that need not be made again: those with a result, and diverged ones."""
+        return [one for one in self.trials if one.quality is not None or one.status == "diverged"]
+
+    @property
     def best(self) -> Trial:
         """Trial of the highest quality; the first of equals."""
-        return max(self.finished, key=lambda trial: trial.quality or 0.0)
+        return max(self.finished, key=_quality)
 
     @property
     def configured(self) -> Trial | None:
@@ -111,6 +117,13 @@ class Search(BaseModel):
     def keep(self, workspace: Workspace) -> None:
         """Write all trials so far."""
         workspace.write_json(self.path, self.model_dump(mode="json"))
+
+
+def measured(trial: Trial) -> str:
+    """What selection goes by, in words: the AUC, or the log-loss where it is not defined."""
+    if trial.valid_auc is not None:
+        return f"AUC {trial.valid_auc:.4f}"
+    return f"log-loss {_figure(trial.valid_logloss)}"
 
 
 def check_target(out: Path | None, backbones: Sequence[Backbone]) -> None:
@@ -157,11 +170,11 @@ def render(searches: Sequence[Search]) -> Group:
 
 def _tuned(search: Search, settings: Settings) -> str:
     best, first = search.best, search.configured
-    before = f"; as configured before {_figure(first.valid_auc)}" if first else ""
+    before = f"; as configured before {measured(first)}" if first else ""
     header = (
         f"# reki tune: {search.backbone}, arm {search.arm}, seed {search.seed}, best of "
         f"{len(search.finished)} trials.\n"
-        f"# Validation AUC {_figure(best.valid_auc)} after epoch {best.best_epoch}{before}.\n"
+        f"# Validation {measured(best)} after epoch {best.best_epoch}{before}.\n"
     )
     return header + yaml.safe_dump({search.backbone: nested(settings)})
 
@@ -174,7 +187,7 @@ def _table(search: Search) -> Table:
     )
     for heading in ("trial", "AUC", "LogLoss", "epoch", "samples/s", "settings"):
         table.add_column(heading)
-    ranked = sorted(search.finished, key=lambda trial: -(trial.quality or 0.0))
+    ranked = sorted(search.finished, key=_quality, reverse=True)
     shown = ranked[:_SHOWN]
     if search.configured is not None and search.configured not in shown:
         shown.append(search.configured)
@@ -189,6 +202,11 @@ def _table(search: Search) -> Table:
             settings,
         )
     return table
+
+
+def _quality(trial: Trial) -> float:
+    assert trial.quality is not None  # finished
+    return trial.quality
 
 
 def _figure(value: float | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import ray
+import torch
 from ray import tune
 from ray.tune.schedulers import (
     ASHAScheduler,
@@ -22,9 +23,10 @@ from reki_ray import pipeline
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
 from reki_ray.errors import EngineError
 from reki_ray.progress import Reporter
-from reki_ray.runtime import cpu_share, ray_session
+from reki_ray.runtime import capacity, cpu_share, ray_session, require_gpus
 from reki_ray.training.arms import ARMS, Representations, read_representations
 from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData
 from reki_ray.tuning import results, space
@@ -74,18 +76,27 @@ def search(
     dataset = read_dataset(workspace, ("train", "valid"))
     vectors = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
     searches = _searches(config, arm, dataset, vectors)
+    if vectors is not None and emulates(config.train.precision, torch.device(config.train.device)):
+        reporter.say(f"tune: {EMULATED}")
     data: list[ray.ObjectRef[TrainingData]] = []
     with contextlib.ExitStack() as stack:
         for one in searches:
             with _lock(workspace, one):
                 one.resume(workspace)
-                if len(one.finished) < _wanted(config.tune, one):
+                if len(one.settled) < _wanted(config.tune, one):
                     if not data:
                         stack.enter_context(_session(config))
                         data.append(ray.put(TrainingData.of(dataset, {arm: vectors}, config.train)))
                     _run(one, config, workspace, reporter, data)
                 else:
-                    reporter.say(f"tune {one.backbone}: {len(one.finished)} trials, nothing to do")
+                    reporter.say(f"tune {one.backbone}: {len(one.settled)} trials, nothing to do")
+            if not one.finished:
+                raise EngineError(
+                    f"no trial of {one.backbone} gave a result: "
+                    f"{one.trials[-1].error or 'unknown'}",
+                    where=f"reki tune, arm {arm}",
+                    todo="Correct what the message names, and run it again.",
+                )
             reporter.say(
                 f"tune {one.backbone}: {results.write_tuned(one, config.train, workspace, out)}"
             )
@@ -140,16 +151,13 @@ def _run(
     reporter: Reporter,
     data: list[ray.ObjectRef[TrainingData]],
 ) -> None:
-    """Make the trials that are missing.
-
-    Raises:
-        EngineError: None gave a result.
-    """
-    missing = _wanted(config.tune, one) - len(one.finished)
+    """Make the trials that are missing."""
+    missing = _wanted(config.tune, one) - len(one.settled)
     run = Run(one.backbone, one.arm, one.seed, one.fingerprint)
     assignment = TrialAssignment(config.train, run, data, config.tune.concurrency)
     own = config.train.of(one.backbone)
-    first = space.values(own, one.space) if one.configured is None else None
+    known = any(trial.configured for trial in one.settled)
+    first = None if known else space.values(own, one.space)
     name = Path(one.path).stem
     _remove(workspace, f"{_STATE}/{name}")  # of a search that was cut off
     with reporter.task(f"tune {one.backbone}: trials", missing, "trials") as task:
@@ -181,12 +189,6 @@ def _run(
         finally:
             executor.shutdown(wait=False)
     _remove(workspace, f"{_STATE}/{name}")
-    if not one.finished:
-        raise EngineError(
-            f"no trial of {one.backbone} gave a result: {one.trials[-1].error or 'unknown'}",
-            where=f"reki tune, arm {one.arm}",
-            todo="Correct what the message names, and run it again.",
-        )
 
 
 def _stopper(config: TuneConfig, epochs: int) -> TrialScheduler:
@@ -208,14 +210,8 @@ def _resources(config: TrainConfig, concurrency: int) -> dict[str, float]:
         EngineError: The trials need a GPU, and the cluster has none.
     """
     if config.device == "cuda":
-        gpus = float(ray.cluster_resources().get("GPU", 0))
-        if not gpus:
-            raise EngineError(
-                "train.device is cuda, but the cluster has no GPU",
-                where="reki tune",
-                todo="Set train.device to cpu, or join a cluster with GPUs by ray.address.",
-            )
-        share = gpus / concurrency
+        require_gpus(1, "train.device = cuda")
+        share = capacity()["GPU"] / concurrency
         return {"CPU": 0.5, "GPU": 1.0 if share >= 1 else share}
     return {"CPU": cpu_share(concurrency)}
 

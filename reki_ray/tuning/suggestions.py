@@ -12,7 +12,7 @@ from reki_ray.config import Domain
 from reki_ray.errors import ConfigError
 from reki_ray.tuning.results import Search
 from reki_ray.tuning.space import Settings, Space
-from reki_ray.tuning.trial import QUALITY, SETTINGS
+from reki_ray.tuning.trial import ERROR, QUALITY, SETTINGS
 
 _ATTEMPTS: Final = 200
 """Suggestions that were tried before, in a row, after which the space counts as searched."""
@@ -77,7 +77,7 @@ class Suggestions(Searcher):
         self._sampler = sampler
         self._space = search.space
         self._first = configured
-        self._tried = {_key(trial.settings) for trial in search.finished}
+        self._tried = {_key(trial.settings) for trial in search.settled}
         self._asked: dict[str, str] = {}  # trial to the sampler's name of it
         self._given: dict[str, Settings] = {}
 
@@ -101,19 +101,20 @@ class Suggestions(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell the sampler of an epoch."""
-        if trial_id in self._asked:
+        if trial_id in self._asked and ERROR not in result:
             self._sampler.on_trial_result(self._asked[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tell the sampler of the end of a trial."""
+        diverged = ERROR in (result or {})
         if trial_id in self._asked:
             asked = self._asked.pop(trial_id)
-            self._sampler.on_trial_complete(asked, result=result, error=error)
+            self._sampler.on_trial_complete(asked, result=result, error=error or diverged)
             return
         settings = self._given.pop(trial_id, None)
-        if settings is None or not result or QUALITY not in result:
+        if settings is None or not result or diverged or QUALITY not in result:
             return
         if within(self._space, settings):
             self._sampler.add_evaluated_point(encoded(self._space, settings), result[QUALITY])

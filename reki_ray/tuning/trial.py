@@ -20,6 +20,12 @@ from reki_ray.tuning.space import with_settings
 QUALITY: Final = "quality"
 """What a search maximises, in what a trial reports."""
 
+ERROR: Final = "error"
+"""Why a trial has no result, in its last report."""
+
+_WORST: Final = -1e9
+"""Quality of a trial without a result, below all others; schedulers cannot take infinity."""
+
 SETTINGS: Final = "settings"
 """Key of a trial's configuration in Ray Tune that holds its settings."""
 
@@ -44,6 +50,8 @@ class TrialAssignment:
 def train_trial(settings: dict[str, Any], assignment: TrialAssignment) -> None:
     """Train one model, and report its best epoch so far after each epoch.
 
+    Of a model that diverges an `ERROR` is reported at last, not raised: it would be tried again.
+
     Args:
         settings: Configuration that Ray Tune hands to a trial, see `SETTINGS`.
         assignment: What all trials share.
@@ -63,6 +71,8 @@ def train_trial(settings: dict[str, Any], assignment: TrialAssignment) -> None:
         tune.report(_figures(state.epochs, trainer.best))
 
     trainer.run(after_epoch)
+    if trainer.divergence is not None:
+        tune.report({QUALITY: _WORST, ERROR: str(trainer.divergence)})
 
 
 def _figures(epochs: list[Epoch], best: Epoch) -> dict[str, Any]:

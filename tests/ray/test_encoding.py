@@ -79,10 +79,12 @@ def test_only_what_is_new_is_encoded(
     made: Callable[..., RekiConfig],
     workspace: Workspace,
     monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     write_items(workspace, TITLES)
     write_items(workspace, TITLES[:3], part="part-00001")
     first = encode()
+    assert "max_restarts" not in capfd.readouterr().err  # Ray warns of restarts, once a process
     # In the order of the table, and equal texts of two shards once.
     assert first.ids[:2] + first.ids[-1:] == ["part-00000-0", "part-00000-1", "part-00001-2"]
     direct = build_encoder(made().encode).encode([f"{title}." for title in TITLES])

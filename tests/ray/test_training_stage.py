@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
-from reki_ray.errors import DataError
+from reki_ray.errors import DataError, EngineError
 from reki_ray.evaluation import stage as evaluation
 from reki_ray.evaluation.comparison import slices
 from reki_ray.evaluation.metrics import auc
@@ -186,6 +188,31 @@ def test_failed_group_resumes_from_the_last_epoch(
     assert [epoch["loss"] for epoch in resumed["epochs"]] == pytest.approx(losses, abs=1e-5)
 
 
+def test_a_run_that_diverges_is_trained_once_and_the_others_go_on(
+    filled: Workspace, tiny_config: TinyConfig, every_epoch: Path
+) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    hein = {**SMALL["hein"], "rate": 1e30}  # HEIN alone takes steps out of all bounds
+    train = {**SMALL, "hein": hein, "arms": ["title_text", "fair_base"], "seeds": [0], "epochs": 2}
+    config = tiny_config(train={**train, "max_failures": 2})
+    result = stage.run(config, filled, Reporter(console=console))
+    assert [one["run"] for one in result.details["diverged"]] == ["din-title_text-0"]
+    assert [row["arm"] for row in result.details["runs"]] == ["fair_base"]
+    assert every_epoch.read_text().split() == ["1", "2"]  # of fair_base; the other had none
+    assert isinstance(console.file, io.StringIO)
+    assert "din-title_text-0 diverged in epoch 1: " in console.file.getvalue()
+    stage.run(config, filled, Reporter(console=console))
+    assert every_epoch.read_text().split() == ["1", "2"]  # nothing was trained again
+
+
+def test_gpus_that_the_cluster_has_not_are_refused_at_once(
+    filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
+) -> None:
+    config = config_of(tiny_config, device="cuda", workers=2)
+    with pytest.raises(EngineError, match="2 GPUs are needed, the cluster has 0"):
+        stage.run(config, filled, reporter)
+
+
 @pytest.mark.slow
 def test_two_workers_stream_uneven_files_in_as_many_steps(
     filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
@@ -243,6 +270,26 @@ def config_of(tiny_config: TinyConfig, **train: Any) -> RekiConfig:
 
 def rates(metrics: dict[str, Any]) -> list[float]:
     return [epoch["learning_rate"] for epoch in metrics["epochs"]]
+
+
+@pytest.fixture
+def every_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lists the epochs that workers finish."""
+    log = tmp_path / "epochs.txt"
+    log.touch()
+    report = worker._report
+
+    def report_and_note(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:
+        with log.open("a") as file:
+            file.write(f"{epoch.epoch}\n")
+        report(run, epoch, state, first=first)
+
+    def train_runs(settings: dict[str, Any]) -> None:
+        worker._report = report_and_note  # inside the worker, see below
+        worker.train_runs(settings)
+
+    monkeypatch.setattr(stage, "train_runs", train_runs)
+    return log
 
 
 @pytest.fixture

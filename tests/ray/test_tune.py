@@ -79,6 +79,26 @@ def test_search_resumes_and_never_reads_the_test_split(
     assert (runs.fingerprint(plain, run, []) == runs.fingerprint(with_tuned, run, [])) == same
 
 
+def test_a_trial_that_diverges_counts_as_tried_and_never_as_best(
+    tiny_config: TinyConfig, reporter: Reporter
+) -> None:
+    space = {"gradient_clip": {"choice": [5.0, 1e30]}, "learning_rate": {"choice": [1e-2, 1e30]}}
+    small = {"network": {"embedding": 8, "attention": [8]}, "hein": {"output": 8}, "epochs": 2}
+    config = tiny_config(
+        train={**small, "arms": ["fair_base"], "learning_rate": 1e30, "gradient_clip": 1e30},
+        tune={"trials": 4, "space": space, "only": list(space), "stopper": "asha"},
+    )
+    ingested(config)
+    [found] = search(config, "fair_base", reporter)
+    assert len(found.trials) == len(found.settled) == 4
+    worst = found.trials[0]
+    assert (worst.status, worst.quality) == ("diverged", None)
+    assert worst.error.startswith("diverged in epoch 1: ")
+    assert found.best.settings["learning_rate"] == 1e-2
+    [again] = search(config, "fair_base", reporter)
+    assert again.trials == found.trials
+
+
 @pytest.mark.slow
 def test_tuned_settings_are_those_of_their_backbone_alone(
     tiny_config: TinyConfig, reporter: Reporter

@@ -36,7 +36,7 @@ def test_all_noise_becomes_one_cluster() -> None:
 def test_one_row_is_a_cluster_of_its_own() -> None:
     found = assign_all(unit([EAST]), np.array([NOISE]), min_size=8)
     assert found.labels.tolist() == [0]
-    assert found.similarities.tolist() == [1.0]
+    assert found.similarities == pytest.approx([1.0])
 
 
 def test_small_clusters_are_dissolved_into_their_neighbours() -> None:

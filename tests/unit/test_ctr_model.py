@@ -69,20 +69,24 @@ def test_unknown_item_and_unknown_profile_value_get_a_finite_logit(
     assert torch.isfinite(bundle.model.eval()(batch(features)).logits).all()
 
 
-def test_saved_and_loaded_model_gives_the_same_bits(
+def test_saved_and_loaded_model_has_the_same_bits_and_gives_the_same_scores(
     bundle: ModelBundle, features: FeatureSpace, tmp_path: Path
 ) -> None:
     bundle.model.train()(batch(features))  # moves the running statistics
     fingerprint = bundles.save(tmp_path, bundle)
     loaded = bundles.load(tmp_path)
     bundle.model.eval()
-    assert torch.equal(loaded.model(batch(features)).logits, bundle.model(batch(features)).logits)
+    for name, tensor in bundle.model.state_dict().items():
+        assert torch.equal(tensor, loaded.model.state_dict()[name]), name
+    torch.testing.assert_close(
+        loaded.model(batch(features)).logits, bundle.model(batch(features)).logits
+    )
     assert loaded.features == features
     assert loaded.fingerprint == fingerprint == bundles.fingerprint(tmp_path)
     assert (loaded.arm, loaded.history, loaded.origin) == ("reki_c", LENGTH, bundle.origin)
     r = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     assert loaded.augment_users(r).shape == (3, Q)
-    np.testing.assert_array_equal(loaded.augment_items(r), bundle.augment_items(r))
+    np.testing.assert_allclose(loaded.augment_items(r), bundle.augment_items(r), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
@@ -134,7 +138,7 @@ def test_dropped_id_counts_as_never_seen(bundle: ModelBundle, features: FeatureS
     items = model.embed_items(given.item_ids, given.item_attributes, nothing)
     model.eval()
     known = model.embed_items(given.item_ids, given.item_attributes, nothing)
-    changed = (items.vectors != known.vectors).any(dim=1)
+    changed = ((items.vectors - known.vectors).abs() > 1e-6).any(dim=1)
     assert changed.any()
     assert (items.gates[changed] == 1).all()
-    assert torch.equal(items.gates[~changed], known.gates[~changed])
+    torch.testing.assert_close(items.gates[~changed], known.gates[~changed])

@@ -58,5 +58,20 @@ def test_zeroed_augmented_vectors_leave_the_logits_unchanged() -> None:
     for training in (False, True):
         din.train(training)
         plain.train(training)
-        assert torch.equal(din(zeroed).logits, plain(replace(given, augmented=None)).logits)
-        assert not torch.equal(din(given).logits, din(zeroed).logits)
+        without = plain(replace(given, augmented=None)).logits
+        torch.testing.assert_close(din(zeroed).logits, without)
+        assert not torch.allclose(din(given).logits, without)
+
+
+@pytest.mark.parametrize("real", [0, 1])
+def test_too_few_rows_use_the_running_averages_and_leave_them(real: int) -> None:
+    torch.manual_seed(0)
+    dice = Dice(SIZE).train()
+    dice(torch.randn(50, SIZE) * 3 + 1)
+    mean, variance = dice.running_mean.clone(), dice.running_variance.clone()
+    x = torch.randn(4, SIZE)
+    mask = torch.arange(4) < real
+    found = dice(x, mask)
+    torch.testing.assert_close(found, dice.eval()(x))
+    torch.testing.assert_close(dice.running_mean, mean)
+    torch.testing.assert_close(dice.running_variance, variance)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from reki_ray.evaluation.metrics import auc, gauc, logloss
+from reki_ray.evaluation.metrics import auc, gauc, logloss, placements
 
 GENERATOR = np.random.default_rng(0)
 LABELS = GENERATOR.integers(0, 2, 500)
@@ -24,6 +26,41 @@ def test_gauc_calculated_by_hand() -> None:
     # user 1: one of two pairs is in order (3 samples); user 2: none of one (2 samples);
     # user 3 has a single label and is left out.
     assert gauc(labels, scores, users) == pytest.approx((3 * 0.5 + 2 * 0.0) / 5)
+
+
+rows = st.lists(st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), max_size=40)
+
+
+@given(rows)
+def test_gauc_is_the_mean_of_the_users_aucs(drawn: list[tuple[int, bool, int]]) -> None:
+    users, labels, scores = np.array(drawn, dtype=float).reshape(-1, 3).T
+    values, counts = [], []
+    for user in np.unique(users):
+        own = users == user
+        value = auc(labels[own], scores[own])
+        if value is not None:
+            values.append(value)
+            counts.append(own.sum())
+    expected = pytest.approx(np.average(values, weights=counts)) if values else None
+    assert gauc(labels, scores, users) == expected
+
+
+@given(rows)
+def test_placements_are_shares_whose_mean_over_a_label_is_the_auc(
+    drawn: list[tuple[int, bool, int]],
+) -> None:
+    labels = np.array([label for _, label, _ in drawn], dtype=float)
+    scores = np.array([score for *_, score in drawn], dtype=float)
+    value = auc(labels, scores)
+    if value is None:
+        return
+    found = placements(labels, scores)
+    for label in (0, 1):
+        assert found[labels == label].mean() == pytest.approx(value)
+    one = int(np.flatnonzero(labels)[0])
+    others = scores[labels == 0]
+    expected = ((others < scores[one]) + 0.5 * (others == scores[one])).mean()
+    assert found[one] == pytest.approx(expected)
 
 
 def test_gauc_takes_users_of_any_type() -> None:

@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import average_precision_score, ndcg_score
 
-from reki_ray.evaluation.bootstrap import UserBootstrap
 from reki_ray.evaluation.ranking import (
     CUTOFFS,
+    Metric,
     at_cutoffs,
     average_precision,
+    gains,
     mean_over_lists,
     ndcg,
     ranked,
 )
 
+METRICS: tuple[Metric, ...] = ("ndcg", "map")
 GENERATOR = np.random.default_rng(0)
 LABELS = (GENERATOR.random((50, 10)) < 0.3).astype(np.float32)
 LABELS[:, 4] = 1
@@ -76,13 +78,10 @@ def test_equal_scores_keep_the_initial_order() -> None:
     assert ranked(labels, np.zeros((1, 3)))[0].tolist() == [0.0, 1.0, 0.0]
 
 
-def test_every_resample_is_the_mean_over_its_repeated_users() -> None:
-    users = GENERATOR.integers(0, 12, 50)
-    values = GENERATOR.random(50)
-    values[3] = np.nan
-    bootstrap = UserBootstrap(users, 20)
-    names = np.unique(users)
-    for counts, found in zip(bootstrap._counts, bootstrap.mean(values), strict=True):
-        drawn = [values[users == name] for name in np.repeat(names, counts)]
-        assert found == pytest.approx(np.nanmean(np.concatenate(drawn)))
-    assert np.isnan(bootstrap.mean(np.full(50, np.nan))).all()
+@pytest.mark.parametrize("k", CUTOFFS)
+def test_what_candidates_add_is_the_value_of_their_list(k: int) -> None:
+    values = {metric: found[str(k)] for metric, found in at_cutoffs(ranked(LABELS, SCORES)).items()}
+    for metric in METRICS:
+        added = gains(LABELS, SCORES, metric, k)
+        assert added.sum(axis=1) == pytest.approx(values[metric])
+        assert not added[LABELS == 0].any()

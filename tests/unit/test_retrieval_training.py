@@ -48,8 +48,8 @@ def test_the_same_seed_gives_the_same_towers_and_leaves_others_random(dataset: D
     after = torch.rand(1)
     two, other = towers(dataset, config), towers(dataset, config, seed=1)
     for name, value in one.state_dict().items():
-        assert torch.equal(value, two.state_dict()[name])
-    assert not torch.equal(one.ids.weight, other.ids.weight)
+        torch.testing.assert_close(value, two.state_dict()[name])
+    assert not torch.allclose(one.ids.weight, other.ids.weight)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), after)
 
@@ -61,7 +61,7 @@ def test_validation_and_test_have_no_part_in_it(dataset: Dataset) -> None:
     for one, two in zip(
         towers(dataset, config).parameters(), towers(blind, config).parameters(), strict=True
     ):
-        assert torch.equal(one, two)
+        torch.testing.assert_close(one, two)
 
 
 def test_no_more_samples_are_shown_than_allowed(dataset: Dataset) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reki_ray.errors import StoreError
+from reki_ray.errors import DataError, StoreError
 from reki_ray.models.scoring import HistoryEvent, UserInput
+from reki_ray.progress import Reporter
 from reki_ray.store.opened import StoreVersion
+from reki_ray.store.prestoring import SideRepresentations, Vectors, write_side
+from reki_ray.store.vectors import DType
 from reki_ray.store.versions import VersionStore
 from tests import store_factory
 from tests.store_factory import ITEM_IDS, USER_IDS
@@ -55,3 +58,23 @@ def test_a_representation_of_another_length_is_refused(tmp_path: Path) -> None:
         scorer.score(UserInput(None, [], np.zeros(3, np.float32)), CANDIDATES)
     with pytest.raises(StoreError, match="shape None"):
         scorer.score(UserInput(None, [], None), CANDIDATES)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 70_000.0), ("float32", np.inf)])
+def test_vectors_that_are_not_finite_as_stored_are_not_published(
+    tmp_path: Path, dtype: DType, value: float
+) -> None:
+    r = np.ones((3, 2), dtype=np.float32)
+    found = SideRepresentations(["a", "b", "c"], r, ["individual"] * 3)
+
+    def augment(part: Vectors) -> Vectors:
+        if len(part) == 3:  # not the one of an unknown id
+            part[1, 0] = value
+        return part
+
+    with (
+        Reporter(quiet=True).task("publish", 3, "ids") as task,
+        pytest.raises(DataError, match=f"the {dtype} vector of 'b' is not finite"),
+    ):
+        write_side(tmp_path, "users", found, augment, dtype=dtype, task=task)
+    assert not list(tmp_path.iterdir())

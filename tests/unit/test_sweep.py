@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from reki_ray.config import RekiConfig
 from reki_ray.errors import ConfigError
+from reki_ray.evaluation import plots
 from reki_ray.progress import Reporter
-from reki_ray.sweep import sweep, variants
+from reki_ray.sweep import Point, SideFigures, render, sweep, variants
 from tests.conftest import TinyConfig
 
 
@@ -52,3 +56,16 @@ def test_a_sweep_ends_at_a_stage_that_has_figures(tiny_config: TinyConfig) -> No
     config: RekiConfig = tiny_config()
     with pytest.raises(ConfigError, match="a sweep ends at"):
         sweep(config, [], "publish", Reporter(quiet=True))
+
+
+def test_arms_without_an_auc_are_shown_without_one() -> None:
+    side = SideFigures(
+        ids=4, clusters=2, calls_saved=0.5, mean_similarity=0.9, smallest=1, median=2, largest=3
+    )
+    entry = {"arm": "reki_c", "auc": None, "auc_ci": None, "delta_auc": None, "delta_ci": None}
+    measured = {**entry, "arm": "base", "auc": 0.7, "auc_ci": [0.6, 0.8]}
+    points = [Point(changes={}, workspace="w", arms=[entry, measured], users=side, items=side)]
+    stream = io.StringIO()
+    Console(file=stream, width=200).print(render(points))
+    assert "reki_c -" in stream.getvalue()
+    assert plots.sweep([("as configured", points[0])]).startswith("<svg")

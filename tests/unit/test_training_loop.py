@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from reki_ray import schema
+from reki_ray import pipeline, schema
 from reki_ray.config import Arm, HeinConfig, NetworkConfig, TrainConfig
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.models.bundle import ModelBundle
+from reki_ray.pipeline import STAGE_NAMES, STAGES
 from reki_ray.training.arms import permute, read_representations
 from reki_ray.training.batches import BatchBuilder, distinct, encode_dataset, shuffled
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
@@ -81,8 +82,8 @@ def test_resumed_run_ends_where_an_unbroken_one_does(
     resumed.resume(read_state(tmp_path))
     assert len(resumed.epochs) == 2
     resumed.run(ignore)
-    assert resumed.epochs[2].loss == pytest.approx(unbroken.epochs[2].loss, abs=1e-6)
-    assert resumed.best.epoch == unbroken.best.epoch
+    assert resumed.epochs[2].loss == pytest.approx(unbroken.epochs[2].loss, abs=1e-5)
+    assert resumed.best.valid_logloss == pytest.approx(unbroken.best.valid_logloss, abs=1e-4)
     assert torch.isfinite(next(iter(bundle.model.parameters()))).all()
 
 
@@ -201,7 +202,7 @@ def test_id_without_representation_is_named(filled: Workspace) -> None:
         read_representations(filled, "reki_c", ["u01", "nobody"], item_ids())
 
 
-def test_fingerprint_follows_what_changes_the_result() -> None:
+def test_fingerprint_follows_what_changes_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     run, read = Run("din", "reki_c", 0), ["data", "vectors"]
     first = fingerprint(CONFIG, run, read)
     more = {"arms": ("fair_base", "reki_c"), "backbones": ("din", "dien"), "max_failures": 9}
@@ -210,6 +211,10 @@ def test_fingerprint_follows_what_changes_the_result() -> None:
     assert fingerprint(other_rate, run, read) != first
     assert fingerprint(CONFIG, run, ["data", "other"]) != first
     assert fingerprint(CONFIG, Run("dien", "reki_c", 0), read) != first
+    train = STAGES[STAGE_NAMES.index("train")]
+    newer = [replace(one, version=one.version + 1) if one is train else one for one in STAGES]
+    monkeypatch.setattr(pipeline, "STAGES", tuple(newer))
+    assert fingerprint(CONFIG, run, read) != first  # other code trains another model
 
 
 def test_distinct_agrees_with_sorting() -> None:

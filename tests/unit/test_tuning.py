@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray.tune.search import Searcher
+from rich.console import Console
 
 from reki_ray.config import Domain, HeinConfig, RekiConfig, TrainConfig, TuneConfig, load_config
 from reki_ray.config.keys import flat, merged, nested
@@ -19,7 +21,7 @@ from reki_ray.training.runs import Run, fingerprint
 from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search, Trial
 from reki_ray.tuning.suggestions import Suggestions, decoded, encoded, sampler, within
-from reki_ray.tuning.trial import QUALITY, SETTINGS
+from reki_ray.tuning.trial import ERROR, QUALITY, SETTINGS
 from reki_ray.workspace import Workspace
 
 
@@ -205,3 +207,32 @@ def test_points_survive_the_way_to_optuna_and_back() -> None:
     assert within(domains, settings)
     assert not within(domains, {**settings, "history": 10})
     assert not within(domains, {"history": 3})
+
+
+def test_a_diverged_trial_is_not_suggested_again_and_the_sampler_hears_no_figure_of_it() -> None:
+    domains = {"history": Domain(choice=(10, 20))}
+    diverged = Trial(number=0, settings={"history": 10}, status="diverged", error="diverged in ...")
+    failed = Trial(number=1, settings={"history": 20}, status="failed", error="no memory")
+    search = a_search(space=domains, trials=[diverged, failed])
+    assert (search.finished, search.settled) == ([], [diverged])
+    made = Suggestions(sampler(search), search, None)
+    suggestion = made.suggest("a")
+    assert isinstance(suggestion, dict)
+    assert suggestion[SETTINGS] == {"history": 20}
+    worst = {QUALITY: -1e9, ERROR: "diverged in epoch 1", "training_iteration": 1}
+    made.on_trial_result("a", worst)
+    made.on_trial_complete("a", worst)
+    assert str(made.suggest("b")) == Searcher.FINISHED
+
+
+def test_without_an_auc_the_log_loss_is_told_and_selects() -> None:
+    trials = [
+        Trial(number=0, settings={"history": 10}, quality=-0.7, valid_logloss=0.7),
+        Trial(number=1, settings={"history": 20}, quality=-0.5, valid_logloss=0.5),
+    ]
+    search = a_search(trials=trials)
+    assert search.best is search.trials[1]
+    assert results.measured(search.best) == "log-loss 0.5000"
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(results.render([search]))
+    assert stream.getvalue().index("0.5000") < stream.getvalue().index("0.7000")

@@ -23,6 +23,7 @@ from reki_ray.extraction.engines.pool import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA, TASK_CPUS, Demand
 from reki_ray.extraction.prices import gpus_of
 from reki_ray.prompts.frame import Frame
+from reki_ray.runtime import capacity
 from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ class VllmBatchEngine:
             (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1
         )
         replicas = largest_pool(self._extract, self.demand)
-        share = (ray.cluster_resources().get("CPU", 1) - 1) / replicas
+        share = (capacity().get("CPU", 1) - 1) / replicas
         return max(1, int(min(node - 1, share)))
 
 

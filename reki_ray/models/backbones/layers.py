@@ -55,11 +55,12 @@ class Dice(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         counted = rows.new_ones(len(rows)) if mask is None else mask.reshape(-1).to(rows.dtype)
         count = counted.sum()
-        if count < 2:
-            return self.running_mean.clone(), self.running_variance.clone()
         # Products with a vector of marks: several times as fast as reductions over rows.
         mean = counted @ rows / count
         variance = (counted @ rows.square() / count - mean.square()).clamp_min(0.0)
+        enough = count >= 2  # as a tensor: a condition in Python would wait for the device
+        mean = torch.where(enough, mean, self.running_mean)
+        variance = torch.where(enough, variance, self.running_variance)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_variance.lerp_(variance, self.momentum)
         return mean, variance
