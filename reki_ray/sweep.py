@@ -225,6 +225,8 @@ def _named(changes: dict[str, Any]) -> str:
 
 
 def _arm(entry: dict[str, Any]) -> str:
-    difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
-    against = "" if entry["arm"] == BASELINE else f", against {BASELINE} {difference}"
+    against = ""
+    if entry["arm"] != BASELINE and entry["delta_auc"] is not None:
+        difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
+        against = f", against {BASELINE} {difference}"
     return f"  {entry['arm']}: AUC {interval(entry['auc'], None)}{against}"

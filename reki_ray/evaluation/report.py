@@ -278,16 +278,16 @@ def verdict(entry: dict[str, Any]) -> str:
     model, metric = (
         ("reranker", "delta_ndcg_7") if "reranker" in entry else ("backbone", "delta_auc")
     )
-    difference = interval(entry[metric], entry["delta_ci"], signed=True)
+    difference = f"{interval(entry[metric], entry['delta_ci'], signed=True)}, "
     if entry[metric] is None:
-        told = "not measured"
+        difference, told = "", "not measured"
     elif not entry["apart"]:
         told = "no significant difference"
     else:
         told = "ahead" if entry[metric] > 0 else "behind"
         if SEEDS not in _over(entry):
             told += " (one seed; another may differ)"
-    return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}, {told}"
+    return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}{told}"
 
 
 def drawn(entries: Sequence[dict[str, Any]]) -> str:

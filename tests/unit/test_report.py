@@ -144,7 +144,7 @@ def test_what_is_not_defined_is_a_dash_in_page_and_terminal(
     Console(file=stream, width=160).print(report.render_text(content, workspace))
     for text in (re.sub("<style>.*?</style>", "", page, flags=re.DOTALL), stream.getvalue()):
         assert not re.search(r"None|\bnan\b|built-in|object at|null", text)
-        assert "din: reki_c against title_text: -, no significant difference" in text
+        assert "din: reki_c against title_text: not measured" in text
 
 
 def test_terminal_shows_the_table_and_the_scored_request(

@@ -67,5 +67,5 @@ def test_arms_without_an_auc_are_shown_without_one() -> None:
     points = [Point(changes={}, workspace="w", arms=[entry, measured], users=side, items=side)]
     stream = io.StringIO()
     Console(file=stream, width=200).print(render(points))
-    assert "reki_c -" in stream.getvalue()
+    assert "reki_c: AUC - " in stream.getvalue()
     assert plots.sweep([("as configured", points[0])]).startswith("<svg")
