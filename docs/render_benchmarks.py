@@ -44,6 +44,7 @@ def _section(name: str, content: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
+    value += 0.0  # a figure that was rounded to -0
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:g}"
 
 
