@@ -12,6 +12,7 @@ from typing import Any
 
 from reki_ray.config import RayConfig, RekiConfig
 from reki_ray.errors import EngineError, RekiError
+from reki_ray.formats import counted
 
 _PROBE_SECONDS = 10.0
 _QUIET = {
@@ -181,7 +182,7 @@ def require_gpus(count: int, where: str) -> None:
     there = capacity().get("GPU", 0.0)
     if there < count:
         raise EngineError(
-            f"{count} GPUs are needed, the cluster has {there:g}",
+            f"{counted(count, 'GPU')} needed, the cluster has {there:g}",
             where=where,
             todo="Set the device to cpu, ask for fewer, or join a cluster that has them.",
         )

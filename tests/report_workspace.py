@@ -40,6 +40,7 @@ def arm(name: str, auc: float | None, cold: float | None, backbone: str = "din")
         },
         "delta_auc": delta,
         "delta_ci": bounds,
+        "ci_over": ["users", "items", "seeds"],
         "slices": dict.fromkeys(slices, piece),
     }
 
@@ -53,6 +54,7 @@ def control(name: str, low: float, high: float, backbone: str = "din") -> dict[s
         "control": name,
         "delta_auc": middle,
         "delta_ci": [low, high],
+        "ci_over": ["users", "items", "seeds"],
         "apart": not low <= 0 <= high,
         "slices": {},
     }
@@ -77,6 +79,7 @@ def reranked(name: str, arm: str | None, delta: float | None) -> dict[str, Any]:
         "delta_initial_ci": bounds,
         "delta_map_7": delta,
         "delta_map_7_ci": bounds,
+        "ci_over": ["users", "items", "seeds"],
         "per_seed": [],
     }
 

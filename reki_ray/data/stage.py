@@ -94,6 +94,8 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             interactions, users.column(USER_ID), items.column(ITEM_ID), config.split
         )
         require_both_labels(divided.samples, interactions, config.data)
+        if config.train.rerankers:
+            require_positives(divided.samples)
         task.advance()
         with workspace.replacing("ingest") as scratch:
             scratch.write_table(INTERACTIONS, interactions)
@@ -188,6 +190,21 @@ def require_both_labels(
         where="data",
         todo=todo,
     )
+
+
+def require_positives(samples: Mapping[Split, pa.Table]) -> None:
+    """Refuse a split without positive samples: rerankers would have no lists.
+
+    Raises:
+        DataError: A split has none.
+    """
+    for split, rows in samples.items():
+        if not _positive_share(rows):
+            raise DataError(
+                f"no {split} sample is positive: train.rerankers would have no lists",
+                where="data",
+                todo="Give more data, lower data.positive_above, or leave train.rerankers empty.",
+            )
 
 
 def _positive_share(rows: pa.Table) -> float:

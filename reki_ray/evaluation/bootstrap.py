@@ -1,14 +1,16 @@
 """Confidence intervals over users, items and seeds together.
 
-Samples of a user hang together, and so do samples of an item, so both are drawn, and a sample
+Samples of a user are correlated, and so are samples of an item, so both are drawn, and a sample
 counts as often as its user was drawn times its item: the pigeonhole bootstrap (Owen, Annals of
 Applied Statistics 2007). It counts the noise of single samples three times, so its deviations are
 scaled to the variance of two-way clustering, which counts it once (Cameron, Gelbach & Miller,
 Journal of Business & Economic Statistics 2011).
 
 Seeds are too few to be drawn: draws of three never leave the range of the three. A normal with
-their spread takes their place, and the interval is widened by Student's t with the degrees of
-freedom of Welch and Satterthwaite, which are few where the seeds' share of the variance is large.
+their spread takes their place, widened by Student's t with one degree of freedom less than there
+are seeds; the squares of both half-widths add up (Howe, Journal of the American Statistical
+Association 1974). Users and items are widened by Student's t in the same way, which matters where
+there are few of them.
 
 Models are compared on the same draws, seed by seed: a difference then varies much less than
 either of its terms.
@@ -91,7 +93,7 @@ class JointBootstrap:
         self._confidence = confidence
 
     def value(self, name: str, minus: str | None = None) -> float | None:
-        """Figure of a model, or its difference to another's, mean over seeds; None without."""
+        """Figure of a model, or its difference to another's, mean over seeds; None if undefined."""
         values = self._by_seed(name, minus)
         return None if values is None else float(values.mean())
 
@@ -103,7 +105,8 @@ class JointBootstrap:
             minus: The other model.
 
         Returns:
-            None where the figure is not defined, in any resample or at all.
+            None if the figure is undefined, or undefined in every resample. Figures lie in [0, 1],
+            and so do their intervals.
         """
         values = self._by_seed(name, minus)
         if values is None:
@@ -112,15 +115,19 @@ class JointBootstrap:
         other = None if minus is None else self._columns[minus]
         variance, drawn = self._variances(column, other)
         scale = np.sqrt(variance / drawn) if drawn > 0 else 0.0
-        deviations = scale * _less(self._deviations, column, other)
+        groups = min(int(self._users.max()), int(self._items.max())) + 1
+        deviations = self._widened(groups) * scale * _less(self._deviations, column, other)
         seeds = len(values)
-        of_seeds = float(values.var(ddof=1)) / seeds if seeds > 1 else 0.0
-        if of_seeds > 0:
-            deviations = deviations + np.sqrt(of_seeds) * self._normal
-            freedom = (variance + of_seeds) ** 2 / (of_seeds**2 / (seeds - 1))
-            upper = (1 + self._confidence) / 2
-            deviations = deviations * (stats.t.ppf(upper, freedom) / stats.norm.ppf(upper))
-        return interval(values.mean() + deviations, self._confidence)
+        if seeds > 1:
+            of_seeds = np.sqrt(values.var(ddof=1) / seeds)
+            deviations = deviations + self._widened(seeds) * of_seeds * self._normal
+        bounds = interval(values.mean() + deviations, self._confidence)
+        return bounds if bounds is None or minus is not None else np.clip(bounds, 0, 1).tolist()
+
+    def _widened(self, draws: int) -> float:
+        """How much wider than with a known spread an interval is whose spread so few draws give."""
+        upper = (1 + self._confidence) / 2
+        return float(stats.t.ppf(upper, max(draws - 1, 1)) / stats.norm.ppf(upper))
 
     def _by_seed(self, name: str, minus: str | None) -> Floats | None:
         if name not in self._values or (minus is not None and minus not in self._values):
@@ -209,9 +216,14 @@ def interval(values: Floats, confidence: float) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def excludes_zero(bounds: list[float] | None) -> bool:
-    """Whether an interval tells a difference from none; no interval tells nothing."""
-    return bounds is not None and not bounds[0] <= 0 <= bounds[1]
+def is_apart(bounds: list[float] | None, over: Sequence[str]) -> bool:
+    """Whether an interval tells a difference from none: it is over seeds too, and leaves out zero.
+
+    Args:
+        bounds: Interval of the difference; none tells nothing.
+        over: What it is over, see `drawn_over`.
+    """
+    return SEEDS in over and bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
 def _less(table: Array, column: int, other: int | None) -> Floats:

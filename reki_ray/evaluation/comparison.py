@@ -14,7 +14,7 @@ from reki_ray.evaluation.bootstrap import (
     JointBootstrap,
     Ratio,
     drawn_over,
-    excludes_zero,
+    is_apart,
 )
 from reki_ray.evaluation.calibration import calibration_error, calibration_ratio, reliability
 from reki_ray.evaluation.metrics import Array, auc, gauc, logloss, placements
@@ -64,8 +64,8 @@ class Comparison:
     Args:
         samples: N test samples.
         slices: Marks (N,) by slice; one is `all`.
-        scores: Scores (N,) by arm, then seed. A seed that some arm lacks, as its run diverged, is
-            left out of all; an arm without any seed has no figures.
+        scores: Scores (N,) by arm, then seed; see `shared_seeds`. An arm without any seed has no
+            figures.
         config: Number of resamples and level of the intervals.
     """
 
@@ -122,13 +122,14 @@ class Comparison:
         """
         compared = self._compare(arm, control)
         bounds = compared[ALL]["delta_ci"]
+        over = drawn_over(len(self._seeds))
         return {
             "arm": arm,
             "control": control,
             "delta_auc": compared[ALL]["delta_auc"],
             "delta_ci": bounds,
-            "ci_over": drawn_over(len(self._seeds)),
-            "apart": excludes_zero(bounds),
+            "ci_over": over,
+            "apart": is_apart(bounds, over),
             "slices": compared,
         }
 
@@ -187,13 +188,18 @@ class Comparison:
 
 
 def shared_seeds(scores: Mapping[Arm, SeedScores]) -> tuple[dict[Arm, SeedScores], list[int]]:
-    """Scores of the arms that have any, for the seeds that all of these have; and these seeds.
+    """Scores of the arms for the seeds that all of them have, and these seeds.
+
+    A seed that some arm lacks, as its run diverged, is left out of all. Where no seed is common to
+    all, the arms with the fewest are left out, the baseline last.
 
     Args:
         scores: By arm, then seed.
     """
-    # Where no seed is common to all, the arms with the fewest go first.
-    arms = sorted((arm for arm in scores if scores[arm]), key=lambda arm: len(scores[arm]))
+    arms = sorted(
+        (arm for arm in scores if scores[arm]),
+        key=lambda arm: (arm == BASELINE, len(scores[arm])),
+    )
     while arms:
         seeds = [seed for seed in scores[arms[-1]] if all(seed in scores[arm] for arm in arms)]
         if seeds:

@@ -75,7 +75,7 @@ def gauc(labels: Array, scores: Array, users: Array) -> float | None:
 
 
 def placements(labels: Array, scores: Array) -> Floats:
-    """Share of the samples of the other label that each one stands on the right side of (N,).
+    """Share of the samples of the other label that each one is ranked correctly against (N,).
 
     The AUC is the mean over the samples of either label (DeLong et al., Biometrics 1988, whose
     structural components they are). Equal scores count half.

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reki_ray.evaluation.bootstrap import excludes_zero
+from reki_ray.evaluation.bootstrap import is_apart
 from reki_ray.evaluation.comparison import BASELINE
 from reki_ray.formats import counted, interval
 
@@ -62,7 +62,7 @@ def differences(
         axes.axvline(0.0, color=_REFERENCE, linewidth=1)
         for place, (entry, other) in enumerate(rows):
             low, high = entry["delta_ci"] or [entry["delta_auc"]] * 2
-            apart = excludes_zero(entry["delta_ci"])
+            apart = is_apart(entry["delta_ci"], entry["ci_over"])
             axes.plot([low, high], [place, place], color=_INK, linewidth=1.5, solid_capstyle="butt")
             axes.plot(
                 entry["delta_auc"],

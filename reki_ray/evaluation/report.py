@@ -21,7 +21,7 @@ from rich.text import Text
 from reki_ray.config import RekiConfig
 from reki_ray.config.secrets import shown
 from reki_ray.evaluation import plots
-from reki_ray.evaluation.bootstrap import SEEDS, USERS_ITEMS
+from reki_ray.evaluation.bootstrap import SEEDS
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.evaluation.report_tables import (
     against_baseline,
@@ -133,10 +133,10 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
     environment.filters["lines"] = lambda cell: str(_shown(cell)).split("\n")
     environment.filters["number"] = number
     environment.filters["verdict"] = verdict
-    arms, serving = content["arms"], content["serving"]
-    sizes = {side: f.get("size_list") for side, f in entries["cluster"].details.items()}
     environment.filters["drawn"] = drawn
     environment.filters["diverged"] = diverged
+    arms, serving = content["arms"], content["serving"]
+    sizes = {side: f.get("size_list") for side, f in entries["cluster"].details.items()}
     return environment.get_template("report.html.j2").render(
         report=content,
         headline=_headline(content),
@@ -281,21 +281,21 @@ def verdict(entry: dict[str, Any]) -> str:
     difference = f"{interval(entry[metric], entry['delta_ci'], signed=True)}, "
     if entry[metric] is None:
         difference, told = "", "not measured"
+    elif SEEDS not in entry["ci_over"]:
+        told = "no verdict from one seed"
     elif not entry["apart"]:
         told = "no significant difference"
     else:
         told = "ahead" if entry[metric] > 0 else "behind"
-        if SEEDS not in _over(entry):
-            told += " (one seed; another may differ)"
     return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}{told}"
 
 
 def drawn(entries: Sequence[dict[str, Any]]) -> str:
     """What the intervals of arms or rerankers are over, in words."""
-    most = max((_over(entry) for entry in entries), key=len)
-    *others, last = most
-    alone = "" if SEEDS in most else ", of one seed"
-    return f"over {', '.join(others)} and {last}{alone}"
+    several = [SEEDS in entry["ci_over"] for entry in entries if entry["seeds"]]
+    if not any(several):
+        return "over users and items, of one seed"
+    return "over users, items and seeds" + ("" if all(several) else ", where there are several")
 
 
 def diverged(arms: Sequence[dict[str, Any]], model: str = "backbone") -> list[str]:
@@ -307,16 +307,10 @@ def diverged(arms: Sequence[dict[str, Any]], model: str = "backbone") -> list[st
     """
     return [
         f"{arm[model]}: {arm['arm']} diverged with seed {', '.join(map(str, arm['diverged']))}, "
-        "which is left out of all arms"
+        + ("which is left out of all arms" if arm["seeds"] else "and has no result")
         for arm in arms
         if arm.get("diverged")
     ]
-
-
-def _over(entry: dict[str, Any]) -> list[str]:
-    """What an entry's intervals are over."""
-    over: list[str] = entry.get("ci_over", [*USERS_ITEMS, SEEDS])
-    return over
 
 
 def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.evaluation.bootstrap import JointBootstrap, Ratio, drawn_over, excludes_zero
+from reki_ray.evaluation.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart
 from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of, mean, shared_seeds
 from reki_ray.evaluation.metrics import Array
 from reki_ray.evaluation.predictions import predict_test
@@ -85,6 +85,7 @@ class ListComparison:
             }
             for arm in scores
         ]
+        over = drawn_over(len(seeds))
         controls = []
         for arm, control in controls_of(scores):
             bounds = bootstraps["ndcg"].interval(arm, control)
@@ -95,8 +96,8 @@ class ListComparison:
                     "control": control,
                     "delta_ndcg_7": bootstraps["ndcg"].value(arm, control),
                     "delta_ci": bounds,
-                    "ci_over": drawn_over(len(seeds)),
-                    "apart": excludes_zero(bounds),
+                    "ci_over": over,
+                    "apart": is_apart(bounds, over),
                 }
             )
         return rows, controls

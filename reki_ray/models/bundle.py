@@ -7,6 +7,7 @@ A folder holds `model.safetensors` (weights and running statistics) and `model.j
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -175,9 +176,9 @@ def save(folder: Path, bundle: Bundle[Any, Any]) -> str:
 
 
 def not_finite(model: nn.Module) -> Iterator[str]:
-    """Names of the parameters of a model that hold NaN or infinity."""
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    """Names of the parameters and buffers of a model that hold NaN or infinity."""
+    for name, values in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if not torch.isfinite(values).all():
             yield name
 
 

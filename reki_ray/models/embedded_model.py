@@ -210,8 +210,8 @@ class EmbeddedModel(nn.Module):
 
         Args:
             ids: Rows of the ids of R items (R,).
-            items: Some of these items, repeated or not, whose knowledge is at hand, of any shape;
-                padding has no part in it.
+            items: Some of these items, repeated or not, for which knowledge is available, of any
+                shape; padding is ignored.
             knowledge: Knowledge of the R items.
         """
         if not self.training or self.hein is None or not self.alignment_weight:

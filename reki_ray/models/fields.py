@@ -83,8 +83,8 @@ class Field:
         """Embedding rows (N, width) of N records; padding at the end and for unknown values."""
         rows = np.full((len(records), self.width), PADDING, dtype=np.int32)
         for row, values in zip(rows, records, strict=True):
-            for column, value in enumerate(values[: self.width]):
-                row[column] = self._row(value)
+            known = [found for value in values if (found := self._row(value)) != PADDING]
+            row[: len(known)] = known[: self.width]
         return rows
 
     def _row(self, value: str) -> int:

@@ -34,7 +34,7 @@ EMULATED: Final = (
 
 
 def emulates(wanted: Precision, device: torch.device) -> bool:
-    """Whether bfloat16 is asked of a processor that has no units for it: training is slower."""
+    """Whether bfloat16 is requested on a processor without units for it: training is slower."""
     return wanted == "bfloat16" and device.type == "cpu" and not multiplies_bfloat16()
 
 

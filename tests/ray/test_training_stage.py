@@ -209,7 +209,7 @@ def test_gpus_that_the_cluster_has_not_are_refused_at_once(
     filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
 ) -> None:
     config = config_of(tiny_config, device="cuda", workers=2)
-    with pytest.raises(EngineError, match="2 GPUs are needed, the cluster has 0"):
+    with pytest.raises(EngineError, match="2 GPUs needed, the cluster has 0"):
         stage.run(config, filled, reporter)
 
 

@@ -172,6 +172,7 @@ KNOWN = FeatureSpace.build(
     [
         ({"genre": ["A", "new"]}, {"genre": ["A"]}),
         ({"genre": ["new", "newer"]}, {}),
+        ({"genre": ["new", "newer", "A", "B"]}, {"genre": ["A", "B"]}),
         ({"genre": ["A"], "year": ["soon"]}, {"genre": ["A"]}),
         ({"genre": ["A"], "director": ["new"]}, {"genre": ["A"]}),
     ],

@@ -255,3 +255,22 @@ def test_a_disk_that_is_full_is_an_engine_error_and_the_old_output_stays(
     assert caught.value.exit_code == 4
     assert "Free some space" in caught.value.todo
     assert workspace.read_table(INTERACTIONS).equals(before)
+
+
+def test_rerankers_without_a_positive_to_rank_are_refused_before_anything_is_paid_for(
+    data: Path, workspace: Workspace, reporter: Reporter
+) -> None:
+    config = make(data, workspace, positive_above=1)
+    run(config, workspace, reporter)
+    validating = set(workspace.read_table(SAMPLES["valid"])[USER_ID].to_pylist())
+    header, *lines = (data / "events.csv").read_text().splitlines()
+    disliked = [
+        f"{user},{item},{'1' if user in validating else rating},{time}"
+        for user, item, rating, time in (line.split(",") for line in lines)
+    ]
+    (data / "events.csv").write_text("\n".join([header, *disliked]) + "\n")
+    run(config, workspace, reporter)  # good enough without rerankers
+    tree = config.model_dump()
+    tree["train"]["rerankers"] = ["prm"]
+    with pytest.raises(DataError, match="no valid sample is positive"):
+        run(RekiConfig.model_validate(tree), workspace, reporter)

@@ -42,6 +42,7 @@ CONTRACT: dict[str, Any] = {
         "calibration",
         "delta_auc",
         "delta_ci",
+        "ci_over",
         "slices",
     },
     "serving": {"candidates", "requests", "p50_ms", "p99_ms", "requests_per_second"},
