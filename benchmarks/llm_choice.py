@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import ray.data
 
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.config.files import parse_yaml
@@ -140,6 +139,8 @@ def _bits(texts: Sequence[str]) -> float:
 
 def ask(config: RekiConfig) -> dict[str, Any]:
     """Ask all prompts as a configuration does, and measure the answers."""
+    import ray.data  # noqa: PLC0415  # after the environment that it reads
+
     workspace = Workspace(config.root)
     frame = prompting(config, workspace).renderer.frame
     prompts = prompts_of(config, workspace)

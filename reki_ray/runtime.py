@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -41,7 +42,9 @@ _QUIET = {
 def set_environment() -> None:
     """Set the variables that every process of a run inherits; what the user set stays."""
     for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+        # Ray reads it at its import: set later, a cluster would want a token that nobody sends.
+        if name != "RAY_AUTH_MODE" or "ray" not in sys.modules:
+            os.environ.setdefault(name, value)
 
 
 def cluster_address(config: RayConfig) -> str:

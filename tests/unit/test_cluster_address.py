@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -124,3 +127,17 @@ def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch
         pass
     assert caught.value.where == "RAY_ADDRESS = [::1]:1"
     assert "ray start --head" in caught.value.todo
+
+
+def test_a_program_that_imported_ray_before_is_served_as_well() -> None:
+    script = (
+        "import os, ray\n"
+        "from reki_ray.runtime import set_environment\n"
+        "set_environment()\n"
+        "print(os.environ.get('RAY_AUTH_MODE'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "None"  # Ray decided at its import
