@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -42,6 +43,8 @@ INBOX: Final[dict[Kind, Table]] = {
 QUARANTINE: Final = Table("inbox/quarantine", schema.QUARANTINE_SCHEMA)
 
 _DIGEST_CHARS = 16
+_NAME: Final = re.compile(rf"[0-9]{{6,}}-[0-9a-f]{{{_DIGEST_CHARS}}}")
+"""What a batch is called: a copy or a backup beside the batches is none."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Inbox:
     def batches(self) -> list[str]:
         """Names of the batches, oldest first."""
         parts = self._live.parts(INBOX["interactions"])
-        return [Path(part).stem for part in parts]
+        return [name for part in parts if _NAME.fullmatch(name := Path(part).stem)]
 
     def known_items(self) -> pa.ChunkedArray:
         """Ids of the items that the run began with and of those in batches.
@@ -193,18 +196,20 @@ class Inbox:
         )
 
     def _is_whole(self, name: str) -> bool:
-        """Whether the files of a batch were written to their end."""
-        for table in INBOX.values():
-            try:
-                pq.read_metadata(self._live.path(_part(table, name)))
-            except FileNotFoundError:  # a batch need not have all kinds
-                continue
-            except (pa.ArrowException, OSError):
-                return False
+        """Whether all that is kept of a batch can be read."""
+        try:
+            for kind in INBOX:
+                self._read(kind, {name})
+        except DataError:
+            return False
         return True
 
     def _rows(self, kind: Kind) -> pa.Table:
-        table, batches = INBOX[kind], set(self.batches())
+        return self._read(kind, set(self.batches()))
+
+    def _read(self, kind: Kind, batches: Set[str]) -> pa.Table:
+        """Rows of some batches, which need not have all kinds."""
+        table = INBOX[kind]
         assert table.schema is not None
         found = [table.schema.empty_table()]
         for part in self._live.parts(table):

@@ -120,3 +120,12 @@ class EventBatches:
             labels = [int(self._rules.positive(one)) for _, one in rows]
             columns[names.label] = pa.array(labels, pa.int8())
         return pa.table(columns)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a batch is there and can be read to its end."""
+    try:
+        pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError):
+        return False
+    return True

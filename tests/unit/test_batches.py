@@ -250,3 +250,48 @@ def test_numbers_go_on_after_a_batch_was_removed(
     Path(live.parts(INBOX["interactions"])[0]).unlink()
     file = events(tmp_path / "last.csv", ("u0", "m9", 5, LATER))
     assert inbox.add(BatchFiles(file), config.data).name.startswith("000004-")
+
+
+@pytest.mark.parametrize("kind", ["interactions", "items"])
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5])
+def test_a_batch_with_bytes_lost_in_its_middle_is_mended_by_the_same_batch(
+    inbox: Inbox,
+    config: RekiConfig,
+    workspace: Workspace,
+    tmp_path: Path,
+    kind: Kind,
+    place: float,
+) -> None:
+    items = tmp_path / "items.csv"
+    rows = "".join(f"m9{n},A new film {n},Action\n" for n in range(200, 400))
+    items.write_text(f"item_id,title,genre\n{rows}")
+    many = [(f"u{n % 4}", "m1", 5, LATER + n) for n in range(400)]
+    files = BatchFiles(events(tmp_path / "new.csv", *many), items)
+    batch = inbox.add(files, config.data)
+    live = Workspace(workspace.local_path("live"))
+    path = Path(live.path(INBOX[kind].path, f"{batch.name}.parquet"))
+    content = bytearray(path.read_bytes())
+    at = int(place * len(content)) + 4
+    content[at : at + 40] = bytes(40)
+    path.write_bytes(content)
+    try:
+        inbox.merged()
+    except DataError:
+        assert inbox.add(files, config.data).is_new
+    assert inbox.merged().events == 400
+    assert not inbox.add(files, config.data).is_new
+
+
+def test_other_files_beside_the_batches_are_none(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    file = events(tmp_path / "new.csv", ("u0", "m1", 5, LATER))
+    first = inbox.add(BatchFiles(file), config.data)
+    live = Workspace(workspace.local_path("live"))
+    kept = Path(live.path(INBOX["interactions"].path, f"{first.name}.parquet"))
+    for name in ("copy of it", "backup-1", f"{first.name} (1)", "000009-none"):
+        kept.with_name(f"{name}.parquet").write_bytes(kept.read_bytes())
+    assert inbox.batches() == [first.name]
+    assert inbox.merged().events == 1
+    later = events(tmp_path / "later.csv", ("u0", "m2", 5, LATER))
+    assert inbox.add(BatchFiles(later), config.data).name.startswith("000002-")
