@@ -93,7 +93,7 @@ def build(config: RekiConfig) -> Refresher:
     workspace = Workspace(config.root)
     inbox = Inbox(workspace, Workspace(workspace.local_path(LIVE)))
     rules = EventRules(config.refresh.events, config.data)
-    batches = EventBatches(rules, config.data, inbox.known_items)
+    batches = EventBatches(rules, config.data, inbox.known_items, inbox.holds)
 
     def apply(file: Path) -> int:
         try:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -174,14 +175,9 @@ class Inbox:
         """
         began = self._base.read_table(schema.INTERACTIONS)
         events = self._rows("interactions")
-        both = pa.concat_tables([began, events])
-        twice = repeated(
-            both[USER_ID],
-            both[ITEM_ID],
-            both[TIMESTAMP].to_numpy(),
-            np.ones(len(both), dtype=bool),
-        )
-        fresh = events.filter(pa.array(~twice[len(began) :]))
+        # Of equal ones the run's own counts, else the latest batch's, as of items and users.
+        twice = _twice(pa.concat_tables([began, events[::-1]]))[len(began) :]
+        fresh = events.filter(pa.array(~twice[::-1]))
         seen = before_cut(began, self._base.read_table(schema.CUTS)).select(began.column_names)
         items = _latest(self._base.read_table(schema.ITEMS), self._rows("items"), ITEM_ID)
         users = _latest(self._base.read_table(schema.USERS), self._rows("users"), USER_ID)
@@ -194,6 +190,18 @@ class Inbox:
             history=sort_interactions(pa.concat_tables([began, fresh])),
             events=len(fresh),
         )
+
+    def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
+        """Whether a batch holds an event of each user, item and time.
+
+        Args:
+            keys: N rows of these three columns.
+
+        Raises:
+            DataError: A table is damaged.
+        """
+        held = self._rows("interactions").select(keys.column_names)
+        return _twice(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
 
     def _is_whole(self, name: str) -> bool:
         """Whether all that is kept of a batch can be read."""
@@ -297,6 +305,15 @@ def write_round(merged: Merged, workspace: Workspace) -> None:
         scratch.write_table(schema.ITEMS, merged.items)
         scratch.write_table(schema.USERS, merged.users)
         scratch.write_table(schema.CUTS, cuts)
+
+
+def _twice(events: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which events equal an earlier one in user, item and time."""
+    every = np.ones(len(events), dtype=bool)
+    mask: npt.NDArray[np.bool_] = repeated(
+        events[USER_ID], events[ITEM_ID], events[TIMESTAMP].to_numpy(), every
+    )
+    return mask
 
 
 def _part(table: Table, name: str) -> str:

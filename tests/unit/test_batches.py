@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from reki_ray import schema
-from reki_ray.config import DataConfig, RekiConfig
+from reki_ray.config import DataConfig, RefreshConfig, RekiConfig
 from reki_ray.data import stage as ingest
 from reki_ray.data.batch import INBOX, QUARANTINE, BatchFiles, Inbox, write_round
 from reki_ray.data.raw import Kind
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.histories import before_cut
+from reki_ray.online.batches import EventBatches
+from reki_ray.online.event_log import Event
+from reki_ray.online.rules import EventRules
 from reki_ray.progress import Reporter
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
@@ -295,3 +299,37 @@ def test_other_files_beside_the_batches_are_none(
     assert inbox.merged().events == 1
     later = events(tmp_path / "later.csv", ("u0", "m2", 5, LATER))
     assert inbox.add(BatchFiles(later), config.data).name.startswith("000002-")
+
+
+@pytest.mark.parametrize(
+    "order", list(permutations([("click", None), ("rating", 2.0), ("click", None)]))
+)
+def test_a_rating_counts_before_a_click_of_the_same_second_in_any_order_of_batches(
+    inbox: Inbox,
+    config: RekiConfig,
+    tmp_path: Path,
+    order: Sequence[tuple[str, float | None]],
+) -> None:
+    rules = EventRules(RefreshConfig().events, config.data)
+    batches = EventBatches(rules, config.data, inbox.known_items, inbox.holds)
+    for number, (kind, rating) in enumerate(order):
+        path = tmp_path / f"{number}.parquet"
+        if batches.write([Event("u0", "m1", kind, LATER, rating)], path):
+            inbox.add(BatchFiles(path), config.data)
+    merged = inbox.merged()
+    assert merged.events == 1
+    history = merged.history.filter(pa.compute.equal(merged.history[schema.TIMESTAMP], LATER))
+    assert history["rating"].to_pylist() == [2.0]
+
+
+def test_of_equal_events_the_latest_batch_counts_and_the_order_stays(
+    inbox: Inbox, config: RekiConfig, tmp_path: Path
+) -> None:
+    first = [("u0", f"m{item}", 5, LATER) for item in range(5)]
+    inbox.add(BatchFiles(events(tmp_path / "a.csv", *first)), config.data)
+    inbox.add(BatchFiles(events(tmp_path / "b.csv", ("u0", "m7", 1, LATER), first[2])), config.data)
+    inbox.add(BatchFiles(events(tmp_path / "c.csv", ("u0", "m0", 1, LATER))), config.data)
+    merged = inbox.merged()
+    rows = merged.history.filter(pa.compute.equal(merged.history[schema.TIMESTAMP], LATER))
+    found = list(zip(rows[schema.ITEM_ID].to_pylist(), rows["rating"].to_pylist(), strict=True))
+    assert found == [("m1", 5), ("m3", 5), ("m4", 5), ("m7", 1), ("m2", 5), ("m0", 1)]

@@ -265,13 +265,14 @@ def test_an_export_mends_whatever_was_lost_or_damaged(
     assert mended[1] == expected[1]
 
 
+@pytest.mark.parametrize("is_read", [True, False])
 @pytest.mark.parametrize("content", [b"", b"no database", bytes(8192)])
 def test_an_export_to_lmdb_that_does_not_open_is_written_again_beside_its_readers(
-    content: bytes, settings_of: SettingsOf, table: VectorTable
+    content: bytes, is_read: bool, settings_of: SettingsOf, table: VectorTable
 ) -> None:
     settings = settings_of("lmdb")
     export_side(settings, 1, "users", table, "manifest")
-    reader = open_vectors(settings, 1, "users", FALLBACK, "manifest", table)
+    reader = table if not is_read else open_vectors(settings, 1, "users", FALLBACK, "manifest")
     folder = Path(settings.url) / f"{settings.namespace}-v1-users"
     (folder / "data.mdb").unlink()  # the reader has the old one mapped
     (folder / "data.mdb").write_bytes(content)
