@@ -233,6 +233,11 @@ def test_megabytes_without_a_line_feed_do_not_stop_a_reader(tmp_path: Path) -> N
     assert reader.damaged == 2
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b"null"])
+def test_a_line_with_a_right_checksum_and_no_record_is_passed_over(body: bytes) -> None:
+    assert decode_line(b"%08x %b" % (zlib.crc32(body), body)) is None
+
+
 def test_a_record_that_is_no_event_is_passed_over(tmp_path: Path) -> None:
     SegmentWriter(tmp_path, "a").append([{"user_id": "u"}, {**vars_of(event(1)), "new": [1]}])
     reader = EventReader(tmp_path)
