@@ -44,8 +44,9 @@ class RefreshStatus(BaseModel):
 class RefresherActor:
     """A long-lived actor around a `Refresher`, see there; `start` starts it.
 
-    It works from its creation on, also after a restart. A defect ends its process, which Ray
-    then restarts; the failed attempt is remembered, so that the next one waits.
+    It works from its creation on, also after a restart. Failures are tried again; what ends its
+    thread all the same ends its process, which Ray then restarts. An attempt that failed is
+    remembered, so that the next one waits.
 
     Args:
         config: The run.

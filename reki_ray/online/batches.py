@@ -158,6 +158,6 @@ def is_whole(path: Path) -> bool:
     """Whether a batch is there and can be read to its end."""
     try:
         pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return False
     return True

@@ -193,8 +193,6 @@ class ServedVectors(abc.ABC):
         known = [place for place, value in enumerate(values) if value is not None]
         joined = b"".join(value[1:] for value in values if value is not None)
         vectors[known] = np.frombuffer(joined, self._type).reshape(-1, self.dimension)
-        if not np.isfinite(vectors).all():
-            raise self._damaged()
         return vectors, _sources(values)
 
     def sources(self, ids: Sequence[str]) -> list[str]:
@@ -214,16 +212,13 @@ class ServedVectors(abc.ABC):
         size = 1 + self.dimension * self._type.itemsize
         for value in values:
             if value is not None and (len(value) != size or value[0] >= len(SOURCES)):
-                raise self._damaged()
+                raise VectorsLostError(
+                    f"a value below {self._prefix.decode()} is no vector of length "
+                    f"{self.dimension}: it is damaged",
+                    where=self._where,
+                    todo=EXPORT_AGAIN,
+                )
         return values
-
-    def _damaged(self) -> VectorsLostError:
-        return VectorsLostError(
-            f"a value below {self._prefix.decode()} is no vector of length {self.dimension}: it "
-            "is damaged",
-            where=self._where,
-            todo=EXPORT_AGAIN,
-        )
 
     def _lost(self, what: str) -> VectorsLostError:
         return VectorsLostError(

@@ -316,15 +316,13 @@ META = Meta(rows=1, dimension=len(FALLBACK), dtype="float32", manifest="manifest
 
 @settings_hypothesis(max_examples=200, deadline=None)
 @given(st.binary(max_size=2 + 4 * len(FALLBACK)))
-@example(b"\0" + np.array([1, np.nan, 2], "<f4").tobytes())
-@example(b"\0" + np.array([1, -np.inf, 2], "<f4").tobytes())
+@example(b"\xfa" + np.array([1, 0, 2], "<f4").tobytes())
 @example(b"\0" + np.array([1, 0, 2], "<f4").tobytes())
 def test_any_value_is_a_vector_or_a_damage_that_is_told(value: bytes) -> None:
     held = Held({meta_key(PREFIX): META.model_dump_json().encode(), key_of(PREFIX, "a"): value})
     is_vector = len(value) == 1 + 4 * len(FALLBACK) and value[0] < len(SOURCES)
-    is_finite = is_vector and np.isfinite(np.frombuffer(value[1:], "<f4")).all()
-    for call, is_whole in ((held.lookup, is_finite), (held.sources, is_vector)):
-        if is_whole:
+    for call in (held.lookup, held.sources):
+        if is_vector:
             call(["a"])
         else:
             with pytest.raises(VectorsLostError, match="damaged"):
