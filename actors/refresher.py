@@ -44,8 +44,9 @@ class RefreshStatus(BaseModel):
 class RefresherActor:
     """A long-lived actor around a `Refresher`, see there; `start` starts it.
 
-    It works from its creation on, also after a restart. A defect ends its process, which Ray
-    then restarts; the failed attempt is remembered, so that the next one waits.
+    It works from its creation on, also after a restart. Failures are tried again; what ends its
+    thread all the same ends its process, which Ray then restarts. An attempt that failed is
+    remembered, so that the next one waits.
 
     Args:
         config: The run.
@@ -93,7 +94,7 @@ def build(config: RekiConfig) -> Refresher:
     workspace = Workspace(config.root)
     inbox = Inbox(workspace, Workspace(workspace.local_path(LIVE)))
     rules = EventRules(config.refresh.events, config.data)
-    batches = EventBatches(rules, config.data, inbox.known_items)
+    batches = EventBatches(rules, config.data, inbox.known_items, inbox.holds)
 
     def apply(file: Path) -> int:
         try:

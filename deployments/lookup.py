@@ -134,7 +134,7 @@ class Lookup:
     async def user(self, user_id: str, version: int) -> UserRecord:
         """See `StoreReader.user`; with recent interactions, where they are known.
 
-        Where a server of vectors fails, the profile comes without a vector: the history still
+        Where vectors cannot be looked up, the profile comes without a vector: the history still
         counts, and the scorer says that the answer is degraded.
         """
         reader = await self._versions.get(version)
@@ -165,14 +165,15 @@ class Lookup:
             self._add_recent.close()
 
     async def _user(self, reader: StoreReader, user_id: str) -> UserRecord:
-        # Mapped files answer in microseconds: a thread would cost more than it frees.
-        if not reader.waits:
-            return reader.user(user_id)
         found = reader.profile(user_id)  # first, so that no server keeps it waiting
         try:
+            # Mapped files answer in microseconds: a thread would cost more than it frees.
+            if not reader.waits:
+                return reader.with_vector(user_id, found)
             return await self._server.ask(lambda: reader.with_vector(user_id, found))
-        except StoreError as error:
-            logger.warning("a user is scored without vector: %s", error.what)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the history needs no vector
+            what = error.what if isinstance(error, StoreError) else repr(error)
+            logger.warning("a user is scored without vector: %s", what)
             lost = isinstance(error, VectorsLostError)
             lack: Lack = "vectors_lost" if lost else "vectors_unavailable"
             return UserRecord(found.profile, lack=lack)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -42,6 +44,8 @@ INBOX: Final[dict[Kind, Table]] = {
 QUARANTINE: Final = Table("inbox/quarantine", schema.QUARANTINE_SCHEMA)
 
 _DIGEST_CHARS = 16
+_NAME: Final = re.compile(rf"[0-9]{{6,}}-[0-9a-f]{{{_DIGEST_CHARS}}}")
+"""What a batch is called: a copy or a backup beside the batches is none."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class Inbox:
     def batches(self) -> list[str]:
         """Names of the batches, oldest first."""
         parts = self._live.parts(INBOX["interactions"])
-        return [Path(part).stem for part in parts]
+        return [name for part in parts if _NAME.fullmatch(name := Path(part).stem)]
 
     def known_items(self) -> pa.ChunkedArray:
         """Ids of the items that the run began with and of those in batches.
@@ -171,14 +175,9 @@ class Inbox:
         """
         began = self._base.read_table(schema.INTERACTIONS)
         events = self._rows("interactions")
-        both = pa.concat_tables([began, events])
-        twice = repeated(
-            both[USER_ID],
-            both[ITEM_ID],
-            both[TIMESTAMP].to_numpy(),
-            np.ones(len(both), dtype=bool),
-        )
-        fresh = events.filter(pa.array(~twice[len(began) :]))
+        # Of equal ones the run's own counts, else the latest batch's, as of items and users.
+        twice = _twice(pa.concat_tables([began, events[::-1]]))[len(began) :]
+        fresh = events.filter(pa.array(~twice[::-1]))
         seen = before_cut(began, self._base.read_table(schema.CUTS)).select(began.column_names)
         items = _latest(self._base.read_table(schema.ITEMS), self._rows("items"), ITEM_ID)
         users = _latest(self._base.read_table(schema.USERS), self._rows("users"), USER_ID)
@@ -192,19 +191,33 @@ class Inbox:
             events=len(fresh),
         )
 
+    def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
+        """Whether a batch holds an event of each user, item and time.
+
+        Args:
+            keys: N rows of these three columns.
+
+        Raises:
+            DataError: A table is damaged.
+        """
+        held = self._rows("interactions").select(keys.column_names)
+        return _twice(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
+
     def _is_whole(self, name: str) -> bool:
-        """Whether the files of a batch were written to their end."""
-        for table in INBOX.values():
-            try:
-                pq.read_metadata(self._live.path(_part(table, name)))
-            except FileNotFoundError:  # a batch need not have all kinds
-                continue
-            except (pa.ArrowException, OSError):
-                return False
+        """Whether all that is kept of a batch can be read."""
+        try:
+            for kind in INBOX:
+                self._read(kind, {name})
+        except DataError:
+            return False
         return True
 
     def _rows(self, kind: Kind) -> pa.Table:
-        table, batches = INBOX[kind], set(self.batches())
+        return self._read(kind, set(self.batches()))
+
+    def _read(self, kind: Kind, batches: Set[str]) -> pa.Table:
+        """Rows of some batches, which need not have all kinds."""
+        table = INBOX[kind]
         assert table.schema is not None
         found = [table.schema.empty_table()]
         for part in self._live.parts(table):
@@ -292,6 +305,15 @@ def write_round(merged: Merged, workspace: Workspace) -> None:
         scratch.write_table(schema.ITEMS, merged.items)
         scratch.write_table(schema.USERS, merged.users)
         scratch.write_table(schema.CUTS, cuts)
+
+
+def _twice(events: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which events equal an earlier one in user, item and time."""
+    every = np.ones(len(events), dtype=bool)
+    mask: npt.NDArray[np.bool_] = repeated(
+        events[USER_ID], events[ITEM_ID], events[TIMESTAMP].to_numpy(), every
+    )
+    return mask
 
 
 def _part(table: Table, name: str) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from reki_ray import atomic
 from reki_ray.config import ColumnMapping, DataConfig, FileSource
 from reki_ray.online.event_log import Event
 from reki_ray.online.rules import EventRules, Interaction, combine
+from reki_ray.schema import ITEM_ID, TIMESTAMP, USER_ID
 
 _MOST_AHEAD: Final = 50_000
 
@@ -29,6 +32,14 @@ Row = tuple[str, Interaction]
 KnownItems = Callable[[], pa.ChunkedArray]
 """Gives the ids of all items that an update knows."""
 
+Holds = Callable[[pa.Table], npt.NDArray[np.bool_]]
+"""Tells of which users, items and times an update holds an interaction."""
+
+
+def holds_nothing(keys: pa.Table) -> npt.NDArray[np.bool_]:
+    """A `Holds` before the first update."""
+    return np.zeros(len(keys), dtype=bool)
+
 
 class EventBatches:
     """Writes interactions in the columns that the run's configuration names.
@@ -40,12 +51,21 @@ class EventBatches:
         rules: Which events are interactions.
         data: Column names and valid ranges.
         known_items: Asked anew for every batch.
+        holds: Asked too: of equal interactions an update takes the latest, which must not be the
+            one whose rating is only that of a rule.
     """
 
-    def __init__(self, rules: EventRules, data: DataConfig, known_items: KnownItems) -> None:
+    def __init__(
+        self,
+        rules: EventRules,
+        data: DataConfig,
+        known_items: KnownItems,
+        holds: Holds = holds_nothing,
+    ) -> None:
         self._rules = rules
         self._data = data
         self._known_items = known_items
+        self._holds = holds
         self._ahead: dict[Key, int] = {}
 
     def counts(self, event: Event) -> bool:
@@ -90,9 +110,11 @@ class EventBatches:
             for ((user, _, _), one), is_known in zip(distinct.items(), known, strict=True)
             if is_known
         ]
+        held = self._holds(_keys(rows)).tolist()
+        rows = [row for row, is_held in zip(rows, held, strict=True) if row[1].own or not is_held]
         if len(rows) < len(events):
             _logger.warning(
-                "%d of %d events are left out: twice there, of unknown items or out of range",
+                "%d of %d events are left out: there already, of unknown items or out of range",
                 len(events) - len(rows),
                 len(events),
             )
@@ -120,3 +142,22 @@ class EventBatches:
             labels = [int(self._rules.positive(one)) for _, one in rows]
             columns[names.label] = pa.array(labels, pa.int8())
         return pa.table(columns)
+
+
+def _keys(rows: Sequence[Row]) -> pa.Table:
+    return pa.table(
+        {
+            USER_ID: pa.array([user for user, _ in rows], pa.string()),
+            ITEM_ID: pa.array([one.item_id for _, one in rows], pa.string()),
+            TIMESTAMP: pa.array([one.time for _, one in rows], pa.int64()),
+        }
+    )
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a batch is there and can be read to its end."""
+    try:
+        pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return True

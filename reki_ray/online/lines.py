@@ -51,6 +51,6 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # nested deeper than any record
         return None
     return record if isinstance(record, dict) else None

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from reki_ray import atomic
 from reki_ray.config import RefreshConfig
 from reki_ray.errors import RekiError, StoreError
-from reki_ray.online.batches import EventBatches
+from reki_ray.online.batches import EventBatches, is_whole
 from reki_ray.online.event_log import Event, EventReader
 from reki_ray.online.folders import OnlineFolders
 from reki_ray.online.segment_reader import PATIENCE_SECONDS, prune
@@ -160,13 +160,19 @@ class Refresher:
         try:
             if self._state is None and not self._begin():
                 return "standby"
-            if self._lacks_its_batch(self._known()):
-                self._resume(self._known())
+            state = self._known()
+            if not self._backs_off(state) and self._lacks_its_batch(state):
+                self._resume(state)
             self._read()
             return self._refresh_if_due(self._known())
-        except (RekiError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # the last catch: it is tried again
             self._failed(error)
             return "failed"
+
+    def _backs_off(self, state: RefreshState) -> bool:
+        """Whether it is too early for an attempt."""
+        # A time further ahead than any wait is of a clock that was wrong.
+        return 0 < state.next_attempt_at - self._clock() <= self._config.max_backoff_seconds
 
     def _begin(self) -> bool:
         try:
@@ -178,10 +184,10 @@ class Refresher:
         return True
 
     def _resume(self, state: RefreshState) -> None:
-        """Read the log from where a state has come; a batch whose file is gone is read again."""
+        """Read the log from where a state has come; a lost or damaged batch is read again."""
         if self._lacks_its_batch(state):
             assert state.pending is not None
-            _logger.warning("%s is gone: its events are read again", state.pending.file)
+            _logger.warning("%s is gone or damaged: its events are read again", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
         self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
@@ -189,7 +195,7 @@ class Refresher:
         self._state = state
 
     def _lacks_its_batch(self, state: RefreshState) -> bool:
-        return state.pending is not None and not self._file(state.pending).exists()
+        return state.pending is not None and not is_whole(self._file(state.pending))
 
     def _read(self) -> None:
         if len(self._waiting) >= self._config.max_events:
@@ -201,11 +207,11 @@ class Refresher:
                     return
 
     def _refresh_if_due(self, state: RefreshState) -> Outcome:
-        now = self._clock()
-        if now < state.next_attempt_at:
+        if self._backs_off(state):
             return "idle"
         if state.pending is None:
-            late = now - state.last_at >= self._config.every_seconds
+            # A last time that is yet to come is of a clock that was wrong.
+            late = not 0 <= self._clock() - state.last_at < self._config.every_seconds
             full = len(self._waiting) >= min(self._config.min_events, self._config.max_events)
             if not full and not (late and self._waiting):
                 return "idle"
@@ -262,19 +268,26 @@ class Refresher:
         except OSError as error:  # the version stands; what is left over costs only room
             _logger.warning("old events cannot be removed: %s", error)
 
-    def _failed(self, error: RekiError | OSError) -> None:
-        _logger.warning("the refresh failed and is tried again later: %s", error)
+    def _failed(self, error: Exception) -> None:
+        expected = isinstance(error, RekiError | OSError)
+        _logger.warning(
+            "the refresh failed and is tried again later: %s",
+            error,
+            exc_info=None if expected else error,
+        )
         state = self._state
         if state is None:  # not even begun: the state cannot be read
             self._lock.release()
             return
-        said = error.what if isinstance(error, RekiError) else str(error)
+        said = error.what if isinstance(error, RekiError) else str(error) or type(error).__name__
         wait = self._backoff(max(state.failures_in_row, 1))
         changes = {"last_error": said, "next_attempt_at": self._clock() + wait}
         try:
             self._keep(state, **changes)
         except OSError:  # the disk is full, perhaps the very failure: memory must do
             self._state = state.model_copy(update=changes)
+        if not expected:  # an event may have been read and be in no batch
+            self._resume(self._known())
 
     def _backoff(self, failures: int) -> float:
         doubled = self._config.backoff_seconds * 2.0 ** min(failures - 1, 60)

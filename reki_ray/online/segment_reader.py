@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +29,8 @@ class SegmentReader:
     """Reads each whole line of a folder's segments once, as they grow; the oldest segment first.
 
     A line that is damaged or torn is logged, counted and passed over. A segment that cannot be
-    read, for instance because it was just pruned, is left for the next time. One thread at a
-    time.
+    read, for instance because it was just pruned, is told of once and left for the next time;
+    it keeps its place, and the others are read. One thread at a time.
 
     Args:
         folder: The segments; it may come to be later.
@@ -57,6 +57,7 @@ class SegmentReader:
         self._patience = patience
         self._since = since
         self._told: set[str] = set()
+        self._unreadable: set[str] = set()
         self._doubted: dict[str, tuple[int, float]] = {}  # where a line is damaged, and since when
         self.damaged = 0
 
@@ -66,25 +67,33 @@ class SegmentReader:
         return dict(self._place)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Records that came since; a loop that is left early is gone on with later."""
-        found = self._segments()
-        for name in self._place.keys() - found.keys():  # pruned
+        """Records that came since; a loop that is left early is gone on with later.
+
+        Raises:
+            OSError: The folder cannot be listed.
+        """
+        try:
+            names = {name for name in os.listdir(self._folder) if name.endswith(SUFFIX)}
+        except FileNotFoundError:  # nothing was logged yet, or the folder is away for a while
+            return
+        for name in self._place.keys() - names:  # pruned
             del self._place[name]
+        self._unreadable &= names
+        found = self._states(names)
         for name, (changed_at, size) in sorted(found.items(), key=lambda one: (one[1][0], one[0])):
             if changed_at >= self._since and size > self._place.get(name, 0):
                 yield from self._segment(name, changed_at)
 
-    def _segments(self) -> dict[str, tuple[float, int]]:
-        """Time of change and size in bytes of every segment."""
+    def _states(self, names: Iterable[str]) -> dict[str, tuple[float, int]]:
+        """Time of change and size in bytes of the segments that show them."""
         found = {}
-        try:
-            with os.scandir(self._folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(SUFFIX):
-                        state = entry.stat()
-                        found[entry.name] = (state.st_mtime, state.st_size)
-        except FileNotFoundError:  # nothing was logged yet, or a segment went meanwhile
-            return found
+        for name in names:
+            try:
+                state = (self._folder / name).stat()
+            except OSError as error:
+                self._cannot_read(name, error)
+            else:
+                found[name] = (state.st_mtime, state.st_size)
         return found
 
     def _segment(self, name: str, changed_at: float) -> Iterator[dict[str, Any]]:
@@ -94,6 +103,7 @@ class SegmentReader:
                     start = self._place.get(name, 0)
                     file.seek(start)
                     chunk = file.read(_CHUNK_BYTES)
+                    self._unreadable.discard(name)
                     end = chunk.rfind(b"\n") + 1
                     if not end and len(chunk) < _CHUNK_BYTES:
                         self._tell_torn(name, start, len(chunk), changed_at)
@@ -105,6 +115,11 @@ class SegmentReader:
                     if not (yield from self._lines(name, start, chunk[:end], changed_at)):
                         return
         except OSError as error:
+            self._cannot_read(name, error)
+
+    def _cannot_read(self, name: str, error: OSError) -> None:
+        if name not in self._unreadable:  # not at every look
+            self._unreadable.add(name)
             _logger.warning("segment %s cannot be read now: %s", name, error)
 
     def _lines(
@@ -148,6 +163,8 @@ class SegmentReader:
 def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float) -> int:
     """Remove segments that were read to their end and that nobody writes to any more.
 
+    One that cannot be read or removed is told of and stays.
+
     Args:
         folder: The segments; it may come to be later.
         place: How far the reader that must miss nothing has come; None where there is none.
@@ -156,17 +173,17 @@ def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float
 
     Returns:
         Number of segments removed.
-
-    Raises:
-        OSError: A segment cannot be removed.
     """
     limit = time.time() - max(older_than, 2 * SEGMENT_SECONDS)
     removed = 0
     for path in Path(folder).glob(f"*{SUFFIX}"):
-        state = path.stat()
-        if state.st_mtime < limit and (place is None or _is_read(path, place.get(path.name, 0))):
-            path.unlink()
-            removed += 1
+        try:
+            is_old = path.stat().st_mtime < limit
+            if is_old and (place is None or _is_read(path, place.get(path.name, 0))):
+                path.unlink()
+                removed += 1
+        except OSError as error:
+            _logger.warning("segment %s cannot be pruned: %s", path.name, error)
     return removed
 
 

@@ -41,12 +41,19 @@ def read(root: Path) -> list[Promotion]:
     """All promotions below a root, oldest first.
 
     Raises:
-        StoreError: A line other than the last is damaged.
+        StoreError: It cannot be read, or a line other than the last is damaged.
     """
     path = root / HISTORY
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise StoreError(
+            f"the history cannot be read: {error.strerror or error}",
+            where=str(path),
+            todo="Mend its rights, or move it away; `reki promote N` needs no history.",
+        ) from error
     found = []
     for number, line in enumerate(lines, 1):
         if not line and number == len(lines):

@@ -9,6 +9,7 @@ holds another export by now, must not pass for one that never knew the ids.
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
@@ -77,7 +78,7 @@ class StoredVectors(KeyedVectors, Protocol):
 
 
 class VectorsLostError(StoreError):
-    """A server has lost vectors that were exported to it."""
+    """A server has lost or damaged vectors that were exported to it; it answers all the same."""
 
 
 class Meta(BaseModel):
@@ -209,12 +210,14 @@ class ServedVectors(abc.ABC):
         if missing and self._exported is not None and self._exported.holds(missing).any():
             raise self._lost("some of the vectors")
         size = 1 + self.dimension * self._type.itemsize
-        if any(value is not None and len(value) != size for value in values):
-            raise StoreError(
-                f"a vector below {self._prefix.decode()} has another length than {self.dimension}",
-                where=self._where,
-                todo=EXPORT_AGAIN,
-            )
+        for value in values:
+            if value is not None and (len(value) != size or value[0] >= len(SOURCES)):
+                raise VectorsLostError(
+                    f"a value below {self._prefix.decode()} is no vector of length "
+                    f"{self.dimension}: it is damaged",
+                    where=self._where,
+                    todo=EXPORT_AGAIN,
+                )
         return values
 
     def _lost(self, what: str) -> VectorsLostError:
@@ -240,6 +243,13 @@ def read_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:
         raise StoreError(
             f"the description of {prefix.decode()} is damaged", where=where, todo=EXPORT_AGAIN
         ) from error
+
+
+def replaceable_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:
+    """`Meta` of an export that may be written again; None where it is missing or damaged."""
+    with contextlib.suppress(StoreError):
+        return read_meta(value, where, prefix)
+    return None
 
 
 def _sources(values: Sequence[bytes | None]) -> list[str]:

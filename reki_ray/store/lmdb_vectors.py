@@ -26,34 +26,47 @@ from reki_ray.store.keyed import (
     meta_key,
     pack,
     prefix_of,
-    read_meta,
+    replaceable_meta,
 )
 
 _ROWS_A_STEP: Final = 10_000
 _SMALLEST_MAP: Final = 1 << 24
+_DATA: Final = "data.mdb"
+
+
+class _UnreadableError(StoreError):
+    """A folder is missing or damaged."""
 
 
 class _Environment:
     """A folder opened for reading. LMDB wants one a process, so that equal paths share it."""
 
-    _opened: Final[weakref.WeakValueDictionary[str, _Environment]] = weakref.WeakValueDictionary()
+    _opened: Final[weakref.WeakValueDictionary[tuple[int, int], _Environment]] = (
+        weakref.WeakValueDictionary()
+    )
     _lock: Final = threading.Lock()
 
     def __init__(self, path: Path) -> None:
-        try:
-            # Nobody writes into a finished folder: readers need no lock file.
-            self.handle = lmdb.open(str(path), readonly=True, lock=False, create=False)
-        except lmdb.Error as error:
-            raise StoreError(
-                f"there is no readable export: {error}", where=str(path), todo=EXPORT_AGAIN
-            ) from error
+        # Nobody writes into a finished folder: readers need no lock file.
+        self.handle = lmdb.open(str(path), readonly=True, lock=False, create=False)
 
     @classmethod
     def of(cls, path: Path) -> _Environment:
+        """The folder as it is now: written again, it is another one than who reads it may have.
+
+        Raises:
+            _UnreadableError: It is missing or damaged.
+        """
         with cls._lock:
-            found = cls._opened.get(str(path))
-            if found is None:
-                found = cls._opened[str(path)] = cls(path)
+            try:
+                state = (path / _DATA).stat()
+                found = cls._opened.get((state.st_dev, state.st_ino))
+                if found is None:
+                    found = cls._opened[state.st_dev, state.st_ino] = cls(path)
+            except (OSError, lmdb.Error) as error:
+                raise _UnreadableError(
+                    f"there is no readable export: {error}", where=str(path), todo=EXPORT_AGAIN
+                ) from error
             return found
 
 
@@ -122,33 +135,30 @@ def export_side(  # what names an export
     manifest: str,
     advance: Advance,
 ) -> None:
-    """Write a side into a folder of its own; one that is there already stays.
+    """Write a side into a folder of its own; one that is there whole already stays.
 
     Raises:
         StoreError: The folder holds another store's version of this number, or cannot be written.
     """
     target = folder_of(root, namespace, version, side)
     prefix = prefix_of(namespace, version, side)
-    if target.exists():
-        with _Environment.of(target).handle.begin() as transaction:
-            meta = read_meta(transaction.get(meta_key(prefix)), str(target), prefix)
-        if meta is not None and meta.manifest == manifest:
-            return
-        raise StoreError(
-            "the folder holds another store's version of this number",
-            where=str(target),
-            todo="Choose another store.vectors.namespace, or remove the folder.",
-        )
+    meta = Meta(
+        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+    )
+    if target.exists() and _is_whole(target, prefix, vectors, meta):
+        return
     scratch = None
     try:
         atomic.make_folder(root)
         scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=root))
-        meta = Meta(
-            rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
-        )
-        _write(scratch, prefix, vectors, meta, advance)
-        scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
-        atomic.move(scratch, target)
+        whole, damaged = scratch / "whole", scratch / "damaged"
+        whole.mkdir()
+        _write(whole, prefix, vectors, meta, advance)
+        whole.chmod(0o755)  # whatever the umask: readers may be another user
+        (whole / _DATA).chmod(0o644)
+        if target.exists():  # who has it open goes on reading it
+            target.rename(damaged)
+        atomic.move(whole, target)
     except (OSError, lmdb.Error) as error:
         raise StoreError(
             f"the export cannot be written: {error}",
@@ -158,6 +168,31 @@ def export_side(  # what names an export
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_whole(target: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -> bool:
+    """Whether a folder holds all of an export, byte for byte.
+
+    Raises:
+        StoreError: It holds another store's version of this number.
+    """
+    try:
+        with _Environment.of(target).handle.begin() as transaction:
+            found = transaction.get(meta_key(prefix))
+            there = replaceable_meta(found, str(target), prefix)
+            if there is not None and there.manifest != meta.manifest:
+                raise StoreError(
+                    "the folder holds another store's version of this number",
+                    where=str(target),
+                    todo="Choose another store.vectors.namespace, or remove the folder.",
+                )
+            return there == meta and all(
+                transaction.get(key) == value
+                for batch in vectors.batches(_ROWS_A_STEP)
+                for key, value in pack(prefix, batch).items()
+            )
+    except (lmdb.Error, _UnreadableError):
+        return False
 
 
 def _write(

@@ -33,6 +33,7 @@ MAX_LAYERS: Final = 9
 """Every layer costs a lookup a search; `reki compact` makes one of all."""
 
 _READ_ONLY: Final = 0o444
+_OPEN_FOLDER: Final = 0o755
 
 Prestore = Literal["h", "r"]
 
@@ -120,6 +121,8 @@ def read_manifest(folder: Path) -> Manifest:
             where=str(folder),
             todo="Open one that `reki publish` wrote; `reki versions` lists them.",
         ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except ValidationError as error:
         raise StoreError(
             f"the manifest is damaged: {error.error_count()} errors",
@@ -207,7 +210,10 @@ def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> N
 
 
 def write_manifest(folder: Path, description: Description, number: int) -> Manifest:
-    """Write the manifest of a folder that holds all its other files; none is writable from then."""
+    """Write the manifest of a folder that holds all its other files; none is writable from then.
+
+    All users may read them, whatever the umask: the service need not be who publishes.
+    """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     manifest = Manifest(
         **{name: getattr(description, name) for name in Description.model_fields},
@@ -219,6 +225,9 @@ def write_manifest(folder: Path, description: Description, number: int) -> Manif
     for path in (*files, folder / MANIFEST):
         # Replicas map these files: one that is cut short kills all of them by SIGBUS.
         path.chmod(_READ_ONLY)
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(_OPEN_FOLDER)
     return manifest
 
 
@@ -230,14 +239,24 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
 
     Args:
         layers: Folder and manifest of a version and of all that it lies over.
+
+    Raises:
+        StoreError: A file cannot be read.
     """
     digest = hashlib.sha256()
     for folder, manifest in layers:
         digest.update(checksum(folder / MANIFEST).encode())
         for name in sorted(manifest.files):
             path = folder / name
-            # ctime: a copy or an editor may set a file's mtime, but not this.
-            found = (path.stat().st_size, path.stat().st_ctime_ns) if path.is_file() else "missing"
+            try:
+                state = path.stat()
+            except FileNotFoundError:
+                found = "missing"
+            except OSError as error:
+                raise _unreadable(path, error) from error
+            else:
+                # ctime: a copy or an editor may set a file's mtime, but not this.
+                found = str((state.st_size, state.st_ctime_ns))
             digest.update(f"{name} {found}\n".encode())
     return digest.hexdigest()
 
@@ -268,7 +287,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     """
     for name, expected in manifest.files.items():
         path = folder / name
-        if not path.is_file():
+        if not path.exists():
             raise DamagedError("a file is missing", where=str(path), todo=REPUBLISH)
         if checksum(path) != expected:
             raise DamagedError(
@@ -279,6 +298,21 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"the file cannot be read: {error.strerror or error}",
+        where=str(path),
+        todo=f"Mend the disk or the rights. {REPUBLISH}",
+    )

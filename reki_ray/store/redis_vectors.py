@@ -23,7 +23,7 @@ from reki_ray.store.keyed import (
     meta_key,
     pack,
     prefix_of,
-    read_meta,
+    replaceable_meta,
 )
 
 _ROWS_A_STEP: Final = 2_000
@@ -98,7 +98,7 @@ def export_side(  # what names an export
     manifest: str,
     advance: Advance,
 ) -> None:
-    """Write a side to the server; what is there of the same version stays as it is.
+    """Write a side to the server; what is there whole of the same version stays as it is.
 
     Raises:
         StoreError: The server is unreachable or full, or it holds another store's version of
@@ -112,7 +112,8 @@ def export_side(  # what names an export
     client = connect(settings, max(settings.timeout_seconds, _EXPORT_SECONDS))
     try:
         with told(where):
-            there = read_meta(cast("bytes | None", client.get(meta_key(prefix))), where, prefix)
+            found = cast("bytes | None", client.get(meta_key(prefix)))
+            there = replaceable_meta(found, where, prefix)
             if there not in (None, meta):
                 raise StoreError(
                     f"the server holds another store's {prefix.decode()}",
@@ -121,8 +122,8 @@ def export_side(  # what names an export
                 )
             for batch in vectors.batches(_ROWS_A_STEP):
                 rows = pack(prefix, batch)
-                # A server may have lost some by eviction: what is there is counted, not believed.
-                if there is not None and client.exists(*rows) == len(rows):
+                # A server may have lost or damaged some: what is there is compared, not believed.
+                if there is not None and client.mget(list(rows)) == list(rows.values()):
                     continue
                 client.mset(cast("dict[Any, Any]", rows))
                 advance(len(rows))

@@ -19,7 +19,7 @@ from reki_ray.models.bundle import RerankBundle, Vectors
 from reki_ray.models.list_scoring import ListScorer
 from reki_ray.models.scoring import CatalogueInputs, HistoryEvent, UserInput
 from reki_ray.schema import Side
-from reki_ray.store.contents import Profile
+from reki_ray.store.contents import CatalogueItem, Profile
 from reki_ray.store.index import REPUBLISH
 from reki_ray.store.manifest import RERANKER_FOLDER, VECTOR_FILES, RerankerDescription
 from reki_ray.store.opened import StoreVersion
@@ -32,12 +32,18 @@ class VersionReranker:
     Args:
         version: The opened version.
         description: What its manifest says of the reranker.
+        items: Part of the catalogue to put in order; None takes all of it.
 
     Raises:
         StoreError: A file is missing or damaged, or is not what the manifest says.
     """
 
-    def __init__(self, version: StoreVersion, description: RerankerDescription) -> None:
+    def __init__(
+        self,
+        version: StoreVersion,
+        description: RerankerDescription,
+        items: Sequence[CatalogueItem] | None = None,
+    ) -> None:
         # A delta has the reranker of its base: ids that it adds get the fallback.
         self._folder = version.layers[-1][0] / RERANKER_FOLDER
         self._description = description
@@ -46,22 +52,26 @@ class VersionReranker:
         }
         self._prestores_h = version.prestore == "h"
         bundle = self._load()
-        ids = version.catalogue.ids
-        items: Vectors | None = None
+        if items is None:
+            ids, attributes = version.catalogue.ids, version.catalogue.attributes
+        else:
+            ids = [item.item_id for item in items]
+            attributes = [item.attributes for item in items]
+        vectors: Vectors | None = None
         fallback = self._fallback.get("items")
         self._users = None
         if self._prestores_h and bundle.uses_knowledge:
             self._users = self._table("users")
-            items = self._table("items").lookup(ids)[0]
+            vectors = self._table("items").lookup(ids)[0]
         elif version.items is not None:
-            items, fallback = version.items.lookup(ids)[0], version.items.fallback
+            vectors, fallback = version.items.lookup(ids)[0], version.items.fallback
             assert version.users is not None
             self._fallback["users"] = version.users.fallback
         inputs = CatalogueInputs(
             bundle,
             ids,
-            version.catalogue.attributes,
-            items,
+            attributes,
+            vectors,
             fallback,
             prestored=version.prestore,
         )

@@ -6,7 +6,7 @@ holds them is neither published nor promoted nor served.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,9 +15,12 @@ import pyarrow as pa
 
 from reki_ray.errors import NotFiniteError
 from reki_ray.schema import VECTOR
+from reki_ray.store.contents import Profile
+from reki_ray.store.manifest import RETRIEVAL_FOLDER
 from reki_ray.store.opened import StoreVersion
 
 if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
+    from reki_ray.models.bundle import Vectors
     from reki_ray.models.scoring import CandidateScorer, UserInput
 
 TODO: Final = (
@@ -26,6 +29,8 @@ TODO: Final = (
 _ITEMS: Final = 64
 _USERS: Final = 8
 _VALUES_A_STEP: Final = 1 << 22
+_LARGEST: Final = 1e18
+"""The square of a larger weight is no finite number."""
 
 
 def require_sound(version: StoreVersion) -> None:
@@ -45,10 +50,11 @@ def require_sound(version: StoreVersion) -> None:
         for name in manifest.files:
             path = folder / name
             if path.suffix == ".safetensors":
-                _require_weights(path)
+                _require_weights(path, masks=path.parent.name != RETRIEVAL_FOLDER)
             elif path.suffix == ".arrow":
                 _require_vectors(path)
     require_finite_scores(version, version.load_scorer(version.catalogue.first(_ITEMS)))
+    _require_finite_orders(version)
 
 
 def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> None:
@@ -68,27 +74,49 @@ def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> Non
             raise _not_finite(f"the scores of {version.name}", version.folder)
 
 
+def _require_finite_orders(version: StoreVersion) -> None:
+    if version.manifest.reranker is None:
+        return
+    from reki_ray.store.reranking import VersionReranker  # noqa: PLC0415  # see above
+
+    items = version.catalogue.first(_ITEMS)
+    reranker = VersionReranker(version, version.manifest.reranker, items)
+    ids = [*(item.item_id for item in items), ""]
+    for user_id, profile, vector in _profiles(version):
+        if not np.isfinite(
+            reranker.scorer.score(reranker.user_input(user_id, profile, vector), ids)
+        ).all():
+            raise _not_finite(f"the reranker's scores of {version.name}", version.folder)
+
+
 def _users(version: StoreVersion) -> Sequence[UserInput]:
     from reki_ray.models.scoring import HistoryEvent, UserInput  # noqa: PLC0415  # see above
 
+    return [
+        UserInput(
+            profile.attributes,
+            [HistoryEvent(*event) for event in profile.latest(len(profile.item_ids))],
+            vector,
+        )
+        for _, profile, vector in _profiles(version)
+    ]
+
+
+def _profiles(version: StoreVersion) -> Iterator[tuple[str, Profile, Vectors | None]]:
+    """Id, profile and vector of some users, and of one whom the version does not know."""
     ids = [*version.profiles.ids(_USERS), ""]
     vectors = [None] * len(ids) if version.users is None else version.users.lookup(ids)[0]
-    found = []
     for user_id, vector in zip(ids, vectors, strict=True):
-        profile = version.profile(user_id)
-        events = [] if profile is None else profile.latest(len(profile.item_ids))
-        attributes = None if profile is None else profile.attributes
-        found.append(UserInput(attributes, [HistoryEvent(*event) for event in events], vector))
-    return found
+        yield user_id, version.profile(user_id) or Profile(None, (), (), ()), vector
 
 
-def _require_weights(path: Path) -> None:
-    import torch  # noqa: PLC0415  # see above
+def _require_weights(path: Path, *, masks: bool) -> None:
     from safetensors.torch import load_file  # noqa: PLC0415
 
     for name, weights in load_file(path).items():
-        # Minus infinity is how masks are written.
-        if weights.is_floating_point() and not (weights < torch.inf).all():
+        # Minus infinity is how masks are written; towers have none, and scale their vectors.
+        sizes = weights if masks else weights.abs()
+        if weights.is_floating_point() and not (sizes < _LARGEST).all():
             raise _not_finite(f"the weights {name}", path)
 
 

@@ -15,8 +15,10 @@ its move alone: nobody who promotes waits for a version that is being built or e
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -73,6 +75,10 @@ __all__ = [
 
 CURRENT: Final = "CURRENT"
 _SCRATCH: Final = ".scratch-"
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+"""As folders and the pointer name it; `int` would take `+1`, `1_0` and 400 digits too."""
+_LOCK_MODE: Final = 0o666
+"""Publisher and service may be two users, whatever the umask."""
 _POINTER_SECONDS: Final = 5.0
 """Longest wait for another process that moves the pointer, which takes milliseconds."""
 _UNCHANGED: Final = (
@@ -100,7 +106,7 @@ class VersionStore:
         if not self.root.is_dir():
             return []
         names = (entry.name for entry in self.root.iterdir() if entry.is_dir())
-        return sorted(int(n[1:]) for n in names if n[:1] == "v" and n[1:].isdecimal())
+        return sorted(int(n[1:]) for n in names if n[:1] == "v" and _NUMBER.fullmatch(n[1:]))
 
     def current(self) -> int:
         """Number of the version that is served.
@@ -110,23 +116,31 @@ class VersionStore:
         """
         pointer = self.root / CURRENT
         try:
-            return int(pointer.read_text(encoding="ascii"))
+            content = pointer.read_bytes().decode("ascii", "replace").strip()
         except FileNotFoundError as error:
             raise StoreError(
                 "nothing is published", where=str(self.root), todo="Run `reki publish` first."
             ) from error
-        except ValueError as error:
+        except OSError as error:
+            raise StoreError(
+                f"the pointer cannot be read: {error.strerror or error}",
+                where=str(pointer),
+                todo="Make it a file that may be read, then run `reki promote N` with one of "
+                f"{self.versions()}.",
+            ) from error
+        if _NUMBER.fullmatch(content) is None:
             raise StoreError(
                 "the pointer holds no version number",
                 where=str(pointer),
                 todo=f"Run `reki promote N` with one of {self.versions()}.",
-            ) from error
+            )
+        return int(content)
 
     def history(self) -> list[Promotion]:
         """All promotions, oldest first.
 
         Raises:
-            StoreError: The history is damaged.
+            StoreError: The history is damaged or cannot be read.
         """
         return history.read(self.root)
 
@@ -203,15 +217,13 @@ class VersionStore:
                 another version than the expected one is current; the old version stays in force.
         """
         atomic.make_folder(self.root)
-        with FileLock(self.root / ".lock"):
+        with FileLock(self.root / ".lock", mode=_LOCK_MODE):
             for abandoned in self.root.glob(f"{_SCRATCH}*"):  # of a publish that was killed
                 shutil.rmtree(abandoned)
             scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
             try:
-                numbers = [*self.versions(), *(one.version for one in self.history())]
-                number = max(numbers, default=0) + 1  # a deleted version's number stays used
+                number = self._next_number()
                 self._build(scratch, fill, number)
-                scratch.chmod(0o755)  # mkdtemp's folders are closed to other users
                 atomic.move(scratch, self.folder(number))
             except OSError as error:
                 raise StoreError(
@@ -320,6 +332,12 @@ class VersionStore:
             require_sound(opened)
         self._point_to(version, expected=expected, rollback=rollback, seal=verified)
 
+    def _next_number(self) -> int:
+        numbers = self.versions()
+        with contextlib.suppress(StoreError):  # a damaged history keeps no version from coming
+            numbers += [one.version for one in self.history()]  # a deleted one's stays used
+        return max(numbers, default=0) + 1
+
     def _build(self, scratch: Path, fill: Fill, number: int) -> None:
         manifest = write_manifest(scratch, fill(scratch), number)
         below = [] if manifest.base is None else self.layers(manifest.base.version)
@@ -384,7 +402,7 @@ class VersionStore:
         served = "nothing is served" if current is None else f"version {current} is still served"
         raise StoreError(
             f"version {number} is not promoted, {served}: {error.strerror or error}",
-            where=str(self.root / CURRENT),
+            where=str(error.filename2 or error.filename or self.root / CURRENT),
             todo=f"Make room on the disk or mend the rights, then `reki promote {number}`.",
         ) from error
 
@@ -397,7 +415,7 @@ class VersionStore:
     @contextmanager
     def _pointer(self) -> Iterator[None]:
         """Keep others from moving the pointer."""
-        lock = FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS)
+        lock = FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS, mode=_LOCK_MODE)
         try:
             lock.acquire()
         except (Timeout, OSError) as error:

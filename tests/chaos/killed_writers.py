@@ -82,7 +82,7 @@ def refresher_of(folder: Path) -> tuple[Refresher, Inbox]:
         every_seconds=0.001, min_events=1, max_events=7, backoff_seconds=0.001, keep_days=2
     )
     rules = EventRules(config.events, DATA)
-    batches = EventBatches(rules, DATA, inbox.known_items)
+    batches = EventBatches(rules, DATA, inbox.known_items, inbox.holds)
 
     def apply(file: Path) -> int:
         inbox.add(BatchFiles(file), DATA)

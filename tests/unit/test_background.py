@@ -131,7 +131,7 @@ STARTERS = {"Thread", "Timer", "create_task", "ensure_future", "start_new_thread
 NO_LOOPS: dict[str, str] = {
     "reki_ray/background.py": "the two loops themselves",
     "reki_ray/training/prefetch.py": "gives what it meets to the one who reads its elements",
-    "actors/refresher.py": "ends its process, which Ray starts again",
+    "actors/refresher.py": "its step is the last catch; a death in it ends its process",
     "actors/chatting.py": "a task group, whose errors reach whoever waits for it",
 }
 """Who else starts threads or tasks, and why no failure of theirs is lost."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,12 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from reki_ray import schema
-from reki_ray.config import DataConfig, RekiConfig
+from reki_ray.config import DataConfig, RefreshConfig, RekiConfig
 from reki_ray.data import stage as ingest
 from reki_ray.data.batch import INBOX, QUARANTINE, BatchFiles, Inbox, write_round
 from reki_ray.data.raw import Kind
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.histories import before_cut
+from reki_ray.online.batches import EventBatches
+from reki_ray.online.event_log import Event
+from reki_ray.online.rules import EventRules
 from reki_ray.progress import Reporter
 from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
@@ -250,3 +254,82 @@ def test_numbers_go_on_after_a_batch_was_removed(
     Path(live.parts(INBOX["interactions"])[0]).unlink()
     file = events(tmp_path / "last.csv", ("u0", "m9", 5, LATER))
     assert inbox.add(BatchFiles(file), config.data).name.startswith("000004-")
+
+
+@pytest.mark.parametrize("kind", ["interactions", "items"])
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5])
+def test_a_batch_with_bytes_lost_in_its_middle_is_mended_by_the_same_batch(
+    inbox: Inbox,
+    config: RekiConfig,
+    workspace: Workspace,
+    tmp_path: Path,
+    kind: Kind,
+    place: float,
+) -> None:
+    items = tmp_path / "items.csv"
+    rows = "".join(f"m9{n},A new film {n},Action\n" for n in range(200, 400))
+    items.write_text(f"item_id,title,genre\n{rows}")
+    many = [(f"u{n % 4}", "m1", 5, LATER + n) for n in range(400)]
+    files = BatchFiles(events(tmp_path / "new.csv", *many), items)
+    batch = inbox.add(files, config.data)
+    live = Workspace(workspace.local_path("live"))
+    path = Path(live.path(INBOX[kind].path, f"{batch.name}.parquet"))
+    content = bytearray(path.read_bytes())
+    at = int(place * len(content)) + 4
+    content[at : at + 40] = bytes(40)
+    path.write_bytes(content)
+    try:
+        inbox.merged()
+    except DataError:
+        assert inbox.add(files, config.data).is_new
+    assert inbox.merged().events == 400
+    assert not inbox.add(files, config.data).is_new
+
+
+def test_other_files_beside_the_batches_are_none(
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path
+) -> None:
+    file = events(tmp_path / "new.csv", ("u0", "m1", 5, LATER))
+    first = inbox.add(BatchFiles(file), config.data)
+    live = Workspace(workspace.local_path("live"))
+    kept = Path(live.path(INBOX["interactions"].path, f"{first.name}.parquet"))
+    for name in ("copy of it", "backup-1", f"{first.name} (1)", "000009-none"):
+        kept.with_name(f"{name}.parquet").write_bytes(kept.read_bytes())
+    assert inbox.batches() == [first.name]
+    assert inbox.merged().events == 1
+    later = events(tmp_path / "later.csv", ("u0", "m2", 5, LATER))
+    assert inbox.add(BatchFiles(later), config.data).name.startswith("000002-")
+
+
+@pytest.mark.parametrize(
+    "order", list(permutations([("click", None), ("rating", 2.0), ("click", None)]))
+)
+def test_a_rating_counts_before_a_click_of_the_same_second_in_any_order_of_batches(
+    inbox: Inbox,
+    config: RekiConfig,
+    tmp_path: Path,
+    order: Sequence[tuple[str, float | None]],
+) -> None:
+    rules = EventRules(RefreshConfig().events, config.data)
+    batches = EventBatches(rules, config.data, inbox.known_items, inbox.holds)
+    for number, (kind, rating) in enumerate(order):
+        path = tmp_path / f"{number}.parquet"
+        if batches.write([Event("u0", "m1", kind, LATER, rating)], path):
+            inbox.add(BatchFiles(path), config.data)
+    merged = inbox.merged()
+    assert merged.events == 1
+    history = merged.history.filter(pa.compute.equal(merged.history[schema.TIMESTAMP], LATER))
+    assert history["rating"].to_pylist() == [2.0]
+
+
+def test_of_equal_events_the_latest_batch_counts_and_the_order_stays(
+    inbox: Inbox, config: RekiConfig, tmp_path: Path
+) -> None:
+    first = [("u0", f"m{item}", 5, LATER) for item in range(5)]
+    inbox.add(BatchFiles(events(tmp_path / "a.csv", *first)), config.data)
+    inbox.add(BatchFiles(events(tmp_path / "b.csv", ("u0", "m7", 1, LATER), first[2])), config.data)
+    inbox.add(BatchFiles(events(tmp_path / "c.csv", ("u0", "m0", 1, LATER))), config.data)
+    merged = inbox.merged()
+    rows = merged.history.filter(pa.compute.equal(merged.history[schema.TIMESTAMP], LATER))
+    found = list(zip(rows[schema.ITEM_ID].to_pylist(), rows["rating"].to_pylist(), strict=True))
+    assert found == [("m1", 5), ("m3", 5), ("m4", 5), ("m7", 1), ("m2", 5), ("m0", 1)]

@@ -12,6 +12,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -232,6 +233,11 @@ def test_megabytes_without_a_line_feed_do_not_stop_a_reader(tmp_path: Path) -> N
     assert reader.damaged == 2
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b"null"])
+def test_a_line_with_a_right_checksum_and_no_record_is_passed_over(body: bytes) -> None:
+    assert decode_line(b"%08x %b" % (zlib.crc32(body), body)) is None
+
+
 def test_a_record_that_is_no_event_is_passed_over(tmp_path: Path) -> None:
     SegmentWriter(tmp_path, "a").append([{"user_id": "u"}, {**vars_of(event(1)), "new": [1]}])
     reader = EventReader(tmp_path)
@@ -400,3 +406,76 @@ def test_the_oldest_segment_is_read_first(tmp_path: Path) -> None:
         os.utime(path, (LONG_AGO + number, LONG_AGO + number))
     assert items(EventReader(tmp_path)) == ["m0", "m1", "m2"]
     assert items(EventReader(tmp_path, since=LONG_AGO + 1)) == ["m1", "m2"]
+
+
+@pytest.mark.parametrize("name", ["aa-1.jsonl", "w2-9.jsonl", "zz-1.jsonl"])
+@pytest.mark.parametrize("kind", ["dangling", "folder", "unreadable"])
+def test_a_segment_that_cannot_be_read_hides_no_other_and_is_told_of_once(
+    tmp_path: Path,
+    name: str,
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(6):
+        EventLog(tmp_path, f"w{number}").append([event(number)])
+    bad, state = tmp_path / name, Path.stat
+    if kind == "dangling":
+        bad.symlink_to(tmp_path / "nowhere")
+    elif kind == "folder":
+        bad.mkdir()
+    else:
+        bad.write_bytes(b"")
+
+        def stat(self: Path, **kwargs: Any) -> os.stat_result:
+            if self == bad:
+                raise OSError(116, "Stale file handle")
+            return state(self, **kwargs)
+
+        monkeypatch.setattr(Path, "stat", stat)
+    reader = EventReader(tmp_path)
+    assert len(items(reader)) == 6
+    for _ in range(3):
+        assert items(reader) == []
+    assert caplog.text.count(f"{name} cannot be read") == 1
+    place = reader.place
+    assert prune(tmp_path, place, older_than=0) == 0
+    EventLog(tmp_path, "w9").append([event(9)])
+    assert items(reader) == ["m9"]
+    assert place.items() <= reader.place.items()
+
+
+def test_a_segment_or_a_folder_that_is_away_for_a_while_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "events"
+    EventLog(folder, "w0").append([event(0)])
+    reader, state = EventReader(folder), Path.stat
+    assert items(reader) == ["m0"]
+    (segment,) = segments(folder)
+
+    def stat(self: Path, **kwargs: Any) -> os.stat_result:
+        if self == segment:
+            raise FileNotFoundError(2, "No such file", str(self))
+        return state(self, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat)
+        assert items(reader) == []
+    folder.rename(tmp_path / "away")
+    assert items(reader) == []
+    (tmp_path / "away").rename(folder)
+    assert items(reader) == []  # not again
+
+
+def test_what_cannot_be_pruned_keeps_no_other_segment(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "aa-1.jsonl").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "bb-1.jsonl").mkdir()
+    EventLog(tmp_path, "w0").append([event(0)])
+    for path in (tmp_path / "bb-1.jsonl", *segments(tmp_path)):
+        if path.exists():
+            os.utime(path, (1_000, 1_000))
+    assert prune(tmp_path, None, older_than=0) == 1
+    assert "aa-1.jsonl cannot be pruned" in caplog.text

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from deployments.graph import GraphArgs, build_app, build_fused_app
 from deployments.lookup import Lookup
 from deployments.messages import UserRecord
 from deployments.scorer import Scorer
-from deployments.vector_server import THREADS, CircuitBreaker
+from deployments.vector_server import THREADS, CircuitBreaker, VectorServer
 from deployments.versions import StoreAccess
 from reki_ray.config import AdapterSettings
 from reki_ray.config.graph import RequestLimits
@@ -35,6 +35,7 @@ from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.online.experiment import load_experiment, start_experiment
 from reki_ray.progress import Reporter
 from reki_ray.store import commands
+from reki_ray.store.keyed import VectorsLostError
 from reki_ray.store.redis_vectors import RedisVectors
 from reki_ray.store.versions import VersionStore
 from tests import gateway_app, store_factory
@@ -364,3 +365,48 @@ def test_a_server_may_not_take_longer_than_the_lookup(
 
 def test_the_defaults_of_server_and_graph_fit_together() -> None:
     AdapterSettings(kind="redis", url="redis://host").require_in_time(RequestLimits())
+
+
+LOST = VectorsLostError("lost", where="there", todo="Export again.")
+
+
+@pytest.mark.parametrize("kind", ["arrow", "lmdb"])
+@pytest.mark.parametrize(
+    "error", [LOST, StoreError("away", where="there", todo="Mend it."), IndexError(), OSError(5)]
+)
+def test_vectors_that_cannot_be_looked_up_cost_no_profile(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Literal["arrow", "lmdb"],
+    error: Exception,
+) -> None:
+    vectors = AdapterSettings(kind=kind, url=str(tmp_path / "lmdb"))
+    VersionStore(tmp_path / "publish", vectors).publish(store_factory.fill)
+    lookup = Lookup(StoreAccess(publish_root=str(tmp_path / "publish"), vectors=vectors))
+    before = asyncio.run(lookup.user("u0", 1))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    (reader,) = lookup._versions._opened.values()
+    monkeypatch.setattr(reader._version.users, "lookup", fail)
+    after = asyncio.run(lookup.user("u0", 1))
+    lookup.close()
+    assert len(before.profile.item_ids) > 0
+    assert after.profile == before.profile
+    assert (after.vector, after.store_version) == (None, UserRecord().store_version)
+    assert after.lack == ("vectors_lost" if error is LOST else "vectors_unavailable")
+
+
+def test_damaged_vectors_of_one_user_keep_nobody_else_from_the_server() -> None:
+    def damaged() -> None:
+        raise LOST
+
+    async def ask() -> int:
+        server = VectorServer(AdapterSettings(kind="redis", url="redis://nowhere"))
+        for _ in range(10):
+            with pytest.raises(VectorsLostError):
+                await server.ask(damaged)
+        return await server.ask(lambda: 7)
+
+    assert asyncio.run(ask()) == 7

@@ -348,3 +348,65 @@ def test_it_runs_until_it_is_stopped(bench: Bench) -> None:
     thread.join()
     assert bench.batches == [clicked(1, 2, 3)]
     assert bench.refresher().step() == "idle"  # the lock is free
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_clock_that_was_far_ahead_keeps_nothing_waiting(bench: Bench, fails: bool) -> None:
+    refresher = bench.refresher()
+    bench.now = 4e9
+    bench.click(1, 2, 3)
+    if fails:
+        bench.failure = EngineError("no engine", where="there", todo="start it")
+    assert refresher.step() == ("failed" if fails else "refreshed")
+    bench.now, bench.failure = 1_000.0, None
+    bench.click(4)
+    found = refresher.step()
+    bench.now += 100
+    assert "refreshed" in {found, refresher.step()}
+    assert state(refresher).last_at <= bench.now
+    assert state(refresher).next_attempt_at == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", None])
+def test_a_pending_batch_that_is_damaged_is_written_again(
+    bench: Bench, content: bytes | None
+) -> None:
+    refresher = bench.refresher()
+    bench.failure = DataError("refused", where="batch", todo="mend it")
+    bench.click(1, 2, 3)
+    assert refresher.step() == "failed"
+    whole = bench.files[0].read_bytes()
+    bench.files[0].write_bytes(whole[: len(whole) // 2] if content is None else content)
+    bench.failure = None
+    bench.now += 10
+    assert refresher.step() == "refreshed"
+    assert bench.batches == [clicked(1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "error", [pa.ArrowInvalid("x"), KeyError("u"), MemoryError(), ValueError()]
+)
+@pytest.mark.parametrize("where", ["items", "apply", "read"])
+def test_no_failure_ends_the_refresher(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str
+) -> None:
+    refresher = bench.refresher()
+    bench.click(1, 2, 3)
+
+    def fail(*_: object) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        if where == "items":
+            patch.setattr(refresher._batches, "_known_items", fail)
+        elif where == "read":
+            patch.setattr(refresher._batches, "counts", fail)
+        else:
+            patch.setattr(refresher, "_apply", fail)
+        assert refresher.step() == "failed"
+        assert state(refresher).last_error
+        if where != "read":
+            assert refresher.step() == "idle"  # until its time has come
+    bench.now += 10
+    assert refresher.step() == "refreshed"
+    assert bench.batches == [clicked(1, 2, 3)]

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
+import lmdb
 import numpy as np
 import pytest
 import redis
+from hypothesis import example, given
+from hypothesis import settings as settings_hypothesis
+from hypothesis import strategies as st
 
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.scoring import UserInput
 from reki_ray.store.adapters import export, export_side, open_vectors
-from reki_ray.store.keyed import meta_key, prefix_of
-from reki_ray.store.vectors import VectorTable, write_vectors
+from reki_ray.store.keyed import (
+    Meta,
+    ServedVectors,
+    VectorsLostError,
+    key_of,
+    meta_key,
+    prefix_of,
+)
+from reki_ray.store.vectors import SOURCES, VectorTable, write_vectors
 from reki_ray.store.versions import VersionStore
 from tests import store_factory
 from tests.redis_server import RedisServer, redis_server
@@ -135,7 +149,7 @@ def test_an_unfinished_export_is_refused_and_can_be_repeated(
         export_side(settings, 1, "users", table, "manifest")
         client.set(prefix + b"=a", b"short")
     held = open_vectors(settings, 1, "users", FALLBACK, "manifest")
-    with pytest.raises(StoreError, match="another length"):
+    with pytest.raises(StoreError, match="no vector of length 3"):
         held.lookup(["a"])
 
 
@@ -185,3 +199,131 @@ def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="not installed"):
         open_vectors(settings, 1, "users", FALLBACK, "manifest")
+
+
+class Change:
+    """Changes one stored key of an export, as a bad disk or another client would."""
+
+    def __init__(self, settings: AdapterSettings, change: Callable[[bytes], bytes | None]) -> None:
+        self.settings = settings
+        self.change = change
+
+    def __call__(self, key: bytes) -> None:
+        if self.settings.kind == "redis":
+            with redis.Redis.from_url(self.settings.url) as client:
+                self._put(key, cast(bytes, client.get(key)), client.set, client.delete)
+            return
+        folder = Path(self.settings.url) / f"{self.settings.namespace}-v1-users"
+        # In a process of its own: LMDB opens a folder once a process.
+        script = (
+            "import lmdb, sys\n"
+            "with lmdb.open(sys.argv[1], lock=False) as e, e.begin(write=True) as t:\n"
+            "    key, value = bytes.fromhex(sys.argv[2]), bytes.fromhex(sys.argv[3])\n"
+            "    t.put(key, value) if value else t.delete(key)\n"
+        )
+        with (
+            lmdb.open(str(folder), readonly=True, lock=False) as there,
+            there.begin() as transaction,
+        ):
+            value = self.change(cast(bytes, transaction.get(key)))
+        arguments = [str(folder), key.hex(), (value or b"").hex()]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+
+    def _put(self, key: bytes, value: bytes, put: Any, delete: Any) -> None:
+        changed = self.change(value)
+        if changed is None:
+            delete(key)
+        else:
+            put(key, changed)
+
+
+def gone(_: bytes) -> None:
+    return None
+
+
+@pytest.mark.parametrize(
+    "change", [gone, lambda value: value[:-1], lambda value: b"\xff" + value[1:]]
+)
+@pytest.mark.parametrize("key", [b"=a", b"@meta"])
+@pytest.mark.parametrize("kind", ["lmdb", "redis"])
+def test_an_export_mends_whatever_was_lost_or_damaged(
+    kind: str,
+    key: bytes,
+    change: Callable[[bytes], bytes | None],
+    settings_of: SettingsOf,
+    table: VectorTable,
+) -> None:
+    settings = settings_of(kind)
+    export_side(settings, 1, "users", table, "manifest")
+    expected = table.lookup(["a"])
+    Change(settings, change)(prefix_of(settings.namespace, 1, "users") + key)
+    with pytest.raises(StoreError):
+        open_vectors(settings, 1, "users", FALLBACK, "manifest", table).lookup(["a"])
+    export_side(settings, 1, "users", table, "manifest")
+    mended = open_vectors(settings, 1, "users", FALLBACK, "manifest", table).lookup(["a"])
+    np.testing.assert_array_equal(mended[0], expected[0])
+    assert mended[1] == expected[1]
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize("content", [b"", b"no database", bytes(8192)])
+def test_an_export_to_lmdb_that_does_not_open_is_written_again_beside_its_readers(
+    content: bytes, is_read: bool, settings_of: SettingsOf, table: VectorTable
+) -> None:
+    settings = settings_of("lmdb")
+    export_side(settings, 1, "users", table, "manifest")
+    reader = table if not is_read else open_vectors(settings, 1, "users", FALLBACK, "manifest")
+    folder = Path(settings.url) / f"{settings.namespace}-v1-users"
+    (folder / "data.mdb").unlink()  # the reader has the old one mapped
+    (folder / "data.mdb").write_bytes(content)
+    export_side(settings, 1, "users", table, "manifest")
+    assert reader.sources(["a"]) == ["cluster"]
+    again = open_vectors(settings, 1, "users", FALLBACK, "manifest", table)
+    assert again.sources(["a"]) == ["cluster"]
+    assert [path.name for path in Path(settings.url).iterdir()] == [folder.name]
+
+
+def test_another_user_may_read_an_export_to_lmdb(
+    settings_of: SettingsOf, table: VectorTable
+) -> None:
+    settings, before = settings_of("lmdb"), os.umask(0o077)
+    try:
+        export_side(settings, 1, "users", table, "manifest")
+    finally:
+        os.umask(before)
+    folder = Path(settings.url) / f"{settings.namespace}-v1-users"
+    assert folder.stat().st_mode & 0o755 == 0o755
+    assert (folder / "data.mdb").stat().st_mode & 0o444 == 0o444
+
+
+class Held(ServedVectors):
+    """A server that answers whatever it holds."""
+
+    def __init__(self, values: Mapping[bytes, bytes]) -> None:
+        self.held = values
+        super().__init__("server", PREFIX, FALLBACK, "manifest")
+
+    def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.held.get(key) for key in keys]
+
+    def close(self) -> None:
+        pass
+
+
+PREFIX = prefix_of("reki", 1, "users")
+META = Meta(rows=1, dimension=len(FALLBACK), dtype="float32", manifest="manifest")
+
+
+@settings_hypothesis(max_examples=200, deadline=None)
+@given(st.binary(max_size=2 + 4 * len(FALLBACK)))
+@example(b"\xfa" + np.array([1, 0, 2], "<f4").tobytes())
+@example(b"\0" + np.array([1, 0, 2], "<f4").tobytes())
+def test_any_value_is_a_vector_or_a_damage_that_is_told(value: bytes) -> None:
+    held = Held({meta_key(PREFIX): META.model_dump_json().encode(), key_of(PREFIX, "a"): value})
+    is_vector = len(value) == 1 + 4 * len(FALLBACK) and value[0] < len(SOURCES)
+    for call in (held.lookup, held.sources):
+        if is_vector:
+            call(["a"])
+        else:
+            with pytest.raises(VectorsLostError, match="damaged"):
+                call(["a"])

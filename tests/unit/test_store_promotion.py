@@ -428,3 +428,94 @@ def _text(found: commands.Versions) -> str:
     with console.capture() as capture:
         console.print(commands.render(found))
     return capture.get()
+
+
+def unreadable(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not give a file back, whoever asks."""
+    read, opened = Path.read_bytes, Path.open
+
+    def refuse(self: Path) -> None:
+        if self == path:
+            raise OSError(5, "Input/output error", str(path))
+
+    def read_bytes(self: Path) -> bytes:
+        refuse(self)
+        return read(self)
+
+    def open_file(self: Path, *args: Any, **kwargs: Any) -> Any:
+        refuse(self)
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    monkeypatch.setattr(Path, "open", open_file)
+
+
+def folder_in_place_of(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def damaged(path: Path, _: pytest.MonkeyPatch) -> None:
+    path.write_bytes(b"xx\n" + path.read_bytes())
+
+
+@pytest.mark.parametrize("spoil", [unreadable, folder_in_place_of, damaged])
+def test_a_history_that_cannot_be_read_stops_neither_replicas_nor_publications(
+    store: VersionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path, pytest.MonkeyPatch], None],
+) -> None:
+    spoil(store.root / HISTORY, monkeypatch)
+    for number in (1, 2, 3):
+        assert store.open_served(number).manifest.version == number
+    assert store.publish(store_factory.fill, promote=False) == 4
+    with pytest.raises(StoreError, match=r"damaged|cannot be read"):
+        store.rollback()
+
+
+@pytest.mark.parametrize("name", [CURRENT, f"v2/{MANIFEST}", "v2/users.arrow"])
+@pytest.mark.parametrize("spoil", [unreadable, folder_in_place_of])
+def test_what_cannot_be_read_is_an_error_of_the_store(
+    store: VersionStore,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    spoil: Callable[[Path, pytest.MonkeyPatch], None],
+) -> None:
+    spoil(store.root / name, monkeypatch)
+    calls: list[Callable[[], object]] = [store.open, partial(store.promote, 2, expected=2)]
+    if not name.endswith(".arrow"):  # a sealed version's files are mapped, not read
+        calls.append(store.open_served)
+    for call in calls:
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert caught.value.todo
+    if name != CURRENT:
+        assert store.open_served(1).manifest.version == 1
+
+
+@pytest.mark.parametrize("content", ["1_0", "+1", "-1", "0", "01", "9" * 400, "\u0661", "", "1\n2"])
+def test_only_the_number_of_a_version_is_a_pointer(store: VersionStore, content: str) -> None:
+    (store.root / CURRENT).write_text(content, encoding="utf-8")
+    (store.root / f"v{content[:50]}".replace("\n", "-")).mkdir(exist_ok=True)
+    with pytest.raises(StoreError, match="no version number"):
+        store.current()
+    assert store.versions() == [1, 2, 3]
+    store.promote(3)
+    assert store.current() == 3
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_another_user_may_open_a_version_and_move_the_pointer(tmp_path: Path, umask: int) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        store = VersionStore(tmp_path)
+        store.publish(partial(store_factory.fill, retrieval=True, reranker=True))
+    finally:
+        os.umask(before)
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        needed = 0o555 if path.is_dir() else 0o666 if path.suffix == ".lock" else 0o444
+        if path.name in (".lock", ".pointer.lock"):
+            needed = 0o666
+        assert mode & needed == needed, path

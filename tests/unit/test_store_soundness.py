@@ -247,3 +247,41 @@ def test_a_sound_version_is_sound(tmp_path: Path) -> None:
         soundness.require_sound(store.open())
         with pytest.raises(StoreError):
             store.promote(9)
+
+
+def saturate(folder: Path, name: str, value: float) -> Description:
+    """All weights of a file are one bad number."""
+    described = whole(folder)
+    path = folder / name
+    weights = load_file(path)
+    for key, found in weights.items():
+        if found.is_floating_point():
+            weights[key] = torch.full_like(found, value)
+    save_file(weights, path)
+    if name.startswith(MODEL_FOLDER):
+        fingerprint = bundles.fingerprint(path.parent)
+        return described.model_copy(update={"model_fingerprint": fingerprint})
+    if name.startswith("reranker"):
+        assert described.reranker is not None
+        fingerprint = bundles.fingerprint(path.parent)
+        own = described.reranker.model_copy(update={"fingerprint": fingerprint})
+        return described.model_copy(update={"reranker": own})
+    return described
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38, -3e38])
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{MODEL_FOLDER}/{bundles.WEIGHTS}",
+        f"reranker/{bundles.WEIGHTS}",
+        "retrieval/towers.safetensors",
+    ],
+)
+def test_weights_of_which_nothing_finite_can_be_made_are_not_published(
+    tmp_path: Path, name: str, value: float
+) -> None:
+    store = VersionStore(tmp_path)
+    with pytest.raises(StoreError, match="finite"):
+        store.publish(lambda folder: saturate(folder, name, value), promote=False)
+    assert store.versions() == []
