@@ -24,7 +24,7 @@ from reki_ray.errors import ConfigError, RekiError
 START_SECONDS: Final = 60.0
 """Time in which a starting gateway waits for the rest of the graph before it takes requests."""
 
-DIVIDE_SECONDS: Final = 5.0
+DIVIDE_SECONDS: Final = 10.0
 """Time in which a starting gateway waits for its experiment, whose versions may open slowly."""
 
 RETRY_SECONDS: Final = 30.0
