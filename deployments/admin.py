@@ -24,7 +24,8 @@ from reki_ray.errors import RekiError
 from reki_ray.store.versions import MANIFEST, Manifest
 
 MOVE_SECONDS: Final = 300.0
-"""Longest time of a promotion, which reads all of a version; one is in work at a time."""
+"""Longest time of a promotion, which reads all of a version; one is in work at a time, and one
+rollback beside it: what is wrong with the served version must not wait for another one."""
 
 READERS: Final = 4
 READ_SECONDS: Final = 10.0
@@ -62,7 +63,8 @@ class Admin:
     def __init__(self, store: Pointer, served: Served) -> None:
         self._store = store
         self._served = served
-        self._moving = Bulkhead("promote", 1, MOVE_SECONDS)
+        self._promotions = Bulkhead("promote", 1, MOVE_SECONDS)
+        self._rollbacks = Bulkhead("rollback", 1, MOVE_SECONDS)
         self._reading = Bulkhead("list-versions", READERS, READ_SECONDS)
 
     async def versions(self) -> AdminVersionsResponse:
@@ -74,24 +76,23 @@ class Admin:
 
     async def promote(self, request: Request, body: PromoteRequest) -> Response:
         """Serve another version from now on, without a restart."""
-        promoted = await self._move(lambda: self._promote(body))
-        return json_response(promoted.model_dump())
+        return await self._move(self._promotions, lambda: self._promote(body))
 
-    async def rollback(self, body: RollbackRequest | None = None) -> PromotedResponse:
+    async def rollback(self, request: Request, body: RollbackRequest | None = None) -> Response:
         """Serve the version that was promoted before this one."""
         expected = None if body is None else body.expected
-        return await self._move(lambda: self._store.rollback(expected=expected))
+        return await self._move(self._rollbacks, lambda: self._store.rollback(expected=expected))
 
-    async def _move(self, move: Callable[[], object]) -> PromotedResponse:
+    async def _move(self, bulkhead: Bulkhead, move: Callable[[], object]) -> Response:
         def moved() -> int:
             move()
             return self._store.current()
 
         try:
-            current = await self._moving.run(moved)
+            current = await bulkhead.run(moved)
         except FullError as error:  # each reads whole versions: callers must not pile up
             raise ApiError(
-                409, "busy", "Another promotion is in work; look at what came of it first."
+                409, "busy", "Another call of this kind is in work; look at what came of it first."
             ) from error
         except RekiError as error:
             # What and what to do, but not where: paths of the machine are not the caller's.
@@ -103,7 +104,8 @@ class Admin:
         except OSError as error:
             raise _out_of_reach() from error
         await self._served.refresh()  # other gateways follow within one look at CURRENT
-        return PromotedResponse(current=current, served=self._served.number)
+        answer = PromotedResponse(current=current, served=self._served.number)
+        return json_response(answer.model_dump())
 
     def _promote(self, body: PromoteRequest) -> None:
         if body.version not in self._store.versions():
@@ -112,7 +114,9 @@ class Admin:
                 "unknown_version",
                 "There is no such version; /v1/admin/versions lists them.",
             )
-        self._store.promote(body.version, expected=body.expected)
+        # What is rolled back meanwhile stays so: it was meant to be the last word.
+        expected = self._current() if body.expected is None else body.expected
+        self._store.promote(body.version, expected=expected)
 
     def _current(self) -> int | None:
         try:

@@ -27,6 +27,13 @@ PROBES: Final = frozenset({"/healthz", "/readyz"})
 PAGE: Final = frozenset({"/", "/page.css", "/base.js", "/page.js", "/operator.js"})
 OPEN: Final = PROBES | PAGE | {"/openapi.json"}
 ADMIN: Final = "/v1/admin"
+PASSED_ON: Final = frozenset(
+    {
+        *("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
+        *("true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for"),
+    }
+)
+"""Headers of proxies, beside x-forwarded-*: who sends them is not who asks."""
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="reki-ray"'}
 
 
@@ -102,7 +109,7 @@ class Authenticator:
     def _is_here(self, scope: Scope) -> bool:
         """Whether the caller is on this machine, and nobody else could be."""
         peer = (scope.get("client") or ("",))[0]
-        return self._settings.loopback and is_loopback(peer)
+        return self._settings.loopback and is_loopback(peer) and not _is_passed_on(scope)
 
     def _admin_refusal(self, caller: Caller) -> ApiError | None:
         if not self._has_admin:
@@ -132,6 +139,12 @@ def _foreign_host() -> ApiError:
     # in its visitors' browsers: without tokens, only this machine's names are answered.
     return ApiError(
         403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
+    )
+
+
+def _is_passed_on(scope: Scope) -> bool:
+    return any(
+        name in PASSED_ON or name.startswith("x-forwarded-") for name in Headers(scope=scope)
     )
 
 

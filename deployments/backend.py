@@ -220,8 +220,9 @@ class LocalBackend:
 
     async def prepare(self, version: int) -> None:
         """See `Backend`."""
-        for part in self._all:
-            await part.prepare(version)
+        async with asyncio.timeout(PREPARE_SECONDS):
+            for part in self._all:
+                await part.prepare(version)
 
 
 def no_retrieval() -> ApiError:

@@ -22,7 +22,7 @@ class Batcher(Generic[Q, A]):
 
     Args:
         answer: Answers to questions, in their order; an exception in the place of an answer goes
-            to whoever asked that question.
+            to whoever asked that question. Where it raises, each question is asked alone.
         max_batch_size: Most questions a batch.
         max_weight: Largest sum of weights a batch; a heavier question goes alone.
         weigh: Weight of a question.
@@ -57,14 +57,23 @@ class Batcher(Generic[Q, A]):
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._take()
         try:
-            if batch:
-                self._settle(batch, self._answer([question for question, _ in batch]))
-        except Exception as error:  # noqa: BLE001  # whoever asked is told, whatever it is
-            self._settle(batch, [error] * len(batch))
+            self._settle(batch, self._answers([question for question, _ in batch]))
         finally:
             self._scheduled = bool(self._waiting)
             if self._scheduled:
                 loop.call_soon(self._work, loop)
+
+    def _answers(self, questions: Sequence[Q]) -> Sequence[A | Exception]:
+        if not questions:
+            return ()
+        try:
+            found = zip(questions, self._answer(questions), strict=True)
+            return [answer for _, answer in found]
+        except Exception as error:  # noqa: BLE001  # whoever asked is told, whatever it is
+            if len(questions) == 1:
+                return [error]
+            # One misfit must not fail the others.
+            return [answer for one in questions for answer in self._answers([one])]
 
     def _take(self) -> list[tuple[Q, asyncio.Future[A]]]:
         batch: list[tuple[Q, asyncio.Future[A]]] = []

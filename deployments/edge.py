@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deployments import errors, logs
@@ -17,7 +16,7 @@ from deployments.metrics import GatewayMetrics
 from deployments.rate import RateLimiter
 from deployments.requests import RequestContext
 from deployments.tracing import install_tracing
-from reki_ray.config.edge import EdgeSettings, address_of
+from reki_ray.config.edge import EdgeSettings, networks
 
 PAGE: Final = Path(__file__).parent / "page"
 PAGE_FILES: Final = {
@@ -35,27 +34,6 @@ PAGE_HEADERS: Final = {
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "Cache-Control": "no-cache",
 }
-
-
-class ForwardedClient:
-    """Takes the client's address from X-Forwarded-For, where a trusted proxy sends it.
-
-    Args:
-        app: The application.
-        trusted: Addresses and networks of proxies.
-    """
-
-    def __init__(self, app: ASGIApp, trusted: Sequence[str]) -> None:
-        self._app = ProxyHeadersMiddleware(app, trusted_hosts=list(trusted))  # type: ignore[arg-type]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        host, *port = scope.get("client") or ("",)
-        # Else a proxy that comes as ::ffff:10.0.0.7 would not be in 10.0.0.0/8.
-        found = address_of(host)
-        if found is not None:
-            scope["client"] = (str(found), *port)
-        await self._app(scope, receive, send)  # type: ignore[arg-type]
 
 
 def install_edge(
@@ -99,9 +77,12 @@ def install_edge(
         answers_id=answers_id,
     )
     if settings.trusted_proxies:
-        app.add_middleware(ForwardedClient, trusted=settings.trusted_proxies)
+        # Takes the client's address from X-Forwarded-For, where a trusted proxy sends it.
+        app.add_middleware(
+            ProxyHeadersMiddleware, trusted_hosts=[*map(str, networks(settings.trusted_proxies))]
+        )
     if settings.otlp_endpoint is not None:
-        install_tracing(app, settings.otlp_endpoint, metrics.replica)
+        install_tracing(app, settings.otlp_endpoint.get_secret_value(), metrics.replica)
 
 
 def _install_page(app: FastAPI) -> None:

@@ -175,6 +175,7 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
         ("/v1/recommend", api.recommend, RecommendResponse),
         ("/v1/events", api.events, EventsResponse),
         ("/v1/admin/promote", admin.promote, PromotedResponse),
+        ("/v1/admin/rollback", admin.rollback, PromotedResponse),
     )
     for path, endpoint, answer in described:
         app.router.add_api_route(
@@ -186,7 +187,6 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
             responses=app.router.responses,
             dependencies=BEARER,
         )
-    app.post("/v1/admin/rollback", dependencies=BEARER)(admin.rollback)
     for path, read in (
         ("/v1/admin/versions", admin.versions),
         ("/v1/versions", api.versions),

@@ -164,35 +164,41 @@ class RecentHistories:
     """Adds recent interactions to what a lookup knows; follows the event log in a thread.
 
     When it is made it has read the log to its end, so that a replica that starts does not answer
-    from half of it; a log that takes longer than `REPLAY_SECONDS` is read on beside the answers.
+    from half of it; what takes longer than `REPLAY_SECONDS` goes on beside the answers.
 
     Args:
-        recent: The log's latest events.
+        open_recent: Opens the log's latest events; called in the thread, as it reads the disk.
         history: Most interactions of a history.
     """
 
-    def __init__(self, recent: RecentEvents, history: int) -> None:
-        self._recent = recent
+    def __init__(self, open_recent: Callable[[], RecentEvents], history: int) -> None:
+        self._open_recent = open_recent
+        self._recent: RecentEvents | None = None
         self._history = history
         self._read = threading.Event()
         self._follower = BackgroundThread("recent-events", self._follow, LOOK_SECONDS)
         self._follower.start()
         if not self._read.wait(REPLAY_SECONDS):
-            logger.warning("the event log is long: recent events are known little by little")
+            logger.warning(
+                "the event log is long, or its disk slow: recent events are known little by little"
+            )
 
     def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
         """What is known of a user, with recent interactions."""
-        interactions = self._recent.of(user_id)
-        if not interactions:
+        recent = self._recent
+        interactions = [] if recent is None else recent.of(user_id)
+        if recent is None or not interactions:
             return record
         profile = merge(record.profile, interactions, self._history)
-        return dataclasses.replace(record, profile=profile, met=self._recent.met(user_id))
+        return dataclasses.replace(record, profile=profile, met=recent.met(user_id))
 
     def close(self) -> None:
         """End the thread."""
         self._follower.stop()
 
     def _follow(self) -> None:
+        if self._recent is None:
+            self._recent = self._open_recent()
         self._recent.refresh()
         self._read.set()
 
@@ -200,12 +206,10 @@ class RecentHistories:
 def open_recent(args: OnlineArgs, access: StoreAccess) -> RecentHistories:
     """Recent histories of a lookup replica, from the event log of all gateways."""
     rules = as_it_is if args.data is None else EventRules(args.rules, args.data).interaction
-    recent = RecentEvents(
-        OnlineFolders.beside(access.publish_root).events,
-        interaction=rules,
-        since=_held_until(access),
+    folder = OnlineFolders.beside(access.publish_root).events
+    return RecentHistories(
+        lambda: RecentEvents(folder, interaction=rules, since=_held_until(access)), args.history
     )
-    return RecentHistories(recent, args.history)
 
 
 def _held_until(access: StoreAccess) -> float:

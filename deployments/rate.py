@@ -13,6 +13,7 @@ import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
 
 from reki_ray.config.edge import address_of
 
@@ -63,6 +64,10 @@ class RateLimiter:
         return 0.0
 
 
+TRANSLATED: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::ffff:0:0:0/96"))
+"""IPv4 clients behind a translator (NAT64, RFC 6052; SIIT, RFC 2765): the last 32 bits tell who."""
+
+
 def network_of(address: str) -> str:
     """The part of an address that one client cannot change at will: of IPv6, the /64 network."""
     found = address_of(address)
@@ -70,4 +75,6 @@ def network_of(address: str) -> str:
         return address
     if found.version == 4:
         return str(found)
+    if any(found in network for network in TRANSLATED):
+        return str(ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF))
     return str(ipaddress.ip_network((int(found), 64), strict=False))

@@ -29,18 +29,21 @@ Endpoint = Callable[[Request, Any], Awaitable[Response]]
 class JsonRoute(APIRoute):
     """A route whose endpoint takes the request and its validated JSON body.
 
-    The endpoint's second parameter is annotated with the body's type; it answers with a
-    `Response`, and the route's `response_model` only describes it.
+    The endpoint's second parameter is annotated with the body's type, and may come without a body
+    where it has a default; it answers with a `Response`, which `response_model` only describes.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See `APIRoute`."""
         endpoint: Endpoint = self.endpoint
         _, body = inspect.signature(endpoint, eval_str=True).parameters.values()
+        optional = body.default is not inspect.Parameter.empty
         adapter: TypeAdapter[Any] = TypeAdapter(body.annotation)
 
         async def handle(request: Request) -> Response:
             content = await request.body()
+            if not content and optional:
+                return await endpoint(request, body.default)
             if not _is_json(request.headers.get("content-type", "")):
                 raise _no_json()
             try:

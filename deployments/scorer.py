@@ -12,7 +12,7 @@ import torch
 from deployments.batching import Batcher
 from deployments.messages import Scores, UserRecord
 from deployments.versions import StoreAccess
-from reki_ray.errors import NotFiniteError, StoreError
+from reki_ray.errors import NotFiniteError
 from reki_ray.models.scoring import HistoryEvent, UserInput
 from reki_ray.schema import Source
 from reki_ray.store.soundness import require_finite_scores
@@ -159,18 +159,6 @@ def _answer(asked: Sequence[tuple[VersionScorer, Question]]) -> list[Scores | Ex
         by_version.setdefault(scorer, []).append(place)
     answers: dict[int, Scores | Exception] = {}
     for scorer, places in by_version.items():
-        found = _scores_or_errors(scorer, [asked[place][1] for place in places])
+        found = scorer.score_batch([asked[place][1] for place in places])
         answers.update(zip(places, found, strict=True))
     return [answers[place] for place in range(len(asked))]
-
-
-def _scores_or_errors(
-    scorer: VersionScorer, questions: Sequence[Question]
-) -> Sequence[Scores | Exception]:
-    try:
-        return scorer.score_batch(questions)
-    except StoreError as error:
-        if len(questions) == 1:
-            return [error]
-        # One misfit must not fail the others.
-        return [answer for one in questions for answer in _scores_or_errors(scorer, [one])]

@@ -8,6 +8,7 @@ once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -22,6 +23,9 @@ from reki_ray.errors import ConfigError, RekiError
 
 START_SECONDS: Final = 60.0
 """Time in which a starting gateway waits for the rest of the graph before it takes requests."""
+
+DIVIDE_SECONDS: Final = 10.0
+"""Time in which a starting gateway waits for its experiment, whose versions may open slowly."""
 
 RETRY_SECONDS: Final = 30.0
 """A refused version is tried again after so long: a server of vectors may have been away."""
@@ -174,6 +178,7 @@ class Served:
         self._number: int | None = None
         self._experiment: Experiment | None = None
         self._turning, self._dividing = asyncio.Lock(), asyncio.Lock()
+        self._looked = asyncio.Event()  # at the experiment, whatever came of it
         self._pair: tuple[int | None, int | None] = (None, None)  # served, and compared with it
         self._compare_after = 0.0  # by the monotonic clock
         self._promoted = Openings(prepare, self._hooks)
@@ -275,7 +280,7 @@ class Served:
         )
 
     async def start(self) -> None:
-        """Wait for the rest of the graph, then follow what is promoted."""
+        """Wait for the rest of the graph, then follow what is promoted, and the experiment."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 while self._number is None:
@@ -286,6 +291,9 @@ class Served:
             logger.error("the rest of the graph does not answer; taking requests all the same")
         for loop in self._loops:
             loop.start()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DIVIDE_SECONDS):
+                await self._looked.wait()
 
     async def stop(self) -> None:
         """End the watch."""
@@ -294,11 +302,10 @@ class Served:
 
     async def refresh(self) -> None:
         """Turn to what is promoted now; where that fails, what is served stays."""
-        for follow in (self.follow_current, self.follow_experiment):
-            try:
-                await follow()
-            except Exception as error:  # noqa: BLE001  # the loops tell more, and try again
-                logger.warning("cannot follow what is promoted yet: %s", type(error).__name__)
+        try:
+            await self.follow_current()
+        except Exception as error:  # noqa: BLE001  # the loop tells more, and tries again
+            logger.warning("cannot follow what is promoted yet: %s", type(error).__name__)
 
     async def follow_compared(self) -> None:
         """Keep the version to compare with open, or none; nothing else waits for it."""
@@ -346,14 +353,20 @@ class Served:
         Raises:
             Exception: The experiment cannot be read, or the graph cannot be asked.
         """
-        async with self._dividing:
-            found = await self._experiment_reads.run(self._read_experiment)
-            own = [] if found is None else [part.version for part in found.variants]
-            self._variants.keep(own)
-            self._require_room(self.number, found)  # as above
-            if all([self._is_served(one) or await self._variants.opens(one) for one in own]):
-                self._require_room(self.number, found)
-                self._experiment = found
+        try:
+            async with self._dividing:
+                await self._divide()
+        finally:
+            self._looked.set()
+
+    async def _divide(self) -> None:
+        found = await self._experiment_reads.run(self._read_experiment)
+        own = [] if found is None else [part.version for part in found.variants]
+        self._variants.keep(own)
+        self._require_room(self.number, found)  # as above
+        if all([self._is_served(one) or await self._variants.opens(one) for one in own]):
+            self._require_room(self.number, found)
+            self._experiment = found
 
     def _is_served(self, number: int) -> bool:
         return number == self._number or any(number == part.version for part in self.variants)

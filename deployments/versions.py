@@ -14,8 +14,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +34,9 @@ T = TypeVar("T")
 
 FALL_BACKS = 2
 """Older versions that a replica tries at its start where CURRENT does not open."""
+
+OPENERS: Final = 32
+"""Most versions that are being opened, or wait for their turn: what hangs keeps its thread."""
 
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 30.0
@@ -171,8 +175,10 @@ class VersionCache(Generic[T]):
         self._opening: dict[int, Future[T]] = {}
         self._refused: dict[int, _Refusal] = {}
         self._lock = threading.Lock()
-        # One at a time: opening reads whole files, and requests want the disk and a core too.
-        self._opener = ThreadPoolExecutor(1, thread_name_prefix="open-version")
+        self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-version")
+        # One at a time, beside the promoted one, which waits for none: opening reads whole files,
+        # and requests want the disk and a core too.
+        self._turn = threading.Lock()
         self._watch = BackgroundThread("watch-current", self._look, access.poll_seconds)
         self._seen: int | None = None
 
@@ -195,7 +201,7 @@ class VersionCache(Generic[T]):
     def close(self) -> None:
         """End the watch."""
         self._watch.stop(1.0)
-        self._opener.shutdown(wait=False)
+        self._openers.shutdown(wait=False)
 
     def numbers(self) -> list[int]:
         """Numbers of the opened versions, the latest used one last."""
@@ -239,14 +245,15 @@ class VersionCache(Generic[T]):
         with self._lock:
             future = self._opening.get(number)
             if future is None:
-                future = self._opening[number] = self._opener.submit(self._open, number)
+                future = self._opening[number] = self._openers.submit(self._open, number)
         return future
 
     def _open(self, number: int) -> T:
         try:
             found = self._at_hand(number)
             if found is None:
-                found = self._read(number)
+                with self._turn_of(number):
+                    found = self._read(number)
             with self._lock:
                 self._opened[number] = found
                 self._opened.move_to_end(number)
@@ -256,6 +263,24 @@ class VersionCache(Generic[T]):
         finally:
             with self._lock:
                 del self._opening[number]
+
+    @contextmanager
+    def _turn_of(self, number: int) -> Iterator[None]:
+        """Wait until no other version is opened, or until this one is promoted."""
+        while not self._is_promoted(number):
+            if self._turn.acquire(timeout=self._access.poll_seconds):
+                try:
+                    yield
+                finally:
+                    self._turn.release()
+                return
+        yield
+
+    def _is_promoted(self, number: int) -> bool:
+        try:
+            return self._access.wanted() == number
+        except Exception:  # noqa: BLE001  # a broken pointer keeps no other version from opening
+            return False
 
     def _read(self, number: int) -> T:
         earlier = self._refused.get(number)
@@ -293,10 +318,14 @@ class VersionCache(Generic[T]):
         if number == self._seen:
             return
         self._seen = number  # also where it fails: told once, not at every look
-        try:
-            self._begin(number).result()
-        except RekiError as error:
-            logger.error("the promoted version does not open: %s", error)
+        # Not waited for: the next promoted one must be seen also where this one hangs.
+        self._begin(number).add_done_callback(_tell)
+
+
+def _tell(opened: Future[T]) -> None:
+    error = opened.exception()
+    if error is not None:
+        logger.error("the promoted version does not open: %s", error)
 
 
 def _raise_damage(error: RekiError) -> None:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter as RayCounter
 
 LONGEST_PAUSE: Final = 30.0
 """Seconds that a loop waits at most between two steps because of failures."""
@@ -27,6 +32,25 @@ logger = logging.getLogger(__name__)
 def loop_failures() -> Mapping[str, int]:
     """Failed steps of this process so far, by the name of their loop."""
     return dict(_failures)
+
+
+def _count(name: str) -> None:
+    _failures[name] += 1
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    # Of all processes a gateway alone has /metrics.
+    with contextlib.suppress(Exception):  # whoever counts must not end what is counted
+        _counter().inc(tags={"loop": name})
+
+
+@functools.cache
+def _counter() -> RayCounter:
+    from ray.util import metrics  # noqa: PLC0415  # Ray is loaded already, see `_count`
+
+    return metrics.Counter(
+        "reki_loop_failures", "Failed steps of a loop in the background.", tag_keys=("loop",)
+    )
 
 
 class BackgroundLoop:
@@ -61,7 +85,7 @@ class BackgroundLoop:
         try:
             yield
         except Exception as error:  # the last catch: the loop goes on
-            _failures[self.name] += 1
+            _count(self.name)
             self._in_row += 1
             said = f"{type(error).__name__}: {error}"
             if said != self._told:  # not at every step

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable, Iterator
 from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from reki_ray.config.secrets import HIDDEN
 from reki_ray.config.section import Section
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -52,11 +54,10 @@ class EdgeConfig(Section):
     request_logs: bool = Field(
         True, description="One JSON line a request; without ids of users and items."
     )
-    otlp_endpoint: str | None = Field(
+    otlp_endpoint: SecretStr | None = Field(
         None,
-        pattern=r"^https?://",
-        description="Where traces go (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces; null: "
-        "no tracing.",
+        description="Where traces go (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces; shown "
+        "nowhere, as it may hold a token. Null: no tracing.",
     )
 
     @field_validator("trusted_proxies")
@@ -67,6 +68,15 @@ class EdgeConfig(Section):
                 ipaddress.ip_network(network)
             except ValueError as error:
                 raise ValueError(f"{error}; write 10.0.0.7 or 10.0.0.0/8") from error
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or value.get_secret_value() == HIDDEN:  # out of something that was shown
+            return None
+        if not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("write it as http://127.0.0.1:4318/v1/traces")
         return value
 
     def at(self, host: str) -> EdgeSettings:
@@ -105,6 +115,15 @@ def is_loopback(host: str) -> bool:
         return True
     address = address_of(host)
     return address is not None and address.is_loopback  # any other name may lead anywhere
+
+
+def networks(written: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Networks as they are written, those of IPv4 also as ::ffff:a.b.c.d, see `address_of`."""
+    for network in map(ipaddress.ip_network, written):
+        yield network
+        if network.version == 4:
+            mapped = int(ipaddress.IPv6Address(f"::ffff:{network.network_address}"))
+            yield ipaddress.IPv6Network((mapped, 96 + network.prefixlen))
 
 
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

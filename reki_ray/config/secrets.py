@@ -3,70 +3,107 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, unquote, unquote_plus, urlencode
 
 HIDDEN: Final = "**********"
 """What stands in place of a secret, as pydantic's SecretStr has it."""
 
 _SECRET_NAME: Final = re.compile(
-    r"(?i)(^|[_-])(token|secret|password|passwd|key|credentials?|authorization|signature|sig)$"
+    r"(?i)(?:(?:^|[^a-z])(?:key|pass|auth|sig|sas|jwt)"
+    r"|tokens?|secrets?|passwords?|passwd|passphrase|passcode|pwd|credentials?|authorization"
+    r"|signature|bearer|cookie"
+    r"|(?:access|account|api|app|auth|encryption|function|license|master|private|secret|shared"
+    r"|signing|subscription)key)"
+    r"(?:[_-]?(?:pem|value|b64|base64|[0-9]+))?$"
 )
-_URL: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)(.*)$", re.DOTALL)
+_SECRET_FIELD: Final = re.compile(r"(?i)^(?:code|access_?code|assertion)$")
+"""Of a query alone: an attribute of the data may be a code."""
+_WHOLE: Final = re.compile(r"^\s*([A-Za-z][A-Za-z0-9+.-]*://)(.*?)\s*$", re.DOTALL)
+_URL: Final = re.compile(
+    r"((?:[A-Za-z][A-Za-z0-9+.-]*:|(?<!\S))//)([^\s\"'<>]+)",
+)
+_PORT: Final = re.compile(r"[^:]*(?::[0-9]*)?|\[.*\](?::[0-9]*)?")
 
 
-def without_password(url: str) -> tuple[str, str | None]:
-    """The URL of a Redis server without its password, and the password; None where it has none.
+def without_secrets(url: str) -> tuple[str, dict[str, str]]:
+    """The URL of a Redis server without its secrets, and these by the names of its query.
 
     Both `scheme://user:password@host` and `?password=` are looked for, as redis-py reads both.
     """
-    return _split(url, lambda name: name == "password", last_at=True)
+    found = _WHOLE.match(url)
+    if found is None:
+        return url, {}
+    scheme, rest = found.groups()
+    secrets = {}
+    rest, question, query = rest.partition("?")
+    user, at, host = rest.rpartition("@")  # the last one, also behind a / that is not escaped
+    if at:
+        name, colon, password = user.partition(":")
+        rest = host
+        if name:  # it may be a token
+            secrets["username"] = unquote(name)
+        if colon:
+            secrets["password"] = unquote(password)
+    fields = parse_qsl(query, keep_blank_values=True)
+    kept = [(field, value) for field, value in fields if not _is_secret_field(field)]
+    if len(kept) < len(fields):
+        secrets = {**dict(field for field in fields if field not in kept), **secrets}
+        question, query = "?" if kept else "", urlencode(kept)
+    return f"{scheme}{rest}{question}{query}", secrets
 
 
 def shown(content: Any) -> Any:
     """JSON-ready content of a configuration as it may be shown: without passwords and tokens."""
     if isinstance(content, dict):
         return {
-            name: HIDDEN
-            if isinstance(value, str) and value and _SECRET_NAME.search(name)
-            else shown(value)
+            name: _hidden(value) if _SECRET_NAME.search(name) else shown(value)
             for name, value in content.items()
         }
     if isinstance(content, list | tuple):
         return [shown(value) for value in content]
     if isinstance(content, str):
-        return _split(content, lambda name: bool(_SECRET_NAME.search(name)))[0]
+        whole = _WHOLE.match(content)  # a password may hold what ends a URL inside a text
+        text = content if whole is None else _bare(whole)
+        return _URL.sub(_bare, text)
     return content
 
 
-def _split(
-    url: str, is_secret: Callable[[str], bool], *, last_at: bool = False
-) -> tuple[str, str | None]:
-    """A URL without its secrets, and one of them.
+def _hidden(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _hidden(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_hidden(value) for value in content]
+    return HIDDEN if isinstance(content, str) and content else content
 
-    Args:
-        url: Any text.
-        is_secret: Whether a field of the query is one, by its name.
-        last_at: The last @ ends user and password, also behind a slash that should be escaped.
+
+def _bare(url: re.Match[str]) -> str:
+    """A URL without user and password, and without the secrets of its query and fragment.
+
+    The user goes too: it may be the token.
     """
-    found = _URL.match(url)
-    if found is None:
-        return url, None
-    scheme, rest = found.groups()
-    secret = None
-    rest, question, query = rest.partition("?")
-    ends = len(rest) if last_at else len(rest.partition("/")[0])
-    user, at, host = rest[:ends].rpartition("@")
-    name, colon, password = user.partition(":")
-    if at and colon:
-        secret, rest = (
-            unquote(password),
-            f"{name}@{host}{rest[ends:]}" if name else host + rest[ends:],
-        )
-    fields = parse_qsl(query, keep_blank_values=True)
-    kept = [(field, value) for field, value in fields if not is_secret(field)]
-    if len(kept) < len(fields):
-        secret = secret or next(value for field, value in fields if is_secret(field))
-        question, query = "?" if kept else "", urlencode(kept)
-    return f"{scheme}{rest}{question}{query}", secret
+    scheme, rest = url.groups()
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in host:
+        rest = host.rpartition("@")[2] + rest[len(host) :]
+    elif not _PORT.fullmatch(host):  # no port: a password that holds what should be escaped
+        rest = rest.rpartition("@")[2]
+    path, *parts = re.split("([?#])", rest)
+    for mark, fields in zip(parts[::2], parts[1::2], strict=True):
+        kept = _without_secret_fields(fields)
+        path += mark + kept if kept or not fields else ""
+    return scheme + path
+
+
+def _without_secret_fields(fields: str) -> str:
+    given, kept = re.split("[&;]", fields), []
+    for field in given:
+        name, equals, value = field.partition("=")
+        if not (equals and _is_secret_field(unquote_plus(name))):
+            plain = unquote_plus(value)
+            kept.append(field if shown(plain) == plain else f"{name}={HIDDEN}")
+    return fields if kept == given else "&".join(kept)
+
+
+def _is_secret_field(name: str) -> bool:
+    return bool(_SECRET_NAME.search(name) or _SECRET_FIELD.search(name))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -13,8 +14,8 @@ from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.graph import GraphSettings, RequestLimits
 from reki_ray.config.reranking import Reranker
 from reki_ray.config.retrieval import RetrievalConfig
-from reki_ray.config.secrets import HIDDEN, without_password
-from reki_ray.config.section import Section
+from reki_ray.config.secrets import HIDDEN, without_secrets
+from reki_ray.config.section import OPERATIONAL, Section
 from reki_ray.config.training import Arm
 from reki_ray.errors import ConfigError
 
@@ -64,6 +65,12 @@ class AdapterSettings(Section):
         description="Password of redis, also where it stands in url; shown nowhere. Null takes "
         "the variable password_env.",
     )
+    url_secrets: dict[str, SecretStr] = Field(
+        {},
+        json_schema_extra=OPERATIONAL,
+        description="Other secrets of redis by the names of its URL's query, as ssl_password or "
+        "username; also where they stand in url. Shown nowhere.",
+    )
     password_env: str = Field(
         "REKI_VECTORS_PASSWORD",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
@@ -84,14 +91,20 @@ class AdapterSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _password_leaves_the_url(cls, content: object) -> object:
-        if not isinstance(content, Mapping) or content.get("kind") != "redis":
+    def _secrets_leave_the_url(cls, content: object) -> object:
+        # Whatever the kind: the URL of a server may be left from before.
+        if not isinstance(content, Mapping):
             return content
         found = dict(content)
         if isinstance(found.get("url"), str):
-            found["url"], password = without_password(found["url"])
+            found["url"], secrets = without_secrets(found["url"])
+            password = secrets.pop("password", None)
             if password is not None and found.get("password") is None:
                 found["password"] = password
+            given = found.get("url_secrets") or {}
+            if isinstance(given, Mapping):
+                given = {name: value for name, value in given.items() if value != HIDDEN}
+                found["url_secrets"] = {**secrets, **given}
         if found.get("password") == HIDDEN:  # out of something that was shown
             found["password"] = None
         return found
@@ -100,6 +113,8 @@ class AdapterSettings(Section):
     def _url_is_given(self) -> AdapterSettings:
         if self.kind != "arrow" and not self.url:
             raise ValueError(f"kind {self.kind} needs url")
+        if self.kind == "redis" and not _is_server(self.url):
+            raise ValueError("url is none of a server; write it as redis://host:6379/0")
         return self
 
     def secret(self, environ: Mapping[str, str] = os.environ) -> str | None:
@@ -128,6 +143,15 @@ class AdapterSettings(Section):
         if self.kind != "lmdb":
             return self
         return self.model_copy(update={"url": str(Path(self.url).resolve())})
+
+
+def _is_server(url: str) -> bool:
+    try:
+        split = urlsplit(url)
+        _ = split.port  # raises where it is no number
+    except ValueError:
+        return False
+    return split.scheme in ("redis", "rediss", "unix")
 
 
 class StoreConfig(Section):

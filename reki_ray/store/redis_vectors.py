@@ -138,22 +138,28 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
     Raises:
         ConfigError: The URL is none of Redis.
     """
+    secrets = {name: value.get_secret_value() for name, value in settings.url_secrets.items()}
     try:
-        return redis.Redis.from_url(
+        client = redis.Redis.from_url(
             settings.url,
             password=settings.secret(),
+            **secrets,
             socket_timeout=seconds,
             socket_connect_timeout=seconds,
             # Once more at once: a server closes connections that were idle for long. A server
             # that is slow would only take the time of a call twice.
             retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
-    except ValueError as error:
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # refuses fields that it does not know
+    except (ValueError, TypeError):
+        # Neither quoted nor kept: redis-py's text repeats the part that it does not understand.
         raise ConfigError(
-            f"the address is no URL of a server: {error}",
+            "the address is no URL of a server",
             where="store.vectors.url",
-            todo="Write it as redis://host:6379/0.",
-        ) from error
+            todo="Write it as redis://host:6379/0; redis-py's documentation lists its fields.",
+        ) from None
+    return client
 
 
 @contextmanager

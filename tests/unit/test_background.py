@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
+from ray.util import metrics
 
 from reki_ray import background
 from reki_ray.background import BackgroundLoop, BackgroundTask, BackgroundThread, loop_failures
@@ -127,9 +129,44 @@ def test_a_step_may_be_the_last_one() -> None:
     assert loop_failures()["once"] == 0
 
 
-STARTERS = {"Thread", "Timer", "create_task", "ensure_future", "start_new_thread"}
+@pytest.mark.parametrize("broken", [False, True])
+def test_where_ray_collects_metrics_it_is_told_of_failures(
+    broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, str]] = []
+
+    def inc(_: object, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+        told.append(tags or {})
+        if broken:
+            raise RuntimeError("Ray is gone")
+
+    monkeypatch.setattr(metrics.Counter, "inc", inc)
+    name = f"far-loop-{broken}"
+    loop = BackgroundLoop(name, 0.5)
+    for running in (False, True):
+        monkeypatch.setattr(ray, "is_initialized", lambda running=running: running)
+        with loop._guarded():
+            raise OSError("gone")
+    assert told == [{"loop": name}]
+    assert loop_failures()[name] == 2
+
+
+STARTERS = {
+    *("Thread", "Timer", "Process", "ThreadPoolExecutor", "ProcessPoolExecutor", "TaskGroup"),
+    *("create_task", "ensure_future", "start_new_thread", "run_coroutine_threadsafe"),
+    *("submit", "run_in_executor", "to_thread"),
+    *("call_soon", "call_soon_threadsafe", "call_later", "call_at"),
+}
 NO_LOOPS: dict[str, str] = {
     "reki_ray/background.py": "the two loops themselves",
+    "deployments/batching.py": "each question is settled with what its answer meets",
+    "deployments/bulkhead.py": "whoever asks waits for the call",
+    "deployments/versions.py": "whoever asks for a version waits for it, or is told",
+    "reki_ray/encoding/ledger.py": "the results are read, and with them what was raised",
+    "reki_ray/extraction/asking.py": "as above",
+    "reki_ray/extraction/ledger.py": "as above",
+    "reki_ray/training/stage.py": "as above",
+    "reki_ray/tuning/search.py": "as above",
     "reki_ray/training/prefetch.py": "gives what it meets to the one who reads its elements",
     "actors/refresher.py": "its step is the last catch; a death in it ends its process",
     "actors/chatting.py": "a task group, whose errors reach whoever waits for it",
@@ -139,8 +176,11 @@ NO_LOOPS: dict[str, str] = {
 
 def starts(source: str) -> Iterator[str]:
     """Calls that start a thread or a task."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call):
+    nodes = list(ast.walk(ast.parse(source)))
+    awaited = {id(node.value) for node in nodes if isinstance(node, ast.Await)}
+    for node in nodes:
+        # What is awaited where it is started fails whoever awaits it.
+        if isinstance(node, ast.Call) and id(node) not in awaited:
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             name = node.func.id if isinstance(node.func, ast.Name) else name
             if name in STARTERS:
@@ -166,7 +206,17 @@ def test_nothing_repeats_itself_without_the_last_catch() -> None:
         "asyncio.create_task(f())",
         "loop.create_task(f())",
         "asyncio.ensure_future(f())",
+        "asyncio.run_coroutine_threadsafe(f(), loop)",
+        "pool.submit(f)",
+        "ThreadPoolExecutor(1)",
+        "futures.ProcessPoolExecutor(1)",
+        "loop.run_in_executor(None, f)",
+        "later = asyncio.to_thread(f)",
+        "loop.call_soon(f)",
+        "loop.call_later(1, f)",
+        "loop.call_at(1, f)",
     ],
 )
 def test_every_way_to_start_one_is_found(source: str) -> None:
     assert list(starts(source))
+    assert not list(starts("async def g():\n    await asyncio.to_thread(f)"))

@@ -137,6 +137,33 @@ def test_a_peer_from_elsewhere_is_no_caller_of_this_machine_whatever_host_it_nam
     assert client(made, TOKEN, peer=peer).get("/metrics").status_code == 200
 
 
+PASSED_ON = {
+    "X-Forwarded-For": "203.0.113.9",
+    "X-Forwarded-Host": "reki.example",
+    "Forwarded": "for=203.0.113.9",
+    "X-Real-IP": "203.0.113.9",
+    "Via": "1.1 proxy",
+    "CF-Connecting-IP": "203.0.113.9",
+}
+
+
+@pytest.mark.parametrize("header", PASSED_ON)
+@pytest.mark.parametrize("proxies", [(), ("127.0.0.1",)])
+def test_what_a_proxy_passes_on_does_not_come_from_this_machine(
+    header: str, proxies: tuple[str, ...]
+) -> None:
+    headers = {header: PASSED_ON[header]}
+    for settings in (EdgeSettings(), EdgeSettings(allow_anonymous=True)):
+        made = edge_app.app(settings.model_copy(update={"trusted_proxies": proxies}))
+        for host in ("127.0.0.1:8000", "localhost"):
+            caller = client(made, host=host)
+            assert caller.get("/metrics").status_code == 200
+            assert error(caller.get("/metrics", headers=headers), 401)["code"] == "token_needed"
+            error(caller.post("/v1/score", headers=headers), 401)
+            assert caller.get("/healthz", headers=headers).status_code == 200
+        assert client(made, TOKEN).get("/metrics", headers=headers).status_code == 200
+
+
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
 def test_a_peer_on_this_machine_is_known_by_all_its_addresses(peer: str) -> None:
     made = edge_app.app(EdgeSettings(allow_anonymous=True))
@@ -272,6 +299,15 @@ def test_a_proxy_at_a_listener_for_both_protocols_is_trusted_as_what_it_is() -> 
     assert peers(trusting, "10.0.0.7", [each[0], mapped[0], each[0]]) == [200, 200, 429]
 
 
+def test_an_inner_proxy_is_trusted_as_it_is_written() -> None:
+    trusting = slow(trusted_proxies=("10.0.0.0/8", "2001:db8::/32"))
+    for inner in ("10.0.0.9", "::ffff:10.0.0.9", "::ffff:a00:9", "2001:db8::9"):
+        chains = [f"198.51.100.{n}, {inner}" for n in range(3)]
+        assert peers(trusting, "::ffff:10.0.0.7", chains) == [200, 200, 200], inner
+        chains = [f"198.51.100.{n}, 203.0.113.5, {inner}" for n in range(3)]
+        assert peers(trusting, "10.0.0.7", chains) == [200, 200, 429], inner
+
+
 def test_a_wrong_network_of_proxies_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"write 10\.0\.0\.7 or 10\.0\.0\.0/8"):
         EdgeConfig(trusted_proxies=("proxy.example",))
@@ -284,6 +320,9 @@ def test_every_ipv4_client_is_one_of_its_own_at_a_listener_for_both_protocols(
     assert network_of(f"::ffff:{one}") == network_of(str(one)) == str(one)
     assert network_of(f"::FFFF:{int(one) >> 16:x}:{int(one) & 0xFFFF:x}") == str(one)
     assert (network_of(f"::ffff:{one}") == network_of(f"::ffff:{other}")) == (one == other)
+    for translated in ("64:ff9b::", "::ffff:0:"):
+        assert network_of(f"{translated}{one}") == str(one)
+        assert not is_loopback(f"{translated}{one}")
 
 
 def test_addresses_of_one_ipv6_network_are_one_client() -> None:

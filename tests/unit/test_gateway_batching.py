@@ -75,7 +75,7 @@ def test_a_defect_reaches_all_who_asked_and_ends_with_them() -> None:
 
     def answer(numbers: Sequence[int]) -> list[int | Exception]:
         calls[0] += 1
-        if calls[0] == 1:
+        if calls[0] <= 3:
             raise ZeroDivisionError
         return [2 * number for number in numbers]
 
@@ -86,6 +86,23 @@ def test_a_defect_reaches_all_who_asked_and_ends_with_them() -> None:
         assert await asked.ask(3) == 6
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "failure", [StoreError("a misfit", where="", todo=""), KeyError(), MemoryError()]
+)
+def test_whatever_one_question_raises_the_others_are_answered(failure: Exception) -> None:
+    def answer(numbers: Sequence[int]) -> list[int | Exception]:
+        if 2 in numbers:
+            raise failure
+        return [2 * number for number in numbers]
+
+    async def ask() -> list[int | BaseException]:
+        asked = Batcher(answer, max_batch_size=9, max_weight=9, weigh=lambda _: 1)
+        questions = (asked.ask(number) for number in (1, 2, 3))
+        return await asyncio.gather(*questions, return_exceptions=True)
+
+    assert asyncio.run(ask()) == [2, failure, 6]
 
 
 def test_who_no_longer_waits_is_left_out() -> None:

@@ -173,6 +173,23 @@ def test_a_log_that_hangs_or_fails_keeps_no_lookup_from_starting(
     assert caplog.text.count("failed and will be tried again") == 1
 
 
+def test_a_file_that_hangs_keeps_no_lookup_from_starting(
+    store: VersionStore, opened: Callable[[], RecentHistories], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    EventLog(folders(store).events, "a").append([Event("u0", "m1", "click", 10**9)])
+    monkeypatch.setattr(online, "REPLAY_SECONDS", 0.01)
+    held = store.root / "EXPERIMENT.json"
+    os.mkfifo(held)  # whoever opens it waits for a writer
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(opened)
+        try:
+            add = opening.result(20)
+            assert add("u0", UserRecord()).profile == NO_PROFILE
+        finally:
+            held.write_bytes(b"no experiment")
+    wait_until(lambda: add("u0", UserRecord()).profile.item_ids == ("m1",))
+
+
 def dated(latest: int) -> Callable[[Path], Any]:
     """A version whose histories end at a time."""
     table = store_factory.INTERACTIONS_TABLE
@@ -290,7 +307,49 @@ def test_a_promotion_that_lasts_is_not_joined_by_others(
         first = pool.submit(post, client, "/v1/admin/promote", {"version": 1}, **OPERATOR)
         assert begun.wait(20)
         try:
-            assert refused(client, "/v1/admin/rollback")["code"] == "busy"
+            assert refused(client, "/v1/admin/promote", {"version": 2})["code"] == "busy"
         finally:
             go_on.set()
         assert first.result() == {"current": 1, "served": 1}
+
+
+def test_a_rollback_waits_for_no_promotion_and_is_the_last_word(
+    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, promote = threading.Event(), threading.Event(), VersionStore.promote
+
+    def slow(self: VersionStore, *args: Any, **more: Any) -> None:
+        begun.set()
+        go_on.wait(60)
+        promote(self, *args, **more)
+
+    monkeypatch.setattr(VersionStore, "promote", slow)
+    with graph(store) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(refused, client, "/v1/admin/promote", {"version": 1})
+        assert begun.wait(20)
+        try:
+            assert post(client, "/v1/admin/rollback", **OPERATOR) == {"current": 2, "served": 2}
+        finally:
+            go_on.set()
+        assert "version 2 is current, not 3" in first.result()["message"]
+        assert store.current() == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/xml", None]
+)
+def test_no_call_takes_a_body_that_is_no_json(store: VersionStore, kind: str | None) -> None:
+    headers = OPERATOR | ({} if kind is None else {"Content-Type": kind})
+    with graph(store) as client:
+        found = [
+            path
+            for path, has in client.get("/openapi.json").json()["paths"].items()
+            if "post" in has
+        ]
+        assert len(found) == 5
+        for path in found:
+            answer = client.post(path, content=b'{"expected": 3}', headers=headers)
+            assert answer.status_code == 415, path
+        assert store.current() == 3
+        answer = client.post("/v1/admin/rollback", content=b"", headers=headers)
+        assert answer.json() == {"current": 2, "served": 2}

@@ -214,6 +214,60 @@ def test_requests_for_a_refused_version_wait_ever_longer_for_another_look(root: 
     cache.close()
 
 
+class Hanging:
+    """Opens versions; some of them hang until they are let go."""
+
+    def __init__(self, *held: str) -> None:
+        self.held = held
+        self.go_on = threading.Event()
+        self.asked: list[str] = []
+
+    def __call__(self, version: StoreVersion) -> str:
+        self.asked.append(version.name)
+        if version.name in self.held:
+            self.go_on.wait(60)
+        return version.name
+
+
+def test_a_version_that_hangs_while_it_opens_holds_up_no_promoted_one(root: Path) -> None:
+    point_to(root, 1)
+    load = Hanging("v2")
+    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(load)
+
+    async def follow() -> None:
+        held = asyncio.create_task(cache.open(2))
+        while "v2" not in load.asked:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(cache.open(3))
+        await asyncio.sleep(0.1)
+        assert load.asked == ["v1", "v2"]  # others are opened one at a time
+        point_to(root, 3)
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await waiting == "v3"
+        load.go_on.set()
+        assert await held == "v2"
+
+    try:
+        asyncio.run(follow())
+    finally:
+        load.go_on.set()
+        cache.close()
+
+
+def test_a_promoted_version_that_hangs_while_it_opens_holds_up_no_later_one(root: Path) -> None:
+    point_to(root, 1)
+    load = Hanging("v2")
+    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(load)
+    try:
+        point_to(root, 2)
+        wait_until(lambda: "v2" in load.asked)
+        point_to(root, 3)
+        wait_until(lambda: 3 in cache.numbers())
+    finally:
+        load.go_on.set()
+        cache.close()
+
+
 class Part:
     """A variant."""
 
@@ -347,14 +401,17 @@ def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> 
         rest = Rest()
         served = rest.served(root, lambda: running[0])
         await served.refresh()
+        await served.follow_experiment()
         assert served.of("a") == Assigned("base", 1, "halves")
         assert served.of("z") == Assigned("reki", 3, "halves")
         assert rest.asked == [1, 3]
         running[0] = Halves(Part("base", 1), Part("broken", 4))
         await served.refresh()
+        await served.follow_experiment()
         assert served.of("z") == Assigned("reki", 3, "halves")
         running[0] = None
         await served.refresh()
+        await served.follow_experiment()
         assert served.of("z") == Assigned(None, 1)
 
     asyncio.run(follow())
@@ -425,6 +482,45 @@ def test_an_experiment_on_a_disk_that_hangs_keeps_no_promotion_waiting(
         asyncio.run(follow())
     finally:
         go_on.set()
+
+
+def test_a_variant_that_hangs_while_it_opens_keeps_nobody_waiting(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served_versions, "DIVIDE_SECONDS", 0.01)
+    point_to(root, 1)
+
+    class Slow(Rest):
+        async def prepare(self, number: int) -> None:
+            await super().prepare(number)
+            if number == 3:
+                await asyncio.Event().wait()
+
+    async def follow() -> None:
+        rest = Slow()
+        served = rest.served(root, lambda: Halves(Part("base", 1), Part("reki", 3)))
+        async with asyncio.timeout(WAIT_SECONDS):
+            await served.start()
+            while 3 not in rest.asked:
+                await asyncio.sleep(0.01)
+            point_to(root, 2)
+            await served.refresh()
+        assert (served.number, served.variants) == (2, ())
+        await served.stop()
+
+    asyncio.run(follow())
+
+
+def test_a_gateway_that_starts_knows_its_experiment(root: Path) -> None:
+    point_to(root, 1)
+
+    async def follow() -> None:
+        served = Rest().served(root, lambda: Halves(Part("base", 1), Part("reki", 3)))
+        await served.start()
+        assert served.of("z") == Assigned("reki", 3, "halves")
+        await served.stop()
+
+    asyncio.run(follow())
 
 
 def test_a_pointer_on_a_disk_that_hangs_is_told(
@@ -518,6 +614,7 @@ def arms(tmp_path: Path) -> Path:
 async def settled(served: Served) -> int | None:
     """The version to compare with after a look at what is promoted."""
     await served.refresh()
+    await served.follow_experiment()
     await served.follow_compared()
     return served.compared
 

@@ -191,7 +191,9 @@ def test_a_server_that_dies_and_one_that_never_was_say_what_to_do(
 def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(
     table: VectorTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = AdapterSettings(kind="redis", url="no url")
+    with pytest.raises(ValueError, match="none of a server"):
+        AdapterSettings(kind="redis", url="no url")
+    settings = AdapterSettings(kind="redis", url="redis://host/?no_field=1")
     with pytest.raises(ConfigError, match="no URL"):
         export_side(settings, 1, "users", table, "manifest")
     with pytest.raises(ValueError, match="needs url"):
