@@ -26,7 +26,7 @@ _ACID: Final = re.compile(
 )
 """Folders of a table of Hive's, whose names say what was replaced; shorter or longer are dates."""
 _OF_THE_SYSTEM: Final = frozenset(
-    {"$recycle.bin", "recycler", "system volume information", "lost+found"}
+    {"$recycle.bin", "system volume information", "lost+found"}
     | {"#recycle", "#snapshot", "@eadir"}
 )
 """Folders that systems and storage keep beside what users put there, in lower case."""
