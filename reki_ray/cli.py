@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import sys
 import traceback
@@ -63,11 +64,21 @@ for _part in (cli_stages, cli_online):
 
 def main() -> None:
     """Entry point of the command `reki`."""
+    _open_streams()
     set_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show ends no command
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
+
+
+def _open_streams() -> None:
+    """Open what the caller closed, as `>&-` does; else the next file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 @app.callback()

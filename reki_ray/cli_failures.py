@@ -19,7 +19,7 @@ from typing import Final
 
 from reki_ray import __version__
 from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
-from reki_ray.runtime import cause_of
+from reki_ray.runtime import cause_of, causes
 
 _OURS: Final = ("reki_ray", "actors", "deployments", "benchmarks")
 _WRONG_PATH: Final = (
@@ -37,12 +37,14 @@ def explain(error: Exception) -> RekiError:
     known = cause_of(error)
     if known is not None:
         return known
-    inner = _unwrapped(error)
-    for kinds, explanation in _KINDS:
-        if any(isinstance(inner, kind) for kind in map(_loaded, kinds) if kind is not None):
-            found = explanation(inner)
-            if found is not None:
-                return found
+    chain = list(causes(error)) or [error]  # which only wrappers that lead back to it have
+    for one in chain:
+        for kinds, explanation in _KINDS:
+            if any(isinstance(one, kind) for kind in map(_loaded, kinds) if kind is not None):
+                found = explanation(one)
+                if found is not None:
+                    return found
+    inner = chain[0]
     return RekiError(
         f"unexpected {type(inner).__name__}: {_message(inner)}",
         where=_place(inner),
@@ -77,7 +79,7 @@ def _system(error: BaseException) -> RekiError:
     assert isinstance(error, OSError)
     path = error.filename if isinstance(error.filename, str) else None
     where = path or _place(error)
-    said = error.strerror or _message(error)
+    said = _message(error.strerror or error)
     if isinstance(error, (ConnectionError, TimeoutError)):
         return EngineError(
             f"a connection failed: {said or type(error).__name__}",
@@ -144,6 +146,23 @@ def _network(error: BaseException) -> RekiError:
     )
 
 
+def _encrypted(error: BaseException) -> RekiError:
+    return EngineError(
+        f"an encrypted connection failed: {_message(error)}",
+        where=_place(error),
+        todo="Check the address and the certificates: SSL_CERT_FILE names a file of authorities "
+        "to trust.",
+    )
+
+
+def _database(error: BaseException) -> RekiError:
+    return EngineError(
+        f"a database of LMDB failed: {_message(error)}",
+        where=_place(error),
+        todo="Check the room and the rights of its folder, and run again.",
+    )
+
+
 def _ray(error: BaseException) -> RekiError:
     return EngineError(
         f"the Ray cluster failed: {_message(error)}",
@@ -153,6 +172,7 @@ def _ray(error: BaseException) -> RekiError:
     )
 
 
+# Kinds before OSError may be OSErrors, whose numbers are not always those of the system.
 # Types are named, not imported: an exception of a library that was never imported cannot occur.
 _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[BaseException], RekiError | None]], ...]] = (
     (
@@ -160,17 +180,29 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[BaseException], RekiError |
         _memory,
     ),
     (("builtins:ImportError",), _package),
-    (("builtins:OSError",), _system),
-    (("builtins:UnicodeError",), _text),
-    (("builtins:EOFError", "json:JSONDecodeError", "zipfile:BadZipFile", "zlib:error"), _truncated),
-    (("pyarrow:ArrowException",), _table),
+    (("ssl:SSLError",), _encrypted),
     (
         (
             *("httpx:HTTPError", "redis:RedisError", "aiohttp:ClientError"),
             *("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
+            *("requests:RequestException", "urllib.error:URLError"),
+            *("socket:gaierror", "socket:herror"),
         ),
         _network,
     ),
+    (
+        (
+            *("builtins:EOFError", "json:JSONDecodeError", "pickle:UnpicklingError"),
+            *("zipfile:BadZipFile", "zlib:error", "lzma:LZMAError", "gzip:BadGzipFile"),
+            *("tarfile:TarError", "lmdb:CorruptedError", "lmdb:InvalidError"),
+            *("lmdb:PageNotFoundError", "lmdb:VersionMismatchError"),
+        ),
+        _truncated,
+    ),
+    (("builtins:OSError",), _system),
+    (("builtins:UnicodeError",), _text),
+    (("pyarrow:ArrowException",), _table),
+    (("lmdb:Error",), _database),
     (("ray.exceptions:RayError", "ray.serve.exceptions:RayServeException"), _ray),
 )
 
@@ -181,15 +213,11 @@ def _loaded(path: str) -> type[BaseException] | None:
     return found
 
 
-def _unwrapped(error: BaseException) -> BaseException:
-    """What a worker raised, out of what Ray wraps around it."""
-    while isinstance(inner := getattr(error, "cause", None), BaseException):
-        error = inner
-    return error
-
-
-def _message(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+def _message(told: object) -> str:
+    try:
+        text = " ".join(str(told).split())
+    except Exception as error:  # noqa: BLE001  # the message of a foreign error may be broken
+        text = f"a message that cannot be shown ({type(error).__name__})"
     return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
 

@@ -67,7 +67,7 @@ STAGES: tuple[Stage, ...] = (
         "reki_ray.data.stage:run",
         ("data", "split"),
         inputs="reki_ray.data.stage:identify_inputs",
-        version=2,
+        version=3,
     ),
     Stage(
         "cluster",

@@ -225,19 +225,30 @@ def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) 
             ray.cancel(left)
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from, out of groups and of what Ray wraps around it."""
+    left, seen = [error], set()
+    while left:
+        one = left.pop()
+        if id(one) in seen:  # a cause may lead back to its effect
+            continue
+        seen.add(id(one))
+        # What is wrapped stands for its wrapper, which in Ray has the same type and a traceback
+        # as its message.
+        inner = getattr(one, "cause", None)
+        if isinstance(inner, BaseException):
+            left.append(inner)
+        elif isinstance(one, BaseExceptionGroup):
+            left += reversed(one.exceptions)
+        else:
+            yield one
+            if one.__cause__ is not None:
+                left.append(one.__cause__)
+
+
 def cause_of(error: BaseException) -> RekiError | None:
     """The `RekiError` that a worker raised, out of what Ray wraps around it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        # First what Ray wraps: its wrapper is of the same type, with a traceback as its message.
-        inner = getattr(seen, "cause", None)
-        if isinstance(inner, BaseException):
-            seen = inner
-        elif isinstance(seen, RekiError):
-            return seen
-        else:
-            seen = seen.__cause__
-    return None
+    return next((one for one in causes(error) if isinstance(one, RekiError)), None)
 
 
 def last_line(error: BaseException) -> str:

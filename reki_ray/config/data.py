@@ -90,6 +90,14 @@ class Dialect(Section):
         description="What makes the next character an ordinary one, as a backslash; null: nothing.",
     )
     encoding: str = Field("utf-8", description="Character encoding, as latin-1, cp1252 or utf-16.")
+    header: bool = Field(
+        True,
+        description="Whether a line names the columns; else they are named by their numbers, as "
+        "`columns: {user_id: '1'}`.",
+    )
+    skip_lines: int = Field(
+        0, ge=0, description="Lines of each file before the header, as `sep=;` or a comment."
+    )
     decimal: Literal[".", ","] = Field(
         ".", description="Decimal mark of numbers in text, also in text columns of Parquet."
     )

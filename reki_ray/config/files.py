@@ -2,40 +2,83 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
 from reki_ray.errors import ConfigError
 
+_NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MERGE: Final = "tag:yaml.org,2002:merge"
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML's own loader keeps the last."""
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what YAML's own loader takes for something else than was meant.
+
+    Of a key that a mapping has twice, that keeps the last; as YAML 1.1 has it, it reads 010 as 8
+    and 1:30 as 90. Here they are text, which is no number or one in decimals.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        marks: dict[tuple[str, str], yaml.Mark] = {}
+        lines: dict[object, int] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            first = marks.setdefault((key.tag, key.value), key.start_mark)
-            if first is not key.start_mark:
+            # By its value: 1 and 0x1 are one key, and so is a key with its alias.
+            value = key.tag if key.tag == _MERGE else self.construct_object(key)
+            line = key.start_mark.line + 1
+            if value in lines:
                 raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} is in line {first.line + 1} and again in line "
-                    f"{key.start_mark.line + 1}",
+                    problem=f"key {key.value!r} is in line {lines[value]} and again in line {line}",
                 )
+            lines[value] = line
         return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(self.construct_scalar(node).replace("_", ""), 0)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        value = super().construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise yaml.constructor.ConstructorError(
+                problem=f"{node.value} in line {node.start_mark.line + 1} is no finite number"
+            )
+        return value
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] not in _NUMBERS]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _NUMBERS[0],
+    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+|0b[01_]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    _NUMBERS[1],
+    re.compile(
+        r"(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_constructor(_NUMBERS[0], _Loader.construct_yaml_int)
+_Loader.add_constructor(_NUMBERS[1], _Loader.construct_yaml_float)
 
 
 def parse_yaml(text: str) -> Any:
     """Content of a YAML document without repeated keys.
 
     Raises:
-        yaml.YAMLError: It is no YAML, or a key is there twice.
+        yaml.YAMLError: It is no YAML, a key is there twice, or a number is not finite.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _Loader)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error  # a 13th month
 

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 OPERATIONAL: Final[dict[str, Any]] = {"operational": True}
 """Marks a field (`json_schema_extra`) that changes how the work is done, not what comes out."""
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and strict about unknown keys."""
+    """Base of every section: immutable, and strict about unknown keys and about numbers."""
 
     # An error of another tool's log must not quote what was given: it may be a password.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, content: Any) -> Any:
+        """Refuse true where a number is meant, which pydantic takes as 1."""
+        wrong: list[InitErrorDetails] = [
+            {
+                "type": PydanticCustomError("number", "true and false stand for no number"),
+                "loc": (name,),
+                "input": content[name],
+            }
+            for name, field in cls.model_fields.items()
+            if isinstance(content, Mapping)
+            and any(isinstance(part, bool) for part in _parts(content.get(name)))
+            and {int, float} & (types := set(_types(field.annotation)))
+            and not {bool, Any} & types
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return content
 
     def identity(self) -> dict[str, Any]:
         """JSON-ready content without operational fields: equal where the output is."""
@@ -26,3 +50,27 @@ class Section(BaseModel):
             value = getattr(self, name)
             found[name] = value.identity() if isinstance(value, Section) else content[name]
         return found
+
+
+def _types(annotation: Any) -> Iterator[Any]:
+    """Types of the values that an annotation allows, those in containers and sections too."""
+    if get_origin(annotation) is Literal:
+        yield from map(type, get_args(annotation))
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield Any  # a section judges its own fields
+    elif inner := get_args(annotation):
+        for part in inner:
+            yield from _types(part)
+    else:
+        yield annotation
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    """Single values of what a field was given."""
+    if isinstance(value, Mapping):
+        value = (*value, *value.values())
+    elif not isinstance(value, list | tuple | set | frozenset):
+        yield value
+        return
+    for part in value:
+        yield from _parts(part)

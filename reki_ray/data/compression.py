@@ -66,8 +66,10 @@ _FOREIGN: Final = {
     b"\x80\x05\x95": "a Python pickle",
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf": "a 7z archive",
+    b"version https://git-lfs": "a pointer of Git LFS",
 }
-_HEAD: Final = 16
+HEAD: Final = 32
+"""First bytes of a file that tell its kind."""
 
 
 def open_text(path: Path, encoding: str) -> IO[str]:
@@ -80,19 +82,34 @@ def open_text(path: Path, encoding: str) -> IO[str]:
         OSError: It cannot be opened.
     """
     with path.open("rb") as start:
-        head = start.read(_HEAD)
+        head = start.read(HEAD)
     codec = next((ext for ext, (magic, _) in _CODECS.items() if head.startswith(magic)), "")
-    foreign = next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic)), None)
-    if foreign:
-        raise _foreign(path, foreign)
+    refuse_foreign(path, head)
     codec = codec or (path.suffix.lower() if path.suffix.lower() in _CODECS else "")
     file = _CODECS[codec][1](path) if codec else path.open("rb")
     return io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
 
 
+def refuse_foreign(path: Path, head: bytes) -> None:
+    """Refuse a file of a kind that is known and not read.
+
+    Args:
+        path: The file.
+        head: Its first bytes.
+
+    Raises:
+        DataError: It is such a file.
+    """
+    kind = next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic)), None)
+    if kind:
+        raise _foreign(path, kind)
+
+
 def _foreign(path: Path, kind: str) -> DataError:
     return DataError(
-        f"the file is not text but {kind}",
+        f"the file is {kind}",
         where=str(path),
-        todo="Write it as CSV, or as Parquet with data.source.kind: parquet.",
+        todo="Fetch the file itself with `git lfs pull`."
+        if "Git LFS" in kind
+        else "Write it as CSV, or as Parquet with data.source.kind: parquet.",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,16 @@ _LOGS: Final = {
     "_spark_metadata": "Spark streaming",
 }
 """What lies in the folder of a table whose log says which of its files count."""
+_ACID: Final = re.compile(
+    r"(?:delete_)?delta_\d{7}_\d{7}(?:_\d{4})?(?:_v\d+)?|base_\d{7}(?:_v\d+)?"
+)
+"""Folders of a table of Hive's, whose names say what was replaced; shorter or longer are dates."""
+_OF_THE_SYSTEM: Final = frozenset(
+    {"$recycle.bin", "system volume information", "lost+found"}
+    | {"#recycle", "#snapshot", "@eadir"}
+)
+"""Folders that systems and storage keep beside what users put there, in lower case."""
+_SHOWN: Final = 5
 
 
 def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
@@ -27,7 +38,7 @@ def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
 
     In a folder, and below a folder that a glob matches, those with one of the suffixes count.
     What is hidden by its name or that of a folder in between (`.x`, `_x`) is no data, as Spark,
-    Hive and Jupyter have it.
+    Hive and Jupyter have it; neither are temporary files of Office and folders of the system.
 
     Args:
         place: File, folder or glob; relative ones from the working directory.
@@ -36,13 +47,9 @@ def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
     Raises:
         DataError: There is no file, a folder cannot be read, or it is a table with a log.
     """
-    try:
-        path = Path(place).expanduser()
-        found = dict.fromkeys(map(os.path.abspath, _matches(path, tuple(suffixes))))
-        files = sorted(map(Path, found))
-        _refuse_logs({path.absolute(), *(file.parent for file in files)})
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, no home
-        raise unreadable(Path(place).absolute(), error) from error
+    files, _ = _divided(place, suffixes)
+    path = Path(place).expanduser()
+    _refuse_logs(path, files)
     if not files:
         remote = "://" in place
         raise DataError(
@@ -56,54 +63,100 @@ def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
     return files
 
 
-def _matches(path: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+def left_out(place: str, suffixes: Sequence[str]) -> str:
+    """A sentence on files of a place that are no data by their endings; empty without any.
+
+    Args:
+        place: File, folder or glob.
+        suffixes: See `find_files`.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    _, others = _divided(place, suffixes)
+    if not others:
+        return ""
+    shown = ", ".join(file.name for file in others[:_SHOWN])
+    more = f" and {len(others) - _SHOWN} more" * (len(others) > _SHOWN)
+    return (
+        f"left out in {os.path.commonpath([file.parent for file in others])}, by the endings of "
+        f"their names: {shown}{more}; a glob takes files of any name"
+    )
+
+
+def _divided(place: str, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Files of a place that are data, and those that are not by their endings, in name order."""
+    found: tuple[set[str], set[str]] = set(), set()
+    try:
+        for file, is_named in _matches(Path(place).expanduser()):
+            is_data = is_named or file.lower().endswith(tuple(suffixes))
+            found[not is_data].add(os.path.abspath(file))
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, no home
+        raise unreadable(Path(place).absolute(), error) from error
+    data, others = found
+    return sorted(map(Path, data)), sorted(map(Path, others - data))
+
+
+def _matches(path: Path) -> Iterator[tuple[str, bool]]:
+    """Files of a place, and of each whether the place names it and not only its folder."""
     if path.is_file():
-        yield str(path)
+        yield str(path), True
     elif path.is_dir():
-        yield from _below(str(path), suffixes)
+        yield from ((file, False) for file in _below(str(path)))
     else:
         for match in glob.iglob(str(path), recursive=True):
             if any(map(_is_hidden, set(Path(match).parts) - set(path.parts))):
                 continue
             if os.path.isdir(match):
-                yield from _below(match, suffixes)
+                yield from ((file, False) for file in _below(match))
             else:
-                yield match
+                yield match, True
 
 
-def _below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Data files below a folder, through links too; one that cannot be read is an error."""
+def _below(folder: str) -> Iterator[str]:
+    """Visible files below a folder, through links too; one that cannot be read is an error."""
     seen = set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
         folders[:] = [name for name in folders if not _is_hidden(name) and real not in seen]
         if real not in seen:
-            yield from (
-                os.path.join(root, name)
-                for name in names
-                if name.lower().endswith(suffixes) and not _is_hidden(name)
-            )
+            yield from (os.path.join(root, name) for name in names if not _is_hidden(name))
         seen.add(real)
 
 
 def _is_hidden(name: str) -> bool:
     # A partition column may begin with an underscore: _day=2020-01-01.
-    return name.startswith(".") or (name.startswith("_") and "=" not in name)
+    return (
+        name.startswith((".", "~$"))
+        or (name.startswith("_") and "=" not in name)
+        or name.lower() in _OF_THE_SYSTEM
+    )
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _refuse_logs(folders: set[Path]) -> None:
-    """Refuse folders of a table, or in one, whose log says which files count."""
-    for folder in folders.union(*(folder.parents for folder in folders)):
-        for mark, kind in _LOGS.items():
-            if next(folder.glob(mark), None) is not None:
-                raise DataError(
-                    f"this is a {kind} table: its log alone says which of its files count, and "
-                    "others hold rows that were deleted or replaced",
-                    where=str(folder),
-                    todo="Write its current rows to Parquet files in a folder of their own, for "
-                    "example with Spark, DuckDB or the table format's library, and name that.",
-                )
+def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
+    """Refuse folders of a table, or in one, whose log says which files count; through links too."""
+    try:
+        folders = {place.absolute(), *(file.parent for file in files)}
+        folders |= {place.resolve(), *(file.resolve().parent for file in files)}
+        for folder in folders.union(*(folder.parents for folder in folders)):
+            if _ACID.fullmatch(folder.name):
+                raise _log_error(folder.parent, "Hive ACID")
+            for mark, kind in _LOGS.items():
+                if next(folder.glob(mark), None) is not None:
+                    raise _log_error(folder, kind)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unreadable(place.absolute(), error) from error
+
+
+def _log_error(folder: Path, kind: str) -> DataError:
+    return DataError(
+        f"this is a {kind} table: its log alone says which of its files count, and others hold "
+        "rows that were deleted or replaced",
+        where=str(folder),
+        todo="Write its current rows to Parquet files in a folder of their own, for example with "
+        "Spark, DuckDB or the table format's library, and name that.",
+    )

@@ -13,7 +13,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
@@ -22,7 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray.data.compression import open_text
-from reki_ray.data.dialects import TextFormat, encoding_hint, header_hint, rejection_hint
+from reki_ray.data.dialects import (
+    MOST_SKIPPED,
+    TextFormat,
+    encoding_hint,
+    header_hint,
+    rejection_hint,
+)
 from reki_ray.data.raw import (
     BROKEN_QUOTES,
     WRONG_ENCODING,
@@ -112,8 +118,8 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _Part
     rejected: list[Rejected] = []
     place = printable(str(path))  # its name need not be UTF-8
     with _reading(path, layout) as lines:
-        header, first = _header(path, lines, layout, required)
-        records = _records(lines, layout, width=len(header), number=first)
+        header, first, rows = _header(path, lines, layout, required)
+        records = _records(rows, layout, width=len(header), number=first)
         while batch := list(islice(records, _BATCH)):
             good, bad = _divide(batch, layout.separator)
             batches.append(_batch_table(good, header, layout))
@@ -147,39 +153,60 @@ def _reading(path: Path, layout: TextFormat) -> Iterator[IO[str]]:
 
 def _header(
     path: Path, lines: IO[str], layout: TextFormat, required: Sequence[str]
-) -> tuple[list[str], int]:
-    """Names of the columns and the number of the first line after them."""
+) -> tuple[list[str], int, Iterator[str]]:
+    """Names of the columns, the number of the first line after them, and the lines from there."""
     if layout.header is not None:
-        return list(layout.header), 1
+        return list(layout.header), 1, lines
+    for _ in range(layout.skip_lines):
+        lines.readline(_LONGEST_HEADER)
+    number = layout.skip_lines + 1
     line = lines.readline(_LONGEST_HEADER).removeprefix("\ufeff")
     if not line.strip():
         rest = lines.read(1)
         kind = DataError if rest else EmptyFileError
         raise kind(
-            "the first line is blank" if rest else "the file is empty",
+            f"line {number} is blank, the first that counts" if rest else "the file is empty",
             where=str(path),
-            todo="Write a header line and rows into it.",
+            todo="Write a header line and rows into it; data.source.dialect.skip_lines passes "
+            "over lines before them.",
         )
+    if not layout.has_header:
+        names, rows = _numbers(chain([line], lines), layout)
+        require_columns(names, required, where=str(path))
+        return names, number, rows
     if _lossy(line) != line:
         raise DataError(
             f"the header is not {layout.encoding.removesuffix('-sig')}: "
             f"{_lossy(line).strip()[:_SHOWN_CHARS]}",
-            where=f"{path}:1",
+            where=f"{path}:{number}",
             todo=encoding_hint(line) or "Convert the file to UTF-8.",
         )
     header = layout.split(line)
     if layout.is_csv:
         header = next(layout.reader([line.rstrip("\r\n")], strict=False))
-    missing = [name for name in required if name not in header]
+    following = []
+    if missing := [name for name in required if name not in header]:
+        following = [lines.readline(_LONGEST_HEADER) for _ in range(MOST_SKIPPED)]
     try:
         require_columns(
-            header, required, where=str(path), hint=header_hint(line, header, required, layout)
+            header,
+            required,
+            where=str(path),
+            hint=header_hint(line, header, required, layout, following),
         )
     except DataError as error:
-        if missing and not lines.read(1):
+        if missing and not following[0]:
             raise EmptyFileError(error.what, where=error.where, todo=error.todo) from error
         raise
-    return header, 2
+    return header, number + 1, lines
+
+
+def _numbers(lines: Iterator[str], layout: TextFormat) -> tuple[list[str], Iterator[str]]:
+    """Names of columns that have none, 1, 2, ..., and all lines."""
+    tape = _Tape(lines)
+    is_csv = layout.is_csv
+    fields = next(layout.reader(tape, strict=False), []) if is_csv else layout.split(next(tape))
+    return [str(number) for number in range(1, len(fields) + 1)], chain(tape.current, lines)
 
 
 def _records(

@@ -11,9 +11,21 @@ from typing import Final
 
 from reki_ray.data.raw import BROKEN_QUOTES, WRONG_ENCODING, WRONG_FIELDS
 
-_SEPARATORS: Final = (",", ";", "\t", "|", "::", ":", "\x01", "^", "~")
+_SEPARATORS: Final = (",", ";", "\t", "|", "::", ":", "\x01", "^", "~", " ")
 _QUOTES: Final = ('"', "'")
 _SET: Final = "data.source.dialect"
+_NO_TABLES: Final = {
+    "JSON": re.compile(r"\s*(?:\{|\[\s*(?:[{\[]|$))"),
+    "HTML or XML": re.compile(r"\s*<(?:!doctype|html|\?xml)", re.IGNORECASE),
+}
+_WIDE: Final = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_BYTE_ORDER_MARKS: Final = {
+    "utf-32": (b"\xff\xfe\0\0", b"\0\0\xfe\xff"),
+    "utf-16": (b"\xff\xfe", b"\xfe\xff"),
+}
+_NUMBER: Final = re.compile(r"\s*[+-]?\d+(?:[.,]\d*)?\s*")
+MOST_SKIPPED: Final = 20
+"""Lines among which a header is looked for."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,8 @@ class TextFormat:
         encoding: Character encoding; bytes outside it put their row into quarantine.
         null_words: Cells that stand for no value.
         header: Names of the columns; None takes them from the first line.
+        has_header: Whether there is such a line; else columns are named 1, 2, 3.
+        skip_lines: Lines before it.
     """
 
     separator: str = ","
@@ -35,6 +49,8 @@ class TextFormat:
     encoding: str = "utf-8-sig"
     null_words: tuple[str, ...] = ()
     header: tuple[str, ...] | None = None
+    has_header: bool = True
+    skip_lines: int = 0
 
     @property
     def is_csv(self) -> bool:
@@ -58,7 +74,11 @@ class TextFormat:
 
 
 def header_hint(
-    line: str, header: Sequence[str], required: Sequence[str], layout: TextFormat
+    line: str,
+    header: Sequence[str],
+    required: Sequence[str],
+    layout: TextFormat,
+    following: Sequence[str] = (),
 ) -> str:
     """What to set where the header lacks columns.
 
@@ -67,22 +87,42 @@ def header_hint(
         header: Its fields under `layout`.
         required: Columns that it should have.
         layout: The description that does not fit.
+        following: Lines after it.
 
     Returns:
         A sentence; empty where nothing is found.
     """
-    if "\0" in line:
-        return encoding_hint(line)
+    if hint := _other_kind(line):
+        return hint
     for quote in _QUOTES:
         for separator in _SEPARATORS:
             fields = [field.strip().strip(quote) for field in line.split(separator)]
             if set(required) <= set(fields):
                 return _looks_like(layout, separator, quote if quote in line else layout.quote)
+    for number, later in enumerate(following, start=1):
+        for separator in (layout.separator, *_SEPARATORS):
+            fields = [field.strip().strip(layout.quote) for field in later.split(separator)]
+            if set(required) <= set(fields):
+                skip = f"{_SET}.skip_lines: {layout.skip_lines + number}"
+                return _looks_like(layout, separator, layout.quote, skip)
+    if not set(required) & set(header) and any(map(_NUMBER.fullmatch, header)):
+        return (
+            f"If there is no header, set {_SET}.header: false; the columns then are named '1' to "
+            f"'{len(header)}'."
+        )
     counts = {separator: line.count(separator) for separator in _SEPARATORS}
     best = max(counts, key=lambda separator: counts[separator])
     if len(header) == 1 and counts[best]:
         return _looks_like(layout, best, layout.quote)
     return ""
+
+
+def _other_kind(line: str) -> str:
+    """What a file looks like that is no table of text; empty where it may be one."""
+    if "\0" in line:
+        return encoding_hint(line)
+    kind = next((kind for kind, start in _NO_TABLES.items() if start.match(line)), "")
+    return f"It looks like {kind}: write it as CSV." if kind else ""
 
 
 def encoding_hint(line: str) -> str:
@@ -92,11 +132,16 @@ def encoding_hint(line: str) -> str:
         line: Decoded as UTF-8, with surrogates for what is no UTF-8.
     """
     content = line.encode("utf-8", "surrogateescape")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return f"It looks like UTF-16: set {_SET}.encoding: utf-16."
+    for name, marks in _BYTE_ORDER_MARKS.items():
+        if content.startswith(marks):
+            return f"It looks like {name.upper()}: set {_SET}.encoding: {name}."
     if b"\0" in content:
-        order = "le" if content.index(b"\0") % 2 else "be"
-        return f"It looks like UTF-16: set {_SET}.encoding: utf-16-{order}."
+        # Under the right one, at least the separators are ASCII.
+        ascii_chars = {name: sum(map(str.isascii, _wide_text(content, name))) for name in _WIDE}
+        best = max(ascii_chars, key=lambda name: ascii_chars[name])
+        if not ascii_chars[best]:
+            return "It looks like a binary file: write it as CSV, or as Parquet."
+        return f"It looks like {best[:6].upper()}: set {_SET}.encoding: {best}."
     return (
         f"If the file is in another encoding, set {_SET}.encoding, as latin-1, cp1252 or gb18030."
     )
@@ -142,8 +187,19 @@ def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
     return ""
 
 
-def _looks_like(layout: TextFormat, separator: str, quote: str | None) -> str:
-    found = []
+def _wide_text(content: bytes, encoding: str) -> str:
+    """Text of a line in an encoding, without its end; empty where it is none."""
+    unit = 4 if "32" in encoding else 2
+    try:
+        text = content[: len(content) // unit * unit].decode(encoding)
+    except UnicodeDecodeError:
+        return ""
+    text = text.rstrip("\r\n")
+    return text if text.replace("\t", "").replace("\x01", "").isprintable() else ""
+
+
+def _looks_like(layout: TextFormat, separator: str, quote: str | None, skip: str = "") -> str:
+    found = [skip] if skip else []
     if separator != layout.separator:
         found.append(f"{_SET}.separator: {_yaml(separator)}")
     if quote != layout.quote or (len(separator) > 1 and quote):

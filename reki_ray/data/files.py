@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 from reki_ray.config import Dialect, FileSource
 from reki_ray.data.attributes import attribute_maps
 from reki_ray.data.compression import COMPRESSED
-from reki_ray.data.data_files import find_files
+from reki_ray.data.data_files import find_files, left_out
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
@@ -38,6 +39,8 @@ def text_format(dialect: Dialect) -> TextFormat:
         escape=dialect.escape,
         encoding="utf-8-sig" if utf8 else dialect.encoding,  # a byte order mark is no content
         null_words=dialect.null_words,
+        has_header=dialect.header,
+        skip_lines=dialect.skip_lines,
     )
 
 
@@ -120,8 +123,11 @@ class Files:
     def _read(self, kind: Kind, place: str, required: list[str]) -> RawTable:
         paths = self._find(place)
         if self._config.kind == "parquet":
-            return read_parquet(kind, paths, required)
-        return read_delimited(kind, paths, text_format(self._config.dialect), required)
+            raw = read_parquet(kind, paths, required)
+        else:
+            raw = read_delimited(kind, paths, text_format(self._config.dialect), required)
+        others = left_out(place, SUFFIXES[self._config.kind])
+        return replace(raw, notes=(f"{kind}: {others}",)) if others else raw
 
     def _find(self, place: str) -> list[Path]:
         return find_files(place, SUFFIXES[self._config.kind])

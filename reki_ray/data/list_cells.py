@@ -23,9 +23,26 @@ _LISTS: Final = (
 )
 _QUOTED: Final = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _BARE: Final = r"""[^\s,'"\[\]{}][^,"\[\]{}]*"""
-_ITEM: Final = re.compile(rf"\s*(?:({_QUOTED})|({_BARE}))\s*(,|$)?", re.DOTALL)
+_PREFIXED: Final = rf"[ub](?:{_QUOTED})(?=\s*(?:,|$))"
+_GAP: Final = r"\.\.\.(?=\s|,|$)"
+_ITEM: Final = re.compile(rf"\s*(?:({_QUOTED}|{_PREFIXED})|({_GAP})|({_BARE}))\s*(,|$)?", re.DOTALL)
+"""A value as it is quoted, what stands for those that numpy leaves out, or a bare value."""
+_SCALAR: Final = re.compile(
+    rf"(?<![^\s,\[({{])(?:np\.\w+|Decimal|UUID)\(({_QUOTED}|[^\s()'\"]*)\)", re.DOTALL
+)
+_CALL: Final = re.compile(
+    r"(?:(?P<bare>WrappedArray|ArraySeq|ArrayBuffer|ListBuffer|c(?=\(['\"]))"
+    r"|(?:np\.|numpy\.)?array|list|set|frozenset|deque|Index)"
+    r"\((?P<inner>.*?)\s*(?:,\s*(?:dtype|maxlen)=[^\[\]{}]*)?\)",
+    re.DOTALL,
+)
+"""A list beneath the name of its type, as Python, Scala (Spark) and R write it."""
+_WORD: Final = re.compile(
+    r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|nan|True|False|\.\.\."
+)
+"""What numpy writes between blanks alone."""
 _CLOSED_BY: Final = {"[": "]", "{": "}", "(": ")"}
-_NO_VALUE: Final = frozenset({"None", "null", "NULL", "nan", "NaN"})
+_NO_VALUE: Final = frozenset({"None", "null", "NULL", "nan", "NaN", "np.nan", "..."})
 _NESTED: Final = object()
 """Stands for a value that is a list or an object itself."""
 
@@ -36,7 +53,7 @@ def to_lists(
     """Values of an attribute column: cells of several values are split.
 
     A text cell is split at the separator, or is a list as JSON, Python, numpy or DuckDB write it:
-    `["a", "b"]`, `['a', 'b']`, `['a' 'b']`, `[a, b]`.
+    `["a", "b"]`, `['a', 'b']`, `['a' 'b']`, `[a, b]`, `[1 2]`, `[a|b]`, `array(['a'])`.
 
     Args:
         column: Lists of text or numbers, or text or numbers, (N,).
@@ -62,7 +79,7 @@ def to_lists(
         return [_clean([cell]) for cell in found], bad, nested
     split: list[list[str]] = []
     for row, cell in enumerate(found):
-        listed = _written_list(cell) if cell and cell[0] in _CLOSED_BY else None
+        listed = _written_list(_without_type(cell), separator) if cell else None
         if listed is not None:
             nested[row] = any(value is _NESTED for value in listed)
             split.append(_clean(listed))
@@ -86,15 +103,27 @@ def _arrow_lists(cells: pa.ChunkedArray, *, where: str) -> tuple[list[list[str]]
     return found, bad
 
 
-def _written_list(cell: str) -> list[object] | None:
+def _without_type(cell: str) -> str:
+    """A cell whose list stands in brackets, without the name of its type before them."""
+    call = _CALL.fullmatch(cell) if cell[-1] == ")" else None
+    if call is None:
+        return cell
+    inner = call["inner"].strip()
+    if call["bare"] or not inner:
+        return f"[{inner}]"
+    return inner if inner[0] in _CLOSED_BY else cell
+
+
+def _written_list(cell: str, separator: str) -> list[object] | None:
     """Values of a cell that is a list as a program writes it; None where it is none."""
-    if cell[-1] != _CLOSED_BY[cell[0]]:
+    if cell[-1] != _CLOSED_BY.get(cell[0]):
         return None
     try:
         parsed = json.loads(cell, parse_int=str, parse_float=str, parse_constant=_nothing)
     except (ValueError, RecursionError):
-        items = _items(cell)
-        return [_NESTED] if items is None and _is_literal(cell) else items
+        items = _items(cell, separator)
+        is_nested = items is None and ("array([" in cell or _is_literal(cell))
+        return [_NESTED] if is_nested else items
     if isinstance(parsed, dict) and parsed:
         return [_NESTED]
     return [_value(value) for value in parsed]
@@ -110,21 +139,30 @@ def _nothing(_: str) -> None:
     """What NaN and Infinity of JSON stand for."""
 
 
-def _items(cell: str) -> list[object] | None:
+def _items(cell: str, separator: str) -> list[object] | None:
     """Item by item: Python's own parser would join 'a' 'b', as numpy writes arrays, to 'ab'."""
-    inner = cell[1:-1].strip()
+    inner = _SCALAR.sub(r"\1", cell[1:-1]).strip()
+    words = inner.split()
+    if cell[0] == "[" and len(words) > 1 and all(map(_WORD.fullmatch, words)):
+        return [None if word in _NO_VALUE else word.removesuffix(".") for word in words]
     found: list[object] = []
     at, separated = 0, True
     while at < len(inner):
         item = _ITEM.match(inner, at)
-        if item is None or (item[2] and (cell[0] == "(" or not separated)):
+        if item is None or (item[3] and (cell[0] == "(" or not separated)):
             return None  # (unknown) is a word in brackets, not a tuple
-        try:
-            value = ast.literal_eval(item[1]) if item[1] else item[2].strip()
-        except (SyntaxError, ValueError):
-            return None
-        found.append(None if item[2] and value in _NO_VALUE else value)
-        at, separated = item.end(), item[3] == ","
+        if item[1]:
+            try:
+                value = ast.literal_eval(item[1])
+                found.append(value.decode() if isinstance(value, bytes) else value)
+            except (SyntaxError, ValueError):
+                return None
+        elif item[3]:
+            value = item[3].strip()
+            # A list of one bare value may hold several: [a|b].
+            values = value.split(separator) if item[0].strip() == inner else [value]
+            found += [None if one.strip() in _NO_VALUE else one for one in values]
+        at, separated = item.end(), item[4] == ","
     return found
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reki_ray.data.compression import HEAD, refuse_foreign
 from reki_ray.data.parsing import plain
 from reki_ray.data.raw import (
     EmptyFileError,
@@ -80,7 +81,9 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
         if path.stat().st_size == 0:
             raise DataError("the file is empty", where=str(path), todo="Write rows into it.")
         with path.open("rb") as start:
-            if start.read(len(_MAGIC)) != _MAGIC:
+            head = start.read(HEAD)
+            if not head.startswith(_MAGIC):
+                refuse_foreign(path, head)
                 raise DataError(
                     "the file cannot be read: it is not Parquet",
                     where=str(path),

@@ -125,7 +125,7 @@ def settle(draft: Draft, verdict: Verdict, rows: pa.Table, notes: Iterable[str] 
         files=raw.files,
         hints={**raw.hints, **verdict.hints},
         known_reasons=(BROKEN_QUOTES, WRONG_ENCODING, WRONG_FIELDS, *verdict.known_reasons),
-        notes=tuple(notes),
+        notes=(*raw.notes, *notes),
     )
     if len(checked.rows) + len(checked.rejected) != checked.rows_in:
         raise DataError(

@@ -57,6 +57,7 @@ class RawTable:
         mark: Joins file and number: ":" before a line, "#" before a row.
         rejected: Rows that could not be read as rows at all.
         hints: Reason of rejected rows -> what the user can set, a sentence.
+        notes: What the user should know of the files, a sentence each.
     """
 
     kind: Kind
@@ -67,6 +68,7 @@ class RawTable:
     mark: Literal[":", "#"]
     rejected: tuple[Rejected, ...] = ()
     hints: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def rows_in(self) -> int:

@@ -20,9 +20,11 @@ from reki_ray.errors import DataError
 USUAL_SINCE: Final = 631_152_000
 """1990-01-01: interactions are later, and the same number in a wrong unit seldom is."""
 
+_NANOS: Final = 10**9
+TICKS: Final = range(630_822_816 * _NANOS, 646_602_048 * _NANOS)
+"""What .NET calls the times from 2000 to 2050; as nanoseconds they would all lie in 1990."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST: Final = 2**63 - 1
-_NANOS: Final = 10**9
 _DIGITS: Final = 18
 """Digits of a fraction that are read; an integer of so many surely fits 64 bits."""
 _EXACT: Final = (
@@ -128,6 +130,8 @@ def guess_units(cells: Sequence[str], latest: int) -> list[str]:
         Units, `iso` or formats under which most cells, and as many as under any other, are times
         between `USUAL_SINCE` and `latest`; empty where nothing fits.
     """
+    if cells and all(cell.isdecimal() and int(cell) in TICKS for cell in cells):
+        return []
     readers: dict[str, _Read] = {unit: _of_number(unit) for unit in EPOCH_UNITS}
     if not any(char.isdecimal() for cell in cells for char in cell):
         return []

@@ -15,7 +15,7 @@ from reki_ray.data.dialects import number_hint
 from reki_ray.data.parsing import as_mask, to_id, to_number, to_text
 from reki_ray.data.quarantine import Checked, Verdict, settle
 from reki_ray.data.raw import WRONG_ENCODING, Draft
-from reki_ray.data.times import USUAL_SINCE, Times, guess_units, to_times
+from reki_ray.data.times import TICKS, USUAL_SINCE, Times, guess_units, to_times
 from reki_ray.data.wide_strings import take_rows, wide
 from reki_ray.errors import DataError
 from reki_ray.schema import (
@@ -41,6 +41,8 @@ _UNIT_NAMES: Final = {
     "ns": "nanoseconds",
 }
 _UNIT_KEY: Final = "data.source.columns.timestamp_unit"
+_USUAL_SHARE: Final = 0.1
+"""Share of times since 1990 from which they are no times relative to a first event."""
 _SAMPLES: Final = 20
 _FLOAT_ID: Final = r"^(-?[0-9]+)\.0$"
 
@@ -210,16 +212,8 @@ def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -
         wrong = f"{TIMESTAMP} is no number"
     verdict.reject(times.wrong, wrong)
     late = times.seconds > config.latest
-    for finer in _finer(unit):
-        scaled = times.seconds / (EPOCH_UNITS[finer] // EPOCH_UNITS[unit])
-        reason = (
-            f"{TIMESTAMP} is out of range: it looks like {_UNIT_NAMES[finer]}, not "
-            f"{_UNIT_NAMES[unit]}"
-        )
-        verdict.reject(
-            late & (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest), reason
-        )
-        verdict.hints[reason] = f"Set {_UNIT_KEY}: {finer}."
+    if unit in EPOCH_UNITS and not pa.types.is_temporal(column.type):
+        _reject_other_units(times, late, config, unit, verdict)
     verdict.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
     for mask, reason in ((times.wrong, wrong), (late, f"{TIMESTAMP} is out of range")):
         cells = _cells(draft, TIMESTAMP, mask)
@@ -231,8 +225,38 @@ def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -
     return times
 
 
-def _finer(unit: str) -> list[str]:
-    return list(EPOCH_UNITS)[list(EPOCH_UNITS).index(unit) + 1 :] if unit in EPOCH_UNITS else []
+def _reject_other_units(
+    times: Times, late: np.ndarray, config: DataConfig, unit: str, verdict: Verdict
+) -> None:
+    """Reject numbers that the unit makes late, or early among recent ones, and another recent."""
+    per_second = EPOCH_UNITS[unit]
+    values = (times.seconds + times.nanoseconds / 1e9) * per_second
+    reason = f"{TIMESTAMP} is out of range: it looks like ticks of .NET"
+    verdict.reject(late & (values >= TICKS.start) & (values < TICKS.stop), reason)
+    verdict.hints[reason] = (
+        "Ticks are 100 ns since the year 1: write (ticks - 621355968000000000) / 10000000, in "
+        f"seconds, and set {_UNIT_KEY}: s."
+    )
+    known = verdict.accepted & ~late
+    early = known & (times.seconds < USUAL_SINCE)
+    is_mixed = np.count_nonzero(known & ~early) >= _USUAL_SHARE * np.count_nonzero(known)
+    early = early if is_mixed else early & (times.seconds < config.earliest)
+    for other, factor in EPOCH_UNITS.items():
+        if other == unit:
+            continue
+        scaled = values / factor
+        reason = (
+            f"{TIMESTAMP} is out of range: it looks like {_UNIT_NAMES[other]}, not "
+            f"{_UNIT_NAMES[unit]}"
+        )
+        fits = (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest)
+        wrong = (late if factor > per_second else early) & fits
+        verdict.reject(wrong, reason)
+        verdict.hints[reason] = (
+            f"Set {_UNIT_KEY}: {other}."
+            if 2 * np.count_nonzero(wrong) > len(wrong)
+            else f"Write all times in one unit, and set {_UNIT_KEY} to it."
+        )
 
 
 def _require_usual_times(

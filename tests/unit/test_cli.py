@@ -79,6 +79,14 @@ def test_unreachable_cluster_leaves_with_4(tmp_path: Path) -> None:
     assert "ray start --head" in by_name["cluster"]["todo"]
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "--json >&-"])
+def test_streams_that_the_caller_closed_end_no_command(tmp_path: Path, closed: str) -> None:
+    Workspace(tmp_path).record("ingest", StageEntry("f"))
+    line = f"{REKI} status --workspace . {closed}"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_status_speaks_json(tmp_path: Path) -> None:
     Workspace(tmp_path).record("ingest", StageEntry("f", rows_in=5, rows_out=4, dead=1))
     done = reki("status", "--workspace", str(tmp_path), "--json", cwd=tmp_path)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
+import lzma
 import os
 import re
+import socket
+import ssl
 import sys
 import types
+import urllib.error
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
+import lmdb
 import pyarrow as pa
 import pytest
 import ray.exceptions
@@ -34,6 +40,27 @@ def of_worker(cause: Exception) -> Exception:
     wrapped = ray.exceptions.RayTaskError("task", "Traceback of the worker", cause)
     found: Exception = wrapped.as_instanceof_cause()
     return found
+
+
+def caused(error: Exception, cause: BaseException) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def circle() -> Exception:
+    error = KeyError("round")
+    return caused(error, caused(ValueError("and"), error))
+
+
+class MuteError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("mute")
+
+
+def uncertified() -> Exception:
+    return ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
 
 
 def undecodable() -> Exception:
@@ -79,6 +106,25 @@ FAILURES: Final[list[tuple[Exception, int, str]]] = [
     (KeyError("rows"), 1, "unexpected KeyError: 'rows'"),
     (RecursionError("too deep"), 1, "unexpected RecursionError"),
     (ImportError("no name", name="reki_ray.store"), 1, "unexpected ImportError"),
+    (ExceptionGroup("g", [KeyError("a"), ExceptionGroup("h", [FULL])]), 4, "Free some space"),
+    (
+        ExceptionGroup("g", [KeyError("a"), DataError("no rows", where="f", todo="Add.")]),
+        3,
+        "no rows",
+    ),
+    (ExceptionGroup("g", [KeyError("a")]), 1, "unexpected KeyError"),
+    (of_worker(ExceptionGroup("g", [FULL])), 4, "Free some space"),
+    (caused(RuntimeError("cannot write"), FULL), 4, "Free some space"),
+    (caused(RuntimeError("a"), caused(RuntimeError("b"), MemoryError())), 4, "out of memory"),
+    (circle(), 1, "unexpected KeyError: 'round'"),
+    (MuteError(), 1, "unexpected MuteError: a message that cannot be shown (RuntimeError)"),
+    (uncertified(), 4, "SSL_CERT_FILE"),
+    (urllib.error.URLError(uncertified()), 4, "a service did not answer"),
+    (socket.herror(1, "Unknown host"), 4, "a service did not answer"),
+    (lzma.LZMAError("Corrupt input data"), 3, "Restore the file"),
+    (gzip.BadGzipFile("Not a gzipped file"), 3, "Restore the file"),
+    (lmdb.DiskError("x: No space left on device"), 4, "No space left"),
+    (lmdb.CorruptedError("x"), 3, "Restore the file"),
 ]
 
 

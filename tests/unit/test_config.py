@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.errors import ConfigError
@@ -54,6 +54,16 @@ def test_workspace_defaults_to_the_name_and_can_be_overridden(tmp_path: Path) ->
         (CSV + "columns: {timestamp_unit: sec}}}\n", "neither one of s, ms, us, ns and iso"),
         (MINIMAL + "ray: {}\nsplit: {}\nray: {}\n", "key 'ray' is in line 3 and again in line 5"),
         (MINIMAL + "split: {seed: 1, seed: 2}\n", "key 'seed' is in line 3 and again in line 3"),
+        (MINIMAL + "split: {&a seed: 1, *a : 2}\n", "key 'seed' is in line 3 and again in line 3"),
+        (MINIMAL + "extract: {extra_body: {1: a, 0x1: b}}\n", "key '0x1' is in line 3"),
+        (MINIMAL + "train: {epochs: 1:30}\n", "train.epochs: Input should be a valid integer"),
+        (MINIMAL + "train: {epochs: true}\n", "train.epochs: true and false stand for no number"),
+        (MINIMAL + "train: {seeds: [0, on]}\n", "train.seeds: true and false stand for"),
+        (MINIMAL + "train: {buckets: {price: yes}}\n", "train.buckets: true and false stand for"),
+        (MINIMAL + "train: {learning_rate: .inf}\n", ".inf in line 3 is no finite number"),
+        (MINIMAL + "train: {learning_rate: 1.0e+999}\n", "in line 3 is no finite number"),
+        (MINIMAL + "train: {learning_rate: 1e999}\n", "Input should be a finite number"),
+        (MINIMAL + "train: {learning_rate: nan}\n", "Input should be a finite number"),
         (MINIMAL + "split: 2020-13-45\n", "month must be in 1..12"),
         (MINIMAL + "1: 2\n", "1: Keys should be strings"),
         ("a: " + "[" * 5000, "recursion"),
@@ -87,6 +97,27 @@ def test_anchors_may_be_merged_and_overridden(tmp_path: Path) -> None:
     )
     config = load_config(write(tmp_path, MINIMAL + text + sides))
     assert (config.cluster.users.min_cluster_size, config.cluster.items.min_cluster_size) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("010", 10), ("0o10", 8), ("0x10", 16), ("1_0", 10), ("+7", 7), ("'7'", 7), ("7.0", 7)],
+)
+def test_whole_numbers_are_those_of_yaml_1_2(tmp_path: Path, written: str, read: int) -> None:
+    config = load_config(write(tmp_path, MINIMAL + f"train: {{epochs: {written}}}\n"))
+    assert config.train.epochs == read
+
+
+def test_no_field_of_a_number_takes_a_truth_or_infinity() -> None:
+    for section in _sections(RekiConfig):
+        for name, field in section.model_fields.items():
+            if field.annotation not in (int, float, int | None, float | None):
+                continue
+            for wrong in (True, float("inf"), float("nan")):
+                with pytest.raises(ValidationError) as raised:
+                    section.model_validate({name: wrong})
+                told = [e["msg"] for e in raised.value.errors() if e["loc"] == (name,)]
+                assert "number" in told[0] or "integer" in told[0], (section, name, told)
 
 
 @given(st.text(max_size=60))

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from reki_ray.config import Dialect, FileSource
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.files import text_format
+from reki_ray.data.parquet import read_parquet
 from reki_ray.data.raw import RawTable
 from reki_ray.errors import DataError, RekiError
 
@@ -82,6 +83,20 @@ def test_fields_without_quotes_and_long_separators(tmp_path: Path) -> None:
         ("id,title\n1,a\n".encode("utf-16"), "encoding: utf-16."),
         ("id,title\n1,a\n".encode("utf-16-le"), "encoding: utf-16-le"),
         ("id,titel,Größe\n".encode("latin-1"), "encoding, as latin-1"),
+        ("ид,имя\n".encode("utf-16-le"), "encoding: utf-16-le"),
+        ("id,title\n1,a\n".encode("utf-16-be"), "encoding: utf-16-be"),
+        ("id,title\n1,a\n".encode("utf-32"), "encoding: utf-32."),
+        ("id,title\n1,a\n".encode("utf-32-le"), "encoding: utf-32-le"),
+        ("id,title\n1,a\n".encode("utf-32-be"), "encoding: utf-32-be"),
+        (b"\x7fELF\x02\x01\0\0\x03\0>\0\n", "a binary file"),
+        (b"MZ\x90\0\x03\0\0\0\xff\xff\0\n", "a binary file"),
+        ('{"id": 1, "title": "a"}\n', "It looks like JSON"),
+        ('[\n{"id": 1}\n]\n', "It looks like JSON"),
+        ("<!DOCTYPE html>\n", "HTML"),
+        ("id title\n1 a\n", 'separator: " "'),
+        ("sep=;\nid;title\n1;a\n", 'skip_lines: 1 and data.source.dialect.separator: ";"'),
+        ("# made by x\n#\nid,title\n1,a\n", "skip_lines: 2."),
+        ("1,a,5\n2,b,4\n", "header: false; the columns then are named '1' to '3'"),
     ],
 )
 def test_a_header_says_what_it_looks_like(tmp_path: Path, content: str | bytes, hint: str) -> None:
@@ -92,12 +107,48 @@ def test_a_header_says_what_it_looks_like(tmp_path: Path, content: str | bytes, 
     assert hint in caught.value.todo
 
 
-def test_what_a_header_looks_like_can_be_set(tmp_path: Path) -> None:
-    (tmp_path / "f.csv").write_text("id\ttitle\n1\ta\n")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"id\ttitle\n1\ta\n",
+        b"# by x\nid,title\n1,a\n",
+        *("id,title\n1,a\n".encode(wide) for wide in ("utf-32-le", "utf-16-be", "utf-16")),
+    ],
+)
+def test_what_a_header_looks_like_can_be_set(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "f.csv").write_bytes(content)
     with pytest.raises(DataError) as caught:
         read(tmp_path / "f.csv")
     setting = caught.value.todo.partition("set data.source.dialect.")[2].partition(".")[0]
     assert read(tmp_path / "f.csv", **yaml.safe_load(setting)).rows["title"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize(
+    "dialect", [{}, {"separator": "\t", "quote": None}, {"encoding": "utf-16"}]
+)
+@pytest.mark.parametrize("skip", [0, 2])
+def test_files_without_a_header_name_columns_by_their_numbers(
+    tmp_path: Path, dialect: dict[str, Any], skip: int
+) -> None:
+    path, encoding = tmp_path / "f.csv", dialect.get("encoding", "utf-8")
+    frame = pd.DataFrame({1: ["7", "8"], 2: ["a", "b"], 3: ["x\ny" * (not dialect), "4"]})
+    with path.open("w", encoding=encoding, newline="") as file:
+        file.write("# of no use\n" * skip)
+        frame.to_csv(file, index=False, header=False, sep=dialect.get("separator", ","))
+    found = read(path, ("1", "3"), header=False, skip_lines=skip, **dialect)
+    assert found.rows.to_pylist() == frame.rename(columns=str).to_dict("records")
+    assert found.location(0) == f"{path}:{skip + 1}"
+    with pytest.raises(DataError, match="columns are missing: 4"):
+        read(path, ("4",), header=False, skip_lines=skip, **dialect)
+
+
+def test_lines_before_the_header_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("sep=;\n\nid;title\n1;a\n2;b;c\n", encoding="utf-8-sig")
+    found = read(tmp_path / "f.csv", separator=";", skip_lines=2)
+    assert found.rows.to_pylist() == [{"id": "1", "title": "a"}]
+    assert (found.location(0)[-2:], found.rejected[0].location[-2:]) == (":4", ":5")
+    with pytest.raises(DataError, match="is empty"):
+        read(tmp_path / "f.csv", separator=";", skip_lines=9)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +213,16 @@ def test_half_a_compressed_file_is_damaged(tmp_path: Path, ending: str) -> None:
         (b"ARROW1\0\0", "Arrow IPC"),
         (b"%PDF-1.7", "PDF"),
         (b"SQLite format 3\0", "SQLite"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ],
 )
 def test_files_of_other_kinds_are_named(tmp_path: Path, content: bytes, kind: str) -> None:
     (tmp_path / "f.csv").write_bytes(content)
     with pytest.raises(DataError, match=kind):
         read(tmp_path / "f.csv")
+    if not content.startswith(b"PAR1"):
+        with pytest.raises(DataError, match=kind):
+            read_parquet("items", [tmp_path / "f.csv"], ["id"])
 
 
 def test_a_workbook_and_an_archive_of_many_files_are_named(tmp_path: Path) -> None:

@@ -44,6 +44,29 @@ def lists(*cells: str, separator: str = "|") -> list[list[str]]:
         ("[a|b", ["[a", "b"]),
         ("[1] first|second", ["[1] first", "second"]),
         ("(unknown)", ["(unknown)"]),
+        ("['a' 'b' ... 'z']", ["a", "b", "z"]),
+        ("['a', ..., 'z']", ["a", "z"]),
+        ("['a', '...']", ["a", "..."]),
+        ("[1. 2.5 nan ... 7]", ["1", "2.5", "7"]),
+        ("array(['a', 'b'], dtype=object)", ["a", "b"]),
+        ("array([], dtype='<U1')", []),
+        ("frozenset({'a'})", ["a"]),
+        ("set()", []),
+        ("deque(['a', 'b'], maxlen=3)", ["a", "b"]),
+        ("WrappedArray(a, b c)", ["a", "b c"]),
+        ("ArraySeq()", []),
+        ('c("a", "b")', ["a", "b"]),
+        ("[a|b]", ["a", "b"]),
+        ("{a|b|None}", ["a", "b"]),
+        ("['a|b']", ["a|b"]),
+        ("[u'a', u\"b's\"]", ["a", "b's"]),
+        ("[b'a', b'\\xc3\\xa9']", ["a", "é"]),
+        ("[B's, C's, u's]", ["B's", "C's", "u's"]),
+        ("[np.str_('a'), np.float64(1.5), Decimal('2')]", ["a", "1.5", "2"]),
+        ("['np.str_(a)']", ["np.str_(a)"]),
+        ("set(2)", ["set(2)"]),
+        ("Array (used)", ["Array (used)"]),
+        ("wait ...", ["wait ..."]),
         ("a|b", ["a", "b"]),
     ],
 )
@@ -56,7 +79,8 @@ def test_without_a_separator_a_cell_is_one_value() -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", ["[{'id': 16, 'name': 'a'}]", '{"a": 1}', "[['a'], ['b']]", '["a", ["b"]]']
+    "cell",
+    ["[{'id': 16, 'name': 'a'}]", '{"a": 1}', "[['a'], ['b']]", '["a", ["b"]]', "[array(['a'])]"],
 )
 def test_lists_of_lists_and_of_objects_are_masked(cell: str) -> None:
     _, _, nested = to_lists(pa.chunked_array([[cell, "a"]]), "|", where="here")
@@ -73,6 +97,18 @@ def test_what_json_python_and_numpy_write_comes_back(words: list[str]) -> None:
     cells += [str(tuple(words))] if words else []
     cells.append(str(np.array(words, dtype=object)) if words else "[]")
     assert lists(*cells) == [cleaned(words)] * len(cells)
+
+
+@given(st.lists(st.integers() | st.floats(allow_nan=False), min_size=2, max_size=4))
+def test_numbers_of_numpy_come_back(numbers: list[float]) -> None:
+    array = np.array(numbers, dtype=float)
+    [found] = lists(str(array))
+    with np.printoptions(threshold=2, edgeitems=1):
+        [ends] = lists(str(array))
+    shown = list(dict.fromkeys(word.removesuffix(".") for word in str(array)[1:-1].split()))
+    assert found == shown
+    assert set(ends) <= {*lists(str(array[[0, -1]]))[0], *found}
+    assert lists(repr(np.array(["a", "b"])), str(list(np.array(["a", "b"])))) == [["a", "b"]] * 2
 
 
 @given(WORDS)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reki_ray.data.data_files import find_files
+from reki_ray.data.data_files import find_files, left_out
 from reki_ray.data.parquet import read_parquet
 from reki_ray.data.raw import identify_files
 from reki_ray.errors import DataError
@@ -36,6 +36,27 @@ def test_what_is_hidden_at_any_depth_is_no_data(tmp_path: Path, place: str) -> N
     touch(tmp_path, "b.parquet/_temporary/0/x.parquet", "a/.b/c/x.parquet", "a/_x.parquet")
     touch(tmp_path, "_SUCCESS", "a/.part-0.parquet.crc", "a/notes.txt")
     assert found(tmp_path, place) == data
+
+
+def test_what_systems_and_office_leave_beside_the_data_is_none(tmp_path: Path) -> None:
+    touch(tmp_path, "$RECYCLE.BIN/1.csv", "lost+found/1.csv", "#recycle/1.csv", "@eaDir/1.csv")
+    touch(tmp_path, "~$a.csv", "System Volume Information/1.csv")
+    touch(tmp_path, "#1.csv", "$a.csv", "a/lost.csv")
+    assert found(tmp_path, "") == found(tmp_path, "*") == ["#1.csv", "$a.csv", "a/lost.csv"]
+    assert left_out(str(tmp_path), SUFFIXES) == ""
+
+
+@pytest.mark.parametrize("other", ["part-00001", "b.txt", "b.csv.snappy", "x/a.dat"])
+def test_files_that_a_folder_has_beside_its_data_are_told(tmp_path: Path, other: str) -> None:
+    touch(tmp_path, "a.csv", other, "_SUCCESS", ".b.txt.crc")
+    assert found(tmp_path, "") == ["a.csv"]
+    told = left_out(str(tmp_path), SUFFIXES)
+    assert f": {Path(other).name};" in told
+    assert str((tmp_path / other).parent) in told
+    for place in ("a.csv", "*.csv", "**/*"):  # names all that there is, or what is meant
+        assert left_out(str(tmp_path / place), SUFFIXES) == ""
+    touch(tmp_path, *(f"c{number}.txt" for number in range(9)))
+    assert "and 5 more" in left_out(str(tmp_path), SUFFIXES)
 
 
 def test_a_hidden_folder_that_is_named_is_meant(tmp_path: Path) -> None:
@@ -83,6 +104,39 @@ def test_a_table_with_a_log_is_refused_from_wherever_it_is_named(
         find_files(str(tmp_path / place), SUFFIXES)
     assert caught.value.where == str(tmp_path / "table")
     assert "Write its current rows" in caught.value.todo
+
+
+@pytest.mark.parametrize("place", ["near", "near/day=1", "near/1.parquet", "near/*"])
+def test_links_into_a_table_with_a_log_are_refused(tmp_path: Path, place: str) -> None:
+    touch(tmp_path, "table/_delta_log/0.json", "table/day=1/1.parquet", "near/2.parquet")
+    (tmp_path / "near" / "day=1").symlink_to(tmp_path / "table" / "day=1")
+    (tmp_path / "near" / "1.parquet").symlink_to(tmp_path / "table" / "day=1" / "1.parquet")
+    with pytest.raises(DataError, match="Delta Lake") as caught:
+        find_files(str(tmp_path / place), SUFFIXES)
+    assert caught.value.where == str(tmp_path / "table")
+    assert found(tmp_path, "near/2.parquet") == ["near/2.parquet"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("base_0000005", "base_0000005_v0000017", "delta_0000006_0000006"),
+        *("delta_0000006_0000006_0001", "delete_delta_0000006_0000006_0000"),
+        "day=1/delta_0000001_0000005_v0000022",
+    ],
+)
+def test_transactional_tables_of_hive_are_refused(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, f"table/{folder}/bucket_00000.parquet", "near/1.parquet")
+    for place in ("table", f"table/{folder}", "*"):
+        with pytest.raises(DataError, match="Hive ACID"):
+            find_files(str(tmp_path / place), SUFFIXES)
+    assert found(tmp_path, "near") == ["near/1.parquet"]
+
+
+def test_folders_of_days_are_no_tables_of_hive(tmp_path: Path) -> None:
+    days = ["base_20200101/1.csv", "delta_20200101_20200201/1.csv", "delta_1/1.csv"]
+    touch(tmp_path, *days)
+    assert found(tmp_path, "") == sorted(days)
 
 
 def test_a_place_without_files_says_from_where_it_was_looked_for(

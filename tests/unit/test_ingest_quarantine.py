@@ -111,6 +111,9 @@ def test_each_fault_has_its_reason(row: tuple[str | None, ...], reason: str) -> 
     [
         (["978300760000000"], "s", "looks like microseconds", "timestamp_unit: us"),
         (["978300760000000000"], "ms", "looks like nanoseconds, not milli", "timestamp_unit: ns"),
+        (["637134336000000000"], "s", "looks like ticks of .NET", "timestamp_unit: s."),
+        (["637134336000000000"], "ms", "looks like ticks of .NET", "621355968000000000"),
+        (["637134336000000000", "x"], "iso", "no ISO 8601 time", ""),
         (["2001-01-01"], "s", "timestamp is no number", "timestamp_unit: 'iso'"),
         (["978300760,5"], "s", "timestamp is no number", "decimal: ','"),
         (["NULL", "1"], "s", "timestamp is no number", 'null_words: ["NULL"]'),
@@ -125,7 +128,8 @@ def test_times_in_another_unit_name_the_key_to_set(
     checked = check([("u", "i", "4", cell) for cell in cells], unit=unit)
     found = next(iter(checked.reasons()))
     assert reason in found
-    assert hint in checked.hints[found]
+    assert hint in checked.hints.get(found, "")
+    assert "timestamp_unit: 'ns'" not in checked.hints.get(found, "")
 
 
 @pytest.mark.parametrize(
@@ -164,6 +168,28 @@ def test_times_of_1970_that_another_unit_makes_recent_are_refused(
     assert "column for timestamp" in caught.value.where
     ended = CONFIG.model_copy(update={"latest": 50_000_000})
     assert check(rows, ended, unit).rows_in == len(rows)  # the way out that the message names
+
+
+@pytest.mark.parametrize(("unit", "wrong"), [("ms", "s"), ("us", "ms"), ("ns", "s"), ("s", "ms")])
+@pytest.mark.parametrize("share", [1, 3, 4])
+def test_a_minority_of_times_in_another_unit_is_rejected(unit: str, wrong: str, share: int) -> None:
+    size = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+    seconds = [1_600_000_000 + n for n in range(10)]
+    units = [wrong] * share + [unit] * (10 - share)
+    cells = [str(s * size[u]) for s, u in zip(seconds, units, strict=True)]
+    checked = check([("u", "i", "4", cell) for cell in cells], unit=unit)
+    assert checked.rows[TIMESTAMP].to_pylist() == seconds[share:]
+    [(reason, count)] = checked.reasons().items()
+    names = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+    assert f"it looks like {names[wrong]}, not {names[unit]}" in reason
+    assert (count, checked.hints[reason][:25]) == (share, "Write all times in one un")
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_times_since_a_first_event_are_kept(late: int) -> None:
+    cells = [n * 86_400_000 * 20 for n in range(20)] + [700_000_000_000] * late
+    checked = check([("u", "i", "4", str(cell)) for cell in cells], unit="ms")
+    assert not checked.rejected
 
 
 def test_rows_of_one_second_are_in_the_order_of_their_full_precision() -> None:

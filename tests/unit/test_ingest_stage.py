@@ -215,6 +215,21 @@ def test_what_was_taken_otherwise_than_written_is_told(
     assert result.dead == 0
 
 
+def test_files_that_are_left_out_are_told(
+    data: Path, workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (data / "events").mkdir()
+    (data / "events.csv").rename(data / "events" / "a.csv")
+    (data / "events" / "part-00001").write_text("user_id,item_id,rating,timestamp\n")
+    tree = make(data, workspace).model_dump()
+    tree["data"]["source"]["interactions"] = str(data / "events")
+    result = run(RekiConfig.model_validate(tree), workspace, Reporter(workspace))
+    note = result.details["notes"][0]
+    assert note.startswith(f"interactions: left out in {data / 'events'}")
+    assert ": part-00001;" in note
+    assert note in capsys.readouterr().err
+
+
 def test_names_of_files_need_not_be_utf8(
     data: Path, workspace: Workspace, reporter: Reporter
 ) -> None:
