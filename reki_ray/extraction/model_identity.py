@@ -70,7 +70,7 @@ def request_identity(extract: ExtractConfig) -> dict[str, Any]:
         weights = _digest(engine.model, "model")
         if weights:
             found["weights"] = weights
-    files = dict(_local_files(deciding, "engine_kwargs"))
+    files: dict[str, str] = dict(_local_files(deciding, "engine_kwargs"))
     if files:
         found["files"] = files
     return found
@@ -121,6 +121,6 @@ def identify_inputs(config: RekiConfig) -> object:
         DataError: A file of imported knowledge is damaged.
     """
     identity = request_identity(config.extract)
-    found: object = imported.identify(config)
+    known = imported.identify(config)
     local = {key: identity[key] for key in ("weights", "files") if key in identity}
-    return {"imported": found, **local} if local else found
+    return {**local, "imported": known} if local else known

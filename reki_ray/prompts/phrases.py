@@ -27,7 +27,7 @@ class Refusal(NamedTuple):
 
 _ENGLISH_VERBS = (
     "help|assist|provide|answer|fulfil|fulfill|comply|discuss|create|generate|continue|describe"
-    "|support|engage|do|share|give"
+    "|support|engage|(?:do|share|give)(?: you)? (?:that|this|it|so|any|details|information|an?)"
 )
 REFUSALS: Final[dict[str, Refusal]] = {
     "en": Refusal(
@@ -38,7 +38,8 @@ REFUSALS: Final[dict[str, Refusal]] = {
         rf"(?: \w+){{0,2}} (?:{_ENGLISH_VERBS})\b"
         r"|i (?:must|have to|need to|will have to)(?: \w+){0,2} (?:decline|refuse)\b"
         r"|i(?:'d| would)(?: \w+)? (?:rather|prefer) not\b"
-        r"|as an? (?:ai|artificial|(?:large )?language model)\b"
+        r"|as an? (?:ai|artificial intelligence)\b[^.\n]{0,60}\bi\b"
+        r"|as an? [^.\n]{0,12}language model\b"
         r"|i(?:'m| am) (?:just )?an? (?:ai|(?:large )?language model)\b"
         r"|i (?:do not|don't) have (?:\w+ ){0,3}(?:information|knowledge|data|access|context)\b"
         r"|(?:against|violates?) (?:my|our|the|content|safety|usage)(?: \w+)?"
@@ -60,7 +61,8 @@ REFUSALS: Final[dict[str, Refusal]] = {
         r"(?:ne(?:mohu|můžu|mám|dokážu|znám|jsem|vím))\b",
     ),
     "de": Refusal(
-        r"(?:ich kann|kann ich) (?:\w+ ){0,6}nicht\b|ich darf (?:\w+ ){0,4}nicht\b"
+        r"(?:ich (?:kann|darf)|(?:kann|darf) ich) (?:\w+ ){0,6}nicht (?:\w+ ){0,3}\w*"
+        r"(?:helfen|antworten|geben|nachkommen|beschreiben|stellen|liefern|füllen|sagen)\b"
         r"|leider (?:kann|darf|habe) ich\b|als (?:ki|ai|sprachmodell)\b",
         r"(?:es tut mir leid|entschuldigung|tut mir leid)",
         r"(?:ich|mir|das|diese\w*)\b[^\n]{0,60}\b(?:nicht|kein(?:e[mnrs]?)?)\b",
@@ -77,7 +79,8 @@ REFUSALS: Final[dict[str, Refusal]] = {
         r"(?:en (?:voi|pysty|tiedä|tunne)|ei ole|minulla ei)\b",
     ),
     "fr": Refusal(
-        r"je (?:ne peux pas|ne suis pas en mesure|suis dans l'impossibilité)"
+        r"je ne (?:peux|suis) pas(?: [\w']+){0,4} (?:aider|répondre|fournir|satisfaire|décrire"
+        r"|donner|traiter|partager)\b|je suis dans l'impossibilité"
         r"|en tant que? (?:modèle de langage|ia|qu'ia)\b",
         r"(?:je suis désolée?|désolée?|je regrette|je m'excuse|malheureusement)",
         r"(?:je (?:ne|n'\w+)|il (?:ne m'est|m'est impossible))\b",

@@ -38,7 +38,7 @@ OTHER: Final = "other"
 _WORD = re.compile(r"\w+(?:['\u2019.-]\w+)*")
 _NUMBER = re.compile(r"\d+")
 _YEAR = re.compile(r"\b[12]\d{3}\b")
-_SEPARATOR = re.compile(r"(\s*[,;|/\u3001\uff0c\uff1b]\s+|\s*[|\u3001\uff0c\uff1b]\s*)")
+_SEPARATOR = re.compile(r"( ?[,;|/] +| ?[|\u3001\uff0c\uff1b] ?)")
 _LONGEST_PERIOD = 16
 _REPEATS = 3
 _LEAST_REPEATED_WORDS = 6
@@ -86,8 +86,7 @@ _UNFILLED = re.compile(
     re.IGNORECASE,
 )
 _TO_FILL = re.compile(
-    r"(?:insert|enter|fill|write|describe|your|short|brief)\b.*|(?:.* )?"
-    r"(?:text|string|value|placeholder|description|answer|here)",
+    r"(?:insert|enter|fill|write|describe|your|short|brief)\b.*|(?:.* )?(?:text|string|here)",
     re.IGNORECASE,
 )
 _ENDINGS: Final[tuple[tuple[Problem, re.Pattern[str]], ...]] = (

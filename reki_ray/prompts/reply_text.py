@@ -17,7 +17,7 @@ _THINKING = r"(?:think|thought|reason|reflect|monologue|scratchpad|analysis)"
 # bars: <think>, <seed:think>, [THINK], \u25c1think\u25b7, <|START_THINKING|>. Without such a name:
 # Apertus (<|inner_prefix|>), MedGemma (<unused94>), the end of Gemma's <|channel>thought.
 _MARK = re.compile(
-    rf"<\s*/?\s*[\w:.-]{{0,32}}?{_THINKING}[\w:.-]{{0,32}}(?:\s[^<>]{{0,64}})?/?>"
+    rf"<\s*/?\s*[\w:.-]{{0,32}}?{_THINKING}[\w:.-]{{0,32}}(?:\s[^<>=]{{0,32}}=[^<>]{{0,64}})?\s*/?>"
     rf"|<[|\uff5c][^<>|\uff5c]{{0,32}}?{_THINKING}[^<>|\uff5c]{{0,32}}[|\uff5c]>"
     r"|\[/?think(?:ing)?\]|\u25c1\s*/?\s*think\s*\u25b7"
     r"|<\|inner_(?:prefix|suffix)\|>|<unused9[45]>"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reki_ray.config import PromptsConfig
-from reki_ray.prompts.frame import Frame, Reply, Verdict, best_of
+from reki_ray.prompts.frame import MAX_REPLY_CHARS, Frame, Reply, Verdict, best_of
 from reki_ray.prompts.languages import LANGUAGES, foreign_factors, is_other_language
 from reki_ray.prompts.quality import (
     OTHER,
@@ -347,7 +347,7 @@ def test_words_of_ignorance() -> None:
         assert is_unknown(text), text
     for text in ("Unsure", "I'm not sure", "Undefined", "Unidentified.", "Various",
                  "Not determined", "Not enough information", "Cannot determine",
-                 "I can't tell from the data", "unbekannt", "keine Angabe", "inconnu", "desconocido", "onbekend",
+                 "I can't tell from the data", "unbekannt", "keine Angabe", "inconnu",
                  "неизвестно", "Нет данных.", "невідомо", "未知", "不明", "알 수 없음", "غير معروف",
                  "nieznany", "không rõ", "bilinmiyor", "okänt", "अज्ञात", "なし"):  # fmt: skip
         assert is_unknown(text), text
@@ -452,6 +452,12 @@ TERSE = [
     "None but the Lonely Heart",
     "The Unknown Woman, Inconnu à cette adresse",
     "a man who says he cannot help anybody",
+    "I Can't Give You Anything but Love",
+    "As an AI learns to love",
+    "Ich kann nicht anders",
+    "Je ne peux pas vivre sans toi",
+    "beyond <reasonable doubt>",
+    "(good value)",
     "M",
 ]
 
@@ -459,7 +465,9 @@ TERSE = [
 @pytest.mark.parametrize("text", TERSE)
 def test_a_terse_text_with_titles_and_names_is_good(text: str) -> None:
     assert flaw_of(text, "similar works") is None
-    assert text in judged(LINES.replace(GOOD["character"], text)).texts.get(WHOLE_ANSWER, "")
+    verdict = judged(LINES.replace(GOOD["character"], text))
+    assert verdict.texts is not None
+    assert text in verdict.texts[WHOLE_ANSWER]
 
 
 GOOD_ANSWERS = {
@@ -583,6 +591,16 @@ def test_the_worked_answers_of_all_scenarios_pass() -> None:
             verdict = made.judge(kind, BODY, Reply(lines, "stop"))
             assert verdict.texts == {WHOLE_ANSWER: lines}
             assert not verdict.flaws
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", [" ", "\n \n", "<", "<think", "&lt;", "sorry ", "x , ", "_", "("])
+def test_a_reply_of_one_thing_again_and_again_is_judged_at_once(unit: str) -> None:
+    # A search for blanks before a comma took a minute of 32,768 of them.
+    again = unit * (MAX_REPLY_CHARS // len(unit) - 10)
+    for by in (TEXT, JSON):
+        judged(again, by=by)
+        judged(f"genre: a {again} b", by=by)
 
 
 @given(st.lists(st.text(max_size=30), max_size=40).map(" ".join))
