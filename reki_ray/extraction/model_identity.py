@@ -123,4 +123,5 @@ def identify_inputs(config: RekiConfig) -> object:
     identity = request_identity(config.extract)
     known = imported.identify(config)
     local = {key: identity[key] for key in ("weights", "files") if key in identity}
-    return {**local, "imported": known} if local else known
+    found: dict[str, object] = {"imported": known, **local}
+    return found if local else known

@@ -58,7 +58,7 @@ _TURN_END = re.compile(
     r"<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|end_of_turn|return|user|im_start"
     r"|start_header_id|END_OF_TURN_TOKEN|END_RESPONSE)\|>"
     r"|<end_of_turn>|<start_of_turn>|<eos>|</s>|\[/?INST\]|<\uff5c[^<>|]{1,40}\uff5c>"
-    r"|^### (?:Subject|Task)\b",
+    r"|^### (?:Subject|Task)[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _SPECIAL = re.compile(

@@ -186,6 +186,10 @@ def test_entities_are_read_and_markup_of_a_text_stays() -> None:
     assert answer_in(f"mood: {family}").text == f"mood: {family}"
 
 
+def test_a_heading_that_begins_as_a_section_of_the_prompt_is_one_of_the_answer() -> None:
+    assert answer_in("### Subject matter\nwar").text == "### Subject matter\nwar"
+
+
 # --- what is no answer -------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("reply", "finish_reason", "problem"),

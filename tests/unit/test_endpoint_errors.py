@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import json
 import time
@@ -11,21 +12,24 @@ import certifi
 import pytest
 from pydantic import ValidationError
 
-from reki_ray.config import ExtractConfig, OpenAiEngine, PromptsConfig
+from reki_ray.config import ExtractConfig, OpenAiEngine, PriceConfig, PromptsConfig, SamplingConfig
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction.engines.address import Address
 from reki_ray.extraction.engines.completion import (
     EndpointError,
     MalformedError,
     NoAnswerError,
+    Wording,
     read_completion,
 )
-from reki_ray.extraction.engines.endpoint import require_certificates
+from reki_ray.extraction.engines.endpoint import Endpoint, RefusedError, require_certificates
 from reki_ray.extraction.engines.openai import OpenAiBatchEngine
+from reki_ray.extraction.engines.purse import Unlimited
 from reki_ray.extraction.engines.refusals import fatal
 from reki_ray.extraction.engines.retrying import is_retried, retry_after, wait_seconds
 from reki_ray.prompts.quality import problem_of
 from reki_ray.prompts.render import Renderer, load_scenario
+from tests.openai_server import Server, raw
 
 URL = "https://host/v1/chat/completions"
 CONFIG = OpenAiEngine(base_url="https://host/v1", model="small", api_key_variable="SOME_KEY")
@@ -348,3 +352,33 @@ def test_the_shown_address_is_the_one_that_is_asked_without_secrets() -> None:
     assert address.base == "https://me:secret@host:8443/v1"
     assert address.shown == "https://host:8443/v1/chat/completions?api-version=7&key=***"
     assert Address.of("http://host/v1/chat/completions").base == "http://host/v1"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"status": "loading"}', "loading"),
+        (b'{"id": "x", "choices": []}', "without any choice"),
+        (b'{"success": false, "msg": "the back end is gone"}', "the back end is gone"),
+    ],
+)
+def test_prompt_after_prompt_without_an_answer_ends_a_run(content: bytes, said: str) -> None:
+    async def ask(url: str) -> None:
+        config = OpenAiEngine(base_url=url, model="small", api_key_variable="", max_retries=0)
+        frame = Renderer(load_scenario("movies"), PromptsConfig()).frame
+        wording = Wording(config, SamplingConfig(), frame)
+        endpoint = Endpoint(config, wording, PriceConfig(), None)
+        deadline = asyncio.get_running_loop().time() + 60
+        for number in range(10):
+            endpoint.require_hope()
+            messages = frame.messages("item", f"<data>\ntitle: {number}\n</data>")
+            with pytest.raises(RefusedError, match=said):
+                await endpoint.ask(messages, deadline, Unlimited(), reserved=True)
+        with pytest.raises(EngineError, match="10 prompts in a row") as caught:
+            endpoint.require_hope()
+        assert said in caught.value.what
+        await endpoint.close()
+
+    with Server(lambda _: "") as server:
+        server.script("title", raw(content))
+        asyncio.run(ask(server.url))
