@@ -40,6 +40,9 @@ _OPERATIONAL: Final = frozenset(
 """Engine arguments that change how fast an answer comes, and not which. All others, as
 quantization, hf_overrides or dtype, are part of what was asked."""
 
+_LOCAL: Final = frozenset({"weights", "files"})
+"""Fields of digests, which no configuration holds."""
+
 
 def request_identity(extract: ExtractConfig) -> dict[str, Any]:
     """What decides an answer beside the prompt, the names of model and revision, and the sampling.
@@ -122,6 +125,5 @@ def identify_inputs(config: RekiConfig) -> object:
     """
     identity = request_identity(config.extract)
     known = imported.identify(config)
-    local = {key: identity[key] for key in ("weights", "files") if key in identity}
-    found: dict[str, object] = {"imported": known, **local}
-    return found if local else known
+    local = {key: value for key, value in identity.items() if key in _LOCAL}
+    return {**local, "imported": known} if local else known
