@@ -66,10 +66,22 @@ def folder_digest(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path.suffix != ".md":
-            yield path
+    """Files at any depth, also of linked folders; a link back to a folder above is not followed."""
+    above = {str(folder): frozenset({os.path.realpath(folder)})}
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        real = {name: os.path.realpath(Path(place, name)) for name in folders}
+        known = above.pop(place)
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and real[name] not in known
+        ]
+        above |= {os.path.join(place, name): known | {real[name]} for name in folders}
+        for path in (Path(place, name) for name in names):
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".md":
+                yield path
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _computed(path: Path) -> str:

@@ -146,10 +146,27 @@ class OpenAiEngine(Section):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, address: str) -> str:
-        parts = urlsplit(address)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"{address!r} is not an address such as https://host/v1")
+        if not _is_web_address(address):
+            # It may hold a password, and is not shown.
+            raise ValueError(
+                "it is not an address such as https://host/v1 (http or https, a host, "
+                "a port up to 65535, no blanks)"
+            )
         return address
+
+
+def _is_web_address(address: str) -> bool:
+    import httpx  # noqa: PLC0415  # a tenth of a second, for this engine alone
+
+    if not address.isprintable() or " " in address:
+        return False
+    try:
+        parts = urlsplit(address)
+        # The client must take it as well, above all its host.
+        httpx.URL(address)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except (ValueError, httpx.InvalidURL):
+        return False
 
 
 class PriceConfig(Section):

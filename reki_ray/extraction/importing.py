@@ -21,12 +21,13 @@ from reki_ray.extraction.foreign import Entry, read_entries
 from reki_ray.extraction.imported import Row, write_imported
 from reki_ray.prompts.frame import MAX_REPLY_CHARS
 from reki_ray.prompts.parse import LENGTH, clean, prompt_lines
+from reki_ray.prompts.quality import flaw_of
 from reki_ray.prompts.reply_text import encodable
 from reki_ray.prompts.text import sanitise
 from reki_ray.schema import CLUSTER_ID, ITEM_ID, USER_ID, SubjectKind, Table
 from reki_ray.workspace import Workspace
 
-Problem = Literal["unknown", "blank", "malformed", "duplicate"]
+Problem = Literal["unknown", "blank", "refusal", "loop", "malformed", "duplicate"]
 
 _IDS: Final[dict[SubjectKind, tuple[Table, str]]] = {
     "item": (schema.ITEMS, ITEM_ID),
@@ -50,7 +51,9 @@ class ImportReport(BaseModel):
         entries: Entries in the file; the sum of all counts below.
         imported: Entries that are knowledge from now on.
         unknown: Their id is in no table of the workspace.
-        blank: Nothing is left of their text after cleaning.
+        blank: Nothing is left of their text after cleaning, or it says that nothing is known.
+        refusal: Their text declines to answer.
+        loop: Their text repeats itself.
         malformed: They hold no text.
         duplicate: A later entry speaks of the same subject and factor.
         examples: Some ids of each problem.
@@ -64,6 +67,8 @@ class ImportReport(BaseModel):
     imported: int = 0
     unknown: int = 0
     blank: int = 0
+    refusal: int = 0
+    loop: int = 0
     malformed: int = 0
     duplicate: int = 0
     examples: dict[Problem, list[str]] = {}
@@ -114,12 +119,13 @@ def import_knowledge(
             workspace, kind, report.source, report.revision, rows
         )
         report.note("duplicate", (key for key, _, _ in repeated))
-        wrong = report.unknown + report.blank + report.malformed
+        wrong = report.unknown + report.blank + report.refusal + report.loop + report.malformed
         report.duplicate = report.entries - report.imported - wrong
     if not report.imported:
         raise DataError(
             f"none of {report.entries} entries can be imported: {report.unknown} unknown ids, "
-            f"{report.blank} blank, {report.malformed} without a text",
+            f"{report.blank} blank, {report.refusal} refusals, {report.loop} loops, "
+            f"{report.malformed} without a text",
             where=str(file),
             todo=f"The ids must be those of the {kind} table, and each needs a text.",
         )
@@ -141,6 +147,8 @@ def render(report: ImportReport) -> Group:
     counts: dict[Problem, int] = {
         "unknown": report.unknown,
         "blank": report.blank,
+        "refusal": report.refusal,
+        "loop": report.loop,
         "malformed": report.malformed,
         "duplicate": report.duplicate,
     }
@@ -174,11 +182,15 @@ def _checked(
             if not found:
                 continue
             text = _cleaned(entry)
-            if text is None:
-                report.blank += 1
-                report.note("blank", [entry.id])
-            else:
+            flaw = flaw_of(text or "", entry.factor)
+            if text is not None and flaw is None:
                 rows.append((entry.id, entry.factor, text))
+                continue
+            problem: Problem = (
+                "refusal" if flaw == "refusal" else "loop" if flaw == "loop" else "blank"
+            )
+            setattr(report, problem, getattr(report, problem) + 1)
+            report.note(problem, [entry.id])
         yield rows
 
 

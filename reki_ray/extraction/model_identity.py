@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,10 +11,11 @@ from reki_ray.assets import PACKAGED
 from reki_ray.config import ExtractConfig, OpenAiEngine, RekiConfig, VllmEngine
 from reki_ray.errors import ConfigError
 from reki_ray.extraction import imported
-from reki_ray.file_digests import folder_digest
+from reki_ray.file_digests import file_digest, folder_digest
 
 _OPERATIONAL: Final = frozenset(
     {
+        "allowed_local_media_path",
         "block_size",
         "cpu_offload_gb",
         "data_parallel_size",
@@ -25,7 +28,6 @@ _OPERATIONAL: Final = frozenset(
         "enforce_eager",
         "gpu_memory_utilization",
         "kv_cache_memory_bytes",
-        "load_format",
         "max_num_batched_tokens",
         "max_num_seqs",
         "max_parallel_loading_workers",
@@ -38,6 +40,9 @@ _OPERATIONAL: Final = frozenset(
 """Engine arguments that change how fast an answer comes, and not which. All others, as
 quantization, hf_overrides or dtype, are part of what was asked."""
 
+_LOCAL: Final = frozenset({"weights", "files"})
+"""Fields of digests, which no configuration holds."""
+
 
 def request_identity(extract: ExtractConfig) -> dict[str, Any]:
     """What decides an answer beside the prompt, the names of model and revision, and the sampling.
@@ -49,7 +54,7 @@ def request_identity(extract: ExtractConfig) -> dict[str, Any]:
         JSON-ready fields; none where the names say all.
 
     Raises:
-        ConfigError: A file of a local model folder cannot be read.
+        ConfigError: A local file of the model cannot be read.
     """
     engine = extract.engine
     if isinstance(engine, OpenAiEngine):
@@ -64,17 +69,48 @@ def request_identity(extract: ExtractConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"engine_kwargs": deciding} if deciding else {}
     if engine.chat_template_kwargs:
         found["chat_template_kwargs"] = engine.chat_template_kwargs
-    folder = Path(engine.model)
-    if not engine.model.startswith(PACKAGED) and folder.is_dir():
-        try:
-            found["weights"] = folder_digest(folder)
-        except OSError as error:
-            raise ConfigError(
-                f"a file of the model cannot be read: {error}",
-                where=f"extract.engine.model = {engine.model}",
-                todo="Check the folder and its rights.",
-            ) from error
+    if not engine.model.startswith(PACKAGED):
+        weights = _digest(engine.model, "model")
+        if weights:
+            found["weights"] = weights
+    files: dict[str, str] = dict(_local_files(deciding, "engine_kwargs"))
+    if files:
+        found["files"] = files
     return found
+
+
+def _local_files(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Digests of the local files and folders that arguments name, however deep: a tokenizer, a
+    chat template, adapters."""
+    if isinstance(value, str):
+        digest = _digest(value, where)
+        if digest:
+            yield where, digest
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _local_files(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _local_files(inner, f"{where}.{index}")
+
+
+def _digest(name: str, where: str) -> str | None:
+    """Digest of a local file or folder; None for what is none, as a name or a template's text."""
+    path = Path(name)
+    try:
+        if path.is_file():
+            return file_digest(path)
+        return folder_digest(path) if path.name and path.is_dir() else None
+    except ValueError:  # a NUL
+        return None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise ConfigError(
+            f"a file of the model cannot be read: {error}",
+            where=f"extract.engine.{where} = {name}",
+            todo="Check the path and its rights.",
+        ) from error
 
 
 def identify_inputs(config: RekiConfig) -> object:
@@ -84,9 +120,10 @@ def identify_inputs(config: RekiConfig) -> object:
         config: The run.
 
     Raises:
-        ConfigError: A file of a local model folder cannot be read.
+        ConfigError: A local file of the model cannot be read.
         DataError: A file of imported knowledge is damaged.
     """
-    weights = request_identity(config.extract).get("weights")
-    found = imported.identify(config)
-    return {"imported": found, "weights": weights} if weights else found
+    identity = request_identity(config.extract)
+    known = imported.identify(config)
+    local = {key: value for key, value in identity.items() if key in _LOCAL}
+    return {**local, "imported": known} if local else known

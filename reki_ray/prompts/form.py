@@ -120,7 +120,7 @@ def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fi
         asked: Lines of the prompt, see `own_lines`.
     """
     reply = _unwrapped(reply)
-    found, start, end = _best_object(reply, factors)
+    found, start, end = _last_object(reply, factors)
     values = {_folded(key): value for key, value in (found or {}).items()}
     texts: dict[str, str] = {}
     unknown, missing, unusable = [], [], []
@@ -166,17 +166,17 @@ def _unwrapped(reply: str) -> str:
     return reply
 
 
-def _best_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | None, int, int]:
-    """The JSON object with most of the factors, the last of several, also inside another one,
-    and where it begins and ends.
+def _last_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | None, int, int]:
+    """The last JSON object with any of the factors, also inside another one, and where it begins
+    and ends.
 
-    Models write drafts before their answer, and an answer again in other words after it.
+    Models write drafts before their answer, also fuller ones.
     """
     known = {_folded(factor) for factor in factors}
     # Line breaks inside a string are against the standard, and common.
     decoder = json.JSONDecoder(strict=False)
-    best: dict[str, Any] | None = None
-    most, place = 1, (0, 0)
+    last: dict[str, Any] | None = None
+    place = (0, 0)
     start = reply.find("{")
     for _ in range(_MAX_ATTEMPTS):
         if start < 0:
@@ -186,16 +186,12 @@ def _best_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | N
             value, stop = decoder.raw_decode(reply, start)
         except (ValueError, RecursionError):  # the latter: brackets nested without end
             value, stop = None, end
-        if isinstance(value, dict):
-            held = len(known.intersection(map(_folded, value)))
-            if held >= most:
-                best, most, place = value, held, (start, stop)
-            if held:
-                end = stop
+        if isinstance(value, dict) and not known.isdisjoint(map(_folded, value)):
+            last, place, end = value, (start, stop), stop
         start = reply.find("{", end)
-    if best is None and not known.isdisjoint(map(_folded, almost := _almost_json(reply))):
-        best = almost
-    return best, *place
+    if last is None and not known.isdisjoint(map(_folded, almost := _almost_json(reply))):
+        last = almost
+    return last, *place
 
 
 def _almost_json(reply: str) -> dict[str, Any]:

@@ -21,10 +21,9 @@ from reki_ray.prompts.form import (
     quoted,
     read_fields,
 )
-from reki_ray.prompts.languages import is_other_language
+from reki_ray.prompts.languages import foreign_factors, is_other_language
 from reki_ray.prompts.messages import TEMPLATE_VERSION, Message
 from reki_ray.prompts.parse import (
-    LENGTH,
     by_factor,
     factor_lines,
     own_lines,
@@ -35,11 +34,14 @@ from reki_ray.prompts.quality import (
     OTHER,
     Problem,
     Shown,
+    ending,
+    flaw_of,
     is_loop,
     is_refusal,
     is_unknown,
     problem_of,
     same_texts,
+    says_nothing,
     without_repeats,
 )
 from reki_ray.prompts.reply_text import answer_in, is_blank
@@ -54,12 +56,7 @@ Constraint = bool | Literal["choices"]
 MAX_REPLY_CHARS = 32_768
 """What an engine may hand over beyond this is not read: no answer is that long."""
 
-_CONTENT_FILTER: Final = "content_filter"
-_BROKEN_OFF: Final = ("error", "abort", "cancel", "fail", "timeout")
-"""How finish reasons begin that say that the engine, not the model, ended the answer."""
 _MAX_SHOWN_CHARS: Final = 600
-_MAX_PREAMBLE_CHARS: Final = 80
-"""Longest "Sure, here is the JSON object:"; more than that before an object is reasoning."""
 _MAX_WORDS: Final = 15
 
 
@@ -241,33 +238,33 @@ class Frame:
             reply: What the model said.
             repaired: Whether the reply answers a repair: there is no second one.
         """
-        finish_reason = (reply.finish_reason or "").lower()
-        if finish_reason == _CONTENT_FILTER:
-            return Verdict(None, "filter: the content filter of the endpoint stopped the answer")
-        cut = finish_reason == LENGTH or len(reply.text) > MAX_REPLY_CHARS
+        ended = ending(reply.finish_reason)
+        named = (reply.finish_reason or "")[:40]
+        if ended == "filter":
+            what = "the content filter of the endpoint stopped the answer"
+            return Verdict(None, f"filter: {what} ({named})")
+        cut = ended == "cut" or len(reply.text) > MAX_REPLY_CHARS
         said = answer_in(reply.text[:MAX_REPLY_CHARS])
         asked = self._asked[kind] | prompt_lines(body, self.factors)
         found = _Found({}, {})
         problem: Problem
-        if finish_reason.startswith(_BROKEN_OFF):
-            problem, reason = "error", f"the engine broke the answer off ({finish_reason[:40]})"
+        if ended == "error":
+            problem, reason = "error", f"the engine broke the answer off ({named})"
         elif is_blank(said.text):
             problem, reason = _blank(reply, reasoned=said.reasoned, cut=cut)
-        elif self._language and is_other_language(said.text, self._language):
-            problem, reason = "language", f"the answer is not in the language {self._language}"
         elif self.form == "text" and not self._least:
             found = self._whole(said.text, kind, asked, cut=cut)
             if found.texts:
                 return Verdict(found.texts)
             problem = found.flaws[WHOLE_ANSWER]
-            reason = _sentence(problem, found, self.form)
+            reason = self._sentence(problem, found)
         else:
             found = self._factors(said.text, kind, asked, cut=cut)
             usable = self._verdict(found)
             if usable is not None and (repaired or self._is_enough(found)):
                 return usable
-            problem = _main_problem(said.text, found, cut=cut)
-            reason = _sentence(problem, found, self.form)
+            problem = self._main_problem(said.text, found, cut=cut)
+            reason = self._sentence(problem, found)
         reason = f"{problem}: {reason}"
         if repaired:
             return Verdict(None, f"{reason}, also when asked again", found.flaws)
@@ -299,10 +296,10 @@ class Frame:
         flaw: Problem | None = None
         if not whole or self._shown[kind].copied(whole):
             flaw = "copy"
-        elif is_refusal(whole):
-            flaw = "refusal"
-        elif is_loop(whole):
-            flaw = "loop"
+        elif self._language and is_other_language(whole, self._language):
+            flaw = "language"
+        else:
+            flaw = flaw_of(whole)
         return _Found({}, {WHOLE_ANSWER: flaw}) if flaw else _Found({WHOLE_ANSWER: whole}, {})
 
     def _factors(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
@@ -313,8 +310,8 @@ class Frame:
         form = ""
         if not texts and "{" in text:
             fields = read_fields(text, self.factors, asked)
-            if cut and len(fields.before) > _MAX_PREAMBLE_CHARS and not is_blank(fields.after):
-                # A draft inside reasoning that was cut off before the answer.
+            if cut and not is_blank(fields.before) and not is_blank(fields.after):
+                # Perhaps a draft inside reasoning that was cut off before the answer.
                 return _Found({}, dict.fromkeys(self.factors, "cut"))
             texts, cut = fields.texts, cut and not fields.found
             flaws |= dict.fromkeys(fields.unknown, "unknown")
@@ -332,30 +329,28 @@ class Frame:
                 flaws[last] = "cut"
         for factor in list(texts):
             texts[factor] = without_repeats(texts[factor])
-            flaw = self._flaw(texts[factor], factor, kind)
-            if flaw is not None:
-                flaws[factor] = flaw
+            found = self._flaw(texts[factor], factor, kind)
+            if found is not None:
+                flaws[factor] = found
                 del texts[factor]
-        for factor in same_texts(texts):
-            flaws[factor] = "loop"
-            del texts[factor]
+        shared: tuple[tuple[Problem, list[str]], ...] = (
+            ("unknown", says_nothing(texts)),
+            ("loop", same_texts(texts)),
+            ("language", foreign_factors(texts, self._language) if self._language else []),
+        )
+        for flaw, factors in shared:
+            flaws = dict.fromkeys(factors, flaw) | flaws
+        texts = {factor: text for factor, text in texts.items() if factor not in flaws}
         absent: Problem = "cut" if cut else "missing"
         ordered = {key: texts[key] for key in self.factors if key in texts}
         rest = {key: flaws.get(key, absent) for key in self.factors if key not in texts}
         return _Found(ordered, rest, form)
 
     def _flaw(self, text: str, factor: str, kind: SubjectKind) -> Problem | None:
-        if is_blank(text):
-            return "blank"
-        if is_unknown(text):
-            return "unknown"
-        if is_refusal(text, within=20):
-            return "refusal"
-        if is_loop(text):
-            return "loop"
         # What is chosen from a closed list may be another subject's, and an example's, too.
-        chosen = set(text.split(", ")) <= set(self._choices.get(factor, ()))
-        return "copy" if not chosen and self._shown[kind].copied(text) else None
+        if set(text.split(", ")) <= set(self._choices.get(factor, ())):
+            return "unknown" if is_unknown(text) else None
+        return flaw_of(text, factor) or ("copy" if self._shown[kind].copied(text) else None)
 
     def _wrong_form(self, lines: str) -> str:
         if not lines:
@@ -377,6 +372,40 @@ class Frame:
                 yield line
                 yield from line.split(". ")
                 yield line.partition(":")[2]
+
+    def _main_problem(self, text: str, found: _Found, *, cut: bool) -> Problem:
+        """The problem that is told of an answer of which too little is left."""
+        counts = Counter(flaw for flaw in found.flaws.values() if flaw != "unknown")
+        if not found.texts and is_refusal(text):
+            return "refusal"
+        if not found.texts and not counts:
+            return "unknown"
+        if found.form and not found.texts:
+            if self._language and is_other_language(text.replace('"', " "), self._language):
+                return "language"
+            # Prose that goes round in circles has no factors either.
+            whole: Problem = "loop" if is_loop(text) else "cut" if cut else "missing"
+            return "copy" if not counts or found.form.endswith("prompt") else whole
+        # Factors that are missing, or cut off, are often so because an earlier one never ended.
+        causes = [pair for pair in counts.most_common() if pair[0] not in {"missing", "cut"}]
+        return (causes or counts.most_common() or [("missing", 0)])[0][0]
+
+    def _sentence(self, problem: Problem, found: _Found) -> str:
+        """What is wrong, in words that also a repair may use."""
+        named = quoted([factor for factor, flaw in found.flaws.items() if flaw == problem])
+        if problem == "missing":
+            word = "keys" if self.form == "json" else "factors"
+            return found.form or f"the answer is without the {word} {named}"
+        if problem == "blank":
+            return f"the answer is without a text of its own for {named}"
+        return {
+            "refusal": "the model declines to answer",
+            "loop": "the answer repeats itself",
+            "cut": "the answer was cut off before its end",
+            "copy": "the answer only repeats the prompt or its worked example",
+            "language": f"the answer is not in the language {self._language}",
+            "unknown": "the model knows nothing of the subject",
+        }[problem]
 
     # --- asking again --------------------------------------------------------------------------
 
@@ -416,36 +445,3 @@ def _blank(reply: Reply, *, reasoned: bool, cut: bool) -> tuple[Problem, str]:
     if reasoned:
         return "reasoning", f"the model wrote only its reasoning{more}"
     return "blank", f"the answer is empty{more}"
-
-
-def _main_problem(text: str, found: _Found, *, cut: bool) -> Problem:
-    """The problem that is told of an answer of which too little is left."""
-    counts = Counter(flaw for flaw in found.flaws.values() if flaw != "unknown")
-    if not found.texts and is_refusal(text):
-        return "refusal"
-    if not found.texts and not counts:
-        return "unknown"
-    if found.form and not found.texts:
-        # Prose that goes round in circles has no factors either.
-        whole: Problem = "loop" if is_loop(text) else "cut" if cut else "missing"
-        return "copy" if not counts or found.form.endswith("prompt") else whole
-    # Factors that are missing, or cut off, are often so because an earlier one never ended.
-    causes = [pair for pair in counts.most_common() if pair[0] not in {"missing", "cut"}]
-    return (causes or counts.most_common() or [("missing", 0)])[0][0]
-
-
-def _sentence(problem: Problem, found: _Found, form: Form) -> str:
-    """What is wrong, in words that also a repair may use."""
-    named = quoted([factor for factor, flaw in found.flaws.items() if flaw == problem])
-    if problem == "missing":
-        word = "keys" if form == "json" else "factors"
-        return found.form or f"the answer is without the {word} {named}"
-    if problem == "blank":
-        return f"the answer is without a text of its own for {named}"
-    return {
-        "refusal": "the model declines to answer",
-        "loop": "the answer repeats itself",
-        "cut": "the answer was cut off before its end",
-        "copy": "the answer only repeats the prompt or its worked example",
-        "unknown": "the model knows nothing of the subject",
-    }[problem]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -56,8 +57,33 @@ LANGUAGES: Final = tuple(sorted({*_SCRIPTS, *_FUNCTION_WORDS}))
 
 _WORD = re.compile(r"[^\W\d_]+")
 _LEAST_LETTERS = 8
-_LEAST_WORDS = 4
+_LEAST_WORDS, _LEAST_DIFFERENT = 4, 3
 """Function words of another language below this number may come from names and titles."""
+# Titles, whatever their language.
+_QUOTED = re.compile(
+    r"\"[^\"\n]*\"|[\u201c\u201e\u201d][^\u201c\u201d\n]*[\u201c\u201d]|\u00ab[^\u00bb\n]*\u00bb"
+    r"|\u300a[^\u300b\n]*\u300b|\u300c[^\u300d\n]*\u300d|\u300e[^\u300f\n]*\u300f"
+)
+_BETWEEN_NAMES = re.compile(r"\s*[,;|/\n]\s*|\s+(?:and|&)\s+")
+_MOST_NAME_WORDS = 8
+
+
+def foreign_factors(texts: Mapping[str, str], language: str) -> list[str]:
+    """Factors whose text is in another language; all of them where most of an answer is.
+
+    Lists of names and titles are in no language.
+
+    Args:
+        texts: Factor to text.
+        language: One of `LANGUAGES`.
+    """
+    foreign = [factor for factor, text in texts.items() if is_other_language(text, language)]
+    names = {factor for factor, text in texts.items() if _are_names(text)}
+    # Each of them may be too short to be told alone.
+    rest = "\n".join(text for key, text in texts.items() if key not in {*foreign, *names})
+    if 2 * len(foreign) > len(texts) or is_other_language(rest, language):
+        return list(texts)
+    return [factor for factor in foreign if factor not in names]
 
 
 def is_other_language(text: str, language: str) -> bool:
@@ -67,6 +93,7 @@ def is_other_language(text: str, language: str) -> bool:
         text: An answer; too short a text is never another language's.
         language: One of `LANGUAGES`.
     """
+    text = _QUOTED.sub(" ", text)
     letters = [char for char in text if char.isalpha()]
     if len(letters) < _LEAST_LETTERS:
         return False
@@ -74,18 +101,30 @@ def is_other_language(text: str, language: str) -> bool:
     expected = _SCRIPTS.get(language, (_LATIN,))
     if 2 * sum(scripts[script] for script in expected) < len(letters):
         return True
-    return language in _FUNCTION_WORDS and _other_words(text, language)
+    return language in _FUNCTION_WORDS and not _are_names(text) and _other_words(text, language)
+
+
+def _are_names(text: str) -> bool:
+    """Whether a text lists names: several short phrases, each with a capital at its start."""
+    names = [name for name in _BETWEEN_NAMES.split(text.strip(" .")) if name]
+    return len(names) > 1 and all(
+        (name[0].isupper() or name[0].isdigit()) and len(name.split()) <= _MOST_NAME_WORDS
+        for name in names
+    )
 
 
 def _other_words(text: str, language: str) -> bool:
     words = Counter(word.lower() for word in _WORD.findall(text))
     own = sum(words[word] for word in _FUNCTION_WORDS[language])
-    other = max(
-        sum(words[word] for word in known - _FUNCTION_WORDS[language])
+    others = [
+        [words[word] for word in known - _FUNCTION_WORDS[language] if words[word]]
         for code, known in _FUNCTION_WORDS.items()
         if code != language
+    ]
+    return any(
+        len(found) >= _LEAST_DIFFERENT and sum(found) >= _LEAST_WORDS and sum(found) > 2 * own
+        for found in others
     )
-    return other >= _LEAST_WORDS and other > 2 * own
 
 
 @lru_cache(maxsize=4096)

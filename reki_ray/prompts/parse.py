@@ -85,26 +85,34 @@ def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
     """Text of every factor that an answer names.
 
     Reads lines `factor: text`, whatever their list marks and emphasis, rows of a table, and
-    headings with the text on the lines below.
+    headings with the text on the lines below. The first text of a factor counts, but that of a
+    draft: where all factors come again together, the last ones count.
 
     Args:
         text: Answer.
         factors: Factor keys; case does not matter.
     """
     keys = _Keys(factors)
-    found: dict[str, str] = {}
+    rounds: list[dict[str, str]] = [{}]
     below = ""  # factor of a heading that has no text of its own
     for line in text.splitlines():
         key, value = _entry(line)
         factor = keys.factor(key)
         if factor is not None:
-            below = "" if value or factor in found else factor
-            if value and factor not in found:
-                found[factor] = value
+            if value and factor in rounds[-1]:
+                rounds.append({})
+            below = "" if value or factor in rounds[-1] else factor
+            if value:
+                rounds[-1][factor] = value
         elif below and line.strip(_LIST_MARKS):
             more = line.strip(_LIST_MARKS + "*_`").strip()
-            found[below] = f"{found[below]}, {more}" if below in found else more
-    return found
+            said = rounds[-1].get(below)
+            rounds[-1][below] = f"{said}, {more}" if said else more
+    found: dict[str, str] = {}
+    for held in rounds:
+        found = {**held, **found}
+    last = rounds[-1]
+    return last if len(last) > 1 and last.keys() == found.keys() else found
 
 
 class _Keys:

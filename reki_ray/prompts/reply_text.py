@@ -12,49 +12,54 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-_TAGS = (
-    "think",
-    "thinking",
-    "thought",
-    "thoughts",
-    "reason",
-    "reasoning",
-    "reflection",
-    "analysis",
-    "scratchpad",
-    "inner_monologue",
-)
-_NAMES = "|".join(_TAGS)
-# DeepSeek, Qwen, Seed-OSS: <think>; Magistral: [THINK]; Kimi: \u25c1think\u25b7; Cohere:
-# <|START_THINKING|>; OpenThinker: <|begin_of_thought|>; Apertus: <|inner_prefix|>; MedGemma:
-# <unused94>. Blanks and attributes inside a tag do not matter.
-_OPENING = re.compile(
-    rf"<\s*(?:[a-z]+:)?(?:{_NAMES})\b[^<>]{{0,64}}>|\[think(?:ing)?\]"
-    r"|\u25c1\s*think\s*\u25b7|<\|(?:start|begin)_?(?:of_)?(?:think\w*|thought)\|>"
-    r"|<\|think\w*\|>|<\|inner_prefix\|>|<unused94>",
+_THINKING = r"(?:think|thought|reason|reflect|monologue|scratchpad|analysis)"
+# Any tag or special token whose name tells of thinking, with attributes or blanks, also with wide
+# bars: <think>, <seed:think>, [THINK], \u25c1think\u25b7, <|START_THINKING|>. Without such a name:
+# Apertus (<|inner_prefix|>), MedGemma (<unused94>), the end of Gemma's <|channel>thought.
+_MARK = re.compile(
+    rf"<\s*/?\s*[\w:.-]{{0,32}}?{_THINKING}[\w:.-]{{0,32}}(?:\s[^<>=]{{0,32}}=[^<>]{{0,64}})?\s*/?>"
+    rf"|<[|\uff5c][^<>|\uff5c]{{0,32}}?{_THINKING}[^<>|\uff5c]{{0,32}}[|\uff5c]>"
+    r"|\[/?think(?:ing)?\]|\u25c1\s*/?\s*think\s*\u25b7"
+    r"|<\|inner_(?:prefix|suffix)\|>|<unused9[45]>"
+    rf"|<\|channel>\s*{_THINKING}\w*|<channel\|>",
     re.IGNORECASE,
 )
-_CLOSING = re.compile(
-    rf"<\s*/\s*(?:[a-z]+:)?(?:{_NAMES})\s*>|\[/think(?:ing)?\]"
-    r"|\u25c1\s*/\s*think\s*\u25b7|<\|end_?(?:of_)?(?:think\w*|thought)\|>"
-    r"|<\|/think\w*\|>|<\|inner_suffix\|>|<unused95>",
-    re.IGNORECASE,
+_CLOSES = re.compile(
+    r"[<\[\u25c1][\s|\uff5c]*(?:/|end)|.*(?:/>|[_\u2581]end\W+|suffix\|>|95>|<channel\|>)$",
+    re.IGNORECASE | re.DOTALL,
+)
+# Whole blocks: `<details type="reasoning">`, and fences that are named after thinking.
+_BLOCK = re.compile(
+    rf"<details\b(?:[^<>]{{0,200}}|>\s*<summary>[^<]{{0,200}}){_THINKING}.*?(?:</details>|\Z)"
+    rf"|^[ \t]*(```|~~~)[ \t]*\w*{_THINKING}[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)",
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
 )
 # gpt-oss writes channels; the answer is what follows the last header of channel `final`. Where
 # special tokens are stripped, their words remain: `analysisWe need ...assistantfinalgenre: ...`.
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*(?:<\|constrain\|>\w*)?<\|message\|>")
-_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z])")
+_BARE_ANALYSIS = re.compile(r"\s*(?:analysis|commentary)(?:[a-z]|\s)", re.IGNORECASE)
 _BARE_FINAL = re.compile(r"assistant\s*final(?:message)?")
-# Granite announces both parts in words.
+_REASONS = re.compile(
+    r"\s*(?:analysis|commentary)\s*(?:we|the user|user|i|let|okay|need)\b", re.IGNORECASE
+)
+# Granite, and models without a format of their own, announce both parts in words.
 _ANNOUNCED = re.compile(r"\s*here(?:'s| is) my thought process:", re.IGNORECASE)
 _RESPONSE = re.compile(r"here(?:'s| is) my (?:final )?(?:response|answer):", re.IGNORECASE)
+_LABEL = re.compile(
+    rf"[\s*_#>]*(?:chain[- ]of[- ])?(?:{_THINKING}\w*|draft)(?: process)?[*_]*\s*:", re.IGNORECASE
+)
+_ANSWER = re.compile(
+    r"^[ \t*_#>]*(?:(?:my )?final (?:answer|response)|(answer|response|final))[*_]*[ \t]*:[*_]*",
+    re.IGNORECASE | re.MULTILINE,
+)
 
 # What ends a turn: a model that writes on invents the next one.
 _TURN_END = re.compile(
     r"<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|end_of_turn|return|user|im_start"
     r"|start_header_id|END_OF_TURN_TOKEN|END_RESPONSE)\|>"
-    r"|<end_of_turn>|<start_of_turn>|<eos>|</s>|\[/?INST\]|<\uff5c[^<>|]{1,40}\uff5c>",
-    re.IGNORECASE,
+    r"|<end_of_turn>|<start_of_turn>|<eos>|</s>|\[/?INST\]|<\uff5c[^<>|]{1,40}\uff5c>"
+    r"|^### (?:Subject|Task)[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _SPECIAL = re.compile(
     r"<\|[^<>|]{1,40}\|>|<(?:s|bos|pad|unk|mask)>|</?(?:answer|final|response|output|solution)>",
@@ -64,6 +69,9 @@ _FENCE = re.compile(r"^[ \t]*(?:```|~~~)[\w+-]*[ \t]*$", re.MULTILINE)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,8}\d?);", re.IGNORECASE)
 # Joiners shape words of Persian, of Indic scripts and emoji; all other format characters are noise.
 _JOINERS = "\u200c\u200d"
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+"""Letters of Hangul without a shape: all that Unicode knows of such."""
+_ANGLE = re.compile(r"\\u003([ce])", re.IGNORECASE)
 
 
 class ReplyText(NamedTuple):
@@ -84,18 +92,20 @@ def answer_in(reply: str) -> ReplyText:
     Args:
         reply: What the model wrote.
     """
-    reply = encodable(reply)
+    reply = _ANGLE.sub(lambda found: "<>"[found[1] in "eE"], encodable(reply))
+    if _ENTITY.search(reply):
+        reply = html.unescape(reply)
     text, in_channels = _final_channel(reply)
+    text, in_blocks = _outside_blocks(text)
     text, in_tags = _outside_tags(text)
+    text, in_words = _announced_answer(text)
     end = _TURN_END.search(text.lstrip())
     if end is not None:
         stripped = text.lstrip()
         # A reply may begin with the header of its own turn.
         text = stripped[: end.start()] if end.start() else _TURN_END.sub("\n", stripped)
     text = _FENCE.sub("", _SPECIAL.sub("", text))
-    if _ENTITY.search(text):
-        text = html.unescape(text)
-    return ReplyText(_visible(text).strip(), in_channels or in_tags)
+    return ReplyText(_visible(text).strip(), in_channels or in_blocks or in_tags or in_words)
 
 
 def encodable(text: str) -> str:
@@ -105,8 +115,8 @@ def encodable(text: str) -> str:
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text holds no letter and no digit."""
-    return not any(map(str.isalnum, text))
+    """Whether a text holds no letter and no digit that can be seen."""
+    return not any(char.isalnum() and char not in _FILLERS for char in text)
 
 
 def _final_channel(reply: str) -> tuple[str, bool]:
@@ -116,11 +126,29 @@ def _final_channel(reply: str) -> tuple[str, bool]:
         return (reply[final[-1].end() :] if final else ""), True
     if _BARE_ANALYSIS.match(reply):
         final = list(_BARE_FINAL.finditer(reply))
-        return (reply[final[-1].end() :] if final else ""), True
-    if _ANNOUNCED.match(reply):
-        response = _RESPONSE.search(reply)
-        return (reply[response.end() :] if response else ""), True
+        if final:
+            return reply[final[-1].end() :], True
+        if _REASONS.match(reply):
+            return "", True
     return reply, False
+
+
+def _outside_blocks(text: str) -> tuple[str, bool]:
+    outside, blocks = _BLOCK.subn("", text)
+    return outside, blocks > 0
+
+
+def _announced_answer(text: str) -> tuple[str, bool]:
+    """What follows the words that announce the answer, the last of them."""
+    if _ANNOUNCED.match(text):
+        response = _RESPONSE.search(text)
+        return (text[response.end() :] if response else ""), True
+    labelled = _LABEL.match(text) is not None
+    # "Answer:" alone may be a factor's name; after reasoning that is named so it is not.
+    ends = [found.end() for found in _ANSWER.finditer(text) if labelled or not found[1]]
+    if not ends or is_blank(text[ends[-1] :]):
+        return text, False
+    return text[ends[-1] :], True
 
 
 def _outside_tags(text: str) -> tuple[str, bool]:
@@ -130,10 +158,7 @@ def _outside_tags(text: str) -> tuple[str, bool]:
     often write the opening tag into the prompt. An opening tag without a closing one means that
     the reply ended inside the reasoning.
     """
-    marks = sorted(
-        [(m.start(), m.end(), True) for m in _OPENING.finditer(text)]
-        + [(m.start(), m.end(), False) for m in _CLOSING.finditer(text)]
-    )
+    marks = [(m.start(), m.end(), not _CLOSES.match(m[0])) for m in _MARK.finditer(text)]
     if not marks:
         return text, False
     kept: list[str] = []
@@ -155,5 +180,7 @@ def _visible(text: str) -> str:
     return "".join(
         char
         for char in text
-        if char in "\n\t" or char in _JOINERS or unicodedata.category(char) not in ("Cc", "Cf")
+        if char in "\n\t"
+        or char in _JOINERS
+        or (char not in _FILLERS and unicodedata.category(char) not in ("Cc", "Cf"))
     )

@@ -92,3 +92,21 @@ def test_a_folder_is_its_names_and_contents(tmp_path: Path) -> None:
     assert folder_digest(folder("b", {**base, ".cache/x": b"x", "README.md": b"x"})) == first
     assert folder_digest(folder("c", {**base, "deep/model.safetensors": b"1235"})) != first
     assert folder_digest(folder("d", {"config.json": b"{}", "model.safetensors": b"1234"})) != first
+
+
+def test_linked_folders_are_part_of_a_folder(tmp_path: Path) -> None:
+    weights, folder = tmp_path / "elsewhere", tmp_path / "model"
+    (weights / "deep").mkdir(parents=True)
+    (weights / "deep" / "w.bin").write_bytes(b"1")
+    folder.mkdir()
+    (folder / "weights").symlink_to(weights)
+    (folder / "same").symlink_to(weights)
+    (folder / "itself").symlink_to(folder)
+    (folder / "gone").symlink_to(tmp_path / "gone")
+    before = folder_digest(folder)
+    (weights / "deep" / "w.bin").write_bytes(b"2")
+    assert folder_digest(folder) != before
+    plain = tmp_path / "plain"
+    for name in ("weights", "same"):
+        shutil.copytree(weights, plain / name)
+    assert folder_digest(plain) == folder_digest(folder)

@@ -365,3 +365,26 @@ def test_the_command_reports_and_leaves_with_3_where_strict(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["imported"] == 1
     assert texts(workspace) == {("item", "m1", "*"): "film"}
+
+
+def test_imported_texts_are_judged_as_answers_are(workspace: Workspace, tmp_path: Path) -> None:
+    good = "A crime drama of the nineties about a weary detective and a careful thief."
+    texts = {
+        "m0": good,
+        "m1": "I'm sorry, but I cannot help with that.",
+        "m2": "drama action " * 20,
+        "m3": "\u3164",
+        "m4": "unknown",
+        "m5": "<think>a draft</think>" + good,
+        "m6": "<think>only a draft",
+        "m7": "[insert text here]",
+    }
+    report = import_knowledge(workspace, json_file(tmp_path / "k.json", texts))
+    assert (report.imported, report.refusal, report.loop, report.blank) == (2, 1, 1, 4)
+    assert report.examples["refusal"] == ["m1"]
+    assert report.examples["loop"] == ["m2"]
+    rows = parquet_file(
+        tmp_path / "k.parquet", id=["m0", "m1"], text=["crime", "genre"], factor=["genre", "genre"]
+    )
+    report = import_knowledge(workspace, rows)
+    assert (report.imported, report.blank) == (1, 1)

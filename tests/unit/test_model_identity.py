@@ -26,6 +26,8 @@ def test_arguments_that_decide_an_answer_are_part_of_it() -> None:
         {"hf_overrides": {"rope_scaling": None}},
         {"dtype": "float16"},
         {"an_argument_of_the_next_release": 1},
+        {"load_format": "dummy"},
+        {"load-format": "bitsandbytes"},
     ):
         assert identity(engine_kwargs=deciding) != plain, deciding
     for speed in ({"tensor_parallel_size": 2}, {"max-num-seqs": 8}, {"enforce_eager": False}):
@@ -60,3 +62,48 @@ def test_replaced_weights_are_another_model(tmp_path: Path, tiny_config: TinyCon
 @pytest.mark.parametrize("model", ["packaged:smollm2-135m-instruct", "org/a-model"])
 def test_a_pinned_name_says_all(model: str) -> None:
     assert identity(model=model) == {}
+
+
+def test_every_local_file_that_an_argument_names_is_part_of_the_model(tmp_path: Path) -> None:
+    names = (
+        "model.gguf",
+        "tokenizer/tokenizer.json",
+        "lora/adapter.bin",
+        "chat.jinja",
+        "draft/w.bin",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    engine = {
+        "model": str(tmp_path / "model.gguf"),
+        "engine_kwargs": {
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "lora_modules": [{"name": "a", "path": str(tmp_path / "lora")}],
+            "chat-template": str(tmp_path / "chat.jinja"),
+            "speculative_config": {"model": str(tmp_path / "draft")},
+            "dtype": "auto",
+            "hf_overrides": "{% for a in b %}" * 1000,
+            "quantization": "a\0b",
+        },
+    }
+    before = identity(**engine)
+    assert before["weights"]
+    assert len(before["files"]) == 4
+    for name in names:
+        (tmp_path / name).write_text("2")
+        assert identity(**engine) != before, name
+        (tmp_path / name).write_text("1")
+        assert identity(**engine) == before, name
+
+
+def test_a_replaced_file_beside_the_model_runs_the_stage_again(
+    tmp_path: Path, tiny_config: TinyConfig
+) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("1")
+    kwargs = {"chat_template": str(template)}
+    config = tiny_config(extract={"engine": {"kind": "vllm", "engine_kwargs": kwargs}})
+    before = fingerprints(config)
+    template.write_text("2")
+    assert fingerprints(config)["extract"] != before["extract"]

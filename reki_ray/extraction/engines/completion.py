@@ -7,36 +7,60 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from reki_ray.config import OpenAiEngine, SamplingConfig
 from reki_ray.prompts.frame import Frame, Message, Reply
+from reki_ray.prompts.quality import ending
 
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 32
-_LENGTH = "length"
-# What the words of an error mean that comes without a status of its own.
+# What the words of an error mean that comes without a status of its own; the first that is found
+# counts. Names are split into their words: `insufficient_quota`, `RateLimitReached`.
 _STATUS_OF_WORDS = (
-    ("insufficient_quota", 402),
+    ("context length", 400),
+    ("context window", 400),
+    ("too long", 400),
+    ("resource exhausted", 429),
+    ("rate limit", 429),
+    ("too many requests", 429),
+    ("throttl", 429),
+    ("insufficient quota", 402),
+    ("insufficient balance", 402),
+    ("payment required", 402),
+    ("arrear", 402),
     ("credit", 402),
     ("billing", 402),
     ("quota", 402),
-    ("rate limit", 429),
-    ("rate_limit", 429),
-    ("too many requests", 429),
+    ("balance", 402),
     ("overload", 529),
     ("capacity", 503),
-    ("authentication", 401),
+    ("unauth", 401),
+    ("authenticat", 401),
     ("api key", 401),
-    ("api_key", 401),
+    ("apikey", 401),
+    ("invalid token", 401),
+    ("token expired", 401),
+    ("forbidden", 403),
     ("permission", 403),
-    ("not_found", 404),
+    ("access denied", 403),
     ("not found", 404),
-    ("invalid_request", 400),
-    ("context_length", 400),
+    ("does not exist", 404),
+    ("no such model", 404),
+    ("unknown model", 404),
+    ("invalid model", 404),
+    ("invalid request", 400),
+    ("bad request", 400),
+    ("invalid argument", 400),
 )
+_WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[\W_]+")
+# Where the endpoints of different makers put an error, and its words, in the order of trust.
+_WRAPPED = ("error", "errors", "base_resp", "detail")
+_SAID = ("message", "msg", "status_msg", "error_msg", "error_message", "detail", "error", "errors")
+_CODES = ("status", "status_code", "code", "error_code", "errcode")
+_MOST_WRAPPERS = 4
 # What the template of a chat adds to each message and to a prompt; templates of known models
 # stay far below.
 _TOKENS_A_MESSAGE = 16
@@ -101,25 +125,28 @@ class NoAnswerError(ValueError):
         self.read = read
 
 
-class _Message(BaseModel):
-    content: str | list[Any] | None = None
+class _Message(BaseModel, extra="allow"):
+    content: str | dict[str, Any] | list[Any] | None = None
     refusal: str | None = None
-    reasoning_content: Any = None
-    reasoning: Any = None
     tool_calls: list[Any] | None = None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether a field holds reasoning, as `reasoning_content`, however it is named."""
+        return any(
+            value and _is_reasoning(name) for name, value in (self.model_extra or {}).items()
+        )
 
 
 class _Choice(BaseModel):
     message: _Message | None = None
     text: str | None = None
     finish_reason: str | None = None
-    error: Any = None
 
 
 class _Completion(BaseModel):
     choices: list[_Choice] | None = None
     usage: dict[str, Any] | None = None
-    error: Any = None
 
 
 class Wording:
@@ -181,11 +208,16 @@ def read_completion(content: bytes) -> Read:
         content: Body of the HTTP answer.
 
     Raises:
-        MalformedError: The body is something else: cut off, a page of a proxy, a stream.
+        MalformedError: The body is something else: cut off, a page of a proxy, a stream, an object
+            without choices.
         EndpointError: The body reports an error.
-        NoAnswerError: There is no choice.
+        NoAnswerError: Its list of choices is empty.
     """
-    completion = _parse(content)
+    tree = _tree(content)
+    error = _error_in(tree)
+    if error:
+        raise _reported(error)
+    completion = _completion(tree, content)
     usage = completion.usage or {}
     details = usage.get("prompt_tokens_details")
     tokens: dict[str, Any] = {
@@ -194,30 +226,28 @@ def read_completion(content: bytes) -> Read:
         "generated_tokens": _count(usage.get("completion_tokens")),
     }
     counted = completion.usage is not None
-    choice = completion.choices[0] if completion.choices else None
-    error = completion.error or (choice.error if choice else None)
-    if error:
-        raise _reported(error)
-    if choice is None:
+    if not completion.choices:
         nothing = Read(Reply("", None, **tokens), counted)
         raise NoAnswerError("error: the endpoint answered without any choice", nothing)
+    choice = completion.choices[0]
     message = choice.message or _Message(content=choice.text)
-    text, reasoning = _texts(message.content)
+    said = _said(message.content)
     finish_reason = (choice.finish_reason or "")[:_MAX_NAME] or None
     silence = ""
-    if not text.strip():
-        reasoning = reasoning or bool(message.reasoning_content or message.reasoning)
-        silence = _silence(message, finish_reason, reasoning=reasoning)
-    return Read(Reply(text, finish_reason, silence=silence, **tokens), counted)
+    if not said.text.strip():
+        silence = _silence(message, said, finish_reason)
+    return Read(Reply(said.text, finish_reason, silence=silence, **tokens), counted)
 
 
-def _silence(message: _Message, finish_reason: str | None, *, reasoning: bool) -> str:
+def _silence(message: _Message, said: _Said, finish_reason: str | None) -> str:
     """Why a message has no text, beginning with a `Problem`; empty where it does not tell."""
-    if message.refusal:
-        return f"refusal: the model declines: {one_line(message.refusal)}"
+    reasoning = said.reasoning or message.reasons
+    refusal = message.refusal or said.refusal
+    if refusal:
+        return f"refusal: the model declines: {one_line(refusal)}"
     if message.tool_calls or finish_reason in {"tool_calls", "function_call"}:
         return "missing: the model calls a tool instead of answering"
-    if finish_reason == _LENGTH:
+    if ending(finish_reason) == "cut":
         return (
             f"{'reasoning' if reasoning else 'blank'}: the model used all tokens before its answer "
             "began: raise extract.sampling.max_tokens, or lower its reasoning effort by "
@@ -226,40 +256,105 @@ def _silence(message: _Message, finish_reason: str | None, *, reasoning: bool) -
     return "reasoning: the model wrote only its reasoning" if reasoning else ""
 
 
-def _parse(content: bytes) -> _Completion:
+def _tree(content: bytes) -> Any:
     start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith((b"data:", b"event:", b":", b"id:")):
-        raise MalformedError(
-            "the endpoint answers as a stream though none was asked for: turn streaming off in the "
-            "proxy before it",
-            retry=False,
-        )
+    if start.startswith((b"data:", b"event:", b":", b"id:", b"retry:")):
+        raise _streamed()
     try:
         # Some proxies append the end mark of a stream to a whole answer.
         text = content.decode("utf-8-sig", errors="replace").strip()
-        tree, _ = json.JSONDecoder().raw_decode(text.removesuffix("data: [DONE]").rstrip())
-        # Python's parser takes lone surrogates, which end as question marks; Arrow takes none.
-        plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
-        return _Completion.model_validate_json(plain)
-    except ValidationError as error:
-        raise MalformedError(
-            f"the body of the answer is not a chat completion: {_quoted(content)}"
-        ) from error
+        text = text.removesuffix("data: [DONE]").rstrip()
+        tree, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"the body of the answer is not JSON: {_quoted(content)}") from error
+    if text[end:].lstrip().startswith("{") or _is_chunk(tree):
+        raise _streamed()
+    return tree
+
+
+def _streamed() -> MalformedError:
+    return MalformedError(
+        "the endpoint answers as a stream though none was asked for: turn streaming off in the "
+        "proxy before it",
+        retry=False,
+    )
+
+
+def _is_chunk(tree: Any) -> bool:
+    if not isinstance(tree, dict):
+        return False
+    choice = _first(tree.get("choices"))
+    delta = isinstance(choice, dict) and "delta" in choice and not choice.get("message")
+    return delta or str(tree.get("object")).endswith(".chunk")
+
+
+def _completion(tree: Any, content: bytes) -> _Completion:
+    try:
+        # Python's parser takes lone surrogates, which end as question marks; Arrow takes none.
+        plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
+        completion = _Completion.model_validate_json(plain)
+    except ValidationError as error:
+        raise _no_completion(content) from error
+    if completion.choices is None:
+        raise _no_completion(content)
+    return completion
+
+
+def _no_completion(content: bytes) -> MalformedError:
+    return MalformedError(f"the body of the answer is not a chat completion: {_quoted(content)}")
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _error_in(tree: Any) -> Any:
+    """The error that a body reports, in a field of its own or in the place of choices."""
+    if isinstance(tree, list):
+        tree = _first(tree)
+    if not isinstance(tree, dict):
+        return None
+    choice = _first(tree.get("choices"))
+    error = tree.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
+    if error or tree.get("choices"):
+        return error
+    return tree if _words(_unwrapped(tree)) else None
+
+
+def _unwrapped(error: Any) -> dict[str, Any]:
+    """The fields of an error, those of the innermost one that it wraps before the others."""
+    fields: dict[str, Any] = {}
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(error, list):
+            error = _first(error)
+        if not isinstance(error, dict):
+            return {**fields, "message": error} if isinstance(error, str) else fields
+        fields |= error
+        error = next(
+            (error[key] for key in _WRAPPED if isinstance(error.get(key), dict | list)), None
+        )
+    return fields
+
+
+def _words(fields: dict[str, Any]) -> str:
+    """What an error says; empty for what is none."""
+    return next(
+        (fields[key] for key in _SAID if fields.get(key) and isinstance(fields[key], str)), ""
+    )
 
 
 def _reported(error: Any) -> EndpointError:
     """The error that a body reports, with the status that it stands for."""
-    fields = error if isinstance(error, dict) else {"message": str(error)}
+    fields = _unwrapped(error)
     code = fields.get("code")
     name = str(code if isinstance(code, str) else fields.get("type") or "")
-    numbers = [fields.get("status"), fields.get("status_code"), code]
-    status = next((_status(number) for number in numbers if _status(number)), 0)
+    said = _words(fields) or str(error)
+    status = next((known for key in _CODES if (known := _status(fields.get(key)))), 0)
     if not status:
-        text = f"{name} {fields.get('type')} {fields.get('message')}".lower()
+        told = (name, fields.get("type"), fields.get("status"), said)
+        text = " ".join(_WORD_STARTS.sub(" ", str(part)) for part in told if part).lower()
         status = next((known for word, known in _STATUS_OF_WORDS if word in text), 500)
-    return EndpointError(status, name, str(fields.get("message") or error))
+    return EndpointError(status, name, said)
 
 
 def _status(value: object) -> int:
@@ -268,20 +363,31 @@ def _status(value: object) -> int:
     return number if 400 <= number < 600 else 0
 
 
-def _texts(content: str | list[Any] | None) -> tuple[str, bool]:
-    """The text of a message, and whether it held reasoning beside it."""
-    if content is None or isinstance(content, str):
-        return content or "", False
-    texts, reasoning = [], False
-    for part in content:
+class _Said(NamedTuple):
+    """The parts of a message: its text, its refusal, and whether reasoning was beside them."""
+
+    text: str
+    refusal: str
+    reasoning: bool
+
+
+def _said(content: str | dict[str, Any] | list[Any] | None) -> _Said:
+    parts = content if isinstance(content, list) else [content]
+    texts, refusals, reasoning = [], [], False
+    for part in parts:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, dict):
-            if part.get("type") in {"text", "output_text"} and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                reasoning |= part.get("type") in {"thinking", "reasoning"}
-    return "".join(texts), reasoning
+            kind = str(part.get("type") or "")
+            reasoning |= _is_reasoning(kind) or any(_is_reasoning(key) for key in part)
+            if kind in {"", "text", "output_text"} and not part.get("thought"):
+                texts.append(str(part.get("text") or part.get("content") or ""))
+            refusals.append(str(part.get("refusal") or ""))
+    return _Said("".join(texts), "".join(refusals), reasoning)
+
+
+def _is_reasoning(name: str) -> bool:
+    return any(word in name.lower() for word in ("reason", "think", "thought"))
 
 
 def _quoted(content: bytes) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 
 import openai
@@ -35,7 +36,8 @@ from reki_ray.extraction.prices import token_cost
 from reki_ray.prompts.frame import Message, Reply
 
 _AUTHORIZATION = "authorization"
-_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+_CERTIFICATE_FOLDERS = "SSL_CERT_DIR"
+_CERTIFICATES = ("SSL_CERT_FILE", _CERTIFICATE_FOLDERS)
 _CONNECT_SECONDS = 10.0
 _HOPELESS = 10
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
@@ -81,23 +83,40 @@ class _CallError(Exception):
 
 
 def require_certificates() -> None:
-    """Refuse variables of the environment that name certificates which are gone.
+    """Refuse variables of the environment that name certificates which cannot be loaded.
 
     The client reads them when it is made, and says neither which variable nor which file it was.
 
     Raises:
-        ConfigError: A variable names what does not exist or cannot be read.
+        ConfigError: A variable names what does not exist, cannot be read or holds none.
     """
     for variable in _CERTIFICATES:
         path = os.environ.get(variable)
-        if path and not os.access(path, os.R_OK):
+        wrong = _wrong_certificates(variable, path) if path else ""
+        if wrong:
             raise ConfigError(
-                f"the environment variable {variable} names {path}, which cannot be read on "
+                f"the environment variable {variable} names {path}, which {wrong} on "
                 f"{socket.gethostname()}",
                 where=variable,
                 todo=f"Correct it, or `unset {variable}` to use the certificates that came with "
                 "Python. A moved or removed environment leaves such variables behind.",
             )
+
+
+def _wrong_certificates(variable: str, path: str) -> str:
+    """Why certificates cannot be loaded; empty where they can."""
+    if variable == _CERTIFICATE_FOLDERS:
+        # OpenSSL passes over folders that are gone.
+        folders = [part for part in path.split(os.pathsep) if part]
+        readable = any(os.path.isdir(part) and os.access(part, os.R_OK) for part in folders)
+        return "" if readable else "is no folder that can be read"
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        return "holds no certificates in PEM format"
+    except OSError:
+        return "cannot be read"
+    return ""
 
 
 class Endpoint:
@@ -216,7 +235,7 @@ class Endpoint:
             read = await self._read(messages, deadline)
             cost = self._cost(read, most)
         except NoAnswerError as none:
-            self._given_up = 0
+            self._give_up(none.reason.partition(": ")[2])
             cost = self._cost(none.read, most)
             raise
         except _CallError as failed:
@@ -281,11 +300,14 @@ class Endpoint:
         seconds = wait_seconds(tried, failed.headers)
         late = asyncio.get_running_loop().time() + seconds >= deadline
         if late or not failed.retry or tried > self._config.max_retries or self._hopeless:
-            self._given_up += 1
-            self._last_reason = failed.reason
+            self._give_up(failed.reason)
             calls = "1 call" if tried == 1 else f"{tried} calls"
             raise RefusedError(f"error: given up after {calls}: {failed.reason}")
         await asyncio.sleep(seconds)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up += 1
+        self._last_reason = reason
 
     @property
     def _hopeless(self) -> bool:

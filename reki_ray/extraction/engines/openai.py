@@ -15,6 +15,7 @@ from actors.budget import SpendingGuard
 from actors.chatting import ChatActor, ChatJob
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
+from reki_ray.extraction.engines.address import Address
 from reki_ray.extraction.engines.endpoint import require_certificates
 from reki_ray.extraction.engines.pool import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Demand
@@ -110,8 +111,8 @@ class OpenAiBatchEngine:
             raise ConfigError(
                 f"the environment variable {variable} is not set",
                 where="extract.engine.api_key_variable",
-                todo=f"Run `export {variable}=...` with the key of {self._config.base_url}; an "
-                "empty name sends no key.",
+                todo=f"Run `export {variable}=...` with the key of "
+                f"{Address.of(self._config.base_url).shown}; an empty name sends no key.",
             )
         return SecretStr(key)
 
