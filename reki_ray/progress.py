@@ -34,6 +34,8 @@ _LAST_BEAT_SECONDS = 60.0
 """Longest wait for a sign of life in work, which must not follow the last one."""
 
 _LINE_SECONDS = 5.0
+_STILL_SECONDS = 30.0
+"""Between lines that say the same."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class Reporter:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._last_line = 0.0
+        self._last_done = 0
         self._complained = False
 
     def say(self, line: str) -> None:
@@ -112,7 +115,7 @@ class Reporter:
             unit: What a step is.
         """
         task = Task(self, label, total, unit)
-        self._last_line = time.monotonic()
+        self._last_line, self._last_done = time.monotonic(), 0
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._heartbeat(task))
             if self._console.is_terminal and not self._quiet:
@@ -138,8 +141,10 @@ class Reporter:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=task.done, rates=_rates(task))
-        elif not self._quiet and now - self._last_line >= _LINE_SECONDS:
-            self._last_line = now
+        elif not self._quiet and now - self._last_line >= (
+            _STILL_SECONDS if task.done == self._last_done else _LINE_SECONDS
+        ):
+            self._last_line, self._last_done = now, task.done
             of = f" of {task.total:,}" if task.total is not None else ""
             self.say(f"{task.label}: {task.done:,}{of} {task.unit}{_rates(task)}")
 

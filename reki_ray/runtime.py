@@ -47,6 +47,17 @@ def set_environment() -> None:
             os.environ.setdefault(name, value)
 
 
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Log errors only in the block: libraries tell of themselves what no user can act on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def cluster_address(config: RayConfig) -> str:
     """The cluster to join, or `local` to start one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from reki_ray.config import ExtractConfig, OpenAiEngine, ScriptedEngine
 from reki_ray.extraction.engines.protocol import Engine
 from reki_ray.prompts.frame import Frame
+from reki_ray.runtime import quiet_libraries
 
 __all__ = ["Engine", "build_engine"]
 
@@ -25,6 +26,7 @@ def build_engine(config: ExtractConfig, frame: Frame) -> Engine:
         from reki_ray.extraction.engines import openai  # noqa: PLC0415
 
         return openai.OpenAiBatchEngine(config.engine, config, frame)
-    from reki_ray.extraction.engines import vllm  # noqa: PLC0415
+    with quiet_libraries():
+        from reki_ray.extraction.engines import vllm  # noqa: PLC0415
 
     return vllm.VllmBatchEngine(config.engine, config, frame)

@@ -23,7 +23,7 @@ from reki_ray.extraction.engines.pool import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA, TASK_CPUS, Demand
 from reki_ray.extraction.prices import gpus_of
 from reki_ray.prompts.frame import Frame
-from reki_ray.runtime import capacity
+from reki_ray.runtime import capacity, quiet_libraries
 from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
 
 if TYPE_CHECKING:
@@ -146,16 +146,17 @@ class VllmBatchEngine:
 
     def answer(self, questions: Dataset) -> Dataset:
         """See `Engine.answer`."""
-        setting = self.setting(self._threads())
-        processor = build_processor(
-            self._processor_config(setting),
-            preprocess=partial(
-                _to_request, frame=self._frame, chat=setting.chat, sampling=setting.sampling
-            ),
-            postprocess=_to_row,
-            preprocess_map_kwargs={"num_cpus": TASK_CPUS},
-            postprocess_map_kwargs={"num_cpus": TASK_CPUS},
-        )
+        with quiet_libraries():
+            setting = self.setting(self._threads())
+            processor = build_processor(
+                self._processor_config(setting),
+                preprocess=partial(
+                    _to_request, frame=self._frame, chat=setting.chat, sampling=setting.sampling
+                ),
+                postprocess=_to_row,
+                preprocess_map_kwargs={"num_cpus": TASK_CPUS},
+                postprocess_map_kwargs={"num_cpus": TASK_CPUS},
+            )
         for name, stage in processor.stages.items():  # the engine's alone: the others are off
             # A copy: assigning would make the stage work out its resources a second time, wrongly.
             processor.stages[name] = stage.model_copy(

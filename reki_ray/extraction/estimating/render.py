@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.console import Group
 from rich.table import Table
@@ -27,21 +27,24 @@ def render(estimate: Estimate) -> Group:
 
 def summary(estimate: Estimate) -> list[str]:
     """One line a mode."""
-    engines = _engines(estimate)
-    return [
+    return [", ".join(_parts(mode, estimate)) for mode in estimate.modes]
+
+
+def _parts(mode: ModeEstimate, estimate: Estimate) -> Iterator[str]:
+    yield (
         f"{_name(mode, estimate)}: {mode.prompts:,} prompts for {mode.subjects:,} subjects, "
         f"{_short(mode.prompt_tokens.mean)} prompt and {_short(mode.generated_tokens.mean)} "
-        f"generated tokens, {_short(mode.gpu_hours.mean)} GPU hours, {_short(mode.cost.mean)} "
-        f"{estimate.currency}, {_bytes(mode.storage.total)}, {_wall_time(mode, estimate)} with "
-        f"{engines}"
-        for mode in estimate.modes
-    ]
-
-
-def _wall_time(mode: ModeEstimate, estimate: Estimate) -> str:
-    """Expected time; what nobody has measured is said to be a guess."""
-    guess = " if extract.speed holds here" if estimate.speed_source == "configured" else ""
-    return f"{_time(mode.wall_hours.mean)}{guess}"
+        "generated tokens"
+    )
+    if mode.gpu_hours.mean:
+        yield f"{_short(mode.gpu_hours.mean)} GPU hours"
+    if mode.cost.mean:
+        yield f"{_short(mode.cost.mean)} {estimate.currency}"
+    yield _bytes(mode.storage.total)
+    if estimate.speed_source == "configured":
+        yield "time not measured yet (`reki plan` measures it)"
+    else:
+        yield f"{_time(mode.wall_hours.mean)} with {_engines(estimate)}"
 
 
 def _engines(estimate: Estimate) -> str:
