@@ -31,6 +31,7 @@ from reki_ray.evaluation.report_tables import (
     slice_rows,
     stage_rows,
 )
+from reki_ray.extraction.answer_stats import AnswerStats, describe
 from reki_ray.formats import address, counted, interval, milliseconds, number
 from reki_ray.pipeline import STAGE_NAMES, StageResult
 from reki_ray.progress import Reporter
@@ -144,7 +145,12 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
         slices=slice_rows(arms),
         calibration=calibration_rows(arms),
         reranking=reranking_rows(content.get("reranking")),
-        extraction=[(key.replace("_", " "), number(v)) for key, v in content["extraction"].items()],
+        extraction=[
+            (key.replace("_", " "), number(value))
+            for key, value in content["extraction"].items()
+            if key != "answers"
+        ],
+        answers=describe(AnswerStats(**(content["extraction"].get("answers") or {}))),
         stages=stage_rows(content["stages"]),
         example=_example(content) if serving.get("example") else None,
         plots={

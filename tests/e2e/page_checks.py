@@ -11,7 +11,7 @@ WIDTHS: Final = (1200, 400)
 
 MISTAKES: Final = re.compile(
     r"<built-in|<function|<bound method|object at 0x|\bNone\b(?! of )|\bnan\b|\bNaN\b|\binf\b"
-    r"|\[object Object\]|\bundefined\b(?! [a-z])",
+    r"|\[object Object\]|\bundefined\b(?! [a-z])|\{'|: \{\}",
 )
 """What stands in a page where a template took a method, a null or an object for a text."""
 
