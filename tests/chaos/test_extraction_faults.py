@@ -96,6 +96,7 @@ def test_a_prompt_that_kills_each_engine_is_a_dead_letter_and_its_neighbours_are
     faulty.require_sound(workspace, result, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_an_engine_that_does_not_start_blames_no_prompt(
     run_stage: RunStage, workspace: Workspace, tmp_path: Path

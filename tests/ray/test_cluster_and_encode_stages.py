@@ -262,6 +262,7 @@ def test_factors_of_an_answer_are_kept_apart_where_that_is_asked_for(
     assert of_items.factors == ("*",)
 
 
+@pytest.mark.slow
 def test_texts_are_encoded_once_a_workspace_and_tables_say_by_what(
     config: RekiConfig, workspace: Workspace, reporter: Reporter
 ) -> None:

@@ -74,6 +74,7 @@ def seed(workspace: Workspace, config: RekiConfig, titles: list[str]) -> np.ndar
     return vectors
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_encoded(
     encode: Encode,
     made: Callable[..., RekiConfig],

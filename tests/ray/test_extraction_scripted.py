@@ -205,6 +205,7 @@ def test_a_second_run_asks_nothing(
     assert second.generated_tokens == first.generated_tokens
 
 
+@pytest.mark.slow
 def test_batching_does_not_ask_again_but_sampling_does(
     tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
 ) -> None:
@@ -225,6 +226,7 @@ class Impatient(Reporter):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_resumes_with_the_rest(
     tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
 ) -> None:
@@ -242,6 +244,7 @@ def test_a_run_cut_off_resumes_with_the_rest(
     assert keys(knowledge(filled)) == everyone()
 
 
+@pytest.mark.slow
 def test_too_many_dead_letters_fail_the_stage_and_are_asked_again(
     tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
 ) -> None:

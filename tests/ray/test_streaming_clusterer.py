@@ -59,6 +59,7 @@ def clusterer(ray_local: None, tmp_path: Path) -> Iterator[Any]:
     ray.kill(actor)
 
 
+@pytest.mark.slow
 def test_no_acknowledged_insert_is_lost_by_kills(clusterer: Any, tmp_path: Path) -> None:
     ray.get(clusterer.begin.remote(points(200, seed=1)))
     for number in range(11):

@@ -15,6 +15,7 @@ from tests.conftest import TinyConfig
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 
+@pytest.mark.slow
 def test_settings_are_compared_and_a_plot_is_kept(
     tiny_config: TinyConfig, workspace: Workspace
 ) -> None:

@@ -81,6 +81,7 @@ def test_train_then_evaluate_write_what_the_report_needs(
     assert len(predictions) == samples * len(arms)
 
 
+@pytest.mark.slow
 def test_backbones_are_compared_each_with_its_own_fair_base(
     filled: Workspace, reporter: Reporter, tiny_config: TinyConfig
 ) -> None:
@@ -168,7 +169,8 @@ def test_two_workers_take_as_many_steps_and_see_all_validation_samples(
     assert two["valid"]["auc"] == pytest.approx(auc(samples.labels, scores), abs=1e-6)
 
 
-@pytest.mark.parametrize("data", ["tensors", pytest.param("stream", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["tensors", "stream"])
 def test_failed_group_resumes_from_the_last_epoch(
     filled: Workspace,
     reporter: Reporter,

@@ -45,6 +45,7 @@ def ingested(config: RekiConfig) -> Workspace:
     return workspace
 
 
+@pytest.mark.slow
 def test_search_resumes_and_never_reads_the_test_split(
     tiny_config: TinyConfig, reporter: Reporter, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def current(workspace: Workspace) -> StoreVersion:
     return VersionStore(workspace.local_path("publish")).open()
 
 
+@pytest.mark.slow
 def test_new_events_become_a_new_version_without_touching_the_run(
     trained: Configured, workspace: Workspace, tmp_path: Path
 ) -> None:
