@@ -199,6 +199,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_full_disk_stops_the_stage_and_loses_no_answer(
     run_stage: RunStage, small_disk: Path, workspace: Workspace, tmp_path: Path

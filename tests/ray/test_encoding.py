@@ -215,9 +215,8 @@ def killing(
         hunter.join()
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_actor_loses_and_repeats_no_finished_unit(
     encode: Encode, workspace: Workspace, how: signal.Signals
 ) -> None:

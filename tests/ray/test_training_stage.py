@@ -190,6 +190,7 @@ def test_failed_group_resumes_from_the_last_epoch(
     assert [epoch["loss"] for epoch in resumed["epochs"]] == pytest.approx(losses, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_trained_once_and_the_others_go_on(
     filled: Workspace, tiny_config: TinyConfig, every_epoch: Path
 ) -> None:

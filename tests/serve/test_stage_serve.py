@@ -16,7 +16,8 @@ from tests import store_factory
 from tests.conftest import TinyConfig
 
 
-@pytest.mark.parametrize("knowledge", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow  # the test of the whole chain has the stage too
+@pytest.mark.parametrize("knowledge", [True, False])
 def test_the_stage_measures_and_stops(
     workspace: Workspace,
     reporter: Reporter,
