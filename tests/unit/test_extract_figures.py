@@ -136,7 +136,9 @@ def test_status_shows_the_figures_of_a_running_extract(workspace: Workspace) -> 
     with Reporter(workspace, quiet=True).task("extract: asking", 100, "prompts") as task:
         task.snapshot = figures.snapshot
         task.advance(10, generated_tokens=200)
-        task._reporter._beat(task, finished=False)
+        for _ in range(2):  # the first beat of the thread may have been on its way
+            task._reporter._beat(task, finished=False)
+            time.sleep(0.1)
         found = status.read(workspace)
     activity = found.activity
     assert activity is not None
