@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -19,7 +19,7 @@ from reki_ray.config.section import OPERATIONAL, Section
 from reki_ray.config.training import Arm
 from reki_ray.errors import ConfigError
 
-EventRule = Literal["own", "positive"] | Annotated[float, Field(allow_inf_nan=False)]
+EventRule = Literal["own", "positive"] | float
 """Rating of an event that has none: none at all, a positive one, or a number."""
 
 

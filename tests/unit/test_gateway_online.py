@@ -97,6 +97,20 @@ def opened(store: VersionStore) -> Iterator[Callable[[], RecentHistories]]:
         yield open_
 
 
+@pytest.fixture
+def slow_promotion(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Set when a promotion has begun, and to be set for it to go on."""
+    begun, go_on, promote = threading.Event(), threading.Event(), VersionStore.promote
+
+    def slow(self: VersionStore, *args: Any, **more: Any) -> None:
+        begun.set()
+        go_on.wait(60)
+        promote(self, *args, **more)
+
+    monkeypatch.setattr(VersionStore, "promote", slow)
+    return begun, go_on
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():
@@ -293,16 +307,9 @@ def test_a_full_disk_says_what_is_served_and_moves_nothing(
 
 
 def test_a_promotion_that_lasts_is_not_joined_by_others(
-    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+    store: VersionStore, slow_promotion: tuple[threading.Event, threading.Event]
 ) -> None:
-    begun, go_on, promote = threading.Event(), threading.Event(), VersionStore.promote
-
-    def slow(self: VersionStore, *args: Any, **more: Any) -> None:
-        begun.set()
-        go_on.wait(60)
-        promote(self, *args, **more)
-
-    monkeypatch.setattr(VersionStore, "promote", slow)
+    begun, go_on = slow_promotion
     with graph(store) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(post, client, "/v1/admin/promote", {"version": 1}, **OPERATOR)
         assert begun.wait(20)
@@ -314,16 +321,9 @@ def test_a_promotion_that_lasts_is_not_joined_by_others(
 
 
 def test_a_rollback_waits_for_no_promotion_and_is_the_last_word(
-    store: VersionStore, monkeypatch: pytest.MonkeyPatch
+    store: VersionStore, slow_promotion: tuple[threading.Event, threading.Event]
 ) -> None:
-    begun, go_on, promote = threading.Event(), threading.Event(), VersionStore.promote
-
-    def slow(self: VersionStore, *args: Any, **more: Any) -> None:
-        begun.set()
-        go_on.wait(60)
-        promote(self, *args, **more)
-
-    monkeypatch.setattr(VersionStore, "promote", slow)
+    begun, go_on = slow_promotion
     with graph(store) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(refused, client, "/v1/admin/promote", {"version": 1})
         assert begun.wait(20)
