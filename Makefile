@@ -35,10 +35,11 @@ demo: setup  ## All stages on MovieLens-100K with a real LLM on the CPU; on a te
 	@$(VENV)/bin/reki run --config $(CONFIG)
 	@if [ -t 1 ]; then exec $(VENV)/bin/reki serve --config $(CONFIG); fi
 
-lint: setup  ## Format, lint and types
+lint: setup  ## Format, lint, types and the direction of imports
 	@$(VENV)/bin/ruff format --check --quiet .
 	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/mypy --no-error-summary
+	@$(VENV)/bin/lint-imports --no-cache >/dev/null || $(VENV)/bin/lint-imports --no-cache
 
 test: lint  ## Lint, types and all tests but the slow ones
 	@$(VENV)/bin/python -m pytest
@@ -47,9 +48,11 @@ test: lint  ## Lint, types and all tests but the slow ones
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"
 
-test-avx2: setup  ## The unit tests as on an x86 processor without AVX512: one thread, two hash seeds
+FAST := not ray and not serve and not chaos and not slow
+
+test-avx2: setup  ## The tests without Ray as on an x86 processor without AVX512: one thread, two hash seeds
 	@for seed in 1 2; do env $(AVX2) OMP_NUM_THREADS=1 PYTHONHASHSEED=$$seed \
-		$(VENV)/bin/python -m pytest tests/unit || exit 1; done
+		$(VENV)/bin/python -m pytest -m "$(FAST)" || exit 1; done
 
 slow: setup  ## The tests that last longer, for which `make test` has no time
 	@$(VENV)/bin/python -m pytest -m slow

@@ -5,28 +5,38 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from pydantic import BaseModel
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reki_ray.config import RekiConfig
-from reki_ray.data.batch import BatchFiles, Inbox
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import last_line
+from reki_ray.core.workspace import Workspace
+from reki_ray.data.inbox import LIVE, BatchFiles, Inbox
 from reki_ray.errors import EngineError
-from reki_ray.online.batches import EventBatches
-from reki_ray.online.folders import ONLINE, OnlineFolders
-from reki_ray.online.refresh import Refresher, RefreshState
-from reki_ray.online.rules import EventRules
-from reki_ray.progress import Reporter
-from reki_ray.runtime import last_line
-from reki_ray.update import LIVE, update
-from reki_ray.workspace import Workspace
+from reki_ray.events.batches import EventBatches
+from reki_ray.events.event_mapping import EventRules
+from reki_ray.events.paths import ONLINE, OnlineFolders
+from reki_ray.events.refresher import Refresher, RefreshState
 
 NAME = "reki-refresher"
 
 _logger = logging.getLogger(__name__)
+
+
+class _Updated(Protocol):
+    @property
+    def version(self) -> int:
+        """Version that was published."""
+
+
+Update = Callable[[RekiConfig, BatchFiles, Reporter], _Updated]
+"""What takes a batch of events in, as `reki_ray.stages.update.update` does."""
 
 
 class RefreshStatus(BaseModel):
@@ -50,12 +60,13 @@ class RefresherActor:
 
     Args:
         config: The run.
+        update: Takes a batch in.
         folder: Working folder, which relative paths of the configuration begin at.
     """
 
-    def __init__(self, config: RekiConfig, folder: str) -> None:
+    def __init__(self, config: RekiConfig, update: Update, folder: str) -> None:
         os.chdir(folder)
-        self._refresher = build(config)
+        self._refresher = build(config, update)
         self._stop = threading.Event()
         # A daemon: it must not keep the process from ending.
         self._worker = threading.Thread(target=self._run, name=NAME, daemon=True)
@@ -82,11 +93,12 @@ class RefresherActor:
                 os._exit(1)
 
 
-def build(config: RekiConfig) -> Refresher:
+def build(config: RekiConfig, update: Update) -> Refresher:
     """The refresher of a run: batches from its event log, taken in by `reki update`.
 
     Args:
         config: The run; its workspace is local.
+        update: Takes a batch in.
 
     Raises:
         ConfigError: The workspace is remote.
@@ -110,13 +122,14 @@ def build(config: RekiConfig) -> Refresher:
     return Refresher(OnlineFolders(workspace.local_path(ONLINE)), config.refresh, batches, apply)
 
 
-def start(config: RekiConfig) -> Any:
+def start(config: RekiConfig, update: Update) -> Any:
     """Start the refresher on this node, or find the one that runs.
 
     It ends with this process; Ray is initialised.
 
     Args:
         config: The run.
+        update: Takes a batch in; pickled, so that it is a function of a module.
 
     Returns:
         Handle of the actor.
@@ -130,4 +143,4 @@ def start(config: RekiConfig) -> Any:
         max_task_retries=-1,
         scheduling_strategy=here,
     )
-    return actor.remote(config, os.getcwd())
+    return actor.remote(config, update, os.getcwd())

@@ -39,12 +39,12 @@ from benchmarks.harness import Figures, Found, Part
 from reki_ray.config import RekiConfig
 from reki_ray.config.files import read_mapping, read_tuned
 from reki_ray.config.keys import merged
+from reki_ray.core.progress import Reporter
+from reki_ray.core.workspace import Workspace
 from reki_ray.evaluation.comparison import METRICS
-from reki_ray.extraction.importing import import_knowledge
+from reki_ray.extraction.import_report import import_knowledge
 from reki_ray.models.backbones import BACKBONES
-from reki_ray.pipeline import run_stages, select
-from reki_ray.progress import Reporter
-from reki_ray.workspace import Workspace
+from reki_ray.stages.pipeline import run_stages, select
 
 NAME = "accuracy"
 _PARTS = ("backbones", "held_out")

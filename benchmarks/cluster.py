@@ -37,7 +37,7 @@ from pathlib import Path
 
 from benchmarks import harness
 from benchmarks.harness import Figures, Found, Part
-from reki_ray.progress import Reporter
+from reki_ray.core.progress import Reporter
 
 NAME = "cluster"
 _RUNS = "benchmarks.cluster_runs"

@@ -14,9 +14,9 @@ import psutil
 
 from benchmarks import harness
 from reki_ray.config import Arm
-from reki_ray.runtime import ray_session
+from reki_ray.core.ray_cluster import ray_session
+from reki_ray.core.vectors import normalise
 from reki_ray.training.dataset import Samples
-from reki_ray.vectors import normalise
 
 _DIMENSION = 64
 _GROUP_POINTS = 500
@@ -65,13 +65,12 @@ def planted(count: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 def hdbscan(count: str) -> dict[str, Any]:
     """The stage's path from vectors to the table of clusters."""
-    from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
+    from sklearn.metrics import normalized_mutual_info_score
 
-    from reki_ray.clustering.build import build_clusterer  # noqa: PLC0415
-    from reki_ray.clustering.grouping import Rules, group  # noqa: PLC0415
-    from reki_ray.clustering.stage import map_on_cluster  # noqa: PLC0415
-    from reki_ray.config import ClusterConfig, RayConfig, SideClusterConfig  # noqa: PLC0415
-    from reki_ray.schema import CLUSTER_ID  # noqa: PLC0415
+    from reki_ray.clustering.groups import Rules, build_clusterer, group
+    from reki_ray.config import ClusterConfig, RayConfig, SideClusterConfig
+    from reki_ray.schema import CLUSTER_ID
+    from reki_ray.stages.cluster import map_on_cluster
 
     points, truth = planted(int(count), max(2, int(count) // _GROUP_POINTS), seed=0)
     ids = [f"i{row:08d}" for row in range(len(points))]
@@ -94,7 +93,7 @@ def hdbscan(count: str) -> dict[str, Any]:
 
 def streakhc(count: str, seed: str) -> dict[str, Any]:
     """One long stream, on one thread."""
-    from threadpoolctl import threadpool_limits  # noqa: PLC0415
+    from threadpoolctl import threadpool_limits
 
     stream = _stream(planted(20_000, 50, int(seed))[0], int(seed))
     points, _ = planted(int(count), 50, int(seed))
@@ -115,10 +114,10 @@ def streakhc(count: str, seed: str) -> dict[str, Any]:
 
 def quality(seed: str) -> dict[str, Any]:
     """Fifty groups of 4,000 points: StreaKHC beside mini-batch k-means."""
-    from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415
-    from sklearn.metrics import normalized_mutual_info_score  # noqa: PLC0415
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.metrics import normalized_mutual_info_score
 
-    from reki_ray.clustering.assignment import nearest  # noqa: PLC0415
+    from reki_ray.clustering.assignment import nearest
 
     points, truth = planted(4000, 50, int(seed))
     stream = _stream(points[:1000], int(seed))
@@ -133,7 +132,7 @@ def quality(seed: str) -> dict[str, Any]:
 
 def assign(seed: str) -> dict[str, Any]:
     """New ids, one at a time, to the nearest of many centres."""
-    from reki_ray.clustering.assignment import nearest  # noqa: PLC0415
+    from reki_ray.clustering.assignment import nearest
 
     centres, _ = planted(10_000, 10_000, int(seed))
     points, _ = planted(2000, 50, int(seed) + 100)
@@ -147,9 +146,9 @@ def assign(seed: str) -> dict[str, Any]:
 
 def text() -> dict[str, Any]:
     """Titles and attributes of MovieLens-100K's items: stages ingest and cluster."""
-    from reki_ray.config import RekiConfig  # noqa: PLC0415
-    from reki_ray.pipeline import run_stages, select  # noqa: PLC0415
-    from reki_ray.progress import Reporter  # noqa: PLC0415
+    from reki_ray.config import RekiConfig
+    from reki_ray.core.progress import Reporter
+    from reki_ray.stages.pipeline import run_stages, select
 
     with tempfile.TemporaryDirectory(prefix="reki-bench-") as folder:
         config = RekiConfig.model_validate(
@@ -166,8 +165,8 @@ def text() -> dict[str, Any]:
 
 def movielens(folder: str, ml1m: str) -> dict[str, Any]:
     """Two runs up to the test split: each id asked about alone, and by its cluster."""
-    from reki_ray.config import EvaluateConfig  # noqa: PLC0415
-    from reki_ray.evaluation.comparison import ALL, Comparison  # noqa: PLC0415
+    from reki_ray.config import EvaluateConfig
+    from reki_ray.evaluation.comparison import ALL, Comparison
 
     source = {"kind": "movielens_1m", "path": ml1m} if ml1m else {"kind": "movielens_100k"}
     individual = _ask(f"{folder}/individual", source, "individual", ["reki_i"])
@@ -204,14 +203,14 @@ class _Asked(NamedTuple):
 
 
 def _ask(folder: str, source: dict[str, str], mode: str, arms: list[Arm]) -> _Asked:
-    import pyarrow.compute as pc  # noqa: PLC0415
+    import pyarrow.compute as pc
 
-    from reki_ray import schema  # noqa: PLC0415
-    from reki_ray.config import RekiConfig  # noqa: PLC0415
-    from reki_ray.extraction.plan import PLAN  # noqa: PLC0415
-    from reki_ray.pipeline import run_stages, select  # noqa: PLC0415
-    from reki_ray.progress import Reporter  # noqa: PLC0415
-    from reki_ray.workspace import Workspace  # noqa: PLC0415
+    from reki_ray import schema
+    from reki_ray.config import RekiConfig
+    from reki_ray.core.progress import Reporter
+    from reki_ray.core.workspace import Workspace
+    from reki_ray.extraction.plan_table import PLAN
+    from reki_ray.stages.pipeline import run_stages, select
 
     config = RekiConfig.model_validate(
         {
@@ -244,8 +243,8 @@ def _ask(folder: str, source: dict[str, str], mode: str, arms: list[Arm]) -> _As
 
 
 def _stream(sample: np.ndarray, seed: int) -> Any:
-    from reki_ray.clustering.streakhc.kernel import IsolationKernel  # noqa: PLC0415
-    from reki_ray.clustering.streakhc.stream import StreaKHC  # noqa: PLC0415
+    from reki_ray.clustering.streakhc.kernel import IsolationKernel
+    from reki_ray.clustering.streakhc.stream import StreaKHC
 
     return StreaKHC(IsolationKernel.drawn(sample, 200, 256, seed), max_leaves=1024)
 

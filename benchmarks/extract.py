@@ -41,11 +41,11 @@ import pyarrow.compute as pc
 from benchmarks import harness, synthetic
 from benchmarks.harness import Figures, Found, Part
 from reki_ray.config import RekiConfig
-from reki_ray.extraction.ledger import LEDGER
-from reki_ray.extraction.plan import PLAN
-from reki_ray.progress import Reporter
+from reki_ray.core.progress import Reporter
+from reki_ray.core.workspace import Workspace
+from reki_ray.extraction.answer_cache import LEDGER
+from reki_ray.extraction.plan_table import PLAN
 from reki_ray.schema import CACHED_TOKENS, PROMPT_HASH, PROMPT_TOKENS, SUBJECT_KIND
-from reki_ray.workspace import Workspace
 
 NAME = "extract"
 _RUNS = "benchmarks.extract_runs"

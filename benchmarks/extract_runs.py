@@ -12,14 +12,14 @@ from typing import Any
 from benchmarks import harness
 from benchmarks.extract import config, questions
 from reki_ray.config import RekiConfig
-from reki_ray.progress import Reporter
-from reki_ray.runtime import set_environment
-from reki_ray.workspace import Workspace
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import set_environment
+from reki_ray.core.workspace import Workspace
 
 
 def stage(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
     """The stage as `reki extract` runs it."""
-    from reki_ray.extraction import stage as extract  # noqa: PLC0415  # after set_environment
+    from reki_ray.stages import extract  # after set_environment
 
     started = time.monotonic()
     result = extract.run(loaded, workspace, Reporter(workspace, quiet=True))
@@ -37,8 +37,8 @@ def stage(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
 
 def direct(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
     """The same model, settings, threads and prompts, with nothing around vLLM."""
-    from reki_ray.extraction.engines import build_engine  # noqa: PLC0415
-    from reki_ray.extraction.planning import prompting  # noqa: PLC0415
+    from reki_ray.extraction.engines import build_engine
+    from reki_ray.extraction.planner import prompting
 
     frame = prompting(loaded, workspace).renderer.frame
     engine: Any = build_engine(loaded.extract, frame)
@@ -47,7 +47,7 @@ def direct(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
         os.environ.update(setting.environment, REKI_BENCH_DIRECT="1")
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.extract_runs", *sys.argv[1:]])
-    from vllm import LLM, SamplingParams  # noqa: PLC0415
+    from vllm import LLM, SamplingParams
 
     model = LLM(model=setting.source, **setting.engine_kwargs)
     rows = questions(workspace).to_pylist()

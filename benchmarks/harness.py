@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reki_ray.progress import Reporter
-from reki_ray.runtime import set_environment
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import set_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out"

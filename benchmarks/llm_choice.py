@@ -27,17 +27,17 @@ import pyarrow as pa
 
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.config.files import parse_yaml
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import ray_session
+from reki_ray.core.workspace import Workspace
 from reki_ray.extraction.engines import build_engine
-from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA
 from reki_ray.extraction.engines.vllm import cpu_dtype
-from reki_ray.extraction.planning import prompting
+from reki_ray.extraction.planner import prompting
 from reki_ray.extraction.shards import cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
-from reki_ray.progress import Reporter
-from reki_ray.prompts.parse import by_factor
 from reki_ray.prompts.quality import problem_of
-from reki_ray.prompts.render import Prompt
-from reki_ray.runtime import ray_session
+from reki_ray.prompts.renderer import Prompt
+from reki_ray.prompts.reply_parser import by_factor
 from reki_ray.schema import (
     BODY,
     CACHED_TOKENS,
@@ -45,12 +45,12 @@ from reki_ray.schema import (
     GENERATED_TOKENS,
     PROMPT_HASH,
     PROMPT_TOKENS,
+    QUESTION_SCHEMA,
     REASON,
     RETRY_REASON,
     SUBJECT_KIND,
     TEXTS,
 )
-from reki_ray.workspace import Workspace
 
 OUT = Path("benchmarks/out/llm_choice.json")
 SHOWN = ("loop", "cut", "copy", "missing")
@@ -139,7 +139,7 @@ def _bits(texts: Sequence[str]) -> float:
 
 def ask(config: RekiConfig) -> dict[str, Any]:
     """Ask all prompts as a configuration does, and measure the answers."""
-    import ray.data  # noqa: PLC0415  # after the environment that it reads
+    import ray.data  # after the environment that it reads
 
     workspace = Workspace(config.root)
     frame = prompting(config, workspace).renderer.frame

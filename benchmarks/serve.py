@@ -35,7 +35,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks.harness import Figures, Found, Part
-from reki_ray.progress import Reporter
+from reki_ray.core.progress import Reporter
 
 NAME = "serve"
 _RUNS = "benchmarks.serve_runs"

@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks import synthetic
 from reki_ray import schema
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.progress import Reporter
-from reki_ray.vectors import normalise, vectors_table
-from reki_ray.workspace import Workspace
+from reki_ray.core.progress import Reporter
+from reki_ray.core.vectors import normalise, vectors_table
+from reki_ray.core.workspace import Workspace
 
 USERS, ITEMS, EVENTS, SAMPLES, DIMENSION = 2_000, 5_000, 30, 20_000, 384
 VECTORS_FILE: Final = "users.arrow"
@@ -41,7 +41,7 @@ def config(folder: Path) -> RekiConfig:
 
 def fill(folder: str) -> dict[str, Any]:
     """Publish the same users and items with knowledge and without, below `folder`."""
-    from reki_ray.training.arms import read_representations  # noqa: PLC0415  # torch
+    from reki_ray.training.arms import read_representations  # torch
 
     published = {}
     for name, arm in _ARMS.items():
@@ -62,7 +62,7 @@ def fill(folder: str) -> dict[str, Any]:
 
 def fill_vectors(folder: str, count: str) -> dict[str, Any]:
     """Write many vectors as a version's file."""
-    from reki_ray.store.vectors import write_vectors  # noqa: PLC0415
+    from reki_ray.store.vectors import write_vectors
 
     rows = int(count)
     random = np.random.default_rng(0)
@@ -86,14 +86,14 @@ def base_root(folder: str | Path) -> Path:
 
 
 def _publish(root: Path, workspace: Workspace, arm: Arm, read: Any) -> dict[str, Any]:
-    import torch  # noqa: PLC0415  # seconds
+    import torch  # seconds
 
-    from reki_ray.models import bundle as bundles  # noqa: PLC0415
-    from reki_ray.store.choosing import TrainedRun  # noqa: PLC0415
-    from reki_ray.store.stage import publish_version  # noqa: PLC0415
-    from reki_ray.training.dataset import read_dataset  # noqa: PLC0415
-    from reki_ray.training.runs import Run  # noqa: PLC0415
-    from reki_ray.training.worker import TrainingData, new_bundle  # noqa: PLC0415
+    from reki_ray.models import artifact as bundles
+    from reki_ray.stages.publish import publish_version
+    from reki_ray.training.dataset import read_dataset
+    from reki_ray.training.runs import Run
+    from reki_ray.training.selection import TrainedRun
+    from reki_ray.training.worker import TrainingData, new_bundle
 
     torch.manual_seed(0)
     settings = config(root)

@@ -32,7 +32,7 @@ class Answer(BaseModel):
 
 def build_floor() -> Any:
     """A gateway that asks two empty deployments, one after the other, as the graph does."""
-    from ray import serve  # noqa: PLC0415  # the monolith does without Ray
+    from ray import serve  # the monolith does without Ray
 
     app = FastAPI()
 
@@ -61,10 +61,10 @@ def build_floor() -> Any:
 
 def build_monolith(publish_root: str) -> FastAPI:
     """Store and model in one FastAPI application, written as one would without this project."""
-    import torch  # noqa: PLC0415  # the floor does without a model
+    import torch  # the floor does without a model
 
-    from reki_ray.models.scoring import HistoryEvent, UserInput  # noqa: PLC0415
-    from reki_ray.store.versions import VersionStore  # noqa: PLC0415
+    from reki_ray.models.candidate_scorer import HistoryEvent, UserInput
+    from reki_ray.store.versions import VersionStore
 
     torch.set_num_threads(1)
     version = VersionStore(publish_root).open()
@@ -92,7 +92,7 @@ def build_monolith(publish_root: str) -> FastAPI:
 
 def main() -> None:
     """Serve the monolith: publication folder, port."""
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
     root, port = sys.argv[1:]
     uvicorn.run(build_monolith(root), host="127.0.0.1", port=int(port), access_log=False)

@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 
 from benchmarks import harness, serve_data, serve_floor
-from reki_ray.serving.ingress import set_ingress
-from reki_ray.serving.instance import claim_port
+from deployments.ingress import set_ingress
+from deployments.launcher import claim_port
 
 CANDIDATES: Final = 100
 WARM_UP: Final = 50
@@ -110,7 +110,7 @@ def soak(folder: str, minutes: str) -> dict[str, Any]:
 
 def lookup(folder: str) -> dict[str, Any]:
     """Time of looking 101 ids up, and what that adds to the memory of this process."""
-    from reki_ray.store.vectors import VectorTable  # noqa: PLC0415  # before the first reading
+    from reki_ray.store.vectors import VectorTable  # before the first reading
 
     before = _anonymous_bytes()
     path = Path(folder) / serve_data.VECTORS_FILE
@@ -139,10 +139,10 @@ def lookup(folder: str) -> dict[str, Any]:
 def _served(folder: str, names: tuple[str, ...]) -> Iterator[dict[str, tuple[int, str]]]:
     """Some graphs on one Ray Serve; yields port and path of each."""
     set_ingress("auto")
-    import ray  # noqa: PLC0415  # after the environment is set
-    from ray import serve  # noqa: PLC0415
+    import ray  # after the environment is set
+    from ray import serve
 
-    from deployments.graph import build_app, build_fused_app  # noqa: PLC0415
+    from deployments.graph import build_app, build_fused_app
 
     # One client asks more than a limit for many would allow.
     edge = {"allow_anonymous": True, "rate_per_second": None}
@@ -215,10 +215,10 @@ def _sequential(port: int, path: str, asked: list[bytes]) -> list[float]:
 
 def _model_calls(folder: str) -> Callable[[list[bytes]], list[float]]:
     """Measures the model alone, in this process: milliseconds of each request."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from reki_ray.serving.stage import user_input  # noqa: PLC0415
-    from reki_ray.store.versions import VersionStore  # noqa: PLC0415
+    from deployments.load_check import user_input
+    from reki_ray.store.versions import VersionStore
 
     torch.set_num_threads(1)
     version = VersionStore(serve_data.knowledge_root(folder)).open()
@@ -239,7 +239,7 @@ def _model_calls(folder: str) -> Callable[[list[bytes]], list[float]]:
 
 async def _closed(port: int, path: str, seconds: float) -> tuple[float, Counter[str]]:
     """Requests a second of as many clients as connections, each waiting for its answer."""
-    import aiohttp  # noqa: PLC0415
+    import aiohttp
 
     asked = bodies(500, seed=1)
     answers: Counter[str] = Counter()
@@ -260,7 +260,7 @@ async def _open(
     port: int, path: str, rate: float, seconds: float
 ) -> tuple[list[float], Counter[str]]:
     """Milliseconds from when each request was due, of requests that arrive at random; answers."""
-    import aiohttp  # noqa: PLC0415
+    import aiohttp
 
     asked = bodies(500, seed=2)
     arrivals = np.random.default_rng(0).exponential(1 / rate, int(rate * seconds)).cumsum()
@@ -289,7 +289,7 @@ async def _open(
 
 async def _ask(session: Any, port: int, path: str, body: bytes) -> str:
     """Status of an answer, with the code of an error; the exception where there is no answer."""
-    import aiohttp  # noqa: PLC0415
+    import aiohttp
 
     url = f"http://127.0.0.1:{port}{path}"
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from reki_ray import schema
-from reki_ray.workspace import Workspace
+from reki_ray.core.workspace import Workspace
 
 _ADJECTIVES = ("Silver", "Hidden", "Broken", "Golden", "Silent", "Winter", "Desert", "Crystal")
 _NOUNS = ("River", "Tower", "Garden", "Mirror", "Harbor", "Forest", "Bridge", "Letter")

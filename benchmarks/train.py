@@ -41,7 +41,7 @@ from typing import Any, Final
 
 from benchmarks import harness
 from benchmarks.harness import Figures, Found, Part
-from reki_ray.progress import Reporter
+from reki_ray.core.progress import Reporter
 
 NAME = "train"
 _RUNS = "benchmarks.train_runs"

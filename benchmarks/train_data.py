@@ -12,10 +12,10 @@ import pyarrow as pa
 from benchmarks import synthetic
 from reki_ray import schema
 from reki_ray.config import RekiConfig
-from reki_ray.histories import before_cut
-from reki_ray.progress import Reporter
-from reki_ray.vectors import normalise, vectors_table
-from reki_ray.workspace import Workspace
+from reki_ray.core.progress import Reporter
+from reki_ray.core.vectors import normalise, vectors_table
+from reki_ray.core.workspace import Workspace
+from reki_ray.data.leak_guard import before_cut
 
 DIMENSION = 768
 SHARD_ROWS = 2_000_000
@@ -48,7 +48,7 @@ def fill_movielens(folder: str, ml1m: str) -> dict[str, Any]:
     An item's is a fixed random projection of the words of its title and of its attributes, a
     user's the mean over the items that prompts may see: knowledge of some use, at no cost.
     """
-    from reki_ray.data import stage as ingest  # noqa: PLC0415  # after set_environment
+    from reki_ray.stages import ingest  # after set_environment
 
     workspace = Workspace(folder)
     loaded = config(folder, {}, ml1m)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reki_ray.evaluation.metrics import auc
+from reki_ray.metrics.classification import auc
 from reki_ray.training.arms import Representations
 from reki_ray.training.batches import EncodedDataset
 from reki_ray.training.dataset import Samples

@@ -12,8 +12,8 @@ import psutil
 
 from benchmarks import harness, train_data
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.progress import Reporter
-from reki_ray.workspace import Workspace
+from reki_ray.core.progress import Reporter
+from reki_ray.core.workspace import Workspace
 
 _STREAM: Final[dict[str, Any]] = {
     "arms": ["fair_base"],
@@ -30,10 +30,10 @@ _MEMORY: Final = "worker-memory.json"
 
 def reference(folder: str, seed: str, epochs: str) -> dict[str, Any]:
     """The plain loop."""
-    from benchmarks import train_reference  # noqa: PLC0415  # after set_environment
-    from reki_ray.training.arms import read_representations  # noqa: PLC0415
-    from reki_ray.training.dataset import read_dataset  # noqa: PLC0415
-    from reki_ray.training.worker import TrainingData  # noqa: PLC0415
+    from benchmarks import train_reference  # after set_environment
+    from reki_ray.training.arms import read_representations
+    from reki_ray.training.dataset import read_dataset
+    from reki_ray.training.worker import TrainingData
 
     workspace = Workspace(folder)
     dataset = read_dataset(workspace)
@@ -88,9 +88,9 @@ def stream(folder: str) -> dict[str, Any]:
 
 
 def _train(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
-    from reki_ray.training import stage as training  # noqa: PLC0415
-    from reki_ray.training.runs import METRICS, planned  # noqa: PLC0415
-    from reki_ray.training.sample_files import SampleFiles  # noqa: PLC0415
+    from reki_ray.stages import train as training
+    from reki_ray.training.runs import METRICS, planned
+    from reki_ray.training.sample_files import SampleFiles
 
     rows = len(SampleFiles.find(workspace))
     target = str(workspace.local_path(_MEMORY))
@@ -110,9 +110,9 @@ def _watched(target: str, rows: int) -> Callable[[dict[str, Any]], None]:
     """The worker's train loop, which notes its own memory at every tenth of the samples."""
 
     def train_runs(settings: dict[str, Any]) -> None:
-        from reki_ray.training import worker  # noqa: PLC0415
-        from reki_ray.training.batches import BatchBuilder, Prepared  # noqa: PLC0415
-        from reki_ray.training.dataset import Samples  # noqa: PLC0415
+        from reki_ray.training import worker
+        from reki_ray.training.batches import BatchBuilder, Prepared
+        from reki_ray.training.dataset import Samples
 
         prepare, seen = BatchBuilder.prepare, [0]
         resident: list[float] = []

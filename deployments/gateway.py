@@ -14,14 +14,20 @@ from ray import serve
 from ray.serve.context import _get_global_client  # no public way tells where Serve listens
 from ray.serve.handle import DeploymentHandle
 
-from deployments.admin import Admin
-from deployments.api import Api, Append, GatewaySettings
-from deployments.backend import Backend, HandleBackend
 from deployments.bulkhead import Bulkhead
-from deployments.calls import Hooks
-from deployments.edge import install_edge
-from deployments.metrics import GatewayMetrics
-from deployments.route import JsonRoute
+from deployments.flows.deadline import Hooks
+from deployments.flows.graph_client import Backend, HandleBackend, LocalBackend
+from deployments.flows.version_router import Experiment, Exposed, Served, no_experiment
+from deployments.http.admin import Admin
+from deployments.http.api import Api, Append, GatewaySettings
+from deployments.http.json_route import JsonRoute
+from deployments.middleware.install import install_edge
+from deployments.middleware.metrics import GatewayMetrics
+from deployments.parts.lookup import Lookup, OpenRecent
+from deployments.parts.reranker import Reranker
+from deployments.parts.retriever import Retriever
+from deployments.parts.scorer import Scorer
+from deployments.parts.version_cache import StoreAccess
 from deployments.schemas import (
     ErrorResponse,
     EventsResponse,
@@ -30,15 +36,15 @@ from deployments.schemas import (
     ScoreResponse,
     with_limits,
 )
-from deployments.served import Experiment, Exposed, Served, no_experiment
-from deployments.versions import StoreAccess
 from reki_ray import __version__
 
 BEARER: Final = [Security(HTTPBearer(auto_error=False, description="See docs/security.md."))]
+
 """Tells of the token at /openapi.json; `AccessGuard` asks for it."""
 
 
 CLOSE_SECONDS: Final = 3.0
+
 """Time that the exposures of the last requests have for their way to the disk: within the grace
 of a replica that is shut down (`graceful_shutdown_timeout_s`)."""
 
@@ -79,6 +85,7 @@ class Extensions:
 
 
 Extend = Callable[[StoreAccess, str], Extensions]
+
 """Makes a replica's extensions from where versions are and the replica's name."""
 
 
@@ -271,4 +278,36 @@ class Gateway(HttpReplica):
         extend: Extend = no_extensions,
     ) -> None:
         backend = HandleBackend(lookup, scorer, retriever, reranker)
+        super().__init__(backend, access, settings, extend)
+
+
+@serve.ingress()
+class FusedGateway(HttpReplica):
+    """Serves the HTTP interface over parts of its own.
+
+    Args:
+        access: Where versions are.
+        settings: Limits.
+        max_batch_size: Most requests a forward.
+        recent: Opens recent interactions; None leaves them out.
+        extend: Makes what the graph has beyond versions; called once, in the replica.
+
+    Raises:
+        StoreError: Neither CURRENT nor an older version opens.
+    """
+
+    def __init__(
+        self,
+        access: StoreAccess,
+        settings: GatewaySettings,
+        max_batch_size: int,
+        recent: OpenRecent | None = None,
+        extend: Extend = no_extensions,
+    ) -> None:
+        backend = LocalBackend(
+            Lookup(access, recent),
+            Scorer(access, max_batch_size),
+            Retriever(access),
+            Reranker(access),
+        )
         super().__init__(backend, access, settings, extend)

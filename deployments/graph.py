@@ -17,17 +17,16 @@ from pydantic import Field
 from ray import serve
 from ray.serve import Application, Deployment
 
-from deployments.api import GatewaySettings
-from deployments.fused import FusedGateway
-from deployments.gateway import Extend, Gateway, no_extensions
-from deployments.lookup import Lookup, OpenRecent
-from deployments.online import OnlineArgs, open_extensions, open_recent
-from deployments.reranker import Reranker
-from deployments.retriever import Retriever
-from deployments.scorer import Scorer
-from deployments.versions import StoreAccess
+from deployments.extensions import OnlineArgs, open_extensions, open_recent
+from deployments.gateway import Extend, FusedGateway, Gateway, no_extensions
+from deployments.http.api import GatewaySettings
+from deployments.parts.lookup import Lookup, OpenRecent
+from deployments.parts.reranker import Reranker
+from deployments.parts.retriever import Retriever
+from deployments.parts.scorer import Scorer
+from deployments.parts.version_cache import StoreAccess
 from reki_ray.config import AdapterSettings, Arm
-from reki_ray.config.graph import GraphSettings
+from reki_ray.config.serve import GraphSettings
 
 RETRY_AFTER_SECONDS: Final = 1.0
 

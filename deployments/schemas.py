@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from reki_ray.config.graph import MAX_LIST, RequestLimits
+from reki_ray.config.serve import MAX_LIST, RequestLimits
 from reki_ray.schema import MAX_ID_CHARS, Side, Source
 
 DEFAULT_K: Final = 10

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import settings
 
 from reki_ray.config import RekiConfig
-from reki_ray.progress import Reporter
-from reki_ray.runtime import set_environment
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import set_environment
+from reki_ray.core.workspace import Workspace
 from reki_ray.training.dataset import Dataset, read_dataset
-from reki_ray.workspace import Workspace
-from tests import trained_workspace
+from tests.support import trained_workspace
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")
 USERS, ITEMS, EVENTS_PER_USER = 40, 60, 24
@@ -82,7 +82,7 @@ def odd_places(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Small matrices gain nothing from torch's threads, and wait for them on a busy machine."""
-    import torch  # noqa: PLC0415  # seconds, which tests without a model need not wait for
+    import torch  # seconds, which tests without a model need not wait for
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -93,7 +93,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of folders whose checksums were compared."""
-    from reki_ray.store import manifest, versions  # noqa: PLC0415  # not for tests without a store
+    from reki_ray.store import manifest, versions  # not for tests without a store
 
     found: list[str] = []
 
@@ -108,7 +108,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """A private Ray with two CPUs, ended with the test session."""
-    import ray  # noqa: PLC0415  # unit tests must not pay for it
+    import ray  # unit tests must not pay for it
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=256 * 2**20)
     yield

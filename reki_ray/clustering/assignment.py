@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reki_ray.clustering.protocol import NOISE
-from reki_ray.vectors import normalise
+from reki_ray.clustering.base import NOISE
+from reki_ray.core.vectors import normalise
 
 _CHUNK_BYTES = 256 * 2**20
 """Bound of the matrix of cosines that is held at a time."""

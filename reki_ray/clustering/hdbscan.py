@@ -15,9 +15,9 @@ from typing import Literal
 import numba
 import numpy as np
 
+from reki_ray.clustering.base import NOISE
 from reki_ray.clustering.partition import MapParts, fit_parts
-from reki_ray.clustering.protocol import NOISE
-from reki_ray.clustering.reduction import Projection, is_one_point
+from reki_ray.clustering.pca import Projection, is_one_point
 from reki_ray.config import ClusterConfig, SideClusterConfig
 
 Selection = Literal["leaf", "eom"]
@@ -83,7 +83,7 @@ def fit_points(points: np.ndarray, side: SideClusterConfig, selection: Selection
     # A cluster needs min_cluster_size rows, and a density estimate min_samples neighbours.
     if len(points) < max(side.min_cluster_size, side.min_samples + 1):
         return np.full(len(points), NOISE, dtype=np.int64)
-    import fast_hdbscan  # noqa: PLC0415  # compiles itself once an installation, for half a minute
+    import fast_hdbscan  # compiles itself once an installation, for half a minute
 
     algorithm = fast_hdbscan.HDBSCAN(
         min_cluster_size=side.min_cluster_size,

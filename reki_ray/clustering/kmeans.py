@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
-from reki_ray.clustering.reduction import is_one_point
+from reki_ray.clustering.pca import is_one_point
 
 _BATCH = 4096
 _STARTS = 3

@@ -15,7 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from reki_ray.clustering.protocol import NOISE
+from reki_ray.clustering.base import NOISE
 
 MapParts = Callable[[Callable[[np.ndarray], np.ndarray], list[np.ndarray]], Iterable[np.ndarray]]
 """Applies a function to parts, in order; the stage spreads them over the cluster."""

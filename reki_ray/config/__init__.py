@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError, model_validator
 
-from reki_ray.config.clustering import (
+from reki_ray.config.base import Section
+from reki_ray.config.cluster import (
     LEAVES_A_CLUSTER,
     ClusterConfig,
     DriftConfig,
@@ -19,18 +20,9 @@ from reki_ray.config.clustering import (
     SideClusterConfig,
     StreaKhcConfig,
 )
-from reki_ray.config.data import (
-    ColumnMapping,
-    DataConfig,
-    Dialect,
-    FileSource,
-    MovieLens1MSource,
-    MovieLens100KSource,
-    SplitConfig,
-)
 from reki_ray.config.edge import EdgeConfig
-from reki_ray.config.encoding import EncodeConfig
-from reki_ray.config.extraction import (
+from reki_ray.config.encode import EncodeConfig
+from reki_ray.config.extract import (
     ExtractConfig,
     OpenAiEngine,
     PriceConfig,
@@ -41,18 +33,20 @@ from reki_ray.config.extraction import (
     VllmEngine,
 )
 from reki_ray.config.files import read_mapping, read_tuned
-from reki_ray.config.keys import describe_problems
-from reki_ray.config.network import (
-    Backbone,
-    GateConfig,
-    HeinConfig,
-    HeinScaling,
-    NetworkConfig,
+from reki_ray.config.ingest import (
+    ColumnMapping,
+    DataConfig,
+    Dialect,
+    FileSource,
+    MovieLens1MSource,
+    MovieLens100KSource,
+    SplitConfig,
 )
-from reki_ray.config.reranking import RerankConfig, Reranker, RerankNetworkConfig
+from reki_ray.config.keys import describe_problems
+from reki_ray.config.network import Backbone, GateConfig, HeinConfig, HeinScaling, NetworkConfig
+from reki_ray.config.rerank import RerankConfig, Reranker, RerankNetworkConfig
 from reki_ray.config.retrieval import RetrievalConfig
-from reki_ray.config.section import Section
-from reki_ray.config.serving import (
+from reki_ray.config.serve import (
     AdapterSettings,
     EventRule,
     PublishConfig,
@@ -60,8 +54,8 @@ from reki_ray.config.serving import (
     ServeConfig,
     StoreConfig,
 )
-from reki_ray.config.training import KNOWLEDGE_ARMS, Arm, EvaluateConfig, TrainConfig
-from reki_ray.config.tuning import Domain, TuneConfig
+from reki_ray.config.train import KNOWLEDGE_ARMS, Arm, EvaluateConfig, TrainConfig
+from reki_ray.config.tune import Domain, TuneConfig
 from reki_ray.errors import ConfigError
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from reki_ray.config.base import Section
 from reki_ray.config.secrets import HIDDEN
-from reki_ray.config.section import Section
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 

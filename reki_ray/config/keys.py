@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from reki_ray.config.section import Section
+from reki_ray.config.base import Section
 
 
 def leaves(model: type[Section], prefix: str = "") -> tuple[str, ...]:

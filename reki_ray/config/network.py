@@ -7,8 +7,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from reki_ray.config.base import Section
 from reki_ray.config.names import named_or_imported
-from reki_ray.config.section import Section
 
 HeinScaling = Literal["length", "standardise", "whiten", "principal"]
 """What representations go through before HEIN."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from reki_ray.config.section import Section
+from reki_ray.config.base import Section
 
 
 class RetrievalConfig(Section):

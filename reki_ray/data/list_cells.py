@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reki_ray.data.parsing import plain, to_text
+from reki_ray.data.conversion import plain, to_text
 
 _LISTS: Final = (
     pa.types.is_list,

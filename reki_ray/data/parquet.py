@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reki_ray.data.compression import HEAD, refuse_foreign
-from reki_ray.data.parsing import plain
+from reki_ray.data.conversion import plain
 from reki_ray.data.raw import (
     EmptyFileError,
     Kind,

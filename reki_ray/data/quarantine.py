@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from reki_ray.config import DataConfig
+from reki_ray.core.workspace import Workspace
 from reki_ray.data.raw import (
     BROKEN_QUOTES,
     WRONG_ENCODING,
@@ -22,7 +23,6 @@ from reki_ray.data.raw import (
 )
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import QUARANTINE_SCHEMA, Table
-from reki_ray.workspace import Workspace
 
 FAILED_QUARANTINE = Table("ingest-quarantine", QUARANTINE_SCHEMA)
 """Quarantine of a failed ingest: beside the folder that a failure leaves untouched."""

@@ -11,8 +11,8 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from reki_ray.core.file_digests import file_digest
 from reki_ray.errors import DataError
-from reki_ray.file_digests import file_digest
 from reki_ray.schema import LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
 
 Kind = Literal["interactions", "items", "users"]

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reki_ray.config.data import EPOCH_UNITS
-from reki_ray.data.parsing import as_mask, plain, to_number, to_text, with_point
+from reki_ray.config.ingest import EPOCH_UNITS
+from reki_ray.data.conversion import as_mask, plain, to_number, to_text, with_point
 from reki_ray.errors import DataError
 
 USUAL_SINCE: Final = 631_152_000

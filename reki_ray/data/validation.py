@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray.config import DataConfig
-from reki_ray.config.data import EPOCH_UNITS
+from reki_ray.config.ingest import EPOCH_UNITS
+from reki_ray.data.conversion import as_mask, to_id, to_number, to_text
 from reki_ray.data.dialects import number_hint
-from reki_ray.data.parsing import as_mask, to_id, to_number, to_text
 from reki_ray.data.quarantine import Checked, Verdict, settle
 from reki_ray.data.raw import WRONG_ENCODING, Draft
 from reki_ray.data.times import TICKS, USUAL_SINCE, Times, guess_units, to_times
-from reki_ray.data.wide_strings import take_rows, wide
+from reki_ray.data.wide_strings import narrow, take_rows, wide
 from reki_ray.errors import DataError
 from reki_ray.schema import (
     ATTRIBUTES,
@@ -367,3 +367,9 @@ def repeated(
     mask = np.zeros(len(accepted), dtype=bool)
     mask[rows[order[1:][same]]] = True
     return mask
+
+
+def bare_users(ids: pa.Array) -> pa.Table:
+    """Rows of users of whom nothing but their interactions is known."""
+    columns = {field.name: pa.nulls(len(ids), field.type) for field in USERS_SCHEMA}
+    return pa.table({**columns, USER_ID: narrow(ids, pa.string())}, schema=USERS_SCHEMA)

@@ -14,32 +14,74 @@ import pyarrow.compute as pc
 
 from reki_ray import schema
 from reki_ray.config import PromptsConfig
-from reki_ray.encoding.texts import item_texts, user_texts
+from reki_ray.core.tables import ENTITIES, RowGroup, read_row_group, row_groups, rows_of
+from reki_ray.core.workspace import Workspace
+from reki_ray.data.leak_guard import visible_to_prompts
+from reki_ray.prompts.renderer import item_text, user_text
 from reki_ray.schema import (
+    ATTRIBUTES,
     CLUSTER_ID,
     FACTOR,
     ID,
+    ITEM_ID,
     OF_CLUSTER,
     OF_ONE,
+    RATING,
     SUBJECT_ID,
     SUBJECT_KIND,
     TEXT,
+    TITLE,
     USER_ID,
     WHOLE_ANSWER,
     Side,
     Source,
 )
-from reki_ray.shares import (
-    ENTITIES,
-    RowGroup,
-    read_row_group,
-    row_groups,
-    rows_of,
-    visible_to_prompts,
-)
-from reki_ray.workspace import Workspace
+
+Attributes = dict[str, list[str]]
+
+
+def item_texts(items: pa.Table, limits: PromptsConfig) -> list[str]:
+    """Title, attributes and description of each item, in row order.
+
+    Args:
+        items: Rows of `ITEMS_SCHEMA`.
+        limits: Longest title and description, characters.
+    """
+    columns = (items[name].to_pylist() for name in (TITLE, ATTRIBUTES, TEXT))
+    return [
+        item_text(title, _attributes(pairs), text, limits)
+        for title, pairs, text in zip(*columns, strict=True)
+    ]
+
+
+def user_texts(
+    users: pa.Table, visible: pa.Table, items: pa.Table, limits: PromptsConfig
+) -> list[str]:
+    """Profile and rated titles of each user, in row order.
+
+    Args:
+        users: Rows of `USERS_SCHEMA`.
+        visible: Interactions before the cut, as `histories.before_cut` gives them.
+        items: Rows of `ITEMS_SCHEMA`; an interaction with an unknown item is left out.
+        limits: Longest title, characters, and longest history, interactions.
+    """
+    titles = dict(zip(items[ITEM_ID].to_pylist(), items[TITLE].to_pylist(), strict=True))
+    histories: dict[str, list[tuple[str, float | None]]] = {}
+    columns = (visible[name].to_pylist() for name in (USER_ID, ITEM_ID, RATING))
+    for user, item, rating in zip(*columns, strict=True):
+        if item in titles:
+            histories.setdefault(user, []).append((titles[item], rating))
+    rows = zip(users[USER_ID].to_pylist(), users[ATTRIBUTES].to_pylist(), strict=True)
+    return [user_text(_attributes(pairs), histories.get(user, ()), limits) for user, pairs in rows]
+
+
+def _attributes(pairs: Sequence[tuple[str, list[str]]] | None) -> Attributes | None:
+    """A map column comes out of Arrow as pairs."""
+    return None if pairs is None else dict(pairs)
+
 
 Subject = tuple[str, str]
+
 """Kind and id of what an answer is about."""
 
 
@@ -59,6 +101,7 @@ class Shard:
 
 
 Answer = Mapping[str, str]
+
 """Text by factor; `WHOLE_ANSWER` is the factor of an answer that was not divided."""
 
 

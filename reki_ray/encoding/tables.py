@@ -9,14 +9,14 @@ import numpy as np
 import ray
 
 from reki_ray import schema
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import bounded
+from reki_ray.core.vectors import factors_table, normalise, vectors_table
+from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity
-from reki_ray.encoding.ledger import VectorIndex, VectorLedger
-from reki_ray.encoding.planning import PlannedShard, ShardRows, TextPlan, read_rows
-from reki_ray.progress import Reporter
-from reki_ray.runtime import bounded
+from reki_ray.encoding.planner import PlannedShard, ShardRows, TextPlan, read_rows
+from reki_ray.encoding.vector_cache import VectorIndex, VectorLedger
 from reki_ray.schema import SIDES, Side, Source
-from reki_ray.vectors import factors_table, normalise, vectors_table
-from reki_ray.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reki_ray.config import Arm, EvaluateConfig
-from reki_ray.evaluation.bootstrap import (
-    Floats,
-    JointBootstrap,
-    Ratio,
-    drawn_over,
-    is_apart,
-)
-from reki_ray.evaluation.calibration import calibration_error, calibration_ratio, reliability
-from reki_ray.evaluation.metrics import Array, auc, gauc, logloss, placements
+from reki_ray.metrics.bootstrap import Floats, JointBootstrap, Ratio, drawn_over, is_apart
+from reki_ray.metrics.calibration import calibration_error, calibration_ratio, reliability
+from reki_ray.metrics.classification import Array, auc, gauc, logloss, placements
 from reki_ray.training.dataset import Dataset, Samples
 
 BASELINE: Final = "fair_base"

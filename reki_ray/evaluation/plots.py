@@ -16,9 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from reki_ray.evaluation.bootstrap import is_apart
+from reki_ray.core.formats import counted, interval
 from reki_ray.evaluation.comparison import BASELINE
-from reki_ray.formats import counted, interval
+from reki_ray.metrics.bootstrap import is_apart
 
 _TEXT, _INK, _REFERENCE = "#1c1c1d", "#1f4e79", "#b0413e"
 _STYLED: Final = {_TEXT: "currentColor", _INK: "var(--ink)", _REFERENCE: "var(--mark)"}

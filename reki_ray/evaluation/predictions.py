@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from reki_ray.config import Arm, Backbone, Reranker
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
-from reki_ray.models.bundle import Bundle
+from reki_ray.models.artifact import Bundle
 from reki_ray.training.arms import Representations, permute, read_representations
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.loop import predict
 from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.runs import Run, read_bundle, read_reranker
-from reki_ray.workspace import Workspace
 
 Scores = dict[tuple[Backbone | Reranker, Arm], dict[int, npt.NDArray[np.float32]]]
 """Scores (N,) of the test samples, or (N, K) of the lists, by model and arm, then seed."""

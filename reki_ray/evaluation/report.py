@@ -20,8 +20,10 @@ from rich.text import Text
 
 from reki_ray.config import RekiConfig
 from reki_ray.config.secrets import shown
+from reki_ray.core.formats import address, counted, interval, milliseconds, number
+from reki_ray.core.stage import STAGE_NAMES
+from reki_ray.core.workspace import REPORT_HTML, StageEntry, Workspace
 from reki_ray.evaluation import plots
-from reki_ray.evaluation.bootstrap import SEEDS
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.evaluation.report_tables import (
     against_baseline,
@@ -31,11 +33,8 @@ from reki_ray.evaluation.report_tables import (
     slice_rows,
     stage_rows,
 )
-from reki_ray.extraction.answer_stats import AnswerStats, describe
-from reki_ray.formats import address, counted, interval, milliseconds, number
-from reki_ray.pipeline import STAGE_NAMES, StageResult
-from reki_ray.progress import Reporter
-from reki_ray.workspace import REPORT_HTML, REPORT_JSON, StageEntry, Workspace
+from reki_ray.metrics.bootstrap import SEEDS
+from reki_ray.prompts.answer_stats import AnswerStats, describe
 
 _SHOWN_SCORES = 3
 
@@ -50,15 +49,6 @@ _EXTRACTION_KEYS = (
     "cache_hits",
     "dead",
 )
-
-
-def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
-    """Stage `report`: gather what the stages measured, and render it."""
-    content = gather(config, workspace)
-    workspace.write_json(REPORT_JSON, content)
-    workspace.write_text(REPORT_HTML, render_html(content, workspace.stages()))
-    reporter.say(f"report: {workspace.location}/{REPORT_HTML}")
-    return StageResult(rows_in=len(content["arms"]), rows_out=len(content["arms"]))
 
 
 def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from reki_ray.core.formats import counted, duration, interval, number
 from reki_ray.evaluation.comparison import BASELINE
-from reki_ray.formats import counted, duration, interval, number
 
 Rows = dict[str, Any]
 """`headings` and `rows` of a table."""

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.figures import Figures, Snapshot
+from reki_ray.extraction.run_stats import Figures, Snapshot
 
 _TOKENS = {"prompt": "prompt_tokens", "cached": "cached_tokens", "generated": "generated_tokens"}
 _PROMPTS = ("answered", "dead")

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from reki_ray.assets import PACKAGED
 from reki_ray.config import ExtractConfig, OpenAiEngine, RekiConfig, VllmEngine
+from reki_ray.core.downloads import PACKAGED
+from reki_ray.core.file_digests import file_digest, folder_digest
 from reki_ray.errors import ConfigError
-from reki_ray.extraction import imported
-from reki_ray.file_digests import file_digest, folder_digest
+from reki_ray.extraction import knowledge_import
 
 _OPERATIONAL: Final = frozenset(
     {
@@ -124,6 +124,6 @@ def identify_inputs(config: RekiConfig) -> object:
         DataError: A file of imported knowledge is damaged.
     """
     identity = request_identity(config.extract)
-    known = imported.identify(config)
+    known = knowledge_import.identify(config)
     local = {key: value for key, value in identity.items() if key in _LOCAL}
     return {**local, "imported": known} if local else known

@@ -13,24 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray import schema
-from reki_ray.schema import (
-    CLUSTER_ID,
-    ID,
-    SIDE_OF,
-    SIMILARITY,
-    USER_ID,
-    Side,
-    SubjectKind,
-)
-from reki_ray.shares import (
-    ENTITIES,
-    RowGroup,
-    read_row_group,
-    row_groups,
-    rows_of,
-    visible_to_prompts,
-)
-from reki_ray.workspace import Workspace
+from reki_ray.core.tables import ENTITIES, RowGroup, read_row_group, row_groups, rows_of
+from reki_ray.core.workspace import Workspace
+from reki_ray.data.leak_guard import visible_to_prompts
+from reki_ray.schema import CLUSTER_ID, ID, SIDE_OF, SIMILARITY, USER_ID, Side, SubjectKind
 
 Mode = Literal["collective", "individual", "blend"]
 

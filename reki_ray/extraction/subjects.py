@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from reki_ray.config import PromptsConfig
 from reki_ray.extraction.shards import ShardRows
-from reki_ray.prompts.render import LIKED, GroupUser, Prompt, Renderer, histogram
-from reki_ray.prompts.text import Attributes
+from reki_ray.prompts.renderer import LIKED, GroupUser, Prompt, Renderer, histogram
+from reki_ray.prompts.sanitize import Attributes
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TITLE, USER_ID
 
 _TELLING_LIKED = 4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from reki_ray.models.backbones import BackboneInputs, Output, build_backbone
-from reki_ray.models.embedded_model import Architecture, EmbeddedModel, History, Items, Knowledge
-from reki_ray.models.fields import PADDING, FeatureSpace
+from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items, Knowledge
+from reki_ray.models.features import PADDING, FeatureSpace
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from reki_ray.config import RerankNetworkConfig
 from reki_ray.models.backbones import Output
+from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items
 from reki_ray.models.ctr_model import Batch
-from reki_ray.models.embedded_model import Architecture, EmbeddedModel, History, Items
-from reki_ray.models.fields import PADDING, FeatureSpace
+from reki_ray.models.features import PADDING, FeatureSpace
 from reki_ray.models.rerankers import RerankerSizes, RerankInputs, build_reranker
 
 

@@ -23,7 +23,7 @@ from reki_ray.retrieval.files import (
 )
 from reki_ray.retrieval.index import ItemIndex, best_rows
 from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID
-from reki_ray.store.index import REPUBLISH, IndexedTable, column_values, single_chunk
+from reki_ray.store.hash_index import REPUBLISH, IndexedTable, column_values, single_chunk
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reki_ray.errors import StoreError
 from reki_ray.retrieval.index import build_index
 from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID, VECTOR
-from reki_ray.store.index import REPUBLISH, IndexedTable, write_indexed
+from reki_ray.store.hash_index import REPUBLISH, IndexedTable, write_indexed
 
 Vectors = npt.NDArray[np.float32]
 

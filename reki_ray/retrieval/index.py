@@ -15,7 +15,7 @@ import numpy.typing as npt
 from usearch.index import Index
 
 from reki_ray.errors import StoreError
-from reki_ray.store.index import REPUBLISH
+from reki_ray.store.hash_index import REPUBLISH
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

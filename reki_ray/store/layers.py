@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from reki_ray.store.index import IndexedTable
+from reki_ray.store.hash_index import IndexedTable
 from reki_ray.store.vectors import FALLBACK, VectorTable
 
 Batch = tuple[list[str], npt.NDArray[Any], list[str]]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side
-from reki_ray.store.index import REPUBLISH
+from reki_ray.store.hash_index import REPUBLISH
 from reki_ray.store.vectors import DType
 
 MANIFEST_FORMAT: Final = 2

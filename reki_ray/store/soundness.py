@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from reki_ray.errors import NotFiniteError
 from reki_ray.schema import VECTOR
-from reki_ray.store.contents import Profile
 from reki_ray.store.manifest import RETRIEVAL_FOLDER
-from reki_ray.store.opened import StoreVersion
+from reki_ray.store.tables import Profile
+from reki_ray.store.version import StoreVersion
 
 if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
-    from reki_ray.models.bundle import Vectors
-    from reki_ray.models.scoring import CandidateScorer, UserInput
+    from reki_ray.models.artifact import Vectors
+    from reki_ray.models.candidate_scorer import CandidateScorer, UserInput
 
 TODO: Final = (
     "Stay with an older version. Train again with a lower train.learning_rate, then publish."
@@ -77,7 +77,7 @@ def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> Non
 def _require_finite_orders(version: StoreVersion) -> None:
     if version.manifest.reranker is None:
         return
-    from reki_ray.store.reranking import VersionReranker  # noqa: PLC0415  # see above
+    from reki_ray.store.reranker import VersionReranker  # see above
 
     items = version.catalogue.first(_ITEMS)
     reranker = VersionReranker(version, version.manifest.reranker, items)
@@ -90,7 +90,7 @@ def _require_finite_orders(version: StoreVersion) -> None:
 
 
 def _users(version: StoreVersion) -> Sequence[UserInput]:
-    from reki_ray.models.scoring import HistoryEvent, UserInput  # noqa: PLC0415  # see above
+    from reki_ray.models.candidate_scorer import HistoryEvent, UserInput  # see above
 
     return [
         UserInput(
@@ -111,7 +111,7 @@ def _profiles(version: StoreVersion) -> Iterator[tuple[str, Profile, Vectors | N
 
 
 def _require_weights(path: Path, *, masks: bool) -> None:
-    from safetensors.torch import load_file  # noqa: PLC0415
+    from safetensors.torch import load_file
 
     for name, weights in load_file(path).items():
         # Minus infinity is how masks are written; towers have none, and scale their vectors.

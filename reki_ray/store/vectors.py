@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from reki_ray.errors import StoreError
 from reki_ray.schema import FACTOR, ID, SOURCE, VECTOR, WHOLE_ANSWER, Source
-from reki_ray.store.index import (
+from reki_ray.store.hash_index import (
     REPUBLISH,
     HashKeys,
     IndexedTable,

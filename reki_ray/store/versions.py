@@ -29,12 +29,15 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from reki_ray import atomic
-from reki_ray.config import AdapterSettings
+from reki_ray.config import AdapterSettings, RekiConfig
+from reki_ray.core import atomic
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import StoreError
-from reki_ray.store import history
-from reki_ray.store.adapters import export
-from reki_ray.store.history import Promotion
+from reki_ray.schema import SIDES
+from reki_ray.store import promotions
+from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
+from reki_ray.store.export import export_side
+from reki_ray.store.kv import Advance, tell_nobody
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -46,6 +49,7 @@ from reki_ray.store.manifest import (
     Description,
     Fill,
     Manifest,
+    checksum,
     folder_of,
     layers_of,
     note_verified,
@@ -54,9 +58,28 @@ from reki_ray.store.manifest import (
     write_manifest,
 )
 from reki_ray.store.manifest import verify as verify_files
-from reki_ray.store.opened import StoreVersion
+from reki_ray.store.promotions import Promotion
 from reki_ray.store.soundness import require_sound
-from reki_ray.store.upsert import Delta, check_fits, write_compacted, write_delta
+from reki_ray.store.version import StoreVersion
+
+STORE_FOLDER: Final = "publish"
+
+"""Folder of the versions, below a workspace."""
+
+
+def store_of(config: RekiConfig, workspace: Workspace) -> VersionStore:
+    """The versions of a run.
+
+    Args:
+        config: The run; its `store.vectors` says where replicas look vectors up.
+        workspace: Its workspace, on the local disk.
+
+    Raises:
+        ConfigError: The workspace is remote.
+    """
+    root = workspace.local_path(STORE_FOLDER)
+    return VersionStore(root, config.store.vectors.resolved())
+
 
 __all__ = [
     "CATALOGUE_FILE",
@@ -74,13 +97,21 @@ __all__ = [
 ]
 
 CURRENT: Final = "CURRENT"
+
 _SCRATCH: Final = ".scratch-"
+
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+
 """As folders and the pointer name it; `int` would take `+1`, `1_0` and 400 digits too."""
+
 _LOCK_MODE: Final = 0o666
+
 """Publisher and service may be two users, whatever the umask."""
+
 _POINTER_SECONDS: Final = 5.0
+
 """Longest wait for another process that moves the pointer, which takes milliseconds."""
+
 _UNCHANGED: Final = (
     "Nothing was changed: look at `reki versions`, and try again if it is still wanted."
 )
@@ -142,7 +173,7 @@ class VersionStore:
         Raises:
             StoreError: The history is damaged or cannot be read.
         """
-        return history.read(self.root)
+        return promotions.read(self.root)
 
     def folder(self, version: int) -> Path:
         """Folder of a version."""
@@ -316,11 +347,11 @@ class VersionStore:
         """
         self._require_current(expected)
         present = self.current()
-        target = history.before(self.history(), present)
+        target = promotions.before(self.history(), present)
         if target is None:
             raise StoreError(
                 "no version was promoted before the present one",
-                where=str(self.root / history.HISTORY),
+                where=str(self.root / promotions.HISTORY),
                 todo=f"Name one of {self.versions()}: `reki promote N`.",
             )
         self._promote(target, expected=present, rollback=True)
@@ -345,7 +376,7 @@ class VersionStore:
 
     def _export(self, number: int) -> None:
         try:
-            export(self.open(number, verify=False), self.vectors)
+            export_vectors(self.open(number, verify=False), self.vectors)
         except StoreError as error:
             raise StoreError(
                 f"version {number} is built, but not exported and not promoted: {error.what}",
@@ -384,8 +415,8 @@ class VersionStore:
             self._require_current(expected)
             move = Promotion(version=number, at=int(time.time()), rollback=rollback, seal=seal)
             try:
-                with atomic.writing(self.root / history.HISTORY, mode=0o644) as noted:
-                    noted.write(history.extended(self.root, self._current_or_none(), move))
+                with atomic.writing(self.root / promotions.HISTORY, mode=0o644) as noted:
+                    noted.write(promotions.extended(self.root, self._current_or_none(), move))
                     # On the disk before the pointer moves, so that a full disk refuses both.
                     noted.flush()
                     os.fsync(noted.fileno())
@@ -439,3 +470,30 @@ class VersionStore:
                 where=str(self.root / CURRENT),
                 todo=_UNCHANGED,
             )
+
+
+def export_vectors(
+    version: StoreVersion, settings: AdapterSettings, advance: Advance = tell_nobody
+) -> int:
+    """Load the vectors of an opened version into LMDB or a server; does nothing the second time.
+
+    Args:
+        version: Any opened version; layers are flattened.
+        settings: Where to; kind arrow needs no export.
+        advance: Told how many vectors were written since it was told last.
+
+    Returns:
+        Number of vectors that are there now.
+
+    Raises:
+        ConfigError: The package of this kind is not installed.
+        StoreError: The server is unreachable, or holds another store's version of this number.
+    """
+    total = 0
+    manifest = checksum(version.folder / MANIFEST)
+    for side in SIDES:
+        vectors = version.stored_vectors(side)
+        if vectors is not None:
+            export_side(settings, version.manifest.version, side, vectors, manifest, advance)
+            total += len(vectors)
+    return total

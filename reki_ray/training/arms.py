@@ -11,17 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from reki_ray.config import Arm, TrainConfig
+from reki_ray.core.vectors import read_factor_vectors
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
-from reki_ray.schema import (
-    REPRESENTATIONS,
-    SIDES,
-    TEXT_REPRESENTATIONS,
-    WHOLE_ANSWER,
-    Side,
-    Table,
-)
-from reki_ray.vectors import read_factor_vectors
-from reki_ray.workspace import Workspace
+from reki_ray.schema import REPRESENTATIONS, SIDES, TEXT_REPRESENTATIONS, WHOLE_ANSWER, Side, Table
 
 
 @dataclass(frozen=True)

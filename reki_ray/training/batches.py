@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from reki_ray.models.base_model import History, Knowledge
 from reki_ray.models.ctr_model import Batch
-from reki_ray.models.embedded_model import History, Knowledge
-from reki_ray.models.fields import NO_TIME, PADDING, FeatureSpace, Rows, encode_gaps
+from reki_ray.models.features import NO_TIME, PADDING, FeatureSpace, Rows, encode_gaps
 from reki_ray.schema import Side
 from reki_ray.training.arms import Representations
 from reki_ray.training.dataset import Dataset, Ints, Samples

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.models.amounts import describe_amounts
-from reki_ray.models.fields import Attributes, FeatureSpace
+from reki_ray.models.features import Attributes, FeatureSpace, describe_amounts
 from reki_ray.schema import (
     ATTRIBUTES,
     INTERACTIONS,
@@ -32,7 +32,6 @@ from reki_ray.schema import (
     USERS,
     Split,
 )
-from reki_ray.workspace import Workspace
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.config import TrainConfig
+from reki_ray.models.artifact import not_finite
 from reki_ray.models.backbones import Output
-from reki_ray.models.bundle import not_finite
-from reki_ray.models.embedded_model import EmbeddedModel
+from reki_ray.models.base_model import EmbeddedModel
 from reki_ray.training.batches import BatchBuilder, Prepared, Share, TrainSamples
 from reki_ray.training.checkpoint import Divergence, Epoch, RunState, best_of, copy_weights
-from reki_ray.training.compiling import compiled
 from reki_ray.training.objectives import CLICKS, Objective
-from reki_ray.training.precision import chosen_precision
+from reki_ray.training.precision import chosen_precision, compiled
 from reki_ray.training.prefetch import Prefetched
 
 PREDICT_BATCH = 4096

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from reki_ray.evaluation import ranking
-from reki_ray.evaluation.metrics import auc, gauc, logloss
+from reki_ray.metrics import ranking
+from reki_ray.metrics.classification import auc, gauc, logloss
 
 Array = npt.NDArray[Any]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from reki_ray.config import Arm, Backbone, TrainConfig
-from reki_ray.models import bundle as bundles
-from reki_ray.models.bundle import Bundle, ModelBundle, RerankBundle
-from reki_ray.pipeline import version_of
+from reki_ray.core.stage import CODE_VERSIONS
+from reki_ray.core.workspace import Workspace
+from reki_ray.models import artifact as bundles
+from reki_ray.models.artifact import Bundle, ModelBundle, RerankBundle
 from reki_ray.training.checkpoint import Divergence, Epoch, best_of, time_of
-from reki_ray.workspace import Workspace
 
 STAGE: Final = "train"
 METRICS: Final = "metrics.json"
@@ -102,7 +102,7 @@ def fingerprint(config: TrainConfig, run: Run, digests: Sequence[str]) -> str:
         "config": effective(config, run),
         "run": run.name,
         "data": list(digests),
-        "version": version_of(STAGE),
+        "version": CODE_VERSIONS[STAGE],
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

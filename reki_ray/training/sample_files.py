@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reki_ray.core.workspace import Workspace, reading
 from reki_ray.schema import ITEM_ID, LABEL, POSITION, SAMPLES, USER_ID
 from reki_ray.training.batches import Share
 from reki_ray.training.dataset import Ints, Samples, no_samples, unknown_id
-from reki_ray.workspace import Workspace, reading
 
 TABLE: Final = SAMPLES["train"]
 UNIT_ROWS: Final = 262_144

@@ -18,24 +18,24 @@ from ray.util.queue import Queue
 from torch import Tensor, nn
 
 from reki_ray.config import Arm, TrainConfig
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
-from reki_ray.models.bundle import Bundle, Layers, Model, ModelBundle, Origin, RerankBundle
+from reki_ray.models.artifact import Bundle, Layers, Model, ModelBundle, Origin, RerankBundle
+from reki_ray.models.base_model import Architecture
 from reki_ray.models.ctr_model import CTRModel
-from reki_ray.models.embedded_model import Architecture
-from reki_ray.models.fields import FeatureSpace
+from reki_ray.models.features import FeatureSpace
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
 from reki_ray.schema import WHOLE_ANSWER, Split
 from reki_ray.training.arms import ARMS, Representations, permute
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.lists import build_lists
 from reki_ray.training.loop import Splits, Trainer, predict
 from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.precision import EMULATED, emulates
+from reki_ray.training.rerank_lists import build_lists
 from reki_ray.training.runs import Run, finished, settings_of, write_diverged, write_run
-from reki_ray.training.stream import SampleStream, StreamedSamples
-from reki_ray.workspace import Workspace
+from reki_ray.training.sample_stream import SampleStream, StreamedSamples
 
 
 @dataclass(frozen=True)

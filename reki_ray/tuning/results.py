@@ -11,13 +11,13 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Group
 from rich.table import Table
 
-from reki_ray import atomic
 from reki_ray.config import Arm, Backbone, Domain, TrainConfig
 from reki_ray.config.keys import nested
+from reki_ray.core import atomic
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
 from reki_ray.training.runs import slug
 from reki_ray.tuning.space import Settings, complete
-from reki_ray.workspace import Workspace
 
 FOLDER = "tune"
 _SHOWN = 5

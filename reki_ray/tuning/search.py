@@ -19,22 +19,21 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 
-from reki_ray import pipeline
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import capacity, cpu_share, ray_session, require_gpus
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
-from reki_ray.progress import Reporter
-from reki_ray.runtime import capacity, cpu_share, ray_session, require_gpus
+from reki_ray.stages import pipeline
 from reki_ray.training.arms import ARMS, Representations, read_representations
 from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData
 from reki_ray.tuning import results, space
-from reki_ray.tuning.following import Following
 from reki_ray.tuning.results import Search
-from reki_ray.tuning.suggestions import Suggestions, require_optuna, sampler
+from reki_ray.tuning.searcher import Following, Suggestions, require_optuna, sampler
 from reki_ray.tuning.trial import QUALITY, TrialAssignment, train_trial
-from reki_ray.workspace import Workspace
 
 _STATE: Final = ".tune"
 """Folder of Ray Tune's own files, below the workspace; nothing in it is needed afterwards."""

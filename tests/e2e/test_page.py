@@ -12,9 +12,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from reki_ray.config.edge import EdgeSettings
-from tests import page_server
-from tests.e2e.page_checks import assert_whole, assert_words
-from tests.page_server import HOSTILE, FakeService
+from tests.support import page_server
+from tests.support.page_checks import assert_whole, assert_words
+from tests.support.page_server import HOSTILE, FakeService
 
 TOKEN: Final = "caller-0123456789abcdef"
 ADMIN: Final = "operator-0123456789abcdef"

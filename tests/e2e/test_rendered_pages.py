@@ -16,14 +16,15 @@ from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, Page
 
 from reki_ray.config import RekiConfig
-from reki_ray.evaluation import plots, report
-from reki_ray.progress import Reporter
-from reki_ray.sweep import Point, SideFigures
-from reki_ray.workspace import REPORT_HTML, Workspace
-from tests import report_workspace
+from reki_ray.core.progress import Reporter
+from reki_ray.core.workspace import REPORT_HTML, Workspace
+from reki_ray.evaluation import plots
+from reki_ray.stages import report as report_stage
+from reki_ray.tuning.sweep import Point, SideFigures
 from tests.conftest import TinyConfig
-from tests.e2e.page_checks import WIDTHS, assert_whole, assert_words
-from tests.report_workspace import arm, control
+from tests.support import report_workspace
+from tests.support.page_checks import WIDTHS, assert_whole, assert_words
+from tests.support.report_workspace import arm, control
 
 ROOT: Final = Path(__file__).parents[2]
 DOCUMENTS: Final = [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("*.md")]
@@ -79,7 +80,7 @@ def test_the_report_is_whole_and_says_nothing_strange(
 ) -> None:
     fill(workspace)
     config: RekiConfig = tiny_config()
-    report.run(config, workspace, reporter)
+    report_stage.run(config, workspace, reporter)
     address = workspace.local_path(REPORT_HTML).as_uri()
     for width in WIDTHS:
         for scheme in ("light", "dark"):

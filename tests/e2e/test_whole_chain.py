@@ -14,22 +14,22 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.backend import LocalBackend
-from deployments.lookup import Lookup
-from deployments.recommend import RecommendFlow
-from deployments.reranker import Reranker
-from deployments.retriever import Retriever
+from deployments.flows.graph_client import LocalBackend
+from deployments.flows.recommend import RecommendFlow
+from deployments.parts.lookup import Lookup
+from deployments.parts.reranker import Reranker
+from deployments.parts.retriever import Retriever
+from deployments.parts.scorer import Scorer
+from deployments.parts.version_cache import StoreAccess
 from deployments.schemas import RecommendRequest
-from deployments.scorer import Scorer
-from deployments.versions import StoreAccess
 from reki_ray import schema
 from reki_ray.config import RekiConfig
-from reki_ray.pipeline import STAGE_NAMES
+from reki_ray.core.stage import STAGE_NAMES
+from reki_ray.core.workspace import Workspace
 from reki_ray.store.versions import VersionStore
-from reki_ray.workspace import Workspace
 from tests.conftest import TinyConfig
-from tests.e2e.page_checks import MISTAKES
-from tests.unit.test_report import CONTRACT, keys_of
+from tests.evaluation.test_report import CONTRACT, keys_of
+from tests.support.page_checks import MISTAKES
 
 REKI = str(Path(sys.executable).parent / "reki")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from reki_ray.clustering.streakhc.tree import NONE, ROOT, Tree
 from reki_ray.config import LEAVES_A_CLUSTER
-from reki_ray.vectors import normalise
+from reki_ray.core.vectors import normalise
 
 
 def flat_cut(tree: Tree, clusters: int, min_size: int) -> np.ndarray:

@@ -15,14 +15,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from reki_ray import atomic
 from reki_ray.clustering.assignment import nearest
-from reki_ray.clustering.reduction import Projection
+from reki_ray.clustering.pca import Projection
 from reki_ray.clustering.streakhc.kernel import IsolationKernel
 from reki_ray.clustering.streakhc.stream import StreaKHC
 from reki_ray.config import StreaKhcConfig
+from reki_ray.core import atomic
+from reki_ray.core.vectors import require_finite
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.vectors import require_finite
 
 _STATE = "state.json"
 _CENTRES = "centres.npy"

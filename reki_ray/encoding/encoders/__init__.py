@@ -22,19 +22,17 @@ def build_encoder(config: EncodeConfig, identity: EncoderIdentity | None = None)
     identity = identity or identify(config)
     # Each backend is imported where it is used: their libraries take seconds and are optional.
     if config.backend == "vllm":
-        from reki_ray.encoding.encoders.vllm import VllmEncoder  # noqa: PLC0415
+        from reki_ray.encoding.encoders.vllm import VllmEncoder
 
         return VllmEncoder(config, identity)
     if config.backend == "hashing":
-        from reki_ray.encoding.encoders.hashing import HashingEncoder  # noqa: PLC0415
+        from reki_ray.encoding.encoders.feature_hash import HashingEncoder
 
         return HashingEncoder(config, identity)
     if config.backend == "hidden_states":
-        from reki_ray.encoding.encoders.hidden_states import HiddenStatesEncoder  # noqa: PLC0415
+        from reki_ray.encoding.encoders.hidden_states import HiddenStatesEncoder
 
         return HiddenStatesEncoder(config, identity)
-    from reki_ray.encoding.encoders.sentence_transformers import (  # noqa: PLC0415
-        SentenceTransformersEncoder,
-    )
+    from reki_ray.encoding.encoders.sentence_transformers import SentenceTransformersEncoder
 
     return SentenceTransformersEncoder(config, identity)

@@ -74,7 +74,7 @@ class HiddenStatesEncoder:
 
 def _load(config: EncodeConfig) -> tuple[Any, Any]:
     # Here and not above: its import takes seconds, which other backends must not pay for.
-    from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoModel, AutoTokenizer
 
     path, revision = source_of(config)
     try:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from reki_ray.assets import Say, resolve_model
 from reki_ray.config import EncodeConfig
+from reki_ray.core.downloads import Say, resolve_model
+from reki_ray.core.file_digests import folder_digest
 from reki_ray.errors import DataError, EngineError
-from reki_ray.file_digests import folder_digest
 
 _SPEED_ONLY = frozenset(
     {

@@ -54,7 +54,7 @@ class SentenceTransformersEncoder:
 
 def _load(config: EncodeConfig) -> SentenceTransformer:
     # Here and not above: its import takes seconds, which other backends must not pay for.
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+    from sentence_transformers import SentenceTransformer
 
     path, revision = source_of(config)
     try:

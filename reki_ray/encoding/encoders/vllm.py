@@ -85,7 +85,7 @@ def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int
     if Path(path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
-        from vllm import LLM  # noqa: PLC0415  # optional, and its import takes seconds
+        from vllm import LLM  # optional, and its import takes seconds
     except ImportError as error:
         raise EngineError(
             f"vLLM is not installed: {error}",
@@ -129,7 +129,7 @@ def _without_llvmlite_handle() -> Iterator[None]:
 
 def _stated_window(path: str, revision: dict[str, Any]) -> int:
     """Window of a sentence-transformers model, as that library reads it; else the default."""
-    from transformers.utils import cached_file  # noqa: PLC0415  # its import takes seconds
+    from transformers.utils import cached_file  # its import takes seconds
 
     found = cached_file(
         path, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False, **revision

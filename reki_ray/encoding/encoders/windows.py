@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from reki_ray.config import EncodeConfig
+from reki_ray.core.vectors import normalise
 from reki_ray.encoding.encoders.protocol import check_texts
 from reki_ray.errors import DataError, EngineError
-from reki_ray.vectors import normalise
 
 DEFAULT_WINDOW = 512
 """Tokens of a window where neither the configuration nor the model states one."""

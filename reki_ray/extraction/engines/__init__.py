@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from reki_ray.config import ExtractConfig, OpenAiEngine, ScriptedEngine
+from reki_ray.core.ray_cluster import quiet_libraries
 from reki_ray.extraction.engines.protocol import Engine
-from reki_ray.prompts.frame import Frame
-from reki_ray.runtime import quiet_libraries
+from reki_ray.prompts.template import Frame
 
 __all__ = ["Engine", "build_engine"]
 
@@ -19,14 +19,14 @@ def build_engine(config: ExtractConfig, frame: Frame) -> Engine:
     """
     # Only the chosen engine is imported: the scripted one must work without vLLM.
     if isinstance(config.engine, ScriptedEngine):
-        from reki_ray.extraction.engines import scripted  # noqa: PLC0415
+        from reki_ray.extraction.engines import scripted
 
         return scripted.ScriptedEngine(config.engine, config, frame)
     if isinstance(config.engine, OpenAiEngine):
-        from reki_ray.extraction.engines import openai  # noqa: PLC0415
+        from reki_ray.extraction.engines import openai
 
         return openai.OpenAiBatchEngine(config.engine, config, frame)
     with quiet_libraries():
-        from reki_ray.extraction.engines import vllm  # noqa: PLC0415
+        from reki_ray.extraction.engines import vllm
 
     return vllm.VllmBatchEngine(config.engine, config, frame)

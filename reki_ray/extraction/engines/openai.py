@@ -11,15 +11,14 @@ from pydantic import SecretStr
 from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.budget import SpendingGuard
-from actors.chatting import ChatActor, ChatJob
+from actors.chat import ChatActor, ChatJob
+from actors.spending_guard import SpendingGuard
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.engines.address import Address
-from reki_ray.extraction.engines.endpoint import require_certificates
 from reki_ray.extraction.engines.pool import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Demand
-from reki_ray.prompts.frame import Frame
+from reki_ray.llm.openai_client import Address, require_certificates
+from reki_ray.prompts.template import Frame
 
 if TYPE_CHECKING:
     from ray.data import Dataset

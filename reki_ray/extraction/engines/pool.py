@@ -7,8 +7,8 @@ from typing import Any
 from ray.data import ActorPoolStrategy
 
 from reki_ray.config import ExtractConfig
+from reki_ray.extraction.engines.capacity import affordable
 from reki_ray.extraction.engines.protocol import Demand
-from reki_ray.extraction.resources import affordable
 
 
 def pool_options(config: ExtractConfig, demand: Demand) -> dict[str, Any]:

@@ -10,24 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-import pyarrow as pa
-
-from reki_ray.schema import (
-    ASKED_AT,
-    BODY,
-    CACHED_TOKENS,
-    CALLS,
-    FINISH_REASON,
-    FLAWS,
-    GENERATED_TOKENS,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    REASON,
-    RETRY_REASON,
-    SUBJECT_KIND,
-    TEXTS,
-)
-
 if TYPE_CHECKING:
     from ray.data import Dataset
 
@@ -35,39 +17,6 @@ TASK_CPUS: Final = 0.25
 """CPUs of every task before and behind the engines. They mostly wait for storage, and share the
 CPU that the engines leave; neighbours that ask for as much become one task. With a whole CPU for
 each, Ray Data on two CPUs would keep nothing before the last question was answered."""
-
-QUESTION_SCHEMA = pa.schema(
-    [
-        pa.field(PROMPT_HASH, pa.string(), nullable=False),
-        pa.field(SUBJECT_KIND, pa.string(), nullable=False),
-        # What the prompt says of this subject; the rest is the same for all of its kind.
-        pa.field(BODY, pa.string(), nullable=False),
-    ]
-)
-"""Rows that an engine gets: distinct prompts, each under its address in the ledger."""
-
-ANSWER_SCHEMA = pa.schema(
-    [
-        *QUESTION_SCHEMA,
-        # Factor to text, "*" for a whole answer; null where there is no answer.
-        pa.field(TEXTS, pa.map_(pa.string(), pa.string())),
-        pa.field(PROMPT_TOKENS, pa.int32(), nullable=False),
-        pa.field(CACHED_TOKENS, pa.int32(), nullable=False),
-        pa.field(GENERATED_TOKENS, pa.int32(), nullable=False),
-        # Calls of the model: 2 where a broken answer was asked for again, 0 where none was made.
-        pa.field(CALLS, pa.int32(), nullable=False),
-        # Seconds since the epoch at the first call; null where none was made.
-        pa.field(ASKED_AT, pa.float64()),
-        pa.field(FINISH_REASON, pa.string()),
-        # Why there is no answer; empty where there is one.
-        pa.field(REASON, pa.string(), nullable=False),
-        # Factors that stay empty, each with its problem.
-        pa.field(FLAWS, pa.map_(pa.string(), pa.string()), nullable=False),
-        # Why it was asked once more; empty where it was not.
-        pa.field(RETRY_REASON, pa.string(), nullable=False),
-    ]
-)
-"""Rows that an engine yields: one for each question, in any order."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from reki_ray.config import ExtractConfig
 from reki_ray.config import ScriptedEngine as ScriptedConfig
-from reki_ray.extraction.engines.answers import Outcome, answer_table
 from reki_ray.extraction.engines.pool import pool_options
 from reki_ray.extraction.engines.protocol import Demand
-from reki_ray.prompts.frame import Frame, Reply
+from reki_ray.llm.outcome import Outcome, answer_table
+from reki_ray.prompts.template import Frame, Reply
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
 if TYPE_CHECKING:

@@ -14,17 +14,17 @@ import pyarrow as pa
 import ray
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-from reki_ray.assets import resolve_model
 from reki_ray.config import ExtractConfig, VllmEngine
-from reki_ray.extraction.engines.answers import answer_table
-from reki_ray.extraction.engines.chat import PLAIN_STOP, ChatRenderer
-from reki_ray.extraction.engines.observed import OUTCOME, observing, outcome_of
+from reki_ray.core.downloads import resolve_model
+from reki_ray.core.ray_cluster import capacity, quiet_libraries
 from reki_ray.extraction.engines.pool import largest_pool, restart_options
-from reki_ray.extraction.engines.protocol import QUESTION_SCHEMA, TASK_CPUS, Demand
-from reki_ray.extraction.prices import gpus_of
-from reki_ray.prompts.frame import Frame
-from reki_ray.runtime import capacity, quiet_libraries
-from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
+from reki_ray.extraction.engines.protocol import TASK_CPUS, Demand
+from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcome_of
+from reki_ray.llm.chat_template import PLAIN_STOP, ChatRenderer
+from reki_ray.llm.outcome import answer_table
+from reki_ray.llm.prices import gpus_of
+from reki_ray.prompts.template import Frame
+from reki_ray.schema import BODY, PROMPT, QUESTION_SCHEMA, SUBJECT_KIND
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +234,7 @@ def cpu_dtype() -> str:
     hundred times as long. So both are tried, for some hundredths of a second.
     The nodes of the engines are taken to be like this one; `engine_kwargs.dtype` overrides it.
     """
-    import torch  # noqa: PLC0415  # seconds, and only needed here
+    import torch  # seconds, and only needed here
 
     found = torch.cpu.get_capabilities()
     if not any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):
@@ -245,7 +245,7 @@ def cpu_dtype() -> str:
 
 def _product_seconds(dtype: torch.dtype) -> float:
     """Time of a product of matrices as a small model computes it, the shortest of some."""
-    import torch  # noqa: PLC0415  # as above
+    import torch  # as above
 
     rows, weights = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
     best = math.inf

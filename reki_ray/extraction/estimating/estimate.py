@@ -12,8 +12,9 @@ from typing import Final
 from pydantic import BaseModel
 
 from reki_ray.config import RekiConfig
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.answer_stats import AnswerStats, describe
+from reki_ray.extraction.answer_cache import LEDGER
 from reki_ray.extraction.estimating import speeds
 from reki_ray.extraction.estimating.figures import (
     KindEstimate,
@@ -25,24 +26,14 @@ from reki_ray.extraction.estimating.figures import (
 from reki_ray.extraction.estimating.reading import distinct
 from reki_ray.extraction.estimating.sample import KINDS, Sample, Sampler
 from reki_ray.extraction.estimating.speeds import MeasuredSpeed
-from reki_ray.extraction.estimating.storage import (
-    RowSizes,
-    encoder_dimension,
-    vector_bytes,
-)
-from reki_ray.extraction.estimating.tokens import (
-    TOKENISED,
-    Interval,
-    Tokeniser,
-    measured_answers,
-)
-from reki_ray.extraction.ledger import LEDGER
-from reki_ray.extraction.prices import gpus_of
+from reki_ray.extraction.estimating.storage import RowSizes, encoder_dimension, vector_bytes
+from reki_ray.extraction.estimating.tokens import TOKENISED, Interval, Tokeniser, measured_answers
 from reki_ray.extraction.shards import Mode
-from reki_ray.prompts.form import worked_answer
+from reki_ray.llm.prices import gpus_of
+from reki_ray.prompts.answer_stats import AnswerStats, describe
+from reki_ray.prompts.output_format import worked_answer
 from reki_ray.prompts.scenario import load_scenario
 from reki_ray.schema import SubjectKind
-from reki_ray.workspace import Workspace
 
 _MODES: Final[dict[Mode, tuple[SubjectKind, ...]]] = {
     "individual": ("item", "user"),

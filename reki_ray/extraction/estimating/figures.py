@@ -9,12 +9,12 @@ from typing import Final
 from pydantic import BaseModel
 
 from reki_ray.config import ExtractConfig
+from reki_ray.extraction.answer_cache import LEDGER
 from reki_ray.extraction.estimating.storage import Storage
 from reki_ray.extraction.estimating.tokens import Interval
-from reki_ray.extraction.ledger import LEDGER
-from reki_ray.extraction.plan import PLAN
-from reki_ray.extraction.prices import gpus_of, token_cost
+from reki_ray.extraction.plan_table import PLAN
 from reki_ray.extraction.shards import Mode
+from reki_ray.llm.prices import gpus_of, token_cost
 from reki_ray.schema import KNOWLEDGE, SubjectKind, Table
 
 _SECONDS_AN_HOUR: Final = 3600

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from reki_ray.core.workspace import Workspace, conform, reading
 from reki_ray.schema import Table
-from reki_ray.workspace import Workspace, conform, reading
 
 
 def distinct(bodies: Sequence[str], subjects: int) -> float:

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 
 from reki_ray import schema
 from reki_ray.config import OpenAiEngine, RekiConfig
+from reki_ray.core.workspace import Workspace, conform, reading
+from reki_ray.data.leak_guard import before_cut
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.estimating.reading import count_rows, row_groups, rows_with
 from reki_ray.extraction.shards import Shard, ShardRows, load
 from reki_ray.extraction.subjects import Subjects
-from reki_ray.histories import before_cut
-from reki_ray.prompts.render import GroupUser, Prompt, Renderer, load_scenario
+from reki_ray.prompts.renderer import GroupUser, Prompt, Renderer, load_scenario
 from reki_ray.schema import CLUSTER_ID, ITEM_ID, USER_ID, Side, SubjectKind, Table
-from reki_ray.workspace import Workspace, conform, reading
 
 KINDS: Final[tuple[SubjectKind, ...]] = ("item", "user", "item_cluster", "user_cluster")
 

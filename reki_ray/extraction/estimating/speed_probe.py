@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from reki_ray import atomic
+from reki_ray.core import atomic
 
 
 def probe(job: dict[str, Any]) -> dict[str, float]:
@@ -24,8 +24,8 @@ def probe(job: dict[str, Any]) -> dict[str, float]:
         `prefill` and `generation`, tokens per second.
     """
     # Half a minute, and in this process alone.
-    from vllm import LLM, SamplingParams  # noqa: PLC0415
-    from vllm.sampling_params import StructuredOutputsParams  # noqa: PLC0415
+    from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
 
     def sampling(**changed: Any) -> Any:
         options = {**job["sampling"], **changed}

@@ -22,17 +22,17 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from reki_ray import atomic
-from reki_ray.assets import cache_folder
 from reki_ray.config import ExtractConfig, VllmEngine
+from reki_ray.core import atomic
+from reki_ray.core.downloads import cache_folder
+from reki_ray.core.progress import HEARTBEAT
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
 from reki_ray.extraction.engines import build_engine
-from reki_ray.extraction.figures import Snapshot
 from reki_ray.extraction.model_identity import request_identity
-from reki_ray.progress import HEARTBEAT
-from reki_ray.prompts.frame import Frame
+from reki_ray.extraction.run_stats import Snapshot
+from reki_ray.prompts.template import Frame
 from reki_ray.schema import SubjectKind
-from reki_ray.workspace import Workspace
 
 PROBED: Final = 16
 """Prompts of a measurement: as many as a small batch, which decides the rate of generation."""
@@ -69,7 +69,7 @@ def can_measure(extract: ExtractConfig) -> bool:
         return False
     if engine.device == "cpu":
         return True
-    import torch  # noqa: PLC0415  # seconds, and only needed here
+    import torch  # seconds, and only needed here
 
     return torch.cuda.is_available()
 

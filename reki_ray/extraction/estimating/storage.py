@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, computed_field
 
-from reki_ray.assets import PACKAGED, resolve_model
 from reki_ray.config import RekiConfig
+from reki_ray.core.downloads import PACKAGED, resolve_model
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
-from reki_ray.extraction.ledger import LEDGER, Addresses
-from reki_ray.extraction.plan import PLAN
-from reki_ray.prompts.frame import Frame
+from reki_ray.extraction.answer_cache import LEDGER, Addresses
+from reki_ray.extraction.plan_table import PLAN
+from reki_ray.prompts.template import Frame
 from reki_ray.schema import (
     BODY,
     CACHED_TOKENS,
@@ -40,7 +41,6 @@ from reki_ray.schema import (
     SubjectKind,
     Table,
 )
-from reki_ray.workspace import Workspace
 
 _FLOAT32 = 4
 _MEAN_ID = 10

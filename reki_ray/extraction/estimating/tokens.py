@@ -15,13 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from reki_ray.assets import PACKAGED, resolve_model
 from reki_ray.config import ExtractConfig, VllmEngine
+from reki_ray.core.downloads import PACKAGED, resolve_model
+from reki_ray.core.workspace import Workspace, reading
 from reki_ray.errors import EngineError
-from reki_ray.extraction.engines.chat import ChatRenderer
 from reki_ray.extraction.estimating.reading import row_groups
-from reki_ray.prompts.frame import Frame, Message
-from reki_ray.prompts.messages import delimited
+from reki_ray.llm.chat_template import ChatRenderer
+from reki_ray.prompts.chat import delimited
+from reki_ray.prompts.template import Frame, Message
 from reki_ray.schema import (
     ENGINE,
     GENERATED_TOKENS,
@@ -31,7 +32,6 @@ from reki_ray.schema import (
     SUBJECT_KIND,
     SubjectKind,
 )
-from reki_ray.workspace import Workspace, reading
 
 TOKENISED: Final = 200
 """Sampled prompts of a kind that are tokenised."""
@@ -225,7 +225,7 @@ def _reachable(model: str, revision: str) -> str:
     source = resolve_model(model)
     if Path(source).is_dir():
         return source
-    import huggingface_hub  # noqa: PLC0415  # slow to import, and rarely needed
+    import huggingface_hub  # slow to import, and rarely needed
 
     try:
         known = huggingface_hub.try_to_load_from_cache(source, _TOKENIZER, revision=revision)

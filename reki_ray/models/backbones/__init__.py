@@ -17,7 +17,7 @@ from reki_ray.models.backbones.fibinet import FiBiNET
 from reki_ray.models.backbones.fignn import FiGNN
 from reki_ray.models.backbones.protocol import Backbone, BackboneInputs, Output
 from reki_ray.models.backbones.xdeepfm import XDeepFM
-from reki_ray.models.imported import build_imported
+from reki_ray.models.registry import build_imported
 
 __all__ = ["BACKBONES", "Backbone", "BackboneInputs", "Output", "build_backbone"]
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from reki_ray.models.imported import build_imported
+from reki_ray.models.registry import build_imported
 from reki_ray.models.rerankers.dlcm import DLCM
 from reki_ray.models.rerankers.mir import MIR
 from reki_ray.models.rerankers.prm import PRM

@@ -1,0 +1,165 @@
+"""The chat actor: one replica that asks an OpenAI-compatible endpoint, many prompts at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import SecretStr
+
+from actors.spending_guard import LEASE_SECONDS, Refusal
+from reki_ray.config import OpenAiEngine, PriceConfig, SamplingConfig
+from reki_ray.core.background import BackgroundTask
+from reki_ray.errors import EngineError
+from reki_ray.llm.completion import Wording
+from reki_ray.llm.openai_client import Endpoint, RefusedError
+from reki_ray.llm.outcome import Outcome, answer_table
+from reki_ray.llm.reservation import Purse, Reserved, Unlimited, guarded
+from reki_ray.prompts.template import Frame, Reply, Verdict
+from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
+
+_PULSE_SECONDS = LEASE_SECONDS / 4
+
+
+@dataclass(frozen=True)
+class ChatJob:
+    """What all replicas of a run share.
+
+    Attributes:
+        config: Endpoint, model, limits.
+        sampling: Sampling of the answers.
+        prices: Prices of tokens.
+        frame: What all prompts share.
+        key: The API key; None sends none. Its own type keeps it out of every text.
+        guard: Handle of the `SpendingGuard` actor; None without a budget.
+    """
+
+    config: OpenAiEngine
+    sampling: SamplingConfig
+    prices: PriceConfig
+    frame: Frame
+    key: SecretStr | None
+    guard: Any | None
+
+
+class ChatActor:
+    """What every actor of the pool runs.
+
+    Args:
+        job: What to ask, where and how.
+    """
+
+    def __init__(self, job: ChatJob) -> None:
+        self._config = job.config
+        self._frame = job.frame
+        self._guard = job.guard
+        self._currency = job.prices.currency
+        wording = Wording(job.config, job.sampling, job.frame)
+        self._endpoint = Endpoint(job.config, wording, job.prices, job.key)
+        # Several work units are on their way at a time, and share the slots.
+        self._slots = asyncio.Semaphore(job.config.max_in_flight)
+        self._name = uuid.uuid4().hex
+        self._pulse: BackgroundTask | None = None
+
+    async def __call__(self, questions: pa.Table) -> pa.Table:
+        """Rows of `QUESTION_SCHEMA`, one work unit, to rows of `ANSWER_SCHEMA`.
+
+        Raises:
+            EngineError: No prompt would get an answer, or the budget does not last for this
+                unit: before its first call, so that no answer is paid for and then lost.
+        """
+        self._endpoint.require_hope()
+        rows: list[tuple[SubjectKind, str]] = list(
+            zip(questions[SUBJECT_KIND].to_pylist(), questions[BODY].to_pylist(), strict=True)
+        )
+        costs = [self._endpoint.most_cost(self._frame.messages(*row)) for row in rows]
+        async with self._purse([cost for cost in costs if self._fits(cost)]) as purse:
+            outcomes = await _all(
+                self._outcome(kind, body, purse)
+                if self._fits(cost)
+                else _settled(Outcome(None, "the prompt alone may cost more than the whole budget"))
+                for (kind, body), cost in zip(rows, costs, strict=True)
+            )
+        return answer_table(questions, outcomes)
+
+    async def _outcome(self, kind: SubjectKind, body: str, purse: Purse) -> Outcome:
+        """Ask one question, and once more where the answer can be repaired."""
+        replies: list[Reply] = []
+        first: Verdict | None = None
+        async with self._slots:
+            asked_at = time.time()
+            deadline = asyncio.get_running_loop().time() + self._config.max_retry_seconds
+            try:
+                messages = self._frame.messages(kind, body)
+                replies.append(await self._endpoint.ask(messages, deadline, purse, reserved=True))
+                first, second = self._frame.judge(kind, body, replies[0]), None
+                if first.repair is not None:
+                    replies.append(
+                        await self._endpoint.ask(first.repair, deadline, purse, reserved=False)
+                    )
+                    second = self._frame.judge(kind, body, replies[1], repaired=True)
+            except RefusedError as refused:
+                said = (*replies, refused.reply) if refused.reply else tuple(replies)
+                if first is None:
+                    return Outcome(None, refused.reason, said, asked_at)
+                return Outcome.of(first, None, said, asked_at, refused.reason)
+        return Outcome.of(first, second, replies, asked_at)
+
+    # --- budget --------------------------------------------------------------------------------
+
+    def _fits(self, cost: float) -> bool:
+        return self._config.budget is None or cost <= self._config.budget
+
+    @contextlib.asynccontextmanager
+    async def _purse(self, costs: Sequence[float]) -> AsyncIterator[Purse]:
+        if self._guard is None:
+            yield Unlimited()
+            return
+        if self._pulse is None:
+            self._pulse = BackgroundTask("spending-pulse", self._live, _PULSE_SECONDS)
+            self._pulse.start()
+        ticket = await guarded(self._guard.reserve.remote(self._name, sum(costs)))
+        if isinstance(ticket, Refusal):
+            raise self._spent(ticket, costs)
+        purse = Reserved(self._guard, ticket)
+        try:
+            yield purse
+        finally:
+            await purse.settle()
+
+    async def _live(self) -> None:
+        """Tell the guard that this replica is alive."""
+        assert self._guard is not None
+        await self._guard.alive.remote(self._name)
+
+    def _spent(self, refusal: Refusal, costs: Sequence[float]) -> EngineError:
+        assert self._config.budget is not None
+        currency = self._currency
+        return EngineError(
+            f"the budget of {self._config.budget:g} {currency} does not last: "
+            f"{refusal.spent:.4g} {currency} are spent, the next {len(costs)} prompts may cost "
+            f"{sum(costs):.4g} {currency}",
+            where="extract.engine.budget",
+            todo="Raise it and run again: only what is missing is asked. A smaller "
+            "extract.unit_rows uses more of it.",
+        )
+
+
+async def _settled(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+async def _all(questions: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
+    """Outcomes in order; the first error ends all others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(question) for question in questions]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,224 @@
+"""Who calls, and whether they may: bearer tokens (RFC 6750).
+
+Open to everybody: /healthz and /readyz, which probes ask without a token and which tell one
+word; the page with its style and scripts, which hold no data; /openapi.json, which describes
+them. Everything else needs a token, /v1/admin that of operators. An operator's token opens the
+other calls too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from deployments.errors import ApiError
+from deployments.middleware.rate_limiter import network_of
+from reki_ray.config.edge import EdgeConfig, EdgeSettings, is_loopback
+from reki_ray.errors import ConfigError
+
+MIN_CHARS: Final = 16
+
+_FORM: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, b64token
+
+_MAKE: Final = "Make one with `openssl rand -hex 32`."
+
+
+def read_tokens(variable: str, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Tokens of a variable, which separates them by commas; empty where it is not set.
+
+    Raises:
+        ConfigError: One is too short, or has characters that no header may carry.
+    """
+    found = tuple(part.strip() for part in environ.get(variable, "").split(",") if part.strip())
+    for place, token in enumerate(found, start=1):
+        if len(token) < MIN_CHARS or not _FORM.fullmatch(token):
+            raise ConfigError(
+                f"token {place} is no usable bearer token: it needs at least {MIN_CHARS} letters, "
+                "digits or -._~+/",
+                where=f"environment variable {variable}",
+                todo=_MAKE,
+            )
+    return found
+
+
+def required_tokens(
+    config: EdgeConfig, environ: Mapping[str, str] = os.environ
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tokens of callers and of operators.
+
+    Raises:
+        ConfigError: None is set though callers need one, one is unusable, or a caller's token is
+            an operator's too.
+    """
+    tokens = read_tokens(config.token_env, environ)
+    admin = read_tokens(config.admin_token_env, environ)
+    if not tokens and not config.allow_anonymous:
+        raise ConfigError(
+            "callers need a bearer token, but none is set",
+            where=f"environment variable {config.token_env}",
+            todo=f"Set it. {_MAKE} Or, for this machine alone, set serve.edge.allow_anonymous.",
+        )
+    if set(tokens) & set(admin):
+        raise ConfigError(
+            "a caller's token is an operator's token too",
+            where=f"environment variables {config.token_env} and {config.admin_token_env}",
+            todo="Give operators a token of their own.",
+        )
+    return tokens, admin
+
+
+def bearer(config: EdgeConfig, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Headers with which a program beside the service calls it; empty without a token."""
+    tokens = read_tokens(config.token_env, environ)
+    return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
+
+
+Role = Literal["admin", "user", "anonymous", "unknown"]
+
+PROBES: Final = frozenset({"/healthz", "/readyz"})
+
+PAGE: Final = frozenset({"/", "/page.css", "/base.js", "/page.js", "/operator.js"})
+
+OPEN: Final = PROBES | PAGE | {"/openapi.json"}
+
+ADMIN: Final = "/v1/admin"
+
+PASSED_ON: Final = frozenset(
+    {
+        *("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
+        *("true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for"),
+    }
+)
+
+"""Headers of proxies, beside x-forwarded-*: who sends them is not who asks."""
+
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="reki-ray"'}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from.
+
+    Args:
+        role: `anonymous` came without a token, `unknown` with a wrong one.
+        key: Tells clients apart for the rate limit; holds no token.
+    """
+
+    role: Role
+    key: str
+
+
+class Authenticator:
+    """Checks tokens in constant time.
+
+    Args:
+        settings: Names of the variables, and who may come without a token.
+
+    Raises:
+        ConfigError: A token is missing or unusable.
+    """
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        tokens, admin = required_tokens(settings)
+        # Digests are of one length, so that a comparison tells nothing of the token's either.
+        self._known: list[tuple[Role, bytes]] = [
+            *(("admin", _digest(token.encode())) for token in admin),
+            *(("user", _digest(token.encode())) for token in tokens),
+        ]
+        self._settings = settings
+        self._has_admin = bool(admin)
+
+    def caller(self, scope: Scope) -> Caller:
+        """Who a request comes from."""
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        peer = network_of((scope.get("client") or ("",))[0])
+        if not sent:
+            return Caller("anonymous", peer)
+        scheme, _, token = sent[0].partition(b" ")
+        if len(sent) > 1 or scheme.lower() != b"bearer":
+            return Caller("unknown", peer)
+        digest = _digest(token.strip())
+        role: Role = "unknown"
+        for known_role, known in self._known:  # all of them: the time tells no place in the list
+            if secrets.compare_digest(digest, known):
+                role = known_role
+        # A wrong token is charged to its sender: else each guess would be a client of its own.
+        return Caller(role, peer if role == "unknown" else digest.hex())
+
+    def refusal(self, caller: Caller, path: str, scope: Scope) -> ApiError | None:
+        """Why a call may not pass; None if it may.
+
+        Args:
+            caller: Who calls.
+            path: Path below the application's root.
+            scope: The request.
+        """
+        if path in OPEN:
+            return None
+        if path == ADMIN or path.startswith(f"{ADMIN}/"):
+            return self._admin_refusal(caller)
+        if caller.role in ("admin", "user"):
+            return None
+        open_here = self._settings.allow_anonymous or path == "/metrics"
+        if caller.role == "anonymous" and open_here and self._is_here(scope):
+            return None if _names_loopback(scope) else _foreign_host()
+        return _unauthorized(caller)
+
+    def _is_here(self, scope: Scope) -> bool:
+        """Whether the caller is on this machine, and nobody else could be."""
+        peer = (scope.get("client") or ("",))[0]
+        return self._settings.loopback and is_loopback(peer) and not _is_passed_on(scope)
+
+    def _admin_refusal(self, caller: Caller) -> ApiError | None:
+        if not self._has_admin:
+            return ApiError(
+                403,
+                "admin_disabled",
+                "Calls of operators are off: set the environment variable "
+                f"{self._settings.admin_token_env} of the service to a token, and start it again.",
+            )
+        if caller.role == "admin":
+            return None
+        if caller.role == "user":
+            return ApiError(403, "admin_only", "This call needs the token of operators.")
+        return _unauthorized(caller)
+
+
+def _unauthorized(caller: Caller) -> ApiError:
+    if caller.role == "unknown":
+        headers = {"WWW-Authenticate": f'{_CHALLENGE["WWW-Authenticate"]}, error="invalid_token"'}
+        return ApiError(401, "invalid_token", "The bearer token is not valid.", headers=headers)
+    message = "Send a token: Authorization: Bearer TOKEN."
+    return ApiError(401, "token_needed", message, headers=_CHALLENGE)
+
+
+def _foreign_host() -> ApiError:
+    # A site can let its own name lead to 127.0.0.1 (DNS rebinding), and then read the answers
+    # in its visitors' browsers: without tokens, only this machine's names are answered.
+    return ApiError(
+        403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
+    )
+
+
+def _is_passed_on(scope: Scope) -> bool:
+    return any(
+        name in PASSED_ON or name.startswith("x-forwarded-") for name in Headers(scope=scope)
+    )
+
+
+def _names_loopback(scope: Scope) -> bool:
+    host = Headers(scope=scope).get("host", "")
+    name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(name.lower())
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

@@ -1,0 +1,147 @@
+"""ASGI middleware around everything: request id, headers of safety, log line, metrics.
+
+It is also the last boundary of a defect: the caller is told of it in the common form, and its
+trace goes to the log alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final
+
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import defect_response
+from deployments.middleware.logs import REQUEST_ID
+
+UNMATCHED: Final = "unmatched"
+CLIENT_GONE: Final = 499  # nginx's name for it; nobody receives it
+SAFETY: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""For answers that set none of their own."""
+
+_SAFETY: Final = [(name.lower().encode(), value.encode()) for name, value in SAFETY.items()]
+_SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
+
+logger = logging.getLogger(__name__)
+
+
+class RequestContext:
+    """Names, times, counts and logs every request.
+
+    The request's state holds `request_id`; handlers may add `variant` and `version` for the log.
+
+    Args:
+        app: The application.
+        observe: Told route, status and seconds of every request.
+        log_requests: Whether each request writes a line.
+        answers_id: Whether answers carry X-Request-ID from here; not behind a server that writes
+            it itself, as Ray Serve does.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        observe: Callable[[str, int, float], None],
+        log_requests: bool,
+        answers_id: bool = True,
+    ) -> None:
+        self._app = app
+        self._observe = observe
+        self._log_requests = log_requests
+        self._answers_id = answers_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "websocket":  # no endpoint is one, and no guard looks at them
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        request_id = _request_id(scope)
+        # A dict of this request's own: the server may hand the same one to all.
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        token = REQUEST_ID.set(request_id)
+        status: int | None = None
+
+        async def completing(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _complete(message, request_id if self._answers_id else None)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, completing)
+        except asyncio.CancelledError:
+            status = CLIENT_GONE
+            raise
+        except Exception as error:  # whatever it is, the caller sees no trace of it
+            logger.error("a request failed", exc_info=error, extra={"route": _route(scope)})
+            if status is not None:
+                raise  # half an answer is out: the server has to cut the connection
+            await defect_response()(scope, receive, completing)
+        finally:
+            self._told(scope, status or 500, time.monotonic() - started)
+            REQUEST_ID.reset(token)
+
+    def _told(self, scope: Scope, status: int, seconds: float) -> None:
+        route = _route(scope)
+        self._observe(route, status, seconds)
+        if not self._log_requests:
+            return
+        state = scope["state"]
+        level = logging.INFO if status < 500 else logging.WARNING
+        logger.log(
+            level,
+            "request",
+            extra={
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "milliseconds": round(1000 * seconds, 3),
+                "caller": getattr(state.get("caller"), "role", None),
+                **{name: state.get(name) for name in ("variant", "version", "trace_id")},
+            },
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        # Anything else could forge log lines, or fill them.
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex
+
+
+def _complete(message: Message, request_id: str | None) -> None:
+    headers = list(message["headers"])
+    present = {name.lower() for name, _ in headers}
+    headers += [header for header in _SAFETY if header[0] not in present]
+    if request_id is not None:
+        headers.append((b"x-request-id", request_id.encode("ascii")))
+    message["headers"] = headers
+
+
+def _route(scope: Scope) -> str:
+    """The template, not the path: ids in labels would make a series an id, and a log personal."""
+    route = scope.get("route")
+    if route is None:  # refused before the router saw it
+        for known in getattr(scope.get("app"), "routes", ()):
+            if known.matches(scope)[0] is not Match.NONE:
+                route = known
+                break
+    return getattr(route, "path", UNMATCHED)

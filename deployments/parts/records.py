@@ -1,0 +1,87 @@
+"""What the deployments tell each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.schema import Source
+from reki_ray.store.tables import Profile
+
+NO_PROFILE = Profile(attributes=None, item_ids=(), ratings=(), timestamps=())
+
+
+Lack = Literal["", "vectors_unavailable", "vectors_lost"]
+"""Why a lookup gives no vector: the server of vectors does not answer, or was emptied."""
+
+
+@dataclass(frozen=True)
+class UserRecord:
+    """What the lookup knows of a user.
+
+    Args:
+        profile: Attributes and past interactions.
+        vector: Augmented vector h_u (q,); None where the served model takes none, or where the
+            lookup could not be asked and the scorer has to take its fallback.
+        source: Where the vector comes from.
+        store_version: Version that the vector was read from; empty where it was not read.
+        user_id: Of whom; empty where nobody needs it.
+        met: Items of recent events, of more than the profile holds: not to be recommended.
+        lack: Why there is no vector; empty where there is nothing to say.
+    """
+
+    profile: Profile = NO_PROFILE
+    vector: npt.NDArray[np.float32] | None = None
+    source: Source = "fallback"
+    store_version: str = ""
+    user_id: str = ""
+    met: tuple[str, ...] = ()
+    lack: Lack = ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As bytes: Ray ships arrays apart from the object that holds them, which costs a call more
+        # than all the rest of a record.
+        vector = None if self.vector is None else self.vector.tobytes()
+        rest = (self.source, self.store_version, self.user_id, self.met, self.lack)
+        return _received, (self.profile, vector, *rest)
+
+
+def _received(profile: Profile, vector: bytes | None, *rest: Any) -> UserRecord:
+    return UserRecord(profile, None if vector is None else np.frombuffer(vector, np.float32), *rest)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the scorer answers; scores and sources are in the order of the candidates."""
+
+    scores: list[float]
+    sources: list[Source]
+    user_source: Source
+    degraded: bool
+    variant: str
+    model_version: str
+    store_version: str
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind the vector of an id."""
+
+    title: str | None
+    attributes: dict[str, list[str]] | None
+    source: Source
+    cluster_id: str | None
+    texts: list[dict[str, str | int]]
+    store_version: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some ids of the store; items with their titles."""
+
+    users: list[str]
+    items: list[tuple[str, str]]
+    store_version: str

@@ -1,0 +1,187 @@
+"""Checks of an installation; each says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich.table import Table
+
+from reki_ray.cli.failures import explain
+from reki_ray.config import RayConfig
+from reki_ray.core.formats import counted
+from reki_ray.core.ray_cluster import ray_session
+from reki_ray.errors import ConfigError, EngineError
+
+_OUR_PACKAGES = ("reki_ray", "actors", "deployments")
+_LIBRARIES = (
+    "ray",
+    "torch",
+    "vllm",
+    "pyarrow",
+    "fast_hdbscan",
+    "sentence_transformers",
+    "transformers",
+)
+_BROKEN_BESIDE_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
+_MIN_PYTHON = (3, 11)
+_MIN_MEMORY_GIB = 6
+_MIN_DISK_GIB = 3
+_GIB = 2**30
+
+
+class Finding(BaseModel):
+    """Outcome of one check."""
+
+    check: str
+    ok: bool
+    detail: str
+    todo: str = ""
+    exit_code: int = 0
+
+
+def examine(*, cluster: bool) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        cluster: Also join the running Ray cluster and compare versions.
+    """
+    findings = list(_local_findings())
+    if cluster:
+        findings.append(_guard("cluster", _cluster))
+    return findings
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Exit code of the command: that of the first failed check, 0 where all passed."""
+    return next((f.exit_code for f in findings if not f.ok), 0)
+
+
+def render(findings: list[Finding]) -> Table:
+    """The findings as a table for the terminal."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for finding in findings:
+        table.add_row("ok" if finding.ok else "WRONG", finding.check, finding.detail)
+        if finding.todo:
+            table.add_row("", "", f"-> {finding.todo}")
+    return table
+
+
+def _local_findings() -> Iterator[Finding]:
+    yield _guard("python", _python)
+    yield _guard("machine", _machine)
+    yield _guard("disk", _disk)
+    for name in _OUR_PACKAGES:
+        yield _guard(name, lambda name=name: _own_package(name))  # type: ignore[misc]
+    for name in _LIBRARIES:
+        yield _guard(name, lambda name=name: _library(name))  # type: ignore[misc]
+    yield _guard("torch extras", _torch_extras)
+
+
+def _guard(check: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check=check, ok=True, detail=look())
+    except Exception as error:  # noqa: BLE001  # a broken part is a finding, whatever it raises
+        found = explain(error)
+        return Finding(
+            check=check, ok=False, detail=found.what, todo=found.todo, exit_code=found.exit_code
+        )
+
+
+def _python() -> str:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < _MIN_PYTHON:
+        raise ConfigError(
+            f"Python {version}", where=sys.executable, todo="Use Python 3.11 or newer."
+        )
+    return f"{version} at {sys.executable}"
+
+
+def _machine() -> str:
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    if cores < 2 or memory < _MIN_MEMORY_GIB:
+        raise EngineError(
+            f"{cores} cores, {memory:.0f} GiB",
+            where="this machine",
+            todo=f"The demo needs 2 cores and {_MIN_MEMORY_GIB} GiB.",
+        )
+    return f"{cores} cores, {memory:.0f} GiB"
+
+
+def _disk() -> str:
+    free = shutil.disk_usage(Path.cwd()).free / _GIB
+    if free < _MIN_DISK_GIB:
+        raise EngineError(
+            f"{free:.1f} GiB free in {Path.cwd()}",
+            where=str(Path.cwd()),
+            todo=f"Free at least {_MIN_DISK_GIB} GiB.",
+        )
+    return f"{free:.0f} GiB free in {Path.cwd()}"
+
+
+def _own_package(name: str) -> str:
+    """`actors` is a common name: another distribution or folder may stand before ours."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            "not importable", where=name, todo="Install reki-ray: pip install -e '.[cpu]'"
+        )
+    ours = Path(__file__).resolve().parents[2]
+    found = Path(spec.origin).resolve().parents[1]
+    if found != ours:
+        raise ConfigError(
+            f"another package shadows it: {found / name}",
+            where=name,
+            todo=f"Remove that package, or put {ours} before it on sys.path.",
+        )
+    return str(found / name)
+
+
+def _library(name: str) -> str:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # broken libraries raise what they like
+        raise EngineError(
+            f"does not import: {error}", where=name, todo="Run `make setup` again."
+        ) from error
+    distribution = name.replace("_", "-")
+    return _version(distribution) or _version(f"{distribution}-cpu") or "imports"
+
+
+def _torch_extras() -> str:
+    """Their CPU builds do not import beside a CPU torch and break transformers."""
+    if not _version("torch").endswith("+cpu"):
+        return "torch is not a CPU build"
+    present = [name for name in _BROKEN_BESIDE_CPU_TORCH if _version(name)]
+    if present:
+        raise EngineError(
+            f"{', '.join(present)} with a CPU build of torch",
+            where="environment",
+            todo=f"pip uninstall -y {' '.join(present)}",
+        )
+    return "absent, as a CPU build of torch needs it"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _cluster() -> str:
+    with ray_session(RayConfig(address=os.environ.get("RAY_ADDRESS", "auto"))):
+        import ray  # only this check needs it
+
+        resources = ray.cluster_resources()
+        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    gpus = f", {resources['GPU']:.0f} GPUs" if "GPU" in resources else ""
+    return f"{counted(nodes, 'node')}, {resources.get('CPU', 0):.0f} CPUs{gpus}"

@@ -1,0 +1,272 @@
+"""`reki`: thin commands over the pipeline. No logic lives here.
+
+Exit codes: 0 done, 1 a check failed or a fault of reki-ray, 2 wrong use or configuration, 3 bad
+data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from reki_ray.cli import serve, stages, status
+from reki_ray.cli.failures import explain
+from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, open_run, show
+from reki_ray.config import Arm, load_config
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import set_environment
+from reki_ray.core.workspace import Workspace
+from reki_ray.schema import SubjectKind
+
+
+class _Commands(TyperGroup):
+    """The commands; whatever one of them raises ends here, in a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, _UsageError, BrokenPipeError):
+            raise  # Typer's own, and the reader of a pipe that has seen enough
+        except KeyboardInterrupt:
+            _say("reki: interrupted; the same command resumes the work")
+            raise typer.Exit(130) from None
+        except Exception as error:  # noqa: BLE001  # the last place that can say what happened
+            found = explain(error)
+            if ctx.params["show_traceback"]:
+                _say("".join(traceback.format_exception(error)))
+            _say(f"reki: {found.what}\n  where: {found.where}\n  what to do: {found.todo}")
+            raise typer.Exit(found.exit_code) from None
+
+
+_UsageError: Any = typer.BadParameter.__base__
+"""Wrong use of a command, which Typer shows by itself; it does not export the type."""
+
+app = typer.Typer(
+    cls=_Commands,
+    help="An LLM's open-world knowledge for any recommendation model, asked offline on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for _part in (stages, serve):
+    app.add_typer(_part.app)  # without a name: its commands stand beside these
+
+
+def main() -> None:
+    """Entry point of the command `reki`."""
+    _open_streams()
+    set_environment()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app()
+
+
+def _open_streams() -> None:
+    """Open what the caller closed, as `>&-` does; else the next file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+@app.callback()
+def _reki(
+    show_traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print the full traceback of an error.")
+    ] = False,
+) -> None:
+    """Options of all commands; `_Commands` reads them."""
+
+
+def _say(text: str) -> None:
+    # Messages quote data, whose control characters are not for the terminal.
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
+    Console(stderr=True, soft_wrap=True).print(shown, markup=False, highlight=False)
+
+
+@app.command("status")
+def show_status(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Configuration that names the workspace.")
+    ] = None,
+    workspace: WorkspaceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far a running or finished workspace is."""
+    opened = Workspace(status.workspace_root(config, workspace))
+    found = status.read(opened)
+    show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
+def plan(  # noqa: PLR0913, PLR0917  # one argument an option
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    users: Annotated[
+        int | None, typer.Option(help="Number of users; default: as in the workspace.")
+    ] = None,
+    items: Annotated[
+        int | None, typer.Option(help="Number of items; default: as in the workspace.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None,
+        typer.Option(help="Tokens that one engine generates per second; default: as measured."),
+    ] = None,
+    prefill_tokens_per_second: Annotated[
+        float | None,
+        typer.Option(help="Prompt tokens that one engine reads per second; default: as measured."),
+    ] = None,
+    engines: Annotated[
+        int | None, typer.Option(help="Engines; default: extract.max_replicas.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Start the engine once for about a minute where this machine can run it, and "
+            "measure its speed; otherwise, and with --no-measure, extract.speed is assumed."
+        ),
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate extraction before any call: prompts, tokens, GPU hours, money, storage, time."""
+    # Imports Ray and a tokenizer.
+    from reki_ray.extraction.estimating import estimate, render
+
+    found = estimate.estimate(
+        *open_run(config, workspace),
+        users=users,
+        items=items,
+        tokens_per_second=tokens_per_second,
+        prefill_tokens_per_second=prefill_tokens_per_second,
+        engines=engines,
+        measure=measure,
+    )
+    show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command("sweep")
+def run_sweep(
+    config: ConfigOption,
+    vary: Annotated[
+        list[str],
+        typer.Option(
+            help="A setting and its values, as cluster.users.min_cluster_size=4,8,16; repeatable."
+        ),
+    ],
+    workspace: WorkspaceOption = None,
+    until: Annotated[
+        str, typer.Option(help="cluster: only cluster; evaluate: also ask, train and measure.")
+    ] = "cluster",
+    as_json: JsonOption = False,
+) -> None:
+    """Vary settings of clustering: calls saved, similarity, sizes and test AUC of each."""
+    from reki_ray.tuning import sweep  # not needed by other commands
+
+    loaded = load_config(config, workspace=workspace)
+    points = sweep.sweep(loaded, vary, until, Reporter())
+    show(sweep.render(points), [point.model_dump(mode="json") for point in points], as_json=as_json)
+
+
+@app.command()
+def tune(  # noqa: PLR0913, PLR0917  # one argument an option
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    backbones: Annotated[
+        str | None, typer.Option(help="Backbones, as din,dcnv2; default: train.backbones.")
+    ] = None,
+    arm: Annotated[Arm, typer.Option(help="What the models see.")] = "fair_base",
+    trials: Annotated[
+        int | None, typer.Option(help="Settings to try; default: tune.trials.")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Trials at a time; default: tune.concurrency.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; default: tune.seed.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File for the best settings, or a folder for one file per backbone."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search the best settings of each backbone on the validation split; resumes."""
+    from reki_ray.tuning import results, search  # imports Ray and torch
+
+    named = {"backbones": [name.strip() for name in backbones.split(",")]} if backbones else {}
+    given = {"trials": trials, "concurrency": concurrency, "seed": seed}
+    loaded = load_config(
+        config,
+        workspace=workspace,
+        train={**named, "arms": list(dict.fromkeys(["fair_base", arm]))},
+        tune={name: value for name, value in given.items() if value is not None},
+    )
+    found = search.search(loaded, arm, Reporter(Workspace(loaded.root)), out=out)
+    show(results.render(found), [one.model_dump(mode="json") for one in found], as_json=as_json)
+
+
+@app.command("import-knowledge")
+def import_knowledge(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="JSON {id: text}, JSON {id: {prompt, answer}}, or "
+            "Parquet with columns id, text and, optionally, factor."
+        ),
+    ],
+    config: ConfigOption,
+    workspace: WorkspaceOption = None,
+    kind: Annotated[
+        SubjectKind | None,
+        typer.Option(help="What the ids are; detected if they fit only one kind."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Name of the source; default: the file's name.")
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a file with unknown ids as a whole.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Import knowledge from elsewhere; its subjects are not asked."""
+    from reki_ray.extraction import import_report  # not needed by other commands
+
+    _, opened = open_run(config, workspace)
+    report = import_report.import_knowledge(opened, file, kind=kind, source=source, strict=strict)
+    show(import_report.render(report), report.model_dump(mode="json"), as_json=as_json)
+
+
+@app.command()
+def doctor(
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also check the running Ray cluster.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the installation, and say what to do about what is wrong."""
+    from reki_ray.cli import doctor as checks  # imports torch, vLLM and Ray
+
+    findings = checks.examine(cluster=cluster)
+    show(checks.render(findings), [f.model_dump() for f in findings], as_json=as_json)
+    raise typer.Exit(checks.exit_code(findings))
+
+
+@app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run_benchmark(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of the benchmark, as extract.")],
+) -> None:
+    """Run a benchmark of the checkout; its own options follow its name."""
+    from reki_ray.cli import bench  # only a checkout has benchmarks
+
+    show(str(bench.run(name, context.args)), None, as_json=False)

@@ -1,0 +1,124 @@
+"""Vectors that are clustered: of users, out of the items they met before their cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import csr_matrix
+
+from reki_ray.core.vectors import normalise
+from reki_ray.schema import ITEM_ID, POSITION, RATING, USER_ID
+
+LOWEST_RATING_WEIGHT = 0.2
+"""Weight of the lowest rating against the highest: also a disliked item was chosen."""
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How much an interaction counts in a user vector.
+
+    Attributes:
+        half_life: Number of newer interactions that halves the weight.
+        rating_min: Lowest valid rating.
+        rating_max: Highest valid rating.
+    """
+
+    half_life: float
+    rating_min: float
+    rating_max: float
+
+    def __call__(self, ages: np.ndarray, ratings: np.ndarray) -> np.ndarray:
+        """Weights (E,) in (0, 1].
+
+        Args:
+            ages: (E,) number of newer visible interactions of the same user.
+            ratings: (E,), NaN where an interaction has none; it then counts as the highest.
+        """
+        span = max(self.rating_max - self.rating_min, 1e-9)
+        level = np.clip((ratings - self.rating_min) / span, 0.0, 1.0)
+        level = np.where(np.isnan(level), 1.0, level)
+        rated = LOWEST_RATING_WEIGHT + (1.0 - LOWEST_RATING_WEIGHT) * level
+        weights: np.ndarray = 0.5 ** (ages / self.half_life) * rated
+        return weights
+
+
+def user_vectors(
+    user_ids: Sequence[str],
+    visible: pa.Table,
+    item_ids: Sequence[str],
+    item_vectors: np.ndarray,
+    weighting: Weighting,
+) -> np.ndarray:
+    """Recency- and rating-weighted mean of item vectors, on the unit sphere.
+
+    Args:
+        user_ids: U ids, in the order of the result.
+        visible: Interactions before the cut, as `histories.before_cut` gives them.
+        item_ids: I ids.
+        item_vectors: (I, d), rows of unit length.
+        weighting: Weight of an interaction.
+
+    Returns:
+        (U, d) float32, rows of unit length. A user without a visible known item gets the
+        mean direction of all other users, or of all items where no user has one.
+    """
+    users = _rows(visible[USER_ID], user_ids)
+    items = _rows(visible[ITEM_ID], item_ids)
+    known = (users >= 0) & (items >= 0)
+    ratings = visible[RATING].cast(pa.float64()).fill_null(float("nan")).to_numpy()
+    weights = weighting(_ages(visible), ratings)
+    shape = (len(user_ids), len(item_ids))
+    mixture = csr_matrix((weights[known], (users[known], items[known])), shape=shape)
+    vectors = normalise(mixture @ item_vectors.astype(np.float64))
+    empty = ~np.any(vectors, axis=1)
+    if empty.any():
+        others = item_vectors if empty.all() else vectors[~empty]
+        vectors[empty] = normalise(others.mean(axis=0, dtype=np.float64, keepdims=True))
+    return vectors
+
+
+def with_embeddings(
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    embedded: Sequence[str],
+    embeddings: np.ndarray,
+    weight: float,
+) -> np.ndarray:
+    """Encoded text and id embeddings side by side: their cosines are mixed by the weight.
+
+    Args:
+        ids: N ids.
+        vectors: (N, d) of their text, rows of unit length.
+        embedded: M ids that have an embedding.
+        embeddings: (M, e), of any length.
+        weight: Share of the embeddings in a cosine, in (0, 1).
+
+    Returns:
+        (N, d + e) float32, rows of unit length; an id without an embedding keeps its text alone.
+    """
+    rows = _rows(pa.chunked_array([pa.array(ids, pa.string())]), embedded)
+    own = np.zeros((len(ids), embeddings.shape[1]), dtype=np.float32)
+    own[rows >= 0] = normalise(embeddings)[rows[rows >= 0]]
+    parts = [np.sqrt(1 - weight) * vectors, np.sqrt(weight) * own]
+    return normalise(np.concatenate(parts, axis=1))
+
+
+def _ages(visible: pa.Table) -> np.ndarray:
+    """Number of newer visible interactions of the same user, of each row."""
+    users = visible[USER_ID].combine_chunks().dictionary_encode().indices.to_numpy()
+    position = visible[POSITION].to_numpy()
+    newest = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(newest, users, position)
+    ages: np.ndarray = newest[users] - position
+    return ages
+
+
+def _rows(values: pa.ChunkedArray, ids: Sequence[str]) -> np.ndarray:
+    """Row of each value in `ids`, -1 where it is not there."""
+    found = pc.index_in(values, value_set=pa.array(ids, pa.string()))
+    rows: np.ndarray = found.fill_null(-1).to_numpy()
+    return rows

@@ -1,0 +1,135 @@
+"""Section of stage cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+
+from reki_ray.config.base import OPERATIONAL, Section
+
+
+class SideClusterConfig(Section):
+    """Clustering of one side, users or items."""
+
+    min_cluster_size: int = Field(4, ge=2, description="Smallest cluster, members.")
+    min_samples: int = Field(1, ge=1, description="HDBSCAN's min_samples: higher means more noise.")
+    max_cluster_size: int = Field(
+        0, ge=0, description="HDBSCAN's largest cluster before noise joins, members; 0: no limit."
+    )
+    clusters: int | None = Field(
+        None,
+        ge=1,
+        description="Clusters of streakhc and kmeans; null: one for each 4 min_cluster_size ids.",
+    )
+
+
+LEAVES_A_CLUSTER: Final = 3
+"""Nodes that StreaKHC cuts for each cluster before it joins them."""
+
+
+class StreaKhcConfig(Section):
+    """StreaKHC's kernel and tree."""
+
+    subsamples: int = Field(200, ge=1, description="Subsamples t of the isolation kernel.")
+    subsample_points: int = Field(
+        256, ge=2, le=65_536, description="Points psi of each subsample: what matters most."
+    )
+    max_leaves: int = Field(
+        1024,
+        ge=2,
+        description="Leaves of the tree; past them the oldest is evicted. Memory is 4 max_leaves t "
+        "psi bytes, and there are at most a third as many clusters.",
+    )
+    dimensions: int = Field(64, ge=2, description="Dimensions after PCA.")
+    seed: int = Field(0, description="Seed of the subsamples.")
+
+    @property
+    def most_clusters(self) -> int:
+        """Clusters that a tree of this size can tell apart."""
+        return max(1, self.max_leaves // LEAVES_A_CLUSTER)
+
+
+class IdEmbeddingsConfig(Section):
+    """Embeddings of item ids out of a trained model, beside the encoded text."""
+
+    model: Path = Field(
+        description="Folder of a trained run, as runs/<name>/train/din-fair_base-0, of this or "
+        "another workspace over the same catalogue."
+    )
+    weight: float = Field(
+        0.5, gt=0, lt=1, description="Share of the embeddings in the cosine of two items."
+    )
+
+
+class DriftConfig(Section):
+    """When `reki update` asks about a cluster again."""
+
+    moved_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of its members, of now and of when it was asked about, that came or "
+        "went since; of a user or item that is asked about alone, share of the lines of its prompt "
+        "that are new.",
+    )
+    centre_shift: float = Field(
+        0.02, ge=0, le=2, description="1 - cosine of its centre now and when it was asked about."
+    )
+
+
+class ClusterConfig(Section):
+    """Clustering for collective knowledge."""
+
+    method: Literal["hdbscan", "streakhc", "kmeans"] = Field(
+        "hdbscan",
+        description="hdbscan; streakhc: of a stream, as in the REKI paper; kmeans: mini-batch "
+        "k-means, the control.",
+    )
+    users: SideClusterConfig = SideClusterConfig()
+    items: SideClusterConfig = SideClusterConfig()
+    dimensions: int = Field(
+        8, ge=2, description="Dimensions after PCA; density methods fail in high dimension."
+    )
+    selection: Literal["leaf", "eom"] = Field(
+        "leaf", description="HDBSCAN's cluster selection: leaf gives many small, even clusters."
+    )
+    part_rows: int = Field(
+        50_000,
+        ge=100,
+        description="Most rows that one HDBSCAN takes; more are cut into parts, clustered on all "
+        "nodes, and joined across the cuts.",
+    )
+    min_similarity: float | None = Field(
+        None,
+        gt=-1,
+        lt=1,
+        description="Clusters are split until every member has this cosine to its centre; null: "
+        "no floor.",
+    )
+    streakhc: StreaKhcConfig = StreaKhcConfig()
+    seed: int = Field(0, description="Seed of kmeans.")
+    half_life: float = Field(
+        10.0,
+        gt=0,
+        description="Number of newer interactions that halves an interaction's weight in a user "
+        "vector.",
+    )
+    id_embeddings: IdEmbeddingsConfig | None = Field(
+        None, description="Adds embeddings of item ids to what is clustered; null: text alone."
+    )
+    drift: DriftConfig = Field(DriftConfig(), json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _the_tree_is_large_enough(self) -> ClusterConfig:
+        most = self.streakhc.most_clusters
+        for name in ("users", "items"):
+            wanted = getattr(self, name).clusters
+            if self.method == "streakhc" and wanted is not None and wanted > most:
+                raise ValueError(
+                    f"cluster.{name}.clusters is {wanted}, but cluster.streakhc.max_leaves "
+                    f"{self.streakhc.max_leaves} allows {most}: raise max_leaves to "
+                    f"{LEAVES_A_CLUSTER * wanted}"
+                )
+        return self

@@ -1,0 +1,97 @@
+"""Section of stage encode."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from reki_ray.config.base import OPERATIONAL, Section
+
+
+class EncodeConfig(Section):
+    """Knowledge text to representation r."""
+
+    backend: Literal["sentence_transformers", "vllm", "hidden_states", "hashing"] = Field(
+        "sentence_transformers",
+        description="sentence_transformers; vllm: the same models through vLLM's pooling; "
+        "hidden_states: mean of the last hidden states of a decoder LLM, as in the REKI paper; "
+        "hashing: words hashed into components, without a model, which keeps names and rare words.",
+    )
+    dimension: int = Field(
+        2048, ge=2, description="hashing: length d of the vectors; a model states its own."
+    )
+    model: str = Field(
+        "packaged:all-minilm-l6-v2",
+        description="packaged:<name>, a local folder, or a Hugging Face id.",
+    )
+    revision: str = Field(
+        "main",
+        description="Revision of a Hugging Face id; name a commit, as main may move. A local "
+        "folder is told apart by its content.",
+    )
+    window: int | None = Field(
+        None,
+        ge=16,
+        description="Tokens that are read at once, special ones included; longer texts are read "
+        "window by window. null: what a sentence-transformers model states, else 512.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the model; vectors are kept as float32."
+    )
+    by_factor: bool = Field(
+        False,
+        description="One representation a factor where answers are kept by factor (prompts.form "
+        "json, or imported so): the model weighs them by learned gates. false: one of the whole "
+        "answer.",
+    )
+    blend_events: float = Field(
+        10.0,
+        gt=0,
+        description="Mode blend: interactions before the cut at which an id's own knowledge and "
+        "that of its cluster count alike; more of them favour its own.",
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        {},
+        description="Passed to vLLM unrenamed, over the preset (backend vllm): "
+        "tensor_parallel_size, pooler_config, ...",
+    )
+    batch_size: int = Field(
+        64, ge=1, description="Windows a forward pass.", json_schema_extra=OPERATIONAL
+    )
+    unit_rows: int = Field(
+        512,
+        ge=1,
+        description="Texts a work unit: what is finished is saved unit by unit.",
+        json_schema_extra=OPERATIONAL,
+    )
+    min_replicas: int = Field(
+        1, ge=1, description="Encoder actors that are always there.", json_schema_extra=OPERATIONAL
+    )
+    max_replicas: int = Field(
+        1,
+        ge=1,
+        description="Encoder actors that a growing queue may start, as the cluster allows.",
+        json_schema_extra=OPERATIONAL,
+    )
+    restarts: int = Field(
+        3,
+        ge=0,
+        description="Restarts of failed encoders without progress before encode fails.",
+        json_schema_extra=OPERATIONAL,
+    )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="Device of an encoder actor.")
+
+    @model_validator(mode="after")
+    def _replicas_and_engine(self) -> EncodeConfig:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("encode.max_replicas is below encode.min_replicas")
+        if self.engine_kwargs and self.backend != "vllm":
+            raise ValueError("encode.engine_kwargs needs encode.backend vllm")
+        fields = {"model", "revision", "dtype", "max_model_len"} & self.engine_kwargs.keys()
+        if fields:
+            raise ValueError(
+                f"encode.engine_kwargs holds {', '.join(sorted(fields))}: set encode.model, "
+                "encode.revision, encode.dtype, encode.window"
+            )
+        return self

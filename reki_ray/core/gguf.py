@@ -1,0 +1,74 @@
+"""Conversion of a quantised GGUF file into a folder that vLLM loads on any device.
+
+vLLM reads GGUF on CUDA only. Dequantising once to bfloat16 safetensors costs disk (two bytes a
+parameter) and no accuracy beyond what the quantisation already took.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from reki_ray.core import atomic
+from reki_ray.errors import EngineError
+
+
+def convert(gguf_path: Path, target: Path) -> None:
+    """Write a GGUF model as bfloat16 safetensors with tokenizer and chat template.
+
+    Args:
+        gguf_path: The GGUF file.
+        target: Folder to create; it appears whole or not at all. A folder that another process
+            finished meanwhile is left as it is.
+
+    Raises:
+        EngineError: The file is missing, damaged, or of an unknown architecture.
+    """
+    if not gguf_path.is_file():
+        raise EngineError(
+            "there is no such GGUF file",
+            where=str(gguf_path),
+            todo="Delete the model's folder in the cache, so that it is fetched anew.",
+        )
+    atomic.make_folder(target.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        _write(gguf_path, scratch)
+        if not target.exists():
+            atomic.move(scratch, target)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise EngineError(
+            f"the GGUF file cannot be converted: {error}",
+            where=str(gguf_path),
+            todo="Install reki-ray[cpu], which brings gguf and accelerate, or check the file.",
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(gguf_path: Path, folder: Path) -> None:
+    # Imported here: reading a finished conversion needs neither torch nor transformers.
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GgufConfig,
+    )
+
+    source = {
+        "pretrained_model_name_or_path": str(gguf_path.parent),
+        "gguf_file": gguf_path.name,
+    }
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    # The weights are plain bfloat16 now; a leftover entry would send vLLM to its GGUF loader.
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

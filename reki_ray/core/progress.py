@@ -1,0 +1,198 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere, a heartbeat on disk.
+
+The heartbeat lets `reki status`, also on another machine, show how far a run is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from reki_ray.core.background import BackgroundThread
+from reki_ray.core.workspace import Workspace
+
+HEARTBEAT = "progress.json"
+HEARTBEAT_SECONDS = 2.0
+"""Time between two signs of life."""
+
+_LAST_BEAT_SECONDS = 60.0
+"""Longest wait for a sign of life in work, which must not follow the last one."""
+
+_LINE_SECONDS = 5.0
+_STILL_SECONDS = 30.0
+"""Between lines that say the same."""
+
+logger = logging.getLogger(__name__)
+
+
+class Task:
+    """One piece of work with a known or unknown number of steps.
+
+    Args:
+        reporter: Where progress is shown.
+        label: What is being done, as `extract: asking`.
+        total: Number of steps; None where it is not known.
+        unit: What a step is, as `prompts`.
+
+    Attributes:
+        snapshot: Gives further figures of the moment, JSON-ready, for the heartbeat.
+    """
+
+    def __init__(self, reporter: Reporter, label: str, total: int | None, unit: str) -> None:
+        self._reporter = reporter
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.counters: dict[str, float] = {}
+        self.started = time.time()
+        self.snapshot: Callable[[], dict[str, Any]] | None = None
+
+    def advance(self, steps: int = 1, **counters: float) -> None:
+        """Count finished steps.
+
+        Args:
+            steps: How many.
+            **counters: Further sums, as `generated_tokens=512`; shown with their rate.
+        """
+        self.done += steps
+        for name, amount in counters.items():
+            self.counters[name] = self.counters.get(name, 0) + amount
+        self._reporter._show(self)
+
+
+class Reporter:
+    """Shows the progress of a run's stages.
+
+    Args:
+        workspace: Where the heartbeat lies; None keeps none.
+        console: Where bars and lines go; standard error by default.
+        quiet: Show nothing (the heartbeat is still kept).
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace | None = None,
+        *,
+        console: Console | None = None,
+        quiet: bool = False,
+    ) -> None:
+        self._workspace = workspace
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        self._last_done = 0
+        self._complained = False
+
+    def say(self, line: str) -> None:
+        """Print one plain line."""
+        if not self._quiet:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def task(self, label: str, total: int | None = None, unit: str = "rows") -> Iterator[Task]:
+        """Show the progress of the work in the block.
+
+        Args:
+            label: What is being done.
+            total: Number of steps; None where it is not known.
+            unit: What a step is.
+        """
+        task = Task(self, label, total, unit)
+        self._last_line, self._last_done = time.monotonic(), 0
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._heartbeat(task))
+            if self._console.is_terminal and not self._quiet:
+                self._bar = stack.enter_context(
+                    Progress(
+                        TextColumn("{task.description}"),
+                        BarColumn(),
+                        MofNCompleteColumn(),
+                        TextColumn("{task.fields[rates]}"),
+                        TimeElapsedColumn(),
+                        TimeRemainingColumn(),
+                        console=self._console,
+                        transient=True,
+                    )
+                )
+                self._bar.add_task(label, total=total, rates="")
+            try:
+                yield task
+            finally:
+                self._bar = None
+
+    def _show(self, task: Task) -> None:
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=task.done, rates=_rates(task))
+        elif not self._quiet and now - self._last_line >= (
+            _STILL_SECONDS if task.done == self._last_done else _LINE_SECONDS
+        ):
+            self._last_line, self._last_done = now, task.done
+            of = f" of {task.total:,}" if task.total is not None else ""
+            self.say(f"{task.label}: {task.done:,}{of} {task.unit}{_rates(task)}")
+
+    @contextlib.contextmanager
+    def _heartbeat(self, task: Task) -> Iterator[None]:
+        """Signs of life during the block, also while no step gets done."""
+        if self._workspace is None:
+            yield
+            return
+        self._beat(task, finished=False)
+        beats = BackgroundThread(
+            "heartbeat", lambda: self._beat(task, finished=False), HEARTBEAT_SECONDS
+        )
+        beats.start()
+        try:
+            yield
+        finally:
+            beats.stop(_LAST_BEAT_SECONDS)
+            self._beat(task, finished=True)
+
+    def _beat(self, task: Task, *, finished: bool) -> None:
+        assert self._workspace is not None
+        try:
+            self._workspace.write_json(
+                HEARTBEAT,
+                {
+                    "label": task.label,
+                    "done": task.done,
+                    "total": task.total,
+                    "unit": task.unit,
+                    "counters": dict(task.counters),
+                    "started_at": task.started,
+                    "updated_at": time.time(),
+                    "finished": finished,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "figures": task.snapshot() if task.snapshot is not None else None,
+                },
+            )
+        except Exception as error:  # noqa: BLE001  # storages raise what they like; work goes on
+            if not self._complained:
+                self._complained = True
+                logger.warning("progress cannot be written, the work goes on: %s", error)
+
+
+def _rates(task: Task) -> str:
+    seconds = max(time.time() - task.started, 1e-9)
+    return "".join(
+        f", {total / seconds:,.0f} {name.replace('_', ' ')}/s"
+        for name, total in task.counters.items()
+    )

@@ -1,0 +1,71 @@
+"""What a stage is, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from reki_ray.config import RekiConfig
+from reki_ray.core.progress import Reporter
+from reki_ray.core.workspace import Workspace
+
+CODE_VERSIONS: Mapping[str, int] = MappingProxyType(
+    {
+        "ingest": 3,
+        "cluster": 5,
+        "extract": 3,
+        "encode": 3,
+        "train": 3,
+        "publish": 1,
+        "evaluate": 4,
+        "serve": 1,
+        "report": 1,
+    }
+)
+"""Version of each stage's code, in the order of the stages. Raise it when a change of code changes
+the output for the same input: finished workspaces then run the stage again."""
+
+STAGE_NAMES: tuple[str, ...] = tuple(CODE_VERSIONS)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage reports of its work; it becomes the manifest entry."""
+
+    rows_in: int
+    rows_out: int
+    dead: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    details: dict[str, Any] = field(default_factory=dict)
+    """JSON-ready figures of the stage, read by the report."""
+
+
+RunStage = Callable[[RekiConfig, Workspace, Reporter], StageResult]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Args:
+        name: Name of the command and of the folder.
+        run: Import path of a `RunStage`; loaded only when the stage runs.
+        sections: Sections of the configuration that change its output.
+        after: Stages whose output it reads.
+        inputs: Import path of a function `RekiConfig -> JSON-ready` that identifies files from
+            outside the workspace; empty where there are none.
+        always: Runs in every pass: cheap, and reports on the pass itself.
+        check: Import path of a function `RekiConfig -> None` that refuses what the stage could not
+            do, before an earlier one begins; empty where there is none.
+    """
+
+    name: str
+    run: str
+    sections: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    inputs: str = ""
+    always: bool = False
+    check: str = ""

@@ -1,0 +1,96 @@
+"""Shares of a table, for work in which no process may hold a table whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pad
+import pyarrow.parquet as pq
+
+from reki_ray import schema
+from reki_ray.core.workspace import Workspace, conform, reading
+from reki_ray.schema import ITEM_ID, USER_ID, Side, Table
+
+ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
+    "users": (schema.USERS, USER_ID),
+    "items": (schema.ITEMS, ITEM_ID),
+}
+"""Table of each side and its column of ids."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of one file of a table.
+
+    Attributes:
+        path: The Parquet file.
+        number: Which row group of it, from 0.
+    """
+
+    path: str
+    number: int
+
+
+def row_groups(workspace: Workspace, table: Table) -> list[RowGroup]:
+    """All row groups of a table, in the order of its rows.
+
+    Raises:
+        DataError: The table is missing or damaged.
+    """
+    workspace.read_table(table, columns=[])  # where it is missing, its own message
+    found = []
+    for path in workspace.parts(table):
+        with reading(table, path), workspace.filesystem.open(path, "rb") as source:
+            groups = pq.ParquetFile(source).num_row_groups
+        found += [RowGroup(path, number) for number in range(groups)]
+    return found
+
+
+def read_row_group(workspace: Workspace, table: Table, group: RowGroup) -> pa.Table:
+    """Rows of one row group of a table with a fixed schema.
+
+    Raises:
+        DataError: The file is damaged, or has another schema.
+    """
+    assert table.schema is not None
+    with reading(table, group.path), workspace.filesystem.open(group.path, "rb") as source:
+        rows = pq.ParquetFile(source).read_row_group(group.number)
+    return conform(rows, table.schema, where=group.path)
+
+
+def rows_of(
+    workspace: Workspace,
+    table: Table,
+    key: str,
+    ids: pa.Array | pa.ChunkedArray,
+    columns: list[str] | None = None,
+) -> pa.Table:
+    """Rows of a table with these ids; ids that it lacks are left out.
+
+    Args:
+        workspace: Holds the table.
+        table: One with a fixed schema.
+        key: Its column of ids.
+        ids: Which rows.
+        columns: Subset of the columns; None reads all.
+
+    Raises:
+        DataError: The table is damaged, or has another schema.
+    """
+    assert table.schema is not None
+    fields = (
+        table.schema if columns is None else pa.schema([table.schema.field(c) for c in columns])
+    )
+    if not len(ids):
+        return fields.empty_table()
+    # The range lets the reader pass over row groups; the tables are sorted by id or nearly so.
+    bounds = pc.min_max(ids).as_py()
+    within = (pc.field(key) >= bounds["min"]) & (pc.field(key) <= bounds["max"])
+    with reading(table, workspace.path(table.path)):
+        rows = pad.dataset(
+            workspace.parts(table), filesystem=workspace.arrow_filesystem, format="parquet"
+        ).to_table(filter=within & pc.field(key).isin(ids), columns=columns)
+    return conform(rows, fields, where=workspace.path(table.path))

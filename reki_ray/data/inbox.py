@@ -1,0 +1,353 @@
+"""Batches of new events: checked, kept once, and put together with what a run began with.
+
+    <workspace>/live/inbox/{interactions,items,users}/000001-<content>.parquet
+
+A batch that comes twice is kept once, and an event that two batches hold counts once, so that a
+sender may repeat what it is not sure of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reki_ray import schema
+from reki_ray.config import ColumnMapping, DataConfig, Dialect, FileSource
+from reki_ray.core import atomic
+from reki_ray.core.workspace import Workspace, conform
+from reki_ray.data import delimited, parquet
+from reki_ray.data.leak_guard import before_cut
+from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
+from reki_ray.data.raw import Kind, identify_files
+from reki_ray.data.samples import sort_interactions
+from reki_ray.data.sources.files import SUFFIXES, Files, Form, text_format
+from reki_ray.data.validation import (
+    bare_users,
+    check_interactions,
+    check_items,
+    check_users,
+    repeated,
+)
+from reki_ray.errors import ConfigError, DataError
+from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, TIMESTAMP, USER_ID, Table
+
+INBOX: Final[dict[Kind, Table]] = {
+    "interactions": Table("inbox/interactions", schema.INTERACTIONS_SCHEMA),
+    "items": Table("inbox/items", schema.ITEMS_SCHEMA),
+    "users": Table("inbox/users", schema.USERS_SCHEMA),
+}
+LIVE: Final = "live"
+"""Folder of the workspace in which the rounds of `reki update` live."""
+QUARANTINE: Final = Table("inbox/quarantine", schema.QUARANTINE_SCHEMA)
+
+_DIGEST_CHARS = 16
+_NAME: Final = re.compile(rf"[0-9]{{6,}}-[0-9a-f]{{{_DIGEST_CHARS}}}")
+"""What a batch is called: a copy or a backup beside the batches is none."""
+
+
+@dataclass(frozen=True)
+class BatchFiles:
+    """Files of a batch, Parquet or CSV.
+
+    Attributes:
+        interactions: New events, of users who may be new; None where there are none.
+        items: New or changed items; None where there are none.
+        users: New or changed users; None where there are none.
+    """
+
+    interactions: Path | None = None
+    items: Path | None = None
+    users: Path | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is kept.
+
+    Attributes:
+        name: Its number and content.
+        is_new: Whether it was not there before.
+        events: Usable events.
+        quarantined: Rows of all its files that are not usable.
+    """
+
+    name: str
+    is_new: bool
+    events: int
+    quarantined: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a run began with and all batches together.
+
+    Attributes:
+        users: Rows of `USERS_SCHEMA`.
+        items: Rows of `ITEMS_SCHEMA`.
+        visible: What prompts may see: interactions before the cuts of the run, and every event
+            of a batch, which never becomes a sample.
+        history: All interactions, for the profiles that are served.
+        events: Events of batches that the run did not begin with.
+    """
+
+    users: pa.Table
+    items: pa.Table
+    visible: pa.Table
+    history: pa.Table
+    events: int
+
+
+class Inbox:
+    """The batches of a run.
+
+    Args:
+        base: The run's workspace.
+        live: Workspace that holds the batches.
+    """
+
+    def __init__(self, base: Workspace, live: Workspace) -> None:
+        self._base = base
+        self._live = live
+
+    def batches(self) -> list[str]:
+        """Names of the batches, oldest first."""
+        parts = self._live.parts(INBOX["interactions"])
+        return [name for part in parts if _NAME.fullmatch(name := Path(part).stem)]
+
+    def known_items(self) -> pa.ChunkedArray:
+        """Ids of the items that the run began with and of those in batches.
+
+        Raises:
+            DataError: A table is missing or damaged.
+        """
+        began = self._base.read_table(schema.ITEMS, columns=[ITEM_ID])
+        return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
+
+    def add(self, files: BatchFiles, config: DataConfig) -> Batch:
+        """Check the files of a batch and keep their rows; one caller at a time.
+
+        Args:
+            files: Its files; columns are named as `data.source.columns` says, or as in the tables.
+            config: Valid ranges, and the share of unusable rows that is borne.
+
+        Raises:
+            DataError: A file is missing or damaged, lacks a column, or too much is unusable.
+        """
+        for table in INBOX.values():
+            atomic.remove_scratch(self._live.local_path(table.path))
+        paths = [path for path in (files.interactions, files.items, files.users) if path]
+        content = json.dumps(identify_files(paths), sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
+        before = self.batches()
+        name = next((name for name in before if name.endswith(digest)), None)
+        if name is not None:
+            if self._is_whole(name):
+                return Batch(name, is_new=False, events=0, quarantined=0)
+            self._live.remove(_part(INBOX["interactions"], name))  # it counts no more
+        tables = self._checked(files, config)
+        enforce_threshold(self._live, tables, config)
+        if name is None:
+            number = max((int(name.partition("-")[0]) for name in before), default=0) + 1
+            name = f"{number:06d}-{digest}"
+        save_quarantine(self._live, tables, QUARANTINE, part=name)
+        for kind in ("users", "items"):
+            if kind in tables:
+                self._live.write_table(INBOX[kind], tables[kind].rows, part=name)
+        events = schema.INTERACTIONS_SCHEMA.empty_table()
+        if "interactions" in tables:
+            events = tables["interactions"].rows
+        self._live.write_table(INBOX["interactions"], events, part=name)  # last: it counts from now
+        return Batch(
+            name,
+            is_new=True,
+            events=len(events),
+            quarantined=sum(len(checked.rejected) for checked in tables.values()),
+        )
+
+    def merged(self) -> Merged:
+        """What the run began with and all batches, put together.
+
+        Raises:
+            DataError: A table is missing or damaged.
+        """
+        began = self._base.read_table(schema.INTERACTIONS)
+        events = self._rows("interactions")
+        # Of equal ones the run's own counts, else the latest batch's, as of items and users.
+        twice = _twice(pa.concat_tables([began, events[::-1]]))[len(began) :]
+        fresh = events.filter(pa.array(~twice[::-1]))
+        seen = before_cut(began, self._base.read_table(schema.CUTS)).select(began.column_names)
+        items = _latest(self._base.read_table(schema.ITEMS), self._rows("items"), ITEM_ID)
+        users = _latest(self._base.read_table(schema.USERS), self._rows("users"), USER_ID)
+        active = pc.unique(fresh[USER_ID])
+        named = pc.is_in(active, value_set=users[USER_ID].combine_chunks())
+        return Merged(
+            users=pa.concat_tables([users, bare_users(active.filter(pc.invert(named)))]),
+            items=items,
+            visible=sort_interactions(pa.concat_tables([seen, fresh])),
+            history=sort_interactions(pa.concat_tables([began, fresh])),
+            events=len(fresh),
+        )
+
+    def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
+        """Whether a batch holds an event of each user, item and time.
+
+        Args:
+            keys: N rows of these three columns.
+
+        Raises:
+            DataError: A table is damaged.
+        """
+        held = self._rows("interactions").select(keys.column_names)
+        return _twice(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether all that is kept of a batch can be read."""
+        try:
+            for kind in INBOX:
+                self._read(kind, {name})
+        except DataError:
+            return False
+        return True
+
+    def _rows(self, kind: Kind) -> pa.Table:
+        return self._read(kind, set(self.batches()))
+
+    def _read(self, kind: Kind, batches: Set[str]) -> pa.Table:
+        """Rows of some batches, which need not have all kinds."""
+        table = INBOX[kind]
+        assert table.schema is not None
+        found = [table.schema.empty_table()]
+        for part in self._live.parts(table):
+            if Path(part).stem not in batches:  # of one that was cut off before it counted
+                continue
+            try:
+                found.append(conform(pq.ParquetFile(part).read(), table.schema, where=part))
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(
+                    f"a kept batch is damaged: {error}",
+                    where=part,
+                    todo="Give the same batch to `reki update` again: it is written anew.",
+                ) from error
+        return pa.concat_tables(found)
+
+    def _checked(self, files: BatchFiles, config: DataConfig) -> dict[Kind, Checked]:
+        tables: dict[Kind, Checked] = {}
+        known = self.known_items()
+        if files.items:
+            tables["items"] = check_items(self._open(files.items, "items", config).items())
+            known = pa.chunked_array([*known.chunks, *tables["items"].rows[ITEM_ID].chunks])
+        if files.users:
+            draft = self._open(files.users, "users", config).users()
+            assert draft is not None
+            tables["users"] = check_users(draft)
+        if files.interactions:
+            source = self._open(files.interactions, "interactions", config)
+            tables["interactions"] = check_interactions(
+                source.interactions(),
+                config,
+                source.timestamp_unit,
+                users=None,
+                items=known,
+            )
+        return tables
+
+    def _open(self, path: Path, kind: Kind, config: DataConfig) -> Files:
+        form, place = _form(path), str(path)
+        own = config.source if config.source.kind == form else None
+        columns = self._columns(path, kind, config)
+        return Files(
+            FileSource(
+                kind=form,
+                interactions=place,
+                items=place,
+                users=place,
+                columns=columns,
+                dialect=own.dialect if isinstance(own, FileSource) else Dialect(),
+            )
+        )
+
+    def _columns(self, path: Path, kind: Kind, config: DataConfig) -> ColumnMapping:
+        """The run's own mapping, or the tables' names for what the file has of them."""
+        if isinstance(config.source, FileSource):
+            return config.source.columns
+        present = _header(path)
+        return ColumnMapping(
+            rating="rating" if "rating" in present else None,
+            text="text" if "text" in present else None,
+            item_attributes=self._attributes(schema.ITEMS, present) if kind == "items" else (),
+            user_attributes=self._attributes(schema.USERS, present) if kind == "users" else (),
+        )
+
+    def _attributes(self, table: Table, present: Sequence[str]) -> tuple[str, ...]:
+        """Attributes of the run's table that a file has a column for."""
+        rows = self._base.read_table(table, columns=[ATTRIBUTES])[ATTRIBUTES]
+        names = {name for pairs in rows.to_pylist() for name, _ in pairs or ()}
+        return tuple(sorted(names & set(present)))
+
+
+def write_round(merged: Merged, workspace: Workspace) -> None:
+    """Write the tables of stage ingest that later stages read; prompts may see all interactions.
+
+    Args:
+        merged: What is written.
+        workspace: Of the round.
+    """
+    counts = pc.value_counts(merged.visible[USER_ID])
+    cuts = pa.table(
+        {USER_ID: counts.field("values"), CUT: counts.field("counts").cast(pa.int32())},
+        schema=CUTS_SCHEMA,
+    )
+    with workspace.replacing("ingest") as scratch:
+        scratch.write_table(schema.INTERACTIONS, merged.visible)
+        scratch.write_table(schema.ITEMS, merged.items)
+        scratch.write_table(schema.USERS, merged.users)
+        scratch.write_table(schema.CUTS, cuts)
+
+
+def _twice(events: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which events equal an earlier one in user, item and time."""
+    every = np.ones(len(events), dtype=bool)
+    mask: npt.NDArray[np.bool_] = repeated(
+        events[USER_ID], events[ITEM_ID], events[TIMESTAMP].to_numpy(), every
+    )
+    return mask
+
+
+def _part(table: Table, name: str) -> str:
+    return f"{table.path}/{name}.parquet"
+
+
+def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
+    """One row an id, the latest; ids in the order in which they came."""
+    rows = pa.concat_tables([began, added])
+    last = {one: row for row, one in enumerate(rows[key].to_pylist())}
+    return rows.take(pa.array(list(last.values()), pa.int64()))
+
+
+def _form(path: Path) -> Form:
+    for form, suffixes in SUFFIXES.items():
+        if path.name.lower().endswith(suffixes):
+            return form
+    raise ConfigError(
+        f"{path.name} is neither Parquet nor CSV",
+        where=str(path.absolute()),
+        todo=f"Give a file whose name ends in {', '.join(sum(SUFFIXES.values(), ()))}.",
+    )
+
+
+def _header(path: Path) -> list[str]:
+    """Names of a file's columns."""
+    if _form(path) == "parquet":
+        return parquet.read_header(path)
+    return delimited.read_header(path, text_format(Dialect()))

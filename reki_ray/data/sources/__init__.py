@@ -1,0 +1,24 @@
+"""The data sets that a configuration can name."""
+
+from __future__ import annotations
+
+from reki_ray.config import DataConfig, MovieLens1MSource, MovieLens100KSource
+from reki_ray.core.downloads import Say
+from reki_ray.data.raw import Source
+from reki_ray.data.sources.files import Files
+from reki_ray.data.sources.movielens_1m import MovieLens1M
+from reki_ray.data.sources.movielens_100k import MovieLens100K
+
+
+def open_source(config: DataConfig, say: Say | None = None) -> Source:
+    """Source that the configuration names; nothing is read yet.
+
+    Args:
+        config: Section `data`.
+        say: Told before a download starts.
+    """
+    if isinstance(config.source, MovieLens100KSource):
+        return MovieLens100K(config.source, say)
+    if isinstance(config.source, MovieLens1MSource):
+        return MovieLens1M(config.source)
+    return Files(config.source)

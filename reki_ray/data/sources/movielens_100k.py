@@ -1,0 +1,110 @@
+"""MovieLens-100K: 100,000 ratings of 1,682 films by 943 users (Harper and Konstan, 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reki_ray.config import MovieLens100KSource
+from reki_ray.core.downloads import MOVIELENS_100K, Say, package_path
+from reki_ray.data.attributes import (
+    AGE,
+    DECADE,
+    GENDER,
+    GENRE,
+    OCCUPATION,
+    YEAR,
+    age_bucket,
+    attribute_maps,
+    years_and_decades,
+)
+from reki_ray.data.conversion import to_number
+from reki_ray.data.delimited import read_delimited
+from reki_ray.data.dialects import TextFormat
+from reki_ray.data.list_cells import to_lists
+from reki_ray.data.raw import Draft, Kind, RawTable, identify_files
+from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+
+_LAYOUT = TextFormat(separator="\t", quote=None)
+_FILES: dict[Kind, str] = {
+    "interactions": "ml-100k.inter",
+    "items": "ml-100k.item",
+    "users": "ml-100k.user",
+}
+_UNKNOWN = {"unknown", "unkonwn"}  # the second is how the file writes it
+_BAD_AGE = "age is not a number of years"
+
+
+class MovieLens100K:
+    """Reads the three tab-separated files, whose header names carry a type.
+
+    Args:
+        config: A folder, or null to fetch the packaged copy at the first read.
+        say: Told before a download starts.
+    """
+
+    timestamp_unit = "s"
+
+    def __init__(self, config: MovieLens100KSource, say: Say | None = None) -> None:
+        self._folder = config.path and config.path.expanduser().absolute()
+        self._say = say
+
+    def identity(self) -> object:
+        """Version and hash of the packaged copy, or hashes of the folder's files."""
+        if self._folder is None:
+            return {
+                "package": MOVIELENS_100K.name,
+                "version": MOVIELENS_100K.version,
+                "sha256": MOVIELENS_100K.sha256,
+            }
+        return identify_files([self._folder / name for name in _FILES.values()])
+
+    def interactions(self) -> Draft:
+        """Ratings from 1 to 5 with seconds."""
+        names = {
+            USER_ID: "user_id:token",
+            ITEM_ID: "item_id:token",
+            RATING: "rating:float",
+            TIMESTAMP: "timestamp:float",
+        }
+        raw = self._read("interactions", list(names.values()))
+        return Draft(raw, {ours: raw.rows.column(theirs) for ours, theirs in names.items()})
+
+    def items(self) -> Draft:
+        """Films with all their genres and the year."""
+        names = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
+        raw = self._read("items", names)
+        item_id, title, year, genre = (raw.rows.column(name) for name in names)
+        genres, _, _ = to_lists(genre, " ", where=names[3])
+        years, decades = years_and_decades(year.to_pylist())
+        values = {
+            GENRE: [[g for g in row if g.lower() not in _UNKNOWN] for row in genres],
+            YEAR: years,
+            DECADE: decades,
+        }
+        attributes = attribute_maps(values, len(raw.rows))
+        return Draft(raw, {ITEM_ID: item_id, TITLE: title, ATTRIBUTES: attributes})
+
+    def users(self) -> Draft:
+        """Users with gender, age bucket and occupation; the zip code is dropped."""
+        names = ["user_id:token", "age:token", "gender:token", "occupation:token"]
+        raw = self._read("users", names)
+        user_id, age, gender, occupation = (raw.rows.column(name) for name in names)
+        years, missing, wrong = to_number(age, where=names[1])
+        wrong |= ~missing & ~((years >= 0) & (years < 150))
+        usable = ~(missing | wrong)
+        values = {
+            GENDER: to_lists(gender, "", where=names[2])[0],
+            AGE: [[age_bucket(int(y))] if u else [] for y, u in zip(years, usable, strict=True)],
+            OCCUPATION: to_lists(occupation, "", where=names[3])[0],
+        }
+        attributes = attribute_maps(values, len(raw.rows))
+        return Draft(raw, {USER_ID: user_id, ATTRIBUTES: attributes}, {_BAD_AGE: np.array(wrong)})
+
+    def _read(self, kind: Kind, required: list[str]) -> RawTable:
+        folder = self._folder or self._packaged()
+        return read_delimited(kind, [folder / _FILES[kind]], _LAYOUT, required)
+
+    def _packaged(self) -> Path:
+        return package_path(MOVIELENS_100K, say=self._say)

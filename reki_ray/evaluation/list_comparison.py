@@ -1,0 +1,210 @@
+"""Rerankers on the lists of the test split, against the fair base model and the initial order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from reki_ray.config import Arm, RekiConfig
+from reki_ray.core.workspace import Workspace
+from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of, mean, shared_seeds
+from reki_ray.evaluation.predictions import predict_test
+from reki_ray.metrics.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart
+from reki_ray.metrics.classification import Array
+from reki_ray.metrics.ranking import (
+    CUTOFFS,
+    HEADLINE,
+    Floats,
+    Metric,
+    at_cutoffs,
+    gains,
+    mean_over_lists,
+    ranked,
+)
+from reki_ray.training.dataset import Dataset, Samples
+from reki_ray.training.rerank_lists import build_lists
+from reki_ray.training.runs import planned_rerankers, seeds_of, trained
+
+INITIAL: Final = "initial_order"
+"""Name of the control row: the lists as the rerankers get them."""
+
+
+class ListComparison:
+    """Measures orders of the same lists on the same draws of users and items.
+
+    A figure is the mean over lists. It is a sum over their positives, of what each adds to its
+    list's value, so these are what draws of users and items count; the other candidates stay.
+
+    Args:
+        lists: Lists of the test split.
+        resamples: Number of resamples.
+        confidence: Level of the intervals.
+    """
+
+    def __init__(self, lists: Samples, resamples: int, confidence: float) -> None:
+        self._lists = lists
+        self._resamples = resamples
+        self._confidence = confidence
+        self._positives = np.nonzero(lists.labels > 0)  # rows and columns
+        places = np.broadcast_to(np.arange(lists.labels.shape[1]), lists.labels.shape)
+        self._initial = -places.astype(np.float32)
+
+    def initial(self) -> dict[str, Any]:
+        """Row of the initial order."""
+        by_seed = {0: self._initial}
+        return {
+            "reranker": INITIAL,
+            "arm": None,
+            **self._figures(INITIAL, by_seed, self._bootstraps({INITIAL: by_seed})),
+            "seeds": [],
+            "per_seed": [],
+        }
+
+    def rows(
+        self, reranker: str, scores: Mapping[Arm, SeedScores]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of a reranker, and of its arms against their controls.
+
+        Args:
+            reranker: Its name.
+            scores: Scores (N, K) of every arm, by seed; see `shared_seeds`.
+        """
+        shared, seeds = shared_seeds(scores)
+        # The initial order is the same with every seed.
+        orders: dict[str, SeedScores] = dict(shared.items())
+        if seeds:
+            orders[INITIAL] = dict.fromkeys(seeds, self._initial)
+        bootstraps = self._bootstraps(orders)
+        rows = [
+            {
+                "reranker": reranker,
+                "arm": arm,
+                **self._figures(arm, shared.get(arm, {}), bootstraps),
+            }
+            for arm in scores
+        ]
+        over = drawn_over(len(seeds))
+        controls = []
+        for arm, control in controls_of(scores):
+            bounds = bootstraps["ndcg"].interval(arm, control)
+            controls.append(
+                {
+                    "reranker": reranker,
+                    "arm": arm,
+                    "control": control,
+                    "delta_ndcg_7": bootstraps["ndcg"].value(arm, control),
+                    "delta_ci": bounds,
+                    "ci_over": over,
+                    "apart": is_apart(bounds, over),
+                }
+            )
+        return rows, controls
+
+    def _figures(
+        self, name: str, by_seed: SeedScores, bootstraps: Mapping[Metric, JointBootstrap]
+    ) -> dict[str, Any]:
+        ndcg, precision = bootstraps["ndcg"], bootstraps["map"]
+        per_seed = {seed: self._means(scores) for seed, scores in by_seed.items()}
+        return {
+            "seeds": list(by_seed),
+            "lists": len(self._lists),
+            **{
+                metric: {
+                    str(k): mean([one[metric][str(k)] for one in per_seed.values()])
+                    for k in CUTOFFS
+                }
+                for metric in bootstraps
+            },
+            "ndcg_7_ci": ndcg.interval(name),
+            "map_7_ci": precision.interval(name),
+            "delta_ndcg_7": ndcg.value(name, BASELINE),
+            "delta_ci": ndcg.interval(name, BASELINE),
+            "delta_initial_ndcg_7": ndcg.value(name, INITIAL) if name != INITIAL else None,
+            "delta_initial_ci": ndcg.interval(name, INITIAL) if name != INITIAL else None,
+            "delta_map_7": precision.value(name, BASELINE),
+            "delta_map_7_ci": precision.interval(name, BASELINE),
+            "ci_over": drawn_over(len(by_seed)),
+            "per_seed": [{"seed": seed, **means} for seed, means in per_seed.items()],
+        }
+
+    def _means(self, scores: Array) -> dict[str, dict[str, float | None]]:
+        found = at_cutoffs(ranked(self._lists.labels, scores))
+        return {
+            metric: {k: mean_over_lists(values) for k, values in by_cutoff.items()}
+            for metric, by_cutoff in found.items()
+        }
+
+    def _bootstraps(self, orders: Mapping[str, SeedScores]) -> dict[Metric, JointBootstrap]:
+        """Means over lists at the headline, of orders with the same seeds."""
+        rows, columns = self._positives
+        shares = 1 / np.bincount(rows)[rows]  # of a list: they add up to 1
+        metrics: tuple[Metric, ...] = ("ndcg", "map")
+        found: dict[Metric, JointBootstrap] = {}
+        for metric in metrics:
+            values: dict[str, Floats] = {
+                name: np.empty(len(by_seed)) for name, by_seed in orders.items()
+            }
+            residuals = np.zeros((len(rows), len(orders)), dtype=np.float32)
+            for number, (name, by_seed) in enumerate(orders.items()):
+                total = np.zeros(len(rows))
+                for place, scores in enumerate(by_seed.values()):
+                    added = gains(self._lists.labels, scores, metric, HEADLINE)[rows, columns]
+                    values[name][place] = added.sum() / shares.sum()
+                    total += added - values[name][place] * shares
+                residuals[:, number] = total / len(by_seed)
+            found[metric] = JointBootstrap(
+                self._lists.users[rows],
+                self._lists.items[rows, columns],
+                values,
+                [Ratio(np.arange(len(rows)), residuals, shares)],
+                self._resamples,
+                self._confidence,
+            )
+        return found
+
+
+class Reranking:
+    """The rerankers of a run on the test split.
+
+    Args:
+        config: The run.
+        workspace: Holds the trained rerankers.
+        dataset: The data set.
+    """
+
+    def __init__(self, config: RekiConfig, workspace: Workspace, dataset: Dataset) -> None:
+        self._config = config
+        self._workspace = workspace
+        self._dataset = dataset
+        self._runs, self._diverged = trained(workspace, planned_rerankers(config.train))
+        self.steps = len(self._runs) + len(config.train.rerankers)
+
+    def measure(self, advance: Callable[[], None]) -> dict[str, Any]:
+        """Keys `reranking` and `reranking_controls` of the evaluation; empty without rerankers.
+
+        Args:
+            advance: Called after each of `steps` steps.
+
+        Raises:
+            DataError: No test sample is positive.
+            StoreError: A trained run is missing or damaged.
+        """
+        found: dict[str, Any] = {"reranking": [], "reranking_controls": []}
+        train, evaluate = self._config.train, self._config.evaluate
+        if not train.rerankers:
+            return found
+        lists = build_lists(self._dataset, "test", train.rerank)
+        [scores] = predict_test(self._workspace, self._dataset, lists, self._runs, advance)
+        comparison = ListComparison(lists, evaluate.bootstrap, evaluate.confidence)
+        found["reranking"].append(comparison.initial())
+        for reranker in train.rerankers:
+            by_arm = {arm: scores.get((reranker, arm), {}) for arm in train.arms}
+            rows, controls = comparison.rows(reranker, by_arm)
+            found["reranking"] += rows
+            found["reranking_controls"] += controls
+            advance()
+        for row in found["reranking"]:
+            row["diverged"] = seeds_of(self._diverged, row["reranker"], row["arm"])
+        return found

@@ -1,0 +1,1 @@
+"""The log of what users did, and what is made of it: recent histories, batches, new versions."""

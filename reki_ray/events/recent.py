@@ -1,0 +1,234 @@
+"""The latest events of users, for the history of their next request."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from reki_ray.events.event_mapping import Interaction, as_it_is, combine
+from reki_ray.events.log import Event, EventReader
+from reki_ray.events.segment_reader import PATIENCE_SECONDS
+from reki_ray.store.tables import Profile
+
+Interactions = Callable[[Event], Interaction | None]
+"""The event as an interaction; None where it is none. `EventRules.interaction` is one."""
+
+MOST_BYTES: Final = 256 * 2**20
+
+_CHUNK: Final = 10_000
+"""Events that are taken in at a time."""
+_KEPT: Final = 0.9
+"""Share of the memory that is left in use when users are forgotten."""
+_USER_BYTES: Final = 500
+"""Of a user without interactions: places in tables, heads of objects."""
+_SHARED_BYTES: Final = 16 * 2**20
+
+_ROW: Final = struct.Struct("<qqdd?")  # time, sent, rating (NaN: none), value, own
+
+
+class _Known(NamedTuple):
+    """What is known of a user; never changed, so that readers need no lock.
+
+    Attributes:
+        items: Item of every interaction, by time.
+        rows: `_ROW` of every interaction, in the same order.
+        met: Distinct items of interactions that were too many, the latest one last.
+        heard: When the user was heard of last.
+        size: Bytes that it takes, rather too many than too few.
+    """
+
+    items: tuple[str, ...]
+    rows: bytes
+    met: tuple[str, ...]
+    heard: int
+    size: int
+
+    def interactions(self) -> list[Interaction]:
+        """By time, oldest first."""
+        return [
+            Interaction(item, None if math.isnan(rating) else rating, time, sent, own, value)
+            for item, (time, sent, rating, value, own) in zip(
+                self.items, _ROW.iter_unpack(self.rows), strict=True
+            )
+        ]
+
+
+class RecentEvents:
+    """Follows the event log of all processes, in bounded memory.
+
+    One thread calls `refresh` again and again, any number call `of` and `met`, which never wait.
+
+    Args:
+        folder: Segments of the event log, `OnlineFolders.events`; it may come to be later.
+        events_per_user: Latest interactions kept a user.
+        items_per_user: Items kept a user, so that what was met is known for longer than when.
+        most_bytes: Memory for all users; those who were heard of longest ago are forgotten.
+        interaction: Which events count, and with what rating; the default keeps all as they are.
+        since: Segments that were last written to before this time are not read.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        events_per_user: int = 50,
+        items_per_user: int = 1_000,
+        most_bytes: int = MOST_BYTES,
+        interaction: Interactions = as_it_is,
+        since: float = 0.0,
+    ) -> None:
+        self._reader = EventReader(folder, patience=PATIENCE_SECONDS, since=since)
+        self._per_user = events_per_user
+        self._most_items = items_per_user
+        self._most_bytes = most_bytes
+        self._interaction = interaction
+        self._users: dict[str, _Known] = {}
+        self._size = 0
+        self._texts: dict[str, str] = {}
+        self._texts_size = 0
+        self._refreshing = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of users."""
+        return len(self._users)
+
+    @property
+    def size(self) -> int:
+        """Bytes that the users take, rather too many than too few."""
+        return self._size
+
+    @property
+    def damaged(self) -> int:
+        """Lines of the log that were passed over so far."""
+        return self._reader.damaged
+
+    def refresh(self) -> int:
+        """Take in what was appended since; returns the number of events read.
+
+        Raises:
+            OSError: The folder cannot be listed.
+        """
+        count = 0
+        with self._refreshing:
+            events = self._reader.read()
+            while chunk := list(itertools.islice(events, _CHUNK)):
+                count += len(chunk)
+                self._take(chunk)
+        return count
+
+    def of(self, user_id: str) -> list[Interaction]:
+        """A user's latest interactions, oldest first."""
+        known = self._users.get(user_id)
+        return [] if known is None else known.interactions()
+
+    def met(self, user_id: str) -> tuple[str, ...]:
+        """Items of a user's recent interactions, of more of them than `of` holds."""
+        known = self._users.get(user_id)
+        return () if known is None else (*known.met, *known.items)
+
+    def _take(self, events: Iterable[Event]) -> None:
+        by_user: dict[str, list[Interaction]] = {}
+        heard: dict[str, int] = {}
+        for event in events:
+            counted = self._interaction(event)
+            if counted is not None:
+                user = event.user_id
+                by_user.setdefault(user, []).append(counted)
+                heard[user] = max(heard.get(user, 0), event.received_at or event.timestamp)
+        for user, new in by_user.items():
+            before = self._users.get(user)
+            after = self._joined(user, before, new, heard[user])
+            self._size += after.size - (0 if before is None else before.size)
+            self._users[user] = after
+        if self._size > self._most_bytes:
+            self._forget()
+
+    def _joined(
+        self, user: str, before: _Known | None, new: Iterable[Interaction], heard: int
+    ) -> _Known:
+        known: dict[tuple[str, int], Interaction] = {}
+        for one in (*(() if before is None else before.interactions()), *new):
+            key = one.item_id, one.sent
+            known[key] = combine(known[key], one) if key in known else one
+        ordered = sorted(known.values(), key=lambda one: (one.time, one.sent, one.item_id))
+        left = max(0, len(ordered) - self._per_user)
+        kept, dropped = ordered[left:], [one.item_id for one in ordered[:left]]
+        met = [*(() if before is None else before.met), *dropped]
+        # A dict keeps the first of equal keys; the latest is wanted.
+        distinct = list(dict.fromkeys(reversed(met)))[: max(0, self._most_items - len(kept))]
+        items = tuple(self._shared(one.item_id) for one in kept)
+        others = tuple(self._shared(item) for item in reversed(distinct))
+        return _Known(
+            items,
+            b"".join(_row(one) for one in kept),
+            others,
+            heard if before is None else max(before.heard, heard),
+            _USER_BYTES
+            + sys.getsizeof(user)
+            + sum(_ROW.size + 8 + sys.getsizeof(item) for item in items)
+            + sum(8 + sys.getsizeof(item) for item in others),
+        )
+
+    def _forget(self) -> None:
+        """Forget those who were heard of longest ago."""
+        users = list(self._users)
+        heard = np.fromiter((self._users[user].heard for user in users), np.int64, len(users))
+        for place in np.argsort(heard, kind="stable").tolist():
+            if self._size <= _KEPT * self._most_bytes:
+                return
+            self._size -= self._users.pop(users[place]).size
+
+    def _shared(self, text: str) -> str:
+        """One object for equal texts, for as long as there is room: Python's own table of such
+        objects never forgets one."""
+        found = self._texts.setdefault(text, text)
+        if found is text:
+            self._texts_size += 100 + sys.getsizeof(text)
+            if self._texts_size > _SHARED_BYTES:
+                self._texts.clear()
+                self._texts_size = 0
+        return found
+
+
+def merge(profile: Profile, recent: Sequence[Interaction], limit: int) -> Profile:
+    """A profile with what happened since it was stored.
+
+    Args:
+        profile: As the store holds it; stays as it is.
+        recent: The user's latest interactions.
+        limit: Most interactions of the result, the latest.
+
+    Returns:
+        Interactions by time, oldest first; one that the profile holds already, with the same item
+        at the same time, counts once.
+    """
+    held = list(zip(profile.item_ids, profile.ratings, profile.timestamps, strict=True))
+    known = {(item, time) for item, _, time in held}
+    # What has no time keeps its place behind the one before it.
+    times = itertools.accumulate((time or 0 for _, _, time in held), max)
+    rows = list(zip(times, held, strict=True))
+    for one in recent:
+        if (one.item_id, one.time) not in known:
+            known.add((one.item_id, one.time))
+            rows.append((one.time, (one.item_id, one.rating, one.time)))
+    rows.sort(key=lambda row: row[0])  # stable
+    latest = [row for _, row in rows[max(0, len(rows) - limit) :]]
+    return Profile(
+        profile.attributes,
+        tuple(item for item, _, _ in latest),
+        tuple(rating for _, rating, _ in latest),
+        tuple(time for _, _, time in latest),
+    )
+
+
+def _row(one: Interaction) -> bytes:
+    rating = math.nan if one.rating is None else one.rating
+    return _ROW.pack(one.time, one.sent, rating, one.value, one.own)

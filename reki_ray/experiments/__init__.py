@@ -1,0 +1,1 @@
+"""A/B experiments: buckets of users, exposures, attribution of clicks, analysis."""

@@ -1,0 +1,303 @@
+"""Shares of users for several versions: who sees which is decided by a stable hash.
+
+    <publish_root>/EXPERIMENT.json             the running experiment
+    <publish_root>/EXPERIMENT-<name>.json      one that has ended
+
+The hash of salt and user id puts a user into one of 1,000,000 slots, and a variant owns ranges
+of slots. When shares change, a variant that grows takes slots of those that shrink and of no
+other: no more users change than must.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.table import Table
+
+from reki_ray.core import atomic
+from reki_ray.errors import ConfigError, StoreError
+from reki_ray.experiments.bucketing import SLOTS, Ranges, allot, rounded
+from reki_ray.store.versions import VersionStore
+
+EXPERIMENT: Final = "EXPERIMENT.json"
+
+_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_LOCK: Final = ".experiment.lock"
+_MODE: Final = 0o644
+"""As CURRENT: whoever serves reads it, whoever started it."""
+_TOLERANCE: Final = 1e-6
+
+
+class Variant(BaseModel):
+    """A version for a share of the users."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=_NAME, description="Name in the logs, as base or reki.")
+    version: int = Field(ge=1, description="Published version that its users get.")
+    share: float = Field(ge=0, le=1, description="Share of the users.")
+    slots: Ranges = Field((), description="Ranges [from, to) of slots; empty allots them.")
+
+
+class Experiment(BaseModel):
+    """A division of the users. Names are distinct and shares sum to 1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=_NAME, description="Name of the experiment.")
+    salt: str = Field(min_length=1, max_length=128, description="Divides users anew.")
+    variants: tuple[Variant, ...] = Field(
+        min_length=1, description="The first is what the others are compared with."
+    )
+    changed_at: int = Field(
+        0, ge=0, description="Since when these shares and versions hold, s since the epoch."
+    )
+    ended_at: int | None = Field(None, description="When it ended; null while it runs.")
+
+    @model_validator(mode="after")
+    def _divides_all_users(self) -> Experiment:
+        names = [variant.name for variant in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the names of variants must be distinct, {', '.join(twice)} is twice")
+        total = sum(variant.share for variant in self.variants)
+        if abs(total - 1) > _TOLERANCE:
+            raise ValueError(f"the shares must sum to 1, not {total:g}")
+        if any(variant.slots for variant in self.variants):
+            ranges = sorted(slots for variant in self.variants for slots in variant.slots)
+            ends = [0, *(end for _, end in ranges)]
+            begins = [*(begin for begin, _ in ranges), SLOTS]
+            if ends != begins:
+                raise ValueError(f"the slots must divide 0 to {SLOTS} without gaps")
+        else:
+            sizes = rounded({variant.name: variant.share for variant in self.variants})
+            allotted = allot({}, sizes)
+            given = [v.model_copy(update={"slots": allotted[v.name]}) for v in self.variants]
+            object.__setattr__(self, "variants", tuple(given))  # frozen, and not yet handed out
+        return self
+
+    def assign(self, user_id: str) -> Variant:
+        """The variant of a user, the same in every process."""
+        slot = slot_of(self.salt, user_id)
+        for variant in self.variants:
+            for begin, end in variant.slots:
+                if begin <= slot < end:
+                    return variant
+        raise AssertionError(f"no variant owns slot {slot}")  # the validator has seen to it
+
+
+def slot_of(salt: str, user_id: str) -> int:
+    """Slot of a user, uniform, and independent between salts."""
+    key = hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()
+    user = user_id.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(user, digest_size=8, key=key).digest()
+    return int.from_bytes(digest, "little") * SLOTS >> 64
+
+
+def load_experiment(root: Path | str, name: str | None = None) -> Experiment | None:
+    """The running experiment, or one by name; None where there is none.
+
+    Args:
+        root: Folder of the versions.
+        name: Of a running or ended experiment; None takes the running one.
+
+    Raises:
+        StoreError: The file is damaged or cannot be read.
+    """
+    running = _read(Path(root) / EXPERIMENT)
+    if name is None or (running is not None and running.name == name):
+        return running
+    return _read(_ended(Path(root), name))
+
+
+def start_experiment(
+    root: Path | str,
+    name: str,
+    variants: Mapping[str, tuple[int, float]],
+    *,
+    salt: str | None = None,
+    kept_versions: int | None = None,
+) -> Experiment:
+    """Start an experiment, or change the shares or versions of the one that runs.
+
+    Under its old name an experiment keeps its salt, also after it has ended, and its users stay
+    where they were as far as the shares allow.
+
+    Args:
+        root: Folder of the versions.
+        name: Name of the experiment.
+        variants: Version and share of each variant by its name; the first is the base.
+        salt: Divides users; None keeps the experiment's, or draws a new one.
+        kept_versions: Versions that a replica keeps opened, as `serve.kept_versions`; None does
+            not look whether those of the experiment are among them.
+
+    Raises:
+        ConfigError: A version does not exist, there are more than replicas keep, names or shares
+            are wrong, another experiment runs, or the salt would change.
+        StoreError: A file is damaged.
+    """
+    root = Path(root)
+    _require_versions(root, variants)
+    if kept_versions is not None:
+        require_room(root, [version for version, _ in variants.values()], kept_versions)
+    with FileLock(root / _LOCK):
+        running = _read(root / EXPERIMENT)
+        if running is not None and running.name != name:
+            raise ConfigError(
+                f"experiment {running.name} is running",
+                where=str(root / EXPERIMENT),
+                todo="Stop it first: a user can be in one experiment only.",
+            )
+        earlier = running or _read(_ended(root, name))
+        if earlier is not None and salt not in (None, earlier.salt):
+            raise ConfigError(
+                f"experiment {name} has another salt: all its users would be divided anew",
+                where=str(root),
+                todo="Leave the salt out, or give the new division a name of its own.",
+            )
+        salt = earlier.salt if earlier else salt or secrets.token_hex(16)
+        started = _divided(root, name, salt, variants, earlier)
+        _write(root / EXPERIMENT, started)
+    return started
+
+
+def require_room(root: Path, versions: Collection[int], kept: int) -> None:
+    """Refuse more versions than a replica keeps: most requests would wait for one to be opened.
+
+    Args:
+        root: Folder of the versions.
+        versions: Those of an experiment; the promoted one is served beside them.
+        kept: Versions that a replica keeps opened.
+
+    Raises:
+        ConfigError: There are more.
+        StoreError: None is promoted.
+    """
+    numbers = sorted({VersionStore(root).current(), *versions})
+    if len(numbers) > kept:
+        raise ConfigError(
+            f"the experiment and the promoted version need versions "
+            f"{', '.join(map(str, numbers))} open at once, but replicas keep {kept}",
+            where="serve.kept_versions",
+            todo=f"Set it to {len(numbers)} at least and serve again, or name fewer versions: "
+            "`reki experiment`.",
+        )
+
+
+def stop_experiment(root: Path | str) -> Experiment:
+    """End the running experiment: everybody gets the promoted version again.
+
+    Raises:
+        ConfigError: None is running.
+        StoreError: The file is damaged.
+    """
+    root = Path(root)
+    if _read(root / EXPERIMENT) is None:
+        raise _none_runs(root)
+    with FileLock(root / _LOCK):
+        running = _read(root / EXPERIMENT)
+        if running is None:
+            raise _none_runs(root)
+        ended = running.model_copy(update={"ended_at": int(time.time())})
+        _write(_ended(root, ended.name), ended)
+        (root / EXPERIMENT).unlink(missing_ok=True)
+        atomic.sync(root)
+    return ended
+
+
+def render(experiment: Experiment) -> Table:
+    """An experiment for the terminal."""
+    state = "running" if experiment.ended_at is None else "ended"
+    table = Table(title=f"Experiment {experiment.name}, {state}", title_justify="left")
+    for heading in ("variant", "version", "share"):
+        table.add_column(heading)
+    for variant in experiment.variants:
+        table.add_row(variant.name, f"v{variant.version}", f"{variant.share:.1%}")
+    return table
+
+
+def _divided(
+    root: Path,
+    name: str,
+    salt: str,
+    variants: Mapping[str, tuple[int, float]],
+    earlier: Experiment | None,
+) -> Experiment:
+    given = [
+        {"name": key, "version": version, "share": share}
+        for key, (version, share) in variants.items()
+    ]
+    content = {"name": name, "salt": salt, "variants": given, "changed_at": int(time.time())}
+    try:
+        fresh = Experiment.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors())
+        raise ConfigError(
+            f"the experiment is wrong: {problems}",
+            where=str(root / EXPERIMENT),
+            todo="Correct its name, its variants and their shares.",
+        ) from error
+    if earlier is None:
+        return fresh
+    sizes = rounded({variant.name: variant.share for variant in fresh.variants})
+    allotted = allot({variant.name: variant.slots for variant in earlier.variants}, sizes)
+    kept = [
+        variant.model_copy(update={"slots": allotted[variant.name]}) for variant in fresh.variants
+    ]
+    return fresh.model_copy(update={"variants": tuple(kept)})
+
+
+def _require_versions(root: Path, variants: Mapping[str, tuple[int, float]]) -> None:
+    there = VersionStore(root).versions()
+    missing = sorted({version for version, _ in variants.values()} - set(there))
+    if missing:
+        raise ConfigError(
+            f"there is no version {', '.join(map(str, missing))}",
+            where=str(root),
+            todo=f"Name versions out of {there}; `reki versions` lists them.",
+        )
+
+
+def _none_runs(root: Path) -> ConfigError:
+    return ConfigError(
+        "no experiment is running",
+        where=str(root / EXPERIMENT),
+        todo="Start one first, or leave it be.",
+    )
+
+
+def _read(path: Path) -> Experiment | None:
+    try:
+        return Experiment.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"the experiment cannot be read: {error}",
+            where=str(path),
+            todo="Restore the file from a copy, or delete it to end the experiment.",
+        ) from error
+
+
+def _ended(root: Path, name: str) -> Path:
+    if not re.fullmatch(_NAME, name):
+        raise ConfigError(
+            f"{name!r} is no name of an experiment",
+            where=str(root),
+            todo="Use letters, digits, dots, hyphens and underscores, 64 at most.",
+        )
+    return root / f"EXPERIMENT-{name}.json"
+
+
+def _write(path: Path, experiment: Experiment) -> None:
+    # The service may run under another user than the one who starts an experiment.
+    content = experiment.model_dump_json(indent=2) + "\n"
+    atomic.replace_file(path, content.encode(), mode=0o644)

@@ -1,0 +1,67 @@
+"""User ids where nobody needs the id itself: a keyed hash.
+
+Without the key nobody can find out from a log whether it holds a certain user; with it, the
+exposures and the events of a user still meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from pathlib import Path
+from typing import Final
+
+from reki_ray.core import atomic
+from reki_ray.errors import StoreError
+
+_KEY_BYTES: Final = 32
+_HASH_BYTES: Final = 16
+
+
+class UserHasher:
+    """Hashes user ids with a key.
+
+    Args:
+        key: 16 to 64 bytes.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def __call__(self, user_id: str) -> str:
+        """Keyed BLAKE2b of a user id, 32 hexadecimal digits."""
+        text = user_id.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(text, digest_size=_HASH_BYTES, key=self._key).hexdigest()
+
+
+def open_hasher(path: Path) -> UserHasher:
+    """The hasher of a run; the first process to ask draws the key.
+
+    Args:
+        path: File of the key, `OnlineFolders.key`; only its owner may read it.
+
+    Raises:
+        StoreError: The file cannot be read or written, or holds no key.
+    """
+    try:
+        if not path.exists():
+            atomic.create_file(path, secrets.token_hex(_KEY_BYTES).encode("ascii"), mode=0o600)
+        content = path.read_bytes()
+    except OSError as error:
+        raise StoreError(
+            f"the key of the user hashes cannot be read: {error.strerror or error}",
+            where=str(path),
+            todo="Give this process the rights to read it, and room on the disk.",
+        ) from error
+    try:
+        key = bytes.fromhex(content.decode("ascii"))
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_BYTES:
+        raise StoreError(
+            "the file holds no key",
+            where=str(path),
+            todo="Restore it from a copy. Delete it for a new key: hashes written so far then "
+            "belong to nobody.",
+        )
+    return UserHasher(key)

@@ -1,0 +1,101 @@
+"""The two ends of the asking pipeline, which run on the cluster: unit to questions, answers to
+ledger."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from reki_ray.core.workspace import Workspace
+from reki_ray.extraction.answer_cache import FAILURES, LEDGER, PASS, Ledger
+from reki_ray.extraction.work_units import Unit, read_unit
+from reki_ray.prompts.quality import problem_of
+from reki_ray.schema import (
+    ASKED_AT,
+    BODY,
+    CACHED_TOKENS,
+    CALLS,
+    CREATED_AT,
+    ENGINE,
+    GENERATED_TOKENS,
+    MODEL,
+    PROMPT,
+    PROMPT_TOKENS,
+    REASON,
+    RETRY_REASON,
+    REVISION,
+    TEXTS,
+)
+
+ANSWERED: Final = "answered"
+DEAD: Final = "dead"
+ASKED_AGAIN: Final = "asked_again"
+QUARANTINED: Final = "quarantined"
+_SUMMED: Final = (PROMPT_TOKENS, CACHED_TOKENS, GENERATED_TOKENS, CALLS)
+
+_MAX_KEPT_PROMPT = 8000
+"""Longest end of a prompt kept with a failure, characters."""
+
+
+def questions_of(block: pa.Table, location: str) -> pa.Table:
+    """Questions of the work units that a block names.
+
+    Args:
+        block: Columns as the fields of `Unit`.
+        location: The workspace.
+
+    Returns:
+        Rows of `QUESTION_SCHEMA`.
+    """
+    workspace = Workspace(location)
+    return pa.concat_tables(read_unit(workspace, Unit(**row)) for row in block.to_pylist())
+
+
+def keep(
+    block: pa.Table, *, location: str, asking: str, engine: str, model: str, revision: str
+) -> pa.Table:
+    """Write the answers and failures of a block into the ledger.
+
+    Args:
+        block: Rows of `ANSWER_SCHEMA`.
+        location: The workspace.
+        asking: Identity of this asking.
+        engine: Kind of engine.
+        model: Its model.
+        revision: The model's revision.
+
+    Returns:
+        One row of counts.
+    """
+    now = pa.scalar(int(time.time()), pa.int64())
+    answered = pc.is_valid(block[TEXTS])
+    answers = _with(block.filter(answered), {MODEL: model, REVISION: revision, ENGINE: engine})
+    dead = block.filter(pc.invert(answered))
+    prompts = pc.utf8_slice_codeunits(dead[BODY], -_MAX_KEPT_PROMPT, None)
+    dead = _with(dead, {PASS: asking}).append_column(PROMPT, prompts)
+    assert LEDGER.schema is not None
+    assert FAILURES.schema is not None
+    stamp = {CREATED_AT: now}
+    Ledger(Workspace(location)).append(
+        _with(answers, stamp).select(LEDGER.schema.names),
+        _with(dead, stamp).select(FAILURES.schema.names),
+    )
+    counts = {name: pc.sum(block[name]).as_py() or 0 for name in _SUMMED}
+    counts[ASKED_AT] = pc.min(block[ASKED_AT]).as_py() or math.inf
+    counts |= {ANSWERED: answers.num_rows, DEAD: dead.num_rows}
+    counts[ASKED_AGAIN] = pc.sum(pc.not_equal(block[RETRY_REASON], "")).as_py() or 0
+    # As JSON: a block of other problems would be of another type.
+    counts[QUARANTINED] = json.dumps(Counter(map(problem_of, dead[REASON].to_pylist())))
+    return pa.table({name: [count] for name, count in counts.items()})
+
+
+def _with(rows: pa.Table, constants: dict[str, Any]) -> pa.Table:
+    for name, value in constants.items():
+        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+    return rows

@@ -1,0 +1,269 @@
+"""Knowledge from elsewhere: checked, and kept beside what is asked here.
+
+Each source and kind has one file under `extract/imported/`, which the next import of the same
+source replaces. Subjects with imported knowledge are not asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reki_ray.config import RekiConfig
+from reki_ray.core import atomic
+from reki_ray.core.workspace import Workspace
+from reki_ray.errors import DataError
+from reki_ray.schema import (
+    CREATED_AT,
+    ENGINE,
+    FACTOR,
+    FINISH_REASON,
+    GENERATED_TOKENS,
+    KNOWLEDGE_SCHEMA,
+    MODEL,
+    PROMPT_HASH,
+    PROMPT_TOKENS,
+    REVISION,
+    SUBJECT_ID,
+    SUBJECT_KIND,
+    TEXT,
+    SubjectKind,
+    Table,
+)
+
+IMPORTED: Final = Table("extract/imported", KNOWLEDGE_SCHEMA)
+"""One file a source and kind; within a file each subject and factor once."""
+
+ENGINE_NAME: Final = "imported"
+"""Value of `engine` for knowledge that was not asked for here."""
+
+_KEY: Final = [SUBJECT_KIND, SUBJECT_ID, FACTOR]
+_TIME: Final = b"reki.imported_at_ns"
+_REVISION: Final = b"reki.revision"
+_BATCH_ROWS: Final = 65_536
+
+Row = tuple[str, str, str]
+"""Id, factor and text."""
+
+
+def imported_address(kind: SubjectKind, subject_id: str, source: str, revision: str) -> str:
+    """What stands in place of a prompt's hash: 64 hexadecimal digits.
+
+    Args:
+        kind: Kind of the subject.
+        subject_id: Its id.
+        source: Name of the source.
+        revision: Revision of the source.
+    """
+    content = json.dumps(["imported", kind, subject_id, source, revision])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
+    """All imported knowledge; the latest import of a subject's factor counts.
+
+    Args:
+        workspace: The run's folder.
+        columns: Subset of the columns; None reads all.
+
+    Returns:
+        Rows of `KNOWLEDGE_SCHEMA`, the older import first; none where nothing was imported.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    wanted = columns or KNOWLEDGE_SCHEMA.names
+    read = [name for name in KNOWLEDGE_SCHEMA.names if name in {*_KEY, *wanted}]
+    tables = [pa.schema([KNOWLEDGE_SCHEMA.field(name) for name in read]).empty_table()]
+    for part in sorted(_parts(workspace), key=lambda part: part.imported_at):
+        with _opened(workspace, part.path) as file:
+            tables.append(file.read(columns=read).replace_schema_metadata(None))
+    rows = pa.concat_tables(tables)
+    # One file alone holds no key twice.
+    return (rows if len(tables) <= 2 else _latest(rows)).select(wanted)
+
+
+def identify(config: RekiConfig) -> list[list[Any]]:
+    """Identity of what is imported into a run: name, size and revision of each file.
+
+    Args:
+        config: The run.
+
+    Returns:
+        JSON-ready; empty where nothing was imported.
+
+    Raises:
+        DataError: A file is damaged.
+    """
+    workspace = Workspace(config.root)
+    return [
+        [Path(part.path).name, int(workspace.filesystem.size(part.path)), part.revision]
+        for part in _parts(workspace)
+    ]
+
+
+def write_imported(
+    workspace: Workspace,
+    kind: SubjectKind,
+    source: str,
+    revision: str,
+    batches: Iterable[list[Row]],
+) -> tuple[int, list[Row]]:
+    """Replace what a source says of one kind, at once or not at all.
+
+    Args:
+        workspace: The run's folder.
+        kind: Kind of the subjects.
+        source: Name of the source.
+        revision: Revision of the source.
+        batches: What it says; the last of several texts for the same subject and factor counts.
+
+    Returns:
+        Rows written, and some of the rows that gave way to later ones, without their texts;
+        nothing is written where there are no rows.
+
+    Raises:
+        DataError: Raised by `batches`; then nothing is written.
+    """
+    target = workspace.path(IMPORTED.path, f"{_part_name(kind, source)}.parquet")
+    imported_at = _imported_at(workspace, target, revision)
+    workspace.filesystem.makedirs(workspace.path(IMPORTED.path), exist_ok=True)
+    # Beside the target, so that a rename puts it in its place; an object store's put is atomic.
+    beside = workspace.path(IMPORTED.path) if workspace.is_local else None
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=beside) as folder:
+        drawn, final = Path(folder, "drawn.parquet"), Path(folder, "final.parquet")
+        columns = _Columns(kind, source, revision, imported_at)
+        with pq.ParquetWriter(drawn, columns.schema) as writer:
+            for batch in batches:
+                writer.write_table(columns.table(batch))
+        last, repeated = _repetitions(drawn)
+        rows = int(last.sum())
+        if rows:
+            _copy(drawn, final, columns.schema, last)
+            if workspace.is_local:
+                atomic.move(final, Path(target))
+            else:
+                workspace.filesystem.put_file(str(final), target)
+        return rows, repeated
+
+
+# --- files ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Part:
+    path: str
+    imported_at: int
+    revision: str
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Makes rows of a table out of what a source says."""
+
+    kind: SubjectKind
+    source: str
+    revision: str
+    imported_at: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        return KNOWLEDGE_SCHEMA.with_metadata(
+            {_TIME: str(self.imported_at), _REVISION: self.revision}
+        )
+
+    def table(self, rows: list[Row]) -> pa.Table:
+        ids, factors, texts = zip(*rows, strict=True) if rows else ((), (), ())
+        count = len(rows)
+        columns = {
+            SUBJECT_KIND: [self.kind] * count,
+            SUBJECT_ID: ids,
+            FACTOR: factors,
+            TEXT: texts,
+            PROMPT_HASH: [
+                imported_address(self.kind, key, self.source, self.revision) for key in ids
+            ],
+            MODEL: [self.source] * count,
+            REVISION: [self.revision] * count,
+            ENGINE: [ENGINE_NAME] * count,
+            PROMPT_TOKENS: [0] * count,
+            GENERATED_TOKENS: [0] * count,
+            FINISH_REASON: [None] * count,
+            CREATED_AT: [self.imported_at // 10**9] * count,
+        }
+        return pa.table(columns, schema=self.schema)
+
+
+def _part_name(kind: SubjectKind, source: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", source)[:40]
+    return f"{kind}-{readable}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def _parts(workspace: Workspace) -> Iterator[_Part]:
+    for path in workspace.parts(IMPORTED):
+        with _opened(workspace, path) as file:
+            metadata = file.schema_arrow.metadata or {}
+        yield _Part(path, int(metadata.get(_TIME, b"0")), metadata.get(_REVISION, b"").decode())
+
+
+def _imported_at(workspace: Workspace, target: str, revision: str) -> int:
+    """Nanoseconds since the epoch; the earlier time where the import would change nothing."""
+    latest = max(_parts(workspace), key=lambda part: part.imported_at, default=None)
+    if latest is not None and (latest.path, latest.revision) == (target, revision):
+        return latest.imported_at
+    return max(time.time_ns(), 0 if latest is None else latest.imported_at + 1)
+
+
+def _repetitions(drawn: Path) -> tuple[np.ndarray, list[Row]]:
+    """Which rows are the last of their subject and factor, (N,) bool, and some that are not."""
+    rows = pq.read_table(drawn, columns=[SUBJECT_ID, FACTOR])
+    last = np.zeros(rows.num_rows, dtype=bool)
+    last[_last_rows(rows, [SUBJECT_ID, FACTOR])] = True
+    few = rows.take(pa.array(np.flatnonzero(~last)[:100]))
+    pairs = zip(few[SUBJECT_ID].to_pylist(), few[FACTOR].to_pylist(), strict=True)
+    return last, [(key, factor, "") for key, factor in pairs]
+
+
+def _copy(drawn: Path, final: Path, fields: pa.Schema, kept: np.ndarray) -> None:
+    start = 0
+    with pq.ParquetFile(drawn) as source, pq.ParquetWriter(final, fields) as writer:
+        for batch in source.iter_batches(_BATCH_ROWS):
+            mask = pa.array(kept[start : start + batch.num_rows])
+            writer.write_batch(batch.filter(mask).replace_schema_metadata(fields.metadata))
+            start += batch.num_rows
+
+
+def _latest(rows: pa.Table) -> pa.Table:
+    return rows.take(pa.array(_last_rows(rows, _KEY)))
+
+
+def _last_rows(rows: pa.Table, key: list[str]) -> np.ndarray:
+    """Index of the last row of every key, ascending."""
+    index = "__row"
+    numbered = rows.select(key).append_column(index, pa.array(np.arange(rows.num_rows)))
+    last = numbered.group_by(key).aggregate([(index, "max")])[f"{index}_max"]
+    found: np.ndarray = np.sort(last.to_numpy())
+    return found
+
+
+@contextlib.contextmanager
+def _opened(workspace: Workspace, path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with workspace.filesystem.open(path, "rb") as source:
+            yield pq.ParquetFile(source)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"the imported knowledge is damaged: {error}",
+            where=path,
+            todo="Delete this file, and import its source again with `reki import-knowledge`.",
+        ) from error

@@ -1,0 +1,232 @@
+"""Settling: from plan and ledger to the tables that later stages read.
+
+Every planned subject ends exactly once a factor in `KNOWLEDGE` or once in `DEAD_LETTERS`;
+subjects whose prompts are equal share one answer, and each gets rows of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from reki_ray import schema
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import bounded
+from reki_ray.core.workspace import Workspace
+from reki_ray.extraction import knowledge_import
+from reki_ray.extraction.answer_cache import Ledger, LedgerIndex, digests_of
+from reki_ray.extraction.plan_table import PLAN
+from reki_ray.prompts.answer_stats import AnswerStats, stats_of_answers, stats_of_dead_letters
+from reki_ray.schema import (
+    BODY,
+    CREATED_AT,
+    DEAD_LETTERS,
+    FACTOR,
+    KNOWLEDGE,
+    PROMPT,
+    PROMPT_HASH,
+    REASON,
+    SUBJECT_ID,
+    SUBJECT_KIND,
+    TEXT,
+    TEXTS,
+)
+
+_LOST = "the engine gave neither an answer nor a reason"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of the plan's subjects.
+
+    Attributes:
+        subjects: Planned subjects, and those known by import alone.
+        answered: Subjects with knowledge.
+        dead: Subjects without, each with a reason.
+        prompts: Distinct prompts of the plan.
+        prompt_tokens: Tokens of the answered prompts, each counted once.
+        generated_tokens: Tokens of their answers.
+        reason: Why the last of the dead has no answer; empty where none is dead.
+        stats: How good the answers are.
+    """
+
+    subjects: int
+    answered: int
+    dead: int
+    prompts: int
+    prompt_tokens: int
+    generated_tokens: int
+    reason: str
+    stats: AnswerStats
+
+
+def settle(workspace: Workspace, reporter: Reporter) -> Settled:
+    """Write `KNOWLEDGE` and `DEAD_LETTERS` of the current plan.
+
+    Raises:
+        DataError: Plan or ledger are damaged.
+    """
+    location = workspace.location
+    parts = workspace.parts(PLAN)
+    index = _read_index.remote(location)
+    (totals,) = bounded([(_totals, (location, index))])
+    stats = AnswerStats()
+    reason = ""
+    with (
+        workspace.replacing("extract", [KNOWLEDGE, DEAD_LETTERS]) as scratch,
+        reporter.task("extract: settling", total=len(parts), unit="shards") as task,
+    ):
+        calls = ((_settle_part, (location, scratch.location, part, index)) for part in parts)
+        for part_stats, last in bounded(calls):
+            stats, reason = stats + part_stats, last or reason
+            task.advance()
+        (known,) = bounded([(_settle_imported, (location, scratch.location))])
+    dead = sum(stats.quarantined.values())
+    return Settled(
+        subjects=stats.answered + dead + known,
+        answered=stats.answered + known,
+        dead=dead,
+        reason=reason,
+        stats=stats,
+        **totals,
+    )
+
+
+def compact(workspace: Workspace) -> None:
+    """Merge the ledger's small files, in a task: their rows are no business of the driver.
+
+    Raises:
+        DataError: A file of the ledger is damaged.
+    """
+    list(bounded([(_compact, (workspace.location,))]))
+
+
+@ray.remote
+def _compact(location: str) -> int:
+    return Ledger(Workspace(location)).compact()
+
+
+@ray.remote
+def _read_index(location: str) -> LedgerIndex:
+    return Ledger(Workspace(location)).index()
+
+
+@ray.remote
+def _totals(location: str, index: LedgerIndex) -> dict[str, int]:
+    """Figures over the distinct prompts of the plan."""
+    workspace = Workspace(location)
+    digests = [
+        digests_of(_plan(workspace, part, [PROMPT_HASH])[PROMPT_HASH])
+        for part in workspace.parts(PLAN)
+    ]
+    distinct = np.unique(np.concatenate(digests))
+    found = index.find(distinct)
+    found = found[found >= 0]
+    return {
+        "prompts": len(distinct),
+        "prompt_tokens": int(index.prompt_tokens[found].sum(dtype=np.int64)),
+        "generated_tokens": int(index.generated_tokens[found].sum(dtype=np.int64)),
+    }
+
+
+@ray.remote
+def _settle_part(
+    location: str, target: str, part: str, index: LedgerIndex
+) -> tuple[AnswerStats, str]:
+    """Knowledge and dead letters of one file of the plan; returns counts and a reason."""
+    workspace, scratch = Workspace(location), Workspace(target)
+    rows = _plan(workspace, part, None)
+    rows = rows.filter(pc.is_valid(rows[BODY]))
+    found = index.find(digests_of(rows[PROMPT_HASH]))
+    name = part.rpartition("/")[2].removesuffix(".parquet")
+    alive = pa.array(found >= 0)
+    stats = AnswerStats()
+    if pc.any(alive).as_py():
+        knowledge, stats = _knowledge(
+            Ledger(workspace), rows.filter(alive), index, found[found >= 0]
+        )
+        scratch.write_table(KNOWLEDGE, knowledge, part=name)
+    dead = rows.filter(pc.invert(alive))
+    reason = ""
+    if dead.num_rows:
+        letters = _letters(Ledger(workspace), dead)
+        scratch.write_table(DEAD_LETTERS, letters, part=name)
+        stats += stats_of_dead_letters(letters)
+        reason = letters[REASON][-1].as_py()
+    return stats, reason
+
+
+def _plan(workspace: Workspace, part: str, columns: list[str] | None) -> pa.Table:
+    return pq.read_table(part, columns=columns, filesystem=workspace.arrow_filesystem)
+
+
+def _knowledge(
+    ledger: Ledger, rows: pa.Table, index: LedgerIndex, entries: np.ndarray
+) -> tuple[pa.Table, AnswerStats]:
+    """Rows of `KNOWLEDGE`: each subject with each factor of its answer; and how good they are.
+
+    Args:
+        ledger: Holds the answers.
+        rows: N rows of `PLAN`.
+        index: Where the answers lie.
+        entries: (N,) entry of each row in the index.
+    """
+    files = index.file[entries]
+    pieces, stats = [], AnswerStats()
+    for file in np.unique(files):  # answers of one shard mostly lie in few files
+        here = np.flatnonzero(files == file)
+        answers = ledger.read(index.files[file]).take(pa.array(index.row[entries[here]]))
+        subjects = rows.select([SUBJECT_KIND, SUBJECT_ID]).take(pa.array(here))
+        pieces.append(_by_factor(subjects, answers))
+        stats += stats_of_answers(answers)
+    return pa.concat_tables(pieces), stats
+
+
+def _by_factor(subjects: pa.Table, answers: pa.Table) -> pa.Table:
+    texts = answers[TEXTS].combine_chunks()
+    # Arrow's own list_parent_indices takes no maps.
+    ends = texts.offsets.to_numpy()
+    row = pa.array(np.repeat(np.arange(len(texts)), np.diff(ends)))
+    begin, length = int(ends[0]), int(ends[-1] - ends[0])
+    columns: dict[str, Any] = {name: subjects[name].take(row) for name in subjects.column_names}
+    columns |= {FACTOR: texts.keys.slice(begin, length), TEXT: texts.items.slice(begin, length)}
+    for name in schema.KNOWLEDGE_SCHEMA.names:
+        if name not in columns:
+            columns[name] = answers[name].take(row)
+    return pa.table({name: columns[name] for name in schema.KNOWLEDGE_SCHEMA.names})
+
+
+def _letters(ledger: Ledger, dead: pa.Table) -> pa.Table:
+    failures = ledger.failures()
+    last = {address: row for row, address in enumerate(failures[PROMPT_HASH].to_pylist())}
+    rows = []
+    for subject in dead.to_pylist():
+        at = last.get(subject[PROMPT_HASH])
+        failure = {} if at is None else failures.slice(at, 1).to_pylist()[0]
+        rows.append(
+            {
+                SUBJECT_KIND: subject[SUBJECT_KIND],
+                SUBJECT_ID: subject[SUBJECT_ID],
+                PROMPT_HASH: subject[PROMPT_HASH],
+                REASON: failure.get(REASON, _LOST),
+                PROMPT: failure.get(PROMPT, subject[BODY]),
+                CREATED_AT: failure.get(CREATED_AT, 0),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=schema.DEAD_LETTERS_SCHEMA)
+
+
+@ray.remote
+def _settle_imported(location: str, target: str) -> int:
+    """Imported knowledge; returns the number of subjects."""
+    rows = knowledge_import.read_imported(Workspace(location))
+    if not rows.num_rows:
+        return 0
+    Workspace(target).write_table(KNOWLEDGE, rows, part="imported")
+    return int(rows.group_by([SUBJECT_KIND, SUBJECT_ID]).aggregate([]).num_rows)

@@ -1,0 +1,99 @@
+"""The plan as a table: what is asked about whom, and what stands from an earlier round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reki_ray.core.tables import rows_of
+from reki_ray.core.workspace import Workspace, reading
+from reki_ray.schema import BODY, PROMPT_HASH, SHOWN, SUBJECT_ID, SUBJECT_KIND, SubjectKind, Table
+
+PLAN: Final = Table(
+    "extract/plan",
+    pa.schema(
+        [
+            pa.field(SUBJECT_KIND, pa.string(), nullable=False),
+            pa.field(SUBJECT_ID, pa.string(), nullable=False),
+            pa.field(PROMPT_HASH, pa.string(), nullable=False),
+            # Last message of the prompt; null where imported knowledge stands for an answer.
+            pa.field(BODY, pa.string()),
+            # Members that the prompt of a cluster shows, nearest first; none for a single id.
+            pa.field(SHOWN, pa.list_(pa.string()), nullable=False),
+        ]
+    ),
+)
+"""What the current configuration asks: one row a subject; of clusters, which ids it shows."""
+
+KEPT: Final = Table("extract/kept", PLAN.schema)
+"""Prompts of an earlier round that stand, whatever their subjects would show today."""
+
+
+class PlannedRow(NamedTuple):
+    """A row of the plan, without its kind."""
+
+    subject_id: str
+    address: str
+    body: str | None
+    shown: list[str]
+
+
+def plan_table(kind: SubjectKind, rows: Sequence[PlannedRow]) -> pa.Table:
+    """Rows of `PLAN` of one kind."""
+    ids, addresses, bodies, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
+    columns: dict[str, Any] = {
+        SUBJECT_KIND: [kind] * len(rows),
+        SUBJECT_ID: ids,
+        PROMPT_HASH: addresses,
+        BODY: bodies,
+        SHOWN: shown,
+    }
+    return pa.table(columns, schema=PLAN.schema)
+
+
+def keep(earlier: Workspace, workspace: Workspace, again: Mapping[SubjectKind, set[str]]) -> None:
+    """Let the prompts of an earlier round stand, so that their answers do: writes `KEPT`.
+
+    Args:
+        earlier: Holds the plan of that round.
+        workspace: Of the round to come; asks the same model in the same words.
+        again: Subjects that are to be asked about anew.
+
+    Raises:
+        DataError: The earlier plan is missing or damaged.
+    """
+    earlier.read_table(PLAN, columns=[])  # where it is missing, its own message
+    with workspace.replacing("extract", [KEPT]) as scratch:
+        for number, part in enumerate(earlier.parts(PLAN)):
+            with reading(PLAN, part):
+                rows = pq.read_table(part, filesystem=earlier.arrow_filesystem)
+            stands = pc.is_valid(rows[BODY])
+            for kind, ids in again.items():
+                named = pc.is_in(rows[SUBJECT_ID], value_set=pa.array(sorted(ids), pa.string()))
+                stands = pc.and_(
+                    stands, pc.invert(pc.and_(pc.equal(rows[SUBJECT_KIND], kind), named))
+                )
+            scratch.write_table(KEPT, rows.filter(stands), part=f"part-{number:06d}")
+
+
+def kept(workspace: Workspace, kind: SubjectKind, ids: list[str]) -> dict[str, PlannedRow]:
+    """Prompts of an earlier round that stand.
+
+    Args:
+        workspace: Of the round.
+        kind: Kind of the subjects.
+        ids: Their ids; those without such a prompt are left out.
+
+    Raises:
+        DataError: The table is damaged.
+    """
+    if not workspace.has_table(KEPT):
+        return {}
+    rows = rows_of(workspace, KEPT, SUBJECT_ID, pa.array(ids, pa.string()))
+    rows = rows.filter(pc.equal(rows[SUBJECT_KIND], kind))
+    columns = (rows[name].to_pylist() for name in (SUBJECT_ID, PROMPT_HASH, BODY, SHOWN))
+    return {row[0]: PlannedRow(*row) for row in zip(*columns, strict=True)}

@@ -1,0 +1,1 @@
+"""Clients of large language models: chat completions, prices, budgets, retries."""

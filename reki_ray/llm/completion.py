@@ -1,0 +1,416 @@
+"""Chat completions of an OpenAI-compatible endpoint: what is asked, what is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from reki_ray.config import OpenAiEngine, SamplingConfig
+from reki_ray.prompts.quality import ending
+from reki_ray.prompts.template import Frame, Message, Reply
+
+_MAX_COUNT = 2**31 - 1
+_MAX_NAME = 32
+# What the words of an error mean that comes without a status of its own; the first that is found
+# counts. Names are split into their words: `insufficient_quota`, `RateLimitReached`.
+_STATUS_OF_WORDS = (
+    ("context length", 400),
+    ("context window", 400),
+    ("too long", 400),
+    ("resource exhausted", 429),
+    ("rate limit", 429),
+    ("too many requests", 429),
+    ("throttl", 429),
+    ("insufficient quota", 402),
+    ("insufficient balance", 402),
+    ("payment required", 402),
+    ("arrear", 402),
+    ("credit", 402),
+    ("billing", 402),
+    ("quota", 402),
+    ("balance", 402),
+    ("overload", 529),
+    ("capacity", 503),
+    ("unauth", 401),
+    ("authenticat", 401),
+    ("api key", 401),
+    ("apikey", 401),
+    ("invalid token", 401),
+    ("token expired", 401),
+    ("forbidden", 403),
+    ("permission", 403),
+    ("access denied", 403),
+    ("not found", 404),
+    ("does not exist", 404),
+    ("no such model", 404),
+    ("unknown model", 404),
+    ("invalid model", 404),
+    ("invalid request", 400),
+    ("bad request", 400),
+    ("invalid argument", 400),
+)
+_WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[\W_]+")
+# Where the endpoints of different makers put an error, and its words, in the order of trust.
+_WRAPPED = ("error", "errors", "base_resp", "detail")
+_SAID = ("message", "msg", "status_msg", "error_msg", "error_message", "detail", "error", "errors")
+_CODES = ("status", "status_code", "code", "error_code", "errcode")
+_MOST_WRAPPERS = 4
+# What the template of a chat adds to each message and to a prompt; templates of known models
+# stay far below.
+_TOKENS_A_MESSAGE = 16
+_TOKENS_A_PROMPT = 64
+# Strict endpoints refuse these words of a schema; the frame validates lengths itself.
+_NOT_STRICT = ("minLength", "maxLength")
+
+
+@dataclass(frozen=True)
+class Read:
+    """A chat completion as far as it matters.
+
+    Attributes:
+        reply: What the model said.
+        counted: Whether the endpoint told its tokens; they are 0 where it did not.
+    """
+
+    reply: Reply
+    counted: bool
+
+
+class MalformedError(ValueError):
+    """The body of an answer is not a chat completion.
+
+    Args:
+        reason: What it is instead.
+        retry: Whether another call may bring a better one.
+    """
+
+    def __init__(self, reason: str, *, retry: bool = True) -> None:
+        super().__init__(reason)
+        self.retry = retry
+
+
+class EndpointError(ValueError):
+    """An error that the endpoint reports in the body of an answer whose HTTP status is 200.
+
+    Args:
+        status: HTTP status that it stands for.
+        code: Code of the error, as `insufficient_quota`; may be empty.
+        message: What the endpoint says.
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class NoAnswerError(ValueError):
+    """A whole completion without any answer.
+
+    Args:
+        reason: What it says instead.
+        read: Its tokens.
+    """
+
+    def __init__(self, reason: str, read: Read) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.read = read
+
+
+class _Message(BaseModel, extra="allow"):
+    content: str | dict[str, Any] | list[Any] | None = None
+    refusal: str | None = None
+    tool_calls: list[Any] | None = None
+
+    @property
+    def reasons(self) -> bool:
+        """Whether a field holds reasoning, as `reasoning_content`, however it is named."""
+        return any(
+            value and _is_reasoning(name) for name, value in (self.model_extra or {}).items()
+        )
+
+
+class _Choice(BaseModel):
+    message: _Message | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+
+
+class Wording:
+    """What all requests of a run share.
+
+    Args:
+        config: Endpoint and model.
+        sampling: Sampling of the answers.
+        frame: Form of the answers.
+    """
+
+    def __init__(self, config: OpenAiEngine, sampling: SamplingConfig, frame: Frame) -> None:
+        fields: dict[str, Any] = {
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": sampling.seed,
+        }
+        if sampling.stop:
+            fields["stop"] = list(sampling.stop)
+        schema = frame.json_schema() if config.structured else None
+        if schema is not None:
+            fields["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": _strict(schema)},
+            }
+        extra = dict(config.extra_body)
+        if sampling.repetition_penalty != 1:  # not of OpenAI's, but vLLM's and others'
+            extra.setdefault("repetition_penalty", sampling.repetition_penalty)
+        longest = max(sampling.max_tokens, int(extra.get("max_completion_tokens", 0)))
+        if "max_completion_tokens" in extra:  # endpoints refuse both
+            del fields["max_tokens"]
+        self._fields = fields
+        self._extra = extra
+        self._model = config.model
+        self._shared_bytes = len(json.dumps([fields.get("response_format"), extra]).encode())
+        self.longest_answer: int = longest
+        """Most tokens that an answer may have."""
+
+    def request(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """Arguments of the client's `chat.completions.create`."""
+        return {
+            "model": self._model,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            **self._fields,
+            "extra_body": self._extra or None,
+        }
+
+    def most_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Upper bound of a prompt's tokens: no tokenizer in use makes two of one byte."""
+        text = sum(len(message.content.encode()) + _TOKENS_A_MESSAGE for message in messages)
+        return text + self._shared_bytes + _TOKENS_A_PROMPT
+
+
+def read_completion(content: bytes) -> Read:
+    """Read a chat completion.
+
+    Args:
+        content: Body of the HTTP answer.
+
+    Raises:
+        MalformedError: The body is something else: cut off, a page of a proxy, a stream, an object
+            without choices.
+        EndpointError: The body reports an error.
+        NoAnswerError: Its list of choices is empty.
+    """
+    tree = _tree(content)
+    error = _error_in(tree)
+    if error:
+        raise _reported(error)
+    completion = _completion(tree, content)
+    usage = completion.usage or {}
+    details = usage.get("prompt_tokens_details")
+    tokens: dict[str, Any] = {
+        "prompt_tokens": _count(usage.get("prompt_tokens")),
+        "cached_tokens": _count(details.get("cached_tokens") if isinstance(details, dict) else 0),
+        "generated_tokens": _count(usage.get("completion_tokens")),
+    }
+    counted = completion.usage is not None
+    if not completion.choices:
+        nothing = Read(Reply("", None, **tokens), counted)
+        raise NoAnswerError("error: the endpoint answered without any choice", nothing)
+    choice = completion.choices[0]
+    message = choice.message or _Message(content=choice.text)
+    said = _said(message.content)
+    finish_reason = (choice.finish_reason or "")[:_MAX_NAME] or None
+    silence = ""
+    if not said.text.strip():
+        silence = _silence(message, said, finish_reason)
+    return Read(Reply(said.text, finish_reason, silence=silence, **tokens), counted)
+
+
+def _silence(message: _Message, said: _Said, finish_reason: str | None) -> str:
+    """Why a message has no text, beginning with a `Problem`; empty where it does not tell."""
+    reasoning = said.reasoning or message.reasons
+    refusal = message.refusal or said.refusal
+    if refusal:
+        return f"refusal: the model declines: {one_line(refusal)}"
+    if message.tool_calls or finish_reason in {"tool_calls", "function_call"}:
+        return "missing: the model calls a tool instead of answering"
+    if ending(finish_reason) == "cut":
+        return (
+            f"{'reasoning' if reasoning else 'blank'}: the model used all tokens before its answer "
+            "began: raise extract.sampling.max_tokens, or lower its reasoning effort by "
+            "extract.engine.extra_body"
+        )
+    return "reasoning: the model wrote only its reasoning" if reasoning else ""
+
+
+def _tree(content: bytes) -> Any:
+    start = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith((b"data:", b"event:", b":", b"id:", b"retry:")):
+        raise _streamed()
+    try:
+        # Some proxies append the end mark of a stream to a whole answer.
+        text = content.decode("utf-8-sig", errors="replace").strip()
+        text = text.removesuffix("data: [DONE]").rstrip()
+        tree, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"the body of the answer is not JSON: {_quoted(content)}") from error
+    if text[end:].lstrip().startswith("{") or _is_chunk(tree):
+        raise _streamed()
+    return tree
+
+
+def _streamed() -> MalformedError:
+    return MalformedError(
+        "the endpoint answers as a stream though none was asked for: turn streaming off in the "
+        "proxy before it",
+        retry=False,
+    )
+
+
+def _is_chunk(tree: Any) -> bool:
+    if not isinstance(tree, dict):
+        return False
+    choice = _first(tree.get("choices"))
+    delta = isinstance(choice, dict) and "delta" in choice and not choice.get("message")
+    return delta or str(tree.get("object")).endswith(".chunk")
+
+
+def _completion(tree: Any, content: bytes) -> _Completion:
+    try:
+        # Python's parser takes lone surrogates, which end as question marks; Arrow takes none.
+        plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
+        completion = _Completion.model_validate_json(plain)
+    except ValidationError as error:
+        raise _no_completion(content) from error
+    if completion.choices is None:
+        raise _no_completion(content)
+    return completion
+
+
+def _no_completion(content: bytes) -> MalformedError:
+    return MalformedError(f"the body of the answer is not a chat completion: {_quoted(content)}")
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) and value else None
+
+
+def _error_in(tree: Any) -> Any:
+    """The error that a body reports, in a field of its own or in the place of choices."""
+    if isinstance(tree, list):
+        tree = _first(tree)
+    if not isinstance(tree, dict):
+        return None
+    choice = _first(tree.get("choices"))
+    error = tree.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
+    if error or tree.get("choices"):
+        return error
+    return tree if _words(_unwrapped(tree)) else None
+
+
+def _unwrapped(error: Any) -> dict[str, Any]:
+    """The fields of an error, those of the innermost one that it wraps before the others."""
+    fields: dict[str, Any] = {}
+    for _ in range(_MOST_WRAPPERS):
+        if isinstance(error, list):
+            error = _first(error)
+        if not isinstance(error, dict):
+            return {**fields, "message": error} if isinstance(error, str) else fields
+        fields |= error
+        error = next(
+            (error[key] for key in _WRAPPED if isinstance(error.get(key), dict | list)), None
+        )
+    return fields
+
+
+def _words(fields: dict[str, Any]) -> str:
+    """What an error says; empty for what is none."""
+    return next(
+        (fields[key] for key in _SAID if fields.get(key) and isinstance(fields[key], str)), ""
+    )
+
+
+def _reported(error: Any) -> EndpointError:
+    """The error that a body reports, with the status that it stands for."""
+    fields = _unwrapped(error)
+    code = fields.get("code")
+    name = str(code if isinstance(code, str) else fields.get("type") or "")
+    said = _words(fields) or str(error)
+    status = next((known for key in _CODES if (known := _status(fields.get(key)))), 0)
+    if not status:
+        told = (name, fields.get("type"), fields.get("status"), said)
+        text = " ".join(_WORD_STARTS.sub(" ", str(part)) for part in told if part).lower()
+        status = next((known for word, known in _STATUS_OF_WORDS if word in text), 500)
+    return EndpointError(status, name, said)
+
+
+def _status(value: object) -> int:
+    text = str(value)
+    number = int(text) if text.isdigit() and len(text) == 3 else 0
+    return number if 400 <= number < 600 else 0
+
+
+class _Said(NamedTuple):
+    """The parts of a message: its text, its refusal, and whether reasoning was beside them."""
+
+    text: str
+    refusal: str
+    reasoning: bool
+
+
+def _said(content: str | dict[str, Any] | list[Any] | None) -> _Said:
+    parts = content if isinstance(content, list) else [content]
+    texts, refusals, reasoning = [], [], False
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict):
+            kind = str(part.get("type") or "")
+            reasoning |= _is_reasoning(kind) or any(_is_reasoning(key) for key in part)
+            if kind in {"", "text", "output_text"} and not part.get("thought"):
+                texts.append(str(part.get("text") or part.get("content") or ""))
+            refusals.append(str(part.get("refusal") or ""))
+    return _Said("".join(texts), "".join(refusals), reasoning)
+
+
+def _is_reasoning(name: str) -> bool:
+    return any(word in name.lower() for word in ("reason", "think", "thought"))
+
+
+def _quoted(content: bytes) -> str:
+    """The beginning of a body, as far as it can be shown."""
+    text = re.sub(r"<[^>]*>", " ", content[:2000].decode(errors="replace"))
+    shown = one_line("".join(char if char.isprintable() else " " for char in text), 120)
+    return f'"{shown}"' if shown else "it is empty"
+
+
+def one_line(text: str, longest: int = 300) -> str:
+    """A text of somebody else's in one line for a message."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+def _count(value: object) -> int:
+    known = isinstance(value, int | float) and math.isfinite(value)
+    return min(max(int(value), 0), _MAX_COUNT) if known else 0  # type: ignore[call-overload]
+
+
+def _strict(schema: dict[str, Any]) -> dict[str, Any]:
+    properties = {
+        name: {word: value for word, value in rule.items() if word not in _NOT_STRICT}
+        for name, rule in schema["properties"].items()
+    }
+    return {**schema, "properties": properties}

@@ -1,0 +1,365 @@
+"""One OpenAI-compatible endpoint: calls that end, with an answer, a reason or a fatal error.
+
+The official client sends the requests; its own retries are off. They hide the calls that must be
+counted against a budget, do not bound a body that drips, refuse a Retry-After above two minutes
+and know no limit of the time spent on a prompt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import openai
+from pydantic import SecretStr
+
+from reki_ray.config import OpenAiEngine, PriceConfig
+from reki_ray.errors import ConfigError, EngineError
+from reki_ray.llm.completion import (
+    EndpointError,
+    MalformedError,
+    NoAnswerError,
+    Read,
+    Wording,
+    one_line,
+    read_completion,
+)
+from reki_ray.llm.prices import token_cost
+from reki_ray.llm.reservation import Purse
+from reki_ray.llm.retry_policy import fatal, filtered, is_retried, wait_seconds
+from reki_ray.prompts.template import Message, Reply
+
+_PATH: Final = "/chat/completions"
+
+_SHOWN_PARAMETERS: Final = frozenset({"api-version", "version", "deployment", "region"})
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of an endpoint.
+
+    Attributes:
+        base: Root of the endpoint without its query.
+        query: Parameters of each request, as Azure's `api-version`.
+        shown: What is asked, for messages; values that may be secrets are left out.
+    """
+
+    base: str
+    query: dict[str, str]
+    shown: str
+
+    @classmethod
+    def of(cls, base_url: str) -> Address:
+        """The parts of `extract.engine.base_url`."""
+        parts = urlsplit(base_url)
+        # What a client appends itself may have been copied along.
+        path = parts.path.rstrip("/").removesuffix(_PATH)
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        base = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+        host = parts.netloc.rpartition("@")[2]
+        known = {key: query[key] if key in _SHOWN_PARAMETERS else "***" for key in query}
+        shown = urlunsplit((parts.scheme, host, path + _PATH, urlencode(known, safe="*"), ""))
+        return cls(base, query, shown)
+
+
+_AUTHORIZATION = "authorization"
+
+_CERTIFICATE_FOLDERS = "SSL_CERT_DIR"
+
+_CERTIFICATES = ("SSL_CERT_FILE", _CERTIFICATE_FOLDERS)
+
+_CONNECT_SECONDS = 10.0
+
+_HOPELESS = 10
+
+_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
+
+
+class RefusedError(Exception):
+    """One prompt gets no answer; others may.
+
+    Args:
+        reason: Why.
+        reply: Tokens of the last call, where it came back.
+    """
+
+    def __init__(self, reason: str, reply: Reply | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.reply = reply
+
+
+class _CallError(Exception):
+    """One call failed in a way that another may not.
+
+    Args:
+        reason: What happened.
+        billed: Whether the endpoint may have worked, and may charge, for it.
+        headers: Of its answer, where there was one.
+        retry: Whether another call may do better.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        billed: bool,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry: bool = True,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.billed = billed
+        self.headers = headers or {}
+        self.retry = retry
+
+
+def require_certificates() -> None:
+    """Refuse variables of the environment that name certificates which cannot be loaded.
+
+    The client reads them when it is made, and says neither which variable nor which file it was.
+
+    Raises:
+        ConfigError: A variable names what does not exist, cannot be read or holds none.
+    """
+    for variable in _CERTIFICATES:
+        path = os.environ.get(variable)
+        wrong = _wrong_certificates(variable, path) if path else ""
+        if wrong:
+            raise ConfigError(
+                f"the environment variable {variable} names {path}, which {wrong} on "
+                f"{socket.gethostname()}",
+                where=variable,
+                todo=f"Correct it, or `unset {variable}` to use the certificates that came with "
+                "Python. A moved or removed environment leaves such variables behind.",
+            )
+
+
+def _wrong_certificates(variable: str, path: str) -> str:
+    """Why certificates cannot be loaded; empty where they can."""
+    if variable == _CERTIFICATE_FOLDERS:
+        # OpenSSL passes over folders that are gone.
+        folders = [part for part in path.split(os.pathsep) if part]
+        readable = any(os.path.isdir(part) and os.access(part, os.R_OK) for part in folders)
+        return "" if readable else "is no folder that can be read"
+    try:
+        ssl.create_default_context(cafile=path)
+    except ssl.SSLError:
+        return "holds no certificates in PEM format"
+    except OSError:
+        return "cannot be read"
+    return ""
+
+
+class Endpoint:
+    """Calls one endpoint.
+
+    Args:
+        config: Address, model, limits.
+        wording: What all requests share.
+        prices: Prices of tokens.
+        key: The API key; None sends none.
+
+    Raises:
+        ConfigError: The environment names certificates that are gone.
+    """
+
+    def __init__(
+        self, config: OpenAiEngine, wording: Wording, prices: PriceConfig, key: SecretStr | None
+    ) -> None:
+        for library in ("httpx", "httpx2", "openai"):  # a line a request is nobody's news
+            logging.getLogger(library).setLevel(logging.WARNING)
+        self._config = config
+        self._wording = wording
+        self._prices = prices
+        self._key = key
+        self._given_up = 0
+        self._last_reason = ""
+        self._address = Address.of(config.base_url)
+        # Without a key, or with one in a header of its own, the client wants each request to say
+        # that it has no bearer token.
+        secret = key.get_secret_value() if key else ""
+        bearer = config.api_key_header.lower() == _AUTHORIZATION
+        self._headers: dict[str, str | openai.Omit] = {}
+        if not (secret and bearer):
+            self._headers["Authorization"] = openai.Omit()
+        if secret and not bearer:
+            self._headers[config.api_key_header] = secret
+        require_certificates()
+        self._client = openai.AsyncOpenAI(
+            base_url=self._address.base,
+            default_query=self._address.query,
+            api_key=secret or "none",
+            max_retries=0,
+            # Reading is bounded as a whole, below: a body that drips never exceeds a read's limit.
+            timeout=openai.Timeout(None, connect=min(_CONNECT_SECONDS, config.timeout_seconds)),
+        )
+
+    def most_cost(self, messages: Sequence[Message]) -> float:
+        """The most that one call may cost, as far as the endpoint keeps the length asked for."""
+        prompt = self._wording.most_prompt_tokens(messages)
+        full_price = self._prices.model_copy(update={"cached_tokens": None})
+        return token_cost(full_price, prompt, 0, self._wording.longest_answer)
+
+    def require_hope(self) -> None:
+        """Refuse more work where prompt after prompt got no answer at all.
+
+        Raises:
+            EngineError: The last prompts were all given up.
+        """
+        if self._hopeless:
+            raise EngineError(
+                f"the endpoint left {self._given_up} prompts in a row without an answer, the last: "
+                f"{self._last_reason}",
+                where=f"{self._address.shown} (extract.engine.base_url)",
+                todo="Wait until it is well, or correct its address, then run again: only what is "
+                "missing is asked.",
+            )
+
+    async def ask(
+        self, messages: Sequence[Message], deadline: float, purse: Purse, *, reserved: bool
+    ) -> Reply:
+        """Call until an answer comes, or no further call makes sense.
+
+        Args:
+            messages: The prompt.
+            deadline: Time of the loop after which there is no further call.
+            purse: What may be spent.
+            reserved: Whether the purse has already set the first call's money aside.
+
+        Raises:
+            RefusedError: This prompt gets no answer.
+            EngineError: No prompt would get one.
+        """
+        most = self.most_cost(messages)
+        tried = 0
+        try:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise RefusedError("error: no time is left for asking again")
+            while True:
+                if not reserved and not await purse.take(most):
+                    raise RefusedError("error: the budget does not last for asking again")
+                reserved, tried = False, tried + 1
+                try:
+                    return (await self._call(messages, deadline, purse, most)).reply
+                except _CallError as failed:
+                    reserved = not failed.billed
+                    await self._wait(failed, tried, deadline)
+                except NoAnswerError as none:
+                    raise RefusedError(none.reason, none.read.reply) from None
+        finally:
+            if reserved:
+                purse.put_back(most)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    # --- one call ------------------------------------------------------------------------------
+
+    async def _call(
+        self, messages: Sequence[Message], deadline: float, purse: Purse, most: float
+    ) -> Read:
+        """One call; the purse is charged for it unless it cannot have cost anything."""
+        # A call that is cancelled, or fails in a way unknown, may be billed.
+        cost: float | None = most
+        try:
+            read = await self._read(messages, deadline)
+            cost = self._cost(read, most)
+        except NoAnswerError as none:
+            self._give_up(none.reason.partition(": ")[2])
+            cost = self._cost(none.read, most)
+            raise
+        except _CallError as failed:
+            cost = most if failed.billed else None
+            raise
+        except (RefusedError, EngineError):  # refused by its status: nothing was generated
+            cost = None
+            purse.put_back(most)
+            raise
+        finally:
+            if cost is not None:
+                purse.charge(most, cost)
+        self._given_up = 0
+        return read
+
+    async def _read(self, messages: Sequence[Message], deadline: float) -> Read:
+        seconds = self._config.timeout_seconds
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(min(now + seconds, deadline)):
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    **self._wording.request(messages), extra_headers=self._headers
+                )
+                return read_completion(raw.content)
+        except TimeoutError:
+            waited = min(seconds, deadline - now)
+            raise _CallError(f"no whole answer within {waited:.1f} s", billed=True) from None
+        except MalformedError as error:
+            raise _CallError(str(error), billed=True, retry=error.retry) from None
+        except EndpointError as error:
+            said = f"{self._redacted(error.message)} (in an answer with HTTP status 200)"
+            raise self._by_status(error.status, error.code, said, raw.headers) from None
+        except openai.APIStatusError as error:
+            body = error.body if isinstance(error.body, dict) else {}
+            said = self._redacted(str(body.get("message") or error.message))
+            code = str(body.get("code") or "")
+            raise self._by_status(error.status_code, code, said, error.response.headers) from None
+        except openai.APIConnectionError as error:
+            cause = type(error.__cause__).__name__
+            said = self._redacted(f"{error.message} {error.__cause__ or cause}")
+            raise _CallError(f"connection failed: {said}", billed=cause not in _NOT_SENT) from None
+
+    def _by_status(
+        self, status: int, code: str, said: str, headers: Mapping[str, str]
+    ) -> Exception:
+        stop = fatal(self._config, self._address.shown, status, code, said)
+        if stop is not None:
+            return stop
+        if is_retried(status):
+            # An error below 500 is an answer before any work; one of a proxy may come after it.
+            return _CallError(f"HTTP {status}: {said}", status >= 500, headers)
+        self._given_up = 0
+        if filtered(code, said):
+            return RefusedError(
+                f"filter: the content filter of the endpoint refused the prompt: {said}"
+            )
+        return RefusedError(f"error: the endpoint refused the prompt (HTTP {status}): {said}")
+
+    # --- between calls -------------------------------------------------------------------------
+
+    async def _wait(self, failed: _CallError, tried: int, deadline: float) -> None:
+        seconds = wait_seconds(tried, failed.headers)
+        late = asyncio.get_running_loop().time() + seconds >= deadline
+        if late or not failed.retry or tried > self._config.max_retries or self._hopeless:
+            self._give_up(failed.reason)
+            calls = "1 call" if tried == 1 else f"{tried} calls"
+            raise RefusedError(f"error: given up after {calls}: {failed.reason}")
+        await asyncio.sleep(seconds)
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up += 1
+        self._last_reason = reason
+
+    @property
+    def _hopeless(self) -> bool:
+        return self._given_up >= _HOPELESS
+
+    def _cost(self, read: Read, most: float) -> float:
+        reply = read.reply
+        if not read.counted:
+            return most
+        return token_cost(
+            self._prices, reply.prompt_tokens, reply.cached_tokens, reply.generated_tokens
+        )
+
+    def _redacted(self, text: str) -> str:
+        secret = self._key.get_secret_value() if self._key else ""
+        return one_line(text.replace(secret, "***") if secret else text)

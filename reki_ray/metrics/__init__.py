@@ -1,0 +1,1 @@
+"""Metrics of clicks and ranked lists, and their confidence intervals."""

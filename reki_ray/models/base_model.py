@@ -1,0 +1,251 @@
+"""What every network over users, items and knowledge begins with: embeddings and HEIN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
+from reki_ray.models.alignment import MOST_ITEMS, Alignment
+from reki_ray.models.embeddings import (
+    AttributeEmbedding,
+    GapEmbedding,
+    ItemEmbedding,
+    RatingEmbedding,
+)
+from reki_ray.models.features import FIRST_OWN_ROW, PADDING, FeatureSpace
+from reki_ray.models.hein import ADAPTORS, Adaptor
+from reki_ray.models.knowledge_input import KnowledgeReader
+from reki_ray.schema import WHOLE_ANSWER, Side
+
+_ROUND_ROWS = 256
+"""HEIN's rows in bfloat16 are rounded up to a multiple of this."""
+
+
+class Architecture(Section):
+    """What, besides the vocabularies, determines the network's parameters.
+
+    `representation` is the length d of r, of one factor; 0 builds the network without knowledge.
+    Representations by factor arrive side by side, in the order of `user_factors` and
+    `item_factors`.
+    """
+
+    backbone: str
+    network: NetworkConfig
+    hein: HeinConfig
+    gate: GateConfig
+    representation: int
+    user_factors: tuple[str, ...] = (WHOLE_ANSWER,)
+    item_factors: tuple[str, ...] = (WHOLE_ANSWER,)
+    id_dropout: float
+
+    def factors(self, side: Side) -> tuple[str, ...]:
+        """Factors of one side's representations, in the order in which they arrive."""
+        return self.user_factors if side == "users" else self.item_factors
+
+    def width(self, side: Side) -> int:
+        """Numbers that the model takes of an id's knowledge."""
+        return len(self.factors(side)) * self.representation
+
+
+@dataclass(frozen=True)
+class Items:
+    """Item vectors, each distinct one once.
+
+    Args:
+        vectors: (R, E); row 0 is padding.
+        gates: How much h_i counts (R,).
+    """
+
+    vectors: Tensor
+    gates: Tensor
+
+
+class History(NamedTuple):
+    """Past interactions of B samples, oldest first, 0 at padding.
+
+    Attributes:
+        items: Index among R distinct items (B, L).
+        ratings: Rows of their ratings (B, L).
+        gaps: Rows of their time before the latest one (B, L).
+    """
+
+    items: Tensor
+    ratings: Tensor
+    gaps: Tensor
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Representations of one side for N users or items, each distinct one once.
+
+    Members of a cluster share one, so V is far below N and HEIN costs little.
+
+    Args:
+        vectors: V unit representations, (V, K d) of K factors.
+        index: The representation of each, among V, (N,).
+    """
+
+    vectors: Tensor
+    index: Tensor
+
+
+class EmbeddedModel(nn.Module):
+    """Item, rating, profile and augmented vectors, for a network that a subclass puts on top.
+
+    Representations arrive with length 1; before HEIN they are scaled (`RepresentationScaling`)
+    and, where there is one a factor, mixed (`FactorMixture`).
+
+    With a gate, h_i counts half / (half + n) for an item of n training samples, and h_u the same
+    for n past interactions: knowledge carries what the model does not know by itself, and leaves
+    alone what it knows better. Id dropout shows known items as unknown ones, with n = 0, which
+    trains the network for that case.
+
+    Args:
+        architecture: Kind and sizes of the layers.
+        features: Vocabularies.
+        network: Makes the network on top. It is called before HEIN is built, so that with one
+            seed it starts as it does without knowledge.
+    """
+
+    seen: Tensor
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        features: FeatureSpace,
+        network: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        size = architecture.network.embedding
+        self.items = ItemEmbedding(features, size, architecture.id_dropout)
+        self.ratings = RatingEmbedding(features, size)
+        self.gaps = GapEmbedding(size)
+        self.profile = AttributeEmbedding(features.user_fields, size)
+        self.backbone = network()
+        self.hein: Adaptor | None = None
+        if architecture.representation:
+            d, hein = architecture.representation, architecture.hein
+            self.user_reader = KnowledgeReader(len(architecture.user_factors), d, hein)
+            self.item_reader = KnowledgeReader(len(architecture.item_factors), d, hein)
+            self.hein = ADAPTORS[hein.kind](self.item_reader.output, hein)
+            if hein.enrich_items:
+                self.enrichment = nn.Linear(hein.output, size, bias=False)
+            self.alignment_weight = hein.alignment_weight
+            if hein.alignment_weight:
+                self.alignment = Alignment(hein.output, size)
+        self.enriches = bool(architecture.representation) and architecture.hein.enrich_items
+        self.gate = architecture.gate
+        self.reduced = False
+        """Whether HEIN multiplies in bfloat16 in training. The rest of the network is no product of
+        large matrices and gains nothing from it."""
+        counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
+        self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
+
+    def knowledge_parameters(self) -> list[nn.Parameter]:
+        """Parameters that exist for representations alone; none without knowledge."""
+        if self.hein is None:
+            return []
+        parts: list[nn.Module] = [self.hein, self.user_reader, self.item_reader]
+        if self.enriches:
+            parts.append(self.enrichment)
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    def augment_users(self, r: Tensor) -> Tensor:
+        """Augmented vectors h_u (N, q) of unit representations r_u (N, K d)."""
+        return self._augment(self._require_hein().users, self.user_reader(r))
+
+    def augment_items(self, r: Tensor) -> Tensor:
+        """Augmented vectors h_i (N, q) of unit representations r_i (N, K d)."""
+        return self._augment(self._require_hein().items, self.item_reader(r))
+
+    def augment(
+        self, users: Knowledge | None, items: Knowledge | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Augmented vectors h_u and h_i (N, q) of both sides; None in a model without knowledge."""
+        if self.hein is None:
+            return None, None
+        if users is None or items is None:
+            raise ValueError("a model with knowledge needs representations of both sides")
+        h_users = self.augment_users(users.vectors).index_select(0, users.index)
+        h_items = self.augment_items(items.vectors).index_select(0, items.index)
+        return h_users, h_items
+
+    def embed_items(
+        self, ids: Tensor, attributes: Mapping[str, Tensor], augmented: Tensor | None
+    ) -> Items:
+        """Vectors of R items.
+
+        Args:
+            ids: Rows of the item ids (R,); those of padding are 0.
+            attributes: Rows (R, width) by attribute.
+            augmented: h_i (R, q); only looked at where items are enriched.
+        """
+        shown = self.items.drop(ids)
+        vectors = self.items(shown, attributes)
+        gates = _gate(self.gate.items, self.seen[shown])
+        if self.enriches:
+            assert augmented is not None
+            there = gates * (ids != PADDING)
+            vectors = vectors + there.unsqueeze(-1) * self.enrichment(augmented)
+        return Items(vectors, gates)
+
+    def embed_history(self, items: Items, history: History) -> Tensor:
+        """Vectors (B, L, E) of past interactions among R distinct items, zeros at padding."""
+        shape = (*history.items.shape, items.vectors.shape[1])
+        rows = items.vectors.index_select(0, history.items.reshape(-1)).view(shape)
+        # Row 0 of each embedding is zero.
+        past: Tensor = rows + self.ratings(history.ratings) + self.gaps(history.gaps)
+        return past
+
+    def misalignment(
+        self, ids: Tensor, items: Tensor, knowledge: Knowledge | None
+    ) -> Tensor | None:
+        """Loss of the shared experts in training; None where there is none.
+
+        Args:
+            ids: Rows of the ids of R items (R,).
+            items: Some of these items, repeated or not, for which knowledge is available, of any
+                shape; padding is ignored.
+            knowledge: Knowledge of the R items.
+        """
+        if not self.training or self.hein is None or not self.alignment_weight:
+            return None
+        assert knowledge is not None
+        known = torch.unique(items)
+        known = known[ids[known] >= FIRST_OWN_ROW]
+        if not len(known):
+            return None
+        if len(known) > MOST_ITEMS:  # in ascending order, so the first ones would be the same
+            known = known[torch.randperm(len(known), device=known.device)[:MOST_ITEMS]]
+        r = self.item_reader(knowledge.vectors[knowledge.index[known]])
+        loss: Tensor = self.alignment(self.hein.shared_items(r), self.items.ids(ids[known]))
+        return self.alignment_weight * loss
+
+    def user_gate(self, mask: Tensor) -> Tensor:
+        """How much h_u counts (B,), by the real interactions of a history, mask (B, L)."""
+        return _gate(self.gate.users, mask.sum(dim=1).to(self.seen.dtype))
+
+    def _augment(self, side: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
+        if not (self.reduced and self.training):
+            return side(r)
+        # Cast once for all experts. The number of distinct representations differs from batch to
+        # batch, and each new shape costs a new kernel, which is made while the network waits.
+        rows = len(r) + -len(r) % _ROUND_ROWS
+        padded = r.new_zeros(rows, r.shape[1], dtype=torch.bfloat16)
+        padded[: len(r)] = r
+        with torch.autocast(r.device.type, torch.bfloat16):
+            return side(padded)[: len(r)].float()
+
+    def _require_hein(self) -> Adaptor:
+        if self.hein is None:
+            raise ValueError("this model has no knowledge side")
+        return self.hein
+
+
+def _gate(half: float | None, n: Tensor) -> Tensor:
+    return torch.ones_like(n) if half is None else half / (half + n)

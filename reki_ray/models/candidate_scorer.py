@@ -1,0 +1,295 @@
+"""The one path from a request to scores, used offline and online."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reki_ray.errors import StoreError
+from reki_ray.models.artifact import Bundle, ModelBundle, Vectors
+from reki_ray.models.base_model import History, Items
+from reki_ray.models.features import NO_TIME, PADDING, EncodedItems, encode_gaps
+
+Spread = Callable[[Tensor], Tensor]
+
+_UNKNOWN_ITEM = 1
+"""Row of an item that the catalogue does not hold; row 0 is padding."""
+
+FIRST_ITEM = 2
+"""Row of the catalogue's first item."""
+
+
+Prestored = Literal["h", "r"]
+"""Vectors that were computed before: augmented vectors h, or representations r."""
+
+
+class HistoryEvent(NamedTuple):
+    """One past interaction.
+
+    Attributes:
+        item_id: The item.
+        rating: Its rating; None where there is none.
+        timestamp: Seconds since the epoch; None where it is not known.
+    """
+
+    item_id: str
+    rating: float | None = None
+    timestamp: int | None = None
+
+
+@dataclass(frozen=True)
+class UserInput:
+    """What is known of the user of a request.
+
+    Args:
+        attributes: Profile values by attribute; None for a user without profile.
+        history: Past interactions, oldest first; the model takes the last L.
+        augmented: Augmented vector h_u (q,), or representation r_u (K d,) for a scorer of
+            prestored representations; None only for a model without knowledge.
+    """
+
+    attributes: Mapping[str, Sequence[str]] | None
+    history: Sequence[HistoryEvent]
+    augmented: Vectors | None = None
+
+
+class CatalogueInputs:
+    """What a model takes of a catalogue, computed once here, and of users, at each request.
+
+    Args:
+        bundle: Trained model.
+        item_ids: Catalogue of I items.
+        item_attributes: Their attributes.
+        augmented_items: Augmented vectors h_i (I, q); None for a model without knowledge.
+        augmented_item_fallback: h_i (q,) of items outside the catalogue; None for a model
+            without knowledge.
+        prestored: With r, the vectors of items and users are representations r (K d), and HEIN
+            makes h of them: of the items' here, of a user's at each request.
+
+    Raises:
+        StoreError: The augmented vectors do not fit the model or the catalogue.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle[Any, Any],
+        item_ids: Sequence[str],
+        item_attributes: Sequence[Mapping[str, Sequence[str]] | None],
+        augmented_items: Vectors | None,
+        augmented_item_fallback: Vectors | None,
+        *,
+        prestored: Prestored = "h",
+    ) -> None:
+        self.bundle = bundle
+        self._prestored = prestored
+        self._user_width = bundle.augmented_dim
+        if prestored == "r" and bundle.uses_knowledge:
+            self._user_width = bundle.architecture.width("users")
+            if augmented_items is not None:
+                augmented_items = bundle.augment_items(augmented_items)
+            if augmented_item_fallback is not None:
+                augmented_item_fallback = bundle.augment_items(augmented_item_fallback[None])[0]
+        self._rows = {item: row for row, item in enumerate(item_ids, FIRST_ITEM)}
+        # The ids of padding and of the unknown item are empty: no item has them.
+        encoded = bundle.features.encode_items(["", "", *item_ids], [None, None, *item_attributes])
+        encoded.ids[0] = PADDING
+        self.ids = encoded.ids
+        """Rows of the items' ids in the vocabulary (I + 2,)."""
+        self.augmented = self._stack(augmented_items, augmented_item_fallback, len(item_ids))
+        """h_i (I + 2, q); None in a model without knowledge."""
+        self.items = _embed(bundle, encoded, self.augmented)
+        """I + 2 items: padding, the unknown one, and the catalogue."""
+
+    def rows(self, item_ids: Sequence[str]) -> list[int]:
+        """Place of items among `items`; that of the unknown one for those it does not hold."""
+        return [self._rows.get(item, _UNKNOWN_ITEM) for item in item_ids]
+
+    def histories(self, users: Sequence[UserInput]) -> History:
+        """Histories of B users (B, L)."""
+        length = self.bundle.history
+        shape = (len(users), length)
+        rows = np.full(shape, PADDING, dtype=np.int32)
+        ratings = np.full(shape, PADDING, dtype=np.int32)
+        times = np.full(shape, NO_TIME, dtype=np.int64)
+        for place, user in enumerate(users):
+            latest = user.history[-length:]
+            if not latest:
+                continue
+            start = length - len(latest)
+            items, given, at = zip(*latest, strict=True)
+            rows[place, start:] = self.rows(items)
+            stars = np.array([np.nan if rating is None else rating for rating in given])
+            ratings[place, start:] = self.bundle.features.encode_ratings(stars)
+            times[place, start:] = [NO_TIME if time is None else time for time in at]
+        return History(
+            torch.from_numpy(rows),
+            torch.from_numpy(ratings),
+            torch.from_numpy(encode_gaps(times)),
+        )
+
+    def profiles(self, users: Sequence[UserInput]) -> Tensor:
+        """Profile fields (B, F, E) of B users."""
+        encoded = self.bundle.features.encode_users([user.attributes for user in users])
+        fields = {name: torch.from_numpy(rows) for name, rows in encoded.items()}
+        profile: Tensor = self.bundle.model.profile(fields, len(users))
+        return profile
+
+    def augmented_users(self, users: Sequence[UserInput]) -> Tensor | None:
+        """h_u (B, q) of B users; None in a model without knowledge.
+
+        Raises:
+            StoreError: A user's augmented vector does not fit the model.
+        """
+        if self.augmented is None:
+            return None
+        given: list[Vectors] = []
+        for user in users:
+            self._check(user.augmented, (self._user_width,), "the user's augmented vector")
+            assert user.augmented is not None
+            given.append(user.augmented)
+        vectors = np.stack(given).astype(np.float32, copy=False)  # (B, q) or (B, K d)
+        if self._prestored == "r":
+            vectors = self.bundle.augment_users(vectors)
+        return torch.from_numpy(vectors)
+
+    def _stack(
+        self, augmented: Vectors | None, fallback: Vectors | None, count: int
+    ) -> Tensor | None:
+        if not self.bundle.uses_knowledge:
+            return None
+        dimension = self.bundle.augmented_dim
+        self._check(augmented, (count, dimension), "the items' augmented vectors")
+        self._check(fallback, (dimension,), "the fallback of augmented item vectors")
+        assert augmented is not None
+        assert fallback is not None
+        padding = np.zeros((1, dimension))
+        rows = np.concatenate([padding, fallback[None], augmented])
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def _check(self, vectors: Vectors | None, shape: tuple[int, ...], what: str) -> None:
+        found = None if vectors is None else vectors.shape
+        if found != shape:
+            raise StoreError(
+                f"{what} have shape {found}, the model needs {shape}",
+                where=f"model of arm {self.bundle.arm}",
+                todo="Publish vectors and model together, from one workspace.",
+            )
+
+
+class CandidateScorer:
+    """Scores candidates of users.
+
+    Item vectors of the catalogue are computed once, here. Scores are deterministic, and a
+    candidate's score does not depend on what is scored with it.
+
+    Args:
+        bundle: Trained model.
+        item_ids: Catalogue, see `CatalogueInputs`, as all that follows.
+        item_attributes: Attributes of the items.
+        augmented_items: Their augmented vectors.
+        augmented_item_fallback: That of items outside the catalogue.
+        prestored: What these vectors and those of users are.
+
+    Raises:
+        StoreError: The augmented vectors do not fit the model or the catalogue.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        item_ids: Sequence[str],
+        item_attributes: Sequence[Mapping[str, Sequence[str]] | None],
+        augmented_items: Vectors | None,
+        augmented_item_fallback: Vectors | None,
+        *,
+        prestored: Prestored = "h",
+    ) -> None:
+        self.bundle = bundle
+        self._inputs = CatalogueInputs(
+            bundle,
+            item_ids,
+            item_attributes,
+            augmented_items,
+            augmented_item_fallback,
+            prestored=prestored,
+        )
+
+    @property
+    def history(self) -> int:
+        """Number L of latest interactions that the model takes."""
+        return self.bundle.history
+
+    def score(self, user: UserInput, candidates: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Click probabilities (C,) of C candidates, in their order.
+
+        Args:
+            user: Profile, history and augmented vector.
+            candidates: Item ids; one that the catalogue does not hold is scored with the
+                unknown item's vector and the fallback.
+
+        Raises:
+            StoreError: The user's augmented vector does not fit the model.
+        """
+        return self.score_batch([(user, candidates)])[0]
+
+    def score_batch(
+        self, questions: Sequence[tuple[UserInput, Sequence[str]]]
+    ) -> list[npt.NDArray[np.float32]]:
+        """The same of B users in one forward, each with candidates of its own.
+
+        Args:
+            questions: Users and their candidates.
+
+        Returns:
+            Click probabilities (C,) of each user's candidates.
+
+        Raises:
+            StoreError: A user's augmented vector does not fit the model.
+        """
+        counts = [len(candidates) for _, candidates in questions]
+        if not sum(counts):
+            return [np.zeros(0, dtype=np.float32) for _ in questions]
+        users = [user for user, _ in questions]
+        inputs = self._inputs
+        rows = torch.tensor([row for _, items in questions for row in inputs.rows(items)])  # (N,)
+        spread = _spread(counts)
+        with torch.inference_mode():
+            output = self.bundle.model.output(
+                items=inputs.items,
+                targets=rows,
+                history=History(*(spread(column) for column in inputs.histories(users))),
+                profile=spread(inputs.profiles(users)),
+                augmented=self._pairs(users, rows, spread),
+            )
+            scores = torch.sigmoid(output.logits).numpy()
+        return np.split(scores, np.cumsum(counts)[:-1])
+
+    def _pairs(self, users: Sequence[UserInput], rows: Tensor, spread: Spread) -> Tensor | None:
+        """h_u and h_i (N, 2, q) of N candidates."""
+        h_users = self._inputs.augmented_users(users)
+        if h_users is None:
+            return None
+        assert self._inputs.augmented is not None
+        h_items = self._inputs.augmented.index_select(0, rows)  # (N, q)
+        return torch.stack([spread(h_users), h_items], dim=1)
+
+
+def _spread(counts: Sequence[int]) -> Spread:
+    """Repeats row b of a tensor (B, ...) once for each of user b's candidates: (N, ...)."""
+    if len(counts) == 1:  # a view: nothing is copied
+        return lambda rows: rows.expand(counts[0], *rows.shape[1:])
+    owners = torch.repeat_interleave(torch.tensor(counts))
+    return lambda rows: rows.index_select(0, owners)
+
+
+def _embed(bundle: Bundle[Any, Any], items: EncodedItems, augmented: Tensor | None) -> Items:
+    attributes = {name: torch.from_numpy(rows) for name, rows in items.attributes.items()}
+    with torch.inference_mode():
+        found: Items = bundle.model.embed_items(torch.from_numpy(items.ids), attributes, augmented)
+    return found

@@ -1,1 +1,0 @@
-"""What happens after publication: events, exposures, experiments, refreshes."""

@@ -1,0 +1,214 @@
+"""The two forms of an answer: one line a factor, or one JSON object with a key a factor."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reki_ray.prompts.quality import is_unknown
+from reki_ray.prompts.reply_parser import own_lines
+
+Form = Literal["text", "json"]
+
+SHORT_FACTOR_CHARS = 64
+"""Longest text of a factor where the sampling is constrained, characters: small models write on
+as long as they may. Elsewhere the tokens of an answer bound it; a long bound in the schema takes
+seconds to compile."""
+
+_LINES = "Answer with exactly one short line for each factor, written as `factor: text`."
+# A reply that is not an object is searched for one; each attempt may read the whole reply.
+_MAX_ATTEMPTS = 16
+_LAST_COMMA = re.compile(r",\s*([}\]])")
+
+
+def instruction(form: Form, factors: Sequence[str]) -> str:
+    """Sentence that tells the model how to answer.
+
+    Args:
+        form: Form of the answer.
+        factors: Keys of the factors that are asked for.
+    """
+    if form == "text":
+        return _LINES
+    return (
+        "Answer with exactly one JSON object and nothing else. It has exactly these keys: "
+        f"{quoted(factors)}. Each value is one short text about that factor, never empty."
+    )
+
+
+def worked_answer(form: Form, answers: Mapping[str, str]) -> str:
+    """A worked answer as the model is to write it.
+
+    Args:
+        form: Form of the answer.
+        answers: Factor key to text, in the order in which the factors are asked for.
+    """
+    if form == "text":
+        return "\n".join(f"{factor}: {text}" for factor, text in answers.items())
+    # Without blanks, as structured output writes it where these are forbidden.
+    return json.dumps(dict(answers), ensure_ascii=False, separators=(",", ":"))
+
+
+def json_schema(
+    factors: Sequence[str],
+    longest: int | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """JSON schema of an answer in form `json`.
+
+    Args:
+        factors: Keys of the factors that are asked for.
+        longest: Most characters of a factor's text; None leaves it open.
+        choices: Factor to the closed list of which its value holds one or two.
+    """
+    text = {"type": "string", "minLength": 1, **({"maxLength": longest} if longest else {})}
+
+    def value(factor: str) -> dict[str, Any]:
+        listed = (choices or {}).get(factor)
+        if not listed:
+            return dict(text)
+        one = {"type": "string", "enum": list(listed)}
+        return {"type": "array", "items": one, "minItems": 1, "maxItems": 2}
+
+    return {
+        "type": "object",
+        "properties": {factor: value(factor) for factor in factors},
+        "required": list(factors),
+        "additionalProperties": False,
+    }
+
+
+def quoted(keys: Sequence[str]) -> str:
+    """Keys as a message names them: `"genre", "mood and tone"`."""
+    return ", ".join(f'"{key}"' for key in keys)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What a reply in form `json` holds.
+
+    Attributes:
+        texts: Factor to cleaned text, in the order of the factors; only those that have one.
+        unknown: Factors that the model says it does not know, in order.
+        missing: Factors without a key, in order.
+        unusable: Factors whose value is no text, empty, or only repeats the prompt, in order.
+        found: Whether there was a JSON object with any of the factors.
+        before: What the reply says before the object.
+        after: What it says after it.
+    """
+
+    texts: dict[str, str]
+    unknown: tuple[str, ...]
+    missing: tuple[str, ...]
+    unusable: tuple[str, ...]
+    found: bool
+    before: str = ""
+    after: str = ""
+
+
+def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fields:
+    """Read the factors out of a reply, whatever stands around its JSON object.
+
+    Args:
+        reply: What the model wrote: bare, in a code fence, or between sentences.
+        factors: Keys of the factors that are asked for; case does not matter.
+        asked: Lines of the prompt, see `own_lines`.
+    """
+    reply = _unwrapped(reply)
+    found, start, end = _last_object(reply, factors)
+    values = {_folded(key): value for key, value in (found or {}).items()}
+    texts: dict[str, str] = {}
+    unknown, missing, unusable = [], [], []
+    for factor in factors:
+        key = _folded(factor)
+        text = _text(values.get(key), asked)
+        if key not in values:
+            missing.append(factor)
+        elif values[key] is None or (text and is_unknown(text)):
+            unknown.append(factor)
+        elif not text:
+            unusable.append(factor)
+        else:
+            texts[factor] = text
+    return Fields(
+        texts,
+        tuple(unknown),
+        tuple(missing),
+        tuple(unusable),
+        found is not None,
+        before=reply[:start],
+        after=reply[end:],
+    )
+
+
+def _text(value: Any, asked: Container[str]) -> str:
+    """A text, or a list of texts as one; empty for anything else."""
+    if isinstance(value, list):
+        value = ", ".join(item for item in value if isinstance(item, str))
+    if not isinstance(value, str):
+        return ""
+    return " ".join(" ".join(own_lines(value, asked)).split())
+
+
+def _unwrapped(reply: str) -> str:
+    """A reply that is a JSON string, which holds the object, as the object."""
+    if reply.lstrip().startswith('"'):
+        try:
+            inner = json.loads(reply, strict=False)
+        except (ValueError, RecursionError):
+            return reply
+        return str(inner)
+    return reply
+
+
+def _last_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | None, int, int]:
+    """The last JSON object with any of the factors, also inside another one, and where it begins
+    and ends.
+
+    Models write drafts before their answer, also fuller ones.
+    """
+    known = {_folded(factor) for factor in factors}
+    # Line breaks inside a string are against the standard, and common.
+    decoder = json.JSONDecoder(strict=False)
+    last: dict[str, Any] | None = None
+    place = (0, 0)
+    start = reply.find("{")
+    for _ in range(_MAX_ATTEMPTS):
+        if start < 0:
+            break
+        end = start + 1
+        try:
+            value, stop = decoder.raw_decode(reply, start)
+        except (ValueError, RecursionError):  # the latter: brackets nested without end
+            value, stop = None, end
+        if isinstance(value, dict) and not known.isdisjoint(map(_folded, value)):
+            last, place, end = value, (start, stop), stop
+        start = reply.find("{", end)
+    if last is None and not known.isdisjoint(map(_folded, almost := _almost_json(reply))):
+        last = almost
+    return last, *place
+
+
+def _almost_json(reply: str) -> dict[str, Any]:
+    """An object that is JSON but for a comma too many, or is written as Python does; else empty."""
+    start, end = reply.find("{"), reply.rfind("}") + 1
+    text = reply[start:end] if 0 <= start < end else ""
+    for read in (_without_last_commas, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = read(text)
+            if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+                return value
+    return {}
+
+
+def _without_last_commas(text: str) -> Any:
+    return json.loads(_LAST_COMMA.sub(r"\1", text), strict=False)
+
+
+def _folded(key: str) -> str:
+    return key.strip().casefold()

@@ -1,0 +1,328 @@
+"""Factorization prompts for users, items and clusters of them.
+
+What all prompts of a kind share comes first (instruction, factors, worked example) and the
+subject last, so that an engine with prefix caching computes the shared part once.
+Untrusted text is never a template: prompts are joined, not formatted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from reki_ray.config import PromptsConfig
+from reki_ray.prompts.chat import DATA_NOTICE, TEMPLATE_VERSION, Message, delimited, plain_text
+from reki_ray.prompts.output_format import instruction, worked_answer
+from reki_ray.prompts.sanitize import (
+    Attributes,
+    attributes_text,
+    item_text,
+    rated_title,
+    sanitise,
+    title_text,
+    user_text,
+)
+from reki_ray.prompts.scenario import Scenario, load_scenario
+from reki_ray.prompts.template import Frame
+from reki_ray.schema import SubjectKind
+
+TOP_VALUES = 5
+
+"""Values kept an attribute."""
+
+Histogram = Mapping[str, Mapping[str, float]]
+
+"""Attribute name -> value -> share of the group in [0, 1], largest first."""
+
+
+def histogram(rows: Iterable[Attributes | None], top: int = TOP_VALUES) -> Histogram:
+    """Shares of attribute values over a group.
+
+    Args:
+        rows: Attributes of every member; a member with several values counts for each of them.
+        top: Values kept an attribute.
+
+    Returns:
+        Attribute -> value -> share of all members, largest first, ties by name.
+    """
+    counts: dict[str, Counter[str]] = {}
+    size = 0
+    for attributes in rows:
+        size += 1
+        for name, values in (attributes or {}).items():
+            counts.setdefault(name, Counter()).update(set(values))
+    return {
+        name: {
+            value: count / size
+            for value, count in sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))[:top]
+        }
+        for name, counter in sorted(counts.items())
+    }
+
+
+__all__ = [
+    "TEMPLATE_VERSION",
+    "GroupUser",
+    "Histogram",
+    "Message",
+    "Prompt",
+    "Renderer",
+    "Scenario",
+    "histogram",
+    "item_text",
+    "load_scenario",
+    "plain_text",
+    "sanitise",
+    "user_text",
+]
+
+LIKED = "liked "
+
+"""Begins the names under which prompts show attributes of items that a group liked."""
+
+_MEMBER_TITLES = 5
+# Rarer values say little of a group, and small models dwell on whatever they are shown.
+_MIN_SHARE = 0.1
+
+_Values = TypeVar("_Values")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the LLM is asked about one subject; `Frame.messages` gives the whole of it.
+
+    Attributes:
+        subject_kind: Kind of the subject.
+        subject_id: Its id.
+        body: Content of the last message, delimiters included.
+    """
+
+    subject_kind: SubjectKind
+    subject_id: str
+    body: str
+
+
+class GroupUser(NamedTuple):
+    """A user inside a group: profile, and title and rating of some interactions."""
+
+    attributes: Attributes | None
+    history: Sequence[tuple[str, float | None]]
+
+
+class Renderer:
+    """Renders the prompts of one scenario.
+
+    Args:
+        scenario: Factors, wording and worked examples.
+        limits: Lengths, the choice of factors, the form of an answer, and whether a worked example
+            is shown.
+        withheld: Names of user attributes that appear nowhere in the prompts; case does not matter.
+
+    Attributes:
+        factors: The factors that are asked for.
+        frame: What all prompts share.
+
+    Raises:
+        ConfigError: `limits.factors` names a factor that the scenario does not have.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        limits: PromptsConfig,
+        withheld: frozenset[str] = frozenset(),
+    ) -> None:
+        self._scenario = scenario
+        self._limits = limits
+        self.factors = scenario.choose(limits.factors)
+        self._hidden = frozenset(map(_name_key, limits.hidden_attributes))
+        self._withheld = self._hidden | frozenset(map(_name_key, withheld))
+        self.frame = Frame(
+            [factor.key for factor in self.factors],
+            limits.form,
+            {
+                "item": self._prefix("item", self._example_item()),
+                "user": self._prefix("user", self._example_user()),
+                "item_cluster": self._prefix("item_cluster", self._example_item_cluster()),
+                "user_cluster": self._prefix("user_cluster", self._example_user_cluster()),
+            },
+            min_factors=limits.min_factors,
+            language=scenario.language,
+            choices={factor.key: factor.choices for factor in self.factors if factor.choices},
+        )
+
+    def item(
+        self, item_id: str, title: str, attributes: Attributes | None, text: str | None
+    ) -> Prompt:
+        """Prompt for one item (REKI-I)."""
+        return Prompt("item", item_id, delimited(self._item_body(title, attributes, text)))
+
+    def user(
+        self,
+        user_id: str,
+        attributes: Attributes | None,
+        history: Sequence[tuple[str, float | None]],
+    ) -> Prompt:
+        """Prompt for one user (REKI-I).
+
+        Args:
+            user_id: The user.
+            attributes: Profile.
+            history: Title and rating of the interactions before the cut, oldest first; the latest
+                `max_history` are shown.
+        """
+        return Prompt("user", user_id, delimited(self._user_body(attributes, history)))
+
+    def item_cluster(
+        self,
+        cluster_id: str,
+        size: int,
+        members: Sequence[tuple[str, Attributes | None]],
+        shares: Histogram,
+    ) -> Prompt:
+        """Prompt for a cluster of items (REKI-C).
+
+        Args:
+            cluster_id: The cluster.
+            size: Number of its members.
+            members: Title and attributes of the members nearest to the centre, nearest first.
+            shares: Attributes over all members.
+        """
+        body = self._item_cluster_body(size, members, shares)
+        return Prompt("item_cluster", cluster_id, delimited(body))
+
+    def user_cluster(
+        self, cluster_id: str, size: int, members: Sequence[GroupUser], shares: Histogram
+    ) -> Prompt:
+        """Prompt for a cluster of users (REKI-C).
+
+        Args:
+            cluster_id: The cluster.
+            size: Number of its members.
+            members: The members nearest to the centre, nearest first.
+            shares: Profiles of all members and attributes of what they liked before their cuts.
+        """
+        body = self._user_cluster_body(size, members, shares)
+        return Prompt("user_cluster", cluster_id, delimited(body))
+
+    # --- shared prefix -------------------------------------------------------------------------
+
+    def _prefix(self, kind: SubjectKind, example: str) -> tuple[Message, ...]:
+        wording = self._scenario.wording
+        keys = [factor.key for factor in self.factors]
+        factors = "\n".join(f"- {factor.key}: {factor.description}" for factor in self.factors)
+        system = Message(
+            "system",
+            f"{wording.role} {wording.task(kind)} {instruction(self._limits.form, keys)} "
+            f"{DATA_NOTICE}\nThe factors:\n{factors}",
+        )
+        if not self._limits.few_shot:
+            return (system,)
+        answers = self._scenario.examples.answer(kind)
+        answer = worked_answer(self._limits.form, {key: answers[key] for key in keys})
+        return (system, Message("user", delimited(example)), Message("assistant", answer))
+
+    # --- subjects ------------------------------------------------------------------------------
+
+    def _item_body(self, title: str, attributes: Attributes | None, text: str | None) -> str:
+        lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
+        known = attributes_text(_without(attributes, self._hidden), self._limits)
+        description = sanitise(text or "", self._limits.max_text_chars)
+        lines += [known] if known else []
+        lines += [f"description: {description}"] if description else []
+        return "\n".join(lines)
+
+    def _user_body(
+        self, attributes: Attributes | None, history: Sequence[tuple[str, float | None]]
+    ) -> str:
+        known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
+        nouns = self._scenario.nouns
+        return "\n".join(
+            [
+                f"{nouns.user}: {known}",
+                f"{nouns.items} {nouns.acted}, oldest first:",
+                *self._history(history, self._limits.max_history, start="- "),
+            ]
+        )
+
+    def _item_cluster_body(
+        self,
+        size: int,
+        members: Sequence[tuple[str, Attributes | None]],
+        shares: Histogram,
+    ) -> str:
+        nouns = self._scenario.nouns
+        lines = [f"group of {size} {nouns.items}, most typical first:"]
+        for title, attributes in members[: self._limits.max_members]:
+            known = attributes_text(_without(attributes, self._hidden), self._limits)
+            lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
+        return "\n".join([*lines, *self._shares(_without(shares, self._hidden) or {})])
+
+    def _user_cluster_body(self, size: int, members: Sequence[GroupUser], shares: Histogram) -> str:
+        nouns = self._scenario.nouns
+        lines = [f"group of {size} {nouns.users}, most typical first:"]
+        for attributes, history in members[: self._limits.max_members]:
+            known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
+            titles = "; ".join(self._history(history, _MEMBER_TITLES))
+            lines.append(f"- {known}" + (f" | {nouns.acted} {titles}" if titles else ""))
+        # What a group liked is an attribute of items, under a name of its own.
+        withheld = self._withheld | {_name_key(f"{LIKED}{name}") for name in self._hidden}
+        return "\n".join([*lines, *self._shares(_without(shares, withheld) or {})])
+
+    def _history(
+        self, history: Sequence[tuple[str, float | None]], longest: int, start: str = ""
+    ) -> list[str]:
+        longest = min(longest, self._limits.max_history)
+        return [
+            start + rated_title(title, rating, self._limits) for title, rating in history[-longest:]
+        ]
+
+    def _shares(self, shares: Histogram) -> list[str]:
+        limit = self._limits.max_title_chars
+        lines = []
+        for name, values in shares.items():
+            top = [pair for pair in values.items() if pair[1] >= _MIN_SHARE][:TOP_VALUES]
+            shown = ", ".join(f"{sanitise(value, limit)} {share:.0%}" for value, share in top)
+            if shown:
+                lines.append(f"{sanitise(name, limit)} in the group: {shown}")
+        return lines
+
+    # --- worked examples -----------------------------------------------------------------------
+
+    def _example_item(self) -> str:
+        example = self._scenario.examples.item
+        return self._item_body(example.title, example.attributes, example.text)
+
+    def _example_user(self) -> str:
+        example = self._scenario.examples.user
+        history = [(event.title, event.rating) for event in example.history]
+        return self._user_body(example.attributes, history)
+
+    def _example_item_cluster(self) -> str:
+        example = self._scenario.examples.item_cluster
+        members = [(member.title, member.attributes) for member in example.members]
+        return self._item_cluster_body(example.size, members, example.histogram)
+
+    def _example_user_cluster(self) -> str:
+        example = self._scenario.examples.user_cluster
+        members = [
+            GroupUser(member.attributes, [(event.title, event.rating) for event in member.history])
+            for member in example.members
+        ]
+        return self._user_cluster_body(example.size, members, example.histogram)
+
+
+def _without(
+    attributes: Mapping[str, _Values] | None, names: frozenset[str]
+) -> Mapping[str, _Values] | None:
+    """Attributes without those of some names, which are spelled as `_name_key` gives them."""
+    if not attributes or not names:
+        return attributes
+    return {name: values for name, values in attributes.items() if _name_key(name) not in names}
+
+
+def _name_key(name: str) -> str:
+    """Name of an attribute as prompts show it, without case: no spelling evades withholding."""
+    return sanitise(name, 2**10).casefold()

@@ -1,0 +1,192 @@
+"""From what an LLM wrote to knowledge that is worth encoding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+from reki_ray.prompts.chat import CLOSE, OPEN
+from reki_ray.prompts.reply_text import answer_in, is_blank
+
+LENGTH = "length"
+"""Finish reason of an answer that ran into the limit of tokens."""
+
+_DATA = re.compile(f"{re.escape(OPEN)}.*?(?:{re.escape(CLOSE)}|$)", re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_MIN_ECHO = 12
+_LIST_MARKS = "-*#>\u2022 \t0123456789.)("
+_QUOTES = " *_`\"'"
+_MAX_KEY_CHARS = 64
+_WIDE_COLON = "\uff1a"
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A cleaned answer, or the reason why there is none."""
+
+    text: str | None
+    reason: str = ""
+
+
+def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
+    """Lines of a prompt that an answer must not repeat.
+
+    A line `factor: text` is not among them: another subject may share it; what a worked example
+    shows is compared by its text. Neither are lines so short that an answer may hold them by
+    chance.
+
+    Args:
+        prompt: What the LLM was asked, or a part of it.
+        factors: Keys of the factors that were asked for.
+    """
+    keys = tuple(f"{factor}:" for factor in factors)
+    # The notice on delimiters holds some itself: in an answer it is found without them.
+    return frozenset(
+        _without_data(line) if OPEN in line else line
+        for line in map(str.strip, prompt.splitlines())
+        if len(line) >= _MIN_ECHO and not line.startswith(keys)
+    )
+
+
+def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozenset()) -> Parsed:
+    """Clean an answer.
+
+    Removes reasoning and markup, what no file of text can hold, data sections and lines that
+    repeat the prompt, and, where the answer ran into its limit, the last line or sentence that was
+    cut off.
+
+    Args:
+        answer: What the LLM wrote.
+        finish_reason: `stop`, `length`, or None where the engine does not tell.
+        asked: Lines of the prompt, see `prompt_lines`.
+
+    Returns:
+        The text, or None with a reason where nothing is left.
+    """
+    said = answer_in(answer)
+    if is_blank(said.text):
+        return Parsed(None, "only reasoning" if said.reasoned else "the answer is empty")
+    lines = own_lines(said.text, asked)
+    if not lines:
+        return Parsed(None, "the answer only repeats the prompt")
+    if finish_reason == LENGTH:
+        lines = _without_cut_end(lines)
+    return Parsed("\n".join(lines))
+
+
+def own_lines(text: str, asked: Container[str]) -> list[str]:
+    """Lines of an answer without data sections and without those that repeat the prompt."""
+    lines = [line.strip() for line in _without_data(text).splitlines()]
+    return [line for line in lines if line and line not in asked]
+
+
+def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
+    """Text of every factor that an answer names.
+
+    Reads lines `factor: text`, whatever their list marks and emphasis, rows of a table, and
+    headings with the text on the lines below. The first text of a factor counts, but that of a
+    draft: where all factors come again together, the last ones count.
+
+    Args:
+        text: Answer.
+        factors: Factor keys; case does not matter.
+    """
+    keys = _Keys(factors)
+    rounds: list[dict[str, str]] = [{}]
+    below = ""  # factor of a heading that has no text of its own
+    for line in text.splitlines():
+        key, value = _entry(line)
+        factor = keys.factor(key)
+        if factor is not None:
+            if value and factor in rounds[-1]:
+                rounds.append({})
+            below = "" if value or factor in rounds[-1] else factor
+            if value:
+                rounds[-1][factor] = value
+        elif below and line.strip(_LIST_MARKS):
+            more = line.strip(_LIST_MARKS + "*_`").strip()
+            said = rounds[-1].get(below)
+            rounds[-1][below] = f"{said}, {more}" if said else more
+    found: dict[str, str] = {}
+    for held in rounds:
+        found = {**held, **found}
+    last = rounds[-1]
+    return last if len(last) > 1 and last.keys() == found.keys() else found
+
+
+class _Keys:
+    """Factors by what answers call them: `mood` for `mood and tone`, where no other is meant."""
+
+    def __init__(self, factors: Sequence[str]) -> None:
+        self._exact = {factor.casefold(): factor for factor in factors}
+        self._words = {factor: _words(factor) for factor in factors}
+
+    def factor(self, key: str) -> str | None:
+        """The factor that a key names; None for none, or several."""
+        exact = self._exact.get(key.casefold())
+        words = _words(key) if exact is None and len(key) <= _MAX_KEY_CHARS else frozenset()
+        if exact is not None or not words:
+            return exact
+        meant = [factor for factor, known in self._words.items() if words <= known]
+        return meant[0] if len(meant) == 1 else None
+
+
+def _words(key: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", key.casefold())) - {"and"}
+
+
+def _entry(line: str) -> tuple[str, str]:
+    """Key and value of a line; the value is empty where the line may be a heading."""
+    line = line.strip()
+    if line.startswith("|"):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 2:
+            return cells[0].strip(_QUOTES), cells[1].strip(_QUOTES)
+    key, _, value = line.replace(_WIDE_COLON, ":", 1).lstrip(_LIST_MARKS + _QUOTES).partition(":")
+    return key.strip(_QUOTES), value.rstrip(", ").strip(' *_`"')
+
+
+def factor_lines(factors: Sequence[str], choices: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Regular expression of an answer with one short line a factor.
+
+    A free text begins with a letter and holds no per cent sign: what small models repeat without
+    end are the shares and years of their prompt.
+
+    Args:
+        factors: Factor keys.
+        choices: Factor to the closed list of which its text names one or two.
+    """
+    choices = choices or {}
+    texts = [
+        _one_or_two(choices[factor]) if choices.get(factor) else r"[A-Za-z][^\n%]{8,56}"
+        for factor in factors
+    ]
+    return r"\n".join(f"{factor}: {text}" for factor, text in zip(factors, texts, strict=True))
+
+
+def _one_or_two(choices: Sequence[str]) -> str:
+    """One choice, or two different ones. Choices need no escaping: see `Factor.choices`."""
+    if len(choices) == 1:
+        return choices[0]
+    alternatives = [
+        f"{first}(, ({'|'.join(second for second in choices if second != first)}))?"
+        for first in choices
+    ]
+    return f"({'|'.join(alternatives)})"
+
+
+def without_cut_end(text: str) -> str:
+    """A text up to its last whole sentence; empty where there is none."""
+    ends = list(_SENTENCE_END.finditer(text))
+    return text[: ends[-1].end()] if ends else ""
+
+
+def _without_data(text: str) -> str:
+    return _DATA.sub("", text).replace(CLOSE, "")
+
+
+def _without_cut_end(lines: list[str]) -> list[str]:
+    """Drop the unfinished end; an answer that is one unfinished sentence stays whole."""
+    whole = without_cut_end(lines[-1])
+    return [*lines[:-1], whole] if whole else lines[:-1] or lines

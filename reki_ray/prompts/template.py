@@ -1,0 +1,447 @@
+"""What all prompts of a run share: the messages before the subject, and the form of an answer.
+
+An engine asks `Frame.messages` and lets `Frame.judge` decide what the reply is worth; it needs
+to know neither scenarios nor forms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, cast
+
+from reki_ray.prompts.chat import TEMPLATE_VERSION, Message
+from reki_ray.prompts.languages import foreign_factors, is_other_language
+from reki_ray.prompts.output_format import (
+    SHORT_FACTOR_CHARS,
+    Form,
+    json_schema,
+    quoted,
+    read_fields,
+)
+from reki_ray.prompts.quality import (
+    OTHER,
+    Problem,
+    Shown,
+    ending,
+    flaw_of,
+    is_loop,
+    is_refusal,
+    is_unknown,
+    problem_of,
+    same_texts,
+    says_nothing,
+    without_repeats,
+)
+from reki_ray.prompts.reply_parser import (
+    by_factor,
+    factor_lines,
+    own_lines,
+    prompt_lines,
+    without_cut_end,
+)
+from reki_ray.prompts.reply_text import answer_in, is_blank
+from reki_ray.prompts.sanitize import sanitise
+from reki_ray.schema import WHOLE_ANSWER, SubjectKind
+
+__all__ = ["Form", "Frame", "Message", "Reply", "Verdict", "best_of"]
+
+Constraint = bool | Literal["choices"]
+"""Whether structured output forces one short line a factor, or choices from closed lists."""
+
+MAX_REPLY_CHARS = 32_768
+"""What an engine may hand over beyond this is not read: no answer is that long."""
+
+_MAX_SHOWN_CHARS: Final = 600
+_MAX_WORDS: Final = 15
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to one call.
+
+    Attributes:
+        text: Its words.
+        finish_reason: `stop`, `length`, ...; None where the engine does not tell.
+        prompt_tokens: Tokens of the prompt.
+        cached_tokens: Those of them that came from the prefix cache.
+        generated_tokens: Tokens of the answer.
+        silence: Why there are no words, beginning with a `Problem`; empty where there are some, or
+            where the engine does not tell.
+    """
+
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    silence: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reply is worth.
+
+    Attributes:
+        texts: Factor to text, "*" for a whole answer; None where there is no knowledge.
+        reason: Why there is none, beginning with a `Problem`; empty where there is some.
+        flaws: Factors that stay empty, each with its problem.
+        repair: What to ask once more; None gives up.
+        spare: What counts as knowledge where asking once more brings nothing better.
+    """
+
+    texts: dict[str, str] | None
+    reason: str = ""
+    flaws: Mapping[str, Problem] = field(default_factory=dict)
+    repair: tuple[Message, ...] | None = None
+    spare: Verdict | None = None
+
+
+def best_of(first: Verdict, second: Verdict) -> Verdict:
+    """The verdict that counts where a prompt was asked twice.
+
+    Args:
+        first: Of the first reply, which was asked for once more.
+        second: Of the second one.
+    """
+    spare = first.spare
+    if spare is None or (second.texts is not None and len(second.flaws) <= len(spare.flaws)):
+        return second
+    return spare
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a reply holds.
+
+    Attributes:
+        texts: Factor to text that is knowledge.
+        flaws: All other factors, each with its problem.
+        form: What is wrong with the form as a whole; empty where nothing is.
+    """
+
+    texts: dict[str, str]
+    flaws: dict[str, Problem]
+    form: str = ""
+
+    @property
+    def named(self) -> int:
+        """Factors that it names, those included of which it says that they are unknown."""
+        return len(self.texts) + sum(flaw == "unknown" for flaw in self.flaws.values())
+
+
+class Frame:
+    """What all prompts of a run share. Can be pickled.
+
+    Args:
+        factors: Keys of the factors that are asked for, in order.
+        form: `text`: the whole answer is one piece of knowledge; `json`: one text a factor.
+        shared: Messages before the subject, by kind.
+        min_factors: Share of the factors that an answer must name to count; 0 also takes form
+            `text` without any.
+        language: Language that answers are to be in, ISO 639-1; None takes any.
+        choices: Factor to the closed list that its texts may be chosen from.
+    """
+
+    def __init__(  # each is one property of all prompts
+        self,
+        factors: Sequence[str],
+        form: Form,
+        shared: Mapping[SubjectKind, Sequence[Message]],
+        *,
+        min_factors: float = 0.1,
+        language: str | None = None,
+        choices: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self.factors = tuple(factors)
+        self.form: Form = form
+        self._least = math.ceil(min_factors * len(self.factors))
+        self._language = language
+        self._choices = {key: tuple(values) for key, values in (choices or {}).items()}
+        self._shared = {kind: tuple(messages) for kind, messages in shared.items()}
+        self._identity = {kind: self._digest(messages) for kind, messages in self._shared.items()}
+        self._asked = {
+            kind: prompt_lines("\n".join(message.content for message in messages), self.factors)
+            for kind, messages in self._shared.items()
+        }
+        self._shown = {kind: Shown(self._passages(msgs)) for kind, msgs in self._shared.items()}
+
+    def messages(self, kind: SubjectKind, body: str) -> tuple[Message, ...]:
+        """The whole prompt about one subject.
+
+        Args:
+            kind: Kind of the subject.
+            body: What the prompt says of it, as `Prompt.body`.
+        """
+        return (*self._shared[kind], Message("user", body))
+
+    def identity(self, kind: SubjectKind) -> str:
+        """Digest of the shared messages, the factors and the form: 64 hexadecimal digits.
+
+        Two frames with the same identity make the same prompts of the same bodies, and read
+        the same knowledge out of the same reply.
+        """
+        return self._identity[kind]
+
+    def _digest(self, messages: Sequence[Message]) -> str:
+        content = {
+            "messages": [[message.role, message.content] for message in messages],
+            "factors": self.factors,
+            "form": self.form,
+            "template": TEMPLATE_VERSION,
+            "gate": [self._least, self._language],
+            "choices": self._choices,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    # --- structured output ---------------------------------------------------------------------
+
+    def json_schema(self) -> dict[str, Any] | None:
+        """JSON schema of an answer; None for form `text`."""
+        return json_schema(self.factors) if self.form == "json" else None
+
+    def structured(self, constrain: Constraint) -> dict[str, Any] | None:
+        """Structured output as vLLM wants it.
+
+        Args:
+            constrain: What the sampling forces (`extract.sampling.constrain`).
+
+        Returns:
+            `{"regex": ...}` or `{"json": schema}`; None lets the model write freely.
+        """
+        choices = self._choices if constrain == "choices" else {}
+        if self.form == "json":
+            # Without it small models write no valid object at all, so it is never left out.
+            longest = SHORT_FACTOR_CHARS if constrain else None
+            return {"json": json_schema(self.factors, longest, choices)}
+        return {"regex": factor_lines(self.factors, choices)} if constrain else None
+
+    # --- replies -------------------------------------------------------------------------------
+
+    def judge(
+        self, kind: SubjectKind, body: str, reply: Reply, *, repaired: bool = False
+    ) -> Verdict:
+        """Decide what a reply is worth. Never raises on what a model wrote.
+
+        What repeats itself, copies the prompt, declines or is cut off is no knowledge: its factor
+        stays empty. Where less than half of the factors remain, or less than `min_factors` asks
+        for, in form `json` where any is missing, the subject is asked about once more in other
+        words.
+
+        Args:
+            kind: Kind of the subject.
+            body: What the prompt said of it.
+            reply: What the model said.
+            repaired: Whether the reply answers a repair: there is no second one.
+        """
+        ended = ending(reply.finish_reason)
+        named = (reply.finish_reason or "")[:40]
+        if ended == "filter":
+            what = "the content filter of the endpoint stopped the answer"
+            return Verdict(None, f"filter: {what} ({named})")
+        cut = ended == "cut" or len(reply.text) > MAX_REPLY_CHARS
+        said = answer_in(reply.text[:MAX_REPLY_CHARS])
+        asked = self._asked[kind] | prompt_lines(body, self.factors)
+        found = _Found({}, {})
+        problem: Problem
+        if ended == "error":
+            problem, reason = "error", f"the engine broke the answer off ({named})"
+        elif is_blank(said.text):
+            problem, reason = _blank(reply, reasoned=said.reasoned, cut=cut)
+        elif self.form == "text" and not self._least:
+            found = self._whole(said.text, kind, asked, cut=cut)
+            if found.texts:
+                return Verdict(found.texts)
+            problem = found.flaws[WHOLE_ANSWER]
+            reason = self._sentence(problem, found)
+        else:
+            found = self._factors(said.text, kind, asked, cut=cut)
+            usable = self._verdict(found)
+            if usable is not None and (repaired or self._is_enough(found)):
+                return usable
+            problem = self._main_problem(said.text, found, cut=cut)
+            reason = self._sentence(problem, found)
+        reason = f"{problem}: {reason}"
+        if repaired:
+            return Verdict(None, f"{reason}, also when asked again", found.flaws)
+        repair = self._repair(kind, body, said.text, problem, reason)
+        return Verdict(None, reason, found.flaws, repair, self._verdict(found))
+
+    def _verdict(self, found: _Found) -> Verdict | None:
+        """A verdict on what a reply holds, where that is enough to be knowledge."""
+        if not found.texts or found.named < self._least:
+            return None
+        texts = found.texts
+        if self.form == "text":
+            texts = {WHOLE_ANSWER: "\n".join(f"{key}: {text}" for key, text in texts.items())}
+        return Verdict(texts, flaws=found.flaws)
+
+    def _is_enough(self, found: _Found) -> bool:
+        """Whether a first reply needs no second one: form `json` promises every factor."""
+        if self.form == "json":
+            return found.named == len(self.factors)
+        return 2 * found.named >= len(self.factors)
+
+    def _whole(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
+        """The whole answer as one text, whatever its form."""
+        lines = own_lines(text, asked)
+        whole = "\n".join(lines)
+        if cut and lines:
+            end = without_cut_end(lines[-1])
+            whole = "\n".join([*lines[:-1], end]).strip() or whole
+        flaw: Problem | None = None
+        if not whole or self._shown[kind].copied(whole):
+            flaw = "copy"
+        elif self._language and is_other_language(whole, self._language):
+            flaw = "language"
+        else:
+            flaw = flaw_of(whole)
+        return _Found({}, {WHOLE_ANSWER: flaw}) if flaw else _Found({WHOLE_ANSWER: whole}, {})
+
+    def _factors(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
+        """The factors that a reply holds, and why it does not hold the others."""
+        flaws: dict[str, Problem] = {}
+        lines = "\n".join(own_lines(text, asked))
+        texts = by_factor(lines, self.factors) if self.form == "text" else {}
+        form = ""
+        if not texts and "{" in text:
+            fields = read_fields(text, self.factors, asked)
+            if cut and not is_blank(fields.before) and not is_blank(fields.after):
+                # Perhaps a draft inside reasoning that was cut off before the answer.
+                return _Found({}, dict.fromkeys(self.factors, "cut"))
+            texts, cut = fields.texts, cut and not fields.found
+            flaws |= dict.fromkeys(fields.unknown, "unknown")
+            flaws |= dict.fromkeys(fields.unusable, "blank")
+        if not texts and not flaws:
+            form = self._wrong_form(lines)
+        if cut and texts:
+            last = list(texts)[-1]
+            begun = texts.pop(last)
+            if is_loop(begun):
+                flaws[last] = "loop"
+            elif whole := without_cut_end(begun):
+                texts[last] = whole
+            else:
+                flaws[last] = "cut"
+        for factor in list(texts):
+            texts[factor] = without_repeats(texts[factor])
+            found = self._flaw(texts[factor], factor, kind)
+            if found is not None:
+                flaws[factor] = found
+                del texts[factor]
+        shared: tuple[tuple[Problem, list[str]], ...] = (
+            ("unknown", says_nothing(texts)),
+            ("loop", same_texts(texts)),
+            ("language", foreign_factors(texts, self._language) if self._language else []),
+        )
+        for flaw, factors in shared:
+            flaws = dict.fromkeys(factors, flaw) | flaws
+        texts = {factor: text for factor, text in texts.items() if factor not in flaws}
+        absent: Problem = "cut" if cut else "missing"
+        ordered = {key: texts[key] for key in self.factors if key in texts}
+        rest = {key: flaws.get(key, absent) for key in self.factors if key not in texts}
+        return _Found(ordered, rest, form)
+
+    def _flaw(self, text: str, factor: str, kind: SubjectKind) -> Problem | None:
+        # What is chosen from a closed list may be another subject's, and an example's, too.
+        if set(text.split(", ")) <= set(self._choices.get(factor, ())):
+            return "unknown" if is_unknown(text) else None
+        return flaw_of(text, factor) or ("copy" if self._shown[kind].copied(text) else None)
+
+    def _wrong_form(self, lines: str) -> str:
+        if not lines:
+            return "the answer only repeats the prompt"
+        if self.form == "json":
+            return "the answer holds no JSON object with the factors as keys"
+        return "the answer has no line `factor: text`"
+
+    def _passages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Sentences and lines of the shared messages, and the texts of a worked answer."""
+        for message in messages:
+            if message.role == "assistant":
+                worked = by_factor(message.content, self.factors)
+                if not worked:
+                    worked = read_fields(message.content, self.factors, ()).texts
+                yield from worked.values()
+                continue
+            for line in message.content.splitlines():
+                yield line
+                yield from line.split(". ")
+                yield line.partition(":")[2]
+
+    def _main_problem(self, text: str, found: _Found, *, cut: bool) -> Problem:
+        """The problem that is told of an answer of which too little is left."""
+        counts = Counter(flaw for flaw in found.flaws.values() if flaw != "unknown")
+        if not found.texts and is_refusal(text):
+            return "refusal"
+        if not found.texts and not counts:
+            return "unknown"
+        if found.form and not found.texts:
+            if self._language and is_other_language(text.replace('"', " "), self._language):
+                return "language"
+            # Prose that goes round in circles has no factors either.
+            whole: Problem = "loop" if is_loop(text) else "cut" if cut else "missing"
+            return "copy" if not counts or found.form.endswith("prompt") else whole
+        # Factors that are missing, or cut off, are often so because an earlier one never ended.
+        causes = [pair for pair in counts.most_common() if pair[0] not in {"missing", "cut"}]
+        return (causes or counts.most_common() or [("missing", 0)])[0][0]
+
+    def _sentence(self, problem: Problem, found: _Found) -> str:
+        """What is wrong, in words that also a repair may use."""
+        named = quoted([factor for factor, flaw in found.flaws.items() if flaw == problem])
+        if problem == "missing":
+            word = "keys" if self.form == "json" else "factors"
+            return found.form or f"the answer is without the {word} {named}"
+        if problem == "blank":
+            return f"the answer is without a text of its own for {named}"
+        return {
+            "refusal": "the model declines to answer",
+            "loop": "the answer repeats itself",
+            "cut": "the answer was cut off before its end",
+            "copy": "the answer only repeats the prompt or its worked example",
+            "language": f"the answer is not in the language {self._language}",
+            "unknown": "the model knows nothing of the subject",
+        }[problem]
+
+    # --- asking again --------------------------------------------------------------------------
+
+    def _repair(
+        self, kind: SubjectKind, body: str, answer: str, problem: Problem, reason: str
+    ) -> tuple[Message, ...]:
+        """The prompt in other words, or the broken answer and what is wrong with it."""
+        if self.form == "json" and problem in {"missing", "cut", "blank"}:
+            # Only a line without markup goes back into a prompt, and not more than is needed.
+            shown = sanitise(answer, _MAX_SHOWN_CHARS) or "{}"
+            shorter = ": be much shorter" if problem == "cut" else ""
+            wish = (
+                f"Your answer cannot be used: {reason.partition(': ')[2]}{shorter}. Answer once "
+                f"more with the whole JSON object: exactly the keys {quoted(self.factors)}, each "
+                f"with one text of at most {_MAX_WORDS} words, and nothing before or after it."
+            )
+            return (*self.messages(kind, body), Message("assistant", shown), Message("user", wish))
+        # A loop, a copy or a refusal that is shown again is written again.
+        what = (
+            f"one JSON object with the keys {quoted(self.factors)}"
+            if self.form == "json"
+            else f"one line `factor: text` for each of {quoted(self.factors)}"
+        )
+        wish = (
+            f"Write {what}, and nothing else. Each text has at most {_MAX_WORDS} words of your "
+            "own: no sentence of the data, nothing twice, no list of years. Where you do not "
+            "know, write unknown."
+        )
+        return self.messages(kind, f"{body}\n\n{wish}")
+
+
+def _blank(reply: Reply, *, reasoned: bool, cut: bool) -> tuple[Problem, str]:
+    told = problem_of(reply.silence)
+    if told != OTHER:
+        return cast(Problem, told), reply.silence.partition(": ")[2]
+    more = ", and was cut off: raise extract.sampling.max_tokens" if cut else ""
+    if reasoned:
+        return "reasoning", f"the model wrote only its reasoning{more}"
+    return "blank", f"the answer is empty{more}"

@@ -1,1 +1,0 @@
-"""Room 7, serve: the published version behind HTTP, measured and checked."""

@@ -1,0 +1,1 @@
+"""The stages of the pipeline: one module each, thin wiring of the rooms on Ray."""

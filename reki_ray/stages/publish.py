@@ -1,0 +1,309 @@
+"""Stage publish: augmented vectors of every id, and all that serving needs beside them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from reki_ray.config import KNOWLEDGE_ARMS, RekiConfig
+from reki_ray.core.progress import Reporter
+from reki_ray.core.stage import StageResult
+from reki_ray.core.workspace import Workspace
+from reki_ray.errors import RekiError, StoreError
+from reki_ray.models import artifact as bundles
+from reki_ray.models.artifact import Bundle
+from reki_ray.models.candidate_scorer import CatalogueInputs
+from reki_ray.retrieval.builder import Catalogue, RetrievalBuilder, write_retrieval
+from reki_ray.retrieval.files import read_description
+from reki_ray.schema import (
+    ATTRIBUTES,
+    CLUSTER_ID,
+    CLUSTERS,
+    ID,
+    INTERACTIONS,
+    ITEM_ID,
+    ITEMS,
+    KNOWLEDGE,
+    SIDES,
+    USER_ID,
+    USERS,
+    Side,
+)
+from reki_ray.stages.publish_vectors import augmentation, read_side, write_side
+from reki_ray.store.hash_index import write_indexed
+from reki_ray.store.manifest import RERANKER_FOLDER, RETRIEVAL_FOLDER, RerankerDescription
+from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.versions import (
+    CATALOGUE_FILE,
+    KNOWLEDGE_FILE,
+    MODEL_FOLDER,
+    PROFILES_FILE,
+    Description,
+    StoreVersion,
+    VersionStore,
+    store_of,
+)
+from reki_ray.training.selection import TrainedRun, choose_reranker, choose_run, with_arm
+
+
+def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
+    """Stage `publish`: build a version from the best trained run and make it current.
+
+    Raises:
+        ConfigError: The configured arm cannot be served, or the workspace is remote.
+        DataError: The representations do not cover the ids.
+        StoreError: What was built does not open; the old version stays in force.
+    """
+    chosen = choose_run(config, workspace)
+    history = workspace.read_table(INTERACTIONS)
+    opened = publish_version(config, workspace, workspace, chosen, history, reporter)
+    compared = publish_compared(config, workspace, workspace, history, reporter)
+    reranker = opened.manifest.reranker
+    found = read_description(opened.folder / RETRIEVAL_FOLDER)
+    total = len(opened.profiles) + len(opened.catalogue)
+    size = sum(path.stat().st_size for path in opened.folder.rglob("*") if path.is_file())
+    return StageResult(
+        rows_in=total,
+        rows_out=total,
+        details={
+            "version": opened.manifest.version,
+            "arm": chosen.arm,
+            "seed": chosen.seed,
+            "users": len(opened.profiles),
+            "items": len(opened.catalogue),
+            "dimension": opened.manifest.dimension,
+            "reranker": reranker and reranker.name,
+            "recall": found.recall,
+            "popular_recall": found.popular_recall,
+            "compared": compared,
+            "bytes": size,
+        },
+    )
+
+
+def publish_compared(
+    config: RekiConfig,
+    workspace: Workspace,
+    tables: Workspace,
+    history: pa.Table,
+    reporter: Reporter,
+) -> int | None:
+    """Publish the arm of `publish.compare` beside the served one.
+
+    Args:
+        config: The run.
+        workspace: Its workspace, which holds the store.
+        tables: As in `publish_version`.
+        history: As in `publish_version`.
+        reporter: Shows progress; also told why there is nothing to compare with.
+
+    Returns:
+        Number of the version; None where none is asked for, or it cannot be published: what is
+        served does not depend on it.
+    """
+    arm = config.publish.compare
+    if arm is None:
+        return None
+    try:
+        chosen = choose_run(with_arm(config, arm), workspace)
+        opened = publish_version(
+            config, workspace, tables, chosen, history, reporter, promote=False
+        )
+    except (RekiError, OSError) as error:
+        reporter.say(f"publish: no version of {arm} to compare with: {error}")
+        return None
+    return opened.manifest.version
+
+
+def publish_version(
+    config: RekiConfig,
+    workspace: Workspace,
+    tables: Workspace,
+    chosen: TrainedRun,
+    history: pa.Table,
+    reporter: Reporter,
+    *,
+    promote: bool = True,
+) -> StoreVersion:
+    """Build a version and make it current.
+
+    Args:
+        config: The run.
+        workspace: Its workspace, which holds the store.
+        tables: Holds users, items, clusters, knowledge and representations: of the run itself, or
+            of a later round over new events.
+        chosen: Trained run to serve.
+        history: All interactions, by user, then time; profiles keep the latest.
+        reporter: Shows progress.
+        promote: Make it current.
+
+    Raises:
+        ConfigError: The workspace is remote.
+        DataError: The representations do not cover the ids.
+        StoreError: What was built does not open; the old version stays in force.
+    """
+    store = store_of(config, workspace)
+    builder = VersionBuilder(config, workspace, tables, reporter, chosen, history)
+    # Before the store is locked: it takes longest, and promotions wait for the lock.
+    builder.learn(_retrieval_of(store))
+    number = store.publish(builder.fill, promote=promote)
+    return store.open(number, verify=False)
+
+
+# --- what goes into a version ------------------------------------------------------------------
+
+
+class VersionBuilder:
+    """Writes the files of a version.
+
+    Args:
+        config: The run.
+        run: Its workspace, which holds samples and trained runs.
+        tables: Holds the tables of the version.
+        reporter: Shows progress.
+        chosen: Trained run to serve.
+        history: All interactions, by user, then time.
+    """
+
+    def __init__(
+        self,
+        config: RekiConfig,
+        run: Workspace,
+        tables: Workspace,
+        reporter: Reporter,
+        chosen: TrainedRun,
+        history: pa.Table,
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._workspace = tables
+        self._reporter = reporter
+        self._chosen = chosen
+        self._history = history
+        self._bundle = bundles.load(chosen.folder)
+        self._items = tables.read_table(ITEMS)
+
+    def learn(self, earlier: Path | None) -> None:
+        """Learn what retrieval needs.
+
+        Args:
+            earlier: Retrieval files of the version before; None where there are none.
+        """
+        items = self._items
+        ids = items.column(ITEM_ID).to_pylist()
+        r = unknown = None
+        if self._bundle.uses_knowledge:
+            known = read_side(self._workspace, self._bundle, "items", items.column(ITEM_ID))
+            rows = {name: row for row, name in enumerate(known.ids)}
+            r, unknown = known.r[[rows[name] for name in ids]], known.unknown[0]
+        attributes = [attributes_of(pairs) for pairs in items.column(ATTRIBUTES).to_pylist()]
+        inputs = CatalogueInputs(self._bundle, ids, attributes, r, unknown, prestored="r")
+        self._catalogue = Catalogue.of(inputs, ids)
+        self._retrieval = RetrievalBuilder(
+            self._config,
+            self._run,
+            self._reporter,
+            model=self._bundle.fingerprint,
+            seed=self._chosen.seed,
+            earlier=earlier,
+        ).learn(self._catalogue)
+
+    def fill(self, folder: Path) -> Description:
+        """Write all files into a folder, and describe them; after `learn`."""
+        users, items = self._workspace.read_table(USERS), self._items
+        ids: dict[Side, pa.ChunkedArray] = {
+            "users": users.column(USER_ID),
+            "items": items.column(ITEM_ID),
+        }
+        profiles = profiles_table(users, self._history, self._config.publish.history)
+        write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
+        write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
+        write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)
+        _copy_model(self._chosen.folder, folder / MODEL_FOLDER)
+        fallback = self._write_vectors(folder, self._bundle, ids)
+        write_retrieval(
+            folder / RETRIEVAL_FOLDER,
+            self._catalogue,
+            self._retrieval,
+            self._history,
+            exact_below=self._config.publish.retrieval.exact_below,
+        )
+        return Description(
+            arm=self._bundle.arm,
+            backbone=self._bundle.architecture.backbone,
+            seed=self._chosen.seed,
+            model_fingerprint=self._bundle.fingerprint,
+            dimension=self._bundle.augmented_dim,
+            dtype=self._config.publish.dtype,
+            prestore=self._config.publish.prestore,
+            users=len(users),
+            items=len(items),
+            fallback=fallback,
+            reranker=self._add_reranker(folder / RERANKER_FOLDER, ids),
+        )
+
+    def _write_vectors(
+        self, folder: Path, bundle: Bundle[Any, Any], ids: dict[Side, pa.ChunkedArray]
+    ) -> dict[Side, list[float]]:
+        """Write the vectors that a model takes of both sides; returns those of unknown ids."""
+        if not bundle.uses_knowledge:
+            return {}
+        settings, found = self._config.publish, {}
+        total = sum(len(of_side) for of_side in ids.values())
+        with self._reporter.task("publish: vectors", total=total, unit="ids") as task:
+            for side, of_side in ids.items():
+                known = read_side(self._workspace, bundle, side, of_side)
+                augment = augmentation(bundle, side, settings.prestore)
+                found[side] = write_side(
+                    folder, side, known, augment, dtype=settings.dtype, task=task
+                )
+        return found
+
+    def _add_reranker(
+        self, folder: Path, ids: dict[Side, pa.ChunkedArray]
+    ) -> RerankerDescription | None:
+        """Copy the reranker and write its vectors, where there is one."""
+        chosen = choose_reranker(self._config, self._run, self._chosen.arm)
+        if chosen is None:
+            return None
+        _copy_model(self._run.local_path(chosen.folder), folder)
+        bundle = bundles.load_reranker(folder)
+        # Its HEIN is not the model's: h is its own, while r serves both.
+        stores = self._config.publish.prestore == "h"
+        return RerankerDescription(
+            name=chosen.backbone,
+            seed=chosen.seed,
+            fingerprint=bundle.fingerprint,
+            fallback=self._write_vectors(folder, bundle, ids) if stores else {},
+        )
+
+    def _knowledge(self) -> pa.Table:
+        """The texts that the served model's vectors come from; empty without an LLM."""
+        if self._chosen.arm not in KNOWLEDGE_ARMS:
+            assert KNOWLEDGE.schema is not None
+            return knowledge_table(KNOWLEDGE.schema.empty_table(), {})
+        clusters: dict[Side, dict[str, str]] = {}
+        if self._chosen.arm != "reki_i":
+            for side in SIDES:
+                rows = self._workspace.read_table(CLUSTERS[side])
+                ids, names = (rows.column(name).to_pylist() for name in (ID, CLUSTER_ID))
+                clusters[side] = dict(zip(ids, names, strict=True))
+        return knowledge_table(self._workspace.read_table(KNOWLEDGE), clusters)
+
+
+def _retrieval_of(store: VersionStore) -> Path | None:
+    """Retrieval files of the version that is current; None where it has none."""
+    try:
+        folder = store.layers(store.current())[-1][0] / RETRIEVAL_FOLDER
+    except StoreError:  # nothing is published, or it is damaged
+        return None
+    return folder if folder.is_dir() else None
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    target.mkdir()
+    for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
+        shutil.copyfile(source / name, target / name)

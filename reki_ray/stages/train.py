@@ -1,0 +1,302 @@
+"""Stage train: all arms and seeds, jointly with HEIN, on Ray Train."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from queue import Empty
+from typing import Any, Final
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Queue
+
+from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig, TrainConfig
+from reki_ray.core.progress import Reporter, Task
+from reki_ray.core.ray_cluster import cpu_share, ray_session, require_gpus
+from reki_ray.core.stage import StageResult
+from reki_ray.core.workspace import Workspace
+from reki_ray.errors import ConfigError, EngineError, RekiError
+from reki_ray.metrics.ranking import HEADLINE
+from reki_ray.training import runs as runs_module
+from reki_ray.training.arms import Representations, read_representations
+from reki_ray.training.checkpoint import Divergence, click_quality
+from reki_ray.training.dataset import Dataset
+from reki_ray.training.mlflow import Tracker
+from reki_ray.training.runs import Run, divergence_of
+from reki_ray.training.sample_stream import load_dataset, open_stream, streams
+from reki_ray.training.worker import Assignment, TrainingData, train_runs
+
+_STATE: Final = ".train"
+"""Folder of the checkpoints of unfinished runs, below the workspace."""
+
+_POLL_SECONDS: Final = "0.1"
+"""A worker's report waits for the controller's next look, which by default is every 2 s: longer
+than a small epoch."""
+
+# A mapping, because Ray annotates RunConfig with the fields of its first version.
+_WORKER_ENVIRONMENT: Final[dict[str, Any]] = {
+    "worker_runtime_env": {
+        "env_vars": {
+            # Threads that wait give their core away: on a busy machine spinning ones take many
+            # times as long.
+            "OMP_WAIT_POLICY": "PASSIVE",
+            # Every step frees what the next one needs again. Given back to the system, it comes
+            # as new pages, which took 8 % of a step.
+            "MALLOC_MMAP_THRESHOLD_": str(2**30),
+            "MALLOC_TRIM_THRESHOLD_": str(2**32),
+        }
+    }
+}
+
+
+def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
+    """Train every arm with every seed; a run that was finished before is kept.
+
+    Raises:
+        DataError: A table is missing or damaged.
+        ConfigError: All runs diverged.
+        EngineError: Training failed more often than `train.max_failures`, or the cluster has too
+            few GPUs.
+    """
+    streamed = streams(config.train, workspace)
+    with ray_session(config.ray) if streamed else nullcontext():
+        dataset = load_dataset(config, workspace)
+        representations = _read_all(config.train, workspace, dataset)
+        runs = _identify(config.train, dataset, representations)
+        runs_module.remove_stale(workspace, runs)
+        pending = [one for one in runs if runs_module.finished(workspace, one) is None]
+        if pending:
+            _train_pending(config, workspace, reporter, dataset, representations, runs, pending)
+    samples = dataset.sample_count
+    return StageResult(samples, samples, details=_details(workspace, runs, streamed=streamed))
+
+
+def _train_pending(
+    config: RekiConfig,
+    workspace: Workspace,
+    reporter: Reporter,
+    dataset: Dataset,
+    representations: dict[Arm, Representations | None],
+    runs: list[Run],
+    pending: list[Run],
+) -> None:
+    epochs = sum(runs_module.settings_of(config.train, one).epochs for one in pending)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
+    with (
+        Tracker(config, pending) if config.train.mlflow else nullcontext() as tracker,
+        ray_session(config.ray),
+        reporter.task("train: epochs", epochs, "epochs") as task,
+    ):
+        scaling = _scaling(config.train)
+        stream = None
+        if dataset.streamed is not None:
+            stream = open_stream(workspace, dataset.user_ids, dataset.item_ids)
+        data = TrainingData.of(dataset, representations, config.train, stream)
+        _train(config.train, workspace, runs, data, scaling, _Watch(reporter, task, tracker))
+        if tracker is not None:
+            _finish(tracker, workspace, pending)
+    if workspace.exists(_STATE):
+        workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
+
+
+def _read_all(
+    config: TrainConfig, workspace: Workspace, dataset: Dataset
+) -> dict[Arm, Representations | None]:
+    return {
+        arm: read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
+        for arm in config.arms
+    }
+
+
+def _identify(
+    config: TrainConfig, dataset: Dataset, representations: dict[Arm, Representations | None]
+) -> list[Run]:
+    """All runs with their fingerprints: contents decide, so that an arm without knowledge is
+    not trained again when only the knowledge has changed."""
+    data = dataset.digest()
+    nothing = hashlib.sha256().hexdigest()
+    vectors = {arm: found.digest() if found else nothing for arm, found in representations.items()}
+    return [
+        replace(one, fingerprint=runs_module.fingerprint(config, one, [data, vectors[one.arm]]))
+        for one in [*runs_module.planned(config), *runs_module.planned_rerankers(config)]
+    ]
+
+
+def _finish(tracker: Tracker, workspace: Workspace, runs: Sequence[Run]) -> None:
+    for one in runs:
+        metrics = runs_module.read_metrics(workspace, one)
+        if divergence_of(metrics) is None:  # one without a result stays unfinished
+            tracker.finish(one, metrics)
+
+
+def _train(
+    config: TrainConfig,
+    workspace: Workspace,
+    runs: list[Run],
+    data: TrainingData,
+    scaling: ScalingConfig,
+    watch: _Watch,
+) -> None:
+    """One trainer for all runs: starting one costs more than training a small model."""
+    progress = Queue(actor_options={"num_cpus": 0})
+    assignment = Assignment(
+        workspace=workspace.location,
+        config=config,
+        runs=runs,
+        data=[ray.put(data)],
+        progress=progress,
+    )
+    # Of all runs, finished or not: a stage that was killed goes on under the same name, where
+    # Ray Train finds the checkpoint of the run that was cut off.
+    identity = hashlib.sha256("".join(one.fingerprint for one in runs).encode()).hexdigest()
+    trainer = TorchTrainer(
+        train_runs,
+        train_loop_config={"assignment": assignment},
+        torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=identity[:16],
+            storage_path=f"{assignment.workspace}/{_STATE}",
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            **_WORKER_ENVIRONMENT,
+        ),
+    )
+    # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
+    executor = ThreadPoolExecutor(1, thread_name_prefix="train")
+    try:
+        fit = executor.submit(trainer.fit)
+        _follow(fit, progress, config, _Extent.of(config, runs, data), watch)
+    finally:
+        executor.shutdown(wait=False)
+        progress.shutdown(force=True)
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    """What the workers take.
+
+    Raises:
+        EngineError: They need more GPUs than the cluster can have.
+    """
+    if config.device == "cuda":
+        require_gpus(config.workers, f"train.device = cuda, train.workers = {config.workers}")
+        return ScalingConfig(num_workers=config.workers, use_gpu=True)
+    share = cpu_share(config.workers)
+    return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """Largest number of epochs of every run by its name, and samples or lists of an epoch."""
+
+    epochs: dict[str, int]
+    samples: dict[str, int]
+
+    @classmethod
+    def of(cls, config: TrainConfig, runs: list[Run], data: TrainingData) -> _Extent:
+        return cls(
+            {one.name: runs_module.settings_of(config, one).epochs for one in runs},
+            {one.name: data.epoch_samples(one) for one in runs},
+        )
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """Who is told of the progress."""
+
+    reporter: Reporter
+    task: Task
+    tracker: Tracker | None
+
+
+def _follow(
+    fit: Future[Result], progress: Queue, config: TrainConfig, extent: _Extent, watch: _Watch
+) -> None:
+    """Show finished epochs until training ends."""
+    seen: dict[str, int] = {}
+    task = watch.task
+    while True:
+        done = fit.done()
+        try:
+            name, news = progress.get(timeout=0.5)
+        except Empty:
+            if done:
+                break
+            continue
+        if isinstance(news, str):
+            watch.reporter.say(f"train: {news}")
+            continue
+        for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
+            task.advance(extent.epochs[before] - seen[before])
+            seen[before] = extent.epochs[before]
+        if isinstance(news, Divergence):
+            watch.reporter.say(f"train: {name} {news}. It has no result; the other runs go on")
+            task.advance(extent.epochs[name] - seen.get(name, 0))
+            seen[name] = extent.epochs[name]
+            continue
+        task.advance(max(0, news.epoch - seen.get(name, 0)), samples=extent.samples[name])
+        seen[name] = max(news.epoch, seen.get(name, 0))
+        if watch.tracker is not None:
+            watch.tracker.epoch(name, news)
+    try:
+        fit.result()
+    except TrainingFailedError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, RekiError):
+            raise cause from error
+        raise EngineError(
+            f"training failed: {str(error).strip().splitlines()[-1]}",
+            where=f"train, {config.workers} workers on {config.device}",
+            todo="Run `reki train` again: finished runs and epochs are kept. If it fails at the "
+            "same place, lower train.batch_size or look at Ray's logs.",
+        ) from error
+
+
+def _details(workspace: Workspace, runs: list[Run], *, streamed: bool) -> dict[str, Any]:
+    """Figures of the stage.
+
+    Raises:
+        ConfigError: No run of a model of clicks has a result.
+    """
+    rows, rerankers, diverged = [], [], []
+    kept = ("best_epoch", "seconds", "samples_per_second", "input_wait_share")
+    for one in runs:
+        metrics = runs_module.read_metrics(workspace, one)
+        if failed := divergence_of(metrics):
+            diverged.append({"run": one.name, **asdict(failed)})
+            continue
+        figures = {key: metrics[key] for key in kept}
+        origin = {"arm": one.arm, "seed": one.seed}
+        valid = metrics["valid"]
+        if one.reranks:
+            ndcg = valid["ndcg"][str(HEADLINE)]
+            rerankers.append({"reranker": one.backbone, **origin, "valid_ndcg": ndcg, **figures})
+        else:
+            row = {"backbone": one.backbone, **origin, "valid_auc": valid["auc"], **figures}
+            rows.append((click_quality(valid), row))
+    if not rows:
+        raise ConfigError(
+            f"all runs diverged: {diverged[0]['run']} in epoch {diverged[0]['epoch']}, "
+            f"{diverged[0]['reason']}",
+            where="train",
+            todo="Lower train.learning_rate; with train.hein.scaling length, take standardise.",
+        )
+    knowing = [row for row in rows if row[1]["arm"] in KNOWLEDGE_ARMS] or rows
+    _, best = max(knowing, key=lambda row: row[0])
+    rates = sorted(row["samples_per_second"] for _, row in knowing)
+    return {
+        "samples_per_second": rates[len(rates) // 2],
+        "input_wait_share": max(row["input_wait_share"] for _, row in rows),
+        "data": "stream" if streamed else "tensors",
+        "runs": [row for _, row in rows],
+        "rerankers": rerankers,
+        "diverged": diverged,
+        "chosen": {key: best[key] for key in ("backbone", "arm", "seed", "valid_auc")},
+    }

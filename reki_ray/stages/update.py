@@ -1,0 +1,303 @@
+"""`reki update`: new events into a new published version, asking only about what has drifted.
+
+    <workspace>/live/inbox/...             batches that came so far
+    <workspace>/live/<number>/...          tables of the latest round, laid out as a run's
+    <workspace>/live/round.json            that round; written last, so that a round is whole
+
+The run itself, its samples and its model stay as they are: what comes after the training is never
+seen by a measurement. A round that was cut off is done anew; answers that it got are in the
+ledger. Until its end the old version is served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import Any, Final
+
+import pyarrow as pa
+from pydantic import BaseModel
+from rich.table import Table as RichTable
+
+from reki_ray.config import Arm, RekiConfig
+from reki_ray.core.formats import counted
+from reki_ray.core.progress import Reporter
+from reki_ray.core.ray_cluster import ray_session
+from reki_ray.core.workspace import Workspace
+from reki_ray.data.inbox import LIVE, BatchFiles, Inbox, Merged, write_round
+from reki_ray.errors import ConfigError
+from reki_ray.extraction.plan_table import keep
+from reki_ray.schema import (
+    INTERACTIONS,
+    OF_CLUSTER,
+    SIDES,
+)
+from reki_ray.stages import encode as encoding
+from reki_ray.stages import extract as extraction
+from reki_ray.stages.pipeline import fingerprints, require_done
+from reki_ray.stages.publish import publish_compared, publish_version
+from reki_ray.stages.recluster import Regrouped, regroup
+from reki_ray.store import admin as versions
+from reki_ray.store.admin import Versions
+from reki_ray.store.versions import (
+    store_of,
+)
+from reki_ray.training.selection import choose_run, with_arm
+
+_ROUND: Final = "round.json"
+_NEEDED: Final = ("ingest", "cluster", "extract", "encode", "train")
+
+
+class SideUpdate(BaseModel):
+    """What a round did to users or to items.
+
+    Attributes:
+        ids: Number of ids.
+        new: Ids that the round before did not know.
+        moved: Ids that changed their cluster.
+        clusters: Number of clusters.
+        asked_again: Clusters that had drifted: `cluster_id`, `size`, `moved_share`,
+            `centre_shift`.
+        largest_moved_share: Of all clusters.
+        largest_centre_shift: Of all clusters.
+    """
+
+    ids: int
+    new: int
+    moved: int
+    clusters: int
+    asked_again: list[dict[str, Any]]
+    largest_moved_share: float
+    largest_centre_shift: float
+
+
+class Update(BaseModel):
+    """A finished round.
+
+    Attributes:
+        number: Of the round, from 1.
+        base: Fingerprint of the run that it builds on.
+        batches: Names of all batches in it.
+        events: Their events that the run did not begin with.
+        quarantined: Unusable rows of the batch that began it.
+        users: What it did to users.
+        items: What it did to items.
+        prompts: Prompts of its plan.
+        prompts_asked: Those of them that were not answered before.
+        dead: Subjects without an answer.
+        version: Published version.
+        changed: Whether this call did the round; false where it found it done.
+    """
+
+    number: int
+    base: str
+    batches: list[str]
+    events: int
+    quarantined: int
+    users: SideUpdate
+    items: SideUpdate
+    prompts: int
+    prompts_asked: int
+    dead: int
+    version: int
+    changed: bool = True
+
+
+def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> Update:
+    """Keep a batch, and bring the published version up to date.
+
+    Args:
+        config: A run that is trained.
+        files: Files of a batch; None takes up what was kept, as after a round that was cut off.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: The run is not trained, its workspace is remote, or another run holds it.
+        DataError: A file is missing or damaged, or too much of it is unusable; nothing is kept.
+        EngineError: The engine is unavailable; the batch is kept, and the next call goes on.
+        StoreError: What was built does not open; the old version stays in force.
+    """
+    workspace = Workspace(config.root)
+    live = Workspace(workspace.local_path(LIVE))
+    with workspace.lock():
+        wanted = fingerprints(config)
+        require_done(_NEEDED, wanted, workspace, what="an update", until=_NEEDED[-1])
+        inbox = Inbox(workspace, live)
+        quarantined = 0
+        if files is not None:
+            batch = inbox.add(files, config.data)
+            quarantined = batch.quarantined
+            reporter.say(
+                f"update: {batch.events} events kept, {batch.quarantined} rows quarantined"
+                if batch.is_new
+                else "update: the batch is there already"
+            )
+        base = wanted["train"]
+        last = _last(live)
+        if last is not None and (last.base, last.batches) == (base, inbox.batches()):
+            reporter.say(f"update: nothing new since version v{last.version}")
+            return last.model_copy(update={"changed": False})
+        done = _round(config, workspace, live, last, base, reporter)
+        done = done.model_copy(update={"quarantined": quarantined})
+        live.write_json(_ROUND, done.model_dump(mode="json"))
+        _remove_others(live, done.number)
+    return done
+
+
+def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]:
+    """Tables and interactions of the latest round over a run; of the run itself before the first.
+
+    Args:
+        workspace: Of the run.
+        base: Fingerprint of its training.
+
+    Raises:
+        ConfigError: Events were kept since that round.
+        DataError: A table is missing or damaged.
+    """
+    live = Workspace(workspace.local_path(LIVE))
+    last, inbox = _last(live), Inbox(workspace, live)
+    batches: list[str] = [] if last is None or last.base != base else last.batches
+    if inbox.batches() != batches:
+        raise ConfigError(
+            "events were kept that are in no version yet",
+            where=live.root,
+            todo="Run `reki update` first: versions with other histories do not compare.",
+        )
+    if last is None or not batches:
+        return workspace, workspace.read_table(INTERACTIONS)
+    return _tables(live, last.number), inbox.merged().history
+
+
+def render(done: Update) -> RichTable:
+    """A finished round for the terminal."""
+    batches = f"{len(done.batches):,} {'batch' if len(done.batches) == 1 else 'batches'}"
+    title = f"version v{done.version}: {counted(done.events, 'event')} in {batches}, "
+    title += f"{done.prompts_asked:,} of {counted(done.prompts, 'prompt')} asked"
+    table = RichTable(title=title, title_justify="left")
+    for heading in ("side", "ids", "new", "moved", "clusters", "asked again"):
+        table.add_column(heading)
+    table.add_column("largest moved share, centre shift")
+    for side in SIDES:
+        one: SideUpdate = getattr(done, side)
+        table.add_row(
+            side,
+            *(str(count) for count in (one.ids, one.new, one.moved, one.clusters)),
+            str(len(one.asked_again)),
+            f"{one.largest_moved_share:.3f}, {one.largest_centre_shift:.4f}",
+        )
+    return table
+
+
+def _round(
+    config: RekiConfig,
+    workspace: Workspace,
+    live: Workspace,
+    last: Update | None,
+    base: str,
+    reporter: Reporter,
+) -> Update:
+    # A round of a run that has been trained anew since is no start for the next.
+    earlier = workspace if last is None or last.base != base else _tables(live, last.number)
+    number = 1 if last is None else last.number + 1
+    current = _tables(live, number)
+    inbox = Inbox(workspace, live)
+    batches, merged = inbox.batches(), inbox.merged()
+    shutil.rmtree(current.local_path(), ignore_errors=True)  # of a round that was cut off
+    workspace.link_caches(current)
+    write_round(merged, current)
+    own = config.model_copy(update={"workspace": current.root})
+    with ray_session(config.ray):
+        sides = regroup(own, earlier, current, reporter)
+        again = {OF_CLUSTER[side]: {one.cluster_id for one in sides[side].again} for side in SIDES}
+        keep(earlier, current, again)
+        asked = extraction.run(own, current, reporter).details
+        encoding.run(own, current, reporter)
+    version = _publish(config, workspace, current, merged, reporter)
+    return Update(
+        number=number,
+        base=base,
+        batches=batches,
+        events=merged.events,
+        quarantined=0,
+        prompts=asked["prompts"],
+        prompts_asked=asked["prompts_asked"],
+        dead=asked["dead"],
+        version=version,
+        users=_figures(sides["users"]),
+        items=_figures(sides["items"]),
+    )
+
+
+def _publish(
+    config: RekiConfig, workspace: Workspace, current: Workspace, merged: Merged, reporter: Reporter
+) -> int:
+    chosen = choose_run(config, workspace)
+    opened = publish_version(config, workspace, current, chosen, merged.history, reporter)
+    publish_compared(config, workspace, current, merged.history, reporter)
+    return opened.manifest.version
+
+
+def _figures(found: Regrouped) -> SideUpdate:
+    return SideUpdate(
+        ids=found.ids,
+        new=found.new,
+        moved=found.moved,
+        clusters=len(found.clusters),
+        asked_again=[dataclasses.asdict(one) for one in found.again],
+        largest_moved_share=max(one.moved_share for one in found.clusters),
+        largest_centre_shift=max(one.centre_shift for one in found.clusters),
+    )
+
+
+def _last(live: Workspace) -> Update | None:
+    """The latest whole round, whatever it builds on; None before the first."""
+    return Update.model_validate(live.read_json(_ROUND)) if live.exists(_ROUND) else None
+
+
+def _tables(live: Workspace, number: int) -> Workspace:
+    return Workspace(live.local_path(f"{number:06d}"))
+
+
+def _remove_others(live: Workspace, number: int) -> None:
+    for folder in live.local_path().iterdir():
+        if folder.name.isdecimal() and int(folder.name) != number:
+            shutil.rmtree(folder)
+
+
+def publish_arm(
+    config: RekiConfig, workspace: Workspace, reporter: Reporter, arm: Arm | None, *, promote: bool
+) -> Versions:
+    """Publish a trained arm over the same tables as the latest version of the run.
+
+    Args:
+        config: A run that is trained.
+        workspace: Its folder.
+        reporter: Shows progress.
+        arm: Which one; None takes that of `publish.arm`.
+        promote: Serve it from now on.
+
+    Returns:
+        All versions.
+
+    Raises:
+        ConfigError: The run is not trained, the arm is none of its arms or cannot be served, the
+            workspace is remote, another run holds it, or events wait for `reki update`.
+        DataError: A table is missing or damaged.
+        StoreError: What was built does not open, or cannot be exported; the old version stays in
+            force.
+    """
+    if arm is not None:
+        config = with_arm(config, arm)
+    with workspace.lock():
+        wanted = fingerprints(config)
+        require_done(("train",), wanted, workspace, what="a version", until="train")
+        tables, history = latest_tables(workspace, wanted["train"])
+        chosen = choose_run(config, workspace)
+        opened = publish_version(
+            config, workspace, tables, chosen, history, reporter, promote=promote
+        )
+    found = versions.versions(store_of(config, workspace))
+    done = f"arm {chosen.arm} is published as {opened.name}"
+    done += " and served now" if promote else "; what is served stays"
+    return found.model_copy(update={"done": done})

@@ -1,0 +1,225 @@
+"""What `reki versions`, `promote`, `rollback`, `compact` and `export` do, and how they show it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from pydantic import BaseModel, ConfigDict
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from reki_ray.core.progress import Reporter
+from reki_ray.errors import ConfigError, StoreError
+from reki_ray.store.manifest import Manifest
+from reki_ray.store.versions import VersionStore, export_vectors
+
+
+class VersionEntry(BaseModel):
+    """One version.
+
+    Attributes:
+        version: Its number.
+        current: Whether it is served.
+        base: Version that it lies over; None for a full version.
+        layers: Number of layers; 0 where it does not open.
+        manifest: What it holds; None where it does not open.
+        problem: Why it does not open; empty where it does. Files are not read for this.
+        promoted_at: When it was last promoted, seconds since the epoch.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    current: bool
+    base: int | None
+    layers: int
+    manifest: Manifest | None
+    problem: str
+    promoted_at: int | None
+
+
+class Versions(BaseModel):
+    """All versions below a root.
+
+    Attributes:
+        root: The folder.
+        current: Version that is served; None where nothing is.
+        versions: Ascending.
+        problem: Why no version is served; empty where one is.
+        done: What the command did; empty where it only looked.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    root: str
+    current: int | None
+    versions: list[VersionEntry]
+    problem: str = ""
+    done: str = ""
+
+
+class Exported(BaseModel):
+    """An export.
+
+    Attributes:
+        version: Number of the version.
+        kind: lmdb or redis.
+        namespace: Begin of its keys.
+        vectors: Vectors that are there now.
+        written: Those of them that were not there before.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    kind: str
+    namespace: str
+    vectors: int
+    written: int
+
+
+def versions(store: VersionStore) -> Versions:
+    """`reki versions`: all versions, also those that do not open.
+
+    Raises:
+        StoreError: The history is damaged.
+    """
+    current, problem = None, ""
+    try:
+        current = store.current()
+    except StoreError as error:
+        problem = str(error)
+    at = {one.version: one.at for one in store.history()}
+    entries = [
+        _entry(store, number, current=number == current, promoted_at=at.get(number))
+        for number in store.versions()
+    ]
+    if current is not None and current not in store.versions():
+        problem = f"version {current} is current, but missing"
+    return Versions(root=str(store.root), current=current, versions=entries, problem=problem)
+
+
+def promote(store: VersionStore, version: int, *, expected: int | None = None) -> Versions:
+    """`reki promote N`.
+
+    Raises:
+        StoreError: See `VersionStore.promote`; the old version stays in force.
+    """
+    store.promote(version, expected=expected)
+    return _after(store, f"version v{version} is served now")
+
+
+def rollback(store: VersionStore, *, expected: int | None = None) -> Versions:
+    """`reki rollback`.
+
+    Raises:
+        StoreError: See `VersionStore.rollback`; the old version stays in force.
+    """
+    return _after(store, f"back to version v{store.rollback(expected=expected)}")
+
+
+def compact(store: VersionStore, version: int | None = None) -> Versions:
+    """`reki compact`: one full version of the current one's layers, or of another's.
+
+    Raises:
+        StoreError: See `VersionStore.compact`; the old version stays in force.
+    """
+    before = store.current() if version is None else version
+    # Only the served version's twin takes its place.
+    number = store.compact(before, promote=before == store.current())
+    if number == before:
+        return _after(store, f"version v{before} is full already")
+    return _after(store, f"version v{number} holds all that v{before} holds, in one layer")
+
+
+def export(store: VersionStore, version: int | None, reporter: Reporter) -> Exported:
+    """`reki export`: load a version's vectors to where replicas look them up.
+
+    An export that was cut off is done anew; a whole one stays as it is.
+
+    Raises:
+        ConfigError: Replicas look vectors up in the version's own files, or a package is missing.
+        StoreError: The version is missing or damaged, the server is unreachable, or it holds
+            another store's version of this number.
+    """
+    settings = store.vectors
+    if settings.kind == "arrow":
+        raise ConfigError(
+            "there is nowhere to export to: vectors are looked up in the version's own files",
+            where="store.vectors.kind",
+            todo="Set it to lmdb or redis, and store.vectors.url.",
+        )
+    opened = store.open(version)  # with its checksums: what is damaged is not spread
+    number = opened.manifest.version
+    total = sum(len(side) for side in (opened.users, opened.items) if side is not None)
+    with reporter.task(f"export: v{number}", total=total, unit="vectors") as task:
+        there = export_vectors(opened, settings, task.advance)
+    return Exported(
+        version=number,
+        kind=settings.kind,
+        namespace=settings.namespace,
+        vectors=there,
+        written=task.done,
+    )
+
+
+def render_export(done: Exported) -> str:
+    """An export for the terminal."""
+    return (
+        f"v{done.version}: {done.vectors} vectors in {done.kind}, namespace {done.namespace}; "
+        f"{done.written} of them are new there"
+    )
+
+
+def render(found: Versions) -> RichTable:
+    """Versions for the terminal."""
+    title = "; ".join(part for part in (found.done, found.problem, found.root) if part)
+    table = RichTable(title=escape(title), title_justify="left")
+    for heading in ("version", "arm", "model", "holds", "users", "items", "over", "promoted"):
+        table.add_column(heading)
+    for one in found.versions:
+        name = f"v{one.version}" + (" (current)" if one.current else "")
+        manifest = one.manifest
+        if manifest is None:
+            table.add_row(name, escape(f"does not open: {one.problem}"))
+            continue
+        promoted = (
+            ""
+            if one.promoted_at is None
+            else f"{datetime.fromtimestamp(one.promoted_at, UTC):%Y-%m-%d %H:%M} UTC"
+        )
+        table.add_row(
+            name,
+            manifest.arm,
+            manifest.model_fingerprint[:12],
+            f"{manifest.prestore}, {manifest.dtype}" if manifest.fallback else "no vectors",
+            f"{manifest.users:,}",
+            f"{manifest.items:,}",
+            "" if one.base is None else f"v{one.base}",
+            promoted,
+        )
+    return table
+
+
+def _after(store: VersionStore, done: str) -> Versions:
+    return versions(store).model_copy(update={"done": done})
+
+
+def _entry(
+    store: VersionStore, number: int, *, current: bool, promoted_at: int | None
+) -> VersionEntry:
+    manifest, layers, problem = None, 0, ""
+    try:
+        chain = store.layers(number)
+        manifest, layers = chain[0][1], len(chain)
+    except StoreError as error:
+        problem = f"{error.what} [{error.where}]"
+    return VersionEntry(
+        version=number,
+        current=current,
+        base=None if manifest is None or manifest.base is None else manifest.base.version,
+        layers=layers,
+        manifest=manifest,
+        problem=problem,
+        promoted_at=promoted_at,
+    )

@@ -1,0 +1,220 @@
+"""Vectors in LMDB: one immutable folder a side of a version, shared by all readers."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+
+from reki_ray.core import atomic
+from reki_ray.errors import StoreError
+from reki_ray.schema import Side
+from reki_ray.store.kv import (
+    EXPORT_AGAIN,
+    Advance,
+    Meta,
+    ServedVectors,
+    StoredVectors,
+    meta_key,
+    pack,
+    prefix_of,
+    replaceable_meta,
+)
+
+_ROWS_A_STEP: Final = 10_000
+_SMALLEST_MAP: Final = 1 << 24
+_DATA: Final = "data.mdb"
+
+
+class _UnreadableError(StoreError):
+    """A folder is missing or damaged."""
+
+
+class _Environment:
+    """A folder opened for reading. LMDB wants one a process, so that equal paths share it."""
+
+    _opened: Final[weakref.WeakValueDictionary[tuple[int, int], _Environment]] = (
+        weakref.WeakValueDictionary()
+    )
+    _lock: Final = threading.Lock()
+
+    def __init__(self, path: Path) -> None:
+        # Nobody writes into a finished folder: readers need no lock file.
+        self.handle = lmdb.open(str(path), readonly=True, lock=False, create=False)
+
+    @classmethod
+    def of(cls, path: Path) -> _Environment:
+        """The folder as it is now: written again, it is another one than who reads it may have.
+
+        Raises:
+            _UnreadableError: It is missing or damaged.
+        """
+        with cls._lock:
+            try:
+                state = (path / _DATA).stat()
+                found = cls._opened.get((state.st_dev, state.st_ino))
+                if found is None:
+                    found = cls._opened[state.st_dev, state.st_ino] = cls(path)
+            except (OSError, lmdb.Error) as error:
+                raise _UnreadableError(
+                    f"there is no readable export: {error}", where=str(path), todo=EXPORT_AGAIN
+                ) from error
+            return found
+
+
+class LmdbVectors(ServedVectors):
+    """Vectors of one side of a version in LMDB.
+
+    Args:
+        root: Folder of all exports.
+        namespace: Begin of every key.
+        version: Number of the version.
+        side: Users or items.
+        fallback: Vector of ids that it does not hold, shape (q,).
+        manifest: SHA-256 of the version's manifest.
+        exported: What was exported, see `ServedVectors`.
+
+    Raises:
+        StoreError: The export is missing, damaged, or of another version.
+    """
+
+    def __init__(  # what names an export
+        self,
+        root: Path,
+        namespace: str,
+        version: int,
+        side: Side,
+        fallback: npt.NDArray[np.float32],
+        manifest: str,
+        exported: StoredVectors | None = None,
+    ) -> None:
+        path = folder_of(root, namespace, version, side)
+        self._environment: _Environment | None = _Environment.of(path)
+        prefix = prefix_of(namespace, version, side)
+        super().__init__(str(path), prefix, fallback, manifest, exported)
+
+    def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `ServedVectors.fetch`."""
+        environment = self._environment
+        if environment is None:
+            raise StoreError(
+                "the vectors are closed", where=self._where, todo="Open the version again."
+            )
+        try:
+            with environment.handle.begin() as transaction:
+                return [transaction.get(key) for key in keys]
+        except lmdb.Error as error:
+            raise StoreError(
+                f"LMDB cannot read: {error}", where=self._where, todo=EXPORT_AGAIN
+            ) from error
+
+    def close(self) -> None:
+        """See `ServedVectors.close`; the folder closes with its last reader."""
+        self._environment = None
+
+
+def folder_of(root: Path, namespace: str, version: int, side: Side) -> Path:
+    """Folder of one side of a version."""
+    return root.resolve() / f"{namespace}-v{version}-{side}"
+
+
+def export_side(  # what names an export
+    root: Path,
+    namespace: str,
+    version: int,
+    side: Side,
+    vectors: StoredVectors,
+    manifest: str,
+    advance: Advance,
+) -> None:
+    """Write a side into a folder of its own; one that is there whole already stays.
+
+    Raises:
+        StoreError: The folder holds another store's version of this number, or cannot be written.
+    """
+    target = folder_of(root, namespace, version, side)
+    prefix = prefix_of(namespace, version, side)
+    meta = Meta(
+        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+    )
+    if target.exists() and _is_whole(target, prefix, vectors, meta):
+        return
+    scratch = None
+    try:
+        atomic.make_folder(root)
+        scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=root))
+        whole, damaged = scratch / "whole", scratch / "damaged"
+        whole.mkdir()
+        _write(whole, prefix, vectors, meta, advance)
+        whole.chmod(0o755)  # whatever the umask: readers may be another user
+        (whole / _DATA).chmod(0o644)
+        if target.exists():  # who has it open goes on reading it
+            target.rename(damaged)
+        atomic.move(whole, target)
+    except (OSError, lmdb.Error) as error:
+        raise StoreError(
+            f"the export cannot be written: {error}",
+            where=str(target),
+            todo="Make room on the disk or mend the rights.",
+        ) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_whole(target: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -> bool:
+    """Whether a folder holds all of an export, byte for byte.
+
+    Raises:
+        StoreError: It holds another store's version of this number.
+    """
+    try:
+        with _Environment.of(target).handle.begin() as transaction:
+            found = transaction.get(meta_key(prefix))
+            there = replaceable_meta(found, str(target), prefix)
+            if there is not None and there.manifest != meta.manifest:
+                raise StoreError(
+                    "the folder holds another store's version of this number",
+                    where=str(target),
+                    todo="Choose another store.vectors.namespace, or remove the folder.",
+                )
+            return there == meta and all(
+                transaction.get(key) == value
+                for batch in vectors.batches(_ROWS_A_STEP)
+                for key, value in pack(prefix, batch).items()
+            )
+    except (lmdb.Error, _UnreadableError):
+        return False
+
+
+def _write(
+    folder: Path, prefix: bytes, vectors: StoredVectors, meta: Meta, advance: Advance
+) -> None:
+    environment = lmdb.open(str(folder), map_size=_SMALLEST_MAP, lock=False)
+    try:
+        for batch in vectors.batches(_ROWS_A_STEP):
+            _put(environment, pack(prefix, batch))
+            advance(len(batch[0]))
+        _put(environment, {meta_key(prefix): meta.model_dump_json().encode()})
+        environment.sync(True)
+    finally:
+        environment.close()
+
+
+def _put(environment: lmdb.Environment, pairs: dict[bytes, bytes]) -> None:
+    while True:
+        try:
+            with environment.begin(write=True) as transaction, transaction.cursor() as cursor:
+                cursor.putmulti(sorted(pairs.items()))
+        except lmdb.MapFullError:  # the transaction is undone; the file is sparse
+            environment.set_mapsize(2 * environment.info()["map_size"])
+        else:
+            return

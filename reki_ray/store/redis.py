@@ -1,0 +1,175 @@
+"""Vectors on a Redis or Valkey server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from reki_ray.config import AdapterSettings
+from reki_ray.errors import ConfigError, StoreError
+from reki_ray.schema import Side
+from reki_ray.store.kv import (
+    Advance,
+    Meta,
+    ServedVectors,
+    StoredVectors,
+    meta_key,
+    pack,
+    prefix_of,
+    replaceable_meta,
+)
+
+_ROWS_A_STEP: Final = 2_000
+"""A server answers one call at a time: a whole catalogue in one would keep all others waiting."""
+_EXPORT_SECONDS: Final = 30.0
+"""A server that saves to its disk may keep a writer waiting longer than a reader may wait."""
+
+
+class RedisVectors(ServedVectors):
+    """Vectors of one side of a version on a server.
+
+    Args:
+        settings: Address, namespace and time of a call.
+        version: Number of the version.
+        side: Users or items.
+        fallback: Vector of ids that it does not hold, shape (q,).
+        manifest: SHA-256 of the version's manifest.
+        exported: What was exported, see `ServedVectors`.
+
+    Raises:
+        StoreError: The server is unreachable, or holds no whole export of this version.
+    """
+
+    def __init__(
+        self,
+        settings: AdapterSettings,
+        version: int,
+        side: Side,
+        fallback: npt.NDArray[np.float32],
+        manifest: str,
+        exported: StoredVectors | None = None,
+    ) -> None:
+        self._client: redis.Redis | None = connect(settings, settings.timeout_seconds)
+        try:
+            super().__init__(
+                settings.url,
+                prefix_of(settings.namespace, version, side),
+                fallback,
+                manifest,
+                exported,
+            )
+        except StoreError:
+            self.close()
+            raise
+
+    def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `ServedVectors.fetch`."""
+        client = self._client
+        if client is None:
+            raise StoreError(
+                "the vectors are closed", where=self._where, todo="Open the version again."
+            )
+        found: list[bytes | None] = []
+        with told(self._where):
+            for start in range(0, len(keys), _ROWS_A_STEP):
+                step = list(keys[start : start + _ROWS_A_STEP])
+                found += cast(list[bytes | None], client.mget(step))
+        return found
+
+    def close(self) -> None:
+        """See `ServedVectors.close`."""
+        if self._client is not None:
+            self._client.close()
+        self._client = None
+
+
+def export_side(  # what names an export
+    settings: AdapterSettings,
+    version: int,
+    side: Side,
+    vectors: StoredVectors,
+    manifest: str,
+    advance: Advance,
+) -> None:
+    """Write a side to the server; what is there whole of the same version stays as it is.
+
+    Raises:
+        StoreError: The server is unreachable or full, or it holds another store's version of
+            this number.
+    """
+    prefix = prefix_of(settings.namespace, version, side)
+    where = settings.url
+    meta = Meta(
+        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+    )
+    client = connect(settings, max(settings.timeout_seconds, _EXPORT_SECONDS))
+    try:
+        with told(where):
+            found = cast("bytes | None", client.get(meta_key(prefix)))
+            there = replaceable_meta(found, where, prefix)
+            if there not in (None, meta):
+                raise StoreError(
+                    f"the server holds another store's {prefix.decode()}",
+                    where=where,
+                    todo="Choose another store.vectors.namespace, or remove these keys.",
+                )
+            for batch in vectors.batches(_ROWS_A_STEP):
+                rows = pack(prefix, batch)
+                # A server may have lost or damaged some: what is there is compared, not believed.
+                if there is not None and client.mget(list(rows)) == list(rows.values()):
+                    continue
+                client.mset(cast("dict[Any, Any]", rows))
+                advance(len(rows))
+            client.set(meta_key(prefix), meta.model_dump_json().encode())
+    finally:
+        client.close()
+
+
+def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
+    """A client with a pool of connections, safe to share between threads.
+
+    Raises:
+        ConfigError: The URL is none of Redis.
+    """
+    secrets = {name: value.get_secret_value() for name, value in settings.url_secrets.items()}
+    try:
+        client = redis.Redis.from_url(
+            settings.url,
+            password=settings.secret(),
+            **secrets,
+            socket_timeout=seconds,
+            socket_connect_timeout=seconds,
+            # Once more at once: a server closes connections that were idle for long. A server
+            # that is slow would only take the time of a call twice.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # refuses fields that it does not know
+    except (ValueError, TypeError):
+        # Neither quoted nor kept: redis-py's text repeats the part that it does not understand.
+        raise ConfigError(
+            "the address is no URL of a server",
+            where="store.vectors.url",
+            todo="Write it as redis://host:6379/0; redis-py's documentation lists its fields.",
+        ) from None
+    return client
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Turn a server's errors into a StoreError."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreError(
+            f"the server of vectors does not answer: {type(error).__name__}: {error}",
+            where=where,
+            todo="Start the server, or set store.vectors.url and timeout_seconds.",
+        ) from error

@@ -1,0 +1,197 @@
+"""One version, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reki_ray.config import AdapterSettings
+from reki_ray.errors import StoreError
+from reki_ray.schema import SIDES, Side
+from reki_ray.store.export import KeyedVectors, StoredVectors, open_vectors
+from reki_ray.store.hash_index import REPUBLISH
+from reki_ray.store.layers import LayeredVectors
+from reki_ray.store.manifest import (
+    CATALOGUE_FILE,
+    KNOWLEDGE_FILE,
+    MANIFEST,
+    MODEL_FOLDER,
+    PROFILES_FILE,
+    VECTOR_FILES,
+    Manifest,
+    Prestore,
+    checksum,
+)
+from reki_ray.store.tables import (
+    Catalogue,
+    CatalogueItem,
+    Knowledge,
+    KnowledgeEntry,
+    Profile,
+    Profiles,
+)
+from reki_ray.store.vectors import VectorTable
+
+if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
+    from reki_ray.models.artifact import ModelBundle
+    from reki_ray.models.candidate_scorer import CandidateScorer
+
+
+class StoreVersion:
+    """One version: memory-mapped files, safe to share between threads.
+
+    Args:
+        layers: Folder and manifest of the version, then of what it lies over; a full version
+            has one layer.
+        vectors: Where vectors are looked up; None or kind arrow: in the version's own files.
+
+    Raises:
+        StoreError: A file is missing or damaged, the vectors do not fit the manifest, or the
+            server of vectors does not hold this version.
+    """
+
+    def __init__(
+        self, layers: Sequence[tuple[Path, Manifest]], vectors: AdapterSettings | None = None
+    ) -> None:
+        self.folder, self.manifest = layers[0]
+        self.layers = tuple(layers)
+        folders = [folder for folder, _ in layers]
+        self.profiles = Profiles([folder / PROFILES_FILE for folder in folders])
+        self.catalogue = Catalogue([folder / CATALOGUE_FILE for folder in folders])
+        self.knowledge_rows = Knowledge([folder / KNOWLEDGE_FILE for folder in folders])
+        self._settings = vectors
+        self.users: KeyedVectors | None = self._open_vectors("users")
+        self.items: KeyedVectors | None = self._open_vectors("items")
+
+    @property
+    def name(self) -> str:
+        """As `v3`."""
+        return f"v{self.manifest.version}"
+
+    @property
+    def waits(self) -> bool:
+        """Whether a lookup of vectors waits for a server, and may fail with it."""
+        return self._settings is not None and self._settings.kind == "redis"
+
+    @property
+    def prestore(self) -> Prestore:
+        """Whether the vectors are augmented ones, h, or representations, r."""
+        return self.manifest.prestore
+
+    def profile(self, user_id: str) -> Profile | None:
+        """Attributes and latest interactions of a user; None where the user is unknown."""
+        return self.profiles.get(user_id)
+
+    def knowledge(self, side: Side, subject_id: str) -> list[KnowledgeEntry]:
+        """The text behind the vector of an id; empty where there is none."""
+        return self.knowledge_rows.of(side, subject_id)
+
+    def cluster_of(self, side: Side, subject_id: str) -> str | None:
+        """Cluster whose knowledge an id shares; None where it has its own or none."""
+        return self.knowledge_rows.cluster_of(side, subject_id)
+
+    def stored_vectors(self, side: Side) -> StoredVectors | None:
+        """The vectors of a side in the version's own files; None where there are none."""
+        fallback = self.manifest.fallback.get(side)
+        if fallback is None:
+            return None
+        vector = np.array(fallback, dtype=np.float32)
+        tables = [VectorTable(folder / VECTOR_FILES[side], vector) for folder, _ in self.layers]
+        for table in tables:
+            self._check_table(table, side)
+        return tables[0] if len(tables) == 1 else LayeredVectors(tables)
+
+    def load_model(self) -> ModelBundle:
+        """The model that the vectors were computed with.
+
+        Raises:
+            StoreError: The model's fingerprint is not the manifest's, or its vectors have
+                another length than the stored ones.
+        """
+        from reki_ray.models import artifact  # see TYPE_CHECKING above
+
+        folder = self.layers[-1][0] / MODEL_FOLDER  # a delta has the model of its base
+        loaded = artifact.load(folder)
+        if loaded.fingerprint != self.manifest.model_fingerprint:
+            raise StoreError(
+                f"the vectors belong to model {self.manifest.model_fingerprint[:12]}, the folder "
+                f"holds model {loaded.fingerprint[:12]}",
+                where=str(folder),
+                todo=REPUBLISH,
+            )
+        for side in SIDES:
+            found = len(self.manifest.fallback.get(side, ()))
+            wide = loaded.architecture.width(side) if self.prestore == "r" else loaded.augmented_dim
+            if found not in {0, wide}:
+                raise StoreError(
+                    f"the vectors of {side} have length {found}, the model needs {wide}",
+                    where=str(folder),
+                    todo=REPUBLISH,
+                )
+        return loaded
+
+    def load_scorer(self, items: Sequence[CatalogueItem] | None = None) -> CandidateScorer:
+        """The model over this version's catalogue and item vectors.
+
+        Where the version holds representations, the scorer augments them: the catalogue's at
+        once, the user's at every request.
+
+        Args:
+            items: Part of the catalogue to score; None takes all of it.
+
+        Raises:
+            StoreError: The model's fingerprint is not the manifest's, or the vectors do not fit.
+        """
+        from reki_ray.models.candidate_scorer import CandidateScorer  # see TYPE_CHECKING
+
+        if items is None:
+            ids, attributes = self.catalogue.ids, self.catalogue.attributes
+        else:
+            ids = [item.item_id for item in items]
+            attributes = [item.attributes for item in items]
+        return CandidateScorer(
+            self.load_model(),
+            ids,
+            attributes,
+            None if self.items is None else self.items.lookup(ids)[0],
+            None if self.items is None else self.items.fallback,
+            prestored=self.prestore,
+        )
+
+    def close(self) -> None:
+        """Close connections of the vectors; mapped files close with their last reader."""
+        for vectors in (self.users, self.items):
+            if vectors is not None:
+                vectors.close()
+
+    def _open_vectors(self, side: Side) -> KeyedVectors | None:
+        stored = self.stored_vectors(side)
+        if self._settings is None or self._settings.kind == "arrow" or stored is None:
+            return stored
+        return open_vectors(
+            self._settings,
+            self.manifest.version,
+            side,
+            stored.fallback,
+            checksum(self.folder / MANIFEST),
+            stored,
+        )
+
+    def _check_table(self, table: VectorTable, side: Side) -> None:
+        manifest, path = self.manifest, str(table.index.path)
+        if manifest.prestore == "h" and table.dimension != manifest.dimension:
+            raise StoreError(
+                f"the vectors have length {table.dimension}, the manifest says "
+                f"{manifest.dimension}",
+                where=path,
+                todo=REPUBLISH,
+            )
+        if table.dtype != manifest.dtype:
+            raise StoreError(
+                f"the vectors of {side} are {table.dtype}, the manifest says {manifest.dtype}",
+                where=path,
+                todo=REPUBLISH,
+            )

@@ -1,0 +1,167 @@
+"""Trained runs told to MLflow, by the driver: workers need no access to the tracking server."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, Final
+
+from reki_ray.config import RekiConfig
+from reki_ray.config.keys import flat
+from reki_ray.config.secrets import shown
+from reki_ray.errors import ConfigError
+from reki_ray.training.checkpoint import Epoch
+from reki_ray.training.runs import Run, effective
+
+
+def check(config: RekiConfig) -> None:
+    """Refuse settings whose package is missing, before any stage has taken its time.
+
+    Raises:
+        ConfigError: `train.mlflow` is set, and MLflow is not installed.
+    """
+    if config.train.mlflow is not None and importlib.util.find_spec("mlflow") is None:
+        raise ConfigError(
+            "train.mlflow needs the package mlflow-skinny, which is not installed",
+            where="train.mlflow",
+            todo="Install it: pip install 'reki-ray[mlflow]'; or set train.mlflow to null.",
+        )
+
+
+_PATIENCE: Final = {
+    # MLflow's own retries keep a dead server's caller for minutes, each call anew.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+
+_logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Tells an MLflow server of runs: one MLflow run a trained run, in an experiment a config.
+
+    Whatever goes wrong is a warning, and that run is not told of any further: training must not
+    depend on who watches it.
+
+    Args:
+        config: With `train.mlflow` set.
+        runs: The runs that are about to be trained.
+
+    Raises:
+        ConfigError: MLflow is not installed.
+    """
+
+    def __init__(self, config: RekiConfig, runs: Sequence[Run]) -> None:
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
+        check(config)
+        import mlflow  # an extra, and seconds to import
+
+        self._mlflow = mlflow
+        self._config = config
+        self._runs = {run.name: run for run in runs}
+        self._ids: dict[str, str] = {}  # ids at MLflow of the runs that it knows
+        self._told: dict[str, int] = {}  # number of the last epoch told of a run
+        self._given_up: set[str] = set()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for name in list(self._ids):  # those left are not finished
+            self._try(name, self._end, name, "FAILED")
+
+    def epoch(self, name: str, epoch: Epoch) -> None:
+        """Tell of a finished epoch.
+
+        Args:
+            name: Name of the run.
+            epoch: Its figures.
+        """
+        self._try(name, self._epochs, name, [epoch])
+
+    def finish(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Tell of a finished run.
+
+        Args:
+            run: Which run.
+            metrics: Content of its metrics.json.
+        """
+        epochs = [Epoch(**figures) for figures in metrics["epochs"]]
+        self._try(run.name, self._finish, run.name, epochs, metrics)
+
+    def _try(self, name: str, tell: Any, *arguments: Any) -> None:
+        if name in self._given_up:
+            return
+        try:
+            tell(*arguments)
+        except Exception as error:  # noqa: BLE001  # stores and plugins raise what they like
+            self._given_up.add(name)
+            self._ids.pop(name, None)
+            _logger.warning(
+                "MLflow at %s does not take run %s, which is trained all the same: %s",
+                shown(self._config.train.mlflow),
+                name,
+                error,
+            )
+
+    def _epochs(self, name: str, epochs: Sequence[Epoch]) -> None:
+        known = self._told.get(name, 0)
+        told = []
+        for epoch in epochs:
+            if epoch.epoch <= known:  # after a restart of the workers, or at the end
+                continue
+            figures = {key: value for key, value in asdict(epoch).items() if key != "epoch"}
+            told += self._metrics(figures, epoch.epoch)
+            self._told[name] = epoch.epoch
+        if told:
+            self._client.log_batch(self._id(name), metrics=told)
+
+    def _finish(self, name: str, epochs: Sequence[Epoch], metrics: Mapping[str, Any]) -> None:
+        self._epochs(name, epochs)
+        figures = {f"best_valid_{key}": value for key, value in flat(metrics["valid"]).items()}
+        figures |= {key: metrics[key] for key in ("best_epoch", "parameters")}
+        told = self._metrics(figures, metrics["best_epoch"])
+        self._client.log_batch(self._id(name), metrics=told)
+        self._end(name, "FINISHED")
+
+    def _end(self, name: str, status: str) -> None:
+        self._client.set_terminated(self._ids.pop(name), status)
+
+    def _id(self, name: str) -> str:
+        """The run's id at MLflow, where it is begun with its settings if it is new."""
+        if name not in self._ids:
+            client, run = self._client, self._runs[name]
+            found = client.get_experiment_by_name(self._config.name)
+            experiment = (
+                found.experiment_id if found else client.create_experiment(self._config.name)
+            )
+            tags = {"reki.workspace": shown(self._config.root), "reki.fingerprint": run.fingerprint}
+            made = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+            self._ids[name] = made
+            settings = flat(effective(self._config.train, run))
+            settings |= {"backbone": run.backbone, "arm": run.arm, "seed": run.seed}
+            parameter = self._mlflow.entities.Param
+            client.log_batch(made, params=[parameter(k, str(v)) for k, v in settings.items()])
+        return self._ids[name]
+
+    @property
+    def _client(self) -> Any:
+        return self._mlflow.MlflowClient(tracking_uri=self._config.train.mlflow)
+
+    def _metrics(self, figures: Mapping[str, float | None], step: int) -> list[Any]:
+        now = self._mlflow.utils.time.get_current_time_millis()
+        return [
+            self._mlflow.entities.Metric(key, float(value), now, step)
+            for key, value in figures.items()
+            if value is not None
+        ]

@@ -1,0 +1,231 @@
+"""`reki sweep`: how much the result depends on the settings of clustering.
+
+Every point is a run of its own in `<workspace>/sweep/<changes>/`; all share the ledgers of answers
+and vectors, so that a prompt that two points have in common is asked once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from rich.table import Table
+from rich.text import Text
+
+from reki_ray.config import RekiConfig, describe_problems
+from reki_ray.config.files import parse_yaml
+from reki_ray.config.keys import leaves, nearest
+from reki_ray.core.formats import interval
+from reki_ray.core.progress import Reporter
+from reki_ray.core.workspace import Workspace
+from reki_ray.errors import ConfigError
+from reki_ray.evaluation.comparison import BASELINE, METRICS
+from reki_ray.schema import SIDES
+from reki_ray.stages import pipeline
+
+UNTIL: Final = ("cluster", "evaluate")
+RESULT: Final = "sweep/sweep.json"
+PLOT: Final = "sweep/sweep.svg"
+
+
+class SideFigures(BaseModel):
+    """Clusters of one side.
+
+    Attributes:
+        ids: Number of ids.
+        clusters: Number of clusters, each one call of the LLM.
+        calls_saved: Share of the calls of individual extraction that are saved.
+        mean_similarity: Mean cosine of ids and their centres.
+        smallest: Members of the smallest cluster.
+        median: Members of the median cluster.
+        largest: Members of the largest cluster.
+    """
+
+    ids: int
+    clusters: int
+    calls_saved: float
+    mean_similarity: float
+    smallest: int
+    median: float
+    largest: int
+
+
+class Point(BaseModel):
+    """One setting and what it gave.
+
+    Attributes:
+        changes: Key of the configuration to its value.
+        workspace: Folder of its run.
+        users: Clusters of users.
+        items: Clusters of items.
+        arms: Entries as in report.json; empty where only clustering was run.
+    """
+
+    changes: dict[str, Any]
+    workspace: str
+    users: SideFigures
+    items: SideFigures
+    arms: list[dict[str, Any]] = []
+
+    @property
+    def calls_saved(self) -> float:
+        """Share of the calls of individual extraction that are saved, of both sides."""
+        ids = self.users.ids + self.items.ids
+        return 1 - (self.users.clusters + self.items.clusters) / ids
+
+
+def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporter) -> list[Point]:
+    """Run every combination of some values, and keep figures and a plot.
+
+    Args:
+        config: What is varied.
+        vary: Settings as `cluster.users.min_cluster_size=4,8,16`.
+        until: `cluster` for clusters alone; `evaluate` asks, trains and measures as well.
+        reporter: Shows progress.
+
+    Raises:
+        ConfigError: A setting is unknown or has a wrong value, or `until` is no such stage.
+        RekiError: A run failed; finished ones are skipped when the sweep is run again.
+    """
+    if until not in UNTIL:
+        raise ConfigError(
+            f"a sweep ends at {' or '.join(UNTIL)}, not at {until!r}",
+            where="--until",
+            todo=f"Give --until {UNTIL[0]} or --until {UNTIL[1]}.",
+        )
+    points = []
+    runs = list(variants(config, vary))  # all are checked before the first is run
+    Workspace(config.root).stages()  # a broken workspace is told now, not at the end
+    for number, (changes, changed) in enumerate(runs, start=1):
+        reporter.say(f"sweep: {number} of {len(runs)}: {_named(changes)}")
+        workspace = Workspace(changed.root)
+        Workspace(config.root).link_caches(workspace)
+        stages = pipeline.select(until=until)
+        pipeline.run_stages(changed, stages, Reporter(workspace, quiet=True))
+        points.append(_point(changes, workspace, until))
+    reporter.say(f"sweep: plot {_keep(config, points)}")
+    return points
+
+
+def variants(
+    config: RekiConfig, vary: Sequence[str]
+) -> Iterator[tuple[dict[str, Any], RekiConfig]]:
+    """Every combination of values, as changes and the configuration with them.
+
+    Raises:
+        ConfigError: A setting is unknown or has a wrong value.
+    """
+    keys, values = [], []
+    for setting in vary:
+        key, equals, given = setting.partition("=")
+        if not equals or not given:
+            raise ConfigError(
+                f"{setting!r} names no values",
+                where="--vary",
+                todo="Write it as cluster.users.min_cluster_size=4,8,16.",
+            )
+        keys.append(key.strip())
+        try:
+            values.append([parse_yaml(value) for value in given.split(",")])
+        except yaml.YAMLError as error:
+            raise ConfigError(
+                f"the values of {setting!r} are no YAML: {error}",
+                where="--vary",
+                todo="Separate plain values by commas, as 4,8,16.",
+            ) from error
+    for combination in itertools.product(*values):
+        changes = dict(zip(keys, combination, strict=True))
+        yield changes, _changed(config, changes)
+
+
+def render(points: Sequence[Point]) -> Table:
+    """Points as a table for the terminal."""
+    table = Table(title="sweep", title_justify="left")
+    table.add_column("setting", overflow="fold")
+    for heading in ("calls saved", "side", "clusters", "similarity", "smallest / median / largest"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for point in points:
+        sides = [getattr(point, side) for side in SIDES]
+        arms = [_arm(entry) for entry in point.arms]
+        table.add_row(
+            Text("\n".join([_named(point.changes), *arms])),
+            f"{point.calls_saved:.1%}",
+            "\n".join(SIDES),
+            "\n".join(f"{side.clusters:,}" for side in sides),
+            "\n".join(f"{side.mean_similarity:.3f}" for side in sides),
+            "\n".join(f"{side.smallest} / {side.median:g} / {side.largest}" for side in sides),
+        )
+    return table
+
+
+def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
+    tree = config.model_dump()  # with its secrets, which JSON has not
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.get(section, {}) if isinstance(inner, dict) else {}
+        if not isinstance(inner, dict) or name not in inner:
+            raise ConfigError(
+                f"there is no setting {key!r}; the nearest is {nearest(key, leaves(RekiConfig))!r}",
+                where="--vary",
+                todo="docs/configuration.md lists all settings.",
+            )
+        inner[name] = value
+    slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "_".join(f"{k}={v}" for k, v in changes.items()))
+    tree["workspace"] = f"{config.root}/sweep/{slug or 'as-is'}"
+    try:
+        return RekiConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(
+            describe_problems(error, RekiConfig),
+            where=f"--vary {_named(changes)}",
+            todo="Correct the value.",
+        ) from error
+
+
+def _point(changes: dict[str, Any], workspace: Workspace, until: str) -> Point:
+    details = workspace.stages()["cluster"].details
+    arms = workspace.read_json(METRICS)["arms"] if until == "evaluate" else []
+    sides = {side: _side(details[side]) for side in SIDES}
+    return Point(changes=changes, workspace=workspace.root, arms=arms, **sides)
+
+
+def _side(figures: dict[str, Any]) -> SideFigures:
+    sizes = figures["sizes"]
+    ids = sum(figures["size_list"])
+    return SideFigures(
+        ids=ids,
+        clusters=figures["clusters"],
+        calls_saved=1 - figures["clusters"] / ids,
+        mean_similarity=figures["mean_similarity"],
+        smallest=sizes["min"],
+        median=sizes["median"],
+        largest=sizes["max"],
+    )
+
+
+def _keep(config: RekiConfig, points: Sequence[Point]) -> str:
+    """Write the points and their plot; returns the plot's path."""
+    from reki_ray.evaluation import plots  # imports matplotlib
+
+    workspace = Workspace(config.root)
+    workspace.write_json(RESULT, {"points": [point.model_dump(mode="json") for point in points]})
+    workspace.write_text(PLOT, plots.sweep([(_named(p.changes), p) for p in points]))
+    return f"{workspace.location}/{PLOT}"
+
+
+def _named(changes: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
+
+
+def _arm(entry: dict[str, Any]) -> str:
+    against = ""
+    if entry["arm"] != BASELINE and entry["delta_auc"] is not None:
+        difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
+        against = f", against {BASELINE} {difference}"
+    return f"  {entry['arm']}: AUC {interval(entry['auc'], None)}{against}"

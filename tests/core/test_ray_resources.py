@@ -1,0 +1,74 @@
+"""What is asked of a cluster is what it can have, also by starting nodes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._private.state import state
+
+from reki_ray.config import EncodeConfig, TrainConfig
+from reki_ray.core import ray_cluster
+from reki_ray.errors import EngineError
+from reki_ray.stages import encode, train
+from reki_ray.tuning import search
+
+ROOT = Path(__file__).parents[2]
+NOW = {"CPU": 2.0}
+
+
+@pytest.fixture
+def growing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small cluster whose autoscaler may start a node with GPUs."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: NOW)
+    most = {"CPU": 33, "GPU": 4}
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: most)
+
+
+@pytest.fixture
+def fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small cluster without an autoscaler."""
+    monkeypatch.setattr(ray, "cluster_resources", lambda: NOW)
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
+
+
+def requests() -> dict[str, Any]:
+    """Each way in which something large is asked for."""
+    cuda = TrainConfig(device="cuda", workers=2)
+    encoders = EncodeConfig(min_replicas=8, max_replicas=8)
+    on_gpus = EncodeConfig(min_replicas=2, max_replicas=2, device="cuda")
+    return {
+        "train": lambda: train._scaling(cuda),
+        "tune": lambda: search._resources(cuda, 2),
+        "encode": lambda: encode._require_resources(encoders),
+        "encode on GPUs": lambda: encode._require_resources(on_gpus),
+    }
+
+
+@pytest.mark.usefixtures("growing")
+@pytest.mark.parametrize("name", requests())
+def test_what_the_cluster_can_grow_to_may_be_asked_for(name: str) -> None:
+    requests()[name]()
+    assert ray_cluster.cpu_share(4) == 1.0
+
+
+@pytest.mark.usefixtures("fixed")
+@pytest.mark.parametrize("name", requests())
+def test_what_it_can_never_have_is_refused_at_once(name: str) -> None:
+    with pytest.raises(EngineError, match="the cluster has"):
+        requests()[name]()
+    assert ray_cluster.cpu_share(4) == 0.25
+
+
+def test_nothing_else_asks_what_the_cluster_has_now() -> None:
+    asking = {
+        str(path.relative_to(ROOT))
+        for folder in ("reki_ray", "actors", "deployments")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"cluster_resources\(|available_resources\(", path.read_text("utf-8"))
+    }
+    # `reki doctor` tells what is there.
+    assert asking == {"reki_ray/core/ray_cluster.py", "reki_ray/cli/doctor.py"}

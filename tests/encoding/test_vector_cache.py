@@ -1,0 +1,232 @@
+"""The vector ledger: addresses, atomic units, damage; and what tells two encoders apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from reki_ray.config import EncodeConfig
+from reki_ray.core.vectors import encoder_of, vectors_table
+from reki_ray.core.workspace import Workspace
+from reki_ray.encoding.encoders import EncoderIdentity, identify
+from reki_ray.encoding.vector_cache import VectorLedger, digests_of, unit_name
+from reki_ray.errors import DataError, EngineError
+from reki_ray.schema import REPRESENTATIONS
+
+IDENTITY = EncoderIdentity("sentence_transformers", "m", "1", None, "float32")
+TEXTS = [f"text {number}" for number in range(420)]  # one of their hashes ends in a zero byte
+
+
+def vectors_of(texts: list[str], dimension: int = 3) -> np.ndarray:
+    return np.array([[float(text.split()[1])] * dimension for text in texts], dtype=np.float32)
+
+
+def fill(ledger: VectorLedger, texts: list[str], unit: int = 16) -> None:
+    for start in range(0, len(texts), unit):
+        some = texts[start : start + unit]
+        ledger.append(digests_of(some), vectors_of(some))
+
+
+def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    fill(ledger, TEXTS)
+    index = ledger.index()
+    asked = [*TEXTS[::-3], TEXTS[0], TEXTS[0]]
+    np.testing.assert_array_equal(ledger.vectors(index, digests_of(asked)), vectors_of(asked))
+    assert (index.find(digests_of(["never seen"])) == -1).all()
+    assert ledger.dimension(index) == 3
+
+
+def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    ledger.append(digests_of(["text 1"]), vectors_of(["text 1"]))
+    (path,) = Path(workspace.root, "encode/ledger", IDENTITY.digest).iterdir()
+    (row,) = pq.read_table(path).to_pylist()
+    assert row == {
+        "text_hash": hashlib.sha256(b"text 1").hexdigest(),
+        "model": "m",
+        "revision": "1",
+        "vector": [1.0, 1.0, 1.0],
+    }
+
+
+def test_an_empty_ledger_finds_nothing(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    index = ledger.index()
+    assert index.find(digests_of(TEXTS)).tolist() == [-1] * len(TEXTS)
+    assert ledger.dimension(index) == 0
+    assert ledger.units() == frozenset()
+
+
+def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    digests = digests_of(TEXTS)
+    ledger.append(digests, vectors_of(TEXTS))
+    ledger.append(digests[::-1], vectors_of(TEXTS)[::-1])
+    assert ledger.units() == {unit_name(digests)}
+    np.testing.assert_array_equal(ledger.vectors(ledger.index(), digests), vectors_of(TEXTS))
+
+
+def test_a_text_in_two_units_counts_once(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    fill(ledger, TEXTS[:20], unit=20)
+    fill(ledger, TEXTS[10:30], unit=20)
+    index = ledger.index()
+    assert len(index.digests) == 30
+    found = ledger.vectors(index, digests_of(TEXTS[:30]))
+    np.testing.assert_array_equal(found, vectors_of(TEXTS[:30]))
+
+
+def test_two_encoders_never_share_vectors(workspace: Workspace) -> None:
+    fill(VectorLedger(workspace, IDENTITY), TEXTS)
+    other = EncoderIdentity("sentence_transformers", "m", "2", None, "float32")
+    assert not len(VectorLedger(workspace, other).index().digests)
+
+
+def test_what_a_killed_writer_left_is_never_read(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    fill(ledger, TEXTS[:16])
+    folder = Path(workspace.root, "encode/ledger", IDENTITY.digest)
+    (folder / "unit-00.parquet.1234.tmp").write_bytes(b"PAR1 half")
+    assert len(ledger.index().digests) == 16
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 no more", None])
+def test_a_damaged_file_says_what_to_do(workspace: Workspace, damage: bytes | None) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    fill(ledger, TEXTS[:16])
+    (path,) = Path(workspace.root, "encode/ledger", IDENTITY.digest).iterdir()
+    if damage is None:  # another file altogether
+        pq.write_table(pq.read_table(path).drop_columns(["text_hash"]), path)
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(DataError, match=rf"{path}.*Delete it and run again"):
+        ledger.index()
+
+
+def test_vectors_of_another_length_are_damage(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    ledger.append(digests_of(TEXTS[:2]), vectors_of(TEXTS[:2]))
+    ledger.append(digests_of(TEXTS[2:4]), vectors_of(TEXTS[2:4], dimension=5))
+    with pytest.raises(DataError, match="dimensions"):
+        ledger.vectors(ledger.index(), digests_of(TEXTS[:4]))
+
+
+def test_a_missing_vector_is_an_error(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    fill(ledger, TEXTS[:16])
+    with pytest.raises(DataError, match="lacks the vectors of 1 texts"):
+        ledger.vectors(ledger.index(), digests_of(TEXTS[:17]))
+
+
+def test_a_full_disk_is_an_engine_error(workspace: Workspace) -> None:
+    Path(workspace.root).mkdir()
+    Path(workspace.root, "encode").write_text("a file where the folder should be")
+    with pytest.raises(EngineError, match="vectors cannot be kept"):
+        VectorLedger(workspace, IDENTITY).append(digests_of(["text 1"]), vectors_of(["text 1"]))
+
+
+def test_replacing_the_tables_of_encode_keeps_the_ledger(workspace: Workspace) -> None:
+    ledger = VectorLedger(workspace, IDENTITY)
+    fill(ledger, TEXTS)
+    for value in (1.0, 2.0):
+        with workspace.replacing("encode", list(REPRESENTATIONS.values())) as scratch:
+            for table in REPRESENTATIONS.values():
+                scratch.write_table(table, vectors_table(["a"], np.array([[value]]), ["cluster"]))
+    rows = workspace.read_table(REPRESENTATIONS["users"])
+    assert rows["vector"].to_pylist() == [[2.0]]
+    assert len(ledger.index().digests) == len(TEXTS)
+
+
+def test_tables_say_which_encoder_they_are_from(workspace: Workspace) -> None:
+    rows = vectors_table(["a"], np.array([[1.0]]), ["cluster"], {"model": "m", "revision": "1"})
+    assert rows.schema.metadata[b"reki.encoder.model"] == b"m"
+    workspace.write_table(REPRESENTATIONS["users"], rows)
+    kept = workspace.read_table(REPRESENTATIONS["users"])
+    assert encoder_of(kept) == {"model": "m", "revision": "1"}
+    assert encoder_of(vectors_table(["a"], np.array([[1.0]]), ["cluster"])) == {}
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+def digest(**keys: Any) -> str:
+    return identify(EncodeConfig.model_validate({"model": "hub/model", **keys})).digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backend": "hidden_states"},
+        {"model": "hub/other"},
+        {"revision": "0123abc"},
+        {"window": 128},
+        {"dtype": "bfloat16"},
+        {"backend": "vllm", "engine_kwargs": {"pooler_config": {"pooling_type": "MEAN"}}},
+    ],
+)
+def test_what_changes_vectors_is_another_encoder(change: dict[str, Any]) -> None:
+    assert digest(**change) != digest()
+    assert digest(**change) != digest(backend="vllm")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 1},
+        {"unit_rows": 7},
+        {"min_replicas": 2, "max_replicas": 9},
+        {"restarts": 0},
+        {"device": "cuda"},
+    ],
+)
+def test_what_changes_only_speed_is_the_same_encoder(change: dict[str, Any]) -> None:
+    assert digest(**change) == digest()
+
+
+def test_parallelism_of_vllm_is_no_part_of_the_identity() -> None:
+    fast = {"tensor_parallel_size": 4, "max_num_seqs": 512}
+    assert digest(backend="vllm", engine_kwargs=fast) == digest(backend="vllm")
+
+
+def test_another_model_in_the_same_folder_is_another_encoder(tmp_path: Path) -> None:
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"1" * 3_000_000)
+    (weights.parent / "config.json").write_text(json.dumps({"hidden_size": 2}))
+    config = EncodeConfig(model=str(weights.parent))
+    first = identify(config)
+    assert first.revision.startswith("content-")
+    assert identify(config) == first
+    weights.touch()  # only its time of change is another
+    assert identify(config) == first
+    weights.write_bytes(b"1" * 2_999_999 + b"2")
+    assert identify(config).digest != first.digest
+
+
+@pytest.mark.parametrize("model", ["/nowhere/model", "./nowhere"])
+def test_a_missing_folder_is_no_name_on_the_model_hub(model: str) -> None:
+    with pytest.raises(EngineError, match=rf"{model}.*packaged:all-minilm-l6-v2"):
+        identify(EncodeConfig(model=model))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"min_replicas": 2}, "max_replicas is below"),
+        ({"engine_kwargs": {"max_num_seqs": 1}}, "needs encode.backend vllm"),
+        ({"backend": "vllm", "engine_kwargs": {"dtype": "float16"}}, "set encode.model"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    keys: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EncodeConfig.model_validate(keys)
