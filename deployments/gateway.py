@@ -34,7 +34,9 @@ from deployments.served import Experiment, Exposed, Served, no_experiment
 from deployments.versions import StoreAccess
 from reki_ray import __version__
 
-BEARER: Final = [Security(HTTPBearer(auto_error=False, description="See docs/security.md."))]
+BEARER: Final = [
+    Security(HTTPBearer(auto_error=False, description="See docs/explanation/security.md."))
+]
 """Tells of the token at /openapi.json; `AccessGuard` asks for it."""
 
 
