@@ -21,7 +21,7 @@ class FusedGateway(HttpReplica):
     Args:
         access: Where versions are.
         settings: Limits.
-        max_batch_size: Most requests a forward.
+        max_batch_size: Most requests per forward pass.
         recent: Opens recent interactions; None leaves them out.
         extend: Makes what the graph has beyond versions; called once, in the replica.
 

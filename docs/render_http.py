@@ -93,7 +93,9 @@ def _endpoint(name: str, operation: dict[str, Any]) -> str:
             f"| {_text(one.get('description', ''))} |\n"
             for one in parameters
         )
-        lines.append(f"\n| parameter | in | type | default | meaning |\n|---|---|---|---|---|\n{rows}")
+        lines.append(
+            f"\n| parameter | in | type | default | meaning |\n|---|---|---|---|---|\n{rows}"
+        )
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body:
         lines.append(f"\nRequest: {_type(body['schema'])}\n")
@@ -120,18 +122,21 @@ def _type(schema: dict[str, Any]) -> str:
         return f"[{name}](#{name.lower()})"
     if "anyOf" in schema:
         return " or ".join(_type(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    return _plain_type(schema)
+
+
+def _plain_type(schema: dict[str, Any]) -> str:
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list{_limits(schema, 'minItems', 'maxItems')} of {_type(schema['items'])}"
     if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         return f"object of {_type(schema['additionalProperties'])}"
-    if "enum" in schema:
-        return " or ".join(f"`{value}`" for value in schema["enum"])
     if "pattern" in schema:
         return f"{kind}, `{schema['pattern']}`"
-    if kind == "string":
-        return f"string{_limits(schema, 'minLength', 'maxLength')}"
-    return f"{kind}{_limits(schema, 'minimum', 'maximum')}"
+    bounds = ("minLength", "maxLength") if kind == "string" else ("minimum", "maximum")
+    return kind + _limits(schema, *bounds)
 
 
 def _limits(schema: dict[str, Any], low: str, high: str) -> str:

@@ -64,12 +64,12 @@ class GraphSettings(RequestLimits):
         None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
     )
     target_ongoing_requests: float = Field(
-        8.0, gt=0, description="Requests in work a replica that autoscaling aims at."
+        8.0, gt=0, description="Requests in progress per replica that autoscaling aims at."
     )
     max_queued_requests: int = Field(
         64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
     )
-    max_batch_size: int = Field(16, ge=1, description="Most requests a forward.")
+    max_batch_size: int = Field(16, ge=1, description="Most requests per forward pass.")
     node_resource: str | None = Field(
         None,
         min_length=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import unicodedata
@@ -96,7 +97,7 @@ def anchors(file: Path) -> set[str]:
     blocks = MARKDOWN.parse(file.read_text(encoding="utf-8"))
     return {
         slug("".join(part.content for part in following.children or ()))
-        for heading, following in zip(blocks, blocks[1:], strict=False)
+        for heading, following in itertools.pairwise(blocks)
         if heading.type == "heading_open"
     }
 
