@@ -29,7 +29,7 @@ or a value of the wrong type is an error. Every answer carries `X-Request-ID`.
 
 Errors have the body of [`ErrorResponse`](#errorresponse), never a stack trace. `code` is stable:
 
-    {"error": {"code": "overloaded", "message": "...", "details": {}}}
+    {"error": {"code": "overloaded", "message": "...", "details": {...}}}
 
 | status | codes |
 |---|---|
