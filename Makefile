@@ -13,7 +13,7 @@ VENV        := .venv
 READY       := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-avx2 lint slow bench docs clean
+.PHONY: help setup demo test test-avx2 lint slow bench reference docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -57,13 +57,16 @@ test-avx2: setup  ## The tests without Ray as on an x86 processor without AVX512
 slow: setup  ## The tests that last longer, for which `make test` has no time
 	@$(VENV)/bin/python -m pytest -m slow
 
-bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/benchmarks.md
+bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/results/benchmarks.md
 	@$(VENV)/bin/reki bench extract
 	@$(VENV)/bin/reki bench cluster
 	@$(VENV)/bin/reki bench train
 	@$(VENV)/bin/reki bench accuracy
 	@$(VENV)/bin/reki bench serve
 	@$(VENV)/bin/python docs/render_benchmarks.py
+
+reference: setup  ## The generated pages of docs/reference
+	@for page in cli config http metrics workspace; do $(VENV)/bin/python docs/render_$$page.py || exit 1; done
 
 docs: setup  ## The documentation as a site in build/site
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -6,7 +6,7 @@
         --candidate lines=extract.sampling.constrain=true,prompts.few_shot=true
 
 A candidate is a name and the keys in which it differs from the configuration. Writes
-benchmarks/out/llm_choice.json; docs/llm-choice.md says what was found.
+benchmarks/out/llm_choice.json; docs/results/llm-choice.md says what was found.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ from deployments.schemas import (
 )
 from reki_ray import __version__
 
-BEARER: Final = [Security(HTTPBearer(auto_error=False, description="See docs/security.md."))]
-
+BEARER: Final = [
+    Security(HTTPBearer(auto_error=False, description="See docs/explanation/security.md."))
+]
 """Tells of the token at /openapi.json; `AccessGuard` asks for it."""
 
 
@@ -288,7 +289,7 @@ class FusedGateway(HttpReplica):
     Args:
         access: Where versions are.
         settings: Limits.
-        max_batch_size: Most requests a forward.
+        max_batch_size: Most requests per forward pass.
         recent: Opens recent interactions; None leaves them out.
         extend: Makes what the graph has beyond versions; called once, in the replica.
 

@@ -56,14 +56,14 @@ _HISTORY = (
 VariantName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _VARIANT = (
     "Variant of the running experiment in place of the user's own, to compare them; such an answer "
-    "is no exposure."
+    "is not an exposure."
 )
 
 
 StoreVersionName = Annotated[str, StringConstraints(pattern=r"^v[1-9][0-9]{0,9}$")]
 _STORE_VERSION = (
     "Version to answer from in place of the user's own, one of those that /v1/versions lists; such "
-    "an answer is no exposure."
+    "an answer is not an exposure."
 )
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from benchmarks/out/*.json."""
+"""Writes docs/results/benchmarks.md from benchmarks/out/*.json."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parents[1] / "benchmarks" / "out"
-TARGET = Path(__file__).with_name("benchmarks.md")
+TARGET = Path(__file__).with_name("results") / "benchmarks.md"
 HEADER = """# Benchmarks
 
-`make bench` measures and writes this page with `python docs/render_benchmarks.py`. Values are
-medians, the span is the smallest and the largest run. What each figure means is told at the top of
-`benchmarks/<name>.py`.
+`make bench` runs the benchmarks and writes this page with `python docs/render_benchmarks.py`. Each
+value is a median; the span is the smallest and the largest run. The docstring of
+`benchmarks/<name>.py` defines the figures of a section.
 """
 
 
 def render(results: dict[str, dict[str, Any]]) -> str:
-    """The page as Markdown, one section a benchmark.
+    """Return the page as Markdown, with one section per benchmark.
 
     Args:
-        results: Content of each benchmark's file, by name.
+        results: The content of each benchmark's file, by name.
     """
     return HEADER + "".join(_section(name, content) for name, content in sorted(results.items()))
 

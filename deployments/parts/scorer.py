@@ -108,7 +108,7 @@ class Scorer:
 
     Args:
         access: Where versions are.
-        max_batch_size: Most requests a forward.
+        max_batch_size: Most requests per forward pass.
 
     Raises:
         StoreError: Neither CURRENT nor an older version opens.

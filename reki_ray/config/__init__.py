@@ -205,5 +205,5 @@ def load_config(
         raise ConfigError(
             describe_problems(error, RekiConfig),
             where=str(path),
-            todo="Correct these keys; docs/configuration.md lists all of them.",
+            todo="Correct these keys; docs/reference/config.md lists all of them.",
         ) from error

@@ -35,7 +35,7 @@ class EdgeConfig(Section):
         "/v1/admin needs its token all the same.",
     )
     rate_per_second: float | None = Field(
-        200.0, gt=0, description="Requests a second of one client on one replica; null: no limit."
+        200.0, gt=0, description="Requests per second of one client on one replica; null: no limit."
     )
     rate_burst: int = Field(
         1000, ge=1, description="Requests that a client may send at once after a rest."
@@ -52,7 +52,7 @@ class EdgeConfig(Section):
     max_url_bytes: int = Field(8_192, ge=256, description="Path and query together, bytes.")
     body_seconds: float = Field(10.0, gt=0, description="Time in which a body has to arrive.")
     request_logs: bool = Field(
-        True, description="One JSON line a request; without ids of users and items."
+        True, description="One JSON line per request, without ids of users and items."
     )
     otlp_endpoint: SecretStr | None = Field(
         None,

@@ -28,7 +28,7 @@ class EncodeConfig(Section):
     revision: str = Field(
         "main",
         description="Revision of a Hugging Face id; name a commit, as main may move. A local "
-        "folder is told apart by its content.",
+        "folder is identified by its content.",
     )
     window: int | None = Field(
         None,
@@ -41,7 +41,7 @@ class EncodeConfig(Section):
     )
     by_factor: bool = Field(
         False,
-        description="One representation a factor where answers are kept by factor (prompts.form "
+        description="One representation per factor where answers are kept by factor (prompts.form "
         "json, or imported so): the model weighs them by learned gates. false: one of the whole "
         "answer.",
     )
@@ -57,7 +57,7 @@ class EncodeConfig(Section):
         "tensor_parallel_size, pooler_config, ...",
     )
     batch_size: int = Field(
-        64, ge=1, description="Windows a forward pass.", json_schema_extra=OPERATIONAL
+        64, ge=1, description="Windows per forward pass.", json_schema_extra=OPERATIONAL
     )
     unit_rows: int = Field(
         512,

@@ -184,9 +184,9 @@ class PriceConfig(Section):
 class SpeedConfig(Section):
     """What one engine replica does, for estimates before any call."""
 
-    tokens_per_second: float = Field(1000.0, gt=0, description="Tokens generated a second.")
+    tokens_per_second: float = Field(1000.0, gt=0, description="Tokens generated per second.")
     prefill_tokens_per_second: float = Field(
-        10_000.0, gt=0, description="Prompt tokens read a second, cached ones not counted."
+        10_000.0, gt=0, description="Prompt tokens read per second, cached ones not counted."
     )
 
 
@@ -214,7 +214,7 @@ class ExtractConfig(Section):
 
     mode: Literal["collective", "individual", "blend"] = Field(
         "collective",
-        description="One prompt a cluster (REKI-C), one an id (REKI-I), or both, blended by how "
+        description="One prompt per cluster (REKI-C), one per id (REKI-I), or both, blended by how "
         "active an id is.",
     )
     min_interactions: int = Field(
@@ -228,7 +228,7 @@ class ExtractConfig(Section):
     )
     sampling: SamplingConfig = SamplingConfig()
     batch_size: int = Field(
-        32, ge=1, description="Prompts a call of the engine.", json_schema_extra=OPERATIONAL
+        32, ge=1, description="Prompts per call of the engine.", json_schema_extra=OPERATIONAL
     )
     unit_rows: int = Field(
         64,

@@ -49,7 +49,7 @@ class HeinConfig(Section):
         "item towards the embedding of its id; 0: none.",
     )
     shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
-    dedicated_experts: int = Field(6, ge=1, description="Experts of one side, each.")
+    dedicated_experts: int = Field(6, ge=1, description="Experts of each side.")
     hidden: int = Field(128, ge=1, description="Hidden width of an expert.")
     output: int = Field(32, ge=1, description="Length q of an augmented vector.")
 

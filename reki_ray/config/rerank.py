@@ -55,7 +55,7 @@ class RerankConfig(Section):
         0, ge=0, description="Of sampled negatives and of ties in the initial order, for all runs."
     )
     network: RerankNetworkConfig = RerankNetworkConfig()
-    batch_size: int = Field(128, ge=1, description="Lists a step, over all workers.")
+    batch_size: int = Field(128, ge=1, description="Lists per step, over all workers.")
     epochs: int = Field(50, ge=1, description="Largest number of passes over the training lists.")
     patience: int = Field(
         3, ge=1, description="Epochs without a better validation NDCG after which training stops."

@@ -32,7 +32,7 @@ class RetrievalConfig(Section):
         "second on one core.",
     )
     batch_size: int = Field(
-        1024, ge=2, description="Samples a step; each has the items of the others for negatives."
+        1024, ge=2, description="Samples per step; each has the items of the others as negatives."
     )
     learning_rate: float = Field(1e-2, gt=0, description="Peak rate of Adam.")
     id_dropout: float = Field(

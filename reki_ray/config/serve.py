@@ -76,12 +76,12 @@ class GraphSettings(RequestLimits):
         None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
     )
     target_ongoing_requests: float = Field(
-        8.0, gt=0, description="Requests in work a replica that autoscaling aims at."
+        8.0, gt=0, description="Requests in progress per replica that autoscaling aims at."
     )
     max_queued_requests: int = Field(
         64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
     )
-    max_batch_size: int = Field(16, ge=1, description="Most requests a forward.")
+    max_batch_size: int = Field(16, ge=1, description="Most requests per forward pass.")
     node_resource: str | None = Field(
         None,
         min_length=1,
@@ -114,7 +114,7 @@ class PublishConfig(Section):
         description="Arm to publish beside it, not promoted, for the comparison that the "
         "service's page shows, as fair_base; null: none.",
     )
-    history: int = Field(50, ge=1, description="Latest interactions kept a user for the scorer.")
+    history: int = Field(50, ge=1, description="Latest interactions kept per user for the scorer.")
     dtype: Literal["float32", "float16"] = Field(
         "float32", description="Stored type of vectors; float16 halves the files."
     )
@@ -142,7 +142,7 @@ class AdapterSettings(Section):
     url: str = Field("", description="Folder of lmdb, or URL of redis, as redis://host:6379/0.")
     password: SecretStr | None = Field(
         None,
-        description="Password of redis, also where it stands in url; shown nowhere. Null takes "
+        description="Password of redis, also if it is in url; shown nowhere. Null takes "
         "the variable password_env.",
     )
     url_secrets: dict[str, SecretStr] = Field(
@@ -261,7 +261,7 @@ class ServeConfig(GraphSettings):
         8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 takes a free one."
     )
     edge: EdgeConfig = EdgeConfig()
-    measure_candidates: int = Field(100, ge=1, description="Candidates a measured request.")
+    measure_candidates: int = Field(100, ge=1, description="Candidates per measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")
 
     @model_validator(mode="after")

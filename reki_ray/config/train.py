@@ -79,7 +79,7 @@ class TrainConfig(Section):
         description="Rerankers, each trained with every arm on lists of candidates: "
         f"{', '.join(RERANKERS)}, or a class of yours as package.module:Name; none by default.",
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run a seed and arm.")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run per seed and arm.")
     tuned: dict[Backbone, dict[str, Any]] = Field(
         {},
         description="Keys of this section that one backbone has of its own, as {din: {history: "
@@ -97,7 +97,7 @@ class TrainConfig(Section):
         description="Attributes that are numbers, as {price: 20}, and into how many quantile "
         "buckets of the training data they go; all others are categories.",
     )
-    batch_size: int = Field(1024, ge=1, description="Samples a step, over all workers.")
+    batch_size: int = Field(1024, ge=1, description="Samples per step, over all workers.")
     epochs: int = Field(10, ge=1, description="Largest number of passes over the training samples.")
     patience: int = Field(
         2, ge=1, description="Epochs without a better validation AUC after which training stops."
@@ -157,7 +157,7 @@ class TrainConfig(Section):
     mlflow: str | None = Field(
         None,
         min_length=1,
-        description="Tracking URI of an MLflow server, or sqlite:///FILE, that is told of every "
+        description="Tracking URI of an MLflow server, or sqlite:///FILE, that logs every "
         "trained run; null: none.",
         json_schema_extra=OPERATIONAL,
     )

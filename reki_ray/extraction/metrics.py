@@ -20,14 +20,14 @@ _GAUGES = {
     "cached_share": ("cached_share", "Cached tokens by prompt tokens."),
     "tokens_per_second_now": (
         "tokens_per_second",
-        "Generated tokens a second in the last minute.",
+        "Generated tokens per second in the last minute.",
     ),
     "replicas": ("replicas", "Engine replicas that are paid for."),
     "seconds_left": ("seconds_left", "Time until the end, seconds."),
 }
 _MONEY = {
     "cost": ("cost", "Money spent so far."),
-    "expected_cost": ("expected_cost", "Money spent at the end, as far as can be told."),
+    "expected_cost": ("expected_cost", "Money spent at the end, as far as known."),
 }
 
 
@@ -95,7 +95,7 @@ class _FiguresCollector(Collector):
         yield tokens
         yield CounterMetricFamily(
             "reki_extract_asked_again",
-            "Prompts that were asked once more, since their first answer was no knowledge.",
+            "Prompts that were asked once more, since their first answer was not knowledge.",
             value=found.asked_again,
         )
         quarantined = CounterMetricFamily(

@@ -30,7 +30,7 @@ class Snapshot(BaseModel):
         dead: Those that have a reason why not.
         cache_hits: Prompts of the plan that an earlier run had answered, not among `prompts`.
         calls: Calls of the model; more than prompts where some were asked once more.
-        asked_again: Prompts that were asked once more, since their first answer was no knowledge.
+        asked_again: Prompts that were asked once more, since their first answer was not knowledge.
         quarantined: Prompts without an answer, by problem.
         prompt_tokens: Tokens of prompts.
         cached_tokens: Those of them that came from the prefix cache.

@@ -73,7 +73,7 @@ def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
 
     Args:
         workspace: Holds the tables of stages ingest and, for collective knowledge, cluster.
-        mode: One prompt a cluster (REKI-C), one an id (REKI-I), or both.
+        mode: One prompt per cluster (REKI-C), one per id (REKI-I), or both.
 
     Raises:
         DataError: A table is missing or damaged.

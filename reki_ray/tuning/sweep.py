@@ -173,7 +173,7 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
             raise ConfigError(
                 f"there is no setting {key!r}; the nearest is {nearest(key, leaves(RekiConfig))!r}",
                 where="--vary",
-                todo="docs/configuration.md lists all settings.",
+                todo="docs/reference/config.md lists all settings.",
             )
         inner[name] = value
     slug = re.sub(r"[^A-Za-z0-9._=-]+", "-", "_".join(f"{k}={v}" for k, v in changes.items()))

@@ -27,7 +27,7 @@ from tests.support.page_checks import WIDTHS, assert_whole, assert_words
 from tests.support.report_workspace import arm, control
 
 ROOT: Final = Path(__file__).parents[2]
-DOCUMENTS: Final = [*sorted((ROOT / "docs").glob("*.md")), *ROOT.glob("*.md")]
+DOCUMENTS: Final = [*sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("*.md")]
 BACKBONES: Final = ("din", "dien", "dcnv1", "dcnv2", "deepfm", "xdeepfm", "autoint", "fibinet")
 ARMS: Final = ("base", "fair_base", "title_text", "history_text", "reki_c", "reki_c_shuffled")
 
@@ -124,7 +124,7 @@ def test_the_plot_of_a_sweep_is_whole(open_page: Callable[..., Page], tmp_path: 
     assert not re.search(r"None|\bnan\b", shown)
 
 
-@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_the_documentation_is_whole(
     open_page: Callable[..., Page], file: Path, tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_the_documentation_is_whole(
         assert page.locator("p", has_text=re.compile(r"^\|.*\|")).count() == 0, "a broken table"
 
 
-@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
 def test_every_row_of_a_table_has_the_cells_of_its_heading(file: Path) -> None:
     bars = None
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):

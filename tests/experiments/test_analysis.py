@@ -299,7 +299,7 @@ def test_a_confidence_sequence_is_the_boundary_of_its_mixture() -> None:
 
 
 def test_what_looking_always_costs_in_width() -> None:
-    """As docs/events.md says, by the standard error of the lift."""
+    """As docs/explanation/events.md says, by the standard error of the lift."""
     costs = {
         share: half_width(share**2, EFFECT, 0.95) / (norm.ppf(0.975) * share)
         for share in (0.005, 0.01, 0.02, 0.05, 0.1)
