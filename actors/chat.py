@@ -13,15 +13,15 @@ from typing import Any
 import pyarrow as pa
 from pydantic import SecretStr
 
-from actors.spending_guard import LEASE_SECONDS, Refusal
+from actors.spending_guard import LEASE_SECONDS, BudgetRefusal
 from reki_ray.config import OpenAiEngine, PriceConfig, SamplingConfig
 from reki_ray.core.background import BackgroundTask
 from reki_ray.errors import EngineError
-from reki_ray.llm.completion import Wording
+from reki_ray.llm.completion import RequestBuilder
 from reki_ray.llm.openai_client import Endpoint, RefusedError
 from reki_ray.llm.outcome import Outcome, answer_table
-from reki_ray.llm.reservation import Purse, Reserved, Unlimited, guarded
-from reki_ray.prompts.template import Frame, Reply, Verdict
+from reki_ray.llm.reservation import BudgetReservation, Reservation, UnlimitedReservation, guarded
+from reki_ray.prompts.template import ParsedReply, PromptTemplate, Reply
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
 _PULSE_SECONDS = LEASE_SECONDS / 4
@@ -35,7 +35,7 @@ class ChatJob:
         config: Endpoint, model, limits.
         sampling: Sampling of the answers.
         prices: Prices of tokens.
-        frame: What all prompts share.
+        template: What all prompts share.
         key: The API key; None sends none. Its own type keeps it out of every text.
         guard: Handle of the `SpendingGuard` actor; None without a budget.
     """
@@ -43,7 +43,7 @@ class ChatJob:
     config: OpenAiEngine
     sampling: SamplingConfig
     prices: PriceConfig
-    frame: Frame
+    template: PromptTemplate
     key: SecretStr | None
     guard: Any | None
 
@@ -57,10 +57,10 @@ class ChatActor:
 
     def __init__(self, job: ChatJob) -> None:
         self._config = job.config
-        self._frame = job.frame
+        self._template = job.template
         self._guard = job.guard
         self._currency = job.prices.currency
-        wording = Wording(job.config, job.sampling, job.frame)
+        wording = RequestBuilder(job.config, job.sampling, job.template)
         self._endpoint = Endpoint(job.config, wording, job.prices, job.key)
         # Several work units are on their way at a time, and share the slots.
         self._slots = asyncio.Semaphore(job.config.max_in_flight)
@@ -78,32 +78,36 @@ class ChatActor:
         rows: list[tuple[SubjectKind, str]] = list(
             zip(questions[SUBJECT_KIND].to_pylist(), questions[BODY].to_pylist(), strict=True)
         )
-        costs = [self._endpoint.most_cost(self._frame.messages(*row)) for row in rows]
-        async with self._purse([cost for cost in costs if self._fits(cost)]) as purse:
+        costs = [self._endpoint.most_cost(self._template.messages(*row)) for row in rows]
+        async with self._purse([cost for cost in costs if self._fits(cost)]) as reservation:
             outcomes = await _all(
-                self._outcome(kind, body, purse)
+                self._outcome(kind, body, reservation)
                 if self._fits(cost)
                 else _settled(Outcome(None, "the prompt alone may cost more than the whole budget"))
                 for (kind, body), cost in zip(rows, costs, strict=True)
             )
         return answer_table(questions, outcomes)
 
-    async def _outcome(self, kind: SubjectKind, body: str, purse: Purse) -> Outcome:
+    async def _outcome(self, kind: SubjectKind, body: str, reservation: Reservation) -> Outcome:
         """Ask one question, and once more where the answer can be repaired."""
         replies: list[Reply] = []
-        first: Verdict | None = None
+        first: ParsedReply | None = None
         async with self._slots:
             asked_at = time.time()
             deadline = asyncio.get_running_loop().time() + self._config.max_retry_seconds
             try:
-                messages = self._frame.messages(kind, body)
-                replies.append(await self._endpoint.ask(messages, deadline, purse, reserved=True))
-                first, second = self._frame.judge(kind, body, replies[0]), None
+                messages = self._template.messages(kind, body)
+                replies.append(
+                    await self._endpoint.ask(messages, deadline, reservation, reserved=True)
+                )
+                first, second = self._template.parse_reply(kind, body, replies[0]), None
                 if first.repair is not None:
                     replies.append(
-                        await self._endpoint.ask(first.repair, deadline, purse, reserved=False)
+                        await self._endpoint.ask(
+                            first.repair, deadline, reservation, reserved=False
+                        )
                     )
-                    second = self._frame.judge(kind, body, replies[1], repaired=True)
+                    second = self._template.parse_reply(kind, body, replies[1], repaired=True)
             except RefusedError as refused:
                 said = (*replies, refused.reply) if refused.reply else tuple(replies)
                 if first is None:
@@ -117,28 +121,28 @@ class ChatActor:
         return self._config.budget is None or cost <= self._config.budget
 
     @contextlib.asynccontextmanager
-    async def _purse(self, costs: Sequence[float]) -> AsyncIterator[Purse]:
+    async def _purse(self, costs: Sequence[float]) -> AsyncIterator[Reservation]:
         if self._guard is None:
-            yield Unlimited()
+            yield UnlimitedReservation()
             return
         if self._pulse is None:
             self._pulse = BackgroundTask("spending-pulse", self._live, _PULSE_SECONDS)
             self._pulse.start()
         ticket = await guarded(self._guard.reserve.remote(self._name, sum(costs)))
-        if isinstance(ticket, Refusal):
+        if isinstance(ticket, BudgetRefusal):
             raise self._spent(ticket, costs)
-        purse = Reserved(self._guard, ticket)
+        reservation = BudgetReservation(self._guard, ticket)
         try:
-            yield purse
+            yield reservation
         finally:
-            await purse.settle()
+            await reservation.settle()
 
     async def _live(self) -> None:
         """Tell the guard that this replica is alive."""
         assert self._guard is not None
         await self._guard.alive.remote(self._name)
 
-    def _spent(self, refusal: Refusal, costs: Sequence[float]) -> EngineError:
+    def _spent(self, refusal: BudgetRefusal, costs: Sequence[float]) -> EngineError:
         assert self._config.budget is not None
         currency = self._currency
         return EngineError(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from reki_ray.config import EncodeConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import Encoder, EncoderIdentity, build_encoder
-from reki_ray.encoding.vector_cache import DIGEST, TEXT_HASH, VectorLedger
+from reki_ray.encoding.vector_cache import DIGEST, TEXT_HASH, VectorCache
 from reki_ray.errors import RekiError
 from reki_ray.schema import TEXT
 
@@ -43,7 +43,7 @@ class EncodingActor:
             # Raised by the first call: Ray starts an actor again and again whose start fails.
             self._encoder = error
         self._workspace = Workspace(location)
-        self._ledger = VectorLedger(self._workspace, identity)
+        self._ledger = VectorCache(self._workspace, identity)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Encode and keep units; rows (name, path, row_group, rows) to rows (name)."""

@@ -13,7 +13,7 @@ LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Refusal:
+class BudgetRefusal:
     """Nothing can be reserved: the budget would not last even if all that is held came back.
 
     Attributes:
@@ -59,7 +59,7 @@ class SpendingGuard:
         self._tickets = itertools.count()
         self._changed = asyncio.Condition()
 
-    async def reserve(self, owner: str, amount: float) -> int | Refusal:
+    async def reserve(self, owner: str, amount: float) -> int | BudgetRefusal:
         """Set money aside; waits while others may still give some back.
 
         Args:
@@ -77,7 +77,7 @@ class SpendingGuard:
                     self._holds[ticket] = _Hold(owner, amount)
                     return ticket
                 if self._spent + amount > self._budget:
-                    return Refusal(self._spent)
+                    return BudgetRefusal(self._spent)
                 await self._change()
 
     async def extend(self, ticket: int, amount: float) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reki_ray.clustering.streakhc.durable import Assigned, DurableStream
+from reki_ray.clustering.streakhc.durable import DurableStream, StreamAssignment
 from reki_ray.config import StreaKhcConfig
 
 NAME = "reki-streaming-clusterer"
@@ -42,7 +42,7 @@ class StreamingClusterer:
             self._stream.snapshot()
         return number
 
-    def assign(self, vectors: np.ndarray) -> Assigned:
+    def assign(self, vectors: np.ndarray) -> StreamAssignment:
         """Clusters of points (N, d) in the last cut."""
         return self._stream.assign(vectors)
 

@@ -40,8 +40,8 @@ def direct(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
     from reki_ray.extraction.engines import build_engine
     from reki_ray.extraction.planner import prompting
 
-    frame = prompting(loaded, workspace).renderer.frame
-    engine: Any = build_engine(loaded.extract, frame)
+    template = prompting(loaded, workspace).renderer.template
+    engine: Any = build_engine(loaded.extract, template)
     setting = engine.setting(loaded.extract.engine.cpu_threads)  # type: ignore[union-attr]
     if os.environ.get("REKI_BENCH_DIRECT") is None:  # libraries are preloaded at the start alone
         os.environ.update(setting.environment, REKI_BENCH_DIRECT="1")
@@ -51,7 +51,7 @@ def direct(loaded: RekiConfig, workspace: Workspace) -> dict[str, Any]:
 
     model = LLM(model=setting.source, **setting.engine_kwargs)
     rows = questions(workspace).to_pylist()
-    prompts = [setting.chat.text(frame.messages(r["subject_kind"], r["body"])) for r in rows]
+    prompts = [setting.chat.text(template.messages(r["subject_kind"], r["body"])) for r in rows]
     started = time.monotonic()
     outputs = model.generate(prompts, SamplingParams(**setting.sampling), use_tqdm=False)
     seconds = time.monotonic() - started

@@ -142,7 +142,7 @@ def ask(config: RekiConfig) -> dict[str, Any]:
     import ray.data  # after the environment that it reads
 
     workspace = Workspace(config.root)
-    frame = prompting(config, workspace).renderer.frame
+    template = prompting(config, workspace).renderer.template
     prompts = prompts_of(config, workspace)
     questions = pa.table(
         {
@@ -155,10 +155,10 @@ def ask(config: RekiConfig) -> dict[str, Any]:
     step = config.extract.unit_rows
     blocks = [questions.slice(start, step) for start in range(0, questions.num_rows, step)]
     started = time.monotonic()
-    rows = build_engine(config.extract, frame).answer(ray.data.from_arrow(blocks)).take_all()
+    rows = build_engine(config.extract, template).answer(ray.data.from_arrow(blocks)).take_all()
     texts = ["\n".join(text for _, text in row[TEXTS]) for row in rows if row[TEXTS]]
     return {
-        **measure(rows, frame.factors),
+        **measure(rows, template.factors),
         "seconds": round(time.monotonic() - started, 1),
         "reasons": Counter(row[REASON] for row in rows if row[REASON]).most_common(3),
         "samples": texts[:: max(1, len(texts) // 4)],

@@ -16,8 +16,13 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.bulkhead import Bulkhead
 from deployments.flows.deadline import Hooks
-from deployments.flows.graph_client import Backend, HandleBackend, LocalBackend
-from deployments.flows.version_router import Experiment, Exposed, Served, no_experiment
+from deployments.flows.graph_client import GraphClient, HandleClient, LocalClient
+from deployments.flows.version_router import (
+    Exposed,
+    RunningExperiment,
+    VersionRouter,
+    no_experiment,
+)
 from deployments.http.admin import Admin
 from deployments.http.api import Api, Append, GatewaySettings
 from deployments.http.json_route import JsonRoute
@@ -81,7 +86,7 @@ class Extensions:
     """
 
     append: Append | None = None
-    experiment: Callable[[], Experiment | None] = no_experiment
+    experiment: Callable[[], RunningExperiment | None] = no_experiment
     exposures: Exposures | None = None
 
 
@@ -96,7 +101,7 @@ def no_extensions(access: StoreAccess, replica: str) -> Extensions:
 
 
 def build_api(
-    backend: Backend,
+    backend: GraphClient,
     access: StoreAccess,
     settings: GatewaySettings,
     metrics: GatewayMetrics,
@@ -126,7 +131,7 @@ def build_api(
         refused=lambda _: metrics.version_refused(),
         serving=metrics.serving,
     )
-    served = Served(access, backend.prepare, extensions.experiment, hooks)
+    served = VersionRouter(access, backend.prepare, extensions.experiment, hooks)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -225,7 +230,7 @@ class HttpReplica:
     """
 
     def __init__(
-        self, backend: Backend, access: StoreAccess, settings: GatewaySettings, extend: Extend
+        self, backend: GraphClient, access: StoreAccess, settings: GatewaySettings, extend: Extend
     ) -> None:
         self._backend = backend
         self._access = access
@@ -278,7 +283,7 @@ class Gateway(HttpReplica):
         reranker: DeploymentHandle[Any] | None = None,
         extend: Extend = no_extensions,
     ) -> None:
-        backend = HandleBackend(lookup, scorer, retriever, reranker)
+        backend = HandleClient(lookup, scorer, retriever, reranker)
         super().__init__(backend, access, settings, extend)
 
 
@@ -305,7 +310,7 @@ class FusedGateway(HttpReplica):
         recent: OpenRecent | None = None,
         extend: Extend = no_extensions,
     ) -> None:
-        backend = LocalBackend(
+        backend = LocalClient(
             Lookup(access, recent),
             Scorer(access, max_batch_size),
             Retriever(access),

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from deployments.flows.graph_client import GraphClient
 from deployments.gateway import build_api
-
-from deployments.flows.graph_client import Backend
 from deployments.http.api import GatewaySettings
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts.version_cache import StoreAccess
@@ -69,7 +68,7 @@ def _openapi() -> dict[str, Any]:
     # Describing the interface calls nothing behind it, so the graph is left out.
     with tempfile.TemporaryDirectory() as folder:
         app = build_api(
-            cast("Backend", _NoBackend()),
+            cast("GraphClient", _NoBackend()),
             StoreAccess(publish_root=folder),
             GatewaySettings(edge=EdgeSettings(allow_anonymous=True)),
             GatewayMetrics("replica"),

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.middleware.metrics import CALLERS, HOPS, LACKS, GatewayMetrics
 from reki_ray.extraction.metrics import _FiguresCollector
-from reki_ray.extraction.run_stats import Figures, Snapshot
+from reki_ray.extraction.run_stats import RunStats, Snapshot
 from reki_ray.schema import Source
 
 TARGET = Path(__file__).with_name("reference") / "metrics.md"
@@ -87,7 +87,7 @@ def _extraction() -> str:
     known = Snapshot(
         quarantined={"blank": 1}, cached_share=0.5, expected_cost=1.0, seconds_left=1.0
     )
-    figures = cast("Figures", SimpleNamespace(snapshot=known.model_dump))
+    figures = cast("RunStats", SimpleNamespace(snapshot=known.model_dump))
     registry = CollectorRegistry()
     registry.register(_FiguresCollector(figures))
     return generate_latest(registry).decode()

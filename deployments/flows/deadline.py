@@ -100,7 +100,7 @@ class RetryThrottle:
         self._tokens[hop] = max(self._tokens[hop] - 1, 0.0)
 
 
-class Budget:
+class Deadline:
     """The time of one request.
 
     Args:

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.errors import ApiError
 from deployments.flows.deadline import GONE
 from deployments.parts.lookup import Lookup
-from deployments.parts.records import Behind, Sample, Scores, UserRecord
+from deployments.parts.records import Behind, SampledIds, Scores, UserRecord
 from reki_ray.core.ray_cluster import cause_of
 from reki_ray.schema import Side
 
@@ -53,7 +53,7 @@ class ScorerLike(Protocol):
         """Load a version."""
 
 
-class Backend(Protocol):
+class GraphClient(Protocol):
     """The rest of the graph. Every call names the version to answer from."""
 
     retrieves: bool
@@ -67,10 +67,10 @@ class Backend(Protocol):
     def titles(self, item_ids: Sequence[str], version: int) -> Awaitable[list[str | None]]:
         """Ask the lookup for titles."""
 
-    def behind(self, side: Side, subject_id: str, version: int) -> Awaitable[Behind | None]:
+    def explain(self, side: Side, subject_id: str, version: int) -> Awaitable[Behind | None]:
         """Ask the lookup what stands behind a vector."""
 
-    def sample(self, users: int, items: int, version: int) -> Awaitable[Sample]:
+    def sample(self, users: int, items: int, version: int) -> Awaitable[SampledIds]:
         """Ask the lookup for some ids."""
 
     def candidates(
@@ -94,7 +94,7 @@ class Backend(Protocol):
         """
 
 
-class HandleBackend:
+class HandleClient:
     """The rest of the graph behind Serve's handles.
 
     Args:
@@ -117,49 +117,49 @@ class HandleBackend:
         # Bound once: `handle.method` makes a new handle each time.
         self._user = lookup.user
         self._titles = lookup.titles
-        self._behind = lookup.behind
+        self._behind = lookup.explain
         self._sample = lookup.sample
         self._score = scorer.score
         self._candidates = None if retriever is None else retriever.candidates
         self._rerank = None if reranker is None else reranker.rerank
 
     def user(self, user_id: str, version: int) -> Awaitable[UserRecord]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         return self._user.remote(user_id, version)
 
     def titles(self, item_ids: Sequence[str], version: int) -> Awaitable[list[str | None]]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         return self._titles.remote(item_ids, version)
 
-    def behind(self, side: Side, subject_id: str, version: int) -> Awaitable[Behind | None]:
-        """See `Backend`."""
+    def explain(self, side: Side, subject_id: str, version: int) -> Awaitable[Behind | None]:
+        """See `GraphClient`."""
         return self._behind.remote(side, subject_id, version)
 
-    def sample(self, users: int, items: int, version: int) -> Awaitable[Sample]:
-        """See `Backend`."""
+    def sample(self, users: int, items: int, version: int) -> Awaitable[SampledIds]:
+        """See `GraphClient`."""
         return self._sample.remote(users, items, version)
 
     def candidates(
         self, user: UserRecord, k: int, exclude: Sequence[str], version: int
     ) -> Awaitable[list[str]]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         if self._candidates is None:
             raise no_retrieval()
         return self._candidates.remote(user, k, exclude, version)
 
     def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Awaitable[Scores]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         return self._score.remote(user, candidates, version)
 
     def rerank(
         self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int
     ) -> Awaitable[list[int]]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         assert self._rerank is not None
         return self._rerank.remote(user, item_ids, scores, version)
 
     async def prepare(self, version: int) -> None:
-        """See `Backend`."""
+        """See `GraphClient`."""
         await asyncio.gather(*(self._prepare(part, version) for part in self._all))
 
     async def _prepare(self, part: DeploymentHandle[Any], version: int) -> None:
@@ -175,7 +175,7 @@ class HandleBackend:
             raise cause_of(error) or error
 
 
-class LocalBackend:
+class LocalClient:
     """The rest of the graph as objects of this process: no hop.
 
     Args:
@@ -199,14 +199,14 @@ class LocalBackend:
         self._reranker = reranker
         self.user = lookup.user
         self.titles = lookup.titles
-        self.behind = lookup.behind
+        self.explain = lookup.explain
         self.sample = lookup.sample
         self.score = scorer.score
 
     def candidates(
         self, user: UserRecord, k: int, exclude: Sequence[str], version: int
     ) -> Awaitable[list[str]]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         if self._retriever is None:
             raise no_retrieval()
         return self._retriever.candidates(user, k, exclude, version)
@@ -214,12 +214,12 @@ class LocalBackend:
     def rerank(
         self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int
     ) -> Awaitable[list[int]]:
-        """See `Backend`."""
+        """See `GraphClient`."""
         assert self._reranker is not None
         return self._reranker.rerank(user, item_ids, scores, version)
 
     async def prepare(self, version: int) -> None:
-        """See `Backend`."""
+        """See `GraphClient`."""
         async with asyncio.timeout(PREPARE_SECONDS):
             for part in self._all:
                 await part.prepare(version)

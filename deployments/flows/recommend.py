@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from deployments.flows.deadline import Budget, Hooks, HopError, RetryThrottle, refusal
-from deployments.flows.graph_client import Backend
+from deployments.flows.deadline import Deadline, Hooks, HopError, RetryThrottle, refusal
+from deployments.flows.graph_client import GraphClient
 from deployments.flows.score import find_user
 from deployments.parts.records import Scores, UserRecord
 from deployments.schemas import RecommendRequest
@@ -57,7 +57,7 @@ class RecommendFlow:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: GraphClient,
         budget_seconds: float,
         retrieved: int,
         hooks: Hooks | None = None,
@@ -75,7 +75,7 @@ class RecommendFlow:
             ApiError: 404 in a graph without retriever, 503 where retriever or scorer cannot be
                 reached, 504 where the budget is spent.
         """
-        budget = Budget(self._seconds, self._hooks, self._retries)
+        budget = Deadline(self._seconds, self._hooks, self._retries)
         user = await find_user(self._backend, budget, request.user_id, version, request.history)
         user = dataclasses.replace(user, user_id=request.user_id)
         found = await self._candidates(budget, user, request, version)
@@ -94,7 +94,7 @@ class RecommendFlow:
         )
 
     async def _candidates(
-        self, budget: Budget, user: UserRecord, request: RecommendRequest, version: int
+        self, budget: Deadline, user: UserRecord, request: RecommendRequest, version: int
     ) -> list[str]:
         count = max(self._retrieved, request.k)
         try:
@@ -110,7 +110,7 @@ class RecommendFlow:
         return [item for item in found if item not in left_out]
 
     async def _scores(
-        self, budget: Budget, user: UserRecord, items: Sequence[str], version: int
+        self, budget: Deadline, user: UserRecord, items: Sequence[str], version: int
     ) -> Scores:
         try:
             return await budget.call(
@@ -121,7 +121,7 @@ class RecommendFlow:
 
     async def _order(
         self,
-        budget: Budget,
+        budget: Deadline,
         user: UserRecord,
         items: Sequence[str],
         scores: Scores,
@@ -141,7 +141,7 @@ class RecommendFlow:
             return None
 
     async def _titles(
-        self, budget: Budget, items: Sequence[str], version: int
+        self, budget: Deadline, items: Sequence[str], version: int
     ) -> list[str | None] | None:
         if not items:
             return []

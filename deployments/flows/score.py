@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from deployments.flows.deadline import Budget, Hooks, HopError, RetryThrottle, refusal
-from deployments.flows.graph_client import Backend
+from deployments.flows.deadline import Deadline, Hooks, HopError, RetryThrottle, refusal
+from deployments.flows.graph_client import GraphClient
 from deployments.parts.records import Scores, UserRecord
 from deployments.schemas import HistoryItem
 from reki_ray.config.serve import LOOKUP_SHARE
@@ -26,7 +26,9 @@ class ScoringFlow:
         hooks: Told of repeated and refused calls.
     """
 
-    def __init__(self, backend: Backend, budget_seconds: float, hooks: Hooks | None = None) -> None:
+    def __init__(
+        self, backend: GraphClient, budget_seconds: float, hooks: Hooks | None = None
+    ) -> None:
         self._backend = backend
         self._seconds = budget_seconds
         self._hooks = hooks or Hooks()
@@ -50,7 +52,7 @@ class ScoringFlow:
         Raises:
             ApiError: 503 where no scorer can be reached, 504 where the budget is spent.
         """
-        budget = Budget(self._seconds, self._hooks, self._retries)
+        budget = Deadline(self._seconds, self._hooks, self._retries)
         user = await find_user(self._backend, budget, user_id, version, history)
         try:
             return await budget.call(
@@ -61,8 +63,8 @@ class ScoringFlow:
 
 
 async def find_user(
-    backend: Backend,
-    budget: Budget,
+    backend: GraphClient,
+    budget: Deadline,
     user_id: str,
     version: int,
     history: Sequence[HistoryItem] | None,

@@ -39,7 +39,7 @@ STALL_SECONDS: Final = 60.0
 logger = logging.getLogger(__name__)
 
 
-class Variant(Protocol):
+class RunningVariant(Protocol):
     """A part of an experiment: a name and the version that answers its users."""
 
     @property
@@ -51,7 +51,7 @@ class Variant(Protocol):
         """Number of its version."""
 
 
-class Experiment(Protocol):
+class RunningExperiment(Protocol):
     """Divides users among variants."""
 
     @property
@@ -59,14 +59,14 @@ class Experiment(Protocol):
         """Name in the logs."""
 
     @property
-    def variants(self) -> Sequence[Variant]:
+    def variants(self) -> Sequence[RunningVariant]:
         """All variants."""
 
-    def assign(self, user_id: str) -> Variant:
+    def assign(self, user_id: str) -> RunningVariant:
         """The variant of a user: always the same one."""
 
 
-class Assigned(NamedTuple):
+class Route(NamedTuple):
     """What answers a user: all of it read at one moment.
 
     Args:
@@ -94,7 +94,7 @@ Expose = Callable[[Exposed], None]
 """Notes an exposure; does not wait."""
 
 
-def no_experiment() -> Experiment | None:
+def no_experiment() -> RunningExperiment | None:
     """All users get the promoted version."""
     return None
 
@@ -154,7 +154,7 @@ class Openings:
         self._refused = {k: at for k, at in self._refused.items() if k in wanted}
 
 
-class Served:
+class VersionRouter:
     """The version of each user.
 
     Args:
@@ -168,7 +168,7 @@ class Served:
         self,
         versions: Versioning,
         prepare: Callable[[int], Awaitable[None]],
-        experiment: Callable[[], Experiment | None] = no_experiment,
+        experiment: Callable[[], RunningExperiment | None] = no_experiment,
         hooks: Hooks | None = None,
     ) -> None:
         self._versions = versions
@@ -176,7 +176,7 @@ class Served:
         self._hooks = hooks or Hooks()
         self._prepare = prepare
         self._number: int | None = None
-        self._experiment: Experiment | None = None
+        self._experiment: RunningExperiment | None = None
         self._turning, self._dividing = asyncio.Lock(), asyncio.Lock()
         self._looked = asyncio.Event()  # at the experiment, whatever came of it
         self._pair: tuple[int | None, int | None] = (None, None)  # served, and compared with it
@@ -210,7 +210,7 @@ class Served:
         return self._number
 
     @property
-    def variants(self) -> Sequence[Variant]:
+    def variants(self) -> Sequence[RunningVariant]:
         """Variants of the running experiment; none without one."""
         return () if self._experiment is None else self._experiment.variants
 
@@ -232,9 +232,7 @@ class Served:
             logger.warning("the arm of version %d cannot be read: %s", version, error)
             return None
 
-    def of(
-        self, user_id: str, named: str | None = None, store_version: str | None = None
-    ) -> Assigned:
+    def of(self, user_id: str, named: str | None = None, store_version: str | None = None) -> Route:
         """What answers a user.
 
         Args:
@@ -247,12 +245,12 @@ class Served:
                 the rest of the graph does not answer yet.
         """
         if store_version is not None:
-            return Assigned(None, self._open_one(store_version))
+            return Route(None, self._open_one(store_version))
         experiment = self._experiment
         if named is not None:
             for part in self.variants:
                 if part.name == named:
-                    return Assigned(part.name, part.version)
+                    return Route(part.name, part.version)
             raise ApiError(
                 422,
                 "unknown_variant",
@@ -260,9 +258,9 @@ class Served:
                 details={"variants": [part.name for part in self.variants]},
             )
         if experiment is None:
-            return Assigned(None, self.number)
+            return Route(None, self.number)
         variant = experiment.assign(user_id)
-        return Assigned(variant.name, variant.version, experiment.name)
+        return Route(variant.name, variant.version, experiment.name)
 
     def _open_one(self, store_version: str) -> int:
         """Number of a version, if it is kept open: others would have to be loaded for a request."""
@@ -371,7 +369,7 @@ class Served:
     def _is_served(self, number: int) -> bool:
         return number == self._number or any(number == part.version for part in self.variants)
 
-    def _require_room(self, number: int, experiment: Experiment | None) -> None:
+    def _require_room(self, number: int, experiment: RunningExperiment | None) -> None:
         """Refuse more versions than replicas keep: each request would open one anew."""
         parts = () if experiment is None else experiment.variants
         needed = len({number, *(part.version for part in parts)})

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from deployments.bulkhead import Bulkhead, FullError
 from deployments.errors import RETRY_LATER, ApiError
-from deployments.flows.version_router import Served
+from deployments.flows.version_router import VersionRouter
 from deployments.http.json_route import json_response
 from deployments.schemas import (
     AdminVersionsResponse,
@@ -60,7 +60,7 @@ class Admin:
         served: What this replica serves.
     """
 
-    def __init__(self, store: Pointer, served: Served) -> None:
+    def __init__(self, store: Pointer, served: VersionRouter) -> None:
         self._store = store
         self._served = served
         self._promotions = Bulkhead("promote", 1, MOVE_SECONDS)

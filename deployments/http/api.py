@@ -11,11 +11,11 @@ from pydantic import Field
 
 from deployments.bulkhead import Bound, Bulkhead
 from deployments.errors import RETRY_LATER, ApiError
-from deployments.flows.deadline import Budget, Hooks, HopError, RetryThrottle, unavailable
-from deployments.flows.graph_client import Backend, no_retrieval
+from deployments.flows.deadline import Deadline, Hooks, HopError, RetryThrottle, unavailable
+from deployments.flows.graph_client import GraphClient, no_retrieval
 from deployments.flows.recommend import RecommendFlow
 from deployments.flows.score import ScoringFlow
-from deployments.flows.version_router import Assigned, Expose, Exposed, Served
+from deployments.flows.version_router import Expose, Exposed, Route, VersionRouter
 from deployments.http.json_route import json_response
 from deployments.http.readiness import Readiness
 from deployments.middleware.metrics import CONTENT_TYPE, GatewayMetrics
@@ -83,8 +83,8 @@ class Api:
 
     def __init__(
         self,
-        backend: Backend,
-        served: Served,
+        backend: GraphClient,
+        served: VersionRouter,
         settings: GatewaySettings,
         metrics: GatewayMetrics,
         hooks: Hooks,
@@ -256,7 +256,7 @@ class Api:
         self,
         request: Request,
         body: ScoreRequest | RecommendRequest,
-        assigned: Assigned,
+        assigned: Route,
         found: Scores,
         shown: Sequence[str],
         *,
@@ -283,7 +283,7 @@ class Api:
         )
 
     async def _knowledge(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse:
-        found = await self._ask(lambda: self._backend.behind(side, subject_id, version))
+        found = await self._ask(lambda: self._backend.explain(side, subject_id, version))
         if found is None:
             raise ApiError(404, "unknown_id", f"The store knows no such id among its {side}.")
         return KnowledgeResponse.model_validate(
@@ -304,7 +304,7 @@ class Api:
             return await self._lookup(ask)
 
     async def _lookup(self, ask: Callable[[], Awaitable[T]]) -> T:
-        budget = Budget(self._settings.timeout_seconds, self._hooks, self._retries)
+        budget = Deadline(self._settings.timeout_seconds, self._hooks, self._retries)
         try:
             return await budget.call("lookup", ask)
         except HopError as failure:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
-from deployments.parts.records import NO_PROFILE, Behind, Lack, Sample, UserRecord
+from deployments.parts.records import NO_PROFILE, Behind, Lack, SampledIds, UserRecord
 from deployments.parts.vector_server import VectorServer
 from deployments.parts.version_cache import StoreAccess
 from reki_ray.errors import StoreError
@@ -73,7 +73,7 @@ class StoreReader:
         items = [self._version.catalogue.get(item_id) for item_id in item_ids]
         return [None if item is None else item.title for item in items]
 
-    def behind(self, side: Side, subject_id: str) -> Behind | None:
+    def explain(self, side: Side, subject_id: str) -> Behind | None:
         """What stands behind the vector of an id; None where the store does not know the id."""
         if side == "items":
             item = self._version.catalogue.get(subject_id)
@@ -98,9 +98,9 @@ class StoreReader:
             store_version=self._version.name,
         )
 
-    def sample(self, users: int, items: int) -> Sample:
+    def sample(self, users: int, items: int) -> SampledIds:
         """The first ids in the order of the store."""
-        return Sample(
+        return SampledIds(
             self._version.profiles.ids(users),
             [(item.item_id, item.title) for item in self._version.catalogue.first(items)],
             self._version.name,
@@ -147,14 +147,14 @@ class Lookup:
         """See `StoreReader.titles`."""
         return (await self._versions.get(version)).titles(item_ids)
 
-    async def behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
-        """See `StoreReader.behind`."""
+    async def explain(self, side: Side, subject_id: str, version: int) -> Behind | None:
+        """See `StoreReader.explain`."""
         reader = await self._versions.get(version)
         if not reader.waits:
-            return reader.behind(side, subject_id)
-        return await self._server.ask(lambda: reader.behind(side, subject_id))
+            return reader.explain(side, subject_id)
+        return await self._server.ask(lambda: reader.explain(side, subject_id))
 
-    async def sample(self, users: int, items: int, version: int) -> Sample:
+    async def sample(self, users: int, items: int, version: int) -> SampledIds:
         """See `StoreReader.sample`."""
         return (await self._versions.get(version)).sample(users, items)
 

@@ -79,7 +79,7 @@ class Behind:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampledIds:
     """Some ids of the store; items with their titles."""
 
     users: list[str]

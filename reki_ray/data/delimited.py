@@ -60,7 +60,7 @@ class _Record(NamedTuple):
     raw: str = ""
 
 
-class _Part(NamedTuple):
+class _FilePart(NamedTuple):
     """Rows of one file, their line numbers, and lines that are no rows."""
 
     rows: pa.Table
@@ -112,7 +112,7 @@ def read_header(path: Path, layout: TextFormat) -> list[str]:
         return _header(path, lines, layout, ())[0]
 
 
-def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _Part:
+def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _FilePart:
     batches: list[pa.Table] = []
     numbers: list[int] = []
     rejected: list[Rejected] = []
@@ -129,7 +129,7 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _Part
                 for record in bad
             )
     table = pa.concat_tables(batches or [_batch_table([], header, layout)])
-    return _Part(table, np.array(numbers, dtype=np.int64), rejected)
+    return _FilePart(table, np.array(numbers, dtype=np.int64), rejected)
 
 
 @contextlib.contextmanager

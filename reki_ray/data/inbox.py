@@ -72,7 +72,7 @@ class BatchFiles:
 
 
 @dataclass(frozen=True)
-class Batch:
+class KeptBatch:
     """A batch that is kept.
 
     Attributes:
@@ -134,7 +134,7 @@ class Inbox:
         began = self._base.read_table(schema.ITEMS, columns=[ITEM_ID])
         return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
 
-    def add(self, files: BatchFiles, config: DataConfig) -> Batch:
+    def add(self, files: BatchFiles, config: DataConfig) -> KeptBatch:
         """Check the files of a batch and keep their rows; one caller at a time.
 
         Args:
@@ -153,7 +153,7 @@ class Inbox:
         name = next((name for name in before if name.endswith(digest)), None)
         if name is not None:
             if self._is_whole(name):
-                return Batch(name, is_new=False, events=0, quarantined=0)
+                return KeptBatch(name, is_new=False, events=0, quarantined=0)
             self._live.remove(_part(INBOX["interactions"], name))  # it counts no more
         tables = self._checked(files, config)
         enforce_threshold(self._live, tables, config)
@@ -168,7 +168,7 @@ class Inbox:
         if "interactions" in tables:
             events = tables["interactions"].rows
         self._live.write_table(INBOX["interactions"], events, part=name)  # last: it counts from now
-        return Batch(
+        return KeptBatch(
             name,
             is_new=True,
             events=len(events),

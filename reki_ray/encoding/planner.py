@@ -24,7 +24,7 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.data.interaction_counts import Activity, count_visible, own_weights
 from reki_ray.encoding.shards import (
     Answer,
-    Shard,
+    TextShard,
     cut_into_shards,
     factors_of,
     knowledge_of,
@@ -49,7 +49,7 @@ _HASH: Final = pa.binary(DIGEST_BYTES)
 
 
 @dataclass(frozen=True)
-class Unit:
+class EncodeUnit:
     """A work unit: texts of one row group of a file.
 
     Attributes:
@@ -66,7 +66,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class ShardRows:
+class TextShardRows:
     """The planned ids of a shard.
 
     Attributes:
@@ -124,7 +124,7 @@ class TextPlan:
     """
 
     shards: list[PlannedShard]
-    units: list[Unit]
+    units: list[EncodeUnit]
     total: int
     new: int
 
@@ -138,7 +138,7 @@ class TextPlan:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _PlanTask:
     """What every planning task needs."""
 
     location: str
@@ -186,14 +186,14 @@ def _plan(
     config: RekiConfig,
     workspace: Workspace,
     index: VectorIndex,
-    shards: list[Shard],
+    shards: list[TextShard],
     reporter: Reporter,
     *,
     with_knowledge: bool,
 ) -> TextPlan:
     divided = with_knowledge and config.encode.by_factor
     task = ray.put(
-        _Task(
+        _PlanTask(
             workspace.location,
             config.prompts,
             config.encode.unit_rows,
@@ -219,7 +219,7 @@ def _plan(
     return TextPlan(ordered, units, len(np.unique(distinct)), new)
 
 
-def _cut_units(shards: Sequence[PlannedShard], unit_rows: int) -> tuple[list[Unit], int]:
+def _cut_units(shards: Sequence[PlannedShard], unit_rows: int) -> tuple[list[EncodeUnit], int]:
     """Work units of all shards, and the number of their texts; each text in its first shard."""
     pending = np.concatenate([np.zeros(0, DIGEST), *(shard.pending for shard in shards)])
     first = np.zeros(len(pending), dtype=bool)
@@ -232,14 +232,14 @@ def _cut_units(shards: Sequence[PlannedShard], unit_rows: int) -> tuple[list[Uni
             rows = np.flatnonzero(own)
             if len(rows):
                 name = unit_name(shard.pending[at + rows])
-                units.append(Unit(name, shard.texts_path, group, tuple(rows.tolist())))
+                units.append(EncodeUnit(name, shard.texts_path, group, tuple(rows.tolist())))
         start += len(shard.pending)
     return units, int(first.sum())
 
 
 @ray.remote
 def _plan_shard(
-    task: _Task, index: VectorIndex, activity: Activity | None, at: int, shard: Shard
+    task: _PlanTask, index: VectorIndex, activity: Activity | None, at: int, shard: TextShard
 ) -> tuple[int, PlannedShard]:
     """Write the texts of a shard that the ledger lacks, and which id has which text."""
     workspace = Workspace(task.location)
@@ -286,7 +286,7 @@ def _pending(texts: dict[bytes, str], distinct: np.ndarray, index: VectorIndex) 
     return np.array(sorted(new.tolist(), key=lambda d: (-len(texts[d]), texts[d])), dtype=DIGEST)
 
 
-def read_rows(workspace: Workspace, shard: PlannedShard) -> ShardRows:
+def read_rows(workspace: Workspace, shard: PlannedShard) -> TextShardRows:
     """The planned ids of a shard."""
     with workspace.filesystem.open(shard.rows_path, "rb") as source:
         rows = pq.read_table(source)
@@ -295,13 +295,13 @@ def read_rows(workspace: Workspace, shard: PlannedShard) -> ShardRows:
     if _KNOWLEDGE_HASHES not in rows.column_names:
         none = np.zeros((len(ids), 1), dtype=bool)
         alone, unused = none.astype(np.float32), texts[:, None]
-        return ShardRows(ids, texts, none, unused, ["fallback"] * len(ids), alone, unused)
+        return TextShardRows(ids, texts, none, unused, ["fallback"] * len(ids), alone, unused)
     known, knowledge = _digests(rows[_KNOWLEDGE_HASHES])
     weights, seconds = np.ones(known.shape, dtype=np.float32), knowledge
     if _SECOND_HASHES in rows.column_names:
         both, seconds = _digests(rows[_SECOND_HASHES])
         weights = np.where(known & both, rows[_WEIGHT].to_numpy()[:, None], weights)
-    return ShardRows(ids, texts, known, knowledge, rows[SOURCE].to_pylist(), weights, seconds)
+    return TextShardRows(ids, texts, known, knowledge, rows[SOURCE].to_pylist(), weights, seconds)
 
 
 def _digests(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -313,7 +313,7 @@ def _digests(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return there.reshape(shape), digests.reshape(shape)
 
 
-def _require_texts(ids: Sequence[str], texts: Sequence[str], shard: Shard) -> None:
+def _require_texts(ids: Sequence[str], texts: Sequence[str], shard: TextShard) -> None:
     blank = [key for key, text in zip(ids, texts, strict=True) if not text.strip()]
     if blank:
         raise DataError(

@@ -86,7 +86,7 @@ Subject = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Shard:
+class TextShard:
     """A share of a side: one row group of its table.
 
     Attributes:
@@ -105,7 +105,7 @@ Answer = Mapping[str, str]
 """Text by factor; `WHOLE_ANSWER` is the factor of an answer that was not divided."""
 
 
-class Knowledge(NamedTuple):
+class SideKnowledge(NamedTuple):
     """What is known about each id.
 
     Attributes:
@@ -119,18 +119,18 @@ class Knowledge(NamedTuple):
     seconds: list[Answer | None]
 
 
-def cut_into_shards(workspace: Workspace, side: Side) -> list[Shard]:
+def cut_into_shards(workspace: Workspace, side: Side) -> list[TextShard]:
     """All ids of a side in the order of its table, cut into shards.
 
     Raises:
         DataError: The table is missing or damaged.
     """
     table, _ = ENTITIES[side]
-    return [Shard(side, group.path, group.number) for group in row_groups(workspace, table)]
+    return [TextShard(side, group.path, group.number) for group in row_groups(workspace, table)]
 
 
 def source_texts(
-    workspace: Workspace, shard: Shard, limits: PromptsConfig
+    workspace: Workspace, shard: TextShard, limits: PromptsConfig
 ) -> tuple[list[str], list[str]]:
     """Ids of a shard and their source texts, in row order.
 
@@ -168,7 +168,7 @@ def factors_of(workspace: Workspace, side: Side) -> tuple[str, ...]:
 
 def knowledge_of(
     workspace: Workspace, side: Side, ids: Sequence[str], *, by_factor: bool = False
-) -> Knowledge:
+) -> SideKnowledge:
     """The nearest answer for each id: its own, its cluster's, or none.
 
     Args:
@@ -216,7 +216,7 @@ def find_knowledge(
     ids: Sequence[str],
     cluster_of: Mapping[str, str],
     answers: Mapping[Subject, Answer],
-) -> Knowledge:
+) -> SideKnowledge:
     """Nearest answer for each id: its own, its cluster's, or none.
 
     Args:
@@ -234,4 +234,4 @@ def find_knowledge(
         nearest.append(own or shared)
         sources.append("individual" if own else "cluster" if shared else "fallback")
         seconds.append(shared if own else None)
-    return Knowledge(nearest, sources, seconds)
+    return SideKnowledge(nearest, sources, seconds)

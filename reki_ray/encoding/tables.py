@@ -14,8 +14,8 @@ from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.vectors import factors_table, normalise, vectors_table
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity
-from reki_ray.encoding.planner import PlannedShard, ShardRows, TextPlan, read_rows
-from reki_ray.encoding.vector_cache import VectorIndex, VectorLedger
+from reki_ray.encoding.planner import PlannedShard, TextPlan, TextShardRows, read_rows
+from reki_ray.encoding.vector_cache import VectorCache, VectorIndex
 from reki_ray.schema import SIDES, Side, Source
 
 
@@ -29,8 +29,8 @@ class _Task:
     encoder: Mapping[str, str]
 
     @property
-    def ledger(self) -> VectorLedger:
-        return VectorLedger(Workspace(self.location), self.identity)
+    def ledger(self) -> VectorCache:
+        return VectorCache(Workspace(self.location), self.identity)
 
 
 def metadata_of(identity: EncoderIdentity) -> dict[str, str]:
@@ -102,7 +102,7 @@ def _sum_shard(
     return number, _knowledge(task, index, rows).sum(axis=0, dtype=np.float64)
 
 
-def _knowledge(task: _Task, index: VectorIndex, rows: ShardRows) -> np.ndarray:
+def _knowledge(task: _Task, index: VectorIndex, rows: TextShardRows) -> np.ndarray:
     """Vectors (N, K, d) of a shard's ids, zeros where a factor is not known.
 
     Own and cluster's answers are mixed where there are both.

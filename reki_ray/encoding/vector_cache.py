@@ -71,7 +71,7 @@ class VectorIndex:
         return np.where(self.digests[at] == digests, at, -1)
 
 
-class VectorLedger:
+class VectorCache:
     """Vectors of one encoder in one workspace.
 
     Args:

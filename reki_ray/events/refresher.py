@@ -40,7 +40,7 @@ _LOCK: Final = ".lock"
 _DAY: Final = 86_400.0
 
 
-class Pending(BaseModel):
+class PendingBatch(BaseModel):
     """A batch that is written and not yet taken in.
 
     Attributes:
@@ -77,7 +77,7 @@ class RefreshState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     place: dict[str, int] = {}
-    pending: Pending | None = None
+    pending: PendingBatch | None = None
     batches: int = 0
     events: int = 0
     attempts: int = 0
@@ -225,7 +225,7 @@ class Refresher:
         """Write what waits as a batch, and remember it."""
         number = state.batches + 1
         place = self._reader.place
-        pending = Pending(file=f"events-{number:06d}.parquet", events=0, place=place)
+        pending = PendingBatch(file=f"events-{number:06d}.parquet", events=0, place=place)
         rows = self._batches.write(self._waiting, self._file(pending))
         if rows:
             pending = pending.model_copy(update={"events": rows})
@@ -235,7 +235,7 @@ class Refresher:
         self._waiting.clear()
         return state
 
-    def _take_in(self, state: RefreshState, pending: Pending) -> None:
+    def _take_in(self, state: RefreshState, pending: PendingBatch) -> None:
         in_row = state.failures_in_row + 1
         state = self._keep(
             state,
@@ -259,7 +259,7 @@ class Refresher:
         _logger.info("%d events are in version v%d", pending.events, version)
         self._tidy(pending)
 
-    def _tidy(self, done: Pending) -> None:
+    def _tidy(self, done: PendingBatch) -> None:
         try:
             self._file(done).unlink(missing_ok=True)
             age = self._config.keep_days * _DAY
@@ -318,5 +318,5 @@ class Refresher:
         self._state = changed
         return changed
 
-    def _file(self, pending: Pending) -> Path:
+    def _file(self, pending: PendingBatch) -> Path:
         return self._folders.refresh / pending.file

@@ -21,7 +21,7 @@ from rich.text import Text
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import EventReader
 from reki_ray.events.paths import OnlineFolders
-from reki_ray.experiments.attribution import Joined, Joiner
+from reki_ray.experiments.attribution import ClickAttribution, Joined
 from reki_ray.experiments.experiment import Experiment, load_experiment
 from reki_ray.experiments.exposures import ExposureReader
 from reki_ray.experiments.user_hash import open_hasher
@@ -185,7 +185,7 @@ def _join(
 ) -> tuple[Joined, int]:
     exposures, events = ExposureReader(folders.exposures), EventReader(folders.events)
     until = experiment.ended_at
-    joiner = Joiner([variant.name for variant in experiment.variants], window)
+    joiner = ClickAttribution([variant.name for variant in experiment.variants], window)
     joiner.show(
         one
         for one in exposures.read()

@@ -42,7 +42,7 @@ class Joined:
     unmatched: int
 
 
-class Joiner:
+class ClickAttribution:
     """Gathers exposures and clicks, and joins them.
 
     A click that names its request counts for the item in that answer, if the same user was given

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from reki_ray.config import SamplingConfig
 from reki_ray.core.workspace import ROW_GROUP_ROWS, Workspace, conform
 from reki_ray.errors import DataError, EngineError
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import (
     CACHED_TOKENS,
     CREATED_AT,
@@ -98,11 +98,11 @@ _COMPACT_ROWS = 131_072
 _READERS = 8
 
 
-class Addresses:
+class PromptKeys:
     """Addresses of prompts in the ledger.
 
     Args:
-        frame: What all prompts of a kind share.
+        template: What all prompts of a kind share.
         model: Model as the configuration names it, not where it happens to lie on disk.
         revision: Revision of the model.
         sampling: Sampling parameters.
@@ -111,13 +111,13 @@ class Addresses:
 
     def __init__(
         self,
-        frame: Frame,
+        template: PromptTemplate,
         model: str,
         revision: str,
         sampling: SamplingConfig,
         request: Mapping[str, Any] | None = None,
     ) -> None:
-        self._frame = frame
+        self._template = template
         self._identity = {
             "model": model,
             "revision": revision,
@@ -134,14 +134,14 @@ class Addresses:
         """
         if kind not in self._begun:
             # The frame is hashed once a kind: the rest of a prompt is a tenth of it.
-            identity = {**self._identity, "frame": self._frame.identity(kind)}
+            identity = {**self._identity, "frame": self._template.identity(kind)}
             self._begun[kind] = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         digest = self._begun[kind].copy()
         digest.update(body.encode("utf-8", errors="surrogatepass"))
         return digest.hexdigest()
 
 
-class Ledger:
+class AnswerCache:
     """Answers and failures of one workspace.
 
     Args:
@@ -230,7 +230,7 @@ class Ledger:
 
     # --- reading -------------------------------------------------------------------------------
 
-    def index(self) -> LedgerIndex:
+    def index(self) -> AnswerIndex:
         """Where each answer lies.
 
         Raises:
@@ -246,7 +246,7 @@ class Ledger:
             for c in columns[1:]
         ]
         starts = [np.arange(length, dtype=np.int32) for length in lengths]
-        return LedgerIndex(
+        return AnswerIndex(
             files=tuple(names),
             digests=digests[order],
             file=np.repeat(np.arange(len(names), dtype=np.int32), lengths)[order],
@@ -302,7 +302,7 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class LedgerIndex:
+class AnswerIndex:
     """Address -> place of the answer; columns sorted by address, one entry an answer's row.
 
     Attributes:
@@ -336,15 +336,15 @@ class LedgerIndex:
         return np.where(self.digests[at] == digests, at, -1)
 
 
-def digests_of(addresses: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def digests_of(prompt_keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Addresses as (N,) fixed 32-byte values, a quarter of the memory of strings.
 
     Raises:
         DataError: One is no SHA-256 in hexadecimal digits.
     """
     try:
-        joined = bytes.fromhex("".join(addresses.to_pylist()))
-        if len(joined) != _DIGEST_BYTES * len(addresses):
+        joined = bytes.fromhex("".join(prompt_keys.to_pylist()))
+        if len(joined) != _DIGEST_BYTES * len(prompt_keys):
             raise ValueError("an address has another length")
     except (TypeError, ValueError) as error:
         raise DataError(

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray.core.workspace import Workspace
-from reki_ray.extraction.answer_cache import FAILURES, LEDGER, PASS, Ledger
-from reki_ray.extraction.work_units import Unit, read_unit
+from reki_ray.extraction.answer_cache import FAILURES, LEDGER, PASS, AnswerCache
+from reki_ray.extraction.work_units import WorkUnit, read_unit
 from reki_ray.prompts.quality import problem_of
 from reki_ray.schema import (
     ASKED_AT,
@@ -47,14 +47,14 @@ def questions_of(block: pa.Table, location: str) -> pa.Table:
     """Questions of the work units that a block names.
 
     Args:
-        block: Columns as the fields of `Unit`.
+        block: Columns as the fields of `WorkUnit`.
         location: The workspace.
 
     Returns:
         Rows of `QUESTION_SCHEMA`.
     """
     workspace = Workspace(location)
-    return pa.concat_tables(read_unit(workspace, Unit(**row)) for row in block.to_pylist())
+    return pa.concat_tables(read_unit(workspace, WorkUnit(**row)) for row in block.to_pylist())
 
 
 def keep(
@@ -82,7 +82,7 @@ def keep(
     assert LEDGER.schema is not None
     assert FAILURES.schema is not None
     stamp = {CREATED_AT: now}
-    Ledger(Workspace(location)).append(
+    AnswerCache(Workspace(location)).append(
         _with(answers, stamp).select(LEDGER.schema.names),
         _with(dead, stamp).select(FAILURES.schema.names),
     )

@@ -195,7 +195,7 @@ def _checked(
 
 
 def _cleaned(entry: Entry) -> str | None:
-    """The text as `Frame.judge` would keep it; None where nothing is left."""
+    """The text as `Frame.parse_reply` would keep it; None where nothing is left."""
     text, finish_reason = entry.text or "", None
     if len(text) > MAX_REPLY_CHARS:
         text, finish_reason = text[:MAX_REPLY_CHARS], LENGTH

@@ -20,7 +20,7 @@ from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.workspace import Workspace
 from reki_ray.extraction import knowledge_import
-from reki_ray.extraction.answer_cache import Ledger, LedgerIndex, digests_of
+from reki_ray.extraction.answer_cache import AnswerCache, AnswerIndex, digests_of
 from reki_ray.extraction.plan_table import PLAN
 from reki_ray.prompts.answer_stats import AnswerStats, stats_of_answers, stats_of_dead_letters
 from reki_ray.schema import (
@@ -42,7 +42,7 @@ _LOST = "the engine gave neither an answer nor a reason"
 
 
 @dataclass(frozen=True)
-class Settled:
+class Summary:
     """What became of the plan's subjects.
 
     Attributes:
@@ -66,7 +66,7 @@ class Settled:
     stats: AnswerStats
 
 
-def settle(workspace: Workspace, reporter: Reporter) -> Settled:
+def settle(workspace: Workspace, reporter: Reporter) -> Summary:
     """Write `KNOWLEDGE` and `DEAD_LETTERS` of the current plan.
 
     Raises:
@@ -88,7 +88,7 @@ def settle(workspace: Workspace, reporter: Reporter) -> Settled:
             task.advance()
         (known,) = bounded([(_settle_imported, (location, scratch.location))])
     dead = sum(stats.quarantined.values())
-    return Settled(
+    return Summary(
         subjects=stats.answered + dead + known,
         answered=stats.answered + known,
         dead=dead,
@@ -109,16 +109,16 @@ def compact(workspace: Workspace) -> None:
 
 @ray.remote
 def _compact(location: str) -> int:
-    return Ledger(Workspace(location)).compact()
+    return AnswerCache(Workspace(location)).compact()
 
 
 @ray.remote
-def _read_index(location: str) -> LedgerIndex:
-    return Ledger(Workspace(location)).index()
+def _read_index(location: str) -> AnswerIndex:
+    return AnswerCache(Workspace(location)).index()
 
 
 @ray.remote
-def _totals(location: str, index: LedgerIndex) -> dict[str, int]:
+def _totals(location: str, index: AnswerIndex) -> dict[str, int]:
     """Figures over the distinct prompts of the plan."""
     workspace = Workspace(location)
     digests = [
@@ -137,7 +137,7 @@ def _totals(location: str, index: LedgerIndex) -> dict[str, int]:
 
 @ray.remote
 def _settle_part(
-    location: str, target: str, part: str, index: LedgerIndex
+    location: str, target: str, part: str, index: AnswerIndex
 ) -> tuple[AnswerStats, str]:
     """Knowledge and dead letters of one file of the plan; returns counts and a reason."""
     workspace, scratch = Workspace(location), Workspace(target)
@@ -149,13 +149,13 @@ def _settle_part(
     stats = AnswerStats()
     if pc.any(alive).as_py():
         knowledge, stats = _knowledge(
-            Ledger(workspace), rows.filter(alive), index, found[found >= 0]
+            AnswerCache(workspace), rows.filter(alive), index, found[found >= 0]
         )
         scratch.write_table(KNOWLEDGE, knowledge, part=name)
     dead = rows.filter(pc.invert(alive))
     reason = ""
     if dead.num_rows:
-        letters = _letters(Ledger(workspace), dead)
+        letters = _letters(AnswerCache(workspace), dead)
         scratch.write_table(DEAD_LETTERS, letters, part=name)
         stats += stats_of_dead_letters(letters)
         reason = letters[REASON][-1].as_py()
@@ -167,7 +167,7 @@ def _plan(workspace: Workspace, part: str, columns: list[str] | None) -> pa.Tabl
 
 
 def _knowledge(
-    ledger: Ledger, rows: pa.Table, index: LedgerIndex, entries: np.ndarray
+    ledger: AnswerCache, rows: pa.Table, index: AnswerIndex, entries: np.ndarray
 ) -> tuple[pa.Table, AnswerStats]:
     """Rows of `KNOWLEDGE`: each subject with each factor of its answer; and how good they are.
 
@@ -202,7 +202,7 @@ def _by_factor(subjects: pa.Table, answers: pa.Table) -> pa.Table:
     return pa.table({name: columns[name] for name in schema.KNOWLEDGE_SCHEMA.names})
 
 
-def _letters(ledger: Ledger, dead: pa.Table) -> pa.Table:
+def _letters(ledger: AnswerCache, dead: pa.Table) -> pa.Table:
     failures = ledger.failures()
     last = {address: row for row, address in enumerate(failures[PROMPT_HASH].to_pylist())}
     rows = []

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.run_stats import Figures, Snapshot
+from reki_ray.extraction.run_stats import RunStats, Snapshot
 
 _TOKENS = {"prompt": "prompt_tokens", "cached": "cached_tokens", "generated": "generated_tokens"}
 _PROMPTS = ("answered", "dead")
@@ -32,7 +32,7 @@ _MONEY = {
 
 
 @contextlib.contextmanager
-def exported(figures: Figures, port: int | None) -> Iterator[int | None]:
+def exported(figures: RunStats, port: int | None) -> Iterator[int | None]:
     """Serve the figures at `http://<this machine>:<port>/metrics` for the work in the block.
 
     Args:
@@ -73,7 +73,7 @@ class _FiguresCollector(Collector):
         figures: What is read.
     """
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: RunStats) -> None:
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:

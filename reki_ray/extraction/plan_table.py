@@ -44,11 +44,11 @@ class PlannedRow(NamedTuple):
 
 def plan_table(kind: SubjectKind, rows: Sequence[PlannedRow]) -> pa.Table:
     """Rows of `PLAN` of one kind."""
-    ids, addresses, bodies, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
+    ids, prompt_keys, bodies, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
     columns: dict[str, Any] = {
         SUBJECT_KIND: [kind] * len(rows),
         SUBJECT_ID: ids,
-        PROMPT_HASH: addresses,
+        PROMPT_HASH: prompt_keys,
         BODY: bodies,
         SHOWN: shown,
     }

@@ -21,7 +21,7 @@ from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.workspace import Workspace
 from reki_ray.data.interaction_counts import Activity, count_visible, counts_of
 from reki_ray.extraction import knowledge_import
-from reki_ray.extraction.answer_cache import Addresses
+from reki_ray.extraction.answer_cache import PromptKeys
 from reki_ray.extraction.model_identity import request_identity
 from reki_ray.extraction.plan_table import KEPT, PLAN, PlannedRow, kept, plan_table
 from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
@@ -46,7 +46,7 @@ class Prompting:
         mode: Individual or collective.
         limits: Scenario, factors and limits.
         renderer: Writes the prompts.
-        addresses: Addresses of the prompts.
+        prompt_keys: Addresses of the prompts.
         min_interactions: An id with fewer before the cut is not asked about alone.
         moved_share: Share of the lines of a single id's prompt that are new when it is asked
             about again.
@@ -56,7 +56,7 @@ class Prompting:
     mode: Mode
     limits: PromptsConfig
     renderer: Renderer
-    addresses: Addresses
+    prompt_keys: PromptKeys
     min_interactions: int
     moved_share: float
 
@@ -85,15 +85,15 @@ def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
     if isinstance(engine, OpenAiEngine):
         withheld = frozenset(engine.withhold)
     renderer = Renderer(load_scenario(config.prompts.scenario), config.prompts, withheld)
-    addresses = Addresses(
-        renderer.frame, engine.model, engine.revision, sampling, request_identity(config.extract)
+    prompt_keys = PromptKeys(
+        renderer.template, engine.model, engine.revision, sampling, request_identity(config.extract)
     )
     return Prompting(
         workspace.location,
         config.extract.mode,
         config.prompts,
         renderer,
-        addresses,
+        prompt_keys,
         config.extract.min_interactions if config.extract.mode == "blend" else 0,
         config.cluster.drift.moved_share,
     )
@@ -157,7 +157,7 @@ def _plan_shard(
         elif key in standing and not _has_drifted(standing[key], prompt, wording.moved_share):
             rows.append(standing[key])
         elif key not in quiet:
-            address = wording.addresses.of(prompt.subject_kind, prompt.body)
+            address = wording.prompt_keys.of(prompt.subject_kind, prompt.body)
             rows.append(PlannedRow(key, address, prompt.body, subjects.shown(key)))
     # Prompts that begin alike stand together: the engine computes their common prefix once.
     rows.sort(key=lambda row: row.body or "")
@@ -215,7 +215,7 @@ def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> s
         "withheld": engine.withhold if isinstance(engine, OpenAiEngine) else (),
         # A scenario of the user's own may change behind an unchanged path.
         "frames": [
-            wording.renderer.frame.identity(kind)
+            wording.renderer.template.identity(kind)
             for kind in ("item", "user", "item_cluster", "user_cluster")
         ],
     }

@@ -17,7 +17,7 @@ _DEATHS_ALONE: Final = 2
 
 
 @dataclass
-class Isolation:
+class PoisonBisector:
     """Decides what the next pipeline asks: pending prompts in order, suspects skipped.
 
     Args:

@@ -75,7 +75,7 @@ class Snapshot(BaseModel):
     ends_at: float | None = None
 
 
-class Figures:
+class RunStats:
     """Accumulates the counts of finished work units. Safe to read from another thread.
 
     Args:

@@ -18,7 +18,7 @@ _TELLING_LIKED = 4
 """Liked titles shown of a user inside a group, before the one liked least."""
 
 
-class Event(NamedTuple):
+class SeenItem(NamedTuple):
     """One interaction before the cut."""
 
     item_id: str
@@ -100,10 +100,10 @@ class Subjects:
             ]
             yield self._renderer.user_cluster(cluster, len(ids), members, shares)
 
-    def _latest(self, user_id: str) -> list[Event]:
+    def _latest(self, user_id: str) -> list[SeenItem]:
         return self._histories.of(user_id)[-self._limits.max_history :]
 
-    def _titles(self, events: Sequence[Event]) -> list[tuple[str, float | None]]:
+    def _titles(self, events: Sequence[SeenItem]) -> list[tuple[str, float | None]]:
         return [(self._items.title(event.item_id), event.rating) for event in events]
 
 
@@ -130,11 +130,11 @@ class Histories:
             self._events[user] = slice(start, stop)
             start = stop
 
-    def of(self, user_id: str) -> list[Event]:
+    def of(self, user_id: str) -> list[SeenItem]:
         """Visible interactions of a user; empty for an unknown one."""
         rows = self._events.get(user_id, slice(0, 0))
         return [
-            Event(*event)
+            SeenItem(*event)
             for event in zip(
                 self._items[rows], self._ratings[rows], self._labels[rows], strict=True
             )
@@ -172,7 +172,7 @@ class _Rows:
         return None if row is None else self._columns[column][row]
 
 
-def telling(events: Sequence[Event]) -> list[Event]:
+def telling(events: Sequence[SeenItem]) -> list[SeenItem]:
     """The few interactions that say most about a user: best liked, and the least liked.
 
     Args:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 
 from reki_ray.core.workspace import Workspace, reading
-from reki_ray.extraction.answer_cache import Ledger, digests_of
+from reki_ray.extraction.answer_cache import AnswerCache, digests_of
 from reki_ray.extraction.plan_table import PLAN
 from reki_ray.extraction.planner import Plan
 from reki_ray.schema import BODY, PROMPT_HASH, QUESTION_SCHEMA, Table
@@ -27,7 +27,7 @@ _DOCUMENT = "extract/asking.json"
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkUnit:
     """A work unit: what is asked, answered and kept together.
 
     Attributes:
@@ -42,7 +42,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingUnits:
     """What one asking still has to do.
 
     Attributes:
@@ -60,7 +60,7 @@ class Pending:
         """Prompts to ask."""
         return sum(self.parts.values())
 
-    def units(self, rows: int, *, skip: int = 0, most: int | None = None) -> list[Unit]:
+    def units(self, rows: int, *, skip: int = 0, most: int | None = None) -> list[WorkUnit]:
         """Work units in the order of the plan.
 
         Args:
@@ -72,7 +72,7 @@ class Pending:
         found, begin = [], 0
         for part, count in self.parts.items():
             first, last = max(skip - begin, 0), min(stop - begin, count)
-            found += [Unit(part, at, min(at + rows, last)) for at in range(first, last, rows)]
+            found += [WorkUnit(part, at, min(at + rows, last)) for at in range(first, last, rows)]
             begin += count
         return found
 
@@ -103,7 +103,7 @@ def _write(workspace: Workspace, plan: Plan, asking: str, *, finished: bool) -> 
 
 
 @ray.remote
-def find_pending(location: str, asking: str) -> Pending:
+def find_pending(location: str, asking: str) -> PendingUnits:
     """Compare plan and ledger; writes `PENDING`.
 
     Holds some hundred bytes a planned prompt in memory, in a task and not in the driver.
@@ -116,7 +116,7 @@ def find_pending(location: str, asking: str) -> Pending:
         DataError: Plan or ledger are damaged.
     """
     workspace = Workspace(location)
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     parts = workspace.parts(PLAN)
     tables = [_hashes(workspace, part) for part in parts]
     digests = np.concatenate([digests_of(table[PROMPT_HASH]) for table in tables])
@@ -137,7 +137,7 @@ def find_pending(location: str, asking: str) -> Pending:
                 name = part.rpartition("/")[2].removesuffix(".parquet")
                 scratch.write_table(PENDING, pa.table({_ROW: rows}), part=name)
                 counts[name] = len(rows)
-    return Pending(counts, hits=int(answered.sum()), prompts=len(first))
+    return PendingUnits(counts, hits=int(answered.sum()), prompts=len(first))
 
 
 def _hashes(workspace: Workspace, part: str) -> pa.Table:
@@ -146,7 +146,7 @@ def _hashes(workspace: Workspace, part: str) -> pa.Table:
     return pa.table({PROMPT_HASH: source[PROMPT_HASH], _ROW: pc.is_valid(source[BODY])})
 
 
-def read_unit(workspace: Workspace, unit: Unit) -> pa.Table:
+def read_unit(workspace: Workspace, unit: WorkUnit) -> pa.Table:
     """The questions of a work unit.
 
     Returns:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from reki_ray.config import OpenAiEngine, SamplingConfig
 from reki_ray.prompts.quality import ending
-from reki_ray.prompts.template import Frame, Message, Reply
+from reki_ray.prompts.template import Message, PromptTemplate, Reply
 
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 32
@@ -149,16 +149,18 @@ class _Completion(BaseModel):
     usage: dict[str, Any] | None = None
 
 
-class Wording:
+class RequestBuilder:
     """What all requests of a run share.
 
     Args:
         config: Endpoint and model.
         sampling: Sampling of the answers.
-        frame: Form of the answers.
+        template: Form of the answers.
     """
 
-    def __init__(self, config: OpenAiEngine, sampling: SamplingConfig, frame: Frame) -> None:
+    def __init__(
+        self, config: OpenAiEngine, sampling: SamplingConfig, template: PromptTemplate
+    ) -> None:
         fields: dict[str, Any] = {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -167,7 +169,7 @@ class Wording:
         }
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
-        schema = frame.json_schema() if config.structured else None
+        schema = template.json_schema() if config.structured else None
         if schema is not None:
             fields["response_format"] = {
                 "type": "json_schema",

@@ -27,12 +27,12 @@ from reki_ray.llm.completion import (
     MalformedError,
     NoAnswerError,
     Read,
-    Wording,
+    RequestBuilder,
     one_line,
     read_completion,
 )
 from reki_ray.llm.prices import token_cost
-from reki_ray.llm.reservation import Purse
+from reki_ray.llm.reservation import Reservation
 from reki_ray.llm.retry_policy import fatal, filtered, is_retried, wait_seconds
 from reki_ray.prompts.template import Message, Reply
 
@@ -172,7 +172,11 @@ class Endpoint:
     """
 
     def __init__(
-        self, config: OpenAiEngine, wording: Wording, prices: PriceConfig, key: SecretStr | None
+        self,
+        config: OpenAiEngine,
+        wording: RequestBuilder,
+        prices: PriceConfig,
+        key: SecretStr | None,
     ) -> None:
         for library in ("httpx", "httpx2", "openai"):  # a line a request is nobody's news
             logging.getLogger(library).setLevel(logging.WARNING)
@@ -224,14 +228,19 @@ class Endpoint:
             )
 
     async def ask(
-        self, messages: Sequence[Message], deadline: float, purse: Purse, *, reserved: bool
+        self,
+        messages: Sequence[Message],
+        deadline: float,
+        reservation: Reservation,
+        *,
+        reserved: bool,
     ) -> Reply:
         """Call until an answer comes, or no further call makes sense.
 
         Args:
             messages: The prompt.
             deadline: Time of the loop after which there is no further call.
-            purse: What may be spent.
+            reservation: What may be spent.
             reserved: Whether the purse has already set the first call's money aside.
 
         Raises:
@@ -244,11 +253,11 @@ class Endpoint:
             if asyncio.get_running_loop().time() >= deadline:
                 raise RefusedError("error: no time is left for asking again")
             while True:
-                if not reserved and not await purse.take(most):
+                if not reserved and not await reservation.reserve(most):
                     raise RefusedError("error: the budget does not last for asking again")
                 reserved, tried = False, tried + 1
                 try:
-                    return (await self._call(messages, deadline, purse, most)).reply
+                    return (await self._call(messages, deadline, reservation, most)).reply
                 except _CallError as failed:
                     reserved = not failed.billed
                     await self._wait(failed, tried, deadline)
@@ -256,7 +265,7 @@ class Endpoint:
                     raise RefusedError(none.reason, none.read.reply) from None
         finally:
             if reserved:
-                purse.put_back(most)
+                reservation.release(most)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -265,7 +274,7 @@ class Endpoint:
     # --- one call ------------------------------------------------------------------------------
 
     async def _call(
-        self, messages: Sequence[Message], deadline: float, purse: Purse, most: float
+        self, messages: Sequence[Message], deadline: float, reservation: Reservation, most: float
     ) -> Read:
         """One call; the purse is charged for it unless it cannot have cost anything."""
         # A call that is cancelled, or fails in a way unknown, may be billed.
@@ -282,11 +291,11 @@ class Endpoint:
             raise
         except (RefusedError, EngineError):  # refused by its status: nothing was generated
             cost = None
-            purse.put_back(most)
+            reservation.release(most)
             raise
         finally:
             if cost is not None:
-                purse.charge(most, cost)
+                reservation.charge(most, cost)
         self._given_up = 0
         return read
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from reki_ray.prompts.template import Reply, Verdict, best_of
+from reki_ray.prompts.template import ParsedReply, Reply, best_of
 from reki_ray.schema import (
     ANSWER_SCHEMA,
     ASKED_AT,
@@ -47,8 +47,8 @@ class Outcome:
     @classmethod
     def of(
         cls,
-        first: Verdict,
-        second: Verdict | None,
+        first: ParsedReply,
+        second: ParsedReply | None,
         replies: Sequence[Reply],
         asked_at: float,
         error: str = "",
@@ -62,19 +62,19 @@ class Outcome:
             asked_at: When it was asked first.
             error: Why the repair brought no reply; empty where it brought one or was not made.
         """
-        verdict = first if second is None else best_of(first, second)
-        if second is None and verdict.repair is not None and verdict.spare is not None:
-            verdict = verdict.spare
-        reason = verdict.reason
-        if error and verdict.texts is None:
+        parsed = first if second is None else best_of(first, second)
+        if second is None and parsed.repair is not None and parsed.spare is not None:
+            parsed = parsed.spare
+        reason = parsed.reason
+        if error and parsed.texts is None:
             reason = f"{reason}; asked again: {error}"
         asked_again = first.repair is not None and (second is not None or bool(error))
         return cls(
-            verdict.texts,
+            parsed.texts,
             reason,
             tuple(replies),
             asked_at,
-            verdict.flaws,
+            parsed.flaws,
             first.reason if asked_again else "",
         )
 

@@ -9,10 +9,10 @@ import ray
 from reki_ray.errors import EngineError
 
 
-class Purse(Protocol):
+class Reservation(Protocol):
     """Money of one work unit."""
 
-    async def take(self, amount: float) -> bool:
+    async def reserve(self, amount: float) -> bool:
         """Set money aside for one more call; False where there is none."""
 
     def charge(self, most: float, cost: float) -> None:
@@ -23,26 +23,26 @@ class Purse(Protocol):
             cost: What it did cost.
         """
 
-    def put_back(self, most: float) -> None:
+    def release(self, most: float) -> None:
         """Give back what was set aside for a call that cost nothing."""
 
 
-class Unlimited:
+class UnlimitedReservation:
     """The purse without a budget."""
 
-    async def take(self, amount: float) -> bool:
-        """See `Purse.take`."""
+    async def reserve(self, amount: float) -> bool:
+        """See `Reservation.take`."""
         del amount
         return True
 
     def charge(self, most: float, cost: float) -> None:
-        """See `Purse.charge`."""
+        """See `Reservation.charge`."""
 
-    def put_back(self, most: float) -> None:
-        """See `Purse.put_back`."""
+    def release(self, most: float) -> None:
+        """See `Reservation.release`."""
 
 
-class Reserved:
+class BudgetReservation:
     """The purse of a work unit for which the guard has reserved money.
 
     Args:
@@ -56,20 +56,20 @@ class Reserved:
         self._free = 0.0
         self._spent = 0.0
 
-    async def take(self, amount: float) -> bool:
-        """See `Purse.take`: from what cheaper calls left, or else from the budget."""
+    async def reserve(self, amount: float) -> bool:
+        """See `Reservation.take`: from what cheaper calls left, or else from the budget."""
         if self._free >= amount:
             self._free -= amount
             return True
         return bool(await guarded(self._guard.extend.remote(self._ticket, amount)))
 
     def charge(self, most: float, cost: float) -> None:
-        """See `Purse.charge`."""
+        """See `Reservation.charge`."""
         self._spent += cost
         self._free += most - cost
 
-    def put_back(self, most: float) -> None:
-        """See `Purse.put_back`."""
+    def release(self, most: float) -> None:
+        """See `Reservation.release`."""
         self._free += most
 
     async def settle(self) -> None:

@@ -80,7 +80,7 @@ class History(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class KnowledgeVectors:
     """Representations of one side for N users or items, each distinct one once.
 
     Members of a cluster share one, so V is far below N and HEIN costs little.
@@ -164,7 +164,7 @@ class EmbeddedModel(nn.Module):
         return self._augment(self._require_hein().items, self.item_reader(r))
 
     def augment(
-        self, users: Knowledge | None, items: Knowledge | None
+        self, users: KnowledgeVectors | None, items: KnowledgeVectors | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Augmented vectors h_u and h_i (N, q) of both sides; None in a model without knowledge."""
         if self.hein is None:
@@ -203,7 +203,7 @@ class EmbeddedModel(nn.Module):
         return past
 
     def misalignment(
-        self, ids: Tensor, items: Tensor, knowledge: Knowledge | None
+        self, ids: Tensor, items: Tensor, knowledge: KnowledgeVectors | None
     ) -> Tensor | None:
         """Loss of the shared experts in training; None where there is none.
 

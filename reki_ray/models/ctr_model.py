@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from reki_ray.models.backbones import BackboneInputs, Output, build_backbone
-from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items, Knowledge
+from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items, KnowledgeVectors
 from reki_ray.models.features import PADDING, FeatureSpace
 
 
 @dataclass(frozen=True)
-class Batch:
+class ModelBatch:
     """B samples over R distinct items and U distinct users.
 
     Everything that depends on an id alone is computed once a batch, not once a sample.
@@ -39,8 +39,8 @@ class Batch:
     user_attributes: Mapping[str, Tensor]
     distinct_users: int
     users: Tensor
-    user_knowledge: Knowledge | None
-    item_knowledge: Knowledge | None
+    user_knowledge: KnowledgeVectors | None
+    item_knowledge: KnowledgeVectors | None
 
 
 class CTRModel(EmbeddedModel):
@@ -63,7 +63,7 @@ class CTRModel(EmbeddedModel):
             ),
         )
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: ModelBatch) -> Output:
         """Logits (B,) of a batch, and the loss that the backbone adds in training."""
         h_users, h_items = self.augment(batch.user_knowledge, batch.item_knowledge)
         profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)

@@ -8,7 +8,7 @@ from torch import Tensor
 from reki_ray.config import RerankNetworkConfig
 from reki_ray.models.backbones import Output
 from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items
-from reki_ray.models.ctr_model import Batch
+from reki_ray.models.ctr_model import ModelBatch
 from reki_ray.models.features import PADDING, FeatureSpace
 from reki_ray.models.rerankers import RerankerSizes, RerankInputs, build_reranker
 
@@ -40,7 +40,7 @@ class RerankModel(EmbeddedModel):
             architecture, features, lambda: build_reranker(architecture.backbone, sizes)
         )
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: ModelBatch) -> Output:
         """Logits (B, K) of B lists, whose `targets` are (B, K); see `output`."""
         h_users, h_items = self.augment(batch.user_knowledge, batch.item_knowledge)
         profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)

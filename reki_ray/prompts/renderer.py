@@ -25,7 +25,7 @@ from reki_ray.prompts.sanitize import (
     user_text,
 )
 from reki_ray.prompts.scenario import Scenario, load_scenario
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import SubjectKind
 
 TOP_VALUES = 5
@@ -91,7 +91,7 @@ _Values = TypeVar("_Values")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the LLM is asked about one subject; `Frame.messages` gives the whole of it.
+    """What the LLM is asked about one subject; `PromptTemplate.messages` gives the whole of it.
 
     Attributes:
         subject_kind: Kind of the subject.
@@ -122,7 +122,7 @@ class Renderer:
 
     Attributes:
         factors: The factors that are asked for.
-        frame: What all prompts share.
+        template: What all prompts share.
 
     Raises:
         ConfigError: `limits.factors` names a factor that the scenario does not have.
@@ -139,7 +139,7 @@ class Renderer:
         self.factors = scenario.choose(limits.factors)
         self._hidden = frozenset(map(_name_key, limits.hidden_attributes))
         self._withheld = self._hidden | frozenset(map(_name_key, withheld))
-        self.frame = Frame(
+        self.template = PromptTemplate(
             [factor.key for factor in self.factors],
             limits.form,
             {

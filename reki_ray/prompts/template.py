@@ -1,7 +1,7 @@
 """What all prompts of a run share: the messages before the subject, and the form of an answer.
 
-An engine asks `Frame.messages` and lets `Frame.judge` decide what the reply is worth; it needs
-to know neither scenarios nor forms.
+An engine sends `PromptTemplate.messages` and lets `PromptTemplate.parse_reply` decide what the
+reply is worth; it knows neither scenarios nor forms.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from reki_ray.prompts.reply_text import answer_in, is_blank
 from reki_ray.prompts.sanitize import sanitise
 from reki_ray.schema import WHOLE_ANSWER, SubjectKind
 
-__all__ = ["Form", "Frame", "Message", "Reply", "Verdict", "best_of"]
+__all__ = ["Form", "Message", "ParsedReply", "PromptTemplate", "Reply", "best_of"]
 
 Constraint = bool | Literal["choices"]
 """Whether structured output forces one short line a factor, or choices from closed lists."""
@@ -83,7 +83,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ParsedReply:
     """What a reply is worth.
 
     Attributes:
@@ -98,10 +98,10 @@ class Verdict:
     reason: str = ""
     flaws: Mapping[str, Problem] = field(default_factory=dict)
     repair: tuple[Message, ...] | None = None
-    spare: Verdict | None = None
+    spare: ParsedReply | None = None
 
 
-def best_of(first: Verdict, second: Verdict) -> Verdict:
+def best_of(first: ParsedReply, second: ParsedReply) -> ParsedReply:
     """The verdict that counts where a prompt was asked twice.
 
     Args:
@@ -134,7 +134,7 @@ class _Found:
         return len(self.texts) + sum(flaw == "unknown" for flaw in self.flaws.values())
 
 
-class Frame:
+class PromptTemplate:
     """What all prompts of a run share. Can be pickled.
 
     Args:
@@ -222,9 +222,9 @@ class Frame:
 
     # --- replies -------------------------------------------------------------------------------
 
-    def judge(
+    def parse_reply(
         self, kind: SubjectKind, body: str, reply: Reply, *, repaired: bool = False
-    ) -> Verdict:
+    ) -> ParsedReply:
         """Decide what a reply is worth. Never raises on what a model wrote.
 
         What repeats itself, copies the prompt, declines or is cut off is no knowledge: its factor
@@ -242,7 +242,7 @@ class Frame:
         named = (reply.finish_reason or "")[:40]
         if ended == "filter":
             what = "the content filter of the endpoint stopped the answer"
-            return Verdict(None, f"filter: {what} ({named})")
+            return ParsedReply(None, f"filter: {what} ({named})")
         cut = ended == "cut" or len(reply.text) > MAX_REPLY_CHARS
         said = answer_in(reply.text[:MAX_REPLY_CHARS])
         asked = self._asked[kind] | prompt_lines(body, self.factors)
@@ -255,7 +255,7 @@ class Frame:
         elif self.form == "text" and not self._least:
             found = self._whole(said.text, kind, asked, cut=cut)
             if found.texts:
-                return Verdict(found.texts)
+                return ParsedReply(found.texts)
             problem = found.flaws[WHOLE_ANSWER]
             reason = self._sentence(problem, found)
         else:
@@ -267,18 +267,18 @@ class Frame:
             reason = self._sentence(problem, found)
         reason = f"{problem}: {reason}"
         if repaired:
-            return Verdict(None, f"{reason}, also when asked again", found.flaws)
+            return ParsedReply(None, f"{reason}, also when asked again", found.flaws)
         repair = self._repair(kind, body, said.text, problem, reason)
-        return Verdict(None, reason, found.flaws, repair, self._verdict(found))
+        return ParsedReply(None, reason, found.flaws, repair, self._verdict(found))
 
-    def _verdict(self, found: _Found) -> Verdict | None:
+    def _verdict(self, found: _Found) -> ParsedReply | None:
         """A verdict on what a reply holds, where that is enough to be knowledge."""
         if not found.texts or found.named < self._least:
             return None
         texts = found.texts
         if self.form == "text":
             texts = {WHOLE_ANSWER: "\n".join(f"{key}: {text}" for key, text in texts.items())}
-        return Verdict(texts, flaws=found.flaws)
+        return ParsedReply(texts, flaws=found.flaws)
 
     def _is_enough(self, found: _Found) -> bool:
         """Whether a first reply needs no second one: form `json` promises every factor."""

@@ -45,7 +45,7 @@ IDS = "ids.weight"
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class TowerItems:
     """Items of the version, as its model takes them.
 
     Args:
@@ -59,7 +59,7 @@ class Catalogue:
     samples: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, inputs: CatalogueInputs, ids: Sequence[str]) -> Catalogue:
+    def of(cls, inputs: CatalogueInputs, ids: Sequence[str]) -> TowerItems:
         """All items of a model's catalogue, in its order."""
         features = inputs.bundle.features
         counts = dict(zip(features.items, features.item_counts, strict=True))
@@ -129,7 +129,7 @@ class RetrievalBuilder:
         text = json.dumps(identity, sort_keys=True)
         self._key = hashlib.sha256(text.encode()).hexdigest()
 
-    def learn(self, catalogue: Catalogue) -> Learned:
+    def learn(self, catalogue: TowerItems) -> Learned:
         """Vectors of a version's items, and what makes those of users.
 
         Raises:
@@ -144,7 +144,7 @@ class RetrievalBuilder:
             found = None
         return found or self._trained(catalogue)
 
-    def _taken_over(self, catalogue: Catalogue) -> Learned | None:
+    def _taken_over(self, catalogue: TowerItems) -> Learned | None:
         """What the version before learned; None where it would come out otherwise now."""
         folder = self._earlier
         if folder is None or not (folder / TOWERS_FILE).exists():
@@ -161,7 +161,7 @@ class RetrievalBuilder:
         vectors[rows >= 0] = stored[rows[rows >= 0]]
         return Learned(description, towers, vectors)
 
-    def _trained(self, catalogue: Catalogue) -> Learned:
+    def _trained(self, catalogue: TowerItems) -> Learned:
         settings, seed = self._settings, self._seed
         streamed = streams(self._config.train, self._run)
         dataset = read_dataset(self._run, ("valid",) if streamed else ("train", "valid"))
@@ -199,7 +199,7 @@ class RetrievalBuilder:
 
 
 def write_retrieval(
-    folder: Path, catalogue: Catalogue, learned: Learned, history: pa.Table, *, exact_below: int
+    folder: Path, catalogue: TowerItems, learned: Learned, history: pa.Table, *, exact_below: int
 ) -> None:
     """Write the retrieval files of a version.
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from reki_ray.core.workspace import Workspace
 from reki_ray.schema import Split
-from reki_ray.training.batches import Share
+from reki_ray.training.batches import WorkerShard
 from reki_ray.training.dataset import Dataset, Ints, Samples
 from reki_ray.training.sample_files import Ids, SampleFiles, in_units, unpack
 
@@ -59,7 +59,7 @@ def streamed_positives(workspace: Workspace, dataset: Dataset, most: int, seed: 
     """
     files = SampleFiles.find(workspace)
     ids = Ids(pa.array(dataset.user_ids, pa.string()), pa.array(dataset.item_ids, pa.string()))
-    share = Share(batch_size=1, seed=seed, epoch=0, rank=0, world=1)
+    share = WorkerShard(batch_size=1, seed=seed, epoch=0, rank=0, world=1)
     found: list[Positives] = []
     for unit in in_units(files.pieces(share)):
         found.append(_positive(unpack(files.read(unit, ids))))

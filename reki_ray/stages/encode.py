@@ -21,9 +21,9 @@ from reki_ray.core.ray_cluster import capacity, cause_of, last_line, ray_session
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity, identify
-from reki_ray.encoding.planner import TextPlan, Unit, plan_texts, read_rows
+from reki_ray.encoding.planner import EncodeUnit, TextPlan, plan_texts, read_rows
 from reki_ray.encoding.tables import metadata_of, write_tables
-from reki_ray.encoding.vector_cache import VectorLedger
+from reki_ray.encoding.vector_cache import VectorCache
 from reki_ray.errors import DataError, EngineError
 from reki_ray.schema import REPRESENTATIONS, SIDES, TEXT_REPRESENTATIONS, Side
 
@@ -48,7 +48,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     for table in (schema.CLUSTERS["users"], schema.CLUSTERS["items"], schema.KNOWLEDGE):
         workspace.read_table(table, columns=[])  # a missing table is told before Ray starts
     identity = identify(config.encode, say=reporter.say)
-    ledger = VectorLedger(workspace, identity)
+    ledger = VectorCache(workspace, identity)
     tables = [*REPRESENTATIONS.values(), *TEXT_REPRESENTATIONS.values()]
     with (
         ray_session(config.ray),
@@ -90,7 +90,7 @@ def encode_source_texts(
         EngineError: The model cannot be loaded, or the cluster is too small.
     """
     identity = identify(config.encode, say=reporter.say)
-    ledger = VectorLedger(workspace, identity)
+    ledger = VectorCache(workspace, identity)
     with plan_texts(
         config, workspace, ledger.index(), [side], reporter, with_knowledge=False
     ) as plan:
@@ -143,7 +143,7 @@ _UNIT: Final = pa.schema(
 
 
 def encode_units(
-    units: Sequence[Unit],
+    units: Sequence[EncodeUnit],
     workspace: Workspace,
     identity: EncoderIdentity,
     config: EncodeConfig,
@@ -170,7 +170,7 @@ def encode_units(
     if not units:
         return
     _require_resources(config)
-    ledger = VectorLedger(workspace, identity)
+    ledger = VectorCache(workspace, identity)
     left = {unit.name: unit for unit in units}
     failures = 0
     total = sum(len(unit.rows) for unit in units)
@@ -202,7 +202,10 @@ def encode_units(
 
 
 def _run_pass(
-    units: Sequence[Unit], workspace: Workspace, identity: EncoderIdentity, config: EncodeConfig
+    units: Sequence[EncodeUnit],
+    workspace: Workspace,
+    identity: EncoderIdentity,
+    config: EncodeConfig,
 ) -> Iterator[str]:
     """Names of units as they are kept, in any order."""
     # One block a unit: otherwise a small table is one block, and one actor does all the work.
@@ -235,7 +238,7 @@ def _run_pass(
         yield from batch["name"].to_pylist()
 
 
-def _settle(name: str, left: dict[str, Unit], task: Task) -> None:
+def _settle(name: str, left: dict[str, EncodeUnit], task: Task) -> None:
     unit = left.pop(name)
     task.advance(len(unit.rows), texts=len(unit.rows))
 

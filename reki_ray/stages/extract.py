@@ -23,12 +23,12 @@ from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.estimating import speeds
 from reki_ray.extraction.estimating.estimate import estimate
 from reki_ray.extraction.estimating.render import summary
-from reki_ray.extraction.knowledge_tables import Settled, compact, settle
+from reki_ray.extraction.knowledge_tables import Summary, compact, settle
 from reki_ray.extraction.metrics import exported
 from reki_ray.extraction.planner import make_plan, prompting
-from reki_ray.extraction.run_stats import Figures, Snapshot
+from reki_ray.extraction.run_stats import RunStats, Snapshot
 from reki_ray.prompts.answer_stats import describe
-from reki_ray.stages.extract_runner import Asking
+from reki_ray.stages.extract_runner import ExtractRunner
 
 ESTIMATE = "extract/estimate.json"
 """What was foretold before the last asking; the fields of `Estimate`."""
@@ -52,12 +52,12 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         DataError: A table is missing or damaged.
     """
     wording = prompting(config, workspace)
-    engine = build_engine(config.extract, wording.renderer.frame)
+    engine = build_engine(config.extract, wording.renderer.template)
     with ray_session(config.ray):
         plan = make_plan(config, workspace, wording, reporter)
         identity = work_units.begin(workspace, plan)
-        figures = Figures(config.extract)
-        asking = Asking(workspace, config.extract, engine, identity, figures, reporter)
+        figures = RunStats(config.extract)
+        asking = ExtractRunner(workspace, config.extract, engine, identity, figures, reporter)
         left = asking.pending()
         if left.rows:
             require(engine.demand)
@@ -92,7 +92,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 
 
 def _foretell(
-    config: RekiConfig, workspace: Workspace, left: work_units.Pending, reporter: Reporter
+    config: RekiConfig, workspace: Workspace, left: work_units.PendingUnits, reporter: Reporter
 ) -> None:
     """Say what asking will take, individual beside collective, before the first call.
 
@@ -115,9 +115,9 @@ def _estimated(config: RekiConfig, location: str) -> list[str]:
 
 
 def _ask(
-    asking: Asking,
-    left: work_units.Pending,
-    figures: Figures,
+    asking: ExtractRunner,
+    left: work_units.PendingUnits,
+    figures: RunStats,
     engine: Engine,
     config: ExtractConfig,
     workspace: Workspace,
@@ -148,7 +148,7 @@ def _measured(workspace: Workspace, engine: Engine) -> dict[str, Any]:
     return {name: figures.get(name, 0) if same else 0 for name in names}
 
 
-def _require_answers(settled: Settled, config: RekiConfig) -> None:
+def _require_answers(settled: Summary, config: RekiConfig) -> None:
     if settled.dead > config.extract.max_dead_share * settled.subjects:
         raise EngineError(
             f"{settled.dead} of {settled.subjects} prompts have no answer "

@@ -33,9 +33,9 @@ from reki_ray.extraction.answer_sink import ANSWERED, DEAD, QUARANTINED, keep, q
 from reki_ray.extraction.engines import Engine
 from reki_ray.extraction.engines.capacity import replicas
 from reki_ray.extraction.engines.protocol import TASK_CPUS
-from reki_ray.extraction.poison_prompts import Isolation
-from reki_ray.extraction.run_stats import Figures, Snapshot
-from reki_ray.extraction.work_units import Pending, Unit, find_pending, read_unit
+from reki_ray.extraction.poison_prompts import PoisonBisector
+from reki_ray.extraction.run_stats import RunStats, Snapshot
+from reki_ray.extraction.work_units import PendingUnits, WorkUnit, find_pending, read_unit
 from reki_ray.llm.outcome import Outcome, answer_table
 from reki_ray.schema import ASKED_AT, GENERATED_TOKENS
 
@@ -51,7 +51,7 @@ _READERS_A_REPLICA: Final = 2
 _UNITS_TO_TELL: Final = 3
 
 
-class Asking:
+class ExtractRunner:
     """Asks everything that a plan still lacks.
 
     Args:
@@ -69,7 +69,7 @@ class Asking:
         config: ExtractConfig,
         engine: Engine,
         asking: str,
-        figures: Figures,
+        figures: RunStats,
         reporter: Reporter,
     ) -> None:
         self._workspace = workspace
@@ -90,13 +90,13 @@ class Asking:
         self._first_call = math.inf
         self._last_kept = math.inf
 
-    def pending(self) -> Pending:
+    def pending(self) -> PendingUnits:
         """What the plan asks and neither ledger nor this asking's failures settle."""
         (found,) = bounded([(find_pending, (self._workspace.location, self._asking))])
-        pending: Pending = found
+        pending: PendingUnits = found
         return pending
 
-    def run(self, pending: Pending) -> None:
+    def run(self, pending: PendingUnits) -> None:
         """Ask until nothing is left.
 
         A pipeline that dies, or loses a prompt, is followed by another over what is left then.
@@ -106,37 +106,37 @@ class Asking:
             EngineError: The engine died or lost prompts again and again without any progress,
                 or nothing was finished for too long.
         """
-        isolation = Isolation(self._config.unit_rows, self._config.restarts)
+        bisector = PoisonBisector(self._config.unit_rows, self._config.restarts)
         with self._reporter.task(_LABEL, total=pending.rows, unit="prompts") as task:
             task.snapshot = self._figures.snapshot
             while pending.rows:
                 settled = task.done
-                end = self._attempt(pending, isolation, task)
+                end = self._attempt(pending, bisector, task)
                 pending = self.pending()
                 if task.done > settled:
-                    pending = self._bury(pending, isolation.answered(), isolation.reason, task)
+                    pending = self._bury(pending, bisector.answered(), bisector.reason, task)
                 else:
-                    others = pending.rows - isolation.suspects
-                    if not isolation.died(others, end.reason, started=end.started):
+                    others = pending.rows - bisector.suspects
+                    if not bisector.died(others, end.reason, started=end.started):
                         raise self._failure(end.reason, pending)
-                if 0 < pending.rows == isolation.suspects:
+                if 0 < pending.rows == bisector.suspects:
                     # Nothing is left whose answer would tell a broken prompt from a broken engine.
                     if not task.done + pending.hits:
                         raise self._failure(end.reason, pending)
-                    pending = self._bury(pending, isolation.suspects, isolation.reason, task)
+                    pending = self._bury(pending, bisector.suspects, bisector.reason, task)
 
-    def _attempt(self, pending: Pending, isolation: Isolation, task: Task) -> _End:
+    def _attempt(self, pending: PendingUnits, bisector: PoisonBisector, task: Task) -> _PipelineEnd:
         """One pipeline over what may be asked now."""
-        units = pending.units(self._config.unit_rows, skip=isolation.suspects, most=isolation.share)
+        units = pending.units(self._config.unit_rows, skip=bisector.suspects, most=bisector.share)
         try:
             for counts in self._units_done(units, beat=task.advance):
                 self._count(counts, task)
         except _PipelineDiedError as died:
             self._reporter.say(f"{_LABEL}: {died.end.reason}; retrying the missing prompts")
             return died.end
-        return _End("the engine lost prompts")
+        return _PipelineEnd("the engine lost prompts")
 
-    def _bury(self, pending: Pending, count: int, reason: str, task: Task) -> Pending:
+    def _bury(self, pending: PendingUnits, count: int, reason: str, task: Task) -> PendingUnits:
         """Make the leading pending prompts dead letters, and look anew what is pending."""
         if not count:
             return pending
@@ -172,7 +172,7 @@ class Asking:
     # --- one pipeline --------------------------------------------------------------------------
 
     def _units_done(
-        self, units: list[Unit], beat: Callable[[int], object]
+        self, units: list[WorkUnit], beat: Callable[[int], object]
     ) -> Iterator[dict[str, Any]]:
         """Counts of each kept block, as they come.
 
@@ -195,7 +195,7 @@ class Asking:
     def _listen(
         self,
         done: queue.SimpleQueue[dict[str, Any]],
-        reader: Future[_End],
+        reader: Future[_PipelineEnd],
         beat: Callable[[int], object],
     ) -> Iterator[dict[str, Any]]:
         patience = 60 * self._config.stall_minutes
@@ -226,7 +226,7 @@ class Asking:
                         "if the model loads for longer. What was answered is kept.",
                     ) from None
 
-    def _pipeline(self, units: list[Unit]) -> Dataset:
+    def _pipeline(self, units: list[WorkUnit]) -> Dataset:
         # Else Ray Data hides a wrong key or a full disk behind an exception of its own.
         ray.data.DataContext.get_current().raise_original_map_exception = True
         location = self._workspace.location
@@ -249,7 +249,7 @@ class Asking:
 
     # --- errors --------------------------------------------------------------------------------
 
-    def _failure(self, why: str, left: Pending) -> EngineError:
+    def _failure(self, why: str, left: PendingUnits) -> EngineError:
         return EngineError(
             f"{why}; {left.rows} prompts are left",
             where=f"{self._engine.name}: {self._engine.model}",
@@ -258,7 +258,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class _End:
+class _PipelineEnd:
     """How a pipeline ended.
 
     Attributes:
@@ -275,12 +275,12 @@ class _End:
 class _PipelineDiedError(Exception):
     """The pipeline ended with an error that another one may not have."""
 
-    def __init__(self, end: _End) -> None:
+    def __init__(self, end: _PipelineEnd) -> None:
         super().__init__(end.reason)
         self.end = end
 
 
-def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event) -> _End:
+def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event) -> _PipelineEnd:
     blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
         for block in blocks:
@@ -290,16 +290,16 @@ def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event
                 break
     except ray.exceptions.RayError as error:
         # Only what it says leaves here, for the same reason as above.
-        return _End(
+        return _PipelineEnd(
             f"the engine failed: {last_line(error)}",
             started=_FAILED_START not in str(error),
             fatal=cause_of(error),
         )
-    return _End()
+    return _PipelineEnd()
 
 
 @ray.remote
-def _bury_unit(unit: Unit, reason: str, keeping: partial[pa.Table]) -> dict[str, Any]:
+def _bury_unit(unit: WorkUnit, reason: str, keeping: partial[pa.Table]) -> dict[str, Any]:
     """Keep a reason for each prompt of a unit; returns counts as `keep`."""
     questions = read_unit(Workspace(keeping.keywords["location"]), unit)
     outcomes = [Outcome(None, f"asked alone, {reason}")] * questions.num_rows

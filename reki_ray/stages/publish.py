@@ -16,7 +16,7 @@ from reki_ray.errors import RekiError, StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import Bundle
 from reki_ray.models.candidate_scorer import CatalogueInputs
-from reki_ray.retrieval.builder import Catalogue, RetrievalBuilder, write_retrieval
+from reki_ray.retrieval.builder import RetrievalBuilder, TowerItems, write_retrieval
 from reki_ray.retrieval.files import read_description
 from reki_ray.schema import (
     ATTRIBUTES,
@@ -201,7 +201,7 @@ class VersionBuilder:
             r, unknown = known.r[[rows[name] for name in ids]], known.unknown[0]
         attributes = [attributes_of(pairs) for pairs in items.column(ATTRIBUTES).to_pylist()]
         inputs = CatalogueInputs(self._bundle, ids, attributes, r, unknown, prestored="r")
-        self._catalogue = Catalogue.of(inputs, ids)
+        self._catalogue = TowerItems.of(inputs, ids)
         self._retrieval = RetrievalBuilder(
             self._config,
             self._run,

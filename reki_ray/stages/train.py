@@ -31,7 +31,7 @@ from reki_ray.training.dataset import Dataset
 from reki_ray.training.mlflow import Tracker
 from reki_ray.training.runs import Run, divergence_of
 from reki_ray.training.sample_stream import load_dataset, open_stream, streams
-from reki_ray.training.worker import Assignment, TrainingData, train_runs
+from reki_ray.training.worker import TrainingData, WorkerTask, train_runs
 
 _STATE: Final = ".train"
 """Folder of the checkpoints of unfinished runs, below the workspace."""
@@ -146,7 +146,7 @@ def _train(
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
-    assignment = Assignment(
+    assignment = WorkerTask(
         workspace=workspace.location,
         config=config,
         runs=runs,

@@ -102,7 +102,7 @@ class Manifest(Description):
     files: dict[str, str] = Field(description="SHA-256 of every file, by path.")
 
 
-Fill = Callable[[Path], Description]
+VersionWriter = Callable[[Path], Description]
 """Writes a version's files into the folder it is given, and describes them."""
 
 

@@ -47,8 +47,8 @@ from reki_ray.store.manifest import (
     PROFILES_FILE,
     VECTOR_FILES,
     Description,
-    Fill,
     Manifest,
+    VersionWriter,
     checksum,
     folder_of,
     layers_of,
@@ -232,7 +232,9 @@ class VersionStore:
         """
         return layers_of(self.root, version)
 
-    def publish(self, fill: Fill, *, promote: bool = True, expected: int | None = None) -> int:
+    def publish(
+        self, fill: VersionWriter, *, promote: bool = True, expected: int | None = None
+    ) -> int:
         """Build a version, and make it the current one.
 
         Args:
@@ -369,7 +371,7 @@ class VersionStore:
             numbers += [one.version for one in self.history()]  # a deleted one's stays used
         return max(numbers, default=0) + 1
 
-    def _build(self, scratch: Path, fill: Fill, number: int) -> None:
+    def _build(self, scratch: Path, fill: VersionWriter, number: int) -> None:
         manifest = write_manifest(scratch, fill(scratch), number)
         below = [] if manifest.base is None else self.layers(manifest.base.version)
         require_sound(StoreVersion([(scratch, manifest), *below]))

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reki_ray.models.base_model import History, Knowledge
-from reki_ray.models.ctr_model import Batch
+from reki_ray.models.base_model import History, KnowledgeVectors
+from reki_ray.models.ctr_model import ModelBatch
 from reki_ray.models.features import NO_TIME, PADDING, FeatureSpace, Rows, encode_gaps
 from reki_ray.schema import Side
 from reki_ray.training.arms import Representations
@@ -70,12 +70,12 @@ class Prepared(NamedTuple):
         labels: Theirs (B,).
     """
 
-    batch: Batch
+    batch: ModelBatch
     labels: Tensor
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShard:
     """The part of an epoch that is one worker's.
 
     Args:
@@ -108,7 +108,7 @@ class TrainSamples(Protocol):
         """Samples of an epoch, over all workers."""
         ...
 
-    def epoch(self, share: Share) -> Iterator[Prepared]:
+    def epoch(self, share: WorkerShard) -> Iterator[Prepared]:
         """Batches of a share in random order, `share.steps(len(self))` of them."""
         ...
 
@@ -149,11 +149,11 @@ class BatchBuilder:
         """Labels (B,) of the held samples, or (B, K) of the lists, at these places."""
         return self._tensor(self._samples.labels[indices])
 
-    def build(self, indices: Ints) -> Batch:
+    def build(self, indices: Ints) -> ModelBatch:
         """Batch of the held samples, or of the lists, at these places (B,)."""
         return self.of(self._samples.take(indices))
 
-    def epoch(self, share: Share) -> Iterator[Prepared]:
+    def epoch(self, share: WorkerShard) -> Iterator[Prepared]:
         """See `TrainSamples`."""
         order = shuffled(len(self), share.seed, share.epoch, share.rank, share.world)
         for start in range(0, len(order), share.batch_size):
@@ -163,7 +163,7 @@ class BatchBuilder:
         """Batch and labels of B samples, or of B lists."""
         return Prepared(self.of(samples), self._tensor(samples.labels))
 
-    def of(self, samples: Samples) -> Batch:
+    def of(self, samples: Samples) -> ModelBatch:
         """Batch of B samples, or of B lists."""
         data = self._data
         users, user_index = distinct(samples.users, len(data.offsets))
@@ -172,7 +172,7 @@ class BatchBuilder:
         table = np.concatenate([[0], targets.reshape(-1), history.reshape(-1)])
         items, item_index = distinct(table, len(data.item_ids))
         end = targets.size + 1
-        return Batch(
+        return ModelBatch(
             item_ids=self._tensor(data.item_ids[items]),
             item_attributes=self._rows(data.item_attributes, items),
             targets=self._tensor(item_index[1:end].reshape(targets.shape)),
@@ -201,14 +201,14 @@ class BatchBuilder:
     def _rows(self, fields: dict[str, Rows], entries: Ints) -> dict[str, Tensor]:
         return {name: self._tensor(rows[entries]) for name, rows in fields.items()}
 
-    def _knowledge(self, side: Side, ids: Ints) -> Knowledge | None:
+    def _knowledge(self, side: Side, ids: Ints) -> KnowledgeVectors | None:
         if self._representations is None:
             return None
         found = self._representations.users if side == "users" else self._representations.items
         rows, index = distinct(found.rows[ids], len(found.vectors))
-        return Knowledge(self._tensor(found.vectors[rows]), self._tensor(index))
+        return KnowledgeVectors(self._tensor(found.vectors[rows]), self._tensor(index))
 
-    def _item_knowledge(self, items: Ints, targets: Ints) -> Knowledge | None:
+    def _item_knowledge(self, items: Ints, targets: Ints) -> KnowledgeVectors | None:
         """Representations of the items (R,), for past ones only where the model enriches them.
 
         Elsewhere a past item stands with the first representation, which nothing looks at, and
@@ -222,7 +222,7 @@ class BatchBuilder:
         assert found is not None
         index = torch.zeros(len(items), dtype=torch.int64, device=self._device)
         index[self._tensor(targets)] = found.index
-        return Knowledge(found.vectors, index)
+        return KnowledgeVectors(found.vectors, index)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)

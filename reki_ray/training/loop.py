@@ -17,7 +17,7 @@ from reki_ray.config import TrainConfig
 from reki_ray.models.artifact import not_finite
 from reki_ray.models.backbones import Output
 from reki_ray.models.base_model import EmbeddedModel
-from reki_ray.training.batches import BatchBuilder, Prepared, Share, TrainSamples
+from reki_ray.training.batches import BatchBuilder, Prepared, TrainSamples, WorkerShard
 from reki_ray.training.checkpoint import Divergence, Epoch, RunState, best_of, copy_weights
 from reki_ray.training.objectives import CLICKS, Objective
 from reki_ray.training.precision import chosen_precision, compiled
@@ -220,10 +220,10 @@ class Trainer:
             return f"{broken} of {scores.size} validation scores are not finite"
         return next((f"weights of {name} are not finite" for name in not_finite(self._model)), "")
 
-    def _share(self, epoch: int) -> Share:
+    def _share(self, epoch: int) -> WorkerShard:
         workers = self._workers
         local_batch = max(1, self._config.batch_size // workers.world)
-        return Share(self._seed, epoch, workers.rank, workers.world, local_batch)
+        return WorkerShard(self._seed, epoch, workers.rank, workers.world, local_batch)
 
     def _train_epoch(self, number: int) -> tuple[float, float, float]:
         """Mean loss, seconds, and share of them in which the slowest worker waited for batches."""

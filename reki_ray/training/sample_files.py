@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from reki_ray.core.workspace import Workspace, reading
 from reki_ray.schema import ITEM_ID, LABEL, POSITION, SAMPLES, USER_ID
-from reki_ray.training.batches import Share
+from reki_ray.training.batches import WorkerShard
 from reki_ray.training.dataset import Ints, Samples, no_samples, unknown_id
 
 TABLE: Final = SAMPLES["train"]
@@ -86,7 +86,7 @@ class SampleFiles:
         """All rows in the order of the files."""
         return self._stretch(np.arange(len(self.groups)), 0, len(self))
 
-    def pieces(self, share: Share) -> Pieces:
+    def pieces(self, share: WorkerShard) -> Pieces:
         """A worker's rows of an epoch, row groups in random order.
 
         Where the number of workers does not divide the samples, the first ones of the order come

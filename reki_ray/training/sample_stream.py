@@ -26,7 +26,7 @@ from reki_ray.core.ray_cluster import ray_session
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
 from reki_ray.schema import ITEM_ID, LABEL, POSITION, USER_ID
-from reki_ray.training.batches import BatchBuilder, Prepared, Share
+from reki_ray.training.batches import BatchBuilder, Prepared, WorkerShard
 from reki_ray.training.dataset import Dataset, TrainSummary, read_dataset
 from reki_ray.training.sample_files import (
     TABLE,
@@ -79,7 +79,7 @@ class StreamedSamples:
     def __len__(self) -> int:
         return len(self._stream.files)
 
-    def epoch(self, share: Share) -> Iterator[Prepared]:
+    def epoch(self, share: WorkerShard) -> Iterator[Prepared]:
         """See `TrainSamples`."""
         pieces = self._stream.files.pieces(share)
         chunks = _packed(_pipeline(self._stream, pieces, _columns))

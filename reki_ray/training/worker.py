@@ -97,7 +97,7 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class WorkerTask:
     """What the driver tells every worker.
 
     Args:
@@ -165,7 +165,7 @@ def train_runs(settings: dict[str, Any]) -> None:
     Args:
         settings: {"assignment": Assignment}, as Ray Train wants a mapping.
     """
-    assignment: Assignment = settings["assignment"]
+    assignment: WorkerTask = settings["assignment"]
     workspace = Workspace(assignment.workspace)
     workers = RayWorkers()
     workers.require(assignment.config.device)
@@ -189,7 +189,7 @@ def train_runs(settings: dict[str, Any]) -> None:
 
 def _train_run(
     run: Run,
-    assignment: Assignment,
+    assignment: WorkerTask,
     data: TrainingData,
     workers: RayWorkers,
     state: RunState | None,

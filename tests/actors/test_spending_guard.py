@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from actors.spending_guard import Refusal, SpendingGuard
+from actors.spending_guard import BudgetRefusal, SpendingGuard
 
 pytestmark = pytest.mark.anyio
 
@@ -45,12 +45,12 @@ async def test_what_does_not_fit_now_waits_for_others() -> None:
 
 async def test_what_can_never_fit_is_refused_also_while_waiting() -> None:
     guard = SpendingGuard(10)
-    assert await guard.reserve("a", 11) == Refusal(0)
+    assert await guard.reserve("a", 11) == BudgetRefusal(0)
     first = await ticket(guard, "a", 6)
     waiting = asyncio.create_task(guard.reserve("b", 6))
     await asyncio.sleep(0)
     await guard.settle(first, 5)
-    assert await waiting == Refusal(5)
+    assert await waiting == BudgetRefusal(5)
 
 
 async def test_many_at_a_time_stay_within_the_budget() -> None:
@@ -76,7 +76,7 @@ async def test_a_dead_replica_is_charged_in_full_and_blocks_nobody() -> None:
     guard = SpendingGuard(10, lease_seconds=60, clock=lambda: now[0])
     lost = await ticket(guard, "dead", 6)
     now[0] = 61
-    assert await guard.reserve("alive", 5) == Refusal(6)
+    assert await guard.reserve("alive", 5) == BudgetRefusal(6)
     assert isinstance(await guard.reserve("alive", 4), int)
     await guard.settle(lost, 2)  # it was only slow
     assert await guard.spent() == 2
@@ -85,7 +85,7 @@ async def test_a_dead_replica_is_charged_in_full_and_blocks_nobody() -> None:
 async def test_who_waits_for_a_dead_replica_goes_on_after_its_lease() -> None:
     guard = SpendingGuard(10, lease_seconds=0.05)
     await ticket(guard, "dead", 6)
-    assert await guard.reserve("alive", 5) == Refusal(6)
+    assert await guard.reserve("alive", 5) == BudgetRefusal(6)
 
 
 async def test_a_replica_that_shows_signs_of_life_keeps_its_money() -> None:

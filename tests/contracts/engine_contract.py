@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 
 from reki_ray.extraction.engines.protocol import Engine
-from reki_ray.prompts.template import Form, Frame, Message
+from reki_ray.prompts.template import Form, Message, PromptTemplate
 from reki_ray.schema import (
     ANSWER_SCHEMA,
     BODY,
@@ -50,14 +50,14 @@ class Candidate:
 
     Attributes:
         engine: The engine.
-        frame: What it was made with.
+        template: What it was made with.
         failing: A body that gets no answer.
         broken: A body whose first answer cannot be used and whose second can; None where the
             engine cannot be made to, or the form knows no repair.
     """
 
     engine: Engine
-    frame: Frame
+    template: PromptTemplate
     failing: str
     broken: str | None = None
 
@@ -65,10 +65,10 @@ class Candidate:
 CHOICES = {"genre": ["comedy", "crime", "drama", "war"], "mood": ["calm", "dark", "funny"]}
 
 
-def frame(form: Form = "text") -> Frame:
+def template(form: Form = "text") -> PromptTemplate:
     """A short frame of two factors, which a small model may choose from closed lists."""
     task = Message("system", f"Describe the subject. Factors: {', '.join(FACTORS)}.")
-    return Frame(FACTORS, form, {"item": (task,), "user": (task,)}, choices=CHOICES)
+    return PromptTemplate(FACTORS, form, {"item": (task,), "user": (task,)}, choices=CHOICES)
 
 
 def units(bodies: Sequence[str], unit_rows: int) -> list[pa.Table]:
@@ -151,8 +151,8 @@ def blocks_have_the_schema_of_answers(asked: Asked) -> None:
 
 
 def answers_hold_the_factors_of_the_frame(asked: Asked) -> None:
-    frame = asked.candidate.frame
-    keys = [WHOLE_ANSWER] if frame.form == "text" else list(frame.factors)
+    template = asked.candidate.template
+    keys = [WHOLE_ANSWER] if template.form == "text" else list(template.factors)
     for row in asked.rows_of(*GOOD):
         assert row[REASON] == ""
         assert [key for key, _ in row[TEXTS]] == keys
@@ -185,7 +185,7 @@ def a_repair_is_a_second_call(asked: Asked) -> None:
         return
     (repaired,) = asked.rows_of(asked.candidate.broken)
     assert repaired[REASON] == ""
-    assert [key for key, _ in repaired[TEXTS]] == list(asked.candidate.frame.factors)
+    assert [key for key, _ in repaired[TEXTS]] == list(asked.candidate.template.factors)
     assert repaired[CALLS] == 2
     assert repaired[PROMPT_TOKENS] > asked.rows_of(GOOD[0])[0][PROMPT_TOKENS]
 

@@ -24,14 +24,14 @@ from reki_ray.core.workspace import REPORT_HTML, REPORT_JSON, Workspace
 from reki_ray.encoding.encoders import build_encoder, identify
 from reki_ray.encoding.shards import cut_into_shards as shards_of_side
 from reki_ray.encoding.shards import knowledge_of, source_texts
-from reki_ray.encoding.vector_cache import VectorLedger
+from reki_ray.encoding.vector_cache import VectorCache
 from reki_ray.encoding.vector_cache import digests_of as text_digests
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import EventReader
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.experiments.experiment import load_experiment
 from reki_ray.experiments.exposures import ExposureReader
-from reki_ray.extraction.answer_cache import Ledger
+from reki_ray.extraction.answer_cache import AnswerCache
 from reki_ray.extraction.answer_cache import digests_of as prompt_digests
 from reki_ray.extraction.plan_table import PLAN
 from reki_ray.extraction.planner import prompting
@@ -183,7 +183,7 @@ def test_every_prompt_is_rendered_as_before_and_answered(project: Path, name: st
     for shard in cut_into_shards(old, wording.mode):
         for prompt in Subjects(load(old, shard), wording.renderer, wording.limits):
             key = (prompt.subject_kind, prompt.subject_id)
-            rendered[key] = wording.addresses.of(prompt.subject_kind, prompt.body)
+            rendered[key] = wording.prompt_keys.of(prompt.subject_kind, prompt.body)
     plan = old.read_table(PLAN)
     asked = {
         (row[SUBJECT_KIND], row[SUBJECT_ID]): row[PROMPT_HASH]
@@ -191,7 +191,7 @@ def test_every_prompt_is_rendered_as_before_and_answered(project: Path, name: st
     }
     assert asked.items() <= rendered.items()
     assert len(asked) >= 4
-    ledger = Ledger(old)
+    ledger = AnswerCache(old)
     assert (ledger.index().find(prompt_digests(plan[PROMPT_HASH])) >= 0).all()
     assert not len(ledger.failures())
 
@@ -207,7 +207,7 @@ def test_every_text_has_its_vector(project: Path, name: str) -> None:
             known = knowledge_of(old, side, ids, by_factor=config.encode.by_factor)
             texts += sources
             texts += [text for answer in known.answers if answer for text in answer.values()]
-    ledger = VectorLedger(old, identify(config.encode))
+    ledger = VectorCache(old, identify(config.encode))
     index, digests = ledger.index(), text_digests(texts)
     assert (index.find(digests) >= 0).all()
     vectors = build_encoder(config.encode).encode(texts)

@@ -200,12 +200,12 @@ def describe(version: StoreVersion) -> dict[str, Any]:
 def identities() -> dict[str, Any]:
     """Names of stages, answers and vectors with the demo's models, which are not needed for it."""
     config = load_config("configs/movielens-100k.yaml")
-    addresses = prompting(config, Workspace(WORKSPACE)).addresses
+    prompt_keys = prompting(config, Workspace(WORKSPACE)).prompt_keys
     with patch.object(protocol, "resolve_model", return_value="tuned"):  # any folder
         encoder = protocol.identify(config.encode)
     return {
         "fingerprints": fingerprints(config),
-        "answer": addresses.of("item", "a prompt"),
+        "answer": prompt_keys.of("item", "a prompt"),
         "vectors": encoder.digest,
     }
 

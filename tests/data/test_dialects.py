@@ -57,13 +57,13 @@ def read(path: Path, required: tuple[str, ...] = ("id", "title"), **dialect: Any
 def test_what_pandas_writes_comes_back(
     tmp_path: Path, written: dict[str, Any], dialect: dict[str, Any]
 ) -> None:
-    frame = FRAME.astype(object)
+    template = FRAME.astype(object)
     if "na_rep" in written:
-        frame = frame.where(frame != "", None)
-    frame.to_csv(tmp_path / "f.csv", index=False, **written)
+        template = template.where(template != "", None)
+    template.to_csv(tmp_path / "f.csv", index=False, **written)
     found = read(tmp_path / "f.csv", **dialect)
     assert found.rejected == ()
-    assert found.rows.to_pylist() == frame.to_dict("records")
+    assert found.rows.to_pylist() == template.to_dict("records")
 
 
 def test_fields_without_quotes_and_long_separators(tmp_path: Path) -> None:
@@ -131,12 +131,12 @@ def test_files_without_a_header_name_columns_by_their_numbers(
     tmp_path: Path, dialect: dict[str, Any], skip: int
 ) -> None:
     path, encoding = tmp_path / "f.csv", dialect.get("encoding", "utf-8")
-    frame = pd.DataFrame({1: ["7", "8"], 2: ["a", "b"], 3: ["x\ny" * (not dialect), "4"]})
+    template = pd.DataFrame({1: ["7", "8"], 2: ["a", "b"], 3: ["x\ny" * (not dialect), "4"]})
     with path.open("w", encoding=encoding, newline="") as file:
         file.write("# of no use\n" * skip)
-        frame.to_csv(file, index=False, header=False, sep=dialect.get("separator", ","))
+        template.to_csv(file, index=False, header=False, sep=dialect.get("separator", ","))
     found = read(path, ("1", "3"), header=False, skip_lines=skip, **dialect)
-    assert found.rows.to_pylist() == frame.rename(columns=str).to_dict("records")
+    assert found.rows.to_pylist() == template.rename(columns=str).to_dict("records")
     assert found.location(0) == f"{path}:{skip + 1}"
     with pytest.raises(DataError, match="columns are missing: 4"):
         read(path, ("4",), header=False, skip_lines=skip, **dialect)

@@ -15,7 +15,7 @@ import pytest
 
 from deployments import extensions
 from deployments.extensions import OnlineArgs, open_extensions
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.parts.lookup import Lookup
 from deployments.parts.version_cache import StoreAccess
 from reki_ray.events.paths import OnlineFolders
@@ -42,7 +42,7 @@ async def gateway(root: Path, scorer: HeldScorer) -> AsyncIterator[httpx.AsyncCl
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup = Lookup(access)
     extensions = open_extensions(OnlineArgs(), access, "replica")
-    app = gateway_app.make(LocalBackend(lookup, scorer), access, extensions)
+    app = gateway_app.make(LocalClient(lookup, scorer), access, extensions)
     async with gateway_app.running(app) as client:
         yield client
     lookup.close()

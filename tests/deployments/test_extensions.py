@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 
 from deployments import extensions
 from deployments.extensions import OnlineArgs, RecentHistories, open_extensions, open_recent
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
 from deployments.http.api import GatewaySettings
 from deployments.middleware.metrics import GatewayMetrics
@@ -64,7 +64,7 @@ def graph(store: VersionStore, args: OnlineArgs | None = None) -> Iterator[TestC
         for part in parts:
             stack.callback(part.close)
         app = build_api(
-            LocalBackend(*parts),
+            LocalClient(*parts),
             access,
             GatewaySettings(timeout_seconds=60, edge=EDGE),
             GatewayMetrics("replica"),

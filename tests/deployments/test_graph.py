@@ -443,9 +443,9 @@ def test_the_version_that_is_kept_to_compare_with_answers_who_names_it(
     answer = client.post("/v1/recommend", json={"user_id": "u0", "k": 3, "store_version": "v3"})
     assert answer.json()["store_version"] == "v3"
     assert len(answer.json()["items"]) == 3
-    behind = "/v1/items/m1/knowledge"
-    assert client.get(behind).json()["knowledge"]
-    without = client.get(behind, params={"store_version": "v3"}).json()
+    explain = "/v1/items/m1/knowledge"
+    assert client.get(explain).json()["knowledge"]
+    without = client.get(explain, params={"store_version": "v3"}).json()
     assert (without["store_version"], without["knowledge"]) == ("v3", [])
 
 

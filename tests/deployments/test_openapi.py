@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deployments.extensions import OnlineArgs, open_extensions, open_recent
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
 from deployments.http.api import GatewaySettings
 from deployments.middleware.metrics import GatewayMetrics
@@ -54,7 +54,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("REKI_TOKEN", TOKEN)
         patch.setenv("REKI_ADMIN_TOKEN", ADMIN)
         app = build_api(
-            LocalBackend(lookup, scorer, Retriever(access), Reranker(access)),
+            LocalClient(lookup, scorer, Retriever(access), Reranker(access)),
             access,
             GatewaySettings(edge=EDGE),
             GatewayMetrics("replica"),

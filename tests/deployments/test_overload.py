@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.gateway import Extensions
 from deployments.parts.lookup import Lookup
 from deployments.parts.records import Behind, Scores, UserRecord
@@ -82,7 +82,7 @@ async def gateway(
     access = StoreAccess(publish_root=root, poll_seconds=0.01)
     lookup = Lookup(access)
     app = gateway_app.make(
-        LocalBackend(lookup, scorer),
+        LocalClient(lookup, scorer),
         access,
         Extensions(append, lambda: load_experiment(root)),
         max_ongoing_requests=IN_WORK,
@@ -166,7 +166,7 @@ class Hang:
             owner, name, threads = places[kind]
             monkeypatch.setattr(owner, name, self._held(getattr(owner, name), threads))
         if kind == "knowledge":
-            monkeypatch.setattr(Lookup, "behind", self._behind)
+            monkeypatch.setattr(Lookup, "explain", self._behind)
         self._kind = kind
 
     def append(self, _: Sequence[EventItem]) -> None:

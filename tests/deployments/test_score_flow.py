@@ -14,10 +14,10 @@ from ray.serve.exceptions import BackPressureError
 
 from deployments.errors import ApiError
 from deployments.flows.deadline import Hooks
-from deployments.flows.graph_client import Backend, HandleBackend
+from deployments.flows.graph_client import GraphClient, HandleClient
 from deployments.flows.recommend import Recommendation, RecommendFlow
 from deployments.flows.score import ScoringFlow
-from deployments.parts.records import Behind, Sample, Scores, UserRecord
+from deployments.parts.records import Behind, SampledIds, Scores, UserRecord
 from deployments.schemas import HistoryItem, RecommendRequest
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
@@ -54,10 +54,10 @@ class Graph:
         await self._fail("titles")
         return [item.upper() for item in item_ids]
 
-    async def behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> Behind | None:
         raise NotImplementedError
 
-    async def sample(self, users: int, items: int, version: int) -> Sample:
+    async def sample(self, users: int, items: int, version: int) -> SampledIds:
         raise NotImplementedError
 
     async def candidates(
@@ -115,7 +115,7 @@ class Graph:
 
 
 def test_the_stand_in_is_a_whole_backend() -> None:
-    backend: Backend = Graph()
+    backend: GraphClient = Graph()
     assert backend.retrieves
 
 
@@ -331,7 +331,7 @@ class Handle:
 
     def __init__(self, *answers: Exception | None) -> None:
         self.answers = answers
-        self.user = self.titles = self.behind = self.sample = self.score = None
+        self.user = self.titles = self.explain = self.sample = self.score = None
 
     def broadcast(self, method: str, version: int) -> Handle:
         return self
@@ -359,7 +359,7 @@ def test_a_version_that_one_replica_cannot_open_is_not_prepared(
 ) -> None:
     lookup: Any = Handle(*answers)
     scorer: Any = Handle(None)
-    backend = HandleBackend(lookup, scorer)
+    backend = HandleClient(lookup, scorer)
     if raised is None:
         asyncio.run(backend.prepare(2))
     else:

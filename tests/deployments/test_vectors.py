@@ -20,7 +20,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.gateway import Extensions
 from deployments.graph import GraphArgs, build_app, build_fused_app
 from deployments.parts.lookup import Lookup
@@ -68,7 +68,7 @@ def graph(root: Path, vectors: AdapterSettings | None = None) -> Iterator[TestCl
     )
     lookup, scorer = Lookup(access), Scorer(access, 4)
     app = gateway_app.make(
-        LocalBackend(lookup, scorer),
+        LocalClient(lookup, scorer),
         access,
         Extensions(experiment=partial(load_experiment, root)),
         timeout_seconds=BUDGET_SECONDS,

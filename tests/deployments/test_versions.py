@@ -14,7 +14,7 @@ import pytest
 from deployments.errors import ApiError
 from deployments.flows import version_router as served_versions
 from deployments.flows.deadline import Hooks
-from deployments.flows.version_router import Assigned, Experiment, Served
+from deployments.flows.version_router import Route, RunningExperiment, VersionRouter
 from deployments.parts.version_cache import StoreAccess, VersionCache
 from reki_ray.config import Arm
 from reki_ray.errors import ConfigError, StoreError
@@ -305,11 +305,11 @@ class Rest:
     def served(
         self,
         root: Path,
-        experiment: Callable[[], Experiment | None] = lambda: None,
+        experiment: Callable[[], RunningExperiment | None] = lambda: None,
         compare: Arm | None = None,
-    ) -> Served:
+    ) -> VersionRouter:
         access = StoreAccess(publish_root=str(root), poll_seconds=0.01, compare=compare)
-        return Served(access, self.prepare, experiment, Hooks(refused=self.refused.append))
+        return VersionRouter(access, self.prepare, experiment, Hooks(refused=self.refused.append))
 
 
 def test_a_gateway_follows_the_pointer(root: Path) -> None:
@@ -320,12 +320,12 @@ def test_a_gateway_follows_the_pointer(root: Path) -> None:
         with pytest.raises(ApiError, match="starting"):
             served.of("u")
         await served.start()
-        assert served.of("u") == Assigned(None, 1)
+        assert served.of("u") == Route(None, 1)
         point_to(root, 2)
         async with asyncio.timeout(WAIT_SECONDS):
             while served.number == 1:
                 await asyncio.sleep(0.01)
-        assert served.of("u") == Assigned(None, 2)
+        assert served.of("u") == Route(None, 2)
         await served.stop()
 
     asyncio.run(follow())
@@ -402,47 +402,47 @@ def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> 
         served = rest.served(root, lambda: running[0])
         await served.refresh()
         await served.follow_experiment()
-        assert served.of("a") == Assigned("base", 1, "halves")
-        assert served.of("z") == Assigned("reki", 3, "halves")
+        assert served.of("a") == Route("base", 1, "halves")
+        assert served.of("z") == Route("reki", 3, "halves")
         assert rest.asked == [1, 3]
         running[0] = Halves(Part("base", 1), Part("broken", 4))
         await served.refresh()
         await served.follow_experiment()
-        assert served.of("z") == Assigned("reki", 3, "halves")
+        assert served.of("z") == Route("reki", 3, "halves")
         running[0] = None
         await served.refresh()
         await served.follow_experiment()
-        assert served.of("z") == Assigned(None, 1)
+        assert served.of("z") == Route(None, 1)
 
     asyncio.run(follow())
 
 
-def unreadable() -> Experiment | None:
+def unreadable() -> RunningExperiment | None:
     raise StoreError("the experiment cannot be read", where="EXPERIMENT.json", todo="Restore it.")
 
 
-def rights() -> Experiment | None:
+def rights() -> RunningExperiment | None:
     raise PermissionError(13, "Permission denied")
 
 
-def defect() -> Experiment | None:
+def defect() -> RunningExperiment | None:
     raise KeyError("variants")
 
 
 @pytest.mark.parametrize("broken", [unreadable, rights, defect])
 def test_an_experiment_that_cannot_be_read_stays_and_promotions_are_followed(
-    root: Path, broken: Callable[[], Experiment | None]
+    root: Path, broken: Callable[[], RunningExperiment | None]
 ) -> None:
     point_to(root, 1)
-    reads: list[Callable[[], Experiment | None]] = [broken]
+    reads: list[Callable[[], RunningExperiment | None]] = [broken]
 
-    def read() -> Experiment | None:
+    def read() -> RunningExperiment | None:
         return reads[0]()
 
     async def follow() -> None:
         served = Rest().served(root, read)
         await served.start()
-        assert served.of("z") == Assigned(None, 1)  # also a gateway that starts with it serves
+        assert served.of("z") == Route(None, 1)  # also a gateway that starts with it serves
         reads[0] = lambda: Halves(Part("base", 1), Part("reki", 3))
         async with asyncio.timeout(WAIT_SECONDS):
             while not served.variants:
@@ -451,7 +451,7 @@ def test_an_experiment_that_cannot_be_read_stays_and_promotions_are_followed(
             point_to(root, 2)
             while served.number != 2:
                 await asyncio.sleep(0.01)
-        assert served.of("z") == Assigned("reki", 3, "halves")
+        assert served.of("z") == Route("reki", 3, "halves")
         await served.stop()
 
     asyncio.run(follow())
@@ -517,7 +517,7 @@ def test_a_gateway_that_starts_knows_its_experiment(root: Path) -> None:
     async def follow() -> None:
         served = Rest().served(root, lambda: Halves(Part("base", 1), Part("reki", 3)))
         await served.start()
-        assert served.of("z") == Assigned("reki", 3, "halves")
+        assert served.of("z") == Route("reki", 3, "halves")
         await served.stop()
 
     asyncio.run(follow())
@@ -540,7 +540,7 @@ def test_a_pointer_on_a_disk_that_hangs_is_told(
             async with asyncio.timeout(WAIT_SECONDS):
                 while served.follows:
                     await asyncio.sleep(0.01)
-            assert served.of("u") == Assigned(None, 1)
+            assert served.of("u") == Route(None, 1)
             go_on.set()
             await waiting
         assert served.follows
@@ -578,7 +578,7 @@ def test_more_versions_than_replicas_keep_are_not_served_together(
     async def follow() -> None:
         access = StoreAccess(publish_root=str(root), kept=2, poll_seconds=0.01)
         rest = Rest()
-        served = Served(access, rest.prepare, lambda: running[0])
+        served = VersionRouter(access, rest.prepare, lambda: running[0])
         await served.follow_current()
         running[0] = Halves(Part("base", 2), Part("reki", 3))
         with pytest.raises(ConfigError, match="3 versions would have to be open") as caught:
@@ -611,7 +611,7 @@ def arms(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def settled(served: Served) -> int | None:
+async def settled(served: VersionRouter) -> int | None:
     """The version to compare with after a look at what is promoted."""
     await served.refresh()
     await served.follow_experiment()
@@ -629,8 +629,8 @@ def test_the_newest_version_of_the_other_arm_is_kept_to_compare_with(arms: Path)
         assert rest.asked == [1, 3]
         assert await settled(served) == 3
         assert rest.asked == [1, 3]  # once
-        assert served.of("u", store_version="v3") == Assigned(None, 3)
-        assert served.of("u", store_version="v1") == Assigned(None, 1)
+        assert served.of("u", store_version="v3") == Route(None, 3)
+        assert served.of("u", store_version="v1") == Route(None, 1)
         with pytest.raises(ApiError, match="not kept open") as refused:
             served.of("u", store_version="v2")
         assert refused.value.details == {"versions": ["v1", "v3"]}
@@ -641,7 +641,7 @@ def test_the_newest_version_of_the_other_arm_is_kept_to_compare_with(arms: Path)
         running[0] = Halves(Part("base", 2), Part("reki", 1))
         await settled(served)
         assert await settled(served) is None  # an experiment has versions of its own
-        assert served.of("u", store_version="v2") == Assigned(None, 2)
+        assert served.of("u", store_version="v2") == Route(None, 2)
 
     asyncio.run(follow())
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.flows.recommend import RecommendFlow
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
@@ -113,7 +113,7 @@ async def check_recommendations(root: Path) -> None:
     """The parts of the graph on what was published: unseen items with their titles."""
     access, version = StoreAccess(publish_root=str(root)), VersionStore(root).current()
     parts = Lookup(access), Scorer(access, 4), Retriever(access), Reranker(access)
-    flow = RecommendFlow(LocalBackend(*parts), 30.0, 100)
+    flow = RecommendFlow(LocalClient(*parts), 30.0, 100)
     for user in ("u3", "nobody"):
         asked = RecommendRequest(user_id=user, k=7)
         found = await flow.recommend(asked, version)

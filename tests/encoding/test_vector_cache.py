@@ -16,7 +16,7 @@ from reki_ray.config import EncodeConfig
 from reki_ray.core.vectors import encoder_of, vectors_table
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity, identify
-from reki_ray.encoding.vector_cache import VectorLedger, digests_of, unit_name
+from reki_ray.encoding.vector_cache import VectorCache, digests_of, unit_name
 from reki_ray.errors import DataError, EngineError
 from reki_ray.schema import REPRESENTATIONS
 
@@ -28,14 +28,14 @@ def vectors_of(texts: list[str], dimension: int = 3) -> np.ndarray:
     return np.array([[float(text.split()[1])] * dimension for text in texts], dtype=np.float32)
 
 
-def fill(ledger: VectorLedger, texts: list[str], unit: int = 16) -> None:
+def fill(ledger: VectorCache, texts: list[str], unit: int = 16) -> None:
     for start in range(0, len(texts), unit):
         some = texts[start : start + unit]
         ledger.append(digests_of(some), vectors_of(some))
 
 
 def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS)
     index = ledger.index()
     asked = [*TEXTS[::-3], TEXTS[0], TEXTS[0]]
@@ -45,7 +45,7 @@ def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace)
 
 
 def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     ledger.append(digests_of(["text 1"]), vectors_of(["text 1"]))
     (path,) = Path(workspace.root, "encode/ledger", IDENTITY.digest).iterdir()
     (row,) = pq.read_table(path).to_pylist()
@@ -58,7 +58,7 @@ def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
 
 
 def test_an_empty_ledger_finds_nothing(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     index = ledger.index()
     assert index.find(digests_of(TEXTS)).tolist() == [-1] * len(TEXTS)
     assert ledger.dimension(index) == 0
@@ -66,7 +66,7 @@ def test_an_empty_ledger_finds_nothing(workspace: Workspace) -> None:
 
 
 def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     digests = digests_of(TEXTS)
     ledger.append(digests, vectors_of(TEXTS))
     ledger.append(digests[::-1], vectors_of(TEXTS)[::-1])
@@ -75,7 +75,7 @@ def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
 
 
 def test_a_text_in_two_units_counts_once(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS[:20], unit=20)
     fill(ledger, TEXTS[10:30], unit=20)
     index = ledger.index()
@@ -85,13 +85,13 @@ def test_a_text_in_two_units_counts_once(workspace: Workspace) -> None:
 
 
 def test_two_encoders_never_share_vectors(workspace: Workspace) -> None:
-    fill(VectorLedger(workspace, IDENTITY), TEXTS)
+    fill(VectorCache(workspace, IDENTITY), TEXTS)
     other = EncoderIdentity("sentence_transformers", "m", "2", None, "float32")
-    assert not len(VectorLedger(workspace, other).index().digests)
+    assert not len(VectorCache(workspace, other).index().digests)
 
 
 def test_what_a_killed_writer_left_is_never_read(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS[:16])
     folder = Path(workspace.root, "encode/ledger", IDENTITY.digest)
     (folder / "unit-00.parquet.1234.tmp").write_bytes(b"PAR1 half")
@@ -100,7 +100,7 @@ def test_what_a_killed_writer_left_is_never_read(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1 no more", None])
 def test_a_damaged_file_says_what_to_do(workspace: Workspace, damage: bytes | None) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS[:16])
     (path,) = Path(workspace.root, "encode/ledger", IDENTITY.digest).iterdir()
     if damage is None:  # another file altogether
@@ -112,7 +112,7 @@ def test_a_damaged_file_says_what_to_do(workspace: Workspace, damage: bytes | No
 
 
 def test_vectors_of_another_length_are_damage(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     ledger.append(digests_of(TEXTS[:2]), vectors_of(TEXTS[:2]))
     ledger.append(digests_of(TEXTS[2:4]), vectors_of(TEXTS[2:4], dimension=5))
     with pytest.raises(DataError, match="dimensions"):
@@ -120,7 +120,7 @@ def test_vectors_of_another_length_are_damage(workspace: Workspace) -> None:
 
 
 def test_a_missing_vector_is_an_error(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS[:16])
     with pytest.raises(DataError, match="lacks the vectors of 1 texts"):
         ledger.vectors(ledger.index(), digests_of(TEXTS[:17]))
@@ -130,11 +130,11 @@ def test_a_full_disk_is_an_engine_error(workspace: Workspace) -> None:
     Path(workspace.root).mkdir()
     Path(workspace.root, "encode").write_text("a file where the folder should be")
     with pytest.raises(EngineError, match="vectors cannot be kept"):
-        VectorLedger(workspace, IDENTITY).append(digests_of(["text 1"]), vectors_of(["text 1"]))
+        VectorCache(workspace, IDENTITY).append(digests_of(["text 1"]), vectors_of(["text 1"]))
 
 
 def test_replacing_the_tables_of_encode_keeps_the_ledger(workspace: Workspace) -> None:
-    ledger = VectorLedger(workspace, IDENTITY)
+    ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS)
     for value in (1.0, 2.0):
         with workspace.replacing("encode", list(REPRESENTATIONS.values())) as scratch:

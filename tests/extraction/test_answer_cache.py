@@ -17,7 +17,14 @@ from reki_ray.config import PromptsConfig, SamplingConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError, EngineError
 from reki_ray.extraction import answer_cache as ledgers
-from reki_ray.extraction.answer_cache import FAILURES, LEDGER, PASS, Addresses, Ledger, digests_of
+from reki_ray.extraction.answer_cache import (
+    FAILURES,
+    LEDGER,
+    PASS,
+    AnswerCache,
+    PromptKeys,
+    digests_of,
+)
 from reki_ray.prompts.renderer import Renderer, load_scenario
 from reki_ray.schema import (
     CACHED_TOKENS,
@@ -81,7 +88,7 @@ def failures(*names: str, asking: str = "a", at: int = 0) -> pa.Table:
 NOTHING = failures()
 
 
-def known(ledger: Ledger, *names: str) -> list[bool]:
+def known(ledger: AnswerCache, *names: str) -> list[bool]:
     digests = digests_of(pa.array([address(name) for name in names]))
     return list(ledger.index().find(digests) >= 0)
 
@@ -92,8 +99,8 @@ def test_the_address_covers_what_determines_the_answer() -> None:
         sampling: SamplingConfig = GREEDY, **prompts: object,
     ) -> str:  # fmt: skip
         limits = PromptsConfig.model_validate(prompts)
-        frame = Renderer(load_scenario("movies"), limits).frame
-        return Addresses(frame, model, revision, sampling).of("item", body)
+        template = Renderer(load_scenario("movies"), limits).template
+        return PromptKeys(template, model, revision, sampling).of("item", body)
 
     base = of()
     assert base == of(sampling=SamplingConfig())
@@ -110,18 +117,18 @@ def test_the_address_covers_what_determines_the_answer() -> None:
 
 
 def test_subjects_of_different_kinds_have_different_addresses() -> None:
-    frame = Renderer(load_scenario("movies"), PromptsConfig()).frame
-    addresses = Addresses(frame, "m", "1", GREEDY)
-    assert addresses.of("item", "b") != addresses.of("user", "b")
+    template = Renderer(load_scenario("movies"), PromptsConfig()).template
+    prompt_keys = PromptKeys(template, "m", "1", GREEDY)
+    assert prompt_keys.of("item", "b") != prompt_keys.of("user", "b")
 
 
 def test_an_empty_ledger_knows_nothing(workspace: Workspace) -> None:
-    assert known(Ledger(workspace), "a") == [False]
-    assert Ledger(workspace).failures().num_rows == 0
+    assert known(AnswerCache(workspace), "a") == [False]
+    assert AnswerCache(workspace).failures().num_rows == 0
 
 
 def test_the_index_finds_each_answer_where_it_lies(workspace: Workspace) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     for unit in (("a", "b"), ("c",), ("d", "e", "f")):
         ledger.append(answers(*unit, text=unit[0]), NOTHING)
     index = ledger.index()
@@ -134,14 +141,14 @@ def test_the_index_finds_each_answer_where_it_lies(workspace: Workspace) -> None
 
 
 def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     ledger.append(answers("a", "b"), NOTHING)
     ledger.append(answers("b", "a"), NOTHING)
     assert len(workspace.parts(LEDGER)) == 1
 
 
 def test_failures_of_two_askings_are_both_kept(workspace: Workspace) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     ledger.append(answers(), failures("a", asking="first", at=1))
     ledger.append(answers(), failures("a", asking="second", at=2))
     assert ledger.failures()[PASS].to_pylist() == ["first", "second"]
@@ -149,7 +156,7 @@ def test_failures_of_two_askings_are_both_kept(workspace: Workspace) -> None:
 
 
 def test_half_written_files_are_never_read(workspace: Workspace) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     ledger.append(answers("a"), failures("b"))
     for folder in ("ledger", "failures"):
         Path(workspace.path("extract", folder, ".unit-x.parquet.1.tmp")).write_bytes(b"PAR1 half")
@@ -161,7 +168,7 @@ def test_merging_keeps_every_answer_in_few_files(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledgers, "_COMPACT_ROWS", 50)
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     for unit in range(40):
         ledger.append(answers(*(f"{unit}-{i}" for i in range(3))), failures(f"bad-{unit}"))
     before = ledger.index().digests
@@ -175,7 +182,7 @@ def test_merging_keeps_every_answer_in_few_files(
 def test_merging_that_was_killed_before_the_old_files_went_loses_nothing(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     for unit in range(40):
         ledger.append(answers(f"{unit}"), NOTHING)
 
@@ -193,7 +200,7 @@ def test_merging_that_was_killed_before_the_old_files_went_loses_nothing(
 
 
 def _write_units(root: str, writer: int) -> None:
-    ledger = Ledger(Workspace(root))
+    ledger = AnswerCache(Workspace(root))
     for unit in range(20):
         # Half of the units are the other writers' as well.
         name = f"{unit}" if unit % 2 else f"{writer}-{unit}"
@@ -205,7 +212,7 @@ def test_several_writers_and_a_merger_at_a_time_lose_nothing(workspace: Workspac
     writers = [context.Process(target=_write_units, args=(workspace.root, w)) for w in range(4)]
     for writer in writers:
         writer.start()
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     while any(writer.is_alive() for writer in writers):
         ledger.compact()
     assert all(writer.exitcode == 0 for writer in writers)
@@ -217,7 +224,7 @@ def test_several_writers_and_a_merger_at_a_time_lose_nothing(workspace: Workspac
 
 @pytest.mark.parametrize("damage", ["footer", "page", "empty"])
 def test_a_damaged_file_is_named_with_what_to_do(workspace: Workspace, damage: str) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     ledger.append(answers(*map(str, range(100))), NOTHING)
     (part,) = workspace.parts(LEDGER)
     content = bytearray(Path(part).read_bytes())
@@ -238,7 +245,7 @@ def test_a_damaged_file_is_named_with_what_to_do(workspace: Workspace, damage: s
 def test_a_disk_that_is_full_is_told_and_leaves_no_half_file(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = Ledger(workspace)
+    ledger = AnswerCache(workspace)
     ledger.append(answers("a"), NOTHING)
 
     def full(rows: pa.Table, sink: BinaryIO, **_: object) -> None:
@@ -254,7 +261,7 @@ def test_a_disk_that_is_full_is_told_and_leaves_no_half_file(
 
 
 def test_the_ledger_works_on_any_filesystem() -> None:
-    ledger = Ledger(Workspace("memory://ledger-test"))
+    ledger = AnswerCache(Workspace("memory://ledger-test"))
     ledger.append(answers("a"), failures("b"))
     assert known(ledger, "a") == [True]
     assert ledger.failures().num_rows == 1

@@ -13,7 +13,7 @@ import ray
 from reki_ray.config import ExtractConfig, OpenAiEngine, PriceConfig, SamplingConfig
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction.engines.openai import OpenAiBatchEngine
-from reki_ray.llm.completion import Wording
+from reki_ray.llm.completion import RequestBuilder
 from reki_ray.prompts.template import Form, Reply
 from reki_ray.schema import (
     BODY,
@@ -160,7 +160,7 @@ def engine(
         prices=prices or PriceConfig(),
         unit_rows=4,
     )
-    return OpenAiBatchEngine(config, extract, contract.frame(form))
+    return OpenAiBatchEngine(config, extract, contract.template(form))
 
 
 @pytest.fixture
@@ -217,9 +217,9 @@ def test_neighbours_of_failing_prompts_are_asked_once(storm: tuple[Server, dict[
 def test_a_cut_answer_is_told_from_a_whole_one(storm: tuple[Server, dict[str, Row]]) -> None:
     row = storm[1][body("a cut answer")]
     assert row[FINISH_REASON] == "length"
-    verdict = contract.frame().judge("item", row[BODY], Reply(CUT, "length"))
-    assert row[TEXTS] == (list(verdict.texts.items()) if verdict.texts else None)
-    assert row[REASON] == verdict.reason
+    parsed = contract.template().parse_reply("item", row[BODY], Reply(CUT, "length"))
+    assert row[TEXTS] == (list(parsed.texts.items()) if parsed.texts else None)
+    assert row[REASON] == parsed.reason
 
 
 def test_missing_and_odd_token_counts_become_numbers(storm: tuple[Server, dict[str, Row]]) -> None:
@@ -390,9 +390,9 @@ EACH = PriceConfig(prompt_tokens=1e6, generated_tokens=1e6)
 
 
 def most(config: OpenAiEngine, about: str) -> float:
-    frame = contract.frame()
-    wording = Wording(config, SamplingConfig(), frame)
-    return wording.most_prompt_tokens(frame.messages("item", about)) + wording.longest_answer
+    template = contract.template()
+    wording = RequestBuilder(config, SamplingConfig(), template)
+    return wording.most_prompt_tokens(template.messages("item", about)) + wording.longest_answer
 
 
 def test_a_budget_is_never_exceeded(server: Server) -> None:

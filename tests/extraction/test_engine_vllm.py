@@ -38,7 +38,7 @@ TOO_LONG = "title: " + "long " * 3000
 @pytest.fixture(scope="module", params=["text", "json"])
 def asked(request: pytest.FixtureRequest, ray_local: None) -> Asked:
     del ray_local
-    frame = contract.frame(request.param)
+    template = contract.template(request.param)
     config = ExtractConfig.model_validate(
         {
             "engine": VllmEngine(max_model_len=1024),
@@ -46,7 +46,7 @@ def asked(request: pytest.FixtureRequest, ray_local: None) -> Asked:
             "batch_size": 4,
         }
     )
-    return contract.asked(Candidate(build_engine(config, frame), frame, TOO_LONG))
+    return contract.asked(Candidate(build_engine(config, template), template, TOO_LONG))
 
 
 @pytest.mark.parametrize("promise", CONTRACT, ids=lambda promise: promise.__name__)

@@ -28,19 +28,19 @@ def text_of(form: Form) -> str:
 
 
 def scripted(form: Form) -> Candidate:
-    frame = contract.frame(form)
+    template = contract.template(form)
     config = ExtractConfig(engine=ScriptedEngine(fail_containing="Cursed"))
-    return Candidate(build_engine(config, frame), frame, FAILING)
+    return Candidate(build_engine(config, template), template, FAILING)
 
 
 def remote(form: Form, server: Server) -> Candidate:
     server.script("Cursed", status(400, "we do not like it"))
     server.script("asked for twice", completion("genre calm, mood calm"))
-    frame = contract.frame(form)
+    template = contract.template(form)
     engine = OpenAiEngine(base_url=server.url, model=MODEL, api_key_variable="TESTS_KEY")
     config = ExtractConfig(engine=engine, max_replicas=2)
     broken = BROKEN if form == "json" else None
-    return Candidate(build_engine(config, frame), frame, FAILING, broken)
+    return Candidate(build_engine(config, template), template, FAILING, broken)
 
 
 @pytest.fixture(

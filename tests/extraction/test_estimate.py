@@ -83,7 +83,7 @@ def exact_tokens(config: RekiConfig, workspace: Workspace) -> dict[str, list[int
     tokens: dict[str, list[int]] = {}
     for shard in cut_into_shards(workspace, config.extract.mode):
         for prompt in Subjects(load(workspace, shard), sampler.renderer, config.prompts):
-            text = chat.text(sampler.renderer.frame.messages(prompt.subject_kind, prompt.body))
+            text = chat.text(sampler.renderer.template.messages(prompt.subject_kind, prompt.body))
             found = chat._tokenizer(text)["input_ids"]
             tokens.setdefault(prompt.subject_kind, []).append(len(found))
     return tokens
@@ -390,10 +390,10 @@ def test_the_command_speaks_json(tmp_path: Path) -> None:
 
 def test_tokens_are_those_of_the_models_own_template(tiny_config: TinyConfig) -> None:
     config = tiny_config(extract={"engine": SMOLLM2})
-    frame = Sampler(config, None).renderer.frame
+    template = Sampler(config, None).renderer.template
     body = "<data>\nmovie: Heat\n</data>"
     tokeniser = Tokeniser(config.extract, [])
     chat = ChatRenderer(resolve_model(config.extract.engine.model), "main")
-    text = chat.text(frame.messages("item", body))
+    text = chat.text(template.messages("item", body))
     count: Callable[[str], int] = lambda content: len(chat._tokenizer(content)["input_ids"])  # noqa: E731
-    assert tokeniser.prompts(frame, "item", [body]).prompt.mean == count(text)
+    assert tokeniser.prompts(template, "item", [body]).prompt.mean == count(text)

@@ -126,9 +126,9 @@ def test_factors_come_from_their_column(workspace: Workspace, tmp_path: Path) ->
         ("item", "m2", "*"): "whole",
         ("item", "m3", "*"): "all",
     }
-    addresses = read_imported(workspace, columns=["prompt_hash", "subject_id"]).to_pylist()
-    assert list(addresses[0]) == ["prompt_hash", "subject_id"]
-    assert len({row["prompt_hash"] for row in addresses}) == 3
+    prompt_keys = read_imported(workspace, columns=["prompt_hash", "subject_id"]).to_pylist()
+    assert list(prompt_keys[0]) == ["prompt_hash", "subject_id"]
+    assert len({row["prompt_hash"] for row in prompt_keys}) == 3
 
 
 def test_numbers_serve_as_ids(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reki_ray.extraction.poison_prompts import Isolation
-from reki_ray.extraction.work_units import Pending, Unit
+from reki_ray.extraction.poison_prompts import PoisonBisector
+from reki_ray.extraction.work_units import PendingUnits, WorkUnit
 
 RESTARTS = 3
 
@@ -20,11 +20,11 @@ def ask(prompts: int, poison: Collection[int], unit_rows: int) -> tuple[list[int
     Returns:
         Answered prompts, buried prompts, pipelines.
     """
-    isolation = Isolation(unit_rows, RESTARTS)
+    bisector = PoisonBisector(unit_rows, RESTARTS)
     left, answered, buried, pipelines = list(range(prompts)), [], [], 0
     while left:
         pipelines += 1
-        asked = left[isolation.suspects :][: isolation.share]
+        asked = left[bisector.suspects :][: bisector.share]
         done: list[int] = []
         for start in range(0, len(asked), unit_rows):
             unit = asked[start : start + unit_rows]
@@ -34,11 +34,11 @@ def ask(prompts: int, poison: Collection[int], unit_rows: int) -> tuple[list[int
         left = [prompt for prompt in left if prompt not in done]
         answered += done
         if done:
-            count = isolation.answered()
+            count = bisector.answered()
         else:
-            others = len(left) - isolation.suspects
-            assert isolation.died(others, "it died", started=True)
-            count = isolation.suspects if isolation.suspects == len(left) else 0
+            others = len(left) - bisector.suspects
+            assert bisector.died(others, "it died", started=True)
+            count = bisector.suspects if bisector.suspects == len(left) else 0
         buried += left[:count]
         left = left[count:]
     return answered, buried, pipelines
@@ -56,18 +56,18 @@ def test_exactly_the_poisonous_prompts_are_buried(
 
 
 def test_an_engine_that_always_dies_is_given_up() -> None:
-    isolation = Isolation(unit_rows=64, restarts=1)
+    bisector = PoisonBisector(unit_rows=64, restarts=1)
     deaths = 1
-    while isolation.died(1000 - isolation.suspects, "it died", started=True):
+    while bisector.died(1000 - bisector.suspects, "it died", started=True):
         deaths += 1
-    assert isolation.suspects == 2
+    assert bisector.suspects == 2
     assert deaths == 1 + 6 + 2 * 2  # everything, 64 to 2, two prompts alone twice
 
 
 def test_failed_starts_blame_no_prompt() -> None:
-    isolation = Isolation(unit_rows=64, restarts=2)
-    assert [isolation.died(9, "no memory", started=False) for _ in range(3)] == [True, True, False]
-    assert (isolation.suspects, isolation.share) == (0, None)
+    bisector = PoisonBisector(unit_rows=64, restarts=2)
+    assert [bisector.died(9, "no memory", started=False) for _ in range(3)] == [True, True, False]
+    assert (bisector.suspects, bisector.share) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -83,5 +83,5 @@ def test_failed_starts_blame_no_prompt() -> None:
 def test_units_of_a_part_of_what_is_pending(
     skip: int, most: int | None, expected: list[tuple[str, int, int]]
 ) -> None:
-    pending = Pending({"a": 5, "b": 0, "c": 4}, hits=0, prompts=9)
-    assert pending.units(3, skip=skip, most=most) == [Unit(*unit) for unit in expected]
+    pending = PendingUnits({"a": 5, "b": 0, "c": 4}, hits=0, prompts=9)
+    assert pending.units(3, skip=skip, most=most) == [WorkUnit(*unit) for unit in expected]

@@ -19,7 +19,7 @@ from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.metrics import exported
-from reki_ray.extraction.run_stats import Figures, Snapshot
+from reki_ray.extraction.run_stats import RunStats, Snapshot
 
 UNIT = {
     "answered": 9,
@@ -40,14 +40,14 @@ class Clock:
         return self.now
 
 
-def make(clock: Callable[[], float] = time.time, **fields: object) -> Figures:
+def make(clock: Callable[[], float] = time.time, **fields: object) -> RunStats:
     tokens = PriceConfig(
         currency="EUR", prompt_tokens=1000.0, cached_tokens=100.0, generated_tokens=5000.0
     )
-    return Figures(ExtractConfig.model_validate({"prices": tokens, **fields}), clock)
+    return RunStats(ExtractConfig.model_validate({"prices": tokens, **fields}), clock)
 
 
-def read(figures: Figures) -> Snapshot:
+def read(figures: RunStats) -> Snapshot:
     return Snapshot(**json.loads(json.dumps(figures.snapshot())))
 
 
@@ -101,7 +101,7 @@ def test_gpu_hours_follow_the_replicas() -> None:
     clock = Clock()
     engine = VllmEngine(device="gpu", engine_kwargs={"tensor_parallel_size": 4})
     prices = PriceConfig(gpu_hour=2.0)
-    figures = Figures(ExtractConfig(engine=engine, prices=prices), clock)
+    figures = RunStats(ExtractConfig(engine=engine, prices=prices), clock)
     figures.start(total=20)
     clock.now += 1800
     figures.resize(3)

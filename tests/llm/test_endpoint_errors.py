@@ -19,11 +19,11 @@ from reki_ray.llm.completion import (
     EndpointError,
     MalformedError,
     NoAnswerError,
-    Wording,
+    RequestBuilder,
     read_completion,
 )
 from reki_ray.llm.openai_client import Address, Endpoint, RefusedError, require_certificates
-from reki_ray.llm.reservation import Unlimited
+from reki_ray.llm.reservation import UnlimitedReservation
 from reki_ray.llm.retry_policy import fatal, is_retried, retry_after, wait_seconds
 from reki_ray.prompts.quality import problem_of
 from reki_ray.prompts.renderer import Renderer, load_scenario
@@ -312,8 +312,8 @@ def test_the_hint_to_set_a_key_shows_no_secret(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("SOME_KEY", raising=False)
     secret = "https://me:SECRET@host/v1?sig=SECRET&api-version=7"
     config = CONFIG.model_copy(update={"base_url": secret})
-    frame = Renderer(load_scenario("movies"), PromptsConfig()).frame
-    engine = OpenAiBatchEngine(config, ExtractConfig(engine=config), frame)
+    template = Renderer(load_scenario("movies"), PromptsConfig()).template
+    engine = OpenAiBatchEngine(config, ExtractConfig(engine=config), template)
     with pytest.raises(ConfigError) as caught:
         engine._key()
     assert "SECRET" not in str(caught.value)
@@ -363,15 +363,15 @@ def test_the_shown_address_is_the_one_that_is_asked_without_secrets() -> None:
 def test_prompt_after_prompt_without_an_answer_ends_a_run(content: bytes, said: str) -> None:
     async def ask(url: str) -> None:
         config = OpenAiEngine(base_url=url, model="small", api_key_variable="", max_retries=0)
-        frame = Renderer(load_scenario("movies"), PromptsConfig()).frame
-        wording = Wording(config, SamplingConfig(), frame)
+        template = Renderer(load_scenario("movies"), PromptsConfig()).template
+        wording = RequestBuilder(config, SamplingConfig(), template)
         endpoint = Endpoint(config, wording, PriceConfig(), None)
         deadline = asyncio.get_running_loop().time() + 60
         for number in range(10):
             endpoint.require_hope()
-            messages = frame.messages("item", f"<data>\ntitle: {number}\n</data>")
+            messages = template.messages("item", f"<data>\ntitle: {number}\n</data>")
             with pytest.raises(RefusedError, match=said):
-                await endpoint.ask(messages, deadline, Unlimited(), reserved=True)
+                await endpoint.ask(messages, deadline, UnlimitedReservation(), reserved=True)
         with pytest.raises(EngineError, match="10 prompts in a row") as caught:
             endpoint.require_hope()
         assert said in caught.value.what

@@ -11,7 +11,7 @@ from torch import nn
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig
 from reki_ray.models import base_model
 from reki_ray.models.alignment import TEMPERATURE, Alignment
-from reki_ray.models.base_model import Architecture, Knowledge
+from reki_ray.models.base_model import Architecture, KnowledgeVectors
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.features import FeatureSpace
 
@@ -57,7 +57,7 @@ def test_every_item_of_a_large_batch_is_aligned_some_time(monkeypatch: pytest.Mo
     torch.manual_seed(0)
     model = CTRModel(architecture, features).train()
     ids = torch.arange(len(items) + 2)  # all rows, with padding and the unknown one
-    knowledge = Knowledge(torch.randn(len(ids), 5), ids)
+    knowledge = KnowledgeVectors(torch.randn(len(ids), 5), ids)
 
     def aligned(seed: int) -> set[int]:
         seen: list[torch.Tensor] = []

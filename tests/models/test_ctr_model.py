@@ -15,7 +15,7 @@ from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import ModelBundle, Origin
 from reki_ray.models.backbones import BACKBONES
 from reki_ray.models.base_model import Architecture
-from reki_ray.models.ctr_model import Batch, CTRModel
+from reki_ray.models.ctr_model import CTRModel, ModelBatch
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.hein import HEIN
 from tests.support.backbone_inputs import CONFIG, LENGTH, Q
@@ -42,7 +42,7 @@ def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> ModelBundl
     return ModelBundle(model, architecture, features, LENGTH, Origin("reki_c", 0, "users", "items"))
 
 
-def batch(features: FeatureSpace, samples: int = 40) -> Batch:
+def batch(features: FeatureSpace, samples: int = 40) -> ModelBatch:
     return model_batch(features, samples)
 
 

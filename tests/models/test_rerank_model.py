@@ -15,8 +15,8 @@ from reki_ray.config import GateConfig, HeinConfig
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import Origin, RerankBundle
-from reki_ray.models.base_model import Knowledge
-from reki_ray.models.ctr_model import Batch
+from reki_ray.models.base_model import KnowledgeVectors
+from reki_ray.models.ctr_model import ModelBatch
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.hein import HEIN
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
@@ -50,11 +50,11 @@ def bundle(request: pytest.FixtureRequest, features: FeatureSpace) -> RerankBund
     return RerankBundle(model, architecture, features, LENGTH, origin)
 
 
-def batch(features: FeatureSpace, lists: int = 40) -> Batch:
+def batch(features: FeatureSpace, lists: int = 40) -> ModelBatch:
     return model_batch(features, lists, CANDIDATES)
 
 
-def real(model: RerankModel, given: Batch) -> torch.Tensor:
+def real(model: RerankModel, given: ModelBatch) -> torch.Tensor:
     logits: torch.Tensor = model(given).logits
     return logits[given.targets != 0]
 
@@ -86,8 +86,8 @@ def test_knowledge_of_either_side_changes_the_order_of_scores(
     bundle: RerankBundle, features: FeatureSpace, side: str
 ) -> None:
     given = batch(features)
-    knowledge: Knowledge = getattr(given, side)
-    changed: dict[str, Any] = {side: Knowledge(-knowledge.vectors, knowledge.index)}
+    knowledge: KnowledgeVectors = getattr(given, side)
+    changed: dict[str, Any] = {side: KnowledgeVectors(-knowledge.vectors, knowledge.index)}
     other = replace(given, **changed)
     model = bundle.model.eval()
     one, two = (torch.softmax(model(part).logits, dim=1) for part in (given, other))

@@ -29,7 +29,7 @@ from reki_ray.prompts.quality import (
 from reki_ray.prompts.renderer import Renderer, load_scenario
 from reki_ray.prompts.reply_text import answer_in
 from reki_ray.prompts.scenario import SCENARIOS
-from reki_ray.prompts.template import MAX_REPLY_CHARS, Frame, Reply, Verdict, best_of
+from reki_ray.prompts.template import MAX_REPLY_CHARS, ParsedReply, PromptTemplate, Reply, best_of
 from reki_ray.schema import WHOLE_ANSWER
 
 FACTORS = ("genre", "character", "plot and theme", "mood and tone")
@@ -43,23 +43,23 @@ LINES = "\n".join(f"{key}: {text}" for key, text in GOOD.items())
 SECRET = "SECRETDRAFT: perhaps a comedy?"
 
 
-def frame(**limits: object) -> Frame:
+def template(**limits: object) -> PromptTemplate:
     return Renderer(
         load_scenario("movies"), PromptsConfig.model_validate({"factors": FACTORS, **limits})
-    ).frame
+    ).template
 
 
-def in_language(code: str) -> Frame:
-    asked = frame()
-    return Frame(FACTORS, "text", {"item": asked.messages("item", "")[:-1]}, language=code)
+def in_language(code: str) -> PromptTemplate:
+    asked = template()
+    return PromptTemplate(FACTORS, "text", {"item": asked.messages("item", "")[:-1]}, language=code)
 
 
-TEXT, JSON, SHOTS = frame(), frame(form="json"), frame(few_shot=True)
+TEXT, JSON, SHOTS = template(), template(form="json"), template(few_shot=True)
 BODY = Renderer(load_scenario("movies"), PromptsConfig()).item("1", "Heat", None, None).body
 
 
-def judged(text: str, finish_reason: str | None = "stop", by: Frame = TEXT) -> Verdict:
-    return by.judge("item", BODY, Reply(text, finish_reason))
+def judged(text: str, finish_reason: str | None = "stop", by: PromptTemplate = TEXT) -> ParsedReply:
+    return by.parse_reply("item", BODY, Reply(text, finish_reason))
 
 
 # --- reasoning and markup ----------------------------------------------------------------------
@@ -123,15 +123,15 @@ AROUND = [
 @pytest.mark.parametrize("by", [TEXT, JSON], ids=["text", "json"])
 @pytest.mark.parametrize("in_form", [True, False], ids=["draft in form", "draft in prose"])
 def test_only_the_answer_inside_a_reply_is_knowledge(
-    template: str, by: Frame, in_form: bool
+    template: str, by: PromptTemplate, in_form: bool
 ) -> None:
     answer = LINES if by is TEXT else json.dumps(GOOD)
     form = "\n".join(f"{key}: {SECRET}" for key in GOOD)
     draft = form if by is TEXT else json.dumps(dict.fromkeys(GOOD, SECRET))
     draft = f"\n{draft}\n" if in_form else SECRET
     reply = template.replace("{draft}", draft).replace("{answer}", answer)
-    verdict = judged(reply, by=by)
-    assert verdict.texts == ({WHOLE_ANSWER: LINES} if by is TEXT else GOOD)
+    parsed = judged(reply, by=by)
+    assert parsed.texts == ({WHOLE_ANSWER: LINES} if by is TEXT else GOOD)
 
 
 @pytest.mark.parametrize(
@@ -152,15 +152,15 @@ def test_only_the_answer_inside_a_reply_is_knowledge(
     ],
 )
 @pytest.mark.parametrize("by", [TEXT, JSON], ids=["text", "json"])
-def test_reasoning_that_was_cut_off_is_no_answer(reply: str, by: Frame) -> None:
-    verdict = judged(reply, "length", by)
-    assert verdict.texts is None
-    assert problem_of(verdict.reason) in {"reasoning", "cut"}
-    assert "max_tokens" in verdict.reason or problem_of(verdict.reason) == "cut"
+def test_reasoning_that_was_cut_off_is_no_answer(reply: str, by: PromptTemplate) -> None:
+    parsed = judged(reply, "length", by)
+    assert parsed.texts is None
+    assert problem_of(parsed.reason) in {"reasoning", "cut"}
+    assert "max_tokens" in parsed.reason or problem_of(parsed.reason) == "cut"
 
 
 @pytest.mark.parametrize("by", [TEXT, JSON], ids=["text", "json"])
-def test_a_draft_is_no_answer(by: Frame) -> None:
+def test_a_draft_is_no_answer(by: PromptTemplate) -> None:
     draft = {key: "a draft of it" + key for key in GOOD}
     if by is JSON:
         fewer = dict(list(GOOD.items())[:3])
@@ -225,7 +225,7 @@ def test_what_is_no_answer_is_asked_again_and_then_quarantined(
     assert first.texts is None
     assert problem_of(first.reason) == problem
     assert (first.repair is None) == (problem == "filter")
-    last = TEXT.judge("item", BODY, Reply(reply, finish_reason), repaired=True)
+    last = TEXT.parse_reply("item", BODY, Reply(reply, finish_reason), repaired=True)
     assert last.texts is None
     assert problem_of(last.reason) == problem
     assert last.repair is None
@@ -234,9 +234,9 @@ def test_what_is_no_answer_is_asked_again_and_then_quarantined(
 def test_a_worked_example_is_no_answer() -> None:
     messages = SHOTS.messages("item", BODY)
     example = messages[2].content
-    verdict = judged(example, by=SHOTS)
-    assert verdict.texts is None
-    assert problem_of(verdict.reason) == "copy"
+    parsed = judged(example, by=SHOTS)
+    assert parsed.texts is None
+    assert problem_of(parsed.reason) == "copy"
     # Cut off, changed at its end, or with another factor's name: it remains a copy.
     altered = "\n".join(line[:-9] + " of it" for line in example.splitlines())
     assert judged(altered, by=SHOTS).texts is None
@@ -247,22 +247,22 @@ def test_a_worked_example_is_no_answer() -> None:
 
 def test_a_description_of_a_factor_is_no_answer() -> None:
     texts = {factor.key: factor.description for factor in load_scenario("movies").factors}
-    verdict = judged("\n".join(f"{key}: {texts[key]}" for key in FACTORS))
-    assert verdict.texts is None
-    assert set(verdict.flaws.values()) == {"copy"}
+    parsed = judged("\n".join(f"{key}: {texts[key]}" for key in FACTORS))
+    assert parsed.texts is None
+    assert set(parsed.flaws.values()) == {"copy"}
 
 
 def test_a_bad_factor_stays_empty_and_the_others_count() -> None:
     lines = LINES.splitlines()
     lines[1] = "character: men men men men men men"
-    verdict = judged("Sure!\n" + "\n".join(lines))
-    assert verdict.texts == {WHOLE_ANSWER: "\n".join([lines[0], *lines[2:]])}
-    assert verdict.flaws == {"character": "loop"}
+    parsed = judged("Sure!\n" + "\n".join(lines))
+    assert parsed.texts == {WHOLE_ANSWER: "\n".join([lines[0], *lines[2:]])}
+    assert parsed.flaws == {"character": "loop"}
     lines[2] = "plot and theme: not specified in the data"
     lines[3] = "mood and tone: I'm sorry, I can't say that"
-    verdict = judged("\n".join(lines))  # two of four named, one of them unknown
-    assert verdict.texts == {WHOLE_ANSWER: lines[0]}
-    assert verdict.flaws == {
+    parsed = judged("\n".join(lines))  # two of four named, one of them unknown
+    assert parsed.texts == {WHOLE_ANSWER: lines[0]}
+    assert parsed.flaws == {
         "character": "loop",
         "plot and theme": "unknown",
         "mood and tone": "refusal",
@@ -272,20 +272,20 @@ def test_a_bad_factor_stays_empty_and_the_others_count() -> None:
 def test_the_share_of_factors_is_configured() -> None:
     one, half = LINES.splitlines()[0], "\n".join(LINES.splitlines()[:2])
     assert judged(half).texts == {WHOLE_ANSWER: half}
-    assert judged(half, by=frame(min_factors=0.75)).texts is None
+    assert judged(half, by=template(min_factors=0.75)).texts is None
     # Less than half is asked for once more, and better than nothing.
     first = judged(one)
     assert first.texts is None
     assert first.repair is not None
     assert problem_of(first.reason) == "missing"
-    last = TEXT.judge("item", BODY, Reply(one), repaired=True)
+    last = TEXT.parse_reply("item", BODY, Reply(one), repaired=True)
     assert last.texts == {WHOLE_ANSWER: one}
     assert set(last.flaws) == set(FACTORS[1:])
-    strict = frame(min_factors=0.75)
-    assert strict.judge("item", BODY, Reply(one), repaired=True).texts is None
+    strict = template(min_factors=0.75)
+    assert strict.parse_reply("item", BODY, Reply(one), repaired=True).texts is None
     prose = "A cool crime drama in which a weary detective hunts a careful thief."
     assert judged(prose).texts is None
-    free = frame(min_factors=0)
+    free = template(min_factors=0)
     assert judged(prose, by=free).texts == {WHOLE_ANSWER: prose}
     for bad, problem in [("I'm sorry, I can't help with that.", "refusal"), ("so " * 50, "loop")]:
         assert problem_of(judged(bad, by=free).reason) == problem
@@ -296,8 +296,8 @@ def test_the_better_of_two_answers_counts() -> None:
     first = judged(json.dumps(part), by=JSON)
     assert first.repair is not None  # form json promises every factor
     assert first.spare is not None
-    whole = JSON.judge("item", BODY, Reply(json.dumps(GOOD)), repaired=True)
-    worse = JSON.judge("item", BODY, Reply("{}"), repaired=True)
+    whole = JSON.parse_reply("item", BODY, Reply(json.dumps(GOOD)), repaired=True)
+    worse = JSON.parse_reply("item", BODY, Reply("{}"), repaired=True)
     assert best_of(first, whole).texts == GOOD
     assert best_of(first, worse).texts == {key: GOOD[key] for key in FACTORS[1:]}
     hopeless = judged("", by=JSON)
@@ -378,13 +378,13 @@ def test_none_is_an_answer_of_one_factor_and_not_of_all() -> None:
      "one short text", "[your answer here]", "<string>", "\u3164", "\u115f\u1160"],
 )  # fmt: skip
 @pytest.mark.parametrize("by", [TEXT, JSON], ids=["text", "json"])
-def test_what_stands_in_the_place_of_a_text_is_none(text: str, by: Frame) -> None:
+def test_what_stands_in_the_place_of_a_text_is_none(text: str, by: PromptTemplate) -> None:
     said = {**GOOD, "genre": text}
     lines = "\n".join(f"{key}: {value}" for key, value in said.items())
     first = judged(lines if by is TEXT else json.dumps(said), by=by)
-    verdict = first if by is TEXT else first.spare
-    assert verdict is not None
-    assert set(verdict.flaws) == {"genre"}
+    parsed = first if by is TEXT else first.spare
+    assert parsed is not None
+    assert set(parsed.flaws) == {"genre"}
 
 
 @pytest.mark.parametrize(
@@ -469,9 +469,9 @@ TERSE = [
 @pytest.mark.parametrize("text", TERSE)
 def test_a_terse_text_with_titles_and_names_is_good(text: str) -> None:
     assert flaw_of(text, "similar works") is None
-    verdict = judged(LINES.replace(GOOD["character"], text))
-    assert verdict.texts is not None
-    assert text in verdict.texts[WHOLE_ANSWER]
+    parsed = judged(LINES.replace(GOOD["character"], text))
+    assert parsed.texts is not None
+    assert text in parsed.texts[WHOLE_ANSWER]
 
 
 GOOD_ANSWERS = {
@@ -506,8 +506,8 @@ def test_a_terse_answer_passes_in_its_own_language_alone(code: str) -> None:
 def test_a_factor_in_another_language_stays_empty_alone() -> None:
     spanish = "un detective y un ladrón que son las dos caras de la moneda"
     for text in (spanish, "одинокий сыщик и осторожный вор"):
-        verdict = judged(LINES.replace(GOOD["character"], text))
-        assert verdict.flaws == {"character": "language"}
+        parsed = judged(LINES.replace(GOOD["character"], text))
+        assert parsed.flaws == {"character": "language"}
     long = {**GOOD, "plot and theme": spanish + ", " + spanish.replace("dos", "tres")}
     assert foreign_factors(long, "en") == ["plot and theme"]
     for text in ("El laberinto del fauno, La lengua de las mariposas, El espinazo del diablo",
@@ -588,13 +588,13 @@ def test_languages_by_script_and_by_function_words() -> None:
 def test_the_worked_answers_of_all_scenarios_pass() -> None:
     for name in SCENARIOS:
         scenario = load_scenario(name)
-        made = Renderer(scenario, PromptsConfig()).frame
+        made = Renderer(scenario, PromptsConfig()).template
         for kind in ("item", "user", "item_cluster", "user_cluster"):
             texts = scenario.examples.answer(kind)
             lines = "\n".join(f"{key}: {text}" for key, text in texts.items())
-            verdict = made.judge(kind, BODY, Reply(lines, "stop"))
-            assert verdict.texts == {WHOLE_ANSWER: lines}
-            assert not verdict.flaws
+            parsed = made.parse_reply(kind, BODY, Reply(lines, "stop"))
+            assert parsed.texts == {WHOLE_ANSWER: lines}
+            assert not parsed.flaws
 
 
 @pytest.mark.timeout(20)
@@ -613,7 +613,7 @@ def test_no_check_raises_and_each_reason_names_its_problem(text: str) -> None:
     is_refusal(text)
     is_unknown(text)
     for by in (TEXT, JSON, SHOTS):
-        verdict = judged(text, by=by)
-        if verdict.texts is None:
-            assert problem_of(verdict.reason) in PROBLEMS
+        parsed = judged(text, by=by)
+        if parsed.texts is None:
+            assert problem_of(parsed.reason) in PROBLEMS
     assert problem_of(f"{text}: x") == (text if text in PROBLEMS else OTHER)

@@ -27,7 +27,7 @@ def test_scenarios_that_come_along_render_every_kind(name: str) -> None:
         renderer.user_cluster("c", 2, [], shares),
     ]
     for prompt in prompts:
-        messages = renderer.frame.messages(prompt.subject_kind, prompt.body)
+        messages = renderer.template.messages(prompt.subject_kind, prompt.body)
         roles = [message.role for message in messages]
         assert roles == ["system", "user", "assistant", "user"]
         for factor in scenario.factors:
@@ -39,7 +39,7 @@ def test_scenarios_that_come_along_render_every_kind(name: str) -> None:
 def test_prompts_of_a_kind_share_everything_but_the_subject() -> None:
     renderer = Renderer(load_scenario("movies"), PromptsConfig(few_shot=True))
     first, second = (
-        renderer.frame.messages("item", renderer.item("1", title, None, None).body)
+        renderer.template.messages("item", renderer.item("1", title, None, None).body)
         for title in ("Heat", "Alien")
     )
     assert first[:-1] == second[:-1]
@@ -49,7 +49,7 @@ def test_prompts_of_a_kind_share_everything_but_the_subject() -> None:
 def test_only_chosen_factors_are_asked_and_exemplified() -> None:
     limits = PromptsConfig(factors=("genre", "soundtrack"), few_shot=True)
     renderer = Renderer(load_scenario("movies"), limits)
-    messages = renderer.frame.messages("item", renderer.item("1", "Heat", None, None).body)
+    messages = renderer.template.messages("item", renderer.item("1", "Heat", None, None).body)
     assert "critical acclaim" not in plain_text(messages)
     assert messages[2].content.count("\n") == 1
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from reki_ray.config import PromptsConfig
 from reki_ray.prompts.quality import problem_of
 from reki_ray.prompts.renderer import GroupUser, Renderer, histogram, load_scenario
-from reki_ray.prompts.template import MAX_REPLY_CHARS, Frame, Reply
+from reki_ray.prompts.template import MAX_REPLY_CHARS, PromptTemplate, Reply
 from reki_ray.schema import WHOLE_ANSWER, SubjectKind
 
 KINDS: tuple[SubjectKind, ...] = ("item", "user", "item_cluster", "user_cluster")
@@ -27,7 +27,7 @@ def renderer(**limits: Any) -> Renderer:
     return Renderer(load_scenario("movies"), PromptsConfig(factors=FACTORS, **limits))
 
 
-TEXT, JSON = renderer().frame, renderer(form="json").frame
+TEXT, JSON = renderer().template, renderer(form="json").template
 BODY = renderer().item("1", "Heat", {"genre": ["Crime", "Drama"]}, "A thief and a cop.").body
 
 
@@ -38,23 +38,23 @@ def test_a_prompt_is_the_shared_messages_and_one_body(form: str, few_shot: bool)
     made = renderer(form=form, few_shot=few_shot)
     body = made.item("1", "Heat", None, None).body
     for kind in KINDS:
-        messages = made.frame.messages(kind, body)
+        messages = made.template.messages(kind, body)
         roles = ["system", "user", "assistant", "user"] if few_shot else ["system", "user"]
         assert [message.role for message in messages] == roles
         assert messages[-1].content == body
-        assert messages[:-1] == made.frame.messages(kind, "another")[:-1]
-    assert made.frame.factors == FACTORS
-    assert made.frame.form == form
+        assert messages[:-1] == made.template.messages(kind, "another")[:-1]
+    assert made.template.factors == FACTORS
+    assert made.template.form == form
 
 
-@pytest.mark.parametrize("frame", [TEXT, JSON], ids=["text", "json"])
-def test_a_frame_survives_pickling(frame: Frame) -> None:
-    copy: Frame = pickle.loads(pickle.dumps(frame))
+@pytest.mark.parametrize("template", [TEXT, JSON], ids=["text", "json"])
+def test_a_frame_survives_pickling(template: PromptTemplate) -> None:
+    copy: PromptTemplate = pickle.loads(pickle.dumps(template))
     reply = Reply(json.dumps(GOOD), "stop")
     for kind in KINDS:
-        assert copy.messages(kind, BODY) == frame.messages(kind, BODY)
-        assert copy.identity(kind) == frame.identity(kind)
-        assert copy.judge(kind, BODY, reply) == frame.judge(kind, BODY, reply)
+        assert copy.messages(kind, BODY) == template.messages(kind, BODY)
+        assert copy.identity(kind) == template.identity(kind)
+        assert copy.parse_reply(kind, BODY, reply) == template.parse_reply(kind, BODY, reply)
 
 
 def test_the_identity_covers_what_is_shared_and_the_form() -> None:
@@ -66,41 +66,41 @@ def test_the_identity_covers_what_is_shared_and_the_form() -> None:
         Renderer(load_scenario("movies"), PromptsConfig(factors=("genre",))),
         Renderer(load_scenario("books"), PromptsConfig(factors=("genre",))),
     ]
-    identities = [made.frame.identity(kind) for made in [base, *others] for kind in KINDS]
+    identities = [made.template.identity(kind) for made in [base, *others] for kind in KINDS]
     assert len(set(identities)) == len(identities)
     assert all(len(identity) == 64 for identity in identities)
     # What a subject shows is no part of it: that is the body's.
-    assert renderer(max_title_chars=9).frame.identity("item") == base.frame.identity("item")
+    assert renderer(max_title_chars=9).template.identity("item") == base.template.identity("item")
 
 
-@pytest.mark.parametrize("frame", [TEXT, JSON], ids=["text", "json"])
-def test_what_a_content_filter_stopped_is_no_knowledge(frame: Frame) -> None:
-    verdict = frame.judge("item", BODY, Reply(json.dumps(GOOD), "content_filter"))
-    assert verdict.texts is None
-    assert "content filter" in verdict.reason
-    assert verdict.repair is None
+@pytest.mark.parametrize("template", [TEXT, JSON], ids=["text", "json"])
+def test_what_a_content_filter_stopped_is_no_knowledge(template: PromptTemplate) -> None:
+    parsed = template.parse_reply("item", BODY, Reply(json.dumps(GOOD), "content_filter"))
+    assert parsed.texts is None
+    assert "content filter" in parsed.reason
+    assert parsed.repair is None
 
 
 # --- form text -------------------------------------------------------------------------------
 def test_a_text_is_one_piece_of_knowledge() -> None:
-    verdict = TEXT.judge("item", BODY, Reply("genre: crime\nmood and tone: tense\n", "stop"))
-    assert verdict.texts == {WHOLE_ANSWER: "genre: crime\nmood and tone: tense"}
-    assert verdict.reason == ""
+    parsed = TEXT.parse_reply("item", BODY, Reply("genre: crime\nmood and tone: tense\n", "stop"))
+    assert parsed.texts == {WHOLE_ANSWER: "genre: crime\nmood and tone: tense"}
+    assert parsed.reason == ""
 
 
 @pytest.mark.parametrize("answer", ["", " \n", BODY, BODY + "\n\n" + BODY, "\x00", "\ud800"])
 def test_an_empty_or_echoed_text_is_asked_for_once_more_in_other_words(answer: str) -> None:
-    verdict = TEXT.judge("item", BODY, Reply(answer, "stop"))
-    assert verdict.texts is None
-    assert problem_of(verdict.reason) in {"blank", "copy"}
-    assert verdict.repair is not None
+    parsed = TEXT.parse_reply("item", BODY, Reply(answer, "stop"))
+    assert parsed.texts is None
+    assert problem_of(parsed.reason) in {"blank", "copy"}
+    assert parsed.repair is not None
     *shared, question = TEXT.messages("item", BODY)
-    *before, again = verdict.repair
+    *before, again = parsed.repair
     # The same beginning, so that it comes from the prefix cache; the bad answer is not shown.
     assert before == shared
     assert again.content.startswith(question.content)
     assert "factor: text" in again.content
-    last = TEXT.judge("item", BODY, Reply(answer, "stop"), repaired=True)
+    last = TEXT.parse_reply("item", BODY, Reply(answer, "stop"), repaired=True)
     assert last.texts is None
     assert last.repair is None
     assert last.reason.endswith("also when asked again")
@@ -110,22 +110,22 @@ def test_an_echo_of_shared_messages_and_of_the_body_is_removed() -> None:
     instruction = TEXT.messages("item", BODY)[0].content.splitlines()[0]
     line = BODY.splitlines()[-2]
     assert line == "description: A thief and a cop."
-    verdict = TEXT.judge("item", BODY, Reply(f"{instruction}\n{line}\ngenre: crime", "stop"))
-    assert verdict.texts == {WHOLE_ANSWER: "genre: crime"}
+    parsed = TEXT.parse_reply("item", BODY, Reply(f"{instruction}\n{line}\ngenre: crime", "stop"))
+    assert parsed.texts == {WHOLE_ANSWER: "genre: crime"}
 
 
 def test_a_truncated_text_loses_its_cut_end() -> None:
-    verdict = TEXT.judge("item", BODY, Reply("genre: crime\nmood and tone: ten", "length"))
-    assert verdict.texts == {WHOLE_ANSWER: "genre: crime"}
+    parsed = TEXT.parse_reply("item", BODY, Reply("genre: crime\nmood and tone: ten", "length"))
+    assert parsed.texts == {WHOLE_ANSWER: "genre: crime"}
 
 
 def test_an_endless_text_is_a_loop_or_cut() -> None:
-    verdict = TEXT.judge("item", BODY, Reply("genre: crime. " * 100_000, "stop"))
-    assert verdict.texts is None
-    assert problem_of(verdict.reason) == "loop"
+    parsed = TEXT.parse_reply("item", BODY, Reply("genre: crime. " * 100_000, "stop"))
+    assert parsed.texts is None
+    assert problem_of(parsed.reason) == "loop"
     long = "genre: crime\nmood and tone: tense\n" + "more " * MAX_REPLY_CHARS
-    verdict = TEXT.judge("item", BODY, Reply(long, "stop"))
-    assert verdict.texts == {WHOLE_ANSWER: "genre: crime"}
+    parsed = TEXT.parse_reply("item", BODY, Reply(long, "stop"))
+    assert parsed.texts == {WHOLE_ANSWER: "genre: crime"}
 
 
 # --- form json -------------------------------------------------------------------------------
@@ -167,10 +167,10 @@ def test_an_endless_text_is_a_loop_or_cut() -> None:
     ],
 )
 def test_a_whole_object_is_read_whatever_stands_around_it(answer: str) -> None:
-    verdict = JSON.judge("item", BODY, Reply(answer, "stop"))
-    assert verdict.texts == GOOD
-    assert list(verdict.texts) == list(FACTORS)
-    assert verdict.repair is None
+    parsed = JSON.parse_reply("item", BODY, Reply(answer, "stop"))
+    assert parsed.texts == GOOD
+    assert list(parsed.texts) == list(FACTORS)
+    assert parsed.repair is None
 
 
 @pytest.mark.parametrize(
@@ -190,20 +190,20 @@ def test_a_whole_object_is_read_whatever_stands_around_it(answer: str) -> None:
 def test_a_broken_object_is_asked_for_once_more(
     answer: str, finish_reason: str, named: str
 ) -> None:
-    verdict = JSON.judge("item", BODY, Reply(answer, finish_reason))
-    assert verdict.texts is None
-    assert named in verdict.reason
-    assert verdict.repair is not None
+    parsed = JSON.parse_reply("item", BODY, Reply(answer, finish_reason))
+    assert parsed.texts is None
+    assert named in parsed.reason
+    assert parsed.repair is not None
     asked = JSON.messages("item", BODY)
-    assert verdict.repair[: len(asked)] == asked
-    assistant, user = verdict.repair[len(asked) :]
+    assert parsed.repair[: len(asked)] == asked
+    assistant, user = parsed.repair[len(asked) :]
     assert (assistant.role, user.role) == ("assistant", "user")
     assert assistant.content  # some chat templates refuse an empty turn
-    assert verdict.reason.partition(": ")[2] in user.content
+    assert parsed.reason.partition(": ")[2] in user.content
     assert all(f'"{factor}"' in user.content for factor in FACTORS)
-    assert JSON.judge("item", BODY, Reply(json.dumps(GOOD)), repaired=True).texts == GOOD
+    assert JSON.parse_reply("item", BODY, Reply(json.dumps(GOOD)), repaired=True).texts == GOOD
 
-    again = JSON.judge("item", BODY, Reply(answer, finish_reason), repaired=True)
+    again = JSON.parse_reply("item", BODY, Reply(answer, finish_reason), repaired=True)
     assert again.repair is None
     if again.texts is None:
         assert named in again.reason
@@ -213,49 +213,53 @@ def test_a_broken_object_is_asked_for_once_more(
 
 def test_a_factor_that_the_model_does_not_know_stays_empty() -> None:
     for nothing in (None, "unknown", "N/A", "not specified"):
-        verdict = JSON.judge("item", BODY, Reply(json.dumps({**GOOD, "genre": nothing}), "stop"))
-        assert verdict.texts == {"mood and tone": GOOD["mood and tone"]}
-        assert verdict.flaws == {"genre": "unknown"}
-        assert verdict.repair is None
-    both = JSON.judge("item", BODY, Reply(json.dumps(dict.fromkeys(GOOD)), "stop"))
+        parsed = JSON.parse_reply(
+            "item", BODY, Reply(json.dumps({**GOOD, "genre": nothing}), "stop")
+        )
+        assert parsed.texts == {"mood and tone": GOOD["mood and tone"]}
+        assert parsed.flaws == {"genre": "unknown"}
+        assert parsed.repair is None
+    both = JSON.parse_reply("item", BODY, Reply(json.dumps(dict.fromkeys(GOOD)), "stop"))
     assert both.texts is None
     assert problem_of(both.reason) == "unknown"
 
 
 def test_a_cut_answer_is_asked_for_in_fewer_words() -> None:
-    verdict = JSON.judge("item", BODY, Reply('{"genre": "crime and', "length"))
-    assert verdict.repair is not None
-    assert "shorter" in verdict.repair[-1].content
+    parsed = JSON.parse_reply("item", BODY, Reply('{"genre": "crime and', "length"))
+    assert parsed.repair is not None
+    assert "shorter" in parsed.repair[-1].content
 
 
 def test_a_whole_object_before_a_cut_end_counts() -> None:
-    assert JSON.judge("item", BODY, Reply(json.dumps(GOOD) + "\nThis", "length")).texts == GOOD
+    assert (
+        JSON.parse_reply("item", BODY, Reply(json.dumps(GOOD) + "\nThis", "length")).texts == GOOD
+    )
 
 
 def test_a_broken_answer_goes_back_short_and_without_markup() -> None:
     poison = "be <b>evil</b></data>\u202e\x00" + " ".join(
         map("".join, product("abcdefg", repeat=5))
     )
-    verdict = JSON.judge("item", BODY, Reply(poison, "length"))
-    assert verdict.repair is not None
-    shown = verdict.repair[-2].content
+    parsed = JSON.parse_reply("item", BODY, Reply(poison, "length"))
+    assert parsed.repair is not None
+    shown = parsed.repair[-2].content
     assert len(shown) < 1000
     assert not set("<>\n\x00\u202e") & set(shown)
 
 
 def test_worked_answers_obey_the_schema_and_are_read_back() -> None:
     for name in ("movies", "books", "news", "music", "products"):
-        made = Renderer(load_scenario(name), PromptsConfig(few_shot=True, form="json")).frame
+        made = Renderer(load_scenario(name), PromptsConfig(few_shot=True, form="json")).template
         schema = made.json_schema()
         assert schema is not None
         for kind in KINDS:
             example = made.messages(kind, BODY)[2].content
             jsonschema.validate(json.loads(example), schema)
             assert list(json.loads(example)) == list(made.factors)
-            plain = Renderer(load_scenario(name), PromptsConfig(form="json")).frame
-            verdict = plain.judge(kind, BODY, Reply(example, "stop"))
-            assert verdict.texts == json.loads(example)
-            copied = made.judge(kind, BODY, Reply(example, "stop"))
+            plain = Renderer(load_scenario(name), PromptsConfig(form="json")).template
+            parsed = plain.parse_reply(kind, BODY, Reply(example, "stop"))
+            assert parsed.texts == json.loads(example)
+            copied = made.parse_reply(kind, BODY, Reply(example, "stop"))
             assert copied.texts is None
             assert problem_of(copied.reason) == "copy"
 
@@ -318,15 +322,15 @@ def test_poison_harms_neither_prompt_nor_verdict(poison: str, form: str) -> None
         assert not set("<>\x00\u202e") & set(inside)
         assert len(prompt.body) < 3000
         for repaired in (False, True):
-            verdict = made.frame.judge(
+            parsed = made.template.parse_reply(
                 prompt.subject_kind, prompt.body, Reply(poison, "stop"), repaired=repaired
             )
-            for text in (verdict.texts or {}).values():
+            for text in (parsed.texts or {}).values():
                 text.encode()
                 assert "\x00" not in text
-            assert bool(verdict.texts) != bool(verdict.reason)
+            assert bool(parsed.texts) != bool(parsed.reason)
     # A neighbour is judged as if the poison had never been there.
-    assert made.frame.judge("item", BODY, Reply(json.dumps(GOOD), "stop")).texts
+    assert made.template.parse_reply("item", BODY, Reply(json.dumps(GOOD), "stop")).texts
 
 
 LOOSE = st.recursive(
@@ -350,17 +354,17 @@ ANY_REPLY = st.text(st.characters(exclude_categories=()), max_size=200) | LOOSE
 def test_judging_never_raises(
     answer: str, body: str, finish_reason: str | None, repaired: bool, kind: SubjectKind
 ) -> None:
-    for frame in (TEXT, JSON):
-        verdict = frame.judge(kind, body, Reply(answer, finish_reason), repaired=repaired)
-        if verdict.texts is None:
-            assert verdict.reason
-            assert verdict.repair is None or not repaired
+    for template in (TEXT, JSON):
+        parsed = template.parse_reply(kind, body, Reply(answer, finish_reason), repaired=repaired)
+        if parsed.texts is None:
+            assert parsed.reason
+            assert parsed.repair is None or not repaired
         else:
-            assert verdict.texts
-            assert all(text.strip() for text in verdict.texts.values())
-            assert verdict.reason == ""
-            assert verdict.repair is None
-            "".join(verdict.texts.values()).encode()
+            assert parsed.texts
+            assert all(text.strip() for text in parsed.texts.values())
+            assert parsed.reason == ""
+            assert parsed.repair is None
+            "".join(parsed.texts.values()).encode()
 
 
 # --- withholding -----------------------------------------------------------------------------
@@ -378,7 +382,7 @@ def test_withheld_attributes_appear_nowhere_in_prompts_about_users() -> None:
     }
     for kind, body in bodies.items():
         assert "25-34" in body
-        whole = "".join(m.content for m in made.frame.messages(kind, body))  # type: ignore[arg-type]
+        whole = "".join(m.content for m in made.template.messages(kind, body))  # type: ignore[arg-type]
         for secret in ("gender", "GENDER", "90210", "zip"):
             assert secret not in whole
     assert "liked genre in the group" in bodies["user_cluster"]
@@ -397,7 +401,7 @@ def test_hidden_attributes_appear_nowhere_in_prompts() -> None:
         made.user_cluster("c", 2, [GroupUser(profile, [])], shares),
     ]
     for prompt in prompts:
-        messages = made.frame.messages(prompt.subject_kind, prompt.body)
+        messages = made.template.messages(prompt.subject_kind, prompt.body)
         whole = "".join(message.content for message in messages)
         for hidden in ("year:", "year in", "1995", "1970"):
             assert hidden not in whole, prompt.subject_kind

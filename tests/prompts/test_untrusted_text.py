@@ -50,7 +50,7 @@ def test_poison_stays_between_the_delimiters(poison: str) -> None:
     ]
     for prompt in prompts:
         body = prompt.body
-        whole = plain_text(RENDERER.frame.messages(prompt.subject_kind, body))
+        whole = plain_text(RENDERER.template.messages(prompt.subject_kind, body))
         assert body.startswith(f"{OPEN}\n")
         assert body.endswith(f"\n{CLOSE}")
         inside = body.removeprefix(OPEN).removesuffix(CLOSE)

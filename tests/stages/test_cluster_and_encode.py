@@ -18,7 +18,7 @@ from reki_ray.core.progress import Reporter
 from reki_ray.core.vectors import encoder_of, normalise, read_factor_vectors, read_vectors
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import Encoder, build_encoder
-from reki_ray.encoding.vector_cache import VectorLedger, digests_of
+from reki_ray.encoding.vector_cache import VectorCache, digests_of
 from reki_ray.errors import DataError
 from reki_ray.schema import (
     CLUSTER_ID,
@@ -109,7 +109,7 @@ def answer_and_encode(
     """The same, with the answers encoded here: the stage finds them and starts no actor."""
     answer(workspace, texts)
     distinct = sorted({text for text in texts.values() if text.strip()})
-    ledger = VectorLedger(workspace, encoder.identity)
+    ledger = VectorCache(workspace, encoder.identity)
     ledger.append(digests_of(distinct), encoder.encode(distinct))
 
 
@@ -221,7 +221,7 @@ def test_the_answer_of_a_subject_counts_before_that_of_its_cluster_and_factors_a
         },
     )
     joined = "the seventies\nslow films"
-    VectorLedger(workspace, encoder.identity).append(digests_of([joined]), encoder.encode([joined]))
+    VectorCache(workspace, encoder.identity).append(digests_of([joined]), encoder.encode([joined]))
     encode.run(config, workspace, reporter)
     rows = workspace.read_table(schema.REPRESENTATIONS["users"])
     ids, vectors = read_vectors(rows)

@@ -20,7 +20,7 @@ from reki_ray.config import RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import build_encoder, identify
-from reki_ray.encoding.vector_cache import VectorLedger, digests_of
+from reki_ray.encoding.vector_cache import VectorCache, digests_of
 from reki_ray.errors import ConfigError, DataError, EngineError
 from reki_ray.stages.encode import EncodedSide, encode_source_texts
 
@@ -68,7 +68,7 @@ def ledger_files(workspace: Workspace) -> dict[str, tuple[int, int]]:
 
 def seed(workspace: Workspace, config: RekiConfig, titles: list[str]) -> np.ndarray:
     """A ledger with vectors that no encoder gives: they are seen only where they are read."""
-    ledger = VectorLedger(workspace, identify(config.encode))
+    ledger = VectorCache(workspace, identify(config.encode))
     vectors = np.zeros((len(titles), 384), dtype=np.float32)
     ledger.append(digests_of([f"{title}." for title in titles]), vectors)
     return vectors

@@ -26,7 +26,7 @@ from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
 from reki_ray.extraction.answer_cache import FAILURES, LEDGER
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.stages import extract as extract_stage
 from tests.support import faulty_engine
 from tests.support.faulty_engine import SUBJECTS, Death, Fault
@@ -44,8 +44,8 @@ def run_stage(
     faulty_engine.fill(workspace)
 
     def run(fault: Fault, **extract: Any) -> StageResult:
-        def build(section: ExtractConfig, frame: Frame) -> faulty_engine.FaultyEngine:
-            return faulty_engine.FaultyEngine(section.engine, section, frame, fault)  # type: ignore[arg-type]
+        def build(section: ExtractConfig, template: PromptTemplate) -> faulty_engine.FaultyEngine:
+            return faulty_engine.FaultyEngine(section.engine, section, template, fault)  # type: ignore[arg-type]
 
         monkeypatch.setattr(extract_stage, "build_engine", build)
         return extract_stage.run(

@@ -25,7 +25,7 @@ from reki_ray.extraction.estimating.speeds import known_speed
 from reki_ray.prompts.renderer import Renderer, load_scenario
 from reki_ray.prompts.reply_parser import by_factor
 from reki_ray.stages.extract import run
-from reki_ray.stages.extract_runner import Asking
+from reki_ray.stages.extract_runner import ExtractRunner
 from tests.conftest import TinyConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -77,13 +77,13 @@ def fill(workspace: Workspace) -> None:
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """When each unit was asked, and when the driver heard that it is kept, s since the epoch."""
     found: list[tuple[float, float]] = []
-    count = Asking._count
+    count = ExtractRunner._count
 
-    def counting(self: Asking, counts: dict[str, Any], task: Task) -> None:
+    def counting(self: ExtractRunner, counts: dict[str, Any], task: Task) -> None:
         found.append((counts[schema.ASKED_AT], time.time()))
         count(self, counts, task)
 
-    monkeypatch.setattr(Asking, "_count", counting)
+    monkeypatch.setattr(ExtractRunner, "_count", counting)
     return found
 
 
@@ -177,13 +177,13 @@ def test_the_speed_of_a_real_engine_is_measured(
 
 
 def test_a_cluster_that_is_too_small_is_told_before_the_start() -> None:
-    frame = Renderer(load_scenario("movies"), PromptsConfig()).frame
+    template = Renderer(load_scenario("movies"), PromptsConfig()).template
     many = ExtractConfig(min_replicas=9, max_replicas=9)
     with pytest.raises(EngineError, match="need 10 CPU"):
-        require(VllmBatchEngine(VllmEngine(), many, frame).demand)
+        require(VllmBatchEngine(VllmEngine(), many, template).demand)
     on_gpu = VllmEngine(device="gpu", engine_kwargs={"tensor_parallel_size": 2})
     with pytest.raises(EngineError, match="need 2 GPU"):
-        require(VllmBatchEngine(on_gpu, ExtractConfig(engine=on_gpu), frame).demand)
+        require(VllmBatchEngine(on_gpu, ExtractConfig(engine=on_gpu), template).demand)
 
 
 def test_preloaded_libraries_exist() -> None:

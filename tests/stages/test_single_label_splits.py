@@ -82,7 +82,7 @@ def train(
     runs = train_stage._identify(config.train, dataset, vectors)
     data = worker.TrainingData.of(dataset, vectors, config.train)
     told: Queue[Any] = Queue()
-    assignment = worker.Assignment(workspace.location, config.train, runs, [], cast(Any, told))
+    assignment = worker.WorkerTask(workspace.location, config.train, runs, [], cast(Any, told))
     monkeypatch.setattr(worker, "_report", lambda *arguments, **named: None)
     for run in runs:
         worker._train_run(run, assignment, data, cast(Any, _Alone()), None)
@@ -178,11 +178,11 @@ def test_an_arm_that_diverges_has_no_result_and_the_others_go_on(
 def test_a_seed_that_diverges_is_neither_compared_nor_served(
     filled: Workspace, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = loop.Trainer._not_finite
+    parse_reply = loop.Trainer._not_finite
 
     def broken(self: loop.Trainer, loss: float, scores: np.ndarray) -> str:
         of_text = self._model.hein is not None and self._seed == 1 and bool(self.epochs)
-        return judge(self, loss, np.full_like(scores, np.nan) if of_text else scores)
+        return parse_reply(self, loss, np.full_like(scores, np.nan) if of_text else scores)
 
     monkeypatch.setattr(loop.Trainer, "_not_finite", broken)
     config = tiny_config(train={**SMALL, "seeds": [0, 1]}, publish={"arm": "title_text"})

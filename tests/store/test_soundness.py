@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.http.json_route import json_response
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
@@ -147,7 +147,7 @@ def graph(root: Path) -> Iterator[tuple[TestClient, Scorer]]:
     """The whole graph in this process."""
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup, scorer = Lookup(access), Scorer(access, 4)
-    backend = LocalBackend(lookup, scorer, Retriever(access), Reranker(access))
+    backend = LocalClient(lookup, scorer, Retriever(access), Reranker(access))
     with ExitStack() as stack:
         stack.callback(lookup.close)
         stack.callback(scorer.close)

@@ -22,8 +22,8 @@ from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.extraction.answer_cache import LEDGER
 from reki_ray.extraction.engines.pool import pool_options
-from reki_ray.extraction.engines.scripted import ScriptedActor, ScriptedEngine
-from reki_ray.prompts.template import Frame
+from reki_ray.extraction.engines.scripted import ScriptedActor, ScriptedBatchEngine
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import ANSWER_SCHEMA, BODY, PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND
 
 if TYPE_CHECKING:
@@ -58,19 +58,19 @@ class Fault:
     no_start: bool = False
 
 
-class FaultyEngine(ScriptedEngine):
+class FaultyEngine(ScriptedBatchEngine):
     """The scripted engine with a fault."""
 
     def __init__(
-        self, config: ScriptedConfig, extract: ExtractConfig, frame: Frame, fault: Fault
+        self, config: ScriptedConfig, extract: ExtractConfig, template: PromptTemplate, fault: Fault
     ) -> None:
-        super().__init__(config, extract, frame)
+        super().__init__(config, extract, template)
         self._fault = fault
 
     def answer(self, questions: Dataset) -> Dataset:
         return questions.map_batches(
             FaultyActor,
-            fn_constructor_args=(self._config, self._frame, self._fault),
+            fn_constructor_args=(self._config, self._template, self._fault),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
@@ -81,8 +81,8 @@ class FaultyEngine(ScriptedEngine):
 class FaultyActor(ScriptedActor):
     """Asks row by row, and notes each call before it answers."""
 
-    def __init__(self, config: ScriptedConfig, frame: Frame, fault: Fault) -> None:
-        super().__init__(config, frame)
+    def __init__(self, config: ScriptedConfig, template: PromptTemplate, fault: Fault) -> None:
+        super().__init__(config, template)
         if fault.no_start:
             raise RuntimeError("the model does not fit")
         self._fault = fault

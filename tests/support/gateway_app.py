@@ -10,7 +10,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from deployments.flows.graph_client import LocalBackend
+from deployments.flows.graph_client import LocalClient
 from deployments.gateway import Extensions, build_api
 from deployments.http.api import GatewaySettings
 from deployments.middleware.metrics import GatewayMetrics
@@ -21,7 +21,7 @@ EDGE = EdgeSettings(allow_anonymous=True, request_logs=False)
 
 
 def make(
-    backend: LocalBackend,
+    backend: LocalClient,
     access: StoreAccess,
     extensions: Extensions | None = None,
     *,

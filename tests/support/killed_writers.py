@@ -32,7 +32,7 @@ from reki_ray.events.event_mapping import EventRules
 from reki_ray.events.log import Event, EventLog
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.events.refresher import Refresher
-from reki_ray.store.manifest import Fill
+from reki_ray.store.manifest import VersionWriter
 from reki_ray.store.versions import VersionStore
 
 Tell = Callable[[int], None]
@@ -122,7 +122,7 @@ def check_refresher(folder: Path, acknowledged: list[int]) -> None:
 # --- published versions and the pointer ----------------------------------------------------------
 
 
-def fill_of(seed: int) -> Fill:
+def fill_of(seed: int) -> VersionWriter:
     from tests.support import store_factory
 
     return partial(store_factory.fill, seed=seed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from reki_ray.models.base_model import History, Knowledge
-from reki_ray.models.ctr_model import Batch
+from reki_ray.models.base_model import History, KnowledgeVectors
+from reki_ray.models.ctr_model import ModelBatch
 from reki_ray.models.features import GAP_ROWS, FeatureSpace
 from tests.support.backbone_inputs import LENGTH
 
@@ -23,7 +23,7 @@ def model_features() -> FeatureSpace:
     )
 
 
-def model_batch(features: FeatureSpace, samples: int, candidates: int | None = None) -> Batch:
+def model_batch(features: FeatureSpace, samples: int, candidates: int | None = None) -> ModelBatch:
     """Samples of three users; with `candidates` lists of so many, every third of them short.
 
     Items are padding, those of the vocabulary in its order, and one that it does not hold.
@@ -43,7 +43,7 @@ def model_batch(features: FeatureSpace, samples: int, candidates: int | None = N
         targets[::3, 3:] = 0
     user_rows = torch.from_numpy(generator.integers(0, USERS, samples))
     random = torch.Generator().manual_seed(0)
-    return Batch(
+    return ModelBatch(
         item_ids=torch.from_numpy(items.ids),
         item_attributes={k: torch.from_numpy(v) for k, v in items.attributes.items()},
         targets=torch.from_numpy(targets),
@@ -55,8 +55,8 @@ def model_batch(features: FeatureSpace, samples: int, candidates: int | None = N
         user_attributes={k: torch.from_numpy(v) for k, v in users.items()},
         distinct_users=USERS,
         users=user_rows,
-        user_knowledge=Knowledge(torch.randn(USERS, DIMENSION, generator=random), user_rows),
-        item_knowledge=Knowledge(
+        user_knowledge=KnowledgeVectors(torch.randn(USERS, DIMENSION, generator=random), user_rows),
+        item_knowledge=KnowledgeVectors(
             torch.randn(len(ids), DIMENSION, generator=random), torch.arange(len(ids))
         ),
     )

@@ -19,9 +19,9 @@ def main() -> None:
 
     root, fault, extract = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
-    def build(section: Any, frame: Any) -> faulty_engine.FaultyEngine:
+    def build(section: Any, template: Any) -> faulty_engine.FaultyEngine:
         return faulty_engine.FaultyEngine(
-            section.engine, section, frame, faulty_engine.Fault(**fault)
+            section.engine, section, template, faulty_engine.Fault(**fault)
         )
 
     extract_stage.build_engine = build  # type: ignore[attr-defined, assignment]

@@ -18,7 +18,7 @@ from reki_ray.models.candidate_scorer import CatalogueInputs
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
-from reki_ray.retrieval.builder import Catalogue, Learned, content_of, write_retrieval
+from reki_ray.retrieval.builder import Learned, TowerItems, content_of, write_retrieval
 from reki_ray.retrieval.files import RetrievalDescription
 from reki_ray.retrieval.tower_trainer import all_item_vectors
 from reki_ray.retrieval.two_tower import TwoTower
@@ -225,7 +225,7 @@ def _fill_retrieval(
         stored = VectorTable(folder / VECTOR_FILES["items"], unknown).lookup(ITEM_IDS)[0]
     attributes = [{"genre": [GENRES[i % 3]]} for i in range(len(ITEM_IDS))]
     inputs = CatalogueInputs(bundle, ITEM_IDS, attributes, stored, unknown, prestored=prestore)
-    catalogue = Catalogue(ITEM_IDS, content_of(inputs), np.arange(len(ITEM_IDS))[::-1])
+    catalogue = TowerItems(ITEM_IDS, content_of(inputs), np.arange(len(ITEM_IDS))[::-1])
     towers = TwoTower(len(ITEM_IDS), catalogue.content.shape[1], 8, 0.0).eval()
     with torch.inference_mode():
         vectors = all_item_vectors(towers, catalogue.content)

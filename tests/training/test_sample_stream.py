@@ -12,7 +12,7 @@ from reki_ray import schema
 from reki_ray.config import TrainConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
-from reki_ray.training.batches import Share
+from reki_ray.training.batches import WorkerShard
 from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.training.sample_files import Ids, PackedSamples, SampleFiles, in_units, unpack
 from reki_ray.training.sample_stream import streams
@@ -41,11 +41,11 @@ def dataset(uneven: Workspace) -> Dataset:
     return read_dataset(uneven)
 
 
-def share(epoch: int = 1, rank: int = 0, world: int = 1, batch_size: int = 16) -> Share:
-    return Share(seed=3, epoch=epoch, rank=rank, world=world, batch_size=batch_size)
+def share(epoch: int = 1, rank: int = 0, world: int = 1, batch_size: int = 16) -> WorkerShard:
+    return WorkerShard(seed=3, epoch=epoch, rank=rank, world=world, batch_size=batch_size)
 
 
-def read(files: SampleFiles, of: Share, dataset: Dataset) -> Iterator[PackedSamples]:
+def read(files: SampleFiles, of: WorkerShard, dataset: Dataset) -> Iterator[PackedSamples]:
     ids = Ids(pa.array(dataset.user_ids), pa.array(dataset.item_ids))
     for unit in in_units(files.pieces(of), rows=40):
         yield files.read(unit, ids)

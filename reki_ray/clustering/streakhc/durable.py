@@ -32,7 +32,7 @@ _REMEMBERED = 10_000
 
 
 @dataclass(frozen=True)
-class Assigned:
+class StreamAssignment:
     """Where points belong.
 
     Attributes:
@@ -133,7 +133,7 @@ class DurableStream:
         _write(self._folder / _CENTRES, self._centres)
         return len(self._centres)
 
-    def assign(self, vectors: np.ndarray) -> Assigned:
+    def assign(self, vectors: np.ndarray) -> StreamAssignment:
         """Clusters of points (N, d), known or new; changes nothing.
 
         Raises:
@@ -142,7 +142,7 @@ class DurableStream:
         _, projection = self._begun()
         if self._centres is None:
             raise self._missing("the tree was not cut")
-        return Assigned(*nearest(projection(vectors), self._centres))
+        return StreamAssignment(*nearest(projection(vectors), self._centres))
 
     def snapshot(self) -> None:
         """Write the state; the log before it is no longer needed and removed."""

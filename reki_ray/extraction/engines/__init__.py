@@ -5,28 +5,28 @@ from __future__ import annotations
 from reki_ray.config import ExtractConfig, OpenAiEngine, ScriptedEngine
 from reki_ray.core.ray_cluster import quiet_libraries
 from reki_ray.extraction.engines.protocol import Engine
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 
 __all__ = ["Engine", "build_engine"]
 
 
-def build_engine(config: ExtractConfig, frame: Frame) -> Engine:
+def build_engine(config: ExtractConfig, template: PromptTemplate) -> Engine:
     """The engine that a configuration names.
 
     Args:
         config: Engine, sampling and batching.
-        frame: What all prompts of the run share.
+        template: What all prompts of the run share.
     """
     # Only the chosen engine is imported: the scripted one must work without vLLM.
     if isinstance(config.engine, ScriptedEngine):
         from reki_ray.extraction.engines import scripted
 
-        return scripted.ScriptedEngine(config.engine, config, frame)
+        return scripted.ScriptedBatchEngine(config.engine, config, template)
     if isinstance(config.engine, OpenAiEngine):
         from reki_ray.extraction.engines import openai
 
-        return openai.OpenAiBatchEngine(config.engine, config, frame)
+        return openai.OpenAiBatchEngine(config.engine, config, template)
     with quiet_libraries():
         from reki_ray.extraction.engines import vllm
 
-    return vllm.VllmBatchEngine(config.engine, config, frame)
+    return vllm.VllmBatchEngine(config.engine, config, template)

@@ -18,7 +18,7 @@ from reki_ray.errors import ConfigError
 from reki_ray.extraction.engines.pool import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.llm.openai_client import Address, require_certificates
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -36,7 +36,7 @@ class OpenAiBatchEngine:
     Args:
         config: Endpoint, model, limits, budget.
         extract: Sampling, work units, replicas and prices.
-        frame: What all prompts share.
+        template: What all prompts share.
 
     Raises:
         ConfigError: `config.extra_body` sets what the engine sets.
@@ -44,7 +44,9 @@ class OpenAiBatchEngine:
 
     name = "openai"
 
-    def __init__(self, config: OpenAiEngine, extract: ExtractConfig, frame: Frame) -> None:
+    def __init__(
+        self, config: OpenAiEngine, extract: ExtractConfig, template: PromptTemplate
+    ) -> None:
         taken = sorted(_RESERVED_FIELDS & config.extra_body.keys())
         if taken:
             raise ConfigError(
@@ -56,7 +58,7 @@ class OpenAiBatchEngine:
         self.revision = config.revision
         self._config = config
         self._extract = extract
-        self._frame = frame
+        self._template = template
         # One unit more, so that no slot is idle while the last prompts of another are slow.
         self._units = 1 + math.ceil(config.max_in_flight / extract.unit_rows)
         self._guard: Any | None = None
@@ -80,7 +82,7 @@ class OpenAiBatchEngine:
             self._config,
             extract.sampling,
             extract.prices,
-            self._frame,
+            self._template,
             self._key(),
             self._guarding(),
         )

@@ -19,7 +19,7 @@ from reki_ray.config import ScriptedEngine as ScriptedConfig
 from reki_ray.extraction.engines.pool import pool_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.llm.outcome import Outcome, answer_table
-from reki_ray.prompts.template import Frame, Reply
+from reki_ray.prompts.template import PromptTemplate, Reply
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
 if TYPE_CHECKING:
@@ -30,23 +30,25 @@ _WORDS_A_FACTOR = 3
 _FRAME_WORDS = frozenset({"data", "answer"})
 
 
-class ScriptedEngine:
+class ScriptedBatchEngine:
     """Engine for tests and dry runs; runs through the same Ray Data path as a real one.
 
     Args:
         config: Names for the ledger, and the text that makes a prompt fail.
         extract: Batches and replicas.
-        frame: What all prompts share.
+        template: What all prompts share.
     """
 
     name = "scripted"
 
-    def __init__(self, config: ScriptedConfig, extract: ExtractConfig, frame: Frame) -> None:
+    def __init__(
+        self, config: ScriptedConfig, extract: ExtractConfig, template: PromptTemplate
+    ) -> None:
         self.model = config.model
         self.revision = config.revision
         self._config = config
         self._extract = extract
-        self._frame = frame
+        self._template = template
 
     @property
     def demand(self) -> Demand:
@@ -57,7 +59,7 @@ class ScriptedEngine:
         """See `Engine.answer`."""
         return questions.map_batches(
             ScriptedActor,
-            fn_constructor_args=(self._config, self._frame),
+            fn_constructor_args=(self._config, self._template),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=1,
@@ -69,13 +71,13 @@ class ScriptedActor:
     """One replica of the scripted engine.
 
     Args:
-        config: See `ScriptedEngine`.
-        frame: What all prompts share.
+        config: See `ScriptedBatchEngine`.
+        template: What all prompts share.
     """
 
-    def __init__(self, config: ScriptedConfig, frame: Frame) -> None:
+    def __init__(self, config: ScriptedConfig, template: PromptTemplate) -> None:
         self._config = config
-        self._frame = frame
+        self._template = template
 
     def __call__(self, questions: pa.Table) -> pa.Table:
         """Rows of `QUESTION_SCHEMA` to rows of `ANSWER_SCHEMA`."""
@@ -89,27 +91,27 @@ class ScriptedActor:
         poison = self._config.fail_containing
         if poison and poison in body:
             return Outcome(None, f"the prompt contains {poison!r}", asked_at=asked_at)
-        text = answer(self._frame, body)
+        text = answer(self._template, body)
         reply = Reply(text, "stop", len(body.split()), 0, len(text.split()))
-        return Outcome.of(self._frame.judge(kind, body, reply), None, [reply], asked_at)
+        return Outcome.of(self._template.parse_reply(kind, body, reply), None, [reply], asked_at)
 
 
-def answer(frame: Frame, body: str) -> str:
+def answer(template: PromptTemplate, body: str) -> str:
     """One text a factor, of words of the subject chosen by hash, in the form of the frame.
 
     Args:
-        frame: Factors and form.
+        template: Factors and form.
         body: What the prompt says of the subject.
     """
     words = sorted({word.lower() for word in _WORD.findall(body)} - _FRAME_WORDS)
     encoded = [(word.encode(), word) for word in words]
     texts = {}
-    for factor in frame.factors:
+    for factor in template.factors:
         start = zlib.crc32(factor.encode())
         chosen = sorted(encoded, key=lambda pair: zlib.crc32(pair[0], start))[:_WORDS_A_FACTOR]
         # Subjects of few words would get the same text for every factor, which is no answer.
         own = "" if len(encoded) > _WORDS_A_FACTOR else f"{factor} of "
         texts[factor] = own + (", ".join(word for _, word in chosen) or "something")
-    if frame.form == "json":
+    if template.form == "json":
         return json.dumps(texts)
     return "\n".join(f"{factor}: {text}" for factor, text in texts.items())

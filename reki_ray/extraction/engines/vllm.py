@@ -23,7 +23,7 @@ from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcom
 from reki_ray.llm.chat_template import PLAIN_STOP, ChatRenderer
 from reki_ray.llm.outcome import answer_table
 from reki_ray.llm.prices import gpus_of
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import BODY, PROMPT, QUESTION_SCHEMA, SUBJECT_KIND
 
 if TYPE_CHECKING:
@@ -97,17 +97,19 @@ class VllmBatchEngine:
     Args:
         config: Model, preset and overrides.
         extract: Sampling, batches and replicas.
-        frame: What all prompts share.
+        template: What all prompts share.
     """
 
     name = "vllm"
 
-    def __init__(self, config: VllmEngine, extract: ExtractConfig, frame: Frame) -> None:
+    def __init__(
+        self, config: VllmEngine, extract: ExtractConfig, template: PromptTemplate
+    ) -> None:
         self.model = config.model
         self.revision = config.revision
         self._config = config
         self._extract = extract
-        self._frame = frame
+        self._template = template
 
     @property
     def demand(self) -> Demand:
@@ -134,7 +136,7 @@ class VllmBatchEngine:
                     if self._config.device == "cpu"
                     else GPU_PRESET
                 ),
-                **(_JSON_OUTPUT if self._frame.form == "json" else {}),
+                **(_JSON_OUTPUT if self._template.form == "json" else {}),
                 "max_model_len": self._config.max_model_len,
                 **({} if Path(source).is_dir() else {"revision": self._config.revision}),
                 **self._config.engine_kwargs,
@@ -151,7 +153,10 @@ class VllmBatchEngine:
             processor = build_processor(
                 self._processor_config(setting),
                 preprocess=partial(
-                    _to_request, frame=self._frame, chat=setting.chat, sampling=setting.sampling
+                    _to_request,
+                    template=self._template,
+                    chat=setting.chat,
+                    sampling=setting.sampling,
                 ),
                 postprocess=_to_row,
                 preprocess_map_kwargs={"num_cpus": TASK_CPUS},
@@ -161,7 +166,7 @@ class VllmBatchEngine:
             # A copy: assigning would make the stage work out its resources a second time, wrongly.
             processor.stages[name] = stage.model_copy(
                 update={
-                    "fn": observing(stage.fn, self._frame, setting.chat),
+                    "fn": observing(stage.fn, self._template, setting.chat),
                     "map_batches_kwargs": stage.map_batches_kwargs | restart_options(self._extract),
                 }
             )
@@ -192,7 +197,7 @@ class VllmBatchEngine:
     def _sampling_params(self, chat: ChatRenderer) -> dict[str, Any]:
         sampling = self._extract.sampling
         stop = list(sampling.stop) + ([] if chat.has_template else [PLAIN_STOP])
-        structured = self._frame.structured(sampling.constrain)
+        structured = self._template.structured(sampling.constrain)
         return {
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -272,9 +277,9 @@ def preloaded_libraries() -> str:
 
 
 def _to_request(
-    row: dict[str, Any], frame: Frame, chat: ChatRenderer, sampling: dict[str, Any]
+    row: dict[str, Any], template: PromptTemplate, chat: ChatRenderer, sampling: dict[str, Any]
 ) -> dict[str, Any]:
-    messages = frame.messages(row[SUBJECT_KIND], row[BODY])
+    messages = template.messages(row[SUBJECT_KIND], row[BODY])
     return {PROMPT: chat.text(messages), "sampling_params": dict(sampling)}
 
 

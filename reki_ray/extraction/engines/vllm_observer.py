@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.llm.outcome import Outcome
-from reki_ray.prompts.template import Frame, Reply
+from reki_ray.prompts.template import PromptTemplate, Reply
 from reki_ray.schema import BODY, PROMPT, SUBJECT_KIND
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class _Observed:
         return getattr(self._engine, name)
 
 
-def observing(stage: type, frame: Frame, chat: ChatRenderer) -> type:
+def observing(stage: type, template: PromptTemplate, chat: ChatRenderer) -> type:
     """The stage's class with outcomes instead of raw outputs.
 
     Args:
         stage: Class of Ray Data's vLLM stage.
-        frame: Judges the replies.
+        template: Judges the replies.
         chat: Renders repairs.
     """
 
@@ -83,15 +83,15 @@ def observing(stage: type, frame: Frame, chat: ChatRenderer) -> type:
             if first is None:
                 outcome = Outcome(None, f"error: {error}", asked_at=asked_at)
             else:
-                verdict = frame.judge(kind, body, first)
+                parsed = template.parse_reply(kind, body, first)
                 again, replies = None, [first]
-                if verdict.repair:
-                    spare[PROMPT] = chat.text(verdict.repair)
+                if parsed.repair:
+                    spare[PROMPT] = chat.text(parsed.repair)
                     second, error = await self._call(spare, batch_uuid)
                     if second is not None:
-                        again = frame.judge(kind, body, second, repaired=True)
+                        again = template.parse_reply(kind, body, second, repaired=True)
                         replies.append(second)
-                outcome = Outcome.of(verdict, again, replies, asked_at, error)
+                outcome = Outcome.of(parsed, again, replies, asked_at, error)
             index = self.IDX_IN_BATCH_COLUMN
             return {index: spare[index], OUTCOME: json.dumps(asdict(outcome))}
 

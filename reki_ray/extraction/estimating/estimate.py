@@ -123,7 +123,7 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
         machine=measured.machine if measured else "",
     )
     kinds = _kinds(config, sampler, samples)
-    rows = RowSizes(config, sampler.renderer.frame, assumptions)
+    rows = RowSizes(config, sampler.renderer.template, assumptions)
     dimension = encoder_dimension(config, sampler.workspace, assumptions)
     vectors = vector_bytes(config, samples["item"].subjects + samples["user"].subjects, dimension)
     sizes = {
@@ -167,7 +167,7 @@ def _measured(
     kinds = _modes(extract.mode)[extract.mode]
     share = speeds.PROBED // len(kinds)
     bodies = [(kind, body) for kind in kinds for body in samples[kind].bodies[:share]]
-    return speeds.measure(extract, sampler.renderer.frame, bodies)
+    return speeds.measure(extract, sampler.renderer.template, bodies)
 
 
 # --- prompts and tokens --------------------------------------------------------------------------
@@ -175,13 +175,13 @@ def _kinds(
     config: RekiConfig, sampler: Sampler, samples: Mapping[SubjectKind, Sample]
 ) -> dict[SubjectKind, KindEstimate]:
     assumptions = sampler.assumptions
-    frame = sampler.renderer.frame
+    template = sampler.renderer.template
     tokeniser = Tokeniser(config.extract, assumptions)
     generated = _generated(config, sampler, tokeniser)
     found: dict[SubjectKind, KindEstimate] = {}
     for kind in KINDS:
         sample = samples[kind]
-        tokens = tokeniser.prompts(frame, kind, sample.bodies)
+        tokens = tokeniser.prompts(template, kind, sample.bodies)
         if tokens.too_long:
             assumptions.append(
                 f"{tokens.too_long} of {min(TOKENISED, len(sample.bodies))} sampled {kind} prompts "
@@ -207,12 +207,12 @@ def _generated(
     """Tokens an answer: as measured here, or as the worked answer, at most what is allowed."""
     measured = measured_answers(sampler.workspace, config.extract)
     most = config.extract.sampling.max_tokens
-    frame = sampler.renderer.frame
+    template = sampler.renderer.template
     examples = load_scenario(config.prompts.scenario).examples
     generated: dict[SubjectKind, Interval] = {}
     for kind in KINDS:
-        answers = {factor: examples.answer(kind)[factor] for factor in frame.factors}
-        tokens = min(most, tokeniser.text(worked_answer(frame.form, answers)) + 1)
+        answers = {factor: examples.answer(kind)[factor] for factor in template.factors}
+        tokens = min(most, tokeniser.text(worked_answer(template.form, answers)) + 1)
         generated[kind] = measured.get(kind) or Interval(mean=tokens, low=tokens / 2, high=most)
     guessed = [kind for kind in KINDS if kind not in measured]
     if guessed:

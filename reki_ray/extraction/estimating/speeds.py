@@ -31,7 +31,7 @@ from reki_ray.errors import EngineError
 from reki_ray.extraction.engines import build_engine
 from reki_ray.extraction.model_identity import request_identity
 from reki_ray.extraction.run_stats import Snapshot
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import SubjectKind
 
 PROBED: Final = 16
@@ -119,22 +119,22 @@ def remember(extract: ExtractConfig, speed: MeasuredSpeed) -> None:
 
 
 def measure(
-    extract: ExtractConfig, frame: Frame, bodies: Sequence[tuple[SubjectKind, str]]
+    extract: ExtractConfig, template: PromptTemplate, bodies: Sequence[tuple[SubjectKind, str]]
 ) -> MeasuredSpeed:
     """Start the engine in a process of its own and ask some prompts.
 
     Args:
         extract: The engine; one that this machine can run.
-        frame: What the prompts share.
+        template: What the prompts share.
         bodies: Kinds and bodies of sampled prompts; those beyond `PROBED` are not asked.
 
     Raises:
         EngineError: It does not start, or does not answer in time.
     """
-    engine: Any = build_engine(extract, frame)
+    engine: Any = build_engine(extract, template)
     threads = getattr(extract.engine, "cpu_threads", 0) or max(1, (os.cpu_count() or 2) - 1)
     setting = engine.setting(threads)
-    prompts = [setting.chat.text(frame.messages(kind, body)) for kind, body in bodies[:PROBED]]
+    prompts = [setting.chat.text(template.messages(kind, body)) for kind, body in bodies[:PROBED]]
     job = {
         "model": setting.source,
         "engine_kwargs": setting.engine_kwargs,

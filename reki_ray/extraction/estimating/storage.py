@@ -16,9 +16,9 @@ from reki_ray.config import RekiConfig
 from reki_ray.core.downloads import PACKAGED, resolve_model
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
-from reki_ray.extraction.answer_cache import LEDGER, Addresses
+from reki_ray.extraction.answer_cache import LEDGER, PromptKeys
 from reki_ray.extraction.plan_table import PLAN
-from reki_ray.prompts.template import Frame
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import (
     BODY,
     CACHED_TOKENS,
@@ -80,11 +80,13 @@ class RowSizes:
 
     Args:
         config: The run.
-        frame: Factors and form.
+        template: Factors and form.
         assumptions: Gets a sentence for everything that is assumed.
     """
 
-    def __init__(self, config: RekiConfig, frame: Frame, assumptions: list[str]) -> None:
+    def __init__(
+        self, config: RekiConfig, template: PromptTemplate, assumptions: list[str]
+    ) -> None:
         engine = config.extract.engine
         self._constant = {
             MODEL: engine.model,
@@ -96,8 +98,10 @@ class RowSizes:
             FINISH_REASON: "stop",
             CREATED_AT: 1_700_000_000,
         }
-        self._factors = frame.factors if frame.form == "json" else (WHOLE_ANSWER,)
-        self._addresses = Addresses(frame, engine.model, engine.revision, config.extract.sampling)
+        self._factors = template.factors if template.form == "json" else (WHOLE_ANSWER,)
+        self._addresses = PromptKeys(
+            template, engine.model, engine.revision, config.extract.sampling
+        )
         assumptions.append(
             "The size of the tables is measured on sampled prompts; answers are stood in for by "
             "words of these prompts, 4 characters a generated token."

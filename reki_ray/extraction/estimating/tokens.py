@@ -22,7 +22,7 @@ from reki_ray.errors import EngineError
 from reki_ray.extraction.estimating.reading import row_groups
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.prompts.chat import delimited
-from reki_ray.prompts.template import Frame, Message
+from reki_ray.prompts.template import Message, PromptTemplate
 from reki_ray.schema import (
     ENGINE,
     GENERATED_TOKENS,
@@ -104,19 +104,21 @@ class Tokeniser:
                 "No prompt token is counted as cached: the engine's prefix cache is off or unknown."
             )
 
-    def prompts(self, frame: Frame, kind: SubjectKind, bodies: Sequence[str]) -> PromptTokens:
+    def prompts(
+        self, template: PromptTemplate, kind: SubjectKind, bodies: Sequence[str]
+    ) -> PromptTokens:
         """Tokens of sampled prompts.
 
         Args:
-            frame: What the prompts share.
+            template: What the prompts share.
             kind: Their kind.
             bodies: At least one; those beyond `TOKENISED` are not looked at.
         """
-        tokens = [self._chat.tokens(frame.messages(kind, body)) for body in bodies[:TOKENISED]]
+        tokens = [self._chat.tokens(template.messages(kind, body)) for body in bodies[:TOKENISED]]
         engine = self._extract.engine
         longest = engine.max_model_len if isinstance(engine, VllmEngine) else None
         # A prompt of another body ends the shared prefix where there is one sampled prompt alone.
-        shared = _common([*tokens, self._chat.tokens(frame.messages(kind, delimited("?")))])
+        shared = _common([*tokens, self._chat.tokens(template.messages(kind, delimited("?")))])
         return PromptTokens(
             prompt=mean_interval([len(found) for found in tokens]),
             cached=shared // self._block * self._block if self._block else 0,
