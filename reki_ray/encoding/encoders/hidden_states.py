@@ -14,7 +14,7 @@ from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowRea
 
 
 class HiddenStatesEncoder:
-    """Encoder that averages the last hidden states of a causal language model.
+    """Averages the last hidden states of a causal language model.
 
     r = 1/T sum_t h_t, scaled to unit length, with h_t the last layer's output at the text's
     t-th token. Texts of a batch are padded on the right and the padding is left out of the
@@ -23,12 +23,8 @@ class HiddenStatesEncoder:
     Source: REKI (arXiv 2408.10520), section on knowledge encoding, whose encoder is ChatGLM with
     average pooling.
 
-    Args:
-        config: Section `encode`.
-        identity: Identity of the encoder.
-
     Raises:
-        ConfigError: There is no packaged model of that name.
+        ConfigError: There is no bundled model of that name.
         EngineError: The model cannot be loaded.
     """
 
@@ -57,7 +53,7 @@ class HiddenStatesEncoder:
     def _pool(self, windows: list[Window]) -> torch.Tensor:
         """Mean hidden states (B, d) float32."""
         longest = max(map(len, windows))
-        # Any id does for the padding: nothing reads it, and some tokenizers have none of their own.
+        # Padded with any id: nothing reads it, and some tokenizers have no padding token.
         tokens = torch.zeros((len(windows), longest), dtype=torch.long)  # (B, T)
         real = torch.zeros((len(windows), longest), dtype=torch.long)  # (B, T)
         for row, window in enumerate(windows):
@@ -73,8 +69,7 @@ class HiddenStatesEncoder:
 
 
 def _load(config: EncodeConfig) -> tuple[Any, Any]:
-    # Here and not above: its import takes seconds, which other backends must not pay for.
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer  # takes seconds
 
     path, revision = source_of(config)
     try:

@@ -1,4 +1,4 @@
-"""Sentence-transformers: models that were trained to embed sentences, as MiniLM."""
+"""Sentence-transformers: models that were trained to embed sentences, such as MiniLM."""
 
 from __future__ import annotations
 
@@ -17,14 +17,10 @@ if TYPE_CHECKING:
 
 
 class SentenceTransformersEncoder:
-    """Encoder over a sentence-transformers model, whose own pooling it keeps.
-
-    Args:
-        config: Section `encode`.
-        identity: Identity of the encoder.
+    """Runs a sentence-transformers model with its own pooling.
 
     Raises:
-        ConfigError: There is no packaged model of that name.
+        ConfigError: There is no bundled model of that name.
         EngineError: The model cannot be loaded.
     """
 
@@ -53,8 +49,7 @@ class SentenceTransformersEncoder:
 
 
 def _load(config: EncodeConfig) -> SentenceTransformer:
-    # Here and not above: its import takes seconds, which other backends must not pay for.
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import SentenceTransformer  # takes seconds
 
     path, revision = source_of(config)
     try:

@@ -1,4 +1,4 @@
-"""Long texts: cut into windows of tokens, read one by one, and put together again."""
+"""Long texts, cut into windows of tokens whose vectors are averaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reki_ray.encoding.encoders.protocol import check_texts
 from reki_ray.errors import DataError, EngineError
 
 DEFAULT_WINDOW = 512
-"""Tokens of a window where neither the configuration nor the model states one."""
+"""Tokens of a window if neither the configuration nor the model states it."""
 
 Window = list[int]
 """Token ids of a window, special ones included."""
@@ -23,11 +23,11 @@ class WindowReader:
     """Reads texts of any length through a model that reads windows.
 
     Args:
-        tokenizer: A fast tokenizer of transformers.
+        tokenizer: A fast tokenizer of the transformers library.
         window: Tokens of a window, special ones included.
         dimension: Length d of the vectors.
         forward: W windows to their vectors (W, d), in order.
-        config: Section `encode`, for error messages.
+        config: Section `encode`, named in error messages.
 
     Raises:
         EngineError: The tokenizer is not a fast one.
@@ -43,7 +43,7 @@ class WindowReader:
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise EngineError(
-                "the encoder has no fast tokenizer, without which long texts would be cut",
+                "the encoder has no fast tokenizer: long texts would be truncated",
                 where=f"encode.model = {config.model}",
                 todo="Choose a model with a tokenizer.json.",
             )
@@ -63,11 +63,17 @@ class WindowReader:
         vectors = normalise(self._forward(windows)).astype(np.float64)  # (W, d)
         sums = np.zeros((len(texts), self._dimension))
         np.add.at(sums, owners, vectors * weights[:, None])  # (N, d)
-        self._require_finite(sums, texts)
+        broken = np.flatnonzero(~np.isfinite(sums).all(axis=1))
+        if len(broken):
+            raise DataError(
+                f"the encoder returned NaN or infinity for {len(broken)} of {len(texts)} texts",
+                where=f"text {texts[broken[0]][:40]!r}",
+                todo="Set encode.dtype to float32, or choose another encoder.",
+            )
         return normalise(sums)
 
     def _cut(self, texts: Sequence[str]) -> tuple[list[Window], np.ndarray]:
-        """Token ids of all windows, each with its special tokens, and the text of each."""
+        """Token ids of all windows, special ones included, and the text of each."""
         encoded = self._tokenizer(
             list(texts),
             truncation=True,
@@ -80,32 +86,15 @@ class WindowReader:
         for window, owner in zip(windows, owners, strict=True):
             if not window:
                 raise DataError(
-                    f"the encoder knows no token of the text {texts[owner][:40]!r}",
+                    f"the encoder has no token for the text {texts[owner][:40]!r}",
                     where=f"text {owner} of {len(texts)}",
                     todo="Correct the text, or choose an encoder that knows its script.",
                 )
         return windows, owners
 
-    def _require_finite(self, sums: np.ndarray, texts: Sequence[str]) -> None:
-        broken = np.flatnonzero(~np.isfinite(sums).all(axis=1))
-        if len(broken):
-            raise DataError(
-                f"the encoder gave NaN or infinity for {len(broken)} of {len(texts)} texts",
-                where=f"text {texts[broken[0]][:40]!r}",
-                todo="Set encode.dtype to float32, or choose another encoder.",
-            )
-
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[tuple[np.ndarray, list[Window]]]:
-    """Windows of similar length together, which need little padding.
-
-    Args:
-        windows: W windows.
-        size: Most windows of a batch.
-
-    Yields:
-        Rows (B,) in `windows`, and their windows.
-    """
+    """Yield rows (B,) of up to `size` windows of similar length, which need little padding."""
     order = np.argsort([-len(window) for window in windows], kind="stable")
     for start in range(0, len(order), size):
         rows = order[start : start + size]
