@@ -282,5 +282,5 @@ class ContentStore:
         return DataError(
             f"a file of {self._what} is damaged: {reason}",
             where=path,
-            todo="Delete it and run the stage again: only its rows are computed again.",
+            todo="Delete it and run again: only its rows are computed again.",
         )

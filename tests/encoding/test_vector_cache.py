@@ -113,7 +113,7 @@ def test_a_damaged_file_says_what_to_do(workspace: Workspace, damage: bytes | No
         pq.write_table(pq.read_table(path).drop_columns(["text_hash"]), path)
     else:
         path.write_bytes(damage)
-    with pytest.raises(DataError, match=rf"{path}.*Delete it and run the stage again"):
+    with pytest.raises(DataError, match=rf"{path}.*Delete it and run again"):
         ledger.index()
 
 
