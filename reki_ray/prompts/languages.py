@@ -117,8 +117,8 @@ def _other_words(text: str, language: str) -> bool:
         if code != language
     ]
     return any(
-        len(found) >= _LEAST_DIFFERENT and sum(found) >= _LEAST_WORDS and sum(found) > 2 * own
-        for found in others
+        len(counts) >= _LEAST_DIFFERENT and sum(counts) >= _LEAST_WORDS and sum(counts) > 2 * own
+        for counts in others
     )
 
 

@@ -61,8 +61,8 @@ def json_schema(
         listed = (choices or {}).get(factor)
         if not listed:
             return dict(text)
-        one = {"type": "string", "enum": list(listed)}
-        return {"type": "array", "items": one, "minItems": 1, "maxItems": 2}
+        choice = {"type": "string", "enum": list(listed)}
+        return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
 
     return {
         "type": "object",
@@ -100,22 +100,22 @@ class Fields:
     after: str = ""
 
 
-def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fields:
+def read_fields(reply: str, factors: Sequence[str], excluded: Container[str]) -> Fields:
     """Read the factors out of a reply, whatever surrounds its JSON object.
 
     Args:
         reply: JSON alone, in a code fence, or between sentences.
         factors: Keys of the requested factors; case does not matter.
-        asked: Lines of the prompt, see `own_lines`.
+        excluded: Lines of the prompt, see `own_lines`.
     """
     reply = _unwrapped(reply)
-    found, start, end = _last_object(reply, factors)
-    values = {_folded(key): value for key, value in (found or {}).items()}
+    last, start, end = _last_object(reply, factors)
+    values = {_folded(key): value for key, value in (last or {}).items()}
     texts: dict[str, str] = {}
     unknown, missing, unusable = [], [], []
     for factor in factors:
         key = _folded(factor)
-        text = _text(values.get(key), asked)
+        text = _text(values.get(key), excluded)
         if key not in values:
             missing.append(factor)
         elif values[key] is None or (text and is_unknown(text)):
@@ -129,19 +129,19 @@ def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fi
         tuple(unknown),
         tuple(missing),
         tuple(unusable),
-        found is not None,
+        last is not None,
         before=reply[:start],
         after=reply[end:],
     )
 
 
-def _text(value: Any, asked: Container[str]) -> str:
+def _text(value: Any, excluded: Container[str]) -> str:
     """Convert a text or a list of texts to one text; empty for anything else."""
     if isinstance(value, list):
         value = ", ".join(item for item in value if isinstance(item, str))
     if not isinstance(value, str):
         return ""
-    return " ".join(" ".join(own_lines(value, asked)).split())
+    return " ".join(" ".join(own_lines(value, excluded)).split())
 
 
 def _unwrapped(reply: str) -> str:

@@ -44,7 +44,7 @@ def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
     )
 
 
-def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozenset()) -> Parsed:
+def clean(answer: str, finish_reason: str | None, excluded: Container[str] = frozenset()) -> Parsed:
     """Clean an answer; its text is None if nothing is left.
 
     Removes reasoning, markup, invisible characters, data sections, lines that repeat the prompt,
@@ -53,12 +53,12 @@ def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozen
     Args:
         answer: What the LLM wrote.
         finish_reason: `stop`, `length`, or None if unknown.
-        asked: Lines of the prompt, see `prompt_lines`.
+        excluded: Lines of the prompt, see `prompt_lines`.
     """
     said = answer_in(answer)
     if is_blank(said.text):
         return Parsed(None, "only reasoning" if said.reasoned else "the answer is empty")
-    lines = own_lines(said.text, asked)
+    lines = own_lines(said.text, excluded)
     if not lines:
         return Parsed(None, "the answer only repeats the prompt")
     if finish_reason == LENGTH:
@@ -66,10 +66,10 @@ def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozen
     return Parsed("\n".join(lines))
 
 
-def own_lines(text: str, asked: Container[str]) -> list[str]:
+def own_lines(text: str, excluded: Container[str]) -> list[str]:
     """Lines of an answer without data sections and lines of the prompt."""
     lines = [line.strip() for line in _without_data(text).splitlines()]
-    return [line for line in lines if line and line not in asked]
+    return [line for line in lines if line and line not in excluded]
 
 
 def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
@@ -95,11 +95,11 @@ def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
             more = line.strip(_LIST_MARKS + "*_`").strip()
             said = rounds[-1].get(below)
             rounds[-1][below] = f"{said}, {more}" if said else more
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for held in rounds:
-        found = {**held, **found}
+        texts = {**held, **texts}
     last = rounds[-1]
-    return last if len(last) > 1 and last.keys() == found.keys() else found
+    return last if len(last) > 1 and last.keys() == texts.keys() else texts
 
 
 class _Keys:

@@ -82,7 +82,7 @@ class ReplyText(NamedTuple):
 
 def answer_in(reply: str) -> ReplyText:
     """Find the answer in a reply. Never raises."""
-    reply = _ANGLE.sub(lambda found: "<>"[found[1] in "eE"], encodable(reply))
+    reply = _ANGLE.sub(lambda match: "<>"[match[1] in "eE"], encodable(reply))
     if _ENTITY.search(reply):
         reply = html.unescape(reply)
     text, in_channels = _final_channel(reply)
@@ -135,7 +135,7 @@ def _announced_answer(text: str) -> tuple[str, bool]:
         return (text[response.end() :] if response else ""), True
     labelled = _LABEL.match(text) is not None
     # "Answer:" may be a factor's name, except after a label of reasoning.
-    ends = [found.end() for found in _ANSWER.finditer(text) if labelled or not found[1]]
+    ends = [match.end() for match in _ANSWER.finditer(text) if labelled or not match[1]]
     if not ends or is_blank(text[ends[-1] :]):
         return text, False
     return text[ends[-1] :], True

@@ -109,7 +109,7 @@ def best_of(first: ParsedReply, second: ParsedReply) -> ParsedReply:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Content:
     """Content of a reply.
 
     Attributes:
@@ -158,7 +158,7 @@ class PromptTemplate:
         self._choices = {key: tuple(values) for key, values in (choices or {}).items()}
         self._shared = {kind: tuple(messages) for kind, messages in shared.items()}
         self._identity = {kind: self._digest(messages) for kind, messages in self._shared.items()}
-        self._asked = {
+        self._prompt_lines = {
             kind: prompt_lines("\n".join(message.content for message in messages), self.factors)
             for kind, messages in self._shared.items()
         }
@@ -222,50 +222,52 @@ class PromptTemplate:
             return ParsedReply(None, f"filter: {what} ({named})")
         cut = ended == "cut" or len(reply.text) > MAX_REPLY_CHARS
         answer = answer_in(reply.text[:MAX_REPLY_CHARS])
-        asked = self._asked[kind] | prompt_lines(body, self.factors)
-        found = _Found({}, {})
+        excluded = self._prompt_lines[kind] | prompt_lines(body, self.factors)
+        content = _Content({}, {})
         problem: Problem
         if ended == "error":
             problem, reason = "error", f"the engine broke the answer off ({named})"
         elif is_blank(answer.text):
             problem, reason = _blank(reply, reasoned=answer.reasoned, cut=cut)
         elif self.form == "text" and not self._least:
-            found = self._whole(answer.text, kind, asked, cut=cut)
-            if found.texts:
-                return ParsedReply(found.texts)
-            problem = found.flaws[WHOLE_ANSWER]
-            reason = self._sentence(problem, found)
+            content = self._whole(answer.text, kind, excluded, cut=cut)
+            if content.texts:
+                return ParsedReply(content.texts)
+            problem = content.flaws[WHOLE_ANSWER]
+            reason = self._sentence(problem, content)
         else:
-            found = self._factors(answer.text, kind, asked, cut=cut)
-            usable = self._verdict(found)
-            if usable is not None and (repaired or self._is_enough(found)):
+            content = self._factors(answer.text, kind, excluded, cut=cut)
+            usable = self._verdict(content)
+            if usable is not None and (repaired or self._is_enough(content)):
                 return usable
-            problem = self._main_problem(answer.text, found, cut=cut)
-            reason = self._sentence(problem, found)
+            problem = self._main_problem(answer.text, content, cut=cut)
+            reason = self._sentence(problem, content)
         reason = f"{problem}: {reason}"
         if repaired:
-            return ParsedReply(None, f"{reason}, also when asked again", found.flaws)
+            return ParsedReply(None, f"{reason}, also when asked again", content.flaws)
         repair = self._repair(kind, body, answer.text, problem, reason)
-        return ParsedReply(None, reason, found.flaws, repair, self._verdict(found))
+        return ParsedReply(None, reason, content.flaws, repair, self._verdict(content))
 
-    def _verdict(self, found: _Found) -> ParsedReply | None:
+    def _verdict(self, content: _Content) -> ParsedReply | None:
         """The content of a reply as knowledge, if there is enough of it."""
-        if not found.texts or found.named < self._least:
+        if not content.texts or content.named < self._least:
             return None
-        texts = found.texts
+        texts = content.texts
         if self.form == "text":
             texts = {WHOLE_ANSWER: "\n".join(f"{key}: {text}" for key, text in texts.items())}
-        return ParsedReply(texts, flaws=found.flaws)
+        return ParsedReply(texts, flaws=content.flaws)
 
-    def _is_enough(self, found: _Found) -> bool:
+    def _is_enough(self, content: _Content) -> bool:
         """Whether a first reply needs no retry: form `json` promises every factor."""
         if self.form == "json":
-            return found.named == len(self.factors)
-        return 2 * found.named >= len(self.factors)
+            return content.named == len(self.factors)
+        return 2 * content.named >= len(self.factors)
 
-    def _whole(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
+    def _whole(
+        self, text: str, kind: SubjectKind, excluded: frozenset[str], *, cut: bool
+    ) -> _Content:
         """The whole answer as one text, whatever its form."""
-        lines = own_lines(text, asked)
+        lines = own_lines(text, excluded)
         whole = "\n".join(lines)
         if cut and lines:
             end = without_cut_end(lines[-1])
@@ -277,19 +279,21 @@ class PromptTemplate:
             flaw = "language"
         else:
             flaw = flaw_of(whole)
-        return _Found({}, {WHOLE_ANSWER: flaw}) if flaw else _Found({WHOLE_ANSWER: whole}, {})
+        return _Content({}, {WHOLE_ANSWER: flaw}) if flaw else _Content({WHOLE_ANSWER: whole}, {})
 
-    def _factors(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
+    def _factors(
+        self, text: str, kind: SubjectKind, excluded: frozenset[str], *, cut: bool
+    ) -> _Content:
         """The factors of a reply, and the problems of the others."""
         flaws: dict[str, Problem] = {}
-        lines = "\n".join(own_lines(text, asked))
+        lines = "\n".join(own_lines(text, excluded))
         texts = by_factor(lines, self.factors) if self.form == "text" else {}
         form = ""
         if not texts and "{" in text:
-            fields = read_fields(text, self.factors, asked)
+            fields = read_fields(text, self.factors, excluded)
             if cut and not is_blank(fields.before) and not is_blank(fields.after):
                 # It may be a draft in reasoning that was cut off before the answer.
-                return _Found({}, dict.fromkeys(self.factors, "cut"))
+                return _Content({}, dict.fromkeys(self.factors, "cut"))
             texts, cut = fields.texts, cut and not fields.found
             flaws |= dict.fromkeys(fields.unknown, "unknown")
             flaws |= dict.fromkeys(fields.unusable, "blank")
@@ -306,9 +310,8 @@ class PromptTemplate:
                 flaws[last] = "cut"
         for factor in list(texts):
             texts[factor] = without_repeats(texts[factor])
-            found = self._flaw(texts[factor], factor, kind)
-            if found is not None:
-                flaws[factor] = found
+            if (broken := self._flaw(texts[factor], factor, kind)) is not None:
+                flaws[factor] = broken
                 del texts[factor]
         shared: tuple[tuple[Problem, list[str]], ...] = (
             ("unknown", says_nothing(texts)),
@@ -321,7 +324,7 @@ class PromptTemplate:
         absent: Problem = "cut" if cut else "missing"
         ordered = {key: texts[key] for key in self.factors if key in texts}
         rest = {key: flaws.get(key, absent) for key in self.factors if key not in texts}
-        return _Found(ordered, rest, form)
+        return _Content(ordered, rest, form)
 
     def _flaw(self, text: str, factor: str, kind: SubjectKind) -> Problem | None:
         # Choices from a closed list may equal those of a worked example.
@@ -350,29 +353,29 @@ class PromptTemplate:
                 yield from line.split(". ")
                 yield line.partition(":")[2]
 
-    def _main_problem(self, text: str, found: _Found, *, cut: bool) -> Problem:
+    def _main_problem(self, text: str, content: _Content, *, cut: bool) -> Problem:
         """The problem to report for an answer with too little knowledge."""
-        counts = Counter(flaw for flaw in found.flaws.values() if flaw != "unknown")
-        if not found.texts and is_refusal(text):
+        counts = Counter(flaw for flaw in content.flaws.values() if flaw != "unknown")
+        if not content.texts and is_refusal(text):
             return "refusal"
-        if not found.texts and not counts:
+        if not content.texts and not counts:
             return "unknown"
-        if found.form and not found.texts:
+        if content.form and not content.texts:
             if self._language and is_other_language(text.replace('"', " "), self._language):
                 return "language"
             # Looping prose has no factors either.
             whole: Problem = "loop" if is_loop(text) else "cut" if cut else "missing"
-            return "copy" if not counts or found.form.endswith("prompt") else whole
+            return "copy" if not counts or content.form.endswith("prompt") else whole
         # Factors are often missing or cut off because an earlier one never ended.
         causes = [pair for pair in counts.most_common() if pair[0] not in {"missing", "cut"}]
         return (causes or counts.most_common() or [("missing", 0)])[0][0]
 
-    def _sentence(self, problem: Problem, found: _Found) -> str:
+    def _sentence(self, problem: Problem, content: _Content) -> str:
         """Describe a problem; the text may become part of a retry."""
-        named = quoted([factor for factor, flaw in found.flaws.items() if flaw == problem])
+        named = quoted([factor for factor, flaw in content.flaws.items() if flaw == problem])
         if problem == "missing":
             word = "keys" if self.form == "json" else "factors"
-            return found.form or f"the answer is without the {word} {named}"
+            return content.form or f"the answer is without the {word} {named}"
         if problem == "blank":
             return f"the answer is without a text of its own for {named}"
         return {
