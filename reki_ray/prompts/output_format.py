@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reki_ray.prompts.quality import is_unknown
+from reki_ray.prompts.quality import Problem, is_unknown
 from reki_ray.prompts.reply_parser import own_lines
 
 Form = Literal["text", "json"]
@@ -83,18 +83,15 @@ class Fields:
 
     Attributes:
         texts: Factor to cleaned text, for factors with a text, in order.
-        unknown: Factors that the model says it does not know, in order.
-        missing: Factors without a key, in order.
-        unusable: Factors whose value is not a text, empty, or only repeats the prompt, in order.
+        flaws: `unknown` for factors that the model says it does not know; `blank` for those whose
+            value is not a text, empty, or only repeats the prompt.
         found: Whether there was a JSON object with any of the factors.
         before: Text before the object.
         after: Text after the object.
     """
 
     texts: dict[str, str]
-    unknown: tuple[str, ...]
-    missing: tuple[str, ...]
-    unusable: tuple[str, ...]
+    flaws: dict[str, Problem]
     found: bool
     before: str = ""
     after: str = ""
@@ -112,23 +109,19 @@ def read_fields(reply: str, factors: Sequence[str], excluded: Container[str]) ->
     last, start, end = _last_object(reply, factors)
     values = {_folded(key): value for key, value in (last or {}).items()}
     texts: dict[str, str] = {}
-    unknown, missing, unusable = [], [], []
+    flaws: dict[str, Problem] = {}
     for factor in factors:
         key = _folded(factor)
         text = _text(values.get(key), excluded)
-        if key not in values:
-            missing.append(factor)
-        elif values[key] is None or (text and is_unknown(text)):
-            unknown.append(factor)
-        elif not text:
-            unusable.append(factor)
-        else:
+        if key in values and (values[key] is None or (text and is_unknown(text))):
+            flaws[factor] = "unknown"
+        elif key in values and not text:
+            flaws[factor] = "blank"
+        elif key in values:
             texts[factor] = text
     return Fields(
         texts,
-        tuple(unknown),
-        tuple(missing),
-        tuple(unusable),
+        flaws,
         last is not None,
         before=reply[:start],
         after=reply[end:],

@@ -127,7 +127,7 @@ class Renderer:
         self.template = PromptTemplate(
             [factor.key for factor in self.factors],
             limits.form,
-            {kind: self._prefix(kind, body) for kind, body in self._example_bodies().items()},
+            {prompt.subject_kind: self._prefix(prompt) for prompt in self._examples()},
             min_factors=limits.min_factors,
             language=scenario.language,
             choices={factor.key: factor.choices for factor in self.factors if factor.choices},
@@ -137,7 +137,12 @@ class Renderer:
         self, item_id: str, title: str, attributes: Attributes | None, text: str | None
     ) -> Prompt:
         """Prompt for one item (REKI-I)."""
-        return Prompt("item", item_id, delimited(self._item_body(title, attributes, text)))
+        lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
+        known = attributes_text(_without(attributes, self._hidden), self._limits)
+        description = sanitise(text or "", self._limits.max_text_chars)
+        lines += [known] if known else []
+        lines += [f"description: {description}"] if description else []
+        return Prompt("item", item_id, delimited("\n".join(lines)))
 
     def user(
         self,
@@ -153,7 +158,14 @@ class Renderer:
             history: Title and rating of the interactions before the cut, oldest first; the prompt
                 shows the latest `max_history`.
         """
-        return Prompt("user", user_id, delimited(self._user_body(attributes, history)))
+        known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
+        nouns = self._scenario.nouns
+        lines = [
+            f"{nouns.user}: {known}",
+            f"{nouns.items} {nouns.acted}, oldest first:",
+            *self._history(history, self._limits.max_history, start="- "),
+        ]
+        return Prompt("user", user_id, delimited("\n".join(lines)))
 
     def item_cluster(
         self,
@@ -170,8 +182,12 @@ class Renderer:
             members: Title and attributes of the members nearest to the centre, nearest first.
             shares: Attributes over all members.
         """
-        body = self._item_cluster_body(size, members, shares)
-        return Prompt("item_cluster", cluster_id, delimited(body))
+        lines = [f"group of {size} {self._scenario.nouns.items}, most typical first:"]
+        for title, attributes in members[: self._limits.max_members]:
+            known = attributes_text(_without(attributes, self._hidden), self._limits)
+            lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
+        lines += self._shares(_without(shares, self._hidden) or {})
+        return Prompt("item_cluster", cluster_id, delimited("\n".join(lines)))
 
     def user_cluster(
         self, cluster_id: str, size: int, members: Sequence[GroupUser], shares: Histogram
@@ -184,13 +200,20 @@ class Renderer:
             members: The members nearest to the centre, nearest first.
             shares: Profiles of all members and attributes of what they liked before their cuts.
         """
-        body = self._user_cluster_body(size, members, shares)
-        return Prompt("user_cluster", cluster_id, delimited(body))
+        nouns = self._scenario.nouns
+        lines = [f"group of {size} {nouns.users}, most typical first:"]
+        for attributes, history in members[: self._limits.max_members]:
+            known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
+            titles = "; ".join(self._history(history, _MEMBER_TITLES))
+            lines.append(f"- {known}" + (f" | {nouns.acted} {titles}" if titles else ""))
+        # Attributes of liked items have names of their own.
+        withheld = self._withheld | {_name_key(f"{LIKED}{name}") for name in self._hidden}
+        lines += self._shares(_without(shares, withheld) or {})
+        return Prompt("user_cluster", cluster_id, delimited("\n".join(lines)))
 
-    # --- shared prefix -------------------------------------------------------------------------
-
-    def _prefix(self, kind: SubjectKind, example: str) -> tuple[Message, ...]:
-        wording = self._scenario.wording
+    def _prefix(self, example: Prompt) -> tuple[Message, ...]:
+        """Shared messages of the prompts of the example's kind."""
+        wording, kind = self._scenario.wording, example.subject_kind
         keys = [factor.key for factor in self.factors]
         factors = "\n".join(f"- {factor.key}: {factor.description}" for factor in self.factors)
         system = Message(
@@ -202,54 +225,7 @@ class Renderer:
             return (system,)
         answers = self._scenario.examples.answer(kind)
         answer = worked_answer(self._limits.form, {key: answers[key] for key in keys})
-        return (system, Message("user", delimited(example)), Message("assistant", answer))
-
-    # --- subjects ------------------------------------------------------------------------------
-
-    def _item_body(self, title: str, attributes: Attributes | None, text: str | None) -> str:
-        lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
-        known = attributes_text(_without(attributes, self._hidden), self._limits)
-        description = sanitise(text or "", self._limits.max_text_chars)
-        lines += [known] if known else []
-        lines += [f"description: {description}"] if description else []
-        return "\n".join(lines)
-
-    def _user_body(
-        self, attributes: Attributes | None, history: Sequence[tuple[str, float | None]]
-    ) -> str:
-        known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
-        nouns = self._scenario.nouns
-        return "\n".join(
-            [
-                f"{nouns.user}: {known}",
-                f"{nouns.items} {nouns.acted}, oldest first:",
-                *self._history(history, self._limits.max_history, start="- "),
-            ]
-        )
-
-    def _item_cluster_body(
-        self,
-        size: int,
-        members: Sequence[tuple[str, Attributes | None]],
-        shares: Histogram,
-    ) -> str:
-        nouns = self._scenario.nouns
-        lines = [f"group of {size} {nouns.items}, most typical first:"]
-        for title, attributes in members[: self._limits.max_members]:
-            known = attributes_text(_without(attributes, self._hidden), self._limits)
-            lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
-        return "\n".join([*lines, *self._shares(_without(shares, self._hidden) or {})])
-
-    def _user_cluster_body(self, size: int, members: Sequence[GroupUser], shares: Histogram) -> str:
-        nouns = self._scenario.nouns
-        lines = [f"group of {size} {nouns.users}, most typical first:"]
-        for attributes, history in members[: self._limits.max_members]:
-            known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
-            titles = "; ".join(self._history(history, _MEMBER_TITLES))
-            lines.append(f"- {known}" + (f" | {nouns.acted} {titles}" if titles else ""))
-        # Attributes of liked items have names of their own.
-        withheld = self._withheld | {_name_key(f"{LIKED}{name}") for name in self._hidden}
-        return "\n".join([*lines, *self._shares(_without(shares, withheld) or {})])
+        return (system, Message("user", example.body), Message("assistant", answer))
 
     def _history(
         self, history: Sequence[tuple[str, float | None]], longest: int, start: str = ""
@@ -269,18 +245,18 @@ class Renderer:
                 lines.append(f"{sanitise(name, limit)} in the group: {shown}")
         return lines
 
-    def _example_bodies(self) -> dict[SubjectKind, str]:
+    def _examples(self) -> list[Prompt]:
         examples = self._scenario.examples
         item, user = examples.item, examples.user
         items, users = examples.item_cluster, examples.user_cluster
         titles = [(member.title, member.attributes) for member in items.members]
         profiles = [GroupUser(member.attributes, _rated(member)) for member in users.members]
-        return {
-            "item": self._item_body(item.title, item.attributes, item.text),
-            "user": self._user_body(user.attributes, _rated(user)),
-            "item_cluster": self._item_cluster_body(items.size, titles, items.histogram),
-            "user_cluster": self._user_cluster_body(users.size, profiles, users.histogram),
-        }
+        return [
+            self.item("", item.title, item.attributes, item.text),
+            self.user("", user.attributes, _rated(user)),
+            self.item_cluster("", items.size, titles, items.histogram),
+            self.user_cluster("", users.size, profiles, users.histogram),
+        ]
 
 
 def _rated(user: ExampleGroupUser) -> list[tuple[str, float | None]]:

@@ -295,8 +295,7 @@ class PromptTemplate:
                 # It may be a draft in reasoning that was cut off before the answer.
                 return _Content({}, dict.fromkeys(self.factors, "cut"))
             texts, cut = fields.texts, cut and not fields.found
-            flaws |= dict.fromkeys(fields.unknown, "unknown")
-            flaws |= dict.fromkeys(fields.unusable, "blank")
+            flaws |= fields.flaws
         if not texts and not flaws:
             form = self._wrong_form(lines)
         if cut and texts:

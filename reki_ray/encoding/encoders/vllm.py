@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ import numpy as np
 
 from reki_ray.config import EncodeConfig
 from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
-from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowReader
+from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
 from reki_ray.errors import EngineError
 
 CPU_PRESET: Final[dict[str, Any]] = {
@@ -39,7 +39,7 @@ _ENV: Final = {
 }
 
 
-class VllmEncoder:
+class VllmEncoder(WindowEncoder):
     """Runs a model through vLLM's pooling runner.
 
     A sentence-transformers model keeps its own pooling. A decoder LLM is pooled at its last
@@ -52,18 +52,13 @@ class VllmEncoder:
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
-        self.identity = identity
         path, revision = source_of(config)
         window = config.window or _stated_window(path, revision)
         self._llm = _load(config, path, revision, window)
         tokenizer = self._llm.get_tokenizer()
         # A pooling head may change the hidden size: a forward pass shows the true dimension.
-        self.dimension = int(self._forward([tokenizer("probe")["input_ids"]]).shape[1])
-        self._reader = WindowReader(tokenizer, window, self.dimension, self._forward, config)
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """See `Encoder.encode`."""
-        return self._reader.read(texts)
+        size = int(self._forward([tokenizer("probe")["input_ids"]]).shape[1])
+        super().__init__(config, identity, tokenizer, window, size)
 
     def _forward(self, windows: list[Window]) -> np.ndarray:
         prompts = [{"prompt_token_ids": window} for window in windows]

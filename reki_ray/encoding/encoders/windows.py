@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from reki_ray.config import EncodeConfig
 from reki_ray.core.vectors import normalise
-from reki_ray.encoding.encoders.protocol import check_texts
+from reki_ray.encoding.encoders.protocol import EncoderIdentity, check_texts
 from reki_ray.errors import DataError, EngineError
 
 DEFAULT_WINDOW = 512
@@ -19,15 +19,15 @@ Window = list[int]
 """Token ids of a window, special ones included."""
 
 
-class WindowReader:
-    """Reads texts of any length through a model that reads windows.
+class WindowEncoder:
+    """Encoder that reads texts of any length window by window; subclasses compute the vectors.
 
     Args:
+        config: Section `encode`.
+        identity: Identity of the encoder.
         tokenizer: A fast tokenizer of the transformers library.
         window: Tokens of a window, special ones included.
         dimension: Length d of the vectors.
-        forward: W windows to their vectors (W, d), in order.
-        config: Section `encode`, named in error messages.
 
     Raises:
         EngineError: The tokenizer is not a fast one.
@@ -35,11 +35,11 @@ class WindowReader:
 
     def __init__(
         self,
+        config: EncodeConfig,
+        identity: EncoderIdentity,
         tokenizer: Any,
         window: int,
         dimension: int,
-        forward: Callable[[list[Window]], np.ndarray],
-        config: EncodeConfig,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise EngineError(
@@ -47,21 +47,22 @@ class WindowReader:
                 where=f"encode.model = {config.model}",
                 todo="Choose a model with a tokenizer.json.",
             )
+        self.identity = identity
+        self.dimension = dimension
         self._tokenizer = tokenizer
         self._window = window
-        self._dimension = dimension
-        self._forward = forward
+        self._batch_size = config.batch_size
         self._special: int = tokenizer.num_special_tokens_to_add()
 
-    def read(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder.encode`."""
         check_texts(texts)
         if not texts:
-            return np.zeros((0, self._dimension), dtype=np.float32)
+            return np.zeros((0, self.dimension), dtype=np.float32)
         windows, owners = self._cut(texts)
         weights = np.array([max(len(w) - self._special, 1) for w in windows], dtype=np.float64)
         vectors = normalise(self._forward(windows)).astype(np.float64)  # (W, d)
-        sums = np.zeros((len(texts), self._dimension))
+        sums = np.zeros((len(texts), self.dimension))
         np.add.at(sums, owners, vectors * weights[:, None])  # (N, d)
         broken = np.flatnonzero(~np.isfinite(sums).all(axis=1))
         if len(broken):
@@ -71,6 +72,19 @@ class WindowReader:
                 todo="Set encode.dtype to float32, or choose another encoder.",
             )
         return normalise(sums)
+
+    def _forward(self, windows: list[Window]) -> np.ndarray:
+        """Vectors (W, d); batches windows of similar length, which need little padding."""
+        vectors = np.empty((len(windows), self.dimension))
+        order = np.argsort([-len(window) for window in windows], kind="stable")
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            vectors[rows] = self._encode_batch([windows[row] for row in rows])
+        return vectors
+
+    def _encode_batch(self, windows: list[Window]) -> np.ndarray:
+        """Vectors (B, d) of one forward pass."""
+        raise NotImplementedError
 
     def _cut(self, texts: Sequence[str]) -> tuple[list[Window], np.ndarray]:
         """Token ids of all windows, special ones included, and the text of each."""
@@ -91,11 +105,3 @@ class WindowReader:
                     todo="Correct the text, or choose an encoder that knows its script.",
                 )
         return windows, owners
-
-
-def batches(windows: Sequence[Window], size: int) -> Iterator[tuple[np.ndarray, list[Window]]]:
-    """Yield rows (B,) of up to `size` windows of similar length, which need little padding."""
-    order = np.argsort([-len(window) for window in windows], kind="stable")
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows, [windows[row] for row in rows]
