@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from reki_ray.config.base import OPERATIONAL, Section
+from reki_ray.config.base import OPERATIONAL
+from reki_ray.config.pool import ReplicaPool
 
 
-class EncodeConfig(Section):
+class EncodeConfig(ReplicaPool):
     """Knowledge text to representation r."""
 
     backend: Literal["sentence_transformers", "vllm", "hidden_states", "hashing"] = Field(
@@ -19,7 +20,7 @@ class EncodeConfig(Section):
         "hashing: words hashed into components, without a model, which keeps names and rare words.",
     )
     dimension: int = Field(
-        2048, ge=2, description="hashing: length d of the vectors; a model states its own."
+        2048, ge=2, description="hashing: length d of the vectors; a model has its own."
     )
     model: str = Field(
         "packaged:all-minilm-l6-v2",
@@ -33,17 +34,17 @@ class EncodeConfig(Section):
     window: int | None = Field(
         None,
         ge=16,
-        description="Tokens that are read at once, special ones included; longer texts are read "
-        "window by window. null: what a sentence-transformers model states, else 512.",
+        description="Tokens per window, special ones included; longer texts are read window by "
+        "window. null: the window of a sentence-transformers model, else 512.",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the model; vectors are kept as float32."
+        "float32", description="Precision of the model; vectors are saved as float32."
     )
     by_factor: bool = Field(
         False,
-        description="One representation per factor where answers are kept by factor (prompts.form "
-        "json, or imported so): the model weighs them by learned gates. false: one of the whole "
-        "answer.",
+        description="One representation per factor for answers that are kept by factor "
+        "(prompts.form json, or imported so): the model weighs them by learned gates. false: one "
+        "of the whole answer.",
     )
     blend_events: float = Field(
         10.0,
@@ -62,30 +63,13 @@ class EncodeConfig(Section):
     unit_rows: int = Field(
         512,
         ge=1,
-        description="Texts a work unit: what is finished is saved unit by unit.",
-        json_schema_extra=OPERATIONAL,
-    )
-    min_replicas: int = Field(
-        1, ge=1, description="Encoder actors that are always there.", json_schema_extra=OPERATIONAL
-    )
-    max_replicas: int = Field(
-        1,
-        ge=1,
-        description="Encoder actors that a growing queue may start, as the cluster allows.",
-        json_schema_extra=OPERATIONAL,
-    )
-    restarts: int = Field(
-        3,
-        ge=0,
-        description="Restarts of failed encoders without progress before encode fails.",
+        description="Texts per work unit: finished units are saved one by one.",
         json_schema_extra=OPERATIONAL,
     )
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device of an encoder actor.")
 
     @model_validator(mode="after")
-    def _replicas_and_engine(self) -> EncodeConfig:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError("encode.max_replicas is below encode.min_replicas")
+    def _engine_kwargs_fit(self) -> EncodeConfig:
         if self.engine_kwargs and self.backend != "vllm":
             raise ValueError("encode.engine_kwargs needs encode.backend vllm")
         fields = {"model", "revision", "dtype", "max_model_len"} & self.engine_kwargs.keys()

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from reki_ray.config.base import OPERATIONAL, Section
+from reki_ray.config.pool import ReplicaPool
 
 
 class PromptsConfig(Section):
@@ -209,7 +210,7 @@ class SamplingConfig(Section):
     )
 
 
-class ExtractConfig(Section):
+class ExtractConfig(ReplicaPool):
     """Asking the LLM."""
 
     mode: Literal["collective", "individual", "blend"] = Field(
@@ -236,26 +237,11 @@ class ExtractConfig(Section):
         description="Prompts a work unit: what is finished is saved unit by unit.",
         json_schema_extra=OPERATIONAL,
     )
-    min_replicas: int = Field(
-        1, ge=1, description="Engine replicas that are always there.", json_schema_extra=OPERATIONAL
-    )
-    max_replicas: int = Field(
-        1,
-        ge=1,
-        description="Engine replicas that a growing queue may start, as the cluster allows.",
-        json_schema_extra=OPERATIONAL,
-    )
     stall_minutes: float = Field(
         30.0,
         gt=0,
         description="Minutes without any finished work unit after which extract fails; longer than "
         "the engine's start.",
-        json_schema_extra=OPERATIONAL,
-    )
-    restarts: int = Field(
-        3,
-        ge=0,
-        description="Restarts of a failed engine without progress before extract fails.",
         json_schema_extra=OPERATIONAL,
     )
     prices: PriceConfig = Field(PriceConfig(), json_schema_extra=OPERATIONAL)
@@ -276,9 +262,7 @@ class ExtractConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _replicas_and_budget(self) -> ExtractConfig:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError("extract.max_replicas is below extract.min_replicas")
+    def _budget_has_prices(self) -> ExtractConfig:
         capped = isinstance(self.engine, OpenAiEngine) and self.engine.budget is not None
         if capped and self.prices.prompt_tokens == self.prices.generated_tokens == 0:
             raise ValueError("extract.engine.budget needs the prices of extract.prices")

@@ -1,4 +1,4 @@
-"""Tables of vectors, gathered from the ledger by Ray tasks: one part of a table a shard."""
+"""Tables of vectors, gathered from the cache by Ray tasks: one part of a table per shard."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import numpy as np
 import ray
 
 from reki_ray import schema
+from reki_ray.core.content_store import ContentIndex
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.vectors import factors_table, normalise, vectors_table
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity
-from reki_ray.encoding.planner import PlannedShard, TextPlan, TextShardRows, read_rows
-from reki_ray.encoding.vector_cache import VectorCache, VectorIndex
+from reki_ray.encoding.planner import PlannedShard, ShardTexts, TextPlan, read_rows
+from reki_ray.encoding.vector_cache import VectorCache
 from reki_ray.schema import SIDES, Side, Source
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What every gathering task needs."""
+class _GatherTask:
+    """What all gathering tasks share."""
 
     location: str
     scratch: str
@@ -29,12 +30,12 @@ class _Task:
     encoder: Mapping[str, str]
 
     @property
-    def ledger(self) -> VectorCache:
+    def cache(self) -> VectorCache:
         return VectorCache(Workspace(self.location), self.identity)
 
 
 def metadata_of(identity: EncoderIdentity) -> dict[str, str]:
-    """What a table says of the encoder that its vectors are from."""
+    """Metadata of a table about the encoder of its vectors."""
     return {
         "backend": identity.backend,
         "model": identity.model,
@@ -45,7 +46,7 @@ def metadata_of(identity: EncoderIdentity) -> dict[str, str]:
 
 def write_tables(
     plan: TextPlan,
-    index: VectorIndex,
+    index: ContentIndex,
     identity: EncoderIdentity,
     workspace: Workspace,
     scratch: Workspace,
@@ -55,16 +56,17 @@ def write_tables(
 
     Args:
         plan: Texts of all ids, with knowledge about at least one id of each side.
-        index: Index of the ledger that holds them all.
+        index: Index of the vector cache, which holds them all.
         identity: Identity of the encoder.
-        workspace: Holds the ledger and the plan's files.
+        workspace: Holds the cache and the plan's files.
         scratch: Gets the tables.
         reporter: Shows progress.
 
     Raises:
-        DataError: A file of the ledger is damaged.
+        DataError: A file of the cache is damaged.
     """
-    task = ray.put(_Task(workspace.location, scratch.location, identity, metadata_of(identity)))
+    encoder = metadata_of(identity)
+    task = ray.put(_GatherTask(workspace.location, scratch.location, identity, encoder))
     shared = ray.put(index)
     fallbacks = {side: _fallback(task, shared, plan, side) for side in SIDES}
     with reporter.task("encode: writing tables", total=len(plan.shards), unit="parts") as progress:
@@ -78,9 +80,12 @@ def write_tables(
 
 
 def _fallback(
-    task: ray.ObjectRef[_Task], index: ray.ObjectRef[VectorIndex], plan: TextPlan, side: Side
+    task: ray.ObjectRef[_GatherTask],
+    index: ray.ObjectRef[ContentIndex],
+    plan: TextPlan,
+    side: Side,
 ) -> np.ndarray | None:
-    """Mean direction (K, d) of a side's known ids by factor; None where all ids are known."""
+    """Mean direction (K, d) of a side's known ids by factor; None if all ids are known."""
     if not plan.sources(side).get("fallback"):
         return None
     calls = (
@@ -95,25 +100,22 @@ def _fallback(
 
 @ray.remote
 def _sum_shard(
-    task: _Task, index: VectorIndex, shard: PlannedShard, number: int
+    task: _GatherTask, index: ContentIndex, shard: PlannedShard, number: int
 ) -> tuple[int, np.ndarray]:
     """Sum (K, d) float64 of the vectors of a shard's known ids, at least one."""
     rows = read_rows(Workspace(task.location), shard)
     return number, _knowledge(task, index, rows).sum(axis=0, dtype=np.float64)
 
 
-def _knowledge(task: _Task, index: VectorIndex, rows: TextShardRows) -> np.ndarray:
-    """Vectors (N, K, d) of a shard's ids, zeros where a factor is not known.
-
-    Own and cluster's answers are mixed where there are both.
-    """
-    known = task.ledger.vectors(index, rows.knowledge[rows.known])
+def _knowledge(task: _GatherTask, index: ContentIndex, rows: ShardTexts) -> np.ndarray:
+    """Vectors (N, K, d) of a shard's ids, zeros for unknown factors; blends second answers in."""
+    known = task.cache.vectors(index, rows.knowledge[rows.known])
     weights = rows.weights[rows.known, None]
-    mixed = weights[:, 0] < 1
-    if mixed.any():
-        seconds = task.ledger.vectors(index, rows.seconds[rows.known][mixed])
-        mixture = weights[mixed] * known[mixed] + (1 - weights[mixed]) * seconds
-        known[mixed] = normalise(mixture)
+    blended = weights[:, 0] < 1
+    if blended.any():
+        seconds = task.cache.vectors(index, rows.seconds[rows.known][blended])
+        mixture = weights[blended] * known[blended] + (1 - weights[blended]) * seconds
+        known[blended] = normalise(mixture)
     vectors = np.zeros((*rows.known.shape, known.shape[1]), dtype=np.float32)
     vectors[rows.known] = known
     return vectors
@@ -121,8 +123,8 @@ def _knowledge(task: _Task, index: VectorIndex, rows: TextShardRows) -> np.ndarr
 
 @ray.remote
 def _write_shard(
-    task: _Task,
-    index: VectorIndex,
+    task: _GatherTask,
+    index: ContentIndex,
     shard: PlannedShard,
     number: int,
     fallback: np.ndarray | None,
@@ -133,7 +135,7 @@ def _write_shard(
         return
     scratch = Workspace(task.scratch)
     part = f"part-{number:05d}"
-    texts = task.ledger.vectors(index, rows.texts)  # (N, d)
+    texts = task.cache.vectors(index, rows.texts)  # (N, d)
     own: list[Source] = ["individual"] * len(rows.ids)
     table = vectors_table(rows.ids, texts, own, task.encoder)
     scratch.write_table(schema.TEXT_REPRESENTATIONS[shard.side], table, part=part)

@@ -1,4 +1,4 @@
-"""The plan as a table: what is asked about whom, and what stands from an earlier round."""
+"""The plan as a table: the prompt of each subject, also those kept from an earlier round."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ PLAN: Final = Table(
             pa.field(SUBJECT_KIND, pa.string(), nullable=False),
             pa.field(SUBJECT_ID, pa.string(), nullable=False),
             pa.field(PROMPT_HASH, pa.string(), nullable=False),
-            # Last message of the prompt; null where imported knowledge stands for an answer.
+            # Last message of the prompt; null for imported knowledge, which needs no answer.
             pa.field(BODY, pa.string()),
-            # Members that the prompt of a cluster shows, nearest first; none for a single id.
+            # Members in the prompt of a cluster, nearest first; empty for a single id.
             pa.field(SHOWN, pa.list_(pa.string()), nullable=False),
         ]
     ),
 )
-"""What the current configuration asks: one row a subject; of clusters, which ids it shows."""
+"""Prompts of the current configuration, one row per subject."""
 
 KEPT: Final = Table("extract/kept", PLAN.schema)
-"""Prompts of an earlier round that stand, whatever their subjects would show today."""
+"""Prompts of an earlier round that stay valid, whatever their subjects would show today."""
 
 
 class PlannedRow(NamedTuple):
@@ -56,37 +56,30 @@ def plan_table(kind: SubjectKind, rows: Sequence[PlannedRow]) -> pa.Table:
 
 
 def keep(earlier: Workspace, workspace: Workspace, again: Mapping[SubjectKind, set[str]]) -> None:
-    """Let the prompts of an earlier round stand, so that their answers do: writes `KEPT`.
+    """Write `KEPT`: the prompts of an earlier round, whose answers stay valid.
 
     Args:
         earlier: Holds the plan of that round.
-        workspace: Of the round to come; asks the same model in the same words.
-        again: Subjects that are to be asked about anew.
+        workspace: The next round, with the same model and prompts.
+        again: Subjects whose prompts are rendered again.
 
     Raises:
         DataError: The earlier plan is missing or damaged.
     """
-    earlier.read_table(PLAN, columns=[])  # where it is missing, its own message
+    earlier.read_table(PLAN, columns=[])  # reports a missing table
     with workspace.replacing("extract", [KEPT]) as scratch:
         for number, part in enumerate(earlier.parts(PLAN)):
             with reading(PLAN, part):
                 rows = pq.read_table(part, filesystem=earlier.arrow_filesystem)
-            stands = pc.is_valid(rows[BODY])
+            kept = pc.is_valid(rows[BODY])
             for kind, ids in again.items():
                 named = pc.is_in(rows[SUBJECT_ID], value_set=pa.array(sorted(ids), pa.string()))
-                stands = pc.and_(
-                    stands, pc.invert(pc.and_(pc.equal(rows[SUBJECT_KIND], kind), named))
-                )
-            scratch.write_table(KEPT, rows.filter(stands), part=f"part-{number:06d}")
+                kept = pc.and_not(kept, pc.and_(pc.equal(rows[SUBJECT_KIND], kind), named))
+            scratch.write_table(KEPT, rows.filter(kept), part=f"part-{number:06d}")
 
 
-def kept(workspace: Workspace, kind: SubjectKind, ids: list[str]) -> dict[str, PlannedRow]:
-    """Prompts of an earlier round that stand.
-
-    Args:
-        workspace: Of the round.
-        kind: Kind of the subjects.
-        ids: Their ids; those without such a prompt are left out.
+def read_kept(workspace: Workspace, kind: SubjectKind, ids: list[str]) -> dict[str, PlannedRow]:
+    """Prompts of an earlier round by subject id; ids without one are left out.
 
     Raises:
         DataError: The table is damaged.

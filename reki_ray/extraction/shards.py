@@ -1,7 +1,7 @@
-"""Shards: a share of the subjects that one task renders from the rows it needs.
+"""Shards: subjects whose prompts one task renders from the rows it needs.
 
-Neither a process nor the driver ever holds all subjects. Only the interactions before a user's
-cut are read, so that no prompt can show what a sample is about to predict.
+No process holds all subjects. Only interactions before a user's cut are read: no prompt shows what
+a sample predicts.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from reki_ray.schema import CLUSTER_ID, ID, SIDE_OF, SIMILARITY, USER_ID, Side, 
 
 Mode = Literal["collective", "individual", "blend"]
 
-_CLUSTERS_A_SHARD = 512
+_CLUSTERS_PER_SHARD = 512
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A share of the subjects: one row group of a table, or some clusters.
+    """Subjects of one kind: one row group of a table, or some clusters.
 
     Attributes:
-        kind: What its subjects are.
+        kind: Kind of the subjects.
         path: Parquet file of the ids; empty for clusters.
         row_group: Row group of that file.
         clusters: Ids of the clusters; empty for single ids.
@@ -42,13 +42,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """What the prompts of a shard show.
+    """Rows behind the prompts of a shard.
 
     Attributes:
-        kind: What its subjects are.
-        items: Rows of the items that appear in its prompts.
-        users: Rows of its users; None where it has none.
-        visible: Interactions of its users, as `before_cut` gives them; None where it has none.
+        kind: Kind of the subjects.
+        items: Items in the prompts.
+        users: Users of the shard; None for items.
+        visible: Interactions of the users, see `leak_guard.before_cut`; None for items.
         members: Cluster id to member ids, nearest to the centre first; empty for single ids.
     """
 
@@ -60,16 +60,15 @@ class ShardRows:
 
     @property
     def ids(self) -> list[str]:
-        """Ids of its subjects."""
+        """Ids of the subjects."""
         if self.members:
             return list(self.members)
         rows = self.items if self.users is None else self.users
-        found: list[str] = rows[ENTITIES[SIDE_OF[self.kind]][1]].to_pylist()
-        return found
+        return list(rows[ENTITIES[SIDE_OF[self.kind]][1]].to_pylist())
 
 
 def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
-    """All subjects, cut into shards; equal kinds stand together.
+    """Cut all subjects into shards, kind by kind.
 
     Args:
         workspace: Holds the tables of stages ingest and, for collective knowledge, cluster.
@@ -78,19 +77,25 @@ def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
     Raises:
         DataError: A table is missing or damaged.
     """
-    found: list[Shard] = []
-    if mode != "collective":
-        found += [*_row_groups(workspace, "item"), *_row_groups(workspace, "user")]
-    if mode != "individual":
-        found += [
-            *_cluster_groups(workspace, "item_cluster"),
-            *_cluster_groups(workspace, "user_cluster"),
+    singles: tuple[SubjectKind, ...] = () if mode == "collective" else ("item", "user")
+    clusters: tuple[SubjectKind, ...] = ("item_cluster", "user_cluster")
+    shards = [
+        Shard(kind, group.path, group.number)
+        for kind in singles
+        for group in row_groups(workspace, ENTITIES[SIDE_OF[kind]][0])
+    ]
+    for kind in () if mode == "individual" else clusters:
+        rows = workspace.read_table(schema.CLUSTERS[SIDE_OF[kind]], columns=[CLUSTER_ID])
+        ids = sorted(pc.unique(rows[CLUSTER_ID]).to_pylist())
+        shards += [
+            Shard(kind, clusters=tuple(ids[start : start + _CLUSTERS_PER_SHARD]))
+            for start in range(0, len(ids), _CLUSTERS_PER_SHARD)
         ]
-    return found
+    return shards
 
 
 def load(workspace: Workspace, shard: Shard) -> ShardRows:
-    """Read what the prompts of a shard show.
+    """Read the rows behind the prompts of a shard.
 
     Raises:
         DataError: A table is missing or damaged.
@@ -100,7 +105,7 @@ def load(workspace: Workspace, shard: Shard) -> ShardRows:
     members: dict[str, list[str]] = {}
     if shard.clusters:
         members = _members(workspace, side, shard.clusters)
-        ids = pa.array(sorted({one for ids in members.values() for one in ids}), pa.string())
+        ids = pa.array(sorted({key for ids in members.values() for key in ids}), pa.string())
         rows = rows_of(workspace, table, key, ids)
     else:
         rows = read_row_group(workspace, table, RowGroup(shard.path, shard.row_group))
@@ -112,20 +117,8 @@ def load(workspace: Workspace, shard: Shard) -> ShardRows:
     )
 
 
-def _row_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
-    table, _ = ENTITIES[SIDE_OF[kind]]
-    return [Shard(kind, group.path, group.number) for group in row_groups(workspace, table)]
-
-
-def _cluster_groups(workspace: Workspace, kind: SubjectKind) -> list[Shard]:
-    rows = workspace.read_table(schema.CLUSTERS[SIDE_OF[kind]], columns=[CLUSTER_ID])
-    ids = sorted(pc.unique(rows[CLUSTER_ID]).to_pylist())
-    starts = range(0, len(ids), _CLUSTERS_A_SHARD)
-    return [Shard(kind, clusters=tuple(ids[at : at + _CLUSTERS_A_SHARD])) for at in starts]
-
-
 def _members(workspace: Workspace, side: Side, clusters: tuple[str, ...]) -> dict[str, list[str]]:
-    """Cluster id -> member ids, nearest to the centre first, ties by id."""
+    """Member ids by cluster id, nearest to the centre first, ties by id."""
     rows = workspace.read_table(schema.CLUSTERS[side], columns=[ID, CLUSTER_ID, SIMILARITY])
     wanted = pc.is_in(rows[CLUSTER_ID], value_set=pa.array(clusters, pa.string()))
     rows = rows.filter(wanted).sort_by(

@@ -1,4 +1,4 @@
-"""What each subject's prompt shows: every user and item, or every cluster of them."""
+"""Subjects of prompts: every user and item, or every cluster, with its rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from reki_ray.prompts.renderer import LIKED, GroupUser, Prompt, Renderer, histog
 from reki_ray.prompts.sanitize import Attributes
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TITLE, USER_ID
 
-_TELLING_LIKED = 4
-"""Liked titles shown of a user inside a group, before the one liked least."""
+_BEST_LIKED = 4
+"""Best-liked titles of a user inside a group, shown before the least-liked one."""
 
 
 class SeenItem(NamedTuple):
@@ -27,13 +27,7 @@ class SeenItem(NamedTuple):
 
 
 class Subjects:
-    """The subjects of one shard.
-
-    Args:
-        rows: What their prompts show.
-        renderer: Writes the prompts.
-        limits: The renderer's limits.
-    """
+    """Iterates over the prompts of one shard."""
 
     def __init__(self, rows: ShardRows, renderer: Renderer, limits: PromptsConfig) -> None:
         self._kind = rows.kind
@@ -55,7 +49,7 @@ class Subjects:
             yield from self._each_user_cluster()
 
     def shown(self, subject_id: str) -> list[str]:
-        """Members that the prompt of a cluster shows, nearest first; none for a single id."""
+        """Members in the prompt of a cluster, nearest first; empty for a single id."""
         return self._members.get(subject_id, [])[: self._limits.max_members]
 
     # --- individual ----------------------------------------------------------------------------
@@ -94,7 +88,7 @@ class Subjects:
             members = [
                 GroupUser(
                     self._users.attributes(user_id),
-                    self._titles(telling(self._latest(user_id))),
+                    self._titles(_extremes(self._latest(user_id))),
                 )
                 for user_id in self.shown(cluster)
             ]
@@ -108,10 +102,10 @@ class Subjects:
 
 
 class Histories:
-    """The interactions of some users before the cut, oldest first.
+    """Interactions of some users before the cut, oldest first.
 
     Args:
-        visible: Rows as `before_cut` gives them, the rows of a user side by side; None for none.
+        visible: Rows of `leak_guard.before_cut`, the rows of a user side by side; None for none.
     """
 
     def __init__(self, visible: pa.Table | None) -> None:
@@ -131,7 +125,7 @@ class Histories:
             start = stop
 
     def of(self, user_id: str) -> list[SeenItem]:
-        """Visible interactions of a user; empty for an unknown one."""
+        """Visible interactions of a user; empty for an unknown user."""
         rows = self._events.get(user_id, slice(0, 0))
         return [
             SeenItem(*event)
@@ -154,16 +148,16 @@ class _Rows:
         }
 
     def title(self, key: str) -> str:
-        """Title of an item; empty for an unknown one."""
+        """Title of an item; empty for an unknown item."""
         return str(self._value(key, TITLE) or "")
 
     def text(self, key: str) -> str | None:
-        """Description of an item, where there is one."""
-        found = self._value(key, TEXT)
-        return None if found is None else str(found)
+        """Description of an item, if it has one."""
+        text = self._value(key, TEXT)
+        return None if text is None else str(text)
 
     def attributes(self, key: str) -> Attributes | None:
-        """Attributes by name, where there are some."""
+        """Attributes by name, if there are any."""
         pairs = self._value(key, ATTRIBUTES)
         return None if pairs is None else dict(pairs)  # type: ignore[call-overload]
 
@@ -172,16 +166,9 @@ class _Rows:
         return None if row is None else self._columns[column][row]
 
 
-def telling(events: Sequence[SeenItem]) -> list[SeenItem]:
-    """The few interactions that say most about a user: best liked, and the least liked.
-
-    Args:
-        events: Visible interactions, oldest first.
-
-    Returns:
-        At most five, in order of rating; without ratings the first ones.
-    """
+def _extremes(events: Sequence[SeenItem]) -> list[SeenItem]:
+    """The best-liked interactions and the least-liked one; without ratings the first ones."""
     ranked = sorted(events, key=lambda event: -(event.rating or 0.0))
-    if len(ranked) <= _TELLING_LIKED:
+    if len(ranked) <= _BEST_LIKED:
         return ranked
-    return [*ranked[:_TELLING_LIKED], ranked[-1]]
+    return [*ranked[:_BEST_LIKED], ranked[-1]]

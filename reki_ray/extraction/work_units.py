@@ -1,4 +1,4 @@
-"""What is still to ask: planned prompts without an answer, each once, cut into work units."""
+"""Pending prompts: those of the plan without an answer, each once, cut into work units."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from reki_ray.schema import BODY, PROMPT_HASH, QUESTION_SCHEMA, Table
 _ROW: Final = "row"
 
 PENDING: Final = Table("extract/pending", pa.schema([pa.field(_ROW, pa.int32(), nullable=False)]))
-"""Rows of the plan's file of the same name that are still to ask."""
+"""Pending rows of the plan's file of the same name."""
 
 _DOCUMENT = "extract/asking.json"
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """A work unit: what is asked, answered and kept together.
+    """Prompts that are asked, answered and saved together.
 
     Attributes:
         part: Name of the plan's file.
@@ -43,11 +43,11 @@ class WorkUnit:
 
 @dataclass(frozen=True)
 class PendingUnits:
-    """What one asking still has to do.
+    """Pending prompts of one attempt.
 
     Attributes:
-        parts: Pending prompts of each of the plan's files.
-        hits: Planned subjects whose prompt is answered already.
+        parts: Pending prompts by file of the plan.
+        hits: Planned subjects whose prompt has an answer.
         prompts: Distinct prompts of the plan.
     """
 
@@ -57,82 +57,82 @@ class PendingUnits:
 
     @property
     def rows(self) -> int:
-        """Prompts to ask."""
+        """Number of pending prompts."""
         return sum(self.parts.values())
 
     def units(self, rows: int, *, skip: int = 0, most: int | None = None) -> list[WorkUnit]:
-        """Work units in the order of the plan.
+        """Cut the pending prompts into work units, in the order of the plan.
 
         Args:
-            rows: Most prompts of a unit.
-            skip: Leading prompts that are left out.
-            most: Prompts in all; None takes every one.
+            rows: Largest number of prompts per unit.
+            skip: Number of leading prompts to leave out.
+            most: Largest number of prompts in all; None takes every one.
         """
-        stop = self.rows if most is None else skip + most
-        found, begin = [], 0
+        end = self.rows if most is None else skip + most
+        units, offset = [], 0
         for part, count in self.parts.items():
-            first, last = max(skip - begin, 0), min(stop - begin, count)
-            found += [WorkUnit(part, at, min(at + rows, last)) for at in range(first, last, rows)]
-            begin += count
-        return found
+            first, last = max(skip - offset, 0), min(end - offset, count)
+            units += [WorkUnit(part, at, min(at + rows, last)) for at in range(first, last, rows)]
+            offset += count
+        return units
 
 
 def begin(workspace: Workspace, plan: Plan) -> str:
-    """Identity of the current asking of a plan.
+    """Return the id of the plan's current attempt, or begin one.
 
-    An asking that was cut off goes on, so that its failures stay failures; after it has
-    finished, the next one asks again what failed.
+    An attempt that was interrupted is resumed, so that its failures stay failures; after a
+    finished one, the next retries what failed.
     """
     if workspace.exists(_DOCUMENT):
         document = workspace.read_json(_DOCUMENT)
         if document["plan"] == plan.identity and not document["finished"]:
             return str(document["asking"])
-    asking = uuid.uuid4().hex
-    _write(workspace, plan, asking, finished=False)
-    return asking
+    attempt_id = uuid.uuid4().hex
+    _write(workspace, plan, attempt_id, finished=False)
+    return attempt_id
 
 
-def finish(workspace: Workspace, plan: Plan, asking: str) -> None:
-    """End an asking: nothing is left that it could ask."""
-    _write(workspace, plan, asking, finished=True)
+def finish(workspace: Workspace, plan: Plan, attempt_id: str) -> None:
+    """Finish an attempt that has no pending prompts left."""
+    _write(workspace, plan, attempt_id, finished=True)
 
 
-def _write(workspace: Workspace, plan: Plan, asking: str, *, finished: bool) -> None:
-    document = {"plan": plan.identity, "asking": asking, "finished": finished}
+def _write(workspace: Workspace, plan: Plan, attempt_id: str, *, finished: bool) -> None:
+    document = {"plan": plan.identity, "asking": attempt_id, "finished": finished}
     workspace.write_json(_DOCUMENT, document)
 
 
 @ray.remote
-def find_pending(location: str, asking: str) -> PendingUnits:
-    """Compare plan and ledger; writes `PENDING`.
+def find_pending(location: str, attempt_id: str) -> PendingUnits:
+    """Write `PENDING`: the prompts of a plan without an answer or a failure in this attempt.
 
-    Holds some hundred bytes a planned prompt in memory, in a task and not in the driver.
-
-    Args:
-        location: The workspace.
-        asking: Whose failures are final.
+    A task, as it takes some hundred bytes of memory per planned prompt.
 
     Raises:
-        DataError: Plan or ledger are damaged.
+        DataError: The plan or the cache is damaged.
     """
     workspace = Workspace(location)
-    ledger = AnswerCache(workspace)
+    cache = AnswerCache(workspace)
     parts = workspace.parts(PLAN)
-    tables = [_hashes(workspace, part) for part in parts]
+    columns = [PROMPT_HASH, BODY]
+    tables = [
+        pq.read_table(p, columns=columns, filesystem=workspace.arrow_filesystem) for p in parts
+    ]
     digests = np.concatenate([digests_of(table[PROMPT_HASH]) for table in tables])
-    asked = np.concatenate([table[_ROW].to_numpy() for table in tables]).astype(bool)
+    # Imported knowledge has no body and needs no answer.
+    imported = np.concatenate([pc.is_null(table[BODY]).to_numpy() for table in tables])
     file = np.repeat(np.arange(len(parts)), [table.num_rows for table in tables])
     row = np.concatenate([np.arange(table.num_rows) for table in tables])
-    answered = (ledger.index().find(digests) >= 0) | ~asked
-    failed = np.isin(digests, digests_of(ledger.failures(asking)[PROMPT_HASH]))
+    answered = (cache.index().find(digests) >= 0) | imported
+    failed = np.isin(digests, digests_of(cache.failures(attempt_id)[PROMPT_HASH]))
     _, first = np.unique(digests, return_index=True)
-    once = np.zeros(len(digests), dtype=bool)
-    once[first] = True
-    left = once & ~answered & ~failed
+    distinct = np.zeros(len(digests), dtype=bool)
+    distinct[first] = True
+    pending = distinct & ~answered & ~failed
     counts = {}
     with workspace.replacing("extract", [PENDING]) as scratch:
         for number, part in enumerate(parts):
-            rows = row[left & (file == number)].astype(np.int32)
+            rows = row[pending & (file == number)].astype(np.int32)
             if len(rows):
                 name = part.rpartition("/")[2].removesuffix(".parquet")
                 scratch.write_table(PENDING, pa.table({_ROW: rows}), part=name)
@@ -140,17 +140,8 @@ def find_pending(location: str, asking: str) -> PendingUnits:
     return PendingUnits(counts, hits=int(answered.sum()), prompts=len(first))
 
 
-def _hashes(workspace: Workspace, part: str) -> pa.Table:
-    """Addresses of a file of the plan, and whether each is asked rather than imported."""
-    source = pq.read_table(part, columns=[PROMPT_HASH, BODY], filesystem=workspace.arrow_filesystem)
-    return pa.table({PROMPT_HASH: source[PROMPT_HASH], _ROW: pc.is_valid(source[BODY])})
-
-
 def read_unit(workspace: Workspace, unit: WorkUnit) -> pa.Table:
-    """The questions of a work unit.
-
-    Returns:
-        Rows of `QUESTION_SCHEMA`.
+    """Read the questions of a work unit, rows of `QUESTION_SCHEMA`.
 
     Raises:
         DataError: The plan is damaged.
@@ -163,14 +154,12 @@ def read_unit(workspace: Workspace, unit: WorkUnit) -> pa.Table:
         )
         rows = pending[_ROW].to_numpy()[unit.start : unit.stop]
         source = pq.ParquetFile(opened)
-        lengths = [
-            source.metadata.row_group(group).num_rows for group in range(source.num_row_groups)
-        ]
+        lengths = [source.metadata.row_group(g).num_rows for g in range(source.num_row_groups)]
         ends = np.cumsum(lengths)
-        groups = np.unique(np.searchsorted(ends, rows, side="right"))
-        found = source.read_row_groups(groups.tolist(), columns=QUESTION_SCHEMA.names)
+        group_of = np.searchsorted(ends, rows, side="right")
+        groups = np.unique(group_of)
+        questions = source.read_row_groups(groups.tolist(), columns=QUESTION_SCHEMA.names)
     # Row in the file -> row among the row groups that were read.
-    starts = ends - lengths
-    shift = np.cumsum([0, *np.array(lengths)[groups][:-1]]) - starts[groups]
-    at = np.searchsorted(groups, np.searchsorted(ends, rows, side="right"))
-    return found.take(pa.array(rows + shift[at])).cast(QUESTION_SCHEMA)
+    shift = np.cumsum([0, *np.array(lengths)[groups][:-1]]) - (ends - lengths)[groups]
+    places = rows + shift[np.searchsorted(groups, group_of)]
+    return questions.take(pa.array(places)).cast(QUESTION_SCHEMA)

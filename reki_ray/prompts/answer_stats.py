@@ -1,4 +1,4 @@
-"""How good the answers of a plan are: what was asked again, quarantined, or left empty."""
+"""How good the answers of a plan are: retried, quarantined, or with empty factors."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from reki_ray.schema import FLAWS, REASON, RETRY_REASON
 
 
 class AnswerStats(BaseModel):
-    """Counts over the subjects that were asked about; JSON-ready.
+    """Counts over subjects with a prompt; JSON-ready.
 
     Attributes:
         answered: Subjects with an answer.
-        complete: Those of them whose answer leaves no factor empty.
+        complete: Subjects whose answer has no empty factor.
         empty_factors: Empty factors over all answers, by factor.
-        flaws: The same, by problem.
-        asked_again: Answers that came when the prompt was asked once more, by what was wrong
-            with the first one.
+        flaws: Empty factors over all answers, by problem.
+        asked_again: Answers to a retry, by the problem of the first answer.
         quarantined: Subjects without an answer, by problem.
     """
 
@@ -34,7 +33,7 @@ class AnswerStats(BaseModel):
 
     @property
     def subjects(self) -> int:
-        """Subjects that were asked about."""
+        """Subjects with a prompt."""
         return self.answered + sum(self.quarantined.values())
 
     def __add__(self, other: AnswerStats) -> AnswerStats:
@@ -49,11 +48,7 @@ class AnswerStats(BaseModel):
 
 
 def stats_of_answers(answers: pa.Table) -> AnswerStats:
-    """Count answers.
-
-    Args:
-        answers: Rows of the ledger, one per subject.
-    """
+    """Count answers: rows of the answer cache, one per subject."""
     flaws = [dict(pairs or ()) for pairs in answers[FLAWS].to_pylist()]
     again = [reason for reason in answers[RETRY_REASON].to_pylist() if reason]
     return AnswerStats(
@@ -79,7 +74,7 @@ def _total(left: dict[str, int], right: dict[str, int]) -> dict[str, int]:
 
 
 def describe(stats: AnswerStats) -> str:
-    """How good the answers are, in one line."""
+    """Describe the answers in one line."""
     again = sum(stats.asked_again.values())
     dead = sum(stats.quarantined.values())
     empty = sum(stats.empty_factors.values())

@@ -1,4 +1,4 @@
-"""Turns of a chat, and what marks a subject's data inside them."""
+"""Messages of a chat, and the delimiters of a subject's data in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 TEMPLATE_VERSION = 2
-"""Raised with every change of the prompts' wording: it is part of the hash of a prompt."""
+"""Raised with every change of the prompts' wording, as part of a prompt's hash."""
 
 OPEN, CLOSE = "<data>", "</data>"
 DATA_NOTICE = (
@@ -25,7 +25,7 @@ class Message:
 
 
 def delimited(body: str) -> str:
-    """Data of a subject between its delimiters."""
+    """Put a subject's data between delimiters."""
     return f"{OPEN}\n{body}\n{CLOSE}"
 
 

@@ -1,8 +1,8 @@
-"""Whether an answer is in the language that was asked for.
+"""Detection of answers in another language than the prompt asks for.
 
-Models that were mostly trained on another language fall into it, most often for a whole answer.
-The script gives most of these away; languages that share the Latin script are told apart by their
-function words, which names and titles inside an answer hardly contain.
+Models that were mostly trained on another language switch to it, most often for a whole answer.
+The script reveals most of these; languages in the Latin script differ in their function words,
+which names and titles in an answer hardly contain.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ _FUNCTION_WORDS: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 LANGUAGES: Final = tuple(sorted({*_SCRIPTS, *_FUNCTION_WORDS}))
-"""Languages that can be told, as ISO 639-1 codes."""
+"""Languages that can be detected, as ISO 639-1 codes."""
 
 _WORD = re.compile(r"[^\W\d_]+")
 _LEAST_LETTERS = 8
 _LEAST_WORDS, _LEAST_DIFFERENT = 4, 3
-"""Function words of another language below this number may come from names and titles."""
+"""Fewer function words of another language may come from names and titles."""
 # Titles, whatever their language.
 _QUOTED = re.compile(
     r"\"[^\"\n]*\"|[\u201c\u201e\u201d][^\u201c\u201d\n]*[\u201c\u201d]|\u00ab[^\u00bb\n]*\u00bb"
@@ -69,7 +69,7 @@ _MOST_NAME_WORDS = 8
 
 
 def foreign_factors(texts: Mapping[str, str], language: str) -> list[str]:
-    """Factors whose text is in another language; all of them where most of an answer is.
+    """Find factors whose text is in another language; all factors if most of an answer is.
 
     Lists of names and titles are in no language.
 
@@ -79,7 +79,7 @@ def foreign_factors(texts: Mapping[str, str], language: str) -> list[str]:
     """
     foreign = [factor for factor, text in texts.items() if is_other_language(text, language)]
     names = {factor for factor, text in texts.items() if _are_names(text)}
-    # Each of them may be too short to be told alone.
+    # Each may be too short to be detected alone.
     rest = "\n".join(text for key, text in texts.items() if key not in {*foreign, *names})
     if 2 * len(foreign) > len(texts) or is_other_language(rest, language):
         return list(texts)
@@ -87,12 +87,7 @@ def foreign_factors(texts: Mapping[str, str], language: str) -> list[str]:
 
 
 def is_other_language(text: str, language: str) -> bool:
-    """Whether most of a text is in another language.
-
-    Args:
-        text: An answer; too short a text is never another language's.
-        language: One of `LANGUAGES`.
-    """
+    """Whether most of a text is in another language; never true for very short texts."""
     text = _QUOTED.sub(" ", text)
     letters = [char for char in text if char.isalpha()]
     if len(letters) < _LEAST_LETTERS:
@@ -105,7 +100,7 @@ def is_other_language(text: str, language: str) -> bool:
 
 
 def _are_names(text: str) -> bool:
-    """Whether a text lists names: several short phrases, each with a capital at its start."""
+    """Whether a text lists names: several short phrases that begin with a capital or digit."""
     names = [name for name in _BETWEEN_NAMES.split(text.strip(" .")) if name]
     return len(names) > 1 and all(
         (name[0].isupper() or name[0].isdigit()) and len(name.split()) <= _MOST_NAME_WORDS
@@ -122,8 +117,8 @@ def _other_words(text: str, language: str) -> bool:
         if code != language
     ]
     return any(
-        len(found) >= _LEAST_DIFFERENT and sum(found) >= _LEAST_WORDS and sum(found) > 2 * own
-        for found in others
+        len(counts) >= _LEAST_DIFFERENT and sum(counts) >= _LEAST_WORDS and sum(counts) > 2 * own
+        for counts in others
     )
 
 

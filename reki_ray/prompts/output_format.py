@@ -1,4 +1,4 @@
-"""The two forms of an answer: one line a factor, or one JSON object with a key a factor."""
+"""The two forms of an answer: one line per factor, or one JSON object with a key per factor."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reki_ray.prompts.quality import is_unknown
+from reki_ray.prompts.quality import Problem, is_unknown
 from reki_ray.prompts.reply_parser import own_lines
 
 Form = Literal["text", "json"]
 
 SHORT_FACTOR_CHARS = 64
-"""Longest text of a factor where the sampling is constrained, characters: small models write on
-as long as they may. Elsewhere the tokens of an answer bound it; a long bound in the schema takes
-seconds to compile."""
+"""Longest text of a factor with constrained sampling, characters: small models write as much as
+they may. Otherwise the tokens of an answer bound it; a long bound takes seconds to compile."""
 
 _LINES = "Answer with exactly one short line for each factor, written as `factor: text`."
 # A reply that is not an object is searched for one; each attempt may read the whole reply.
@@ -27,12 +26,7 @@ _LAST_COMMA = re.compile(r",\s*([}\]])")
 
 
 def instruction(form: Form, factors: Sequence[str]) -> str:
-    """Sentence that tells the model how to answer.
-
-    Args:
-        form: Form of the answer.
-        factors: Keys of the factors that are asked for.
-    """
+    """Instruct the model how to answer."""
     if form == "text":
         return _LINES
     return (
@@ -42,15 +36,10 @@ def instruction(form: Form, factors: Sequence[str]) -> str:
 
 
 def worked_answer(form: Form, answers: Mapping[str, str]) -> str:
-    """A worked answer as the model is to write it.
-
-    Args:
-        form: Form of the answer.
-        answers: Factor key to text, in the order in which the factors are asked for.
-    """
+    """Write a worked answer, factor key to text, in the form that the model is to use."""
     if form == "text":
         return "\n".join(f"{factor}: {text}" for factor, text in answers.items())
-    # Without blanks, as structured output writes it where these are forbidden.
+    # Without blanks, like structured output that forbids them.
     return json.dumps(dict(answers), ensure_ascii=False, separators=(",", ":"))
 
 
@@ -62,9 +51,9 @@ def json_schema(
     """JSON schema of an answer in form `json`.
 
     Args:
-        factors: Keys of the factors that are asked for.
-        longest: Most characters of a factor's text; None leaves it open.
-        choices: Factor to the closed list of which its value holds one or two.
+        factors: Keys of the requested factors.
+        longest: Largest number of characters of a factor's text; None leaves it open.
+        choices: Factor to the closed list from which its value takes one or two.
     """
     text = {"type": "string", "minLength": 1, **({"maxLength": longest} if longest else {})}
 
@@ -72,8 +61,8 @@ def json_schema(
         listed = (choices or {}).get(factor)
         if not listed:
             return dict(text)
-        one = {"type": "string", "enum": list(listed)}
-        return {"type": "array", "items": one, "minItems": 1, "maxItems": 2}
+        choice = {"type": "string", "enum": list(listed)}
+        return {"type": "array", "items": choice, "minItems": 1, "maxItems": 2}
 
     return {
         "type": "object",
@@ -84,79 +73,72 @@ def json_schema(
 
 
 def quoted(keys: Sequence[str]) -> str:
-    """Keys as a message names them: `"genre", "mood and tone"`."""
+    """Quote keys for a message: `"genre", "mood and tone"`."""
     return ", ".join(f'"{key}"' for key in keys)
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What a reply in form `json` holds.
+    """Content of a reply in form `json`.
 
     Attributes:
-        texts: Factor to cleaned text, in the order of the factors; only those that have one.
-        unknown: Factors that the model says it does not know, in order.
-        missing: Factors without a key, in order.
-        unusable: Factors whose value is no text, empty, or only repeats the prompt, in order.
+        texts: Factor to cleaned text, for factors with a text, in order.
+        flaws: `unknown` for factors that the model says it does not know; `blank` for those whose
+            value is not a text, empty, or only repeats the prompt.
         found: Whether there was a JSON object with any of the factors.
-        before: What the reply says before the object.
-        after: What it says after it.
+        before: Text before the object.
+        after: Text after the object.
     """
 
     texts: dict[str, str]
-    unknown: tuple[str, ...]
-    missing: tuple[str, ...]
-    unusable: tuple[str, ...]
+    flaws: dict[str, Problem]
     found: bool
     before: str = ""
     after: str = ""
 
 
-def read_fields(reply: str, factors: Sequence[str], asked: Container[str]) -> Fields:
-    """Read the factors out of a reply, whatever stands around its JSON object.
+def read_fields(reply: str, factors: Sequence[str], excluded: Container[str]) -> Fields:
+    """Read the factors out of a reply, whatever surrounds its JSON object.
 
     Args:
-        reply: What the model wrote: bare, in a code fence, or between sentences.
-        factors: Keys of the factors that are asked for; case does not matter.
-        asked: Lines of the prompt, see `own_lines`.
+        reply: JSON alone, in a code fence, or between sentences.
+        factors: Keys of the requested factors; case does not matter.
+        excluded: Lines of the prompt, see `own_lines`.
     """
     reply = _unwrapped(reply)
-    found, start, end = _last_object(reply, factors)
-    values = {_folded(key): value for key, value in (found or {}).items()}
+    last, start, end = _last_object(reply, factors)
+    values = {_folded(key): value for key, value in (last or {}).items()}
     texts: dict[str, str] = {}
-    unknown, missing, unusable = [], [], []
+    flaws: dict[str, Problem] = {}
     for factor in factors:
         key = _folded(factor)
-        text = _text(values.get(key), asked)
-        if key not in values:
-            missing.append(factor)
-        elif values[key] is None or (text and is_unknown(text)):
-            unknown.append(factor)
-        elif not text:
-            unusable.append(factor)
-        else:
+        text = _text(values.get(key), excluded)
+        if key in values and (values[key] is None or (text and is_unknown(text))):
+            flaws[factor] = "unknown"
+        elif key in values and not text:
+            flaws[factor] = "blank"
+        elif key in values:
             texts[factor] = text
     return Fields(
         texts,
-        tuple(unknown),
-        tuple(missing),
-        tuple(unusable),
-        found is not None,
+        flaws,
+        last is not None,
         before=reply[:start],
         after=reply[end:],
     )
 
 
-def _text(value: Any, asked: Container[str]) -> str:
-    """A text, or a list of texts as one; empty for anything else."""
+def _text(value: Any, excluded: Container[str]) -> str:
+    """Convert a text or a list of texts to one text; empty for anything else."""
     if isinstance(value, list):
         value = ", ".join(item for item in value if isinstance(item, str))
     if not isinstance(value, str):
         return ""
-    return " ".join(" ".join(own_lines(value, asked)).split())
+    return " ".join(" ".join(own_lines(value, excluded)).split())
 
 
 def _unwrapped(reply: str) -> str:
-    """A reply that is a JSON string, which holds the object, as the object."""
+    """Unwrap a reply that is a JSON string with the object inside."""
     if reply.lstrip().startswith('"'):
         try:
             inner = json.loads(reply, strict=False)
@@ -167,13 +149,12 @@ def _unwrapped(reply: str) -> str:
 
 
 def _last_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | None, int, int]:
-    """The last JSON object with any of the factors, also inside another one, and where it begins
-    and ends.
+    """Find the last JSON object with any of the factors, also a nested one, with start and end.
 
-    Models write drafts before their answer, also fuller ones.
+    Models write drafts before their answer, also longer ones.
     """
     known = {_folded(factor) for factor in factors}
-    # Line breaks inside a string are against the standard, and common.
+    # Line breaks inside a string violate the standard and are common.
     decoder = json.JSONDecoder(strict=False)
     last: dict[str, Any] | None = None
     place = (0, 0)
@@ -184,7 +165,7 @@ def _last_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | N
         end = start + 1
         try:
             value, stop = decoder.raw_decode(reply, start)
-        except (ValueError, RecursionError):  # the latter: brackets nested without end
+        except (ValueError, RecursionError):  # the latter from endless nesting
             value, stop = None, end
         if isinstance(value, dict) and not known.isdisjoint(map(_folded, value)):
             last, place, end = value, (start, stop), stop
@@ -195,7 +176,7 @@ def _last_object(reply: str, factors: Sequence[str]) -> tuple[dict[str, Any] | N
 
 
 def _almost_json(reply: str) -> dict[str, Any]:
-    """An object that is JSON but for a comma too many, or is written as Python does; else empty."""
+    """Read JSON with trailing commas, or a Python literal; empty for anything else."""
     start, end = reply.find("{"), reply.rfind("}") + 1
     text = reply[start:end] if 0 <= start < end else ""
     for read in (_without_last_commas, ast.literal_eval):

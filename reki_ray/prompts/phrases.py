@@ -1,7 +1,7 @@
-"""Words by which models decline, or say that they do not know, language by language.
+"""Phrases with which models decline, or say that they do not know, by language.
 
-Regular expressions, in lower case, without flags and groups that capture. An apology alone is no
-refusal: titles hold some. It counts where a negation follows.
+Regular expressions in lower case, without flags or capturing groups. An apology counts as a
+refusal only if a negation follows: titles contain apologies.
 """
 
 # ruff: noqa: RUF001  # other scripts have letters that look like Latin ones
@@ -12,12 +12,12 @@ from typing import Final, NamedTuple
 
 
 class Refusal(NamedTuple):
-    """How a language declines.
+    """How models decline in a language.
 
     Attributes:
-        cannot: What no answer says of itself: `I cannot help`.
+        cannot: Phrases that refuse by themselves, such as `I cannot help`.
         sorry: Apologies.
-        negation: What makes a refusal of an apology that it follows: the speaker's own.
+        negation: The speaker's negation that turns an apology before it into a refusal.
     """
 
     cannot: str
@@ -209,8 +209,8 @@ UNKNOWN: Final[dict[str, str]] = {
     r"|(?:没有|沒有|无)信息",
 }
 ALONE: Final = r"unsure|various|varied|misc(?:ellaneous)?|several|なし|없음|无|無"
-"""What says nothing where no other word is with it: `unsure, shy` describes somebody."""
+"""Words that say nothing when they are alone: `unsure, shy` describes a person."""
 NOTHING: Final = frozenset({"none", "nothing", "no", "keine", "aucun", "ninguno", "nenhum", "нет"})
-"""What says something of one factor, as of its awards, and nothing of all."""
+"""Words that are informative for one factor, such as awards, but not for all."""
 UNSPACED: Final = frozenset({"ja", "ko", "zh"})
-"""Languages in which these words hang together with others."""
+"""Languages that write words without spaces."""

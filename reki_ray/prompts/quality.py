@@ -1,8 +1,8 @@
-"""Why an answer, or one factor of it, is not knowledge.
+"""Problems of answers and factors that are not knowledge.
 
-Small models repeat themselves, copy the prompt or its worked example; all models refuse now and
-then. An empty factor is better than an invented one, so what is caught here is left out, and the
-answer is asked for once more where too little remains.
+Small models repeat themselves and copy the prompt or its worked example; all models refuse now and
+then. An empty factor is better than an invented one, so these texts are dropped, and a prompt is
+retried if too little remains.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Problem = Literal[
     "filter",
     "error",
 ]
-"""What is wrong with an answer; reasons begin with it: `loop: the answer repeats itself`."""
+"""Problem of an answer; reasons begin with it: `loop: the answer repeats itself`."""
 
 PROBLEMS: Final[tuple[Problem, ...]] = get_args(Problem)
 OTHER: Final = "other"
@@ -45,7 +45,7 @@ _LEAST_REPEATED_WORDS = 6
 _NUMBERS_IN_A_ROW = 6
 _YEARS_IN_A_ROW = 5
 _SAME_WORDS_IN_A_ROW = 5
-# Where words are not divided by blanks, or hang together: "hahahahahaha".
+# Repetition without blanks, as in "hahahahahaha".
 _REPEATED_CHARS = re.compile(r"(\w[^\n]{0,19}?)\1{5,}")
 _LONG_WORDS = 40
 _LEAST_DISTINCT = 0.4
@@ -55,11 +55,11 @@ _LEAST_COPIED = 12
 _COPIED_WORDS = 5
 
 _APOLOGY_CHARS = 80
-"""Within so many characters after an apology a negation makes it a refusal."""
+"""Characters after an apology within which a negation makes it a refusal."""
 
 
 def _declining(words: Refusal, edge: str) -> str:
-    """Regular expression of a language's refusals; `edge` is where a word begins."""
+    """Regular expression of a language's refusals; `edge` matches the start of a word."""
     apology = rf"{words.sorry}[^\n]{{0,{_APOLOGY_CHARS}}}?{edge}(?:{words.negation})"
     return rf"{edge}(?:{words.cannot}|{apology})"
 
@@ -79,7 +79,7 @@ _UNKNOWN = re.compile(
     re.IGNORECASE,
 )
 _BRACKETED = re.compile(r"\[[^\[\]]*\]|<[^<>]*>|\{+[^{}]*\}+|\([^()]*\)")
-# What stands in a form until somebody fills it in; the latter only where it is in brackets.
+# Placeholders of a form; those of `_TO_FILL` only in brackets.
 _UNFILLED = re.compile(
     r"to-?do|fixme|x{3,}|lorem ipsum.*|placeholder|str(?:ing)?|(?:(?:one|a|some|your) )?"
     r"(?:(?:short|brief) )?text|(?:your|insert|enter) (?:\w+ ){0,4}here",
@@ -96,63 +96,48 @@ _ENDINGS: Final[tuple[tuple[Problem, re.Pattern[str]], ...]] = (
                          r"|unavailable|overload|malformed")),
     ("cut", re.compile(r"length|max|limit|truncat|context_window|incomplete|budget")),
 )  # fmt: skip
-"""What finish reasons of OpenAI, Anthropic, Gemini, Bedrock, DeepSeek, Zhipu, Mistral and vLLM say;
-a word of none is that of a whole answer."""
+"""Words in finish reasons of OpenAI, Anthropic, Gemini, Bedrock, DeepSeek, Zhipu, Mistral and vLLM;
+any other finish reason is that of a whole answer."""
 
 
 def ending(finish_reason: str | None) -> Problem | None:
-    """What a finish reason says is wrong: `cut`, `filter` or `error`; None for a whole answer."""
-    said = (finish_reason or "").lower()
-    return next((problem for problem, words in _ENDINGS if words.search(said)), None)
+    """Problem that a finish reason names: `cut`, `filter` or `error`; None for a whole answer."""
+    reason = (finish_reason or "").lower()
+    return next((problem for problem, words in _ENDINGS if words.search(reason)), None)
 
 
 def problem_of(reason: str) -> str:
-    """The problem that a reason begins with; `OTHER` where it names none."""
+    """Problem at the beginning of a reason; `OTHER` if it names none."""
     start, colon, _ = reason.partition(":")
     return start if colon and start in PROBLEMS else OTHER
 
 
 def is_refusal(text: str, within: int = 240) -> bool:
-    """Whether a text declines to answer.
-
-    Args:
-        text: An answer, or a factor's text.
-        within: Characters at its start in which the words of a refusal must begin.
-    """
-    found = _REFUSAL.search(text[: within + 2 * _APOLOGY_CHARS].replace("\u2019", "'"))
-    return found is not None and found.start() < within
+    """Whether a text declines to answer within its first characters."""
+    refusal = _REFUSAL.search(text[: within + 2 * _APOLOGY_CHARS].replace("\u2019", "'"))
+    return refusal is not None and refusal.start() < within
 
 
 def is_unknown(text: str) -> bool:
-    """Whether a factor's text only says that the model does not know."""
+    """Whether a factor's text says only that the model does not know."""
     return _UNKNOWN.fullmatch(text.strip().replace("\u2019", "'")) is not None
 
 
 def is_placeholder(text: str, factor: str = "") -> bool:
-    """Whether a text only stands where a factor's text should: `[insert genre]`, `TODO`.
-
-    Args:
-        text: A factor's text.
-        factor: Key of the factor: its own name is no text either.
-    """
+    """Whether a factor's text is a placeholder: `[insert genre]`, `TODO`, or the factor's name."""
     text = text.strip(" .*_`\"'")
     bracketed = _BRACKETED.fullmatch(text) is not None
     inner = text.strip("[]<>{}() .") if bracketed else text
-    said, name = plain(inner), plain(factor)
+    name = plain(factor)
     return (
-        (bool(name) and said == name)
+        (bool(name) and plain(inner) == name)
         or _UNFILLED.fullmatch(inner) is not None
         or (bracketed and _TO_FILL.fullmatch(inner) is not None)
     )
 
 
 def flaw_of(text: str, factor: str = WHOLE_ANSWER) -> Problem | None:
-    """What is wrong with a text as such; None where it may be knowledge.
-
-    Args:
-        text: A factor's text.
-        factor: Key of the factor; `WHOLE_ANSWER` for a whole answer.
-    """
+    """Find the problem of a factor's text or of a whole answer; None if it may be knowledge."""
     if is_blank(text) or is_placeholder(text, factor):
         return "blank"
     if is_unknown(text):
@@ -163,15 +148,15 @@ def flaw_of(text: str, factor: str = WHOLE_ANSWER) -> Problem | None:
 
 
 def is_loop(text: str) -> bool:
-    """Whether a text repeats itself: the same words, ever further numbers, or the same letters."""
+    """Whether a text repeats itself: the same words or letters, or counts up numbers."""
     words = _WORD.findall(text.lower())
-    # A year is as good as the next one: "1997, 1998, 1999, ...".
+    # All numbers are alike: "1997, 1998, 1999, ...".
     masked = [_NUMBER.sub("0", word) for word in words]
     numbered = masked != words
     periods = range(1, _LONGEST_PERIOD + 1)
     return (
         _REPEATED_CHARS.search(text) is not None
-        or any(_repeats(words, period, _least(period)) for period in periods)
+        or any(_repeats(words, period, _least_repeats(period)) for period in periods)
         # Parts of a series, and few numbers in a row, are titles.
         or (numbered and any(_repeats(masked, p, _NUMBERS_IN_A_ROW * p) for p in periods))
         or _counts_years(words)
@@ -179,15 +164,15 @@ def is_loop(text: str) -> bool:
     )
 
 
-def _least(period: int) -> int:
-    """Words from which on a repetition is a loop."""
+def _least_repeats(period: int) -> int:
+    """Number of words from which on a repetition is a loop."""
     if period == 1:
         return _SAME_WORDS_IN_A_ROW
     return max(_REPEATS * period, _LEAST_REPEATED_WORDS)
 
 
 def _repeats(words: Sequence[str], period: int, least: int) -> bool:
-    """Whether words come again after `period` of them, for long enough."""
+    """Whether `least` words in a row repeat with a period."""
     run = 0
     for word, later in zip(words, words[period:], strict=False):
         run = run + 1 if word == later else 0
@@ -197,7 +182,7 @@ def _repeats(words: Sequence[str], period: int, least: int) -> bool:
 
 
 def _counts_years(words: Sequence[str]) -> bool:
-    """Whether years follow one another, each the next of the one before."""
+    """Whether consecutive years follow one another."""
     run = 1
     for word, later in pairwise(words):
         years = _YEAR.fullmatch(word) and _YEAR.fullmatch(later)
@@ -215,23 +200,18 @@ def _lacks_variety(words: Sequence[str]) -> bool:
 
 
 def says_nothing(texts: Mapping[str, str]) -> list[str]:
-    """Factors that say `none`, where at least half of them do."""
+    """Factors that say `none`, if at least half of the factors do."""
     empty = [factor for factor, text in texts.items() if plain(text) in NOTHING]
     return empty if 2 * len(empty) >= len(texts) else []
 
 
 def same_texts(texts: Mapping[str, str]) -> list[str]:
-    """Factors that share one text, where many do: it says nothing of any of them.
+    """Factors that share one text, which then says nothing about any: three or more factors.
 
-    Args:
-        texts: Factor to text.
-
-    Returns:
-        Them, in order; none where fewer than three factors share a text. A text of one or two
-        words must be that of all, a longer one of half of them.
+    A text of one or two words must be that of all factors, a longer one that of half.
     """
-    said = Counter(map(plain, texts.values()))
-    text, count = said.most_common(1)[0] if said else ("", 0)
+    counts = Counter(map(plain, texts.values()))
+    text, count = counts.most_common(1)[0] if counts else ("", 0)
     short = text.count(" ") < _SAME_WORDS - 1
     if count < max(_SAME_TEXTS, len(texts) / (1 if short else 2)):
         return []
@@ -239,11 +219,11 @@ def same_texts(texts: Mapping[str, str]) -> list[str]:
 
 
 class Shown:
-    """What a prompt shows that an answer must not copy: instructions and worked answers.
+    """Passages of a prompt that an answer must not copy: instructions and worked answers.
 
     Args:
-        passages: Sentences and lines of the prompt; short ones are left out, an answer may hold
-            them by chance.
+        passages: Sentences and lines; short ones are ignored, as an answer may contain them by
+            chance.
     """
 
     def __init__(self, passages: Iterable[str]) -> None:
@@ -256,7 +236,7 @@ class Shown:
         )
 
     def copied(self, text: str) -> bool:
-        """Whether a text is one of the passages, a part of one, or begins word for word as one."""
+        """Whether a text is a passage or a part of one, or begins word for word like one."""
         text = plain(text)
         if len(text) < _LEAST_COPIED:
             return False
@@ -266,13 +246,13 @@ class Shown:
 
 
 def plain(text: str) -> str:
-    """The words of a text in lower case, without punctuation: what two texts are compared by."""
+    """The words of a text in lower case, without punctuation, for comparison."""
     return " ".join(_WORD.findall(text.lower()))
 
 
 def without_repeats(text: str) -> str:
-    """A list of short phrases with each of them once: `drama, war, drama` becomes `drama, war`."""
-    # Phrases, and between them what separates each from the next.
+    """Remove repeated phrases from a list: `drama, war, drama` becomes `drama, war`."""
+    # Phrases and the separators between them.
     parts = _SEPARATOR.split(text)
     phrases, separators = parts[::2], ["", *parts[1::2]]
     kept: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""Factorization prompts for users, items and clusters of them.
+"""Factorization prompts for users, items and their clusters.
 
-What all prompts of a kind share comes first (instruction, factors, worked example) and the
-subject last, so that an engine with prefix caching computes the shared part once.
-Untrusted text is never a template: prompts are joined, not formatted.
+The shared part comes first (instruction, factors, worked example) and the subject last, so that an
+engine with prefix caching computes the shared part once. Untrusted text is never a template:
+prompts are joined, not formatted.
 """
 
 from __future__ import annotations
@@ -24,28 +24,22 @@ from reki_ray.prompts.sanitize import (
     title_text,
     user_text,
 )
-from reki_ray.prompts.scenario import Scenario, load_scenario
+from reki_ray.prompts.scenario import ExampleGroupUser, Scenario, load_scenario
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import SubjectKind
 
 TOP_VALUES = 5
-
-"""Values kept an attribute."""
-
+"""Values per attribute."""
 Histogram = Mapping[str, Mapping[str, float]]
-
 """Attribute name -> value -> share of the group in [0, 1], largest first."""
 
 
 def histogram(rows: Iterable[Attributes | None], top: int = TOP_VALUES) -> Histogram:
-    """Shares of attribute values over a group.
+    """Compute shares of attribute values over a group, largest first, ties by name.
 
     Args:
-        rows: Attributes of every member; a member with several values counts for each of them.
-        top: Values kept an attribute.
-
-    Returns:
-        Attribute -> value -> share of all members, largest first, ties by name.
+        rows: Attributes of every member; a member with several values counts for each value.
+        top: Largest number of values per attribute.
     """
     counts: dict[str, Counter[str]] = {}
     size = 0
@@ -79,11 +73,9 @@ __all__ = [
 ]
 
 LIKED = "liked "
-
-"""Begins the names under which prompts show attributes of items that a group liked."""
-
+"""Prefix of the names of attributes of items that a group liked."""
 _MEMBER_TITLES = 5
-# Rarer values say little of a group, and small models dwell on whatever they are shown.
+# Rarer values say little about a group, and small models dwell on whatever they see.
 _MIN_SHARE = 0.1
 
 _Values = TypeVar("_Values")
@@ -91,13 +83,7 @@ _Values = TypeVar("_Values")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the LLM is asked about one subject; `PromptTemplate.messages` gives the whole of it.
-
-    Attributes:
-        subject_kind: Kind of the subject.
-        subject_id: Its id.
-        body: Content of the last message, delimiters included.
-    """
+    """Prompt about one subject; `body` is the last message of `PromptTemplate.messages`."""
 
     subject_kind: SubjectKind
     subject_id: str
@@ -116,12 +102,11 @@ class Renderer:
 
     Args:
         scenario: Factors, wording and worked examples.
-        limits: Lengths, the choice of factors, the form of an answer, and whether a worked example
-            is shown.
-        withheld: Names of user attributes that appear nowhere in the prompts; case does not matter.
+        limits: Section `prompts`.
+        withheld: Names of user attributes that no prompt may contain; case does not matter.
 
     Attributes:
-        factors: The factors that are asked for.
+        factors: Requested factors.
         template: What all prompts share.
 
     Raises:
@@ -142,12 +127,7 @@ class Renderer:
         self.template = PromptTemplate(
             [factor.key for factor in self.factors],
             limits.form,
-            {
-                "item": self._prefix("item", self._example_item()),
-                "user": self._prefix("user", self._example_user()),
-                "item_cluster": self._prefix("item_cluster", self._example_item_cluster()),
-                "user_cluster": self._prefix("user_cluster", self._example_user_cluster()),
-            },
+            {prompt.subject_kind: self._prefix(prompt) for prompt in self._examples()},
             min_factors=limits.min_factors,
             language=scenario.language,
             choices={factor.key: factor.choices for factor in self.factors if factor.choices},
@@ -157,7 +137,12 @@ class Renderer:
         self, item_id: str, title: str, attributes: Attributes | None, text: str | None
     ) -> Prompt:
         """Prompt for one item (REKI-I)."""
-        return Prompt("item", item_id, delimited(self._item_body(title, attributes, text)))
+        lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
+        known = attributes_text(_without(attributes, self._hidden), self._limits)
+        description = sanitise(text or "", self._limits.max_text_chars)
+        lines += [known] if known else []
+        lines += [f"description: {description}"] if description else []
+        return Prompt("item", item_id, delimited("\n".join(lines)))
 
     def user(
         self,
@@ -170,10 +155,17 @@ class Renderer:
         Args:
             user_id: The user.
             attributes: Profile.
-            history: Title and rating of the interactions before the cut, oldest first; the latest
-                `max_history` are shown.
+            history: Title and rating of the interactions before the cut, oldest first; the prompt
+                shows the latest `max_history`.
         """
-        return Prompt("user", user_id, delimited(self._user_body(attributes, history)))
+        known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
+        nouns = self._scenario.nouns
+        lines = [
+            f"{nouns.user}: {known}",
+            f"{nouns.items} {nouns.acted}, oldest first:",
+            *self._history(history, self._limits.max_history, start="- "),
+        ]
+        return Prompt("user", user_id, delimited("\n".join(lines)))
 
     def item_cluster(
         self,
@@ -186,12 +178,16 @@ class Renderer:
 
         Args:
             cluster_id: The cluster.
-            size: Number of its members.
+            size: Number of members.
             members: Title and attributes of the members nearest to the centre, nearest first.
             shares: Attributes over all members.
         """
-        body = self._item_cluster_body(size, members, shares)
-        return Prompt("item_cluster", cluster_id, delimited(body))
+        lines = [f"group of {size} {self._scenario.nouns.items}, most typical first:"]
+        for title, attributes in members[: self._limits.max_members]:
+            known = attributes_text(_without(attributes, self._hidden), self._limits)
+            lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
+        lines += self._shares(_without(shares, self._hidden) or {})
+        return Prompt("item_cluster", cluster_id, delimited("\n".join(lines)))
 
     def user_cluster(
         self, cluster_id: str, size: int, members: Sequence[GroupUser], shares: Histogram
@@ -200,17 +196,24 @@ class Renderer:
 
         Args:
             cluster_id: The cluster.
-            size: Number of its members.
+            size: Number of members.
             members: The members nearest to the centre, nearest first.
             shares: Profiles of all members and attributes of what they liked before their cuts.
         """
-        body = self._user_cluster_body(size, members, shares)
-        return Prompt("user_cluster", cluster_id, delimited(body))
+        nouns = self._scenario.nouns
+        lines = [f"group of {size} {nouns.users}, most typical first:"]
+        for attributes, history in members[: self._limits.max_members]:
+            known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
+            titles = "; ".join(self._history(history, _MEMBER_TITLES))
+            lines.append(f"- {known}" + (f" | {nouns.acted} {titles}" if titles else ""))
+        # Attributes of liked items have names of their own.
+        withheld = self._withheld | {_name_key(f"{LIKED}{name}") for name in self._hidden}
+        lines += self._shares(_without(shares, withheld) or {})
+        return Prompt("user_cluster", cluster_id, delimited("\n".join(lines)))
 
-    # --- shared prefix -------------------------------------------------------------------------
-
-    def _prefix(self, kind: SubjectKind, example: str) -> tuple[Message, ...]:
-        wording = self._scenario.wording
+    def _prefix(self, example: Prompt) -> tuple[Message, ...]:
+        """Shared messages of the prompts of the example's kind."""
+        wording, kind = self._scenario.wording, example.subject_kind
         keys = [factor.key for factor in self.factors]
         factors = "\n".join(f"- {factor.key}: {factor.description}" for factor in self.factors)
         system = Message(
@@ -222,54 +225,7 @@ class Renderer:
             return (system,)
         answers = self._scenario.examples.answer(kind)
         answer = worked_answer(self._limits.form, {key: answers[key] for key in keys})
-        return (system, Message("user", delimited(example)), Message("assistant", answer))
-
-    # --- subjects ------------------------------------------------------------------------------
-
-    def _item_body(self, title: str, attributes: Attributes | None, text: str | None) -> str:
-        lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
-        known = attributes_text(_without(attributes, self._hidden), self._limits)
-        description = sanitise(text or "", self._limits.max_text_chars)
-        lines += [known] if known else []
-        lines += [f"description: {description}"] if description else []
-        return "\n".join(lines)
-
-    def _user_body(
-        self, attributes: Attributes | None, history: Sequence[tuple[str, float | None]]
-    ) -> str:
-        known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
-        nouns = self._scenario.nouns
-        return "\n".join(
-            [
-                f"{nouns.user}: {known}",
-                f"{nouns.items} {nouns.acted}, oldest first:",
-                *self._history(history, self._limits.max_history, start="- "),
-            ]
-        )
-
-    def _item_cluster_body(
-        self,
-        size: int,
-        members: Sequence[tuple[str, Attributes | None]],
-        shares: Histogram,
-    ) -> str:
-        nouns = self._scenario.nouns
-        lines = [f"group of {size} {nouns.items}, most typical first:"]
-        for title, attributes in members[: self._limits.max_members]:
-            known = attributes_text(_without(attributes, self._hidden), self._limits)
-            lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
-        return "\n".join([*lines, *self._shares(_without(shares, self._hidden) or {})])
-
-    def _user_cluster_body(self, size: int, members: Sequence[GroupUser], shares: Histogram) -> str:
-        nouns = self._scenario.nouns
-        lines = [f"group of {size} {nouns.users}, most typical first:"]
-        for attributes, history in members[: self._limits.max_members]:
-            known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
-            titles = "; ".join(self._history(history, _MEMBER_TITLES))
-            lines.append(f"- {known}" + (f" | {nouns.acted} {titles}" if titles else ""))
-        # What a group liked is an attribute of items, under a name of its own.
-        withheld = self._withheld | {_name_key(f"{LIKED}{name}") for name in self._hidden}
-        return "\n".join([*lines, *self._shares(_without(shares, withheld) or {})])
+        return (system, Message("user", example.body), Message("assistant", answer))
 
     def _history(
         self, history: Sequence[tuple[str, float | None]], longest: int, start: str = ""
@@ -289,40 +245,33 @@ class Renderer:
                 lines.append(f"{sanitise(name, limit)} in the group: {shown}")
         return lines
 
-    # --- worked examples -----------------------------------------------------------------------
-
-    def _example_item(self) -> str:
-        example = self._scenario.examples.item
-        return self._item_body(example.title, example.attributes, example.text)
-
-    def _example_user(self) -> str:
-        example = self._scenario.examples.user
-        history = [(event.title, event.rating) for event in example.history]
-        return self._user_body(example.attributes, history)
-
-    def _example_item_cluster(self) -> str:
-        example = self._scenario.examples.item_cluster
-        members = [(member.title, member.attributes) for member in example.members]
-        return self._item_cluster_body(example.size, members, example.histogram)
-
-    def _example_user_cluster(self) -> str:
-        example = self._scenario.examples.user_cluster
-        members = [
-            GroupUser(member.attributes, [(event.title, event.rating) for event in member.history])
-            for member in example.members
+    def _examples(self) -> list[Prompt]:
+        examples = self._scenario.examples
+        item, user = examples.item, examples.user
+        items, users = examples.item_cluster, examples.user_cluster
+        titles = [(member.title, member.attributes) for member in items.members]
+        profiles = [GroupUser(member.attributes, _rated(member)) for member in users.members]
+        return [
+            self.item("", item.title, item.attributes, item.text),
+            self.user("", user.attributes, _rated(user)),
+            self.item_cluster("", items.size, titles, items.histogram),
+            self.user_cluster("", users.size, profiles, users.histogram),
         ]
-        return self._user_cluster_body(example.size, members, example.histogram)
+
+
+def _rated(user: ExampleGroupUser) -> list[tuple[str, float | None]]:
+    return [(event.title, event.rating) for event in user.history]
 
 
 def _without(
     attributes: Mapping[str, _Values] | None, names: frozenset[str]
 ) -> Mapping[str, _Values] | None:
-    """Attributes without those of some names, which are spelled as `_name_key` gives them."""
+    """Attributes whose names, see `_name_key`, are not in a set."""
     if not attributes or not names:
         return attributes
     return {name: values for name, values in attributes.items() if _name_key(name) not in names}
 
 
 def _name_key(name: str) -> str:
-    """Name of an attribute as prompts show it, without case: no spelling evades withholding."""
+    """Name of an attribute as prompts show it, in lower case: no spelling evades withholding."""
     return sanitise(name, 2**10).casefold()

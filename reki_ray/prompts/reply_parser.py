@@ -1,4 +1,4 @@
-"""From what an LLM wrote to knowledge that is worth encoding."""
+"""Answers of an LLM, cleaned and divided into factors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reki_ray.prompts.chat import CLOSE, OPEN
 from reki_ray.prompts.reply_text import answer_in, is_blank
 
 LENGTH = "length"
-"""Finish reason of an answer that ran into the limit of tokens."""
+"""Finish reason of an answer that reached the limit of tokens."""
 
 _DATA = re.compile(f"{re.escape(OPEN)}.*?(?:{re.escape(CLOSE)}|$)", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
@@ -23,7 +23,7 @@ _WIDE_COLON = "\uff1a"
 
 @dataclass(frozen=True)
 class Parsed:
-    """A cleaned answer, or the reason why there is none."""
+    """A cleaned answer, or the reason for its absence."""
 
     text: str | None
     reason: str = ""
@@ -32,16 +32,11 @@ class Parsed:
 def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
     """Lines of a prompt that an answer must not repeat.
 
-    A line `factor: text` is not among them: another subject may share it; what a worked example
-    shows is compared by its text. Neither are lines so short that an answer may hold them by
-    chance.
-
-    Args:
-        prompt: What the LLM was asked, or a part of it.
-        factors: Keys of the factors that were asked for.
+    Without lines `factor: text`, which another subject may share (worked examples are compared by
+    their text), and without lines so short that an answer may contain them by chance.
     """
     keys = tuple(f"{factor}:" for factor in factors)
-    # The notice on delimiters holds some itself: in an answer it is found without them.
+    # The notice on delimiters contains delimiters, which are removed from answers.
     return frozenset(
         _without_data(line) if OPEN in line else line
         for line in map(str.strip, prompt.splitlines())
@@ -49,25 +44,21 @@ def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
     )
 
 
-def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozenset()) -> Parsed:
-    """Clean an answer.
+def clean(answer: str, finish_reason: str | None, excluded: Container[str] = frozenset()) -> Parsed:
+    """Clean an answer; its text is None if nothing is left.
 
-    Removes reasoning and markup, what no file of text can hold, data sections and lines that
-    repeat the prompt, and, where the answer ran into its limit, the last line or sentence that was
-    cut off.
+    Removes reasoning, markup, invisible characters, data sections, lines that repeat the prompt,
+    and the unfinished end of an answer that reached its limit.
 
     Args:
         answer: What the LLM wrote.
-        finish_reason: `stop`, `length`, or None where the engine does not tell.
-        asked: Lines of the prompt, see `prompt_lines`.
-
-    Returns:
-        The text, or None with a reason where nothing is left.
+        finish_reason: `stop`, `length`, or None if unknown.
+        excluded: Lines of the prompt, see `prompt_lines`.
     """
     said = answer_in(answer)
     if is_blank(said.text):
         return Parsed(None, "only reasoning" if said.reasoned else "the answer is empty")
-    lines = own_lines(said.text, asked)
+    lines = own_lines(said.text, excluded)
     if not lines:
         return Parsed(None, "the answer only repeats the prompt")
     if finish_reason == LENGTH:
@@ -75,22 +66,18 @@ def clean(answer: str, finish_reason: str | None, asked: Container[str] = frozen
     return Parsed("\n".join(lines))
 
 
-def own_lines(text: str, asked: Container[str]) -> list[str]:
-    """Lines of an answer without data sections and without those that repeat the prompt."""
+def own_lines(text: str, excluded: Container[str]) -> list[str]:
+    """Lines of an answer without data sections and lines of the prompt."""
     lines = [line.strip() for line in _without_data(text).splitlines()]
-    return [line for line in lines if line and line not in asked]
+    return [line for line in lines if line and line not in excluded]
 
 
 def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
-    """Text of every factor that an answer names.
+    """Find the text of every factor in an answer; the case of keys does not matter.
 
-    Reads lines `factor: text`, whatever their list marks and emphasis, rows of a table, and
-    headings with the text on the lines below. The first text of a factor counts, but that of a
-    draft: where all factors come again together, the last ones count.
-
-    Args:
-        text: Answer.
-        factors: Factor keys; case does not matter.
+    Reads lines `factor: text` with any list marks and emphasis, rows of a table, and headings with
+    the text on the lines below. The first text of a factor counts; if all factors are repeated
+    together, the earlier ones are a draft and the last ones count.
     """
     keys = _Keys(factors)
     rounds: list[dict[str, str]] = [{}]
@@ -108,22 +95,22 @@ def by_factor(text: str, factors: Sequence[str]) -> dict[str, str]:
             more = line.strip(_LIST_MARKS + "*_`").strip()
             said = rounds[-1].get(below)
             rounds[-1][below] = f"{said}, {more}" if said else more
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for held in rounds:
-        found = {**held, **found}
+        texts = {**held, **texts}
     last = rounds[-1]
-    return last if len(last) > 1 and last.keys() == found.keys() else found
+    return last if len(last) > 1 and last.keys() == texts.keys() else texts
 
 
 class _Keys:
-    """Factors by what answers call them: `mood` for `mood and tone`, where no other is meant."""
+    """Factors by their names in answers: `mood` for `mood and tone`, if that is unambiguous."""
 
     def __init__(self, factors: Sequence[str]) -> None:
         self._exact = {factor.casefold(): factor for factor in factors}
         self._words = {factor: _words(factor) for factor in factors}
 
     def factor(self, key: str) -> str | None:
-        """The factor that a key names; None for none, or several."""
+        """The factor that a key names; None for no factor, or several."""
         exact = self._exact.get(key.casefold())
         words = _words(key) if exact is None and len(key) <= _MAX_KEY_CHARS else frozenset()
         if exact is not None or not words:
@@ -137,7 +124,7 @@ def _words(key: str) -> frozenset[str]:
 
 
 def _entry(line: str) -> tuple[str, str]:
-    """Key and value of a line; the value is empty where the line may be a heading."""
+    """Key and value of a line; the value is empty if the line may be a heading."""
     line = line.strip()
     if line.startswith("|"):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -148,14 +135,14 @@ def _entry(line: str) -> tuple[str, str]:
 
 
 def factor_lines(factors: Sequence[str], choices: Mapping[str, Sequence[str]] | None = None) -> str:
-    """Regular expression of an answer with one short line a factor.
+    """Regular expression of an answer with one short line per factor.
 
-    A free text begins with a letter and holds no per cent sign: what small models repeat without
-    end are the shares and years of their prompt.
+    A free text begins with a letter and contains no per cent sign: small models endlessly repeat
+    the shares and years of their prompt.
 
     Args:
         factors: Factor keys.
-        choices: Factor to the closed list of which its text names one or two.
+        choices: Factor to the closed list from which its text takes one or two.
     """
     choices = choices or {}
     texts = [
@@ -166,7 +153,7 @@ def factor_lines(factors: Sequence[str], choices: Mapping[str, Sequence[str]] | 
 
 
 def _one_or_two(choices: Sequence[str]) -> str:
-    """One choice, or two different ones. Choices need no escaping: see `Factor.choices`."""
+    """One choice, or two different ones, which need no escaping: see `Factor.choices`."""
     if len(choices) == 1:
         return choices[0]
     alternatives = [
@@ -177,7 +164,7 @@ def _one_or_two(choices: Sequence[str]) -> str:
 
 
 def without_cut_end(text: str) -> str:
-    """A text up to its last whole sentence; empty where there is none."""
+    """A text up to its last whole sentence, or an empty text."""
     ends = list(_SENTENCE_END.finditer(text))
     return text[: ends[-1].end()] if ends else ""
 
@@ -187,6 +174,6 @@ def _without_data(text: str) -> str:
 
 
 def _without_cut_end(lines: list[str]) -> list[str]:
-    """Drop the unfinished end; an answer that is one unfinished sentence stays whole."""
+    """Drop the unfinished end, unless the answer is one unfinished sentence."""
     whole = without_cut_end(lines[-1])
     return [*lines[:-1], whole] if whole else lines[:-1] or lines

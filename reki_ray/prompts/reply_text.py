@@ -1,8 +1,7 @@
 """The answer inside a reply: without reasoning, chat markup and invisible characters.
 
-Serving stacks differ in what they leave around an answer: some strip a model's reasoning, some
-return it between tags, some lose the opening or the closing tag on the way. Whatever comes back,
-only what the model meant as its answer may become knowledge.
+Serving stacks differ: some strip a model's reasoning, some return it between tags, some lose the
+opening or the closing tag. Only what the model meant as its answer may become knowledge.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import unicodedata
 from typing import NamedTuple
 
 _THINKING = r"(?:think|thought|reason|reflect|monologue|scratchpad|analysis)"
-# Any tag or special token whose name tells of thinking, with attributes or blanks, also with wide
-# bars: <think>, <seed:think>, [THINK], \u25c1think\u25b7, <|START_THINKING|>. Without such a name:
+# Any tag or special token named after thinking, with attributes or blanks, also with wide bars:
+# <think>, <seed:think>, [THINK], \u25c1think\u25b7, <|START_THINKING|>. Without such a name:
 # Apertus (<|inner_prefix|>), MedGemma (<unused94>), the end of Gemma's <|channel>thought.
 _MARK = re.compile(
     rf"<\s*/?\s*[\w:.-]{{0,32}}?{_THINKING}[\w:.-]{{0,32}}(?:\s[^<>=]{{0,32}}=[^<>]{{0,64}})?\s*/?>"
@@ -53,7 +52,7 @@ _ANSWER = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# What ends a turn: a model that writes on invents the next one.
+# End of a turn: a model that continues invents the next turn.
 _TURN_END = re.compile(
     r"<\|(?:im_end|end|eot_id|eom_id|endoftext|end_of_text|end_of_turn|return|user|im_start"
     r"|start_header_id|END_OF_TURN_TOKEN|END_RESPONSE)\|>"
@@ -70,29 +69,20 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#x[0-9a-f]{1,6}|[a-z]{2,8}\d?);", re.IGNOREC
 # Joiners shape words of Persian, of Indic scripts and emoji; all other format characters are noise.
 _JOINERS = "\u200c\u200d"
 _FILLERS = "\u115f\u1160\u3164\uffa0"
-"""Letters of Hangul without a shape: all that Unicode knows of such."""
+"""Letters of Hangul without a shape, the only such letters in Unicode."""
 _ANGLE = re.compile(r"\\u003([ce])", re.IGNORECASE)
 
 
 class ReplyText(NamedTuple):
-    """What a reply says.
-
-    Attributes:
-        text: The answer; may be blank.
-        reasoned: Whether reasoning was removed.
-    """
+    """The answer in a reply, which may be blank, and whether reasoning was removed."""
 
     text: str
     reasoned: bool
 
 
 def answer_in(reply: str) -> ReplyText:
-    """Find the answer in a reply. Never raises.
-
-    Args:
-        reply: What the model wrote.
-    """
-    reply = _ANGLE.sub(lambda found: "<>"[found[1] in "eE"], encodable(reply))
+    """Find the answer in a reply. Never raises."""
+    reply = _ANGLE.sub(lambda match: "<>"[match[1] in "eE"], encodable(reply))
     if _ENTITY.search(reply):
         reply = html.unescape(reply)
     text, in_channels = _final_channel(reply)
@@ -109,13 +99,13 @@ def answer_in(reply: str) -> ReplyText:
 
 
 def encodable(text: str) -> str:
-    """The text without NUL and lone surrogates, which neither Arrow nor a tokenizer takes."""
+    """Remove NUL and lone surrogates, which neither Arrow nor a tokenizer accepts."""
     text = text.replace("\x00", "")
     return text if text.isascii() else text.encode("utf-8", "ignore").decode("utf-8")
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text holds no letter and no digit that can be seen."""
+    """Whether a text has no visible letter or digit."""
     return not any(char.isalnum() and char not in _FILLERS for char in text)
 
 
@@ -139,13 +129,13 @@ def _outside_blocks(text: str) -> tuple[str, bool]:
 
 
 def _announced_answer(text: str) -> tuple[str, bool]:
-    """What follows the words that announce the answer, the last of them."""
+    """The text after the last announcement of an answer."""
     if _ANNOUNCED.match(text):
         response = _RESPONSE.search(text)
         return (text[response.end() :] if response else ""), True
     labelled = _LABEL.match(text) is not None
-    # "Answer:" alone may be a factor's name; after reasoning that is named so it is not.
-    ends = [found.end() for found in _ANSWER.finditer(text) if labelled or not found[1]]
+    # "Answer:" may be a factor's name, except after a label of reasoning.
+    ends = [match.end() for match in _ANSWER.finditer(text) if labelled or not match[1]]
     if not ends or is_blank(text[ends[-1] :]):
         return text, False
     return text[ends[-1] :], True
@@ -154,9 +144,9 @@ def _announced_answer(text: str) -> tuple[str, bool]:
 def _outside_tags(text: str) -> tuple[str, bool]:
     """The text outside reasoning tags.
 
-    A closing tag without its opening one ends reasoning that began with the reply: chat templates
-    often write the opening tag into the prompt. An opening tag without a closing one means that
-    the reply ended inside the reasoning.
+    A closing tag without an opening one ends reasoning that began with the reply: chat templates
+    often put the opening tag into the prompt. An opening tag without a closing one means that the
+    reply ended during the reasoning.
     """
     marks = [(m.start(), m.end(), not _CLOSES.match(m[0])) for m in _MARK.finditer(text)]
     if not marks:

@@ -1,7 +1,7 @@
-"""Plain text out of titles, attributes and descriptions that nobody has vetted.
+"""Plain text from untrusted titles, attributes and descriptions.
 
-Whatever comes from a data set passes `sanitise` before it meets a model: it can neither
-leave its place in a prompt, nor hide characters, nor fill the context window.
+All text of a data set passes `sanitise` before a model reads it: it can neither leave its place in
+a prompt, nor hide characters, nor fill the context window.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reki_ray.config import PromptsConfig
 Attributes = Mapping[str, Sequence[str]]
 
 MAX_VALUES = 12
-"""Values shown an attribute."""
+"""Values shown per attribute."""
 
 _UNTITLED = "untitled"
 # Control, format (zero-width, bidi), surrogate and private-use characters carry no meaning here.
@@ -34,32 +34,25 @@ _CACHED_LINES = 2**15
 
 
 def sanitise(text: str, limit: int) -> str:
-    """Make untrusted text safe to stand in a prompt.
+    """Make untrusted text safe for a prompt: one line of at most `limit` characters, maybe empty.
 
     Removes control, zero-width, bidirectional and surrogate characters, collapses white space
     to single blanks, replaces angle brackets, and cuts to whole characters.
-
-    Args:
-        text: Any text, of any length.
-        limit: Most characters of the result.
-
-    Returns:
-        One line without leading or trailing blanks; may be empty.
     """
-    # Titles and attributes come again and again; long texts would only fill the memory.
+    # Titles and attributes repeat; long texts would only fill the memory.
     return _short_line(text, limit) if len(text) <= _MAX_CACHED_CHARS else _line(text, limit)
 
 
 def _line(text: str, limit: int) -> str:
-    # A huge text is cut before the work is done; the allowance covers what is dropped below.
+    # A huge text is cut first; the allowance covers what is dropped below.
     text = text[: 16 * limit + 1024]
     if text.isascii():
         line = " ".join(text.translate(_ASCII).split())
     else:
         line = " ".join(unicodedata.normalize("NFC", text).split())
-        if not line.isprintable():  # as is every character that has to go, and few others
+        if not line.isprintable():  # true of all characters to drop, and of few others
             line = "".join(map(_kept, line))
-            # Once more, for what stood between two blanks, or a character and its mark, is gone.
+            # Again: characters between two blanks, or a letter and its mark, may be gone.
             line = " ".join(unicodedata.normalize("NFC", line).split())
         if _BRACKET.search(line):
             line = line.translate(_BRACKETS)
@@ -80,7 +73,7 @@ def _kept(char: str) -> str:
 
 
 def attributes_text(attributes: Attributes | None, limits: PromptsConfig) -> str:
-    """Attributes on one line, as `genre: Drama, War; year: 1995`; empty where there are none."""
+    """Attributes on one line, such as `genre: Drama, War; year: 1995`; may be empty."""
     parts = []
     for name, values in (attributes or {}).items():
         shown = [sanitise(value, limits.max_title_chars) for value in values[:MAX_VALUES]]
@@ -91,21 +84,14 @@ def attributes_text(attributes: Attributes | None, limits: PromptsConfig) -> str
 
 
 def title_text(title: str, limits: PromptsConfig) -> str:
-    """Sanitised title; `untitled` where nothing readable is left of it."""
+    """Sanitised title, or `untitled` if nothing readable is left."""
     return sanitise(title, limits.max_title_chars) or _UNTITLED
 
 
 def item_text(
     title: str, attributes: Attributes | None, text: str | None, limits: PromptsConfig
 ) -> str:
-    """Title, attributes and description of an item as one plain passage, without an LLM.
-
-    Args:
-        title: Title as in the data set.
-        attributes: Attribute name to values; None where the data set has none.
-        text: Free description; None where the data set has none.
-        limits: Longest title and description, characters.
-    """
+    """Title, attributes and description of an item as one passage, without an LLM."""
     known = attributes_text(attributes, limits)
     passage = title_text(title, limits) + (f" ({known})." if known else ".")
     description = sanitise(text or "", limits.max_text_chars)
@@ -113,7 +99,7 @@ def item_text(
 
 
 def rated_title(title: str, rating: float | None, limits: PromptsConfig) -> str:
-    """One interaction, as `Heat: 4`; the title alone where there is no rating."""
+    """One interaction, such as `Heat: 4`; only the title if it has no rating."""
     shown = title_text(title, limits)
     return shown if rating is None else f"{shown}: {rating:g}"
 
@@ -123,12 +109,13 @@ def user_text(
     history: Sequence[tuple[str, float | None]],
     limits: PromptsConfig,
 ) -> str:
-    """Profile and rated titles of a user as one plain passage, without an LLM.
+    """Profile and rated titles of a user as one passage, without an LLM.
 
     Args:
-        attributes: Attribute name to values; None where the data set has none.
-        history: Title and rating of the interactions before the user's cut, oldest first.
-        limits: Longest title, characters, and longest history, of which the latest are taken.
+        attributes: Profile.
+        history: Title and rating of the interactions before the user's cut, oldest first; the
+            latest `max_history` are used.
+        limits: Section `prompts`.
     """
     known = attributes_text(attributes, limits)
     rated = "; ".join(

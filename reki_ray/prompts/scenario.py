@@ -1,7 +1,7 @@
-"""Scenarios: what the items are, which factors are asked for, and in which words.
+"""Scenarios: a domain of items, its factors, and the wording of its prompts.
 
-Factorization prompting (REKI, section on knowledge extraction; KAR): asked for a preference
-as a whole, an LLM answers poorly; asked for the factors it is made of, it answers well.
+Factorization prompting (REKI, section on knowledge extraction; KAR): an LLM describes a preference
+as a whole poorly, and the factors of the preference well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reki_ray.prompts.languages import LANGUAGES
 from reki_ray.schema import SubjectKind
 
 SCENARIOS = ("movies", "books", "news", "music", "products")
-"""Names of the scenarios that come with reki-ray."""
+"""Names of the bundled scenarios."""
 
 
 class _Strict(BaseModel):
@@ -33,14 +33,14 @@ class Factor(_Strict):
 
     key: str = Field(pattern=r"^[a-z][a-z /&-]*$", description="Name, as answers repeat it.")
     description: str = Field(min_length=1, description="What the factor covers.")
-    # Characters that mean nothing in a regular expression: structured output is made of them.
+    # Without special characters of regular expressions, from which structured output is built.
     choices: list[Annotated[str, Field(pattern=r"^[^\W_][\w '&/-]*$")]] = Field(
         [], description="Closed list from which a small model chooses: see extract.sampling."
     )
 
 
 class Nouns(_Strict):
-    """What items and users are called."""
+    """Words for items and users."""
 
     item: str
     items: str
@@ -50,7 +50,7 @@ class Nouns(_Strict):
 
 
 class Wording(_Strict):
-    """Instructions, one a kind of subject."""
+    """Instructions, one per kind of subject."""
 
     role: str = Field(description="Who the LLM is to be.")
     item: str
@@ -63,11 +63,16 @@ class Wording(_Strict):
         return str(getattr(self, kind))
 
 
-class ExampleItem(_Strict):
-    """Worked example: an item."""
+class ExampleMember(_Strict):
+    """An item inside a group."""
 
     title: str
     attributes: dict[str, list[str]] = {}
+
+
+class ExampleItem(ExampleMember):
+    """Worked example: an item."""
+
     text: str | None = None
     answer: dict[str, str]
 
@@ -79,11 +84,16 @@ class RatedTitle(_Strict):
     rating: float | None = Field(None, strict=False)
 
 
-class ExampleUser(_Strict):
-    """Worked example: a user."""
+class ExampleGroupUser(_Strict):
+    """A user inside a group."""
 
     attributes: dict[str, list[str]] = {}
     history: list[RatedTitle]
+
+
+class ExampleUser(ExampleGroupUser):
+    """Worked example: a user."""
+
     answer: dict[str, str]
 
 
@@ -96,13 +106,6 @@ class ExampleItemCluster(_Strict):
     answer: dict[str, str]
 
 
-class ExampleMember(_Strict):
-    """An item inside a group."""
-
-    title: str
-    attributes: dict[str, list[str]] = {}
-
-
 class ExampleUserCluster(_Strict):
     """Worked example: a group of users."""
 
@@ -112,15 +115,8 @@ class ExampleUserCluster(_Strict):
     answer: dict[str, str]
 
 
-class ExampleGroupUser(_Strict):
-    """A user inside a group."""
-
-    attributes: dict[str, list[str]] = {}
-    history: list[RatedTitle]
-
-
 class Examples(_Strict):
-    """One worked example a kind of subject."""
+    """One worked example per kind of subject."""
 
     item: ExampleItem
     user: ExampleUser
@@ -147,12 +143,12 @@ class Scenario(_Strict):
     def _is_consistent(self) -> Scenario:
         if self.language is not None and self.language not in LANGUAGES:
             raise ValueError(
-                f"language {self.language!r} cannot be told; leave it out or take one of "
+                f"language {self.language!r} cannot be detected; leave it out or use one of "
                 f"{', '.join(LANGUAGES)}"
             )
         keys = [factor.key for factor in self.factors]
         if len(set(keys)) != len(keys):
-            raise ValueError("a factor is named twice")
+            raise ValueError("two factors have the same key")
         for kind in Examples.model_fields:
             answered = list(getattr(self.examples, kind).answer)
             if answered != keys:
@@ -163,13 +159,10 @@ class Scenario(_Strict):
         return self
 
     def choose(self, keys: tuple[str, ...] | None) -> list[Factor]:
-        """Factors to ask for, in the scenario's order.
-
-        Args:
-            keys: Subset of the factor keys; None takes all.
+        """Select factors, in the scenario's order; None selects all.
 
         Raises:
-            ConfigError: A key is unknown, or none is left.
+            ConfigError: A key is unknown, or no factor is left.
         """
         if keys is None:
             return list(self.factors)
@@ -177,7 +170,7 @@ class Scenario(_Strict):
         unknown = sorted(set(keys) - known)
         if unknown or not keys:
             raise ConfigError(
-                f"unknown factors: {', '.join(unknown)}" if unknown else "no factor is asked for",
+                f"unknown factors: {', '.join(unknown)}" if unknown else "no factor is selected",
                 where="prompts.factors",
                 todo=f"Scenario {self.name} has {', '.join(sorted(known))}.",
             )
@@ -185,13 +178,10 @@ class Scenario(_Strict):
 
 
 def load_scenario(name_or_path: str) -> Scenario:
-    """Read a scenario that comes with reki-ray, or one of the user's own.
-
-    Args:
-        name_or_path: One of `SCENARIOS`, or the path of a YAML file.
+    """Read one of `SCENARIOS`, or the user's own YAML file.
 
     Raises:
-        ConfigError: There is no such scenario, or the file breaks the rules.
+        ConfigError: There is no such scenario, or the file is not valid.
     """
     source: Traversable = Path(name_or_path).absolute()
     if name_or_path in SCENARIOS:
@@ -208,7 +198,7 @@ def load_scenario(name_or_path: str) -> Scenario:
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"the scenario is no valid YAML: {error}",
+            f"the scenario is not valid YAML: {error}",
             where=where,
             todo="Correct the line that the message names.",
         ) from error

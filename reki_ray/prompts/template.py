@@ -1,7 +1,7 @@
-"""What all prompts of a run share: the messages before the subject, and the form of an answer.
+"""The shared part of all prompts of a run: messages before the subject, and the form of answers.
 
-An engine sends `PromptTemplate.messages` and lets `PromptTemplate.parse_reply` decide what the
-reply is worth; it knows neither scenarios nor forms.
+An engine sends `PromptTemplate.messages` and gives the reply to `PromptTemplate.parse_reply`; it
+knows neither scenarios nor forms.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from reki_ray.schema import WHOLE_ANSWER, SubjectKind
 __all__ = ["Form", "Message", "ParsedReply", "PromptTemplate", "Reply", "best_of"]
 
 Constraint = bool | Literal["choices"]
-"""Whether structured output forces one short line a factor, or choices from closed lists."""
+"""Whether structured output forces one short line per factor, or choices from closed lists."""
 
 MAX_REPLY_CHARS = 32_768
-"""What an engine may hand over beyond this is not read: no answer is that long."""
+"""Longer replies are cut: no answer is that long."""
 
 _MAX_SHOWN_CHARS: Final = 600
 _MAX_WORDS: Final = 15
@@ -62,16 +62,15 @@ _MAX_WORDS: Final = 15
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model said to one call.
+    """Reply of a model to one call.
 
     Attributes:
-        text: Its words.
-        finish_reason: `stop`, `length`, ...; None where the engine does not tell.
+        text: The reply.
+        finish_reason: `stop`, `length`, ...; None if unknown.
         prompt_tokens: Tokens of the prompt.
-        cached_tokens: Those of them that came from the prefix cache.
+        cached_tokens: Tokens of the prompt from the prefix cache.
         generated_tokens: Tokens of the answer.
-        silence: Why there are no words, beginning with a `Problem`; empty where there are some, or
-            where the engine does not tell.
+        silence: Reason for an empty text, beginning with a `Problem`; empty if unknown.
     """
 
     text: str
@@ -84,14 +83,14 @@ class Reply:
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """What a reply is worth.
+    """Knowledge in a reply.
 
     Attributes:
-        texts: Factor to text, "*" for a whole answer; None where there is no knowledge.
-        reason: Why there is none, beginning with a `Problem`; empty where there is some.
-        flaws: Factors that stay empty, each with its problem.
-        repair: What to ask once more; None gives up.
-        spare: What counts as knowledge where asking once more brings nothing better.
+        texts: Factor to text, "*" for a whole answer; None for no knowledge.
+        reason: Reason for no knowledge, beginning with a `Problem`; else empty.
+        flaws: Problem of each empty factor.
+        repair: Prompt of the retry; None gives up.
+        spare: Knowledge to use if the retry brings nothing better.
     """
 
     texts: dict[str, str] | None
@@ -102,12 +101,7 @@ class ParsedReply:
 
 
 def best_of(first: ParsedReply, second: ParsedReply) -> ParsedReply:
-    """The verdict that counts where a prompt was asked twice.
-
-    Args:
-        first: Of the first reply, which was asked for once more.
-        second: Of the second one.
-    """
+    """Choose between the first reply and that to the retry."""
     spare = first.spare
     if spare is None or (second.texts is not None and len(second.flaws) <= len(spare.flaws)):
         return second
@@ -115,13 +109,13 @@ def best_of(first: ParsedReply, second: ParsedReply) -> ParsedReply:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What a reply holds.
+class _Content:
+    """Content of a reply.
 
     Attributes:
         texts: Factor to text that is knowledge.
-        flaws: All other factors, each with its problem.
-        form: What is wrong with the form as a whole; empty where nothing is.
+        flaws: Problem of each other factor.
+        form: Problem of the form as a whole, or empty.
     """
 
     texts: dict[str, str]
@@ -130,21 +124,21 @@ class _Found:
 
     @property
     def named(self) -> int:
-        """Factors that it names, those included of which it says that they are unknown."""
+        """Number of factors that it names, also as unknown."""
         return len(self.texts) + sum(flaw == "unknown" for flaw in self.flaws.values())
 
 
 class PromptTemplate:
-    """What all prompts of a run share. Can be pickled.
+    """The shared part of all prompts of a run. Can be pickled.
 
     Args:
-        factors: Keys of the factors that are asked for, in order.
-        form: `text`: the whole answer is one piece of knowledge; `json`: one text a factor.
+        factors: Keys of the requested factors, in order.
+        form: `text`: the whole answer is one piece of knowledge; `json`: one text per factor.
         shared: Messages before the subject, by kind.
-        min_factors: Share of the factors that an answer must name to count; 0 also takes form
+        min_factors: Share of the factors that an answer must name to count; 0 also accepts form
             `text` without any.
-        language: Language that answers are to be in, ISO 639-1; None takes any.
-        choices: Factor to the closed list that its texts may be chosen from.
+        language: Language of the answers, ISO 639-1; None accepts any.
+        choices: Factor to the closed list of its texts.
     """
 
     def __init__(  # each is one property of all prompts
@@ -164,27 +158,18 @@ class PromptTemplate:
         self._choices = {key: tuple(values) for key, values in (choices or {}).items()}
         self._shared = {kind: tuple(messages) for kind, messages in shared.items()}
         self._identity = {kind: self._digest(messages) for kind, messages in self._shared.items()}
-        self._asked = {
+        self._prompt_lines = {
             kind: prompt_lines("\n".join(message.content for message in messages), self.factors)
             for kind, messages in self._shared.items()
         }
         self._shown = {kind: Shown(self._passages(msgs)) for kind, msgs in self._shared.items()}
 
     def messages(self, kind: SubjectKind, body: str) -> tuple[Message, ...]:
-        """The whole prompt about one subject.
-
-        Args:
-            kind: Kind of the subject.
-            body: What the prompt says of it, as `Prompt.body`.
-        """
+        """The whole prompt about one subject with this `Prompt.body`."""
         return (*self._shared[kind], Message("user", body))
 
     def identity(self, kind: SubjectKind) -> str:
-        """Digest of the shared messages, the factors and the form: 64 hexadecimal digits.
-
-        Two frames with the same identity make the same prompts of the same bodies, and read
-        the same knowledge out of the same reply.
-        """
+        """Digest of what determines prompts and the parsing of replies, 64 hexadecimal digits."""
         return self._identity[kind]
 
     def _digest(self, messages: Sequence[Message]) -> str:
@@ -205,17 +190,10 @@ class PromptTemplate:
         return json_schema(self.factors) if self.form == "json" else None
 
     def structured(self, constrain: Constraint) -> dict[str, Any] | None:
-        """Structured output as vLLM wants it.
-
-        Args:
-            constrain: What the sampling forces (`extract.sampling.constrain`).
-
-        Returns:
-            `{"regex": ...}` or `{"json": schema}`; None lets the model write freely.
-        """
+        """Structured output for vLLM: `{"regex": ...}`, `{"json": schema}`; None for free text."""
         choices = self._choices if constrain == "choices" else {}
         if self.form == "json":
-            # Without it small models write no valid object at all, so it is never left out.
+            # Always set: without it, small models write no valid object.
             longest = SHORT_FACTOR_CHARS if constrain else None
             return {"json": json_schema(self.factors, longest, choices)}
         return {"regex": factor_lines(self.factors, choices)} if constrain else None
@@ -225,18 +203,17 @@ class PromptTemplate:
     def parse_reply(
         self, kind: SubjectKind, body: str, reply: Reply, *, repaired: bool = False
     ) -> ParsedReply:
-        """Decide what a reply is worth. Never raises on what a model wrote.
+        """Find the knowledge in a reply. Never raises on any text of a model.
 
-        What repeats itself, copies the prompt, declines or is cut off is no knowledge: its factor
-        stays empty. Where less than half of the factors remain, or less than `min_factors` asks
-        for, in form `json` where any is missing, the subject is asked about once more in other
-        words.
+        A text that repeats itself, copies the prompt, declines or is cut off is not knowledge: its
+        factor stays empty. If less than half of the factors remain, or less than `min_factors`,
+        in form `json` if any is missing, the prompt is retried in other words.
 
         Args:
             kind: Kind of the subject.
-            body: What the prompt said of it.
-            reply: What the model said.
-            repaired: Whether the reply answers a repair: there is no second one.
+            body: Body of the prompt.
+            reply: Reply of the model.
+            repaired: Whether this is the reply to a retry: there is only one.
         """
         ended = ending(reply.finish_reason)
         named = (reply.finish_reason or "")[:40]
@@ -244,51 +221,53 @@ class PromptTemplate:
             what = "the content filter of the endpoint stopped the answer"
             return ParsedReply(None, f"filter: {what} ({named})")
         cut = ended == "cut" or len(reply.text) > MAX_REPLY_CHARS
-        said = answer_in(reply.text[:MAX_REPLY_CHARS])
-        asked = self._asked[kind] | prompt_lines(body, self.factors)
-        found = _Found({}, {})
+        answer = answer_in(reply.text[:MAX_REPLY_CHARS])
+        excluded = self._prompt_lines[kind] | prompt_lines(body, self.factors)
+        content = _Content({}, {})
         problem: Problem
         if ended == "error":
             problem, reason = "error", f"the engine broke the answer off ({named})"
-        elif is_blank(said.text):
-            problem, reason = _blank(reply, reasoned=said.reasoned, cut=cut)
+        elif is_blank(answer.text):
+            problem, reason = _blank(reply, reasoned=answer.reasoned, cut=cut)
         elif self.form == "text" and not self._least:
-            found = self._whole(said.text, kind, asked, cut=cut)
-            if found.texts:
-                return ParsedReply(found.texts)
-            problem = found.flaws[WHOLE_ANSWER]
-            reason = self._sentence(problem, found)
+            content = self._whole(answer.text, kind, excluded, cut=cut)
+            if content.texts:
+                return ParsedReply(content.texts)
+            problem = content.flaws[WHOLE_ANSWER]
+            reason = self._sentence(problem, content)
         else:
-            found = self._factors(said.text, kind, asked, cut=cut)
-            usable = self._verdict(found)
-            if usable is not None and (repaired or self._is_enough(found)):
+            content = self._factors(answer.text, kind, excluded, cut=cut)
+            usable = self._verdict(content)
+            if usable is not None and (repaired or self._is_enough(content)):
                 return usable
-            problem = self._main_problem(said.text, found, cut=cut)
-            reason = self._sentence(problem, found)
+            problem = self._main_problem(answer.text, content, cut=cut)
+            reason = self._sentence(problem, content)
         reason = f"{problem}: {reason}"
         if repaired:
-            return ParsedReply(None, f"{reason}, also when asked again", found.flaws)
-        repair = self._repair(kind, body, said.text, problem, reason)
-        return ParsedReply(None, reason, found.flaws, repair, self._verdict(found))
+            return ParsedReply(None, f"{reason}, also when asked again", content.flaws)
+        repair = self._repair(kind, body, answer.text, problem, reason)
+        return ParsedReply(None, reason, content.flaws, repair, self._verdict(content))
 
-    def _verdict(self, found: _Found) -> ParsedReply | None:
-        """A verdict on what a reply holds, where that is enough to be knowledge."""
-        if not found.texts or found.named < self._least:
+    def _verdict(self, content: _Content) -> ParsedReply | None:
+        """The content of a reply as knowledge, if there is enough of it."""
+        if not content.texts or content.named < self._least:
             return None
-        texts = found.texts
+        texts = content.texts
         if self.form == "text":
             texts = {WHOLE_ANSWER: "\n".join(f"{key}: {text}" for key, text in texts.items())}
-        return ParsedReply(texts, flaws=found.flaws)
+        return ParsedReply(texts, flaws=content.flaws)
 
-    def _is_enough(self, found: _Found) -> bool:
-        """Whether a first reply needs no second one: form `json` promises every factor."""
+    def _is_enough(self, content: _Content) -> bool:
+        """Whether a first reply needs no retry: form `json` promises every factor."""
         if self.form == "json":
-            return found.named == len(self.factors)
-        return 2 * found.named >= len(self.factors)
+            return content.named == len(self.factors)
+        return 2 * content.named >= len(self.factors)
 
-    def _whole(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
+    def _whole(
+        self, text: str, kind: SubjectKind, excluded: frozenset[str], *, cut: bool
+    ) -> _Content:
         """The whole answer as one text, whatever its form."""
-        lines = own_lines(text, asked)
+        lines = own_lines(text, excluded)
         whole = "\n".join(lines)
         if cut and lines:
             end = without_cut_end(lines[-1])
@@ -300,22 +279,23 @@ class PromptTemplate:
             flaw = "language"
         else:
             flaw = flaw_of(whole)
-        return _Found({}, {WHOLE_ANSWER: flaw}) if flaw else _Found({WHOLE_ANSWER: whole}, {})
+        return _Content({}, {WHOLE_ANSWER: flaw}) if flaw else _Content({WHOLE_ANSWER: whole}, {})
 
-    def _factors(self, text: str, kind: SubjectKind, asked: frozenset[str], *, cut: bool) -> _Found:
-        """The factors that a reply holds, and why it does not hold the others."""
+    def _factors(
+        self, text: str, kind: SubjectKind, excluded: frozenset[str], *, cut: bool
+    ) -> _Content:
+        """The factors of a reply, and the problems of the others."""
         flaws: dict[str, Problem] = {}
-        lines = "\n".join(own_lines(text, asked))
+        lines = "\n".join(own_lines(text, excluded))
         texts = by_factor(lines, self.factors) if self.form == "text" else {}
         form = ""
         if not texts and "{" in text:
-            fields = read_fields(text, self.factors, asked)
+            fields = read_fields(text, self.factors, excluded)
             if cut and not is_blank(fields.before) and not is_blank(fields.after):
-                # Perhaps a draft inside reasoning that was cut off before the answer.
-                return _Found({}, dict.fromkeys(self.factors, "cut"))
+                # It may be a draft in reasoning that was cut off before the answer.
+                return _Content({}, dict.fromkeys(self.factors, "cut"))
             texts, cut = fields.texts, cut and not fields.found
-            flaws |= dict.fromkeys(fields.unknown, "unknown")
-            flaws |= dict.fromkeys(fields.unusable, "blank")
+            flaws |= fields.flaws
         if not texts and not flaws:
             form = self._wrong_form(lines)
         if cut and texts:
@@ -329,9 +309,8 @@ class PromptTemplate:
                 flaws[last] = "cut"
         for factor in list(texts):
             texts[factor] = without_repeats(texts[factor])
-            found = self._flaw(texts[factor], factor, kind)
-            if found is not None:
-                flaws[factor] = found
+            if (broken := self._flaw(texts[factor], factor, kind)) is not None:
+                flaws[factor] = broken
                 del texts[factor]
         shared: tuple[tuple[Problem, list[str]], ...] = (
             ("unknown", says_nothing(texts)),
@@ -344,10 +323,10 @@ class PromptTemplate:
         absent: Problem = "cut" if cut else "missing"
         ordered = {key: texts[key] for key in self.factors if key in texts}
         rest = {key: flaws.get(key, absent) for key in self.factors if key not in texts}
-        return _Found(ordered, rest, form)
+        return _Content(ordered, rest, form)
 
     def _flaw(self, text: str, factor: str, kind: SubjectKind) -> Problem | None:
-        # What is chosen from a closed list may be another subject's, and an example's, too.
+        # Choices from a closed list may equal those of a worked example.
         if set(text.split(", ")) <= set(self._choices.get(factor, ())):
             return "unknown" if is_unknown(text) else None
         return flaw_of(text, factor) or ("copy" if self._shown[kind].copied(text) else None)
@@ -373,29 +352,29 @@ class PromptTemplate:
                 yield from line.split(". ")
                 yield line.partition(":")[2]
 
-    def _main_problem(self, text: str, found: _Found, *, cut: bool) -> Problem:
-        """The problem that is told of an answer of which too little is left."""
-        counts = Counter(flaw for flaw in found.flaws.values() if flaw != "unknown")
-        if not found.texts and is_refusal(text):
+    def _main_problem(self, text: str, content: _Content, *, cut: bool) -> Problem:
+        """The problem to report for an answer with too little knowledge."""
+        counts = Counter(flaw for flaw in content.flaws.values() if flaw != "unknown")
+        if not content.texts and is_refusal(text):
             return "refusal"
-        if not found.texts and not counts:
+        if not content.texts and not counts:
             return "unknown"
-        if found.form and not found.texts:
+        if content.form and not content.texts:
             if self._language and is_other_language(text.replace('"', " "), self._language):
                 return "language"
-            # Prose that goes round in circles has no factors either.
+            # Looping prose has no factors either.
             whole: Problem = "loop" if is_loop(text) else "cut" if cut else "missing"
-            return "copy" if not counts or found.form.endswith("prompt") else whole
-        # Factors that are missing, or cut off, are often so because an earlier one never ended.
+            return "copy" if not counts or content.form.endswith("prompt") else whole
+        # Factors are often missing or cut off because an earlier one never ended.
         causes = [pair for pair in counts.most_common() if pair[0] not in {"missing", "cut"}]
         return (causes or counts.most_common() or [("missing", 0)])[0][0]
 
-    def _sentence(self, problem: Problem, found: _Found) -> str:
-        """What is wrong, in words that also a repair may use."""
-        named = quoted([factor for factor, flaw in found.flaws.items() if flaw == problem])
+    def _sentence(self, problem: Problem, content: _Content) -> str:
+        """Describe a problem; the text may become part of a retry."""
+        named = quoted([factor for factor, flaw in content.flaws.items() if flaw == problem])
         if problem == "missing":
             word = "keys" if self.form == "json" else "factors"
-            return found.form or f"the answer is without the {word} {named}"
+            return content.form or f"the answer is without the {word} {named}"
         if problem == "blank":
             return f"the answer is without a text of its own for {named}"
         return {
@@ -407,14 +386,14 @@ class PromptTemplate:
             "unknown": "the model knows nothing of the subject",
         }[problem]
 
-    # --- asking again --------------------------------------------------------------------------
+    # --- retries -------------------------------------------------------------------------------
 
     def _repair(
         self, kind: SubjectKind, body: str, answer: str, problem: Problem, reason: str
     ) -> tuple[Message, ...]:
-        """The prompt in other words, or the broken answer and what is wrong with it."""
+        """The prompt in other words, or with the broken answer and its problem."""
         if self.form == "json" and problem in {"missing", "cut", "blank"}:
-            # Only a line without markup goes back into a prompt, and not more than is needed.
+            # Only a short line without markup goes back into a prompt.
             shown = sanitise(answer, _MAX_SHOWN_CHARS) or "{}"
             shorter = ": be much shorter" if problem == "cut" else ""
             wish = (
@@ -423,7 +402,7 @@ class PromptTemplate:
                 f"with one text of at most {_MAX_WORDS} words, and nothing before or after it."
             )
             return (*self.messages(kind, body), Message("assistant", shown), Message("user", wish))
-        # A loop, a copy or a refusal that is shown again is written again.
+        # Models repeat a loop, a copy or a refusal that they are shown.
         what = (
             f"one JSON object with the keys {quoted(self.factors)}"
             if self.form == "json"
@@ -438,9 +417,9 @@ class PromptTemplate:
 
 
 def _blank(reply: Reply, *, reasoned: bool, cut: bool) -> tuple[Problem, str]:
-    told = problem_of(reply.silence)
-    if told != OTHER:
-        return cast(Problem, told), reply.silence.partition(": ")[2]
+    problem = problem_of(reply.silence)
+    if problem != OTHER:
+        return cast(Problem, problem), reply.silence.partition(": ")[2]
     more = ", and was cut off: raise extract.sampling.max_tokens" if cut else ""
     if reasoned:
         return "reasoning", f"the model wrote only its reasoning{more}"

@@ -1,4 +1,4 @@
-"""Encoding on the cluster: a Ray Data pool of encoder actors that outlives dead ones."""
+"""Stage encode: a Ray Data pool of encoder actors that survives the death of actors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EncodedSide:
     Attributes:
         ids: N ids, in the order of their table.
         vectors: (N, d) float32, rows of unit length.
-        encoder: Which encoder they are from, as `vectors_table` keeps it.
+        encoder: Encoder of the vectors, see `vectors_table`.
     """
 
     ids: list[str]
@@ -45,74 +45,70 @@ class EncodedSide:
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
     """Write `REPRESENTATIONS` and `TEXT_REPRESENTATIONS` of both sides."""
-    for table in (schema.CLUSTERS["users"], schema.CLUSTERS["items"], schema.KNOWLEDGE):
-        workspace.read_table(table, columns=[])  # a missing table is told before Ray starts
+    for table in (*schema.CLUSTERS.values(), schema.KNOWLEDGE):
+        workspace.read_table(table, columns=[])  # reports a missing table before Ray starts
     identity = identify(config.encode, say=reporter.say)
-    ledger = VectorCache(workspace, identity)
+    cache = VectorCache(workspace, identity)
     tables = [*REPRESENTATIONS.values(), *TEXT_REPRESENTATIONS.values()]
     with (
         ray_session(config.ray),
-        plan_texts(config, workspace, ledger.index(), SIDES, reporter, with_knowledge=True) as plan,
+        plan_texts(config, workspace, cache.index(), SIDES, reporter, with_knowledge=True) as plan,
     ):
         for side in SIDES:
             _require_some(side, plan, workspace)
         encode_units(
             plan.units, workspace, identity, config.encode, reporter, "encode: encoding texts"
         )
-        index = ledger.index()
-        # The ledger lies in the same folder and stays.
+        index = cache.index()
+        # Only the tables: the cache is in the same folder and stays.
         with workspace.replacing("encode", tables) as scratch:
             write_tables(plan, index, identity, workspace, scratch, reporter)
     total = sum(sum(plan.sources(side).values()) for side in SIDES)
     return StageResult(
         rows_in=total,
         rows_out=total,
-        details=_details(plan, identity, ledger.dimension(index)),
+        details={
+            **metadata_of(identity),
+            "dimension": cache.dimension(index),
+            "texts": plan.total,
+            "texts_encoded": plan.new,
+            "texts_found": plan.total - plan.new,
+            "sources": {side: plan.sources(side) for side in SIDES},
+        },
     )
 
 
 def encode_source_texts(
     config: RekiConfig, workspace: Workspace, side: Side, reporter: Reporter, label: str
 ) -> EncodedSide:
-    """Encode the source texts of one side, on the Ray cluster that is initialised.
+    """Encode the source texts of one side, on the initialised Ray cluster.
 
-    They go into the same ledger as those of stage encode: each text is encoded once a workspace.
+    They share the vector cache of stage encode: each text is encoded once per workspace.
 
     Args:
         config: The run.
-        workspace: Holds the tables of stage ingest; gets the ledger.
+        workspace: Holds the tables of stage ingest; gets the vector cache.
         side: Users or items; at least one id.
         reporter: Shows progress.
-        label: What is being encoded, as `cluster: encoding items`.
+        label: What is being encoded, such as `cluster: encoding items`.
 
     Raises:
-        DataError: A table or the ledger is damaged, or a text is blank.
+        DataError: A table or the cache is damaged, or a text is blank.
         EngineError: The model cannot be loaded, or the cluster is too small.
     """
     identity = identify(config.encode, say=reporter.say)
-    ledger = VectorCache(workspace, identity)
+    cache = VectorCache(workspace, identity)
     with plan_texts(
-        config, workspace, ledger.index(), [side], reporter, with_knowledge=False
+        config, workspace, cache.index(), [side], reporter, with_knowledge=False
     ) as plan:
         encode_units(plan.units, workspace, identity, config.encode, reporter, label)
-        rows = [read_rows(workspace, shard) for shard in plan.shards]
-    hashes = np.concatenate([one.texts for one in rows])
+        shards = [read_rows(workspace, shard) for shard in plan.shards]
+    hashes = np.concatenate([shard.texts for shard in shards])
     return EncodedSide(
-        ids=[key for one in rows for key in one.ids],
-        vectors=ledger.vectors(ledger.index(), hashes),
+        ids=[key for shard in shards for key in shard.ids],
+        vectors=cache.vectors(cache.index(), hashes),
         encoder=metadata_of(identity),
     )
-
-
-def _details(plan: TextPlan, identity: EncoderIdentity, dimension: int) -> dict[str, object]:
-    return {
-        **metadata_of(identity),
-        "dimension": dimension,
-        "texts": plan.total,
-        "texts_encoded": plan.new,
-        "texts_found": plan.total - plan.new,
-        "sources": {side: plan.sources(side) for side in SIDES},
-    }
 
 
 def _require_some(side: Side, plan: TextPlan, workspace: Workspace) -> None:
@@ -122,16 +118,13 @@ def _require_some(side: Side, plan: TextPlan, workspace: Workspace) -> None:
         raise DataError(
             f"there is no knowledge about any of the {total} {side}",
             where=workspace.path(schema.KNOWLEDGE.path),
-            todo="Read the reasons in extract/dead, correct the engine, run `reki extract` again.",
+            todo="Read the reasons in extract/dead, fix the engine, run `reki extract` again.",
         )
 
 
 _ACTOR_CPUS = 1
-
-_UNITS_A_PASS = 4096
-
-"""Units a pass: Ray Data keeps something in memory for each of them."""
-
+_UNITS_PER_PASS = 4096
+"""Ray Data keeps something in memory for each unit of a pass."""
 _UNIT: Final = pa.schema(
     [
         ("name", pa.string()),
@@ -150,27 +143,27 @@ def encode_units(
     reporter: Reporter,
     label: str,
 ) -> None:
-    """Encode work units into the ledger, on the Ray cluster that is initialised.
+    """Encode work units into the vector cache, on the initialised Ray cluster.
 
-    An actor that dies ends the pass, and a new one takes what is left.
+    The death of an actor ends the pass; the next one takes the remaining units.
 
     Args:
-        units: Work units whose texts the ledger lacks.
-        workspace: Holds the files of the texts; gets the ledger.
+        units: Work units whose texts the cache lacks.
+        workspace: Holds the files of the texts; gets the cache.
         identity: Identity of the encoder.
-        config: Model, batch size, number of actors and of restarts.
+        config: Section `encode`.
         reporter: Shows progress.
-        label: What is being encoded, as `encode: encoding texts`.
+        label: What is being encoded, such as `encode: encoding texts`.
 
     Raises:
         DataError: A text cannot be encoded.
         EngineError: The model cannot be loaded, the cluster is too small, the workspace cannot
-            be written, or actors die again and again without finishing a unit.
+            be written, or actors die repeatedly without finishing a unit.
     """
     if not units:
         return
     _require_resources(config)
-    ledger = VectorCache(workspace, identity)
+    cache = VectorCache(workspace, identity)
     left = {unit.name: unit for unit in units}
     failures = 0
     total = sum(len(unit.rows) for unit in units)
@@ -179,18 +172,18 @@ def encode_units(
             before = len(left)
             reason = ""
             try:
-                some = list(left.values())[:_UNITS_A_PASS]
-                for name in _run_pass(some, workspace, identity, config):
-                    _settle(name, left, task)
+                units = list(left.values())[:_UNITS_PER_PASS]
+                for name in _run_pass(units, workspace, identity, config):
+                    _finish(name, left, task)
             except RayError as error:
                 if (known := cause_of(error)) is not None:
                     raise known from error
                 reason = last_line(error)
             if reason:
-                # Units that were kept and whose actor died before it could say so.
-                for name in ledger.units() & left.keys():
-                    _settle(name, left, task)
-                # The error's traceback holds the pass, and that its actors: their CPUs are needed.
+                # Units that were saved by an actor that died before it reported them.
+                for name in cache.units() & left.keys():
+                    _finish(name, left, task)
+                # The error's traceback holds the pass and its actors, whose CPUs are needed.
                 gc.collect()
             progress = len(left) < before
             if progress and not reason:
@@ -207,8 +200,8 @@ def _run_pass(
     identity: EncoderIdentity,
     config: EncodeConfig,
 ) -> Iterator[str]:
-    """Names of units as they are kept, in any order."""
-    # One block a unit: otherwise a small table is one block, and one actor does all the work.
+    """Yield the names of units as they are saved, in any order."""
+    # One block per unit: otherwise a small table is one block, and one actor does all the work.
     blocks = [
         pa.Table.from_pylist(
             [{"name": u.name, "path": u.path, "row_group": u.row_group, "rows": u.rows}],
@@ -217,9 +210,9 @@ def _run_pass(
         for u in units
     ]
     dataset = ray.data.from_arrow(blocks)
-    # Ray Data waits for ever where its actors take every CPU: one is left for its tasks.
+    # Ray Data waits forever if its actors take every CPU: one is left for its tasks.
     dataset.context.execution_options.exclude_resources = ExecutionResources(cpu=1)
-    # Otherwise Ray Data puts its own error in the place of an actor's, and ours is lost.
+    # Otherwise Ray Data replaces an actor's error with its own.
     dataset.context.raise_original_map_exception = True
     encoded = dataset.map_batches(
         EncodingActor,
@@ -233,18 +226,18 @@ def _run_pass(
         # be gone by then (https://github.com/ray-project/ray/issues/53727).
         max_restarts=0,
     )
-    kept: Iterable[Any] = encoded.iter_batches(batch_size=None, batch_format="pyarrow")
-    for batch in kept:
+    saved: Iterable[Any] = encoded.iter_batches(batch_size=None, batch_format="pyarrow")
+    for batch in saved:
         yield from batch["name"].to_pylist()
 
 
-def _settle(name: str, left: dict[str, EncodeUnit], task: Task) -> None:
+def _finish(name: str, left: dict[str, EncodeUnit], task: Task) -> None:
     unit = left.pop(name)
     task.advance(len(unit.rows), texts=len(unit.rows))
 
 
 def _gpus(config: EncodeConfig) -> int:
-    """GPUs of one actor."""
+    """Number of GPUs of one actor."""
     if config.device == "cpu":
         return 0
     kwargs = config.engine_kwargs
@@ -252,20 +245,16 @@ def _gpus(config: EncodeConfig) -> int:
 
 
 def _require_resources(config: EncodeConfig) -> None:
-    """The actors that must be there, and one CPU more for Ray Data's own tasks.
-
-    Raises:
-        EngineError: The cluster is too small.
-    """
-    there = capacity()
+    """Refuse a cluster without room for the smallest pool and a CPU for Ray Data's own tasks."""
+    available = capacity()
     needed = {
         "CPU": config.min_replicas * _ACTOR_CPUS + 1,
         "GPU": config.min_replicas * _gpus(config),
     }
     for kind, amount in needed.items():
-        if there.get(kind, 0) < amount:
+        if available.get(kind, 0) < amount:
             raise EngineError(
-                f"encoding needs {amount} {kind}s, the cluster has {there.get(kind, 0):g}",
+                f"encoding needs {amount} {kind}s, the cluster has {available.get(kind, 0):g}",
                 where=f"encode.min_replicas = {config.min_replicas}, device {config.device}",
                 todo="Lower encode.min_replicas, or add nodes to the cluster.",
             )
@@ -274,8 +263,8 @@ def _require_resources(config: EncodeConfig) -> None:
 def _exhausted(reason: str, config: EncodeConfig, failures: int, left: int) -> EngineError:
     return EngineError(
         f"the encoder actors failed {failures} times in a row: "
-        f"{reason or 'they ended without a word'}",
+        f"{reason or 'they ended without an error'}",
         where=f"encode.model = {config.model}, {left} units left",
         todo="Check that every node can load this model; lower encode.batch_size if memory ran "
-        "out. What was finished is kept: run again.",
+        "out. Finished units are saved: run again.",
     )

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from deployments.graph import build_app, build_fused_app
 from reki_ray.cli.main import app
 from reki_ray.config import load_config
+from reki_ray.core.content_store import digest_texts
 from reki_ray.core.imports import load as import_path
+from reki_ray.core.tables import ENTITIES, row_groups
 from reki_ray.core.workspace import REPORT_HTML, REPORT_JSON, Workspace
 from reki_ray.encoding.encoders import build_encoder, identify
-from reki_ray.encoding.shards import cut_into_shards as shards_of_side
 from reki_ray.encoding.shards import knowledge_of, source_texts
 from reki_ray.encoding.vector_cache import VectorCache
-from reki_ray.encoding.vector_cache import digests_of as text_digests
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import EventReader
 from reki_ray.events.paths import OnlineFolders
@@ -202,13 +202,13 @@ def test_every_text_has_its_vector(project: Path, name: str) -> None:
     old = Workspace(config.root)
     texts: list[str] = []
     for side in SIDES:
-        for shard in shards_of_side(old, side):
-            ids, sources = source_texts(old, shard, config.prompts)
+        for group in row_groups(old, ENTITIES[side][0]):
+            ids, sources = source_texts(old, side, group, config.prompts)
             known = knowledge_of(old, side, ids, by_factor=config.encode.by_factor)
             texts += sources
             texts += [text for answer in known.answers if answer for text in answer.values()]
     ledger = VectorCache(old, identify(config.encode))
-    index, digests = ledger.index(), text_digests(texts)
+    index, digests = ledger.index(), digest_texts(texts)
     assert (index.find(digests) >= 0).all()
     vectors = build_encoder(config.encode).encode(texts)
     require_close(ledger.vectors(index, digests), vectors, "vectors")

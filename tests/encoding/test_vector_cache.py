@@ -1,25 +1,31 @@
-"""The vector ledger: addresses, atomic units, damage; and what tells two encoders apart."""
+"""The vector cache: addresses, atomic units, damage; and what tells two encoders apart."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from reki_ray.config import EncodeConfig
+from reki_ray.core.content_store import digest_texts
 from reki_ray.core.vectors import encoder_of, vectors_table
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity, identify
-from reki_ray.encoding.vector_cache import VectorCache, digests_of, unit_name
+from reki_ray.encoding.encoders.feature_hash import HashingEncoder
+from reki_ray.encoding.texts import encode_texts
+from reki_ray.encoding.vector_cache import VectorCache, unit_name
 from reki_ray.errors import DataError, EngineError
 from reki_ray.schema import REPRESENTATIONS
 
+HASHING = EncodeConfig(backend="hashing", dimension=64, unit_rows=2)
 IDENTITY = EncoderIdentity("sentence_transformers", "m", "1", None, "float32")
 TEXTS = [f"text {number}" for number in range(420)]  # one of their hashes ends in a zero byte
 
@@ -31,7 +37,7 @@ def vectors_of(texts: list[str], dimension: int = 3) -> np.ndarray:
 def fill(ledger: VectorCache, texts: list[str], unit: int = 16) -> None:
     for start in range(0, len(texts), unit):
         some = texts[start : start + unit]
-        ledger.append(digests_of(some), vectors_of(some))
+        ledger.append(digest_texts(some), vectors_of(some))
 
 
 def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace) -> None:
@@ -39,14 +45,14 @@ def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace)
     fill(ledger, TEXTS)
     index = ledger.index()
     asked = [*TEXTS[::-3], TEXTS[0], TEXTS[0]]
-    np.testing.assert_array_equal(ledger.vectors(index, digests_of(asked)), vectors_of(asked))
-    assert (index.find(digests_of(["never seen"])) == -1).all()
+    np.testing.assert_array_equal(ledger.vectors(index, digest_texts(asked)), vectors_of(asked))
+    assert (index.find(digest_texts(["never seen"])) == -1).all()
     assert ledger.dimension(index) == 3
 
 
 def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
     ledger = VectorCache(workspace, IDENTITY)
-    ledger.append(digests_of(["text 1"]), vectors_of(["text 1"]))
+    ledger.append(digest_texts(["text 1"]), vectors_of(["text 1"]))
     (path,) = Path(workspace.root, "encode/ledger", IDENTITY.digest).iterdir()
     (row,) = pq.read_table(path).to_pylist()
     assert row == {
@@ -60,14 +66,14 @@ def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
 def test_an_empty_ledger_finds_nothing(workspace: Workspace) -> None:
     ledger = VectorCache(workspace, IDENTITY)
     index = ledger.index()
-    assert index.find(digests_of(TEXTS)).tolist() == [-1] * len(TEXTS)
+    assert index.find(digest_texts(TEXTS)).tolist() == [-1] * len(TEXTS)
     assert ledger.dimension(index) == 0
     assert ledger.units() == frozenset()
 
 
 def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
     ledger = VectorCache(workspace, IDENTITY)
-    digests = digests_of(TEXTS)
+    digests = digest_texts(TEXTS)
     ledger.append(digests, vectors_of(TEXTS))
     ledger.append(digests[::-1], vectors_of(TEXTS)[::-1])
     assert ledger.units() == {unit_name(digests)}
@@ -80,7 +86,7 @@ def test_a_text_in_two_units_counts_once(workspace: Workspace) -> None:
     fill(ledger, TEXTS[10:30], unit=20)
     index = ledger.index()
     assert len(index.digests) == 30
-    found = ledger.vectors(index, digests_of(TEXTS[:30]))
+    found = ledger.vectors(index, digest_texts(TEXTS[:30]))
     np.testing.assert_array_equal(found, vectors_of(TEXTS[:30]))
 
 
@@ -113,24 +119,24 @@ def test_a_damaged_file_says_what_to_do(workspace: Workspace, damage: bytes | No
 
 def test_vectors_of_another_length_are_damage(workspace: Workspace) -> None:
     ledger = VectorCache(workspace, IDENTITY)
-    ledger.append(digests_of(TEXTS[:2]), vectors_of(TEXTS[:2]))
-    ledger.append(digests_of(TEXTS[2:4]), vectors_of(TEXTS[2:4], dimension=5))
+    ledger.append(digest_texts(TEXTS[:2]), vectors_of(TEXTS[:2]))
+    ledger.append(digest_texts(TEXTS[2:4]), vectors_of(TEXTS[2:4], dimension=5))
     with pytest.raises(DataError, match="dimensions"):
-        ledger.vectors(ledger.index(), digests_of(TEXTS[:4]))
+        ledger.vectors(ledger.index(), digest_texts(TEXTS[:4]))
 
 
 def test_a_missing_vector_is_an_error(workspace: Workspace) -> None:
     ledger = VectorCache(workspace, IDENTITY)
     fill(ledger, TEXTS[:16])
     with pytest.raises(DataError, match="lacks the vectors of 1 texts"):
-        ledger.vectors(ledger.index(), digests_of(TEXTS[:17]))
+        ledger.vectors(ledger.index(), digest_texts(TEXTS[:17]))
 
 
 def test_a_full_disk_is_an_engine_error(workspace: Workspace) -> None:
     Path(workspace.root).mkdir()
     Path(workspace.root, "encode").write_text("a file where the folder should be")
-    with pytest.raises(EngineError, match="vectors cannot be kept"):
-        VectorCache(workspace, IDENTITY).append(digests_of(["text 1"]), vectors_of(["text 1"]))
+    with pytest.raises(EngineError, match="the vector cache cannot be written"):
+        VectorCache(workspace, IDENTITY).append(digest_texts(["text 1"]), vectors_of(["text 1"]))
 
 
 def test_replacing_the_tables_of_encode_keeps_the_ledger(workspace: Workspace) -> None:
@@ -230,3 +236,41 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         EncodeConfig.model_validate(keys)
+
+
+# --- encode_texts --------------------------------------------------------------------------------
+
+
+def test_encode_texts_needs_neither_a_run_nor_a_cache() -> None:
+    vectors = encode_texts(["a space opera", "a space western", "a family drama"])
+    assert vectors.shape == (3, 2048)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2]
+    assert encode_texts([], HASHING).shape == (0, 64)
+    with pytest.raises(DataError, match="text 1 of 2"):
+        encode_texts(pa.array(["fine", None]))
+    with pytest.raises(ValidationError, match="backend"):
+        encode_texts(["fine"], "nothing")
+
+
+def test_encode_texts_encodes_only_what_the_cache_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = HashingEncoder.encode
+
+    def spy(encoder: HashingEncoder, texts: Sequence[str]) -> np.ndarray:
+        encoded.extend(texts)
+        return encode(encoder, texts)
+
+    monkeypatch.setattr(HashingEncoder, "encode", spy)
+    texts = [f"text {number % 7}" for number in range(20)]
+    first = encode_texts(texts, HASHING, cache=tmp_path)
+    assert sorted(encoded) == sorted(set(texts))
+    assert len(list((tmp_path / "encode/ledger").glob("*/*.parquet"))) == 4  # 2 texts per unit
+    encoded.clear()
+    second = encode_texts(pa.array([*texts, "new"]), HASHING, cache=tmp_path)
+    assert encoded == ["new"]
+    np.testing.assert_array_equal(second[:20], first)
+    np.testing.assert_array_equal(first, encode_texts(texts, HASHING))

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from reki_ray.config import PromptsConfig, SamplingConfig
+from reki_ray.core import content_store
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError, EngineError
-from reki_ray.extraction import answer_cache as ledgers
 from reki_ray.extraction.answer_cache import (
     FAILURES,
     LEDGER,
@@ -167,7 +167,7 @@ def test_half_written_files_are_never_read(workspace: Workspace) -> None:
 def test_merging_keeps_every_answer_in_few_files(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledgers, "_COMPACT_ROWS", 50)
+    monkeypatch.setattr(content_store, "_COMPACT_ROWS", 50)
     ledger = AnswerCache(workspace)
     for unit in range(40):
         ledger.append(answers(*(f"{unit}-{i}" for i in range(3))), failures(f"bad-{unit}"))
@@ -236,7 +236,7 @@ def test_a_damaged_file_is_named_with_what_to_do(workspace: Workspace, damage: s
     else:
         content = bytearray()
     Path(part).write_bytes(bytes(content))
-    with pytest.raises(DataError, match="ledger is damaged") as caught:
+    with pytest.raises(DataError, match="answer cache is damaged") as caught:
         ledger.index()
     assert caught.value.where == part
     assert "Delete it" in caught.value.todo

@@ -14,11 +14,12 @@ import pytest
 from reki_ray import schema
 from reki_ray.clustering.hdbscan import HdbscanClusterer, map_here
 from reki_ray.config import ClusterConfig, EncodeConfig, RekiConfig, SideClusterConfig
+from reki_ray.core.content_store import digest_texts
 from reki_ray.core.progress import Reporter
 from reki_ray.core.vectors import encoder_of, normalise, read_factor_vectors, read_vectors
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import Encoder, build_encoder
-from reki_ray.encoding.vector_cache import VectorCache, digests_of
+from reki_ray.encoding.vector_cache import VectorCache
 from reki_ray.errors import DataError
 from reki_ray.schema import (
     CLUSTER_ID,
@@ -110,7 +111,7 @@ def answer_and_encode(
     answer(workspace, texts)
     distinct = sorted({text for text in texts.values() if text.strip()})
     ledger = VectorCache(workspace, encoder.identity)
-    ledger.append(digests_of(distinct), encoder.encode(distinct))
+    ledger.append(digest_texts(distinct), encoder.encode(distinct))
 
 
 def ledger_texts(workspace: Workspace) -> int:
@@ -221,7 +222,9 @@ def test_the_answer_of_a_subject_counts_before_that_of_its_cluster_and_factors_a
         },
     )
     joined = "the seventies\nslow films"
-    VectorCache(workspace, encoder.identity).append(digests_of([joined]), encoder.encode([joined]))
+    VectorCache(workspace, encoder.identity).append(
+        digest_texts([joined]), encoder.encode([joined])
+    )
     encode.run(config, workspace, reporter)
     rows = workspace.read_table(schema.REPRESENTATIONS["users"])
     ids, vectors = read_vectors(rows)

@@ -17,10 +17,11 @@ import ray
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
+from reki_ray.core.content_store import digest_texts
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import build_encoder, identify
-from reki_ray.encoding.vector_cache import VectorCache, digests_of
+from reki_ray.encoding.vector_cache import VectorCache
 from reki_ray.errors import ConfigError, DataError, EngineError
 from reki_ray.stages.encode import EncodedSide, encode_source_texts
 
@@ -70,7 +71,7 @@ def seed(workspace: Workspace, config: RekiConfig, titles: list[str]) -> np.ndar
     """A ledger with vectors that no encoder gives: they are seen only where they are read."""
     ledger = VectorCache(workspace, identify(config.encode))
     vectors = np.zeros((len(titles), 384), dtype=np.float32)
-    ledger.append(digests_of([f"{title}." for title in titles]), vectors)
+    ledger.append(digest_texts([f"{title}." for title in titles]), vectors)
     return vectors
 
 

@@ -213,7 +213,7 @@ def test_a_full_disk_stops_the_stage_and_loses_no_answer(
     ledger.symlink_to(small_disk)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"\0" * 160 * 1024)
-    with pytest.raises(EngineError, match="cannot be kept") as caught:
+    with pytest.raises(EngineError, match="answer cache cannot be written") as caught:
         run_stage(Fault(str(tmp_path)), unit_rows=4)
     assert "Free some space" in caught.value.todo
     finished = faulty_engine.kept(workspace)

@@ -1,4 +1,4 @@
-"""Encoders: frozen models that turn a text of any length into one vector of unit length."""
+"""Encoders: frozen models that map a text of any length to one unit vector."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def build_encoder(config: EncodeConfig, identity: EncoderIdentity | None = None)
 
     Args:
         config: Section `encode`.
-        identity: Its identity; None finds it out.
+        identity: Its identity; None computes it.
 
     Raises:
-        ConfigError: There is no packaged model of that name.
+        ConfigError: There is no bundled model of that name.
         EngineError: The model cannot be loaded.
     """
     identity = identity or identify(config)
-    # Each backend is imported where it is used: their libraries take seconds and are optional.
+    # Imported where used: the backends' libraries are optional and take seconds to import.
     if config.backend == "vllm":
         from reki_ray.encoding.encoders.vllm import VllmEncoder
 

@@ -1,9 +1,9 @@
 """Feature hashing of words: no model, yet names and rare words keep their meaning.
 
-Sentence encoders are trained to tell topics apart and blur names, awards and verdicts, which are
-much of what an LLM says about an item. Hashing (Weinberger et al., ICML 2009) keeps each word as
-a direction of its own, needs no fit and no download, and its vectors never change. Take
-`train.hein.scaling: principal` with it, which finds the directions that texts share.
+Sentence encoders separate topics and blur names, awards and verdicts, which are much of what an
+LLM says about an item. Hashing (Weinberger et al., ICML 2009) keeps each word as a direction of
+its own, needs no fit and no download, and its vectors never change. Use it with
+`train.hein.scaling: principal`, which finds the directions that texts share.
 """
 
 from __future__ import annotations
@@ -19,14 +19,10 @@ from reki_ray.encoding.encoders.protocol import EncoderIdentity, check_texts
 
 
 class HashingEncoder:
-    """Encoder without a model: the words of a text, hashed into the components of its vector.
+    """Hashes the words of a text into the components of its vector.
 
-        s[j] = sum over the words w with hash(w) = j of sign(w) count(w)
-        r = sign(s) ln(1 + |s|), divided by its length
-
-    Args:
-        config: Section `encode`.
-        identity: Identity of the encoder.
+    s[j] = sum over the words w with hash(w) = j of sign(w) count(w)
+    r = sign(s) ln(1 + |s|), divided by its length
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
@@ -43,6 +39,6 @@ class HashingEncoder:
             return np.zeros((0, self.dimension), np.float32)
         counts = self._hashing.transform(texts).toarray()  # (N, d)
         vectors = np.sign(counts) * np.log1p(np.abs(counts))
-        # Marks alone are no words, and words of opposite sign can cancel out.
+        # Texts of punctuation have no words, and words of opposite sign can cancel out.
         vectors[~vectors.any(axis=1), 0] = 1.0
         return normalise(vectors)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,11 @@ import torch
 
 from reki_ray.config import EncodeConfig
 from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
-from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowReader, batches
+from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
 
 
-class HiddenStatesEncoder:
-    """Encoder that averages the last hidden states of a causal language model.
+class HiddenStatesEncoder(WindowEncoder):
+    """Averages the last hidden states of a causal language model.
 
     r = 1/T sum_t h_t, scaled to unit length, with h_t the last layer's output at the text's
     t-th token. Texts of a batch are padded on the right and the padding is left out of the
@@ -23,41 +22,24 @@ class HiddenStatesEncoder:
     Source: REKI (arXiv 2408.10520), section on knowledge encoding, whose encoder is ChatGLM with
     average pooling.
 
-    Args:
-        config: Section `encode`.
-        identity: Identity of the encoder.
-
     Raises:
-        ConfigError: There is no packaged model of that name.
+        ConfigError: There is no bundled model of that name.
         EngineError: The model cannot be loaded.
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
-        self.identity = identity
-        self._batch_size = config.batch_size
         self._device = torch.device(config.device)
         self._model, tokenizer = _load(config)
-        self.dimension = int(self._model.config.hidden_size)
         window = config.window or DEFAULT_WINDOW
         longest = getattr(self._model.config, "max_position_embeddings", None)
-        window = min(window, longest or window)
-        self._reader = WindowReader(tokenizer, window, self.dimension, self._forward, config)
+        size = int(self._model.config.hidden_size)
+        super().__init__(config, identity, tokenizer, min(window, longest or window), size)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """See `Encoder.encode`."""
-        return self._reader.read(texts)
-
-    def _forward(self, windows: list[Window]) -> np.ndarray:
-        vectors = np.empty((len(windows), self.dimension))
-        with torch.inference_mode():
-            for rows, ids in batches(windows, self._batch_size):
-                vectors[rows] = self._pool(ids).cpu().numpy()
-        return vectors
-
-    def _pool(self, windows: list[Window]) -> torch.Tensor:
+    @torch.inference_mode()
+    def _encode_batch(self, windows: list[Window]) -> np.ndarray:
         """Mean hidden states (B, d) float32."""
         longest = max(map(len, windows))
-        # Any id does for the padding: nothing reads it, and some tokenizers have none of their own.
+        # Padded with any id: nothing reads it, and some tokenizers have no padding token.
         tokens = torch.zeros((len(windows), longest), dtype=torch.long)  # (B, T)
         real = torch.zeros((len(windows), longest), dtype=torch.long)  # (B, T)
         for row, window in enumerate(windows):
@@ -68,13 +50,12 @@ class HiddenStatesEncoder:
             input_ids=tokens.to(self._device), attention_mask=real, use_cache=False
         ).last_hidden_state.float()  # (B, T, d)
         weights = real.unsqueeze(-1).float()  # (B, T, 1)
-        mean: torch.Tensor = (states * weights).sum(dim=1) / weights.sum(dim=1)
+        mean: np.ndarray = ((states * weights).sum(dim=1) / weights.sum(dim=1)).cpu().numpy()
         return mean
 
 
 def _load(config: EncodeConfig) -> tuple[Any, Any]:
-    # Here and not above: its import takes seconds, which other backends must not pay for.
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer  # takes seconds
 
     path, revision = source_of(config)
     try:

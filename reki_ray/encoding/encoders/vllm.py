@@ -1,10 +1,8 @@
 """vLLM pooling: the same embedding models, with vLLM's batching, kernels and parallelism.
 
 vLLM runs inside the encoder actor through `LLM.embed`, not through `ray.data.llm`'s processor:
-the actor then reads, encodes and keeps a work unit as with any other backend, so that vectors
-do not travel through Ray Data, and one pool with one set of rules for restarts serves all
-backends. With the engine core in the actor's own process nothing is left behind when the actor
-is killed.
+vectors do not travel through Ray Data, and one pool with one set of restart rules serves all
+backends. The engine core is in the actor's process, so a killed actor leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +19,7 @@ import numpy as np
 
 from reki_ray.config import EncodeConfig
 from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
-from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowReader
+from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
 from reki_ray.errors import EngineError
 
 CPU_PRESET: Final[dict[str, Any]] = {
@@ -41,37 +39,26 @@ _ENV: Final = {
 }
 
 
-class VllmEncoder:
-    """Encoder over vLLM's pooling runner.
+class VllmEncoder(WindowEncoder):
+    """Runs a model through vLLM's pooling runner.
 
     A sentence-transformers model keeps its own pooling. A decoder LLM is pooled at its last
-    token, unless `encode.engine_kwargs` says `pooler_config: {pooling_type: MEAN}`, which gives
-    the vectors of backend hidden_states.
-
-    vLLM reads its environment when it is imported: what is not set yet is set in this process.
-
-    Args:
-        config: Section `encode`.
-        identity: Identity of the encoder.
+    token; `pooler_config: {pooling_type: MEAN}` in `encode.engine_kwargs` gives the vectors of
+    backend hidden_states.
 
     Raises:
-        ConfigError: There is no packaged model of that name.
+        ConfigError: There is no bundled model of that name.
         EngineError: vLLM is not installed, or the model cannot be loaded.
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
-        self.identity = identity
         path, revision = source_of(config)
         window = config.window or _stated_window(path, revision)
         self._llm = _load(config, path, revision, window)
         tokenizer = self._llm.get_tokenizer()
-        # A pooling head may change the hidden size: one forward pass tells the true dimension.
-        self.dimension = int(self._forward([tokenizer("probe")["input_ids"]]).shape[1])
-        self._reader = WindowReader(tokenizer, window, self.dimension, self._forward, config)
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """See `Encoder.encode`."""
-        return self._reader.read(texts)
+        # A pooling head may change the hidden size: a forward pass shows the true dimension.
+        size = int(self._forward([tokenizer("probe")["input_ids"]]).shape[1])
+        super().__init__(config, identity, tokenizer, window, size)
 
     def _forward(self, windows: list[Window]) -> np.ndarray:
         prompts = [{"prompt_token_ids": window} for window in windows]
@@ -80,7 +67,7 @@ class VllmEncoder:
 
 
 def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int) -> Any:
-    for name, value in _ENV.items():
+    for name, value in _ENV.items():  # read when vLLM is imported
         os.environ.setdefault(name, value)
     if Path(path).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -113,10 +100,10 @@ def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int
 
 @contextmanager
 def _without_llvmlite_handle() -> Iterator[None]:
-    """Hide a module of llvmlite, if a task in this process has loaded it before.
+    """Hide a module of llvmlite that an earlier task in this process may have loaded.
 
-    On a CPU vLLM looks for its kernels in all modules, and fails at llvmlite's library handle,
-    which answers to every name, `__dict__` among them.
+    On a CPU vLLM searches all modules for its kernels, and fails at llvmlite's library handle,
+    which answers to every name, even `__dict__`.
     """
     name = "llvmlite.binding.ffi"
     hidden = sys.modules.pop(name, None)
@@ -128,13 +115,13 @@ def _without_llvmlite_handle() -> Iterator[None]:
 
 
 def _stated_window(path: str, revision: dict[str, Any]) -> int:
-    """Window of a sentence-transformers model, as that library reads it; else the default."""
+    """Window of a sentence-transformers model, as that library reads it, or the default."""
     from transformers.utils import cached_file  # its import takes seconds
 
-    found = cached_file(
+    config_file = cached_file(
         path, "sentence_bert_config.json", _raise_exceptions_for_missing_entries=False, **revision
     )
-    if found is None:
+    if config_file is None:
         return DEFAULT_WINDOW
-    stated = json.loads(Path(found).read_text(encoding="utf-8")).get("max_seq_length")
+    stated = json.loads(Path(config_file).read_text(encoding="utf-8")).get("max_seq_length")
     return int(stated or DEFAULT_WINDOW)

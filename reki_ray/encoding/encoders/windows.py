@@ -1,33 +1,33 @@
-"""Long texts: cut into windows of tokens, read one by one, and put together again."""
+"""Long texts, cut into windows of tokens whose vectors are averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from reki_ray.config import EncodeConfig
 from reki_ray.core.vectors import normalise
-from reki_ray.encoding.encoders.protocol import check_texts
+from reki_ray.encoding.encoders.protocol import EncoderIdentity, check_texts
 from reki_ray.errors import DataError, EngineError
 
 DEFAULT_WINDOW = 512
-"""Tokens of a window where neither the configuration nor the model states one."""
+"""Tokens of a window if neither the configuration nor the model states it."""
 
 Window = list[int]
 """Token ids of a window, special ones included."""
 
 
-class WindowReader:
-    """Reads texts of any length through a model that reads windows.
+class WindowEncoder:
+    """Encoder that reads texts of any length window by window; subclasses compute the vectors.
 
     Args:
-        tokenizer: A fast tokenizer of transformers.
+        config: Section `encode`.
+        identity: Identity of the encoder.
+        tokenizer: A fast tokenizer of the transformers library.
         window: Tokens of a window, special ones included.
         dimension: Length d of the vectors.
-        forward: W windows to their vectors (W, d), in order.
-        config: Section `encode`, for error messages.
 
     Raises:
         EngineError: The tokenizer is not a fast one.
@@ -35,39 +35,59 @@ class WindowReader:
 
     def __init__(
         self,
+        config: EncodeConfig,
+        identity: EncoderIdentity,
         tokenizer: Any,
         window: int,
         dimension: int,
-        forward: Callable[[list[Window]], np.ndarray],
-        config: EncodeConfig,
     ) -> None:
         if not getattr(tokenizer, "is_fast", False):
             raise EngineError(
-                "the encoder has no fast tokenizer, without which long texts would be cut",
+                "the encoder has no fast tokenizer: long texts would be truncated",
                 where=f"encode.model = {config.model}",
                 todo="Choose a model with a tokenizer.json.",
             )
+        self.identity = identity
+        self.dimension = dimension
         self._tokenizer = tokenizer
         self._window = window
-        self._dimension = dimension
-        self._forward = forward
+        self._batch_size = config.batch_size
         self._special: int = tokenizer.num_special_tokens_to_add()
 
-    def read(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder.encode`."""
         check_texts(texts)
         if not texts:
-            return np.zeros((0, self._dimension), dtype=np.float32)
+            return np.zeros((0, self.dimension), dtype=np.float32)
         windows, owners = self._cut(texts)
         weights = np.array([max(len(w) - self._special, 1) for w in windows], dtype=np.float64)
         vectors = normalise(self._forward(windows)).astype(np.float64)  # (W, d)
-        sums = np.zeros((len(texts), self._dimension))
+        sums = np.zeros((len(texts), self.dimension))
         np.add.at(sums, owners, vectors * weights[:, None])  # (N, d)
-        self._require_finite(sums, texts)
+        broken = np.flatnonzero(~np.isfinite(sums).all(axis=1))
+        if len(broken):
+            raise DataError(
+                f"the encoder returned NaN or infinity for {len(broken)} of {len(texts)} texts",
+                where=f"text {texts[broken[0]][:40]!r}",
+                todo="Set encode.dtype to float32, or choose another encoder.",
+            )
         return normalise(sums)
 
+    def _forward(self, windows: list[Window]) -> np.ndarray:
+        """Vectors (W, d); batches windows of similar length, which need little padding."""
+        vectors = np.empty((len(windows), self.dimension))
+        order = np.argsort([-len(window) for window in windows], kind="stable")
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            vectors[rows] = self._encode_batch([windows[row] for row in rows])
+        return vectors
+
+    def _encode_batch(self, windows: list[Window]) -> np.ndarray:
+        """Vectors (B, d) of one forward pass."""
+        raise NotImplementedError
+
     def _cut(self, texts: Sequence[str]) -> tuple[list[Window], np.ndarray]:
-        """Token ids of all windows, each with its special tokens, and the text of each."""
+        """Token ids of all windows, special ones included, and the text of each."""
         encoded = self._tokenizer(
             list(texts),
             truncation=True,
@@ -80,33 +100,8 @@ class WindowReader:
         for window, owner in zip(windows, owners, strict=True):
             if not window:
                 raise DataError(
-                    f"the encoder knows no token of the text {texts[owner][:40]!r}",
+                    f"the encoder has no token for the text {texts[owner][:40]!r}",
                     where=f"text {owner} of {len(texts)}",
                     todo="Correct the text, or choose an encoder that knows its script.",
                 )
         return windows, owners
-
-    def _require_finite(self, sums: np.ndarray, texts: Sequence[str]) -> None:
-        broken = np.flatnonzero(~np.isfinite(sums).all(axis=1))
-        if len(broken):
-            raise DataError(
-                f"the encoder gave NaN or infinity for {len(broken)} of {len(texts)} texts",
-                where=f"text {texts[broken[0]][:40]!r}",
-                todo="Set encode.dtype to float32, or choose another encoder.",
-            )
-
-
-def batches(windows: Sequence[Window], size: int) -> Iterator[tuple[np.ndarray, list[Window]]]:
-    """Windows of similar length together, which need little padding.
-
-    Args:
-        windows: W windows.
-        size: Most windows of a batch.
-
-    Yields:
-        Rows (B,) in `windows`, and their windows.
-    """
-    order = np.argsort([-len(window) for window in windows], kind="stable")
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        yield rows, [windows[row] for row in rows]
