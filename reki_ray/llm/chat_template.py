@@ -68,3 +68,12 @@ class ChatRenderer:
         # The engine adds the beginning-of-text token itself; some templates write it as well.
         bos = self._tokenizer.bos_token
         return rendered.removeprefix(bos) if bos and self._adds_beginning else rendered
+
+    def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt."""
+        ids: list[int] = self._tokenizer(self.text(messages))["input_ids"]
+        return ids
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text without any template."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

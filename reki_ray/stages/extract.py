@@ -17,12 +17,10 @@ from reki_ray.core.ray_cluster import bounded, ray_session
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
-from reki_ray.extraction import work_units
+from reki_ray.extraction import engine_speed, work_units
+from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engines import Engine, build_engine
 from reki_ray.extraction.engines.capacity import require
-from reki_ray.extraction.estimating import speeds
-from reki_ray.extraction.estimating.estimate import estimate
-from reki_ray.extraction.estimating.render import summary
 from reki_ray.extraction.knowledge_tables import Summary, compact, settle
 from reki_ray.extraction.metrics import exported
 from reki_ray.extraction.planner import make_plan, prompting
@@ -111,7 +109,7 @@ def _foretell(
 def _estimated(config: RekiConfig, location: str) -> list[str]:
     found = estimate(config, Workspace(location))
     Workspace(location).write_json(ESTIMATE, found.model_dump(mode="json"))
-    return summary(found)
+    return found.summary()
 
 
 def _ask(
@@ -129,8 +127,8 @@ def _ask(
     finally:
         measured = figures.snapshot()
         asked = Snapshot(**{**measured, "seconds": asking.seconds})
-        if speed := speeds.observed_speed(config, asked):
-            speeds.remember(config, speed)
+        if speed := engine_speed.observed_speed(config, asked):
+            engine_speed.remember(config, speed)
         measured["model"] = engine.model
         measured["tokens_per_second"] = round(measured["generated_tokens"] / asking.seconds, 2)
         # What passed before the first call: the engine loads its model.

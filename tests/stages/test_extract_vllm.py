@@ -18,10 +18,10 @@ from reki_ray.core.downloads import cache_folder, resolve_model
 from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
+from reki_ray.extraction.cost_estimate import estimate
+from reki_ray.extraction.engine_speed import known_speed
 from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
-from reki_ray.extraction.estimating.estimate import estimate
-from reki_ray.extraction.estimating.speeds import known_speed
 from reki_ray.prompts.renderer import Renderer, load_scenario
 from reki_ray.prompts.reply_parser import by_factor
 from reki_ray.stages.extract import run
