@@ -42,7 +42,7 @@ _LOST = "the engine gave neither an answer nor a reason"
 
 
 @dataclass(frozen=True)
-class Summary:
+class SettledPlan:
     """What became of the plan's subjects.
 
     Attributes:
@@ -66,7 +66,7 @@ class Summary:
     stats: AnswerStats
 
 
-def settle(workspace: Workspace, reporter: Reporter) -> Summary:
+def settle(workspace: Workspace, reporter: Reporter) -> SettledPlan:
     """Write `KNOWLEDGE` and `DEAD_LETTERS` of the current plan.
 
     Raises:
@@ -88,7 +88,7 @@ def settle(workspace: Workspace, reporter: Reporter) -> Summary:
             task.advance()
         (known,) = bounded([(_settle_imported, (location, scratch.location))])
     dead = sum(stats.quarantined.values())
-    return Summary(
+    return SettledPlan(
         subjects=stats.answered + dead + known,
         answered=stats.answered + known,
         dead=dead,

@@ -15,7 +15,7 @@ from actors.chat import ChatActor, ChatJob
 from actors.spending_guard import SpendingGuard
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.engines.pool import largest_pool, restart_options
+from reki_ray.extraction.engines.capacity import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.llm.openai_client import Address, require_certificates
 from reki_ray.prompts.template import PromptTemplate

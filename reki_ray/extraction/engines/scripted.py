@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from reki_ray.config import ExtractConfig
 from reki_ray.config import ScriptedEngine as ScriptedConfig
-from reki_ray.extraction.engines.pool import pool_options
+from reki_ray.extraction.engines.capacity import pool_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.llm.outcome import Outcome, answer_table
 from reki_ray.prompts.template import PromptTemplate, Reply

@@ -17,7 +17,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from reki_ray.config import ExtractConfig, VllmEngine
 from reki_ray.core.downloads import resolve_model
 from reki_ray.core.ray_cluster import capacity, quiet_libraries
-from reki_ray.extraction.engines.pool import largest_pool, restart_options
+from reki_ray.extraction.engines.capacity import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import TASK_CPUS, Demand
 from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcome_of
 from reki_ray.llm.chat_template import PLAIN_STOP, ChatRenderer
