@@ -204,7 +204,7 @@ def _checked(
         report.malformed += len(batch) - len(texts)
         report.note("malformed", (entry.id for entry in batch if entry.text is None))
         is_known = _is_known([entry.id for entry in texts], known)
-        strangers = [e.id for e, found in zip(texts, is_known, strict=True) if not found]
+        strangers = [e.id for e, ok in zip(texts, is_known, strict=True) if not ok]
         report.unknown += len(strangers)
         report.note("unknown", strangers)
         if strict and report.unknown:
@@ -214,8 +214,8 @@ def _checked(
                 todo="Remove them, or import without --strict, which skips and counts them.",
             )
         rows: list[Row] = []
-        for entry, found in zip(texts, is_known, strict=True):
-            if not found:
+        for entry, ok in zip(texts, is_known, strict=True):
+            if not ok:
                 continue
             text = _cleaned(entry)
             flaw = flaw_of(text or "", entry.factor)
@@ -241,11 +241,11 @@ def _cleaned(entry: Entry) -> str | None:
 def _is_known(ids: list[str], known: pa.ChunkedArray) -> list[bool]:
     """Whether each id is known; only ids of the batch are hashed, since `known` may be huge."""
     wanted = pa.array([key if encodable(key) == key else None for key in ids], pa.string())
-    there = pc.unique(known.filter(pc.is_in(known, value_set=wanted)))
-    if isinstance(there, pa.ChunkedArray):
-        there = there.combine_chunks()
-    found: list[bool] = pc.is_in(wanted, value_set=there).to_pylist()
-    return found
+    present = pc.unique(known.filter(pc.is_in(known, value_set=wanted)))
+    if isinstance(present, pa.ChunkedArray):
+        present = present.combine_chunks()
+    mask: list[bool] = pc.is_in(wanted, value_set=present).to_pylist()
+    return mask
 
 
 def _known_ids(workspace: Workspace, kind: SubjectKind) -> pa.ChunkedArray:
@@ -266,9 +266,9 @@ def _find_kind(
                 fitting.append((kind, known))
     if len(fitting) == 1:
         return fitting[0]
-    found = " and ".join(kind for kind, _ in fitting)
+    kinds = " and ".join(kind for kind, _ in fitting)
     raise ConfigError(
-        f"the ids are those of {found}" if fitting else "no id of the file is in the workspace",
+        f"the ids are those of {kinds}" if fitting else "no id of the file is in the workspace",
         where=str(file),
         todo="Name the kind of the entries: --kind item, user, item_cluster or user_cluster."
         if fitting

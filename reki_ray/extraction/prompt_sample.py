@@ -159,7 +159,7 @@ def _count_clusters(
         f"The number of {side[:-1]} clusters grows with that of {side}: "
         f"{clusters:,} for {rows:,} in this workspace."
     )
-    return max(1, round(clusters * ids / rows))
+    return max(1, round(int(clusters) * ids / rows))
 
 
 def _workspace_bodies(

@@ -10,13 +10,21 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from pydantic import ValidationError
 
-from reki_ray.config import ExtractConfig, OpenAiEngine, PromptsConfig, RayConfig, RekiConfig
+from reki_ray.config import (
+    ExtractConfig,
+    OpenAiEngine,
+    PromptsConfig,
+    RayConfig,
+    RekiConfig,
+    describe_problems,
+)
 from reki_ray.core.downloads import cache_folder
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded, ray_session
@@ -153,9 +161,9 @@ def extract_knowledge(
     """
     if not isinstance(engine, ExtractConfig):
         section = dict(engine or {})
-        engine = ExtractConfig.model_validate({"engine": section} if "kind" in section else section)
+        engine = _validated(ExtractConfig, {"engine": section} if "kind" in section else section)
     if not isinstance(prompts, PromptsConfig):
-        prompts = PromptsConfig.model_validate(prompts or {})
+        prompts = _validated(PromptsConfig, prompts or {})
     withheld = engine.engine.withhold if isinstance(engine.engine, OpenAiEngine) else ()
     renderer = Renderer(load_scenario(scenario), prompts, frozenset(withheld))
     template = renderer.template
@@ -182,6 +190,20 @@ def extract_knowledge(
         knowledge = workspace.read_table(KNOWLEDGE)
     columns = [SUBJECT_ID, FACTOR, TEXT, MODEL, GENERATED_TOKENS, FINISH_REASON]
     return knowledge.select(columns).rename_columns([ID, *columns[1:]])
+
+
+_Section = TypeVar("_Section", ExtractConfig, PromptsConfig)
+
+
+def _validated(section: type[_Section], settings: Mapping[str, Any]) -> _Section:
+    try:
+        return section.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(
+            describe_problems(error, section, "its settings"),
+            where=f"extract_knowledge, {section.__name__}",
+            todo="Correct the settings; docs/reference/config.md describes them.",
+        ) from error
 
 
 def _render_rows(

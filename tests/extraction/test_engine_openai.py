@@ -304,11 +304,11 @@ def test_no_more_requests_are_in_flight_than_allowed(server: Server) -> None:
     ("step", "what", "todo"),
     [
         (status(401, f"wrong key {KEY}"), "does not accept the API key", VARIABLE),
-        (status(429, "pay", code="insufficient_quota"), "no credit", "only what is missing"),
+        (status(429, "pay", code="insufficient_quota"), "no credit", "only the missing prompts"),
         (
             raw(b'{"choices": null, "error": {"message": "daily quota used up", "code": 402}}'),
             "daily quota used up",
-            "only what is missing",
+            "only the missing prompts",
         ),
     ],
     ids=["401", "quota", "quota under status 200"],
@@ -401,7 +401,7 @@ def test_a_budget_is_never_exceeded(server: Server) -> None:
     unit = 4 * most(config, bodies[0])
     error = fails(engine(config, prices=EACH), bodies)
     assert "budget of 3000 USD does not last" in error.what
-    assert "only what is missing" in error.todo
+    assert "only the missing prompts" in error.todo
     assert 3000 - unit < sum(server.billed.values()) <= 3000
     assert max(server.calls.values()) == 1
 

@@ -106,12 +106,12 @@ def test_waits_grow_up_to_a_limit() -> None:
         (b'{"choices": [{"message"', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"<html><b>Gateway is warming up</b></html>", '"Gateway is warming up"'),
-        (b"data: {}\n\ndata: [DONE]", "as a stream"),
-        (b": ping\n\ndata: {}", "as a stream"),
-        (b"retry: 1000\n\ndata: {}", "as a stream"),
-        (b'{"choices": [{"delta": {"content": "x"}}]}', "as a stream"),
-        (b'{"object": "chat.completion.chunk", "choices": []}', "as a stream"),
-        (b'{"message": {"content": "x"}, "done": false}\n{"done": true}', "as a stream"),
+        (b"data: {}\n\ndata: [DONE]", "sends a stream"),
+        (b": ping\n\ndata: {}", "sends a stream"),
+        (b"retry: 1000\n\ndata: {}", "sends a stream"),
+        (b'{"choices": [{"delta": {"content": "x"}}]}', "sends a stream"),
+        (b'{"object": "chat.completion.chunk", "choices": []}', "sends a stream"),
+        (b'{"message": {"content": "x"}, "done": false}\n{"done": true}', "sends a stream"),
         (b"{}", '"{}"'),
         (b'{"id": "x", "choices": null}', "not a chat completion"),
         (b'{"status": "loading"}', "loading"),
@@ -120,7 +120,7 @@ def test_waits_grow_up_to_a_limit() -> None:
 def test_a_body_that_is_no_completion_is_told(content: bytes, said: str) -> None:
     with pytest.raises(MalformedError, match=said) as caught:
         read_completion(content)
-    assert caught.value.retry == (said != "as a stream")
+    assert caught.value.retry == (said != "sends a stream")
     assert str(caught.value).isprintable()
 
 
@@ -293,7 +293,7 @@ def test_token_counts_are_numbers(usage: object, tokens: tuple[int, int]) -> Non
 )  # fmt: skip
 def test_an_address_without_a_scheme_is_refused(address: str) -> None:
     with pytest.raises(
-        ValidationError, match="is not an address such as https://host/v1"
+        ValidationError, match="not a valid address such as https://host/v1"
     ) as caught:
         OpenAiEngine(base_url=address, model="small")
     assert "SECRET" not in caught.value.errors()[0]["msg"]

@@ -76,6 +76,8 @@ def test_tables_without_title_or_with_repeated_ids_are_refused(tmp_path: Path) -
     twice = pa.table({"id": ["1", "1"], "title": ["a", "b"]})
     with pytest.raises(ConfigError, match="not unique"):
         extract_knowledge(twice, engine=SCRIPTED, folder=tmp_path)
+    with pytest.raises(ConfigError, match="nonsense"):
+        extract_knowledge(FILMS, engine={**SCRIPTED, "nonsense": 1}, folder=tmp_path)
 
 
 def test_too_many_failures_raise(tmp_path: Path) -> None:

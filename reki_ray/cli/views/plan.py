@@ -10,12 +10,12 @@ from rich.text import Text
 
 from reki_ray.extraction.cost_estimate import (
     Estimate,
-    Interval,
     ModeEstimate,
     byte_size,
     short_number,
     time_span,
 )
+from reki_ray.extraction.token_counts import Interval
 
 
 def render(estimate: Estimate) -> Group:
