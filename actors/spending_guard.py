@@ -34,9 +34,7 @@ class SpendingGuard:
     replica may have been spent, and count as spent.
 
     Args:
-        budget: Money that may be spent.
         lease_seconds: Time without a heartbeat after which a replica counts as dead.
-        clock: Monotonic seconds.
     """
 
     def __init__(

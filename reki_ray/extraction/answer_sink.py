@@ -52,16 +52,7 @@ def questions_of(block: pa.Table, location: str) -> pa.Table:
 def write_answers(
     block: pa.Table, *, location: str, attempt_id: str, engine: str, model: str, revision: str
 ) -> pa.Table:
-    """Write the answers and failures of a block into the answer cache; returns a row of counts.
-
-    Args:
-        block: Rows of `ANSWER_SCHEMA`.
-        location: The workspace.
-        attempt_id: From `work_units.begin`.
-        engine: Kind of engine.
-        model: Its model.
-        revision: The model's revision.
-    """
+    """Write the answers and failures of a block into the answer cache; returns a row of counts."""
     now = pa.scalar(int(time.time()), pa.int64())
     answered = pc.is_valid(block[TEXTS])
     answers = _with(block.filter(answered), {MODEL: model, REVISION: revision, ENGINE: engine})

@@ -67,7 +67,6 @@ class ModeEstimate(BaseModel):
     """Totals of one mode of extraction.
 
     Attributes:
-        cached_tokens: Prompt tokens served by the prefix cache.
         engine_hours: Work of one engine replica.
         gpu_hours: The same, times the GPUs of a replica.
         cost: Money for GPU hours and tokens.
@@ -89,15 +88,7 @@ class ModeEstimate(BaseModel):
 
 
 class Estimate(BaseModel):
-    """Both modes of extraction, individual first, and all that was assumed.
-
-    Attributes:
-        configured: The configured mode.
-        engines: Engine replicas.
-        tokens_per_second: Generated tokens per second and replica.
-        prefill_tokens_per_second: Prompt tokens per second and replica.
-        speed_source: See `EngineSpeed.source`.
-    """
+    """Both modes of extraction, individual first, and all that was assumed."""
 
     name: str
     model: str
@@ -148,7 +139,6 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
     """Estimate extraction from a sample.
 
     Args:
-        config: The run.
         workspace: After ingest, and perhaps after cluster; None, or one without tables, if there
             are no data yet.
         users: Number of users; None takes that of the workspace.

@@ -70,7 +70,6 @@ def known_speed(extract: ExtractConfig, workspace: Workspace | None) -> EngineSp
     """The last known speed of this engine on this machine.
 
     Args:
-        extract: The engine.
         workspace: If an extraction is running in it, its speed counts; None for no workspace.
     """
     if workspace is not None and workspace.exists(HEARTBEAT):
@@ -91,7 +90,6 @@ def observed_speed(extract: ExtractConfig, stats: Snapshot) -> EngineSpeed | Non
     same factor, so that together they explain the time of the run.
 
     Args:
-        extract: The engine.
         stats: Counts of the run; `seconds` counts from its first call.
     """
     if stats.generated_tokens < _MIN_GENERATED or stats.seconds <= 0:
@@ -117,8 +115,6 @@ def measure(
     """Start the engine in its own process, let it answer a few prompts, and keep its speed.
 
     Args:
-        extract: An engine that this machine can run.
-        template: Shared part of the prompts.
         bodies: Kinds and bodies of sampled prompts; at most `PROBED` are used.
 
     Raises:

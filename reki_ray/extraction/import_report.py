@@ -61,14 +61,7 @@ _ID_CHARS = 60
 
 
 class Entry(NamedTuple):
-    """One entry of a file.
-
-    Attributes:
-        id: Id of the subject.
-        factor: Factor, "*" for a whole answer.
-        text: The knowledge; None if the entry holds no text.
-        prompt: The prompt; empty if the file has none.
-    """
+    """One entry of a file."""
 
     id: str
     factor: str
@@ -80,9 +73,6 @@ class ImportReport(BaseModel):
     """Counts of a file's entries.
 
     Attributes:
-        file: The file.
-        source: Name under which its knowledge is kept.
-        kind: Kind of its subjects.
         revision: First digits of the file's sha256.
         entries: Entries in the file; the sum of all counts below.
         imported: Entries kept as knowledge.
@@ -92,7 +82,6 @@ class ImportReport(BaseModel):
         loop: Their text repeats itself.
         malformed: They hold no text.
         duplicate: A later entry has the same subject and factor.
-        examples: Some ids of each problem.
     """
 
     file: str
@@ -128,8 +117,6 @@ def import_knowledge(
     """Check a file of knowledge and keep what is valid; an earlier import of it is replaced.
 
     Args:
-        workspace: Holds the tables of ingest and, for clusters, of cluster.
-        file: JSON or Parquet, see `read_entries`.
         kind: Kind of the subjects; None infers it if the ids fit exactly one kind.
         source: Name of the knowledge's source; None takes the file's name.
         strict: Refuse the whole file if it holds unknown ids.
@@ -286,9 +273,6 @@ def read_entries(file: Path) -> Iterator[list[Entry]]:
     """Entries of a file, `BATCH_ROWS` at a time, in the order of the file.
 
     Parquet is read batch by batch; a JSON file is read whole, about four times its size.
-
-    Args:
-        file: A file in one of the formats above, recognised by its content.
 
     Raises:
         ConfigError: The file cannot be read.

@@ -77,8 +77,9 @@ def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.
         with _opened(workspace, part.path) as file:
             tables.append(file.read(columns=read).replace_schema_metadata(None))
     rows = pa.concat_tables(tables)
-    # One file alone holds no key twice.
-    return (rows if len(tables) <= 2 else _latest(rows)).select(wanted)
+    if len(tables) > 2:  # a single file holds no key twice
+        rows = rows.take(pa.array(_last_rows(rows, _KEY)))
+    return rows.select(wanted)
 
 
 def identify(config: RekiConfig) -> list[list[Any]]:
@@ -104,10 +105,6 @@ def write_imported(
     """Atomically replace the knowledge of one source and kind; writes nothing if there are no rows.
 
     Args:
-        workspace: The run's folder.
-        kind: Kind of the subjects.
-        source: Name of the source.
-        revision: Revision of the source.
         batches: Rows; the last of several texts for the same subject and factor counts.
 
     Returns:
@@ -220,10 +217,6 @@ def _copy(drawn: Path, final: Path, fields: pa.Schema, kept: np.ndarray) -> None
             mask = pa.array(kept[start : start + batch.num_rows])
             writer.write_batch(batch.filter(mask).replace_schema_metadata(fields.metadata))
             start += batch.num_rows
-
-
-def _latest(rows: pa.Table) -> pa.Table:
-    return rows.take(pa.array(_last_rows(rows, _KEY)))
 
 
 def _last_rows(rows: pa.Table, key: list[str]) -> np.ndarray:

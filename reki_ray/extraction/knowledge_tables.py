@@ -47,13 +47,9 @@ class SettledPlan:
 
     Attributes:
         subjects: Planned subjects, and those with imported knowledge only.
-        answered: Subjects with knowledge.
         dead: Subjects without, each with a reason.
-        prompts: Distinct prompts of the plan.
         prompt_tokens: Tokens of the answered prompts, each counted once.
-        generated_tokens: Tokens of their answers.
         reason: Reason of the last dead subject; empty if there is none.
-        stats: How good the answers are.
     """
 
     subjects: int
@@ -172,9 +168,7 @@ def _knowledge(
     """Rows of `KNOWLEDGE`, one per subject and factor, and statistics of the answers.
 
     Args:
-        ledger: Answer cache.
         rows: N rows of `PLAN`.
-        index: Index of the answer cache.
         entries: (N,) entry of each row in the index.
     """
     files = index.file[entries]

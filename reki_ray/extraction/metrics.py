@@ -40,7 +40,6 @@ def exported(stats: RunStats, port: int | None) -> Iterator[int | None]:
     """Serve statistics at `http://<this machine>:<port>/metrics` during the block.
 
     Args:
-        stats: Source of the metrics.
         port: Port on all interfaces; 0 takes a free one, None serves nothing.
 
     Yields:

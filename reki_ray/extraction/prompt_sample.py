@@ -80,9 +80,7 @@ def sample_prompts(
     """Sample prompts of each kind. The time it takes hardly grows with the number of subjects.
 
     Args:
-        config: The run.
         workspace: After ingest, and perhaps after cluster; None if there are no data.
-        renderer: Renders the prompts.
         assumptions: Gets a sentence for each assumption.
         totals: Number of users and items; None takes that of the workspace.
 
@@ -93,7 +91,16 @@ def sample_prompts(
     subjects: dict[SubjectKind, int] = {}
     for kind in KINDS[:2]:
         side = SIDE_OF[kind]
-        subjects[kind] = _count_ids(config, workspace, side, totals[side])
+        total = totals[side]
+        if total is None and workspace is None:
+            raise ConfigError(
+                f"the number of {side} is unknown: no workspace is ingested",
+                where=f"--{side}",
+                todo=f"Give --users and --items, or run `reki ingest` for {config.root}.",
+            )
+        if total is None and workspace is not None:
+            total = _count_rows(workspace, ENTITIES[side][0])
+        subjects[kind] = total or 0
         cluster: SubjectKind = "item_cluster" if kind == "item" else "user_cluster"
         subjects[cluster] = _count_clusters(config, workspace, side, subjects[kind], assumptions)
     if workspace is None:
@@ -123,20 +130,6 @@ def scan(workspace: Workspace, table: Table) -> pad.Dataset:
 def _count_rows(workspace: Workspace, table: Table) -> int:
     with reading(table, workspace.path(table.path)):
         return int(scan(workspace, table).count_rows())
-
-
-def _count_ids(
-    config: RekiConfig, workspace: Workspace | None, side: Side, total: int | None
-) -> int:
-    if total is not None:
-        return total
-    if workspace is None:
-        raise ConfigError(
-            f"the number of {side} is unknown: no workspace is ingested",
-            where=f"--{side}",
-            todo=f"Give --users and --items, or run `reki ingest` for {config.root}.",
-        )
-    return _count_rows(workspace, ENTITIES[side][0])
 
 
 def _count_clusters(

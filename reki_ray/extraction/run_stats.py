@@ -23,21 +23,17 @@ class Snapshot(BaseModel):
     """Statistics at one moment; JSON-ready. Money is in `currency`, times are in seconds.
 
     Attributes:
-        prompts: Distinct prompts of this run.
         done: Prompts with an answer or a failure.
         left: Prompts with neither.
         dead: Prompts with a failure.
         cache_hits: Cached prompts of the plan, not among `prompts`.
         calls: Calls of the model, retries included.
         asked_again: Prompts that were retried because the first answer was not knowledge.
-        quarantined: Prompts without an answer, by problem.
-        cached_tokens: Prompt tokens served by the prefix cache.
         cached_share: Cached tokens divided by prompt tokens; None before the first.
         tokens_per_second: Generated tokens per second since the start, start-up included.
         tokens_per_second_now: The same in the last minute.
         replicas: Engine replicas that are paid for.
         expected_cost: Money at the end; None before the first prompt is done.
-        seconds: Time since the start.
         seconds_left: Time until the end; None without recent progress.
         ends_at: The end, seconds since the epoch; None as above.
     """
@@ -70,12 +66,7 @@ class Snapshot(BaseModel):
 
 
 class RunStats:
-    """Accumulates the counts of finished work units. Safe to read from another thread.
-
-    Args:
-        config: Prices, replicas and GPUs.
-        clock: Seconds since the epoch.
-    """
+    """Accumulates the counts of finished work units. Safe to read from another thread."""
 
     def __init__(self, config: ExtractConfig, clock: Callable[[], float] = time.time) -> None:
         self._prices = config.prices

@@ -72,10 +72,7 @@ class KindEstimate(BaseModel):
     """Prompts of one kind of subject; tokens are per prompt and per answer.
 
     Attributes:
-        prompts: Distinct prompts.
         duplicate_share: Share of subjects whose prompt equals another's, in [0, 1].
-        sampled: Prompts rendered for the estimate.
-        cached_tokens: Prompt tokens served by the prefix cache.
     """
 
     kind: SubjectKind
@@ -178,10 +175,6 @@ def _block_size(extract: ExtractConfig) -> int:
 
 def token_counter(extract: ExtractConfig, assumptions: list[str]) -> ChatRenderer:
     """The engine's chat template and tokenizer, or else the bundled ones.
-
-    Args:
-        extract: The engine.
-        assumptions: Gets a sentence if the tokenizer is not the engine's.
 
     Raises:
         EngineError: Not even the bundled tokenizer can be loaded.

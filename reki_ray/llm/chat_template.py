@@ -17,8 +17,6 @@ class ChatRenderer:
     """Chat template and tokenizer of one model; can be pickled, each process loads its own.
 
     Args:
-        model: Local folder or Hugging Face id.
-        revision: Revision of a Hugging Face id.
         options: Arguments of the template, such as `enable_thinking`.
 
     Raises:

@@ -73,7 +73,6 @@ class Read:
     """A parsed chat completion.
 
     Attributes:
-        reply: Reply of the model.
         counted: Whether the endpoint reported its tokens; they are 0 otherwise.
     """
 
@@ -82,12 +81,7 @@ class Read:
 
 
 class MalformedError(ValueError):
-    """The body of a response is not a chat completion.
-
-    Args:
-        reason: What it is instead.
-        retry: Whether another call may succeed.
-    """
+    """The body of a response is not a chat completion."""
 
     def __init__(self, reason: str, *, retry: bool = True) -> None:
         super().__init__(reason)
@@ -99,8 +93,6 @@ class EndpointError(ValueError):
 
     Args:
         status: Equivalent HTTP status.
-        code: Code of the error, such as `insufficient_quota`; may be empty.
-        message: Message of the endpoint.
     """
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -111,12 +103,7 @@ class EndpointError(ValueError):
 
 
 class NoAnswerError(ValueError):
-    """A complete response without any answer.
-
-    Args:
-        reason: Why there is none.
-        read: Its tokens.
-    """
+    """A complete response without any answer."""
 
     def __init__(self, reason: str, read: Read) -> None:
         super().__init__(reason)

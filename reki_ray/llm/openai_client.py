@@ -37,7 +37,6 @@ from reki_ray.llm.retry_policy import fatal, filtered, is_retried, wait_seconds
 from reki_ray.prompts.template import Message, Reply
 
 _PATH: Final = "/chat/completions"
-
 _SHOWN_PARAMETERS: Final = frozenset({"api-version", "version", "deployment", "region"})
 
 
@@ -70,25 +69,15 @@ class Address:
 
 
 _AUTHORIZATION = "authorization"
-
 _CERTIFICATE_FOLDERS = "SSL_CERT_DIR"
-
 _CERTIFICATES = ("SSL_CERT_FILE", _CERTIFICATE_FOLDERS)
-
 _CONNECT_SECONDS = 10.0
-
 _HOPELESS = 10
-
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 
 
 class RefusedError(Exception):
-    """One prompt gets no answer; others may.
-
-    Args:
-        reason: Why.
-        reply: Tokens of the last call, if it came back.
-    """
+    """One prompt gets no answer; others may."""
 
     def __init__(self, reason: str, reply: Reply | None = None) -> None:
         super().__init__(reason)
@@ -100,10 +89,7 @@ class _CallError(Exception):
     """One call failed; another may succeed.
 
     Args:
-        reason: What happened.
         billed: Whether the endpoint may charge for it.
-        headers: Headers of its answer, if there was one.
-        retry: Whether another call may succeed.
     """
 
     def __init__(
@@ -160,12 +146,6 @@ def _wrong_certificates(variable: str, path: str) -> str:
 
 class Endpoint:
     """Calls one endpoint.
-
-    Args:
-        config: Address, model, limits.
-        requests: Builds the requests.
-        prices: Prices of tokens.
-        key: The API key; None sends none.
 
     Raises:
         ConfigError: The environment names certificates that cannot be loaded.
@@ -238,9 +218,7 @@ class Endpoint:
         """Call until there is an answer, or no further call makes sense.
 
         Args:
-            messages: The prompt.
             deadline: Time of the event loop after which no call is made.
-            reservation: Budget of the work unit.
             reserved: Whether the money of the first call is already reserved.
 
         Raises:

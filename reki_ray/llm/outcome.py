@@ -30,8 +30,6 @@ class Outcome:
 
     Attributes:
         texts: Factor to text; None without an answer.
-        reason: Why there is no answer; empty if there is one.
-        replies: Replies of the model, call by call.
         asked_at: Time of the first call, seconds since the epoch; None without one.
         flaws: Factors that stay empty, each with its problem.
         retry_reason: Why it was retried; empty if it was not.
@@ -56,10 +54,7 @@ class Outcome:
         """Outcome of parsed replies.
 
         Args:
-            first: The first reply, parsed.
             second: The reply to the repair, parsed; None without one.
-            replies: Replies of the model.
-            asked_at: Time of the first call.
             error: Why the repair got no reply; empty otherwise.
         """
         parsed = first if second is None else best_of(first, second)

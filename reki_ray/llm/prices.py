@@ -15,8 +15,6 @@ def token_cost(
     Args:
         prices: Prices per million tokens.
         prompt_tokens: Tokens of prompts, cached ones included.
-        cached_tokens: Prompt tokens from the prefix cache.
-        generated_tokens: Tokens of answers.
     """
     cached_price = prices.prompt_tokens if prices.cached_tokens is None else prices.cached_tokens
     cached = min(cached_tokens, prompt_tokens)

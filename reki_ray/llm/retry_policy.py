@@ -28,9 +28,7 @@ def fatal(
     """The error that ends a run because every prompt would meet it; None for others.
 
     Args:
-        config: The endpoint.
         url: URL of the request, without secrets.
-        status: HTTP status.
         code: Code in the body, such as `insufficient_quota`; may be empty.
         message: Message in the body, without secrets.
     """
@@ -70,14 +68,9 @@ def fatal(
     return None
 
 
-_FIRST_SECONDS = 0.5
-
-_LONGEST_SECONDS = 20.0
-
+_FIRST_SECONDS, _LONGEST_SECONDS = 0.5, 20.0
 _SPREAD = 0.1
-
 RETRIED = frozenset({408, 409, 425, 429})
-
 """Retried statuses below 500; all from 500 on are retried too."""
 
 
@@ -92,10 +85,6 @@ def wait_seconds(tried: int, headers: Mapping[str, str]) -> float:
     `Retry-After` of the endpoint is honoured, with up to a tenth more, so that calls refused
     together do not return together. Otherwise the wait doubles from half a second to 20 seconds,
     times a random factor from 0.5 to 1.
-
-    Args:
-        tried: Calls made so far, at least 1.
-        headers: Headers of the last answer; empty without one.
     """
     requested = retry_after(headers)
     if requested is not None:
@@ -106,11 +95,7 @@ def wait_seconds(tried: int, headers: Mapping[str, str]) -> float:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of `retry-after-ms`, or of `retry-after` in seconds or as a date; None if unusable.
-
-    Args:
-        headers: Names in lower case, or a case-insensitive mapping.
-    """
+    """Seconds of `retry-after-ms` or `retry-after` (seconds or a date); None if unusable."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         seconds = _seconds(headers.get(name)) if name in headers else None
         if seconds is not None and 0 < seconds < float("inf"):

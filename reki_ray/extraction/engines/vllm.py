@@ -77,11 +77,7 @@ class VllmSetting:
     """How vLLM is started and called; the benchmark and the speed probe use the same.
 
     Attributes:
-        source: Folder or id of the model.
-        engine_kwargs: Arguments of the engine, unrenamed.
         sampling: Arguments of `SamplingParams`, structured output as a dict.
-        environment: Environment variables of its process.
-        chat: Renders prompts as the model wants them.
     """
 
     source: str
