@@ -18,6 +18,7 @@ from pydantic import BaseModel, computed_field
 
 from reki_ray.config import ExtractConfig, OpenAiEngine, RekiConfig
 from reki_ray.core.downloads import PACKAGED, resolve_model
+from reki_ray.core.formats import counted
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction import engine_speed
@@ -119,7 +120,7 @@ class Estimate(BaseModel):
             if self.speed_source == "configured":
                 parts.append("time not measured yet (`reki plan` measures it)")
             else:
-                engines = f"{self.engines:,} engine{'' if self.engines == 1 else 's'}"
+                engines = counted(self.engines, "engine")
                 parts.append(f"{time_span(mode.wall_hours.mean)} with {engines}")
             lines.append(", ".join(parts))
         return lines

@@ -57,10 +57,19 @@ _STATUS_OF_WORDS = (
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[\W_]+")
 # Keys under which different endpoints put an error and its message, most reliable first.
-_WRAPPED = ("error", "errors", "base_resp", "detail")
-_SAID = ("message", "msg", "status_msg", "error_msg", "error_message", "detail", "error", "errors")
-_CODES = ("status", "status_code", "code", "error_code", "errcode")
-_MOST_WRAPPERS = 4
+_WRAPPER_KEYS = ("error", "errors", "base_resp", "detail")
+_MESSAGE_KEYS = (
+    "message",
+    "msg",
+    "status_msg",
+    "error_msg",
+    "error_message",
+    "detail",
+    "error",
+    "errors",
+)
+_STATUS_KEYS = ("status", "status_code", "code", "error_code", "errcode")
+_MAX_WRAPPERS = 4
 # Upper bounds of what a chat template adds to each message and to a prompt.
 _TOKENS_PER_MESSAGE = 16
 _TOKENS_PER_PROMPT = 64
@@ -302,14 +311,14 @@ def _error_in(tree: Any) -> Any:
 def _unwrapped(error: Any) -> dict[str, Any]:
     """The fields of an error; those of the innermost wrapped error take precedence."""
     fields: dict[str, Any] = {}
-    for _ in range(_MOST_WRAPPERS):
+    for _ in range(_MAX_WRAPPERS):
         if isinstance(error, list):
             error = _first(error)
         if not isinstance(error, dict):
             return {**fields, "message": error} if isinstance(error, str) else fields
         fields |= error
         error = next(
-            (error[key] for key in _WRAPPED if isinstance(error.get(key), dict | list)), None
+            (error[key] for key in _WRAPPER_KEYS if isinstance(error.get(key), dict | list)), None
         )
     return fields
 
@@ -317,7 +326,8 @@ def _unwrapped(error: Any) -> dict[str, Any]:
 def _words(fields: dict[str, Any]) -> str:
     """Message of an error; empty if there is none."""
     return next(
-        (fields[key] for key in _SAID if fields.get(key) and isinstance(fields[key], str)), ""
+        (fields[key] for key in _MESSAGE_KEYS if fields.get(key) and isinstance(fields[key], str)),
+        "",
     )
 
 
@@ -327,7 +337,7 @@ def _reported(error: Any) -> EndpointError:
     code = fields.get("code")
     name = str(code if isinstance(code, str) else fields.get("type") or "")
     message = _words(fields) or str(error)
-    status = next((known for key in _CODES if (known := _status(fields.get(key)))), 0)
+    status = next((known for key in _STATUS_KEYS if (known := _status(fields.get(key)))), 0)
     if not status:
         parts = (name, fields.get("type"), fields.get("status"), message)
         text = " ".join(_WORD_STARTS.sub(" ", str(part)) for part in parts if part).lower()

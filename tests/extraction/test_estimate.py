@@ -94,7 +94,7 @@ def exact_tokens(config: RekiConfig, workspace: Workspace) -> dict[str, list[int
 
 
 # --- from a workspace ------------------------------------------------------------------------
-def test_a_workspace_is_estimated_as_it_will_be_asked(
+def test_a_workspace_is_estimated_from_the_prompts_it_will_have(
     ingested: RekiConfig, workspace: Workspace
 ) -> None:
     write_clusters(workspace)
@@ -268,7 +268,7 @@ def test_prompts_beyond_the_context_are_announced(tiny_config: TinyConfig) -> No
     assert "user prompts do not fit extract.engine.max_model_len" in said(found)
 
 
-def test_another_tokenizer_is_said(
+def test_a_substitute_tokenizer_is_an_assumption(
     tiny_config: TinyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
@@ -343,7 +343,7 @@ def test_storage_grows_with_what_is_kept(tiny_config: TinyConfig) -> None:
     assert 64 * 10**6 < short[1] < 2 * 1024 * 10**6
 
 
-def test_the_encoders_dimension_is_known_or_said(
+def test_the_encoders_dimension_is_known_or_assumed(
     tiny_config: TinyConfig, workspace: Workspace
 ) -> None:
     assumed: list[str] = []

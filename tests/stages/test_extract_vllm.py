@@ -176,7 +176,7 @@ def test_the_speed_of_a_real_engine_is_measured(
     assert known.generation == found.tokens_per_second
 
 
-def test_a_cluster_that_is_too_small_is_told_before_the_start() -> None:
+def test_a_cluster_that_is_too_small_is_refused_before_the_start() -> None:
     template = Renderer(load_scenario("movies"), PromptsConfig()).template
     many = ExtractConfig(min_replicas=9, max_replicas=9)
     with pytest.raises(EngineError, match="need 10 CPU"):

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reki_ray.core.formats import counted
 from reki_ray.extraction.cost_estimate import (
     Estimate,
     ModeEstimate,
@@ -29,7 +30,7 @@ def render(estimate: Estimate) -> Group:
 
 
 def _modes_table(estimate: Estimate) -> Table:
-    engines = f"{estimate.engines:,} engine{'' if estimate.engines == 1 else 's'}"
+    engines = counted(estimate.engines, "engine")
     title = Text(f"plan of {estimate.name}: {estimate.model}, {engines}")
     table = Table(title=title, title_justify="left")
     table.add_column("")
