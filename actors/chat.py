@@ -1,4 +1,4 @@
-"""The chat actor: one replica that asks an OpenAI-compatible endpoint, many prompts at a time."""
+"""Replica that sends prompts to an OpenAI-compatible endpoint, many at a time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,10 @@ _PULSE_SECONDS = LEASE_SECONDS / 4
 
 @dataclass(frozen=True)
 class ChatJob:
-    """What all replicas of a run share.
+    """Settings of all replicas of a run.
 
     Attributes:
-        config: Endpoint, model, limits.
-        sampling: Sampling of the answers.
-        prices: Prices of tokens.
-        template: What all prompts share.
-        key: The API key; None sends none. Its own type keeps it out of every text.
+        key: The API key, whose type keeps it out of logs; None sends none.
         guard: Handle of the `SpendingGuard` actor; None without a budget.
     """
 
@@ -49,20 +45,16 @@ class ChatJob:
 
 
 class ChatActor:
-    """What every actor of the pool runs.
-
-    Args:
-        job: What to ask, where and how.
-    """
+    """One actor of the pool."""
 
     def __init__(self, job: ChatJob) -> None:
         self._config = job.config
         self._template = job.template
         self._guard = job.guard
         self._currency = job.prices.currency
-        wording = RequestBuilder(job.config, job.sampling, job.template)
-        self._endpoint = Endpoint(job.config, wording, job.prices, job.key)
-        # Several work units are on their way at a time, and share the slots.
+        requests = RequestBuilder(job.config, job.sampling, job.template)
+        self._endpoint = Endpoint(job.config, requests, job.prices, job.key)
+        # Several work units are in flight and share the slots.
         self._slots = asyncio.Semaphore(job.config.max_in_flight)
         self._name = uuid.uuid4().hex
         self._pulse: BackgroundTask | None = None
@@ -71,15 +63,15 @@ class ChatActor:
         """Rows of `QUESTION_SCHEMA`, one work unit, to rows of `ANSWER_SCHEMA`.
 
         Raises:
-            EngineError: No prompt would get an answer, or the budget does not last for this
-                unit: before its first call, so that no answer is paid for and then lost.
+            EngineError: Every prompt would fail, or the budget does not suffice for this unit;
+                raised before its first call, so that no paid answer is lost.
         """
         self._endpoint.require_hope()
         rows: list[tuple[SubjectKind, str]] = list(
             zip(questions[SUBJECT_KIND].to_pylist(), questions[BODY].to_pylist(), strict=True)
         )
         costs = [self._endpoint.most_cost(self._template.messages(*row)) for row in rows]
-        async with self._purse([cost for cost in costs if self._fits(cost)]) as reservation:
+        async with self._reservation([cost for cost in costs if self._fits(cost)]) as reservation:
             outcomes = await _all(
                 self._outcome(kind, body, reservation)
                 if self._fits(cost)
@@ -89,7 +81,7 @@ class ChatActor:
         return answer_table(questions, outcomes)
 
     async def _outcome(self, kind: SubjectKind, body: str, reservation: Reservation) -> Outcome:
-        """Ask one question, and once more where the answer can be repaired."""
+        """Send one prompt, and a repair if the answer needs one."""
         replies: list[Reply] = []
         first: ParsedReply | None = None
         async with self._slots:
@@ -109,10 +101,10 @@ class ChatActor:
                     )
                     second = self._template.parse_reply(kind, body, replies[1], repaired=True)
             except RefusedError as refused:
-                said = (*replies, refused.reply) if refused.reply else tuple(replies)
+                received = (*replies, refused.reply) if refused.reply else tuple(replies)
                 if first is None:
-                    return Outcome(None, refused.reason, said, asked_at)
-                return Outcome.of(first, None, said, asked_at, refused.reason)
+                    return Outcome(None, refused.reason, received, asked_at)
+                return Outcome.of(first, None, received, asked_at, refused.reason)
         return Outcome.of(first, second, replies, asked_at)
 
     # --- budget --------------------------------------------------------------------------------
@@ -121,28 +113,28 @@ class ChatActor:
         return self._config.budget is None or cost <= self._config.budget
 
     @contextlib.asynccontextmanager
-    async def _purse(self, costs: Sequence[float]) -> AsyncIterator[Reservation]:
+    async def _reservation(self, costs: Sequence[float]) -> AsyncIterator[Reservation]:
         if self._guard is None:
             yield UnlimitedReservation()
             return
         if self._pulse is None:
-            self._pulse = BackgroundTask("spending-pulse", self._live, _PULSE_SECONDS)
+            self._pulse = BackgroundTask("spending-pulse", self._send_heartbeat, _PULSE_SECONDS)
             self._pulse.start()
         ticket = await guarded(self._guard.reserve.remote(self._name, sum(costs)))
         if isinstance(ticket, BudgetRefusal):
-            raise self._spent(ticket, costs)
+            raise self._budget_error(ticket, costs)
         reservation = BudgetReservation(self._guard, ticket)
         try:
             yield reservation
         finally:
             await reservation.settle()
 
-    async def _live(self) -> None:
-        """Tell the guard that this replica is alive."""
+    async def _send_heartbeat(self) -> None:
+        """Keep this replica's lease at the guard."""
         assert self._guard is not None
         await self._guard.alive.remote(self._name)
 
-    def _spent(self, refusal: BudgetRefusal, costs: Sequence[float]) -> EngineError:
+    def _budget_error(self, refusal: BudgetRefusal, costs: Sequence[float]) -> EngineError:
         assert self._config.budget is not None
         currency = self._currency
         return EngineError(
@@ -150,7 +142,7 @@ class ChatActor:
             f"{refusal.spent:.4g} {currency} are spent, the next {len(costs)} prompts may cost "
             f"{sum(costs):.4g} {currency}",
             where="extract.engine.budget",
-            todo="Raise it and run again: only what is missing is asked. A smaller "
+            todo="Raise it and run again: only the missing prompts are sent. A smaller "
             "extract.unit_rows uses more of it.",
         )
 

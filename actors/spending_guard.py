@@ -1,4 +1,4 @@
-"""The guard of a run's budget: one actor that every replica asks before it spends."""
+"""Guard of a run's budget: one actor in which every replica reserves money before it spends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEASE_SECONDS = 60.0
-"""A replica that was not heard of for so long is gone, and what it holds counts as spent."""
+"""After so long without a heartbeat a replica is dead, and its reservations count as spent."""
 
 
 @dataclass(frozen=True)
 class BudgetRefusal:
-    """Nothing can be reserved: the budget would not last even if all that is held came back.
-
-    Attributes:
-        spent: Money spent so far.
-    """
+    """The budget would not suffice even if all reservations were released."""
 
     spent: float
 
@@ -30,17 +26,15 @@ class _Hold:
 
 
 class SpendingGuard:
-    """Lets replicas spend together no more than a budget.
+    """Keeps all replicas together within a budget.
 
-    A replica reserves the most that a work unit may cost, asks, and settles what it did cost.
-    What is reserved and what is spent never exceed the budget together; a reservation that
-    does not fit now waits for others to settle, and is refused when that cannot help. A replica
-    that dies holds money that may have been spent: it is counted as spent.
+    A replica reserves the maximal cost of a work unit, sends its prompts, and settles the real
+    cost. Reserved and spent money together never exceed the budget; a reservation that does not
+    fit waits for others to settle, and is refused if that cannot help. The reservations of a dead
+    replica may have been spent, and count as spent.
 
     Args:
-        budget: Most that may be spent, money.
-        lease_seconds: Silence after which a replica counts as dead.
-        clock: Seconds that never run backwards.
+        lease_seconds: Time without a heartbeat after which a replica counts as dead.
     """
 
     def __init__(
@@ -60,15 +54,7 @@ class SpendingGuard:
         self._changed = asyncio.Condition()
 
     async def reserve(self, owner: str, amount: float) -> int | BudgetRefusal:
-        """Set money aside; waits while others may still give some back.
-
-        Args:
-            owner: The replica.
-            amount: The most that its work unit may cost.
-
-        Returns:
-            Ticket under which to settle, or why there is none.
-        """
+        """Reserve money and return a ticket; waits while others may still give some back."""
         async with self._changed:
             while True:
                 self._hear(owner)
@@ -81,12 +67,7 @@ class SpendingGuard:
                 await self._change()
 
     async def extend(self, ticket: int, amount: float) -> bool:
-        """Set more aside under a ticket, for a call that is repeated; never waits.
-
-        Args:
-            ticket: From `reserve`.
-            amount: The most that the repetition may cost.
-        """
+        """Reserve more under a ticket, for a retry; never waits."""
         async with self._changed:
             hold = self._holds.get(ticket)
             if hold is None or not self._fits(amount):
@@ -95,20 +76,15 @@ class SpendingGuard:
             return True
 
     async def settle(self, ticket: int, spent: float) -> None:
-        """Replace a reservation by what was spent.
-
-        Args:
-            ticket: From `reserve`.
-            spent: What the work unit did cost.
-        """
+        """Replace a reservation by the real cost."""
         async with self._changed:
             self._holds.pop(ticket, None)
-            # A replica that was only slow has been charged in full already.
+            # A replica that was only slow has already been charged in full.
             self._spent += spent - self._forfeited.pop(ticket, 0.0)
             self._changed.notify_all()
 
     async def alive(self, owner: str) -> None:
-        """A sign of life of a replica."""
+        """Heartbeat of a replica."""
         self._hear(owner)
 
     async def spent(self) -> float:
@@ -129,7 +105,7 @@ class SpendingGuard:
                 del self._holds[ticket]
 
     async def _change(self) -> None:
-        # A dead holder changes nothing by itself, so nobody waits longer than a lease.
+        # A dead owner does not notify, so no wait is longer than a lease.
         try:
             await asyncio.wait_for(self._changed.wait(), self._lease)
         except TimeoutError:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deployments.middleware.metrics import CALLERS, HOPS, LACKS, GatewayMetrics
-from reki_ray.extraction.metrics import _FiguresCollector
+from reki_ray.extraction.metrics import _StatsCollector
 from reki_ray.extraction.run_stats import RunStats, Snapshot
 from reki_ray.schema import Source
 
@@ -89,7 +89,7 @@ def _extraction() -> str:
     )
     figures = cast("RunStats", SimpleNamespace(snapshot=known.model_dump))
     registry = CollectorRegistry()
-    registry.register(_FiguresCollector(figures))
+    registry.register(_StatsCollector(figures))
     return generate_latest(registry).decode()
 
 

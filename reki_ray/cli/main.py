@@ -142,9 +142,10 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
 ) -> None:
     """Estimate extraction before any call: prompts, tokens, GPU hours, money, storage, time."""
     # Imports Ray and a tokenizer.
-    from reki_ray.extraction.estimating import estimate, render
+    from reki_ray.cli.views import plan as view
+    from reki_ray.extraction.cost_estimate import estimate
 
-    found = estimate.estimate(
+    result = estimate(
         *open_run(config, workspace),
         users=users,
         items=items,
@@ -153,7 +154,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
         engines=engines,
         measure=measure,
     )
-    show(render.render(found), found.model_dump(mode="json"), as_json=as_json)
+    show(view.render(result), result.model_dump(mode="json"), as_json=as_json)
 
 
 @app.command("sweep")

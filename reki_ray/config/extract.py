@@ -1,4 +1,4 @@
-"""Sections of prompting and of stage extract."""
+"""Sections of prompts and of stage extract."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class PromptsConfig(Section):
     )
     form: Literal["text", "json"] = Field(
         "text",
-        description="text: the whole answer is one piece of knowledge; json: one field a factor, "
-        "validated, asked once more where it is broken, and kept factor by factor.",
+        description="text: the whole answer is one piece of knowledge; json: one field per factor, "
+        "validated, retried once if broken, and kept factor by factor.",
     )
     min_factors: float = Field(
         0.1,
         ge=0,
         le=1,
         description="Share of the factors that an answer must name to count as knowledge, unknown "
-        "ones included; one that names less than half is asked for once more in any case. 0 also "
+        "ones included; one that names less than half is retried once in any case. 0 also "
         "takes answers without lines `factor: text`.",
     )
     hidden_attributes: tuple[str, ...] = Field(
-        (), description="Attributes of items and users that no prompt shows, as year."
+        (), description="Attributes of items and users hidden from all prompts, such as year."
     )
     max_title_chars: int = Field(120, ge=8, description="Longer titles are cut, characters.")
     max_text_chars: int = Field(600, ge=0, description="Longer descriptions are cut, characters.")
@@ -58,7 +58,7 @@ class VllmEngine(Section):
     revision: str = Field("main", description="Revision of a Hugging Face id.")
     chat_template_kwargs: dict[str, Any] = Field(
         {},
-        description="Arguments of the model's chat template, as {enable_thinking: false}.",
+        description="Arguments of the model's chat template, such as {enable_thinking: false}.",
     )
     max_model_len: int = Field(2048, ge=128, description="Longest prompt + answer, tokens.")
     engine_kwargs: dict[str, Any] = Field(
@@ -77,25 +77,25 @@ class ScriptedEngine(Section):
     """Answers computed from the prompt without a model, for tests and dry runs."""
 
     kind: Literal["scripted"] = "scripted"
-    model: str = Field("scripted", description="Model name written into the ledger.")
-    revision: str = Field("1", description="Revision written into the ledger.")
+    model: str = Field("scripted", description="Model name written into the answer cache.")
+    revision: str = Field("1", description="Revision written into the answer cache.")
     fail_containing: str = Field(
         "", description="Prompts with this text fail; empty lets every prompt succeed."
     )
-    seconds: float = Field(0.0, ge=0, description="Time that an answer takes, seconds.")
+    seconds: float = Field(0.0, ge=0, description="Time per answer, seconds.")
 
 
 class OpenAiEngine(Section):
-    """Any endpoint that speaks the OpenAI chat completions protocol."""
+    """Any endpoint with the OpenAI chat completions protocol."""
 
     kind: Literal["openai"] = "openai"
     base_url: str = Field(
-        description="Root of the endpoint, as https://host/v1; a query, as Azure's "
-        "?api-version=..., goes along with each request."
+        description="Root of the endpoint, such as https://host/v1; a query, such as Azure's "
+        "?api-version=..., is sent with each request."
     )
     model: str = Field(description="Model as the endpoint names it.")
     revision: str = Field(
-        "", description="Your label of the model's version: changing it asks everything again."
+        "", description="Your label of the model's version: a change sends all prompts again."
     )
     api_key_variable: str = Field(
         "OPENAI_API_KEY",
@@ -109,38 +109,38 @@ class OpenAiEngine(Section):
         json_schema_extra=OPERATIONAL,
     )
     max_in_flight: int = Field(
-        16, ge=1, description="Requests at a time of one replica.", json_schema_extra=OPERATIONAL
+        16, ge=1, description="Concurrent requests per replica.", json_schema_extra=OPERATIONAL
     )
     timeout_seconds: float = Field(
         120.0,
         gt=0,
-        description="Longest wait for a whole answer, however slowly it drips.",
+        description="Time limit for a complete answer.",
         json_schema_extra=OPERATIONAL,
     )
     max_retries: int = Field(
         5,
         ge=0,
-        description="Repetitions after 429, 5xx, a time-out or a lost connection.",
+        description="Retries after 429, 5xx, a timeout or a lost connection.",
         json_schema_extra=OPERATIONAL,
     )
     max_retry_seconds: float = Field(
         300.0,
         gt=0,
-        description="Longest time spent on one prompt, its retries included.",
+        description="Time limit per prompt, retries included.",
         json_schema_extra=OPERATIONAL,
     )
     budget: float | None = Field(
         None,
         gt=0,
-        description="Money (extract.prices.currency) that one run may spend; asking stops before "
-        "it is exceeded. Needs extract.prices.",
+        description="Money (extract.prices.currency) that one run may spend; it stops before "
+        "exceeding it. Needs extract.prices.",
         json_schema_extra=OPERATIONAL,
     )
     structured: bool = Field(
-        True, description="Ask for form json by response_format; false where it is not supported."
+        True, description="Request form json by response_format; false if unsupported."
     )
     withhold: tuple[str, ...] = Field(
-        (), description="User attributes that never leave for this endpoint, as gender."
+        (), description="User attributes never sent to this endpoint, such as gender."
     )
     extra_body: dict[str, Any] = Field({}, description="Further fields of each request.")
 
@@ -148,22 +148,22 @@ class OpenAiEngine(Section):
     @classmethod
     def _is_an_address(cls, address: str) -> str:
         if not _is_web_address(address):
-            # It may hold a password, and is not shown.
+            # Not shown, since it may hold a password.
             raise ValueError(
-                "it is not an address such as https://host/v1 (http or https, a host, "
+                "not a valid address such as https://host/v1 (http or https, a host, "
                 "a port up to 65535, no blanks)"
             )
         return address
 
 
 def _is_web_address(address: str) -> bool:
-    import httpx  # a tenth of a second, for this engine alone
+    import httpx  # takes a tenth of a second, and only this engine needs it
 
     if not address.isprintable() or " " in address:
         return False
     try:
         parts = urlsplit(address)
-        # The client must take it as well, above all its host.
+        # The client must accept it as well, especially its host.
         httpx.URL(address)
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except (ValueError, httpx.InvalidURL):
@@ -171,19 +171,19 @@ def _is_web_address(address: str) -> bool:
 
 
 class PriceConfig(Section):
-    """What asking costs; 0 where it costs nothing."""
+    """Prices of tokens and GPUs; 0 if free."""
 
     currency: str = Field("USD", description="Name of the currency, for display.")
-    gpu_hour: float = Field(0.0, ge=0, description="Price of one GPU for one hour.")
-    prompt_tokens: float = Field(0.0, ge=0, description="Price of a million prompt tokens.")
+    gpu_hour: float = Field(0.0, ge=0, description="Price per GPU hour.")
+    prompt_tokens: float = Field(0.0, ge=0, description="Price per million prompt tokens.")
     cached_tokens: float | None = Field(
-        None, ge=0, description="Price of a million cached prompt tokens; null: the full price."
+        None, ge=0, description="Price per million cached prompt tokens; null: the full price."
     )
-    generated_tokens: float = Field(0.0, ge=0, description="Price of a million generated tokens.")
+    generated_tokens: float = Field(0.0, ge=0, description="Price per million generated tokens.")
 
 
 class SpeedConfig(Section):
-    """What one engine replica does, for estimates before any call."""
+    """Speed of one engine replica, for estimates before any call."""
 
     tokens_per_second: float = Field(1000.0, gt=0, description="Tokens generated per second.")
     prefill_tokens_per_second: float = Field(
@@ -194,7 +194,7 @@ class SpeedConfig(Section):
 class SamplingConfig(Section):
     """Sampling of the LLM's answers."""
 
-    max_tokens: int = Field(160, ge=1, description="Longest answer, tokens.")
+    max_tokens: int = Field(160, ge=1, description="Maximal tokens per answer.")
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
     repetition_penalty: float = Field(
@@ -211,18 +211,18 @@ class SamplingConfig(Section):
 
 
 class ExtractConfig(ReplicaPool):
-    """Asking the LLM."""
+    """Stage extract."""
 
     mode: Literal["collective", "individual", "blend"] = Field(
         "collective",
-        description="One prompt per cluster (REKI-C), one per id (REKI-I), or both, blended by how "
-        "active an id is.",
+        description="One prompt per cluster (REKI-C), one per id (REKI-I), or both, blended by the "
+        "activity of an id.",
     )
     min_interactions: int = Field(
         5,
         ge=0,
-        description="Mode blend: an id with fewer interactions before the cut is not asked about "
-        "alone; the knowledge of its cluster stands for it.",
+        description="Mode blend: an id with fewer interactions before the history cutoff gets no "
+        "prompt of its own, only the knowledge of its cluster.",
     )
     engine: Annotated[VllmEngine | OpenAiEngine | ScriptedEngine, Field(discriminator="kind")] = (
         VllmEngine()
@@ -234,14 +234,14 @@ class ExtractConfig(ReplicaPool):
     unit_rows: int = Field(
         64,
         ge=1,
-        description="Prompts a work unit: what is finished is saved unit by unit.",
+        description="Prompts per work unit; answers are saved unit by unit.",
         json_schema_extra=OPERATIONAL,
     )
     stall_minutes: float = Field(
         30.0,
         gt=0,
-        description="Minutes without any finished work unit after which extract fails; longer than "
-        "the engine's start.",
+        description="Minutes without a finished work unit after which extract fails; longer than "
+        "the start of the engine.",
         json_schema_extra=OPERATIONAL,
     )
     prices: PriceConfig = Field(PriceConfig(), json_schema_extra=OPERATIONAL)
@@ -250,7 +250,7 @@ class ExtractConfig(ReplicaPool):
         None,
         ge=0,
         le=65535,
-        description="Port of Prometheus metrics of a running extract; null: none.",
+        description="Port of the Prometheus metrics of a running extract; null: none.",
         json_schema_extra=OPERATIONAL,
     )
     max_dead_share: float = Field(

@@ -1,5 +1,5 @@
-"""The two ends of the asking pipeline, which run on the cluster: unit to questions, answers to
-ledger."""
+"""Both ends of the extraction pipeline, run on the cluster: questions out of work units, answers
+into the answer cache."""
 
 from __future__ import annotations
 
@@ -40,45 +40,25 @@ QUARANTINED: Final = "quarantined"
 _SUMMED: Final = (PROMPT_TOKENS, CACHED_TOKENS, GENERATED_TOKENS, CALLS)
 
 _MAX_KEPT_PROMPT = 8000
-"""Longest end of a prompt kept with a failure, characters."""
+"""Characters kept of a failed prompt, from its end."""
 
 
 def questions_of(block: pa.Table, location: str) -> pa.Table:
-    """Questions of the work units that a block names.
-
-    Args:
-        block: Columns as the fields of `WorkUnit`.
-        location: The workspace.
-
-    Returns:
-        Rows of `QUESTION_SCHEMA`.
-    """
+    """Rows of `QUESTION_SCHEMA` for a block of work units, whose columns are its fields."""
     workspace = Workspace(location)
     return pa.concat_tables(read_unit(workspace, WorkUnit(**row)) for row in block.to_pylist())
 
 
-def keep(
-    block: pa.Table, *, location: str, asking: str, engine: str, model: str, revision: str
+def write_answers(
+    block: pa.Table, *, location: str, attempt_id: str, engine: str, model: str, revision: str
 ) -> pa.Table:
-    """Write the answers and failures of a block into the ledger.
-
-    Args:
-        block: Rows of `ANSWER_SCHEMA`.
-        location: The workspace.
-        asking: Identity of this asking.
-        engine: Kind of engine.
-        model: Its model.
-        revision: The model's revision.
-
-    Returns:
-        One row of counts.
-    """
+    """Write the answers and failures of a block into the answer cache; returns a row of counts."""
     now = pa.scalar(int(time.time()), pa.int64())
     answered = pc.is_valid(block[TEXTS])
     answers = _with(block.filter(answered), {MODEL: model, REVISION: revision, ENGINE: engine})
     dead = block.filter(pc.invert(answered))
     prompts = pc.utf8_slice_codeunits(dead[BODY], -_MAX_KEPT_PROMPT, None)
-    dead = _with(dead, {PASS: asking}).append_column(PROMPT, prompts)
+    dead = _with(dead, {PASS: attempt_id}).append_column(PROMPT, prompts)
     assert LEDGER.schema is not None
     assert FAILURES.schema is not None
     stamp = {CREATED_AT: now}
@@ -90,7 +70,7 @@ def keep(
     counts[ASKED_AT] = pc.min(block[ASKED_AT]).as_py() or math.inf
     counts |= {ANSWERED: answers.num_rows, DEAD: dead.num_rows}
     counts[ASKED_AGAIN] = pc.sum(pc.not_equal(block[RETRY_REASON], "")).as_py() or 0
-    # As JSON: a block of other problems would be of another type.
+    # As JSON: another set of problems would be another Arrow type.
     counts[QUARANTINED] = json.dumps(Counter(map(problem_of, dead[REASON].to_pylist())))
     return pa.table({name: [count] for name, count in counts.items()})
 

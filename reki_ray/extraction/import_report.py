@@ -1,15 +1,21 @@
-"""`reki import-knowledge`: every entry of a file from elsewhere is checked, none vanishes."""
+"""`reki import-knowledge`: reads a file of knowledge, checks every entry, and counts all of them.
+
+Formats: JSON `{id: text}`, JSON `{id: {"prompt": ..., "answer": ...}}`, as KAR and the first code
+of REKI write it, and Parquet with the columns `id`, `text` and, optionally, `factor`.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel
 from rich.console import Group
 from rich.table import Table as RichTable
@@ -18,14 +24,23 @@ from rich.text import Text
 from reki_ray import schema
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.extraction.knowledge_files import Entry, read_entries
 from reki_ray.extraction.knowledge_import import Row, write_imported
 from reki_ray.prompts.quality import flaw_of
 from reki_ray.prompts.reply_parser import LENGTH, clean, prompt_lines
 from reki_ray.prompts.reply_text import encodable
 from reki_ray.prompts.sanitize import sanitise
 from reki_ray.prompts.template import MAX_REPLY_CHARS
-from reki_ray.schema import CLUSTER_ID, ITEM_ID, USER_ID, SubjectKind, Table
+from reki_ray.schema import (
+    CLUSTER_ID,
+    FACTOR,
+    ID,
+    ITEM_ID,
+    TEXT,
+    USER_ID,
+    WHOLE_ANSWER,
+    SubjectKind,
+    Table,
+)
 
 Problem = Literal["unknown", "blank", "refusal", "loop", "malformed", "duplicate"]
 
@@ -35,28 +50,38 @@ _IDS: Final[dict[SubjectKind, tuple[Table, str]]] = {
     "item_cluster": (schema.CLUSTERS["items"], CLUSTER_ID),
     "user_cluster": (schema.CLUSTERS["users"], CLUSTER_ID),
 }
+BATCH_ROWS: Final = 65_536
+"""Entries read at a time."""
+
+_PARQUET = b"PAR1"
+_PROMPT, _ANSWER = "prompt", "answer"
 _REVISION_DIGITS = 12
 _EXAMPLES = 5
 _ID_CHARS = 60
 
 
+class Entry(NamedTuple):
+    """One entry of a file."""
+
+    id: str
+    factor: str
+    text: str | None
+    prompt: str
+
+
 class ImportReport(BaseModel):
-    """What became of a file's entries.
+    """Counts of a file's entries.
 
     Attributes:
-        file: The file.
-        source: Name under which its knowledge is kept.
-        kind: Kind of its subjects.
         revision: First digits of the file's sha256.
         entries: Entries in the file; the sum of all counts below.
-        imported: Entries that are knowledge from now on.
+        imported: Entries kept as knowledge.
         unknown: Their id is in no table of the workspace.
-        blank: Nothing is left of their text after cleaning, or it says that nothing is known.
+        blank: Their text is empty after cleaning, or says that nothing is known.
         refusal: Their text declines to answer.
         loop: Their text repeats itself.
         malformed: They hold no text.
-        duplicate: A later entry speaks of the same subject and factor.
-        examples: Some ids of each problem.
+        duplicate: A later entry has the same subject and factor.
     """
 
     file: str
@@ -92,15 +117,13 @@ def import_knowledge(
     """Check a file of knowledge and keep what is valid; an earlier import of it is replaced.
 
     Args:
-        workspace: Holds the tables of ingest and, for clusters, of cluster.
-        file: JSON or Parquet, see `read_entries`.
-        kind: Kind of the subjects; None finds out where the ids fit one kind alone.
-        source: Name under which the knowledge is kept; None takes the file's name.
-        strict: Refuse a file with unknown ids as a whole.
+        kind: Kind of the subjects; None infers it if the ids fit exactly one kind.
+        source: Name of the knowledge's source; None takes the file's name.
+        strict: Refuse the whole file if it holds unknown ids.
 
     Raises:
-        ConfigError: The file cannot be read, the kind is unclear, or another run is at work.
-        DataError: The file is damaged, holds nothing to import, or, where `strict`, unknown ids.
+        ConfigError: The file cannot be read, the kind is ambiguous, or another run has the lock.
+        DataError: The file is damaged, holds nothing to import or, with `strict`, unknown ids.
     """
     with workspace.lock():
         entries = read_entries(file)
@@ -155,31 +178,31 @@ def render(report: ImportReport) -> Group:
     for problem, count in counts.items():
         shown = Text(", ".join(report.examples.get(problem, [])))  # ids are no markup
         table.add_row(problem, f"{count:,}", shown)
-    return Group(table, Text("Subjects with imported knowledge are not asked by `reki extract`."))
+    return Group(table, Text("`reki extract` skips subjects with imported knowledge."))
 
 
 def _checked(
     batches: Iterable[list[Entry]], known: pa.ChunkedArray, report: ImportReport, *, strict: bool
 ) -> Iterator[list[Row]]:
-    """Valid rows of each batch; the report counts the others."""
+    """Valid rows of each batch; the others are counted in the report."""
     for batch in batches:
         report.entries += len(batch)
         texts = [entry for entry in batch if entry.text is not None]
         report.malformed += len(batch) - len(texts)
         report.note("malformed", (entry.id for entry in batch if entry.text is None))
         is_known = _is_known([entry.id for entry in texts], known)
-        strangers = [e.id for e, found in zip(texts, is_known, strict=True) if not found]
+        strangers = [e.id for e, ok in zip(texts, is_known, strict=True) if not ok]
         report.unknown += len(strangers)
         report.note("unknown", strangers)
         if strict and report.unknown:
             raise DataError(
                 f"the file holds unknown ids: {', '.join(report.examples['unknown'])}",
                 where=report.file,
-                todo="Remove them, or import without --strict: they are then left out and counted.",
+                todo="Remove them, or import without --strict, which skips and counts them.",
             )
         rows: list[Row] = []
-        for entry, found in zip(texts, is_known, strict=True):
-            if not found:
+        for entry, ok in zip(texts, is_known, strict=True):
+            if not ok:
                 continue
             text = _cleaned(entry)
             flaw = flaw_of(text or "", entry.factor)
@@ -195,7 +218,7 @@ def _checked(
 
 
 def _cleaned(entry: Entry) -> str | None:
-    """The text as `Frame.parse_reply` would keep it; None where nothing is left."""
+    """The text as `PromptTemplate.parse_reply` keeps it; None if nothing is left."""
     text, finish_reason = entry.text or "", None
     if len(text) > MAX_REPLY_CHARS:
         text, finish_reason = text[:MAX_REPLY_CHARS], LENGTH
@@ -203,13 +226,13 @@ def _cleaned(entry: Entry) -> str | None:
 
 
 def _is_known(ids: list[str], known: pa.ChunkedArray) -> list[bool]:
-    """Whether each id is known. Only ids of the batch are hashed: `known` may be huge."""
+    """Whether each id is known; only ids of the batch are hashed, since `known` may be huge."""
     wanted = pa.array([key if encodable(key) == key else None for key in ids], pa.string())
-    there = pc.unique(known.filter(pc.is_in(known, value_set=wanted)))
-    if isinstance(there, pa.ChunkedArray):
-        there = there.combine_chunks()
-    found: list[bool] = pc.is_in(wanted, value_set=there).to_pylist()
-    return found
+    present = pc.unique(known.filter(pc.is_in(known, value_set=wanted)))
+    if isinstance(present, pa.ChunkedArray):
+        present = present.combine_chunks()
+    mask: list[bool] = pc.is_in(wanted, value_set=present).to_pylist()
+    return mask
 
 
 def _known_ids(workspace: Workspace, kind: SubjectKind) -> pa.ChunkedArray:
@@ -220,7 +243,7 @@ def _known_ids(workspace: Workspace, kind: SubjectKind) -> pa.ChunkedArray:
 def _find_kind(
     workspace: Workspace, file: Path, entries: list[Entry]
 ) -> tuple[SubjectKind, pa.ChunkedArray]:
-    """The only kind that any of these entries is of, and its ids."""
+    """The only kind that any of these ids belongs to, and all ids of that kind."""
     ids = [entry.id for entry in entries]
     fitting: list[tuple[SubjectKind, pa.ChunkedArray]] = []
     for kind, (table, _) in _IDS.items():
@@ -230,16 +253,104 @@ def _find_kind(
                 fitting.append((kind, known))
     if len(fitting) == 1:
         return fitting[0]
-    found = " and ".join(kind for kind, _ in fitting)
+    kinds = " and ".join(kind for kind, _ in fitting)
     raise ConfigError(
-        f"the ids are those of {found}" if fitting else "no id of the file is known here",
+        f"the ids are those of {kinds}" if fitting else "no id of the file is in the workspace",
         where=str(file),
-        todo="Say what the entries are about: --kind item, user, item_cluster or user_cluster."
+        todo="Name the kind of the entries: --kind item, user, item_cluster or user_cluster."
         if fitting
-        else "Run `reki ingest` first, and give the ids of its tables.",
+        else "Run `reki ingest` first, and use the ids of its tables.",
     )
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# --- files ---------------------------------------------------------------------------------------
+def read_entries(file: Path) -> Iterator[list[Entry]]:
+    """Entries of a file, `BATCH_ROWS` at a time, in the order of the file.
+
+    Parquet is read batch by batch; a JSON file is read whole, about four times its size.
+
+    Raises:
+        ConfigError: The file cannot be read.
+        DataError: The file is damaged or in an unknown format.
+    """
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(_PARQUET))
+        if start == _PARQUET:
+            yield from _parquet(file)
+        else:
+            yield from _json(file)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ConfigError(
+                f"cannot read the file: {error}",
+                where=str(file),
+                todo="Name a readable JSON or Parquet file.",
+            ) from error
+        raise _broken(file, f"the file is damaged: {error}") from error
+
+
+def _parquet(file: Path) -> Iterator[list[Entry]]:
+    with pq.ParquetFile(file) as opened:
+        names = opened.schema_arrow.names
+        missing = [name for name in (ID, TEXT) if name not in names]
+        if missing:
+            raise _broken(file, f"columns are missing: {', '.join(missing)}")
+        columns = [name for name in (ID, TEXT, FACTOR) if name in names]
+        _require_kinds(file, opened.schema_arrow, columns)
+        for batch in opened.iter_batches(BATCH_ROWS, columns=columns):
+            ids, texts = (batch[name].cast(pa.string()).to_pylist() for name in (ID, TEXT))
+            factors = (
+                batch[FACTOR].cast(pa.string()).to_pylist()
+                if FACTOR in columns
+                else [WHOLE_ANSWER] * len(ids)
+            )
+            yield [
+                Entry(key or "", (factor or "").strip() or WHOLE_ANSWER, text, "")
+                for key, text, factor in zip(ids, texts, factors, strict=True)
+            ]
+
+
+def _require_kinds(file: Path, fields: pa.Schema, columns: list[str]) -> None:
+    for name in columns:
+        kind = fields.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        # Many data sets have numeric ids; ingest turns them into the same strings.
+        if not (text or (name == ID and pa.types.is_integer(kind))):
+            raise _broken(file, f"column {name} holds {kind}, not text")
+
+
+def _json(file: Path) -> Iterator[list[Entry]]:
+    try:
+        # Pairs instead of dictionaries keep duplicate keys.
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=tuple)
+    except (ValueError, RecursionError) as error:
+        raise _broken(file, f"the file is not valid JSON: {error}") from error
+    if not isinstance(content, tuple):
+        raise _broken(file, "the file is not a JSON object with ids as keys")
+    for start in range(0, len(content), BATCH_ROWS):
+        yield [_entry(key, value) for key, value in content[start : start + BATCH_ROWS]]
+
+
+def _entry(key: str, value: Any) -> Entry:
+    prompt: Any = ""
+    if isinstance(value, tuple):
+        fields = dict(value)
+        value, prompt = fields.get(_ANSWER), fields.get(_PROMPT)
+    text = value if isinstance(value, str) else None
+    return Entry(key, WHOLE_ANSWER, text, prompt if isinstance(prompt, str) else "")
+
+
+def _broken(file: Path, what: str) -> DataError:
+    return DataError(
+        what,
+        where=str(file),
+        todo='Give JSON {id: text}, JSON {id: {"prompt": ..., "answer": ...}}, or Parquet with the '
+        "text columns id, text and, optionally, factor.",
+    )

@@ -1,7 +1,7 @@
-"""Knowledge from elsewhere: checked, and kept beside what is asked here.
+"""Tables of imported knowledge.
 
 Each source and kind has one file under `extract/imported/`, which the next import of the same
-source replaces. Subjects with imported knowledge are not asked.
+source replaces. Extraction skips subjects with imported knowledge.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ from reki_ray.schema import (
 )
 
 IMPORTED: Final = Table("extract/imported", KNOWLEDGE_SCHEMA)
-"""One file a source and kind; within a file each subject and factor once."""
+"""One file per source and kind; within a file each subject and factor once."""
 
 ENGINE_NAME: Final = "imported"
-"""Value of `engine` for knowledge that was not asked for here."""
+"""Value of `engine` for imported knowledge."""
 
 _KEY: Final = [SUBJECT_KIND, SUBJECT_ID, FACTOR]
 _TIME: Final = b"reki.imported_at_ns"
@@ -59,27 +59,13 @@ Row = tuple[str, str, str]
 
 
 def imported_address(kind: SubjectKind, subject_id: str, source: str, revision: str) -> str:
-    """What stands in place of a prompt's hash: 64 hexadecimal digits.
-
-    Args:
-        kind: Kind of the subject.
-        subject_id: Its id.
-        source: Name of the source.
-        revision: Revision of the source.
-    """
+    """Value of column `prompt_hash` for imported knowledge: 64 hexadecimal digits."""
     content = json.dumps(["imported", kind, subject_id, source, revision])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
-    """All imported knowledge; the latest import of a subject's factor counts.
-
-    Args:
-        workspace: The run's folder.
-        columns: Subset of the columns; None reads all.
-
-    Returns:
-        Rows of `KNOWLEDGE_SCHEMA`, the older import first; none where nothing was imported.
+    """Read imported knowledge, oldest import first; the latest of each subject and factor counts.
 
     Raises:
         DataError: A file is damaged.
@@ -91,18 +77,13 @@ def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.
         with _opened(workspace, part.path) as file:
             tables.append(file.read(columns=read).replace_schema_metadata(None))
     rows = pa.concat_tables(tables)
-    # One file alone holds no key twice.
-    return (rows if len(tables) <= 2 else _latest(rows)).select(wanted)
+    if len(tables) > 2:  # a single file holds no key twice
+        rows = rows.take(pa.array(_last_rows(rows, _KEY)))
+    return rows.select(wanted)
 
 
 def identify(config: RekiConfig) -> list[list[Any]]:
-    """Identity of what is imported into a run: name, size and revision of each file.
-
-    Args:
-        config: The run.
-
-    Returns:
-        JSON-ready; empty where nothing was imported.
+    """JSON-ready identity of the imported files of a run: name, size and revision of each.
 
     Raises:
         DataError: A file is damaged.
@@ -121,26 +102,21 @@ def write_imported(
     revision: str,
     batches: Iterable[list[Row]],
 ) -> tuple[int, list[Row]]:
-    """Replace what a source says of one kind, at once or not at all.
+    """Atomically replace the knowledge of one source and kind; writes nothing if there are no rows.
 
     Args:
-        workspace: The run's folder.
-        kind: Kind of the subjects.
-        source: Name of the source.
-        revision: Revision of the source.
-        batches: What it says; the last of several texts for the same subject and factor counts.
+        batches: Rows; the last of several texts for the same subject and factor counts.
 
     Returns:
-        Rows written, and some of the rows that gave way to later ones, without their texts;
-        nothing is written where there are no rows.
+        Number of rows written, and some of the replaced duplicates, without their texts.
 
     Raises:
-        DataError: Raised by `batches`; then nothing is written.
+        DataError: Raised by `batches`; nothing is written.
     """
     target = workspace.path(IMPORTED.path, f"{_part_name(kind, source)}.parquet")
     imported_at = _imported_at(workspace, target, revision)
     workspace.filesystem.makedirs(workspace.path(IMPORTED.path), exist_ok=True)
-    # Beside the target, so that a rename puts it in its place; an object store's put is atomic.
+    # In the target's folder, so that a rename is atomic; an object store's put is atomic.
     beside = workspace.path(IMPORTED.path) if workspace.is_local else None
     with tempfile.TemporaryDirectory(prefix=".import-", dir=beside) as folder:
         drawn, final = Path(folder, "drawn.parquet"), Path(folder, "final.parquet")
@@ -169,7 +145,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Makes rows of a table out of what a source says."""
+    """Builds rows of the table."""
 
     kind: SubjectKind
     source: str
@@ -217,7 +193,7 @@ def _parts(workspace: Workspace) -> Iterator[_Part]:
 
 
 def _imported_at(workspace: Workspace, target: str, revision: str) -> int:
-    """Nanoseconds since the epoch; the earlier time where the import would change nothing."""
+    """Nanoseconds since the epoch; the time of the last import if this one changes nothing."""
     latest = max(_parts(workspace), key=lambda part: part.imported_at, default=None)
     if latest is not None and (latest.path, latest.revision) == (target, revision):
         return latest.imported_at
@@ -225,7 +201,7 @@ def _imported_at(workspace: Workspace, target: str, revision: str) -> int:
 
 
 def _repetitions(drawn: Path) -> tuple[np.ndarray, list[Row]]:
-    """Which rows are the last of their subject and factor, (N,) bool, and some that are not."""
+    """Mask of the rows that are the last of their subject and factor, (N,), and some others."""
     rows = pq.read_table(drawn, columns=[SUBJECT_ID, FACTOR])
     last = np.zeros(rows.num_rows, dtype=bool)
     last[_last_rows(rows, [SUBJECT_ID, FACTOR])] = True
@@ -243,17 +219,13 @@ def _copy(drawn: Path, final: Path, fields: pa.Schema, kept: np.ndarray) -> None
             start += batch.num_rows
 
 
-def _latest(rows: pa.Table) -> pa.Table:
-    return rows.take(pa.array(_last_rows(rows, _KEY)))
-
-
 def _last_rows(rows: pa.Table, key: list[str]) -> np.ndarray:
     """Index of the last row of every key, ascending."""
     index = "__row"
     numbered = rows.select(key).append_column(index, pa.array(np.arange(rows.num_rows)))
     last = numbered.group_by(key).aggregate([(index, "max")])[f"{index}_max"]
-    found: np.ndarray = np.sort(last.to_numpy())
-    return found
+    rows_kept: np.ndarray = np.sort(last.to_numpy())
+    return rows_kept
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""Settling: from plan and ledger to the tables that later stages read.
+"""Writes the knowledge tables that later stages read, from plan and answer cache.
 
-Every planned subject ends exactly once a factor in `KNOWLEDGE` or once in `DEAD_LETTERS`;
-subjects whose prompts are equal share one answer, and each gets rows of its own.
+Every planned subject ends exactly once per factor in `KNOWLEDGE` or once in `DEAD_LETTERS`;
+subjects with equal prompts share an answer, and each gets its own rows.
 """
 
 from __future__ import annotations
@@ -42,18 +42,14 @@ _LOST = "the engine gave neither an answer nor a reason"
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What became of the plan's subjects.
+class SettledPlan:
+    """Counts of a plan's subjects.
 
     Attributes:
-        subjects: Planned subjects, and those known by import alone.
-        answered: Subjects with knowledge.
+        subjects: Planned subjects, and those with imported knowledge only.
         dead: Subjects without, each with a reason.
-        prompts: Distinct prompts of the plan.
         prompt_tokens: Tokens of the answered prompts, each counted once.
-        generated_tokens: Tokens of their answers.
-        reason: Why the last of the dead has no answer; empty where none is dead.
-        stats: How good the answers are.
+        reason: Reason of the last dead subject; empty if there is none.
     """
 
     subjects: int
@@ -66,11 +62,11 @@ class Summary:
     stats: AnswerStats
 
 
-def settle(workspace: Workspace, reporter: Reporter) -> Summary:
+def settle(workspace: Workspace, reporter: Reporter) -> SettledPlan:
     """Write `KNOWLEDGE` and `DEAD_LETTERS` of the current plan.
 
     Raises:
-        DataError: Plan or ledger are damaged.
+        DataError: Plan or answer cache is damaged.
     """
     location = workspace.location
     parts = workspace.parts(PLAN)
@@ -88,7 +84,7 @@ def settle(workspace: Workspace, reporter: Reporter) -> Summary:
             task.advance()
         (known,) = bounded([(_settle_imported, (location, scratch.location))])
     dead = sum(stats.quarantined.values())
-    return Summary(
+    return SettledPlan(
         subjects=stats.answered + dead + known,
         answered=stats.answered + known,
         dead=dead,
@@ -99,10 +95,10 @@ def settle(workspace: Workspace, reporter: Reporter) -> Summary:
 
 
 def compact(workspace: Workspace) -> None:
-    """Merge the ledger's small files, in a task: their rows are no business of the driver.
+    """Merge small files of the answer cache, in a task to spare the driver's memory.
 
     Raises:
-        DataError: A file of the ledger is damaged.
+        DataError: A file of the answer cache is damaged.
     """
     list(bounded([(_compact, (workspace.location,))]))
 
@@ -119,19 +115,19 @@ def _read_index(location: str) -> AnswerIndex:
 
 @ray.remote
 def _totals(location: str, index: AnswerIndex) -> dict[str, int]:
-    """Figures over the distinct prompts of the plan."""
+    """Totals over the distinct prompts of the plan."""
     workspace = Workspace(location)
     digests = [
         digests_of(_plan(workspace, part, [PROMPT_HASH])[PROMPT_HASH])
         for part in workspace.parts(PLAN)
     ]
     distinct = np.unique(np.concatenate(digests))
-    found = index.find(distinct)
-    found = found[found >= 0]
+    entries = index.find(distinct)
+    entries = entries[entries >= 0]
     return {
         "prompts": len(distinct),
-        "prompt_tokens": int(index.prompt_tokens[found].sum(dtype=np.int64)),
-        "generated_tokens": int(index.generated_tokens[found].sum(dtype=np.int64)),
+        "prompt_tokens": int(index.prompt_tokens[entries].sum(dtype=np.int64)),
+        "generated_tokens": int(index.generated_tokens[entries].sum(dtype=np.int64)),
     }
 
 
@@ -143,13 +139,13 @@ def _settle_part(
     workspace, scratch = Workspace(location), Workspace(target)
     rows = _plan(workspace, part, None)
     rows = rows.filter(pc.is_valid(rows[BODY]))
-    found = index.find(digests_of(rows[PROMPT_HASH]))
+    entries = index.find(digests_of(rows[PROMPT_HASH]))
     name = part.rpartition("/")[2].removesuffix(".parquet")
-    alive = pa.array(found >= 0)
+    alive = pa.array(entries >= 0)
     stats = AnswerStats()
     if pc.any(alive).as_py():
         knowledge, stats = _knowledge(
-            AnswerCache(workspace), rows.filter(alive), index, found[found >= 0]
+            AnswerCache(workspace), rows.filter(alive), index, entries[entries >= 0]
         )
         scratch.write_table(KNOWLEDGE, knowledge, part=name)
     dead = rows.filter(pc.invert(alive))
@@ -169,17 +165,15 @@ def _plan(workspace: Workspace, part: str, columns: list[str] | None) -> pa.Tabl
 def _knowledge(
     ledger: AnswerCache, rows: pa.Table, index: AnswerIndex, entries: np.ndarray
 ) -> tuple[pa.Table, AnswerStats]:
-    """Rows of `KNOWLEDGE`: each subject with each factor of its answer; and how good they are.
+    """Rows of `KNOWLEDGE`, one per subject and factor, and statistics of the answers.
 
     Args:
-        ledger: Holds the answers.
         rows: N rows of `PLAN`.
-        index: Where the answers lie.
         entries: (N,) entry of each row in the index.
     """
     files = index.file[entries]
     pieces, stats = [], AnswerStats()
-    for file in np.unique(files):  # answers of one shard mostly lie in few files
+    for file in np.unique(files):  # answers of a shard are mostly in a few files
         here = np.flatnonzero(files == file)
         answers = ledger.read(index.files[file]).take(pa.array(index.row[entries[here]]))
         subjects = rows.select([SUBJECT_KIND, SUBJECT_ID]).take(pa.array(here))
@@ -190,7 +184,7 @@ def _knowledge(
 
 def _by_factor(subjects: pa.Table, answers: pa.Table) -> pa.Table:
     texts = answers[TEXTS].combine_chunks()
-    # Arrow's own list_parent_indices takes no maps.
+    # Arrow's list_parent_indices does not accept maps.
     ends = texts.offsets.to_numpy()
     row = pa.array(np.repeat(np.arange(len(texts)), np.diff(ends)))
     begin, length = int(ends[0]), int(ends[-1] - ends[0])
@@ -224,7 +218,7 @@ def _letters(ledger: AnswerCache, dead: pa.Table) -> pa.Table:
 
 @ray.remote
 def _settle_imported(location: str, target: str) -> int:
-    """Imported knowledge; returns the number of subjects."""
+    """Write imported knowledge; returns the number of subjects."""
     rows = knowledge_import.read_imported(Workspace(location))
     if not rows.num_rows:
         return 0

@@ -1,4 +1,8 @@
-"""Prometheus metrics of a running extract: the figures of `reki status`, read when scraped."""
+"""Prometheus metrics of a running extract: the statistics of `reki status`, read when scraped.
+
+`ray.util.metrics` would prefix every name with `ray_` and publish on a per-node port that a local
+Ray chooses itself.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +36,14 @@ _MONEY = {
 
 
 @contextlib.contextmanager
-def exported(figures: RunStats, port: int | None) -> Iterator[int | None]:
-    """Serve the figures at `http://<this machine>:<port>/metrics` for the work in the block.
+def exported(stats: RunStats, port: int | None) -> Iterator[int | None]:
+    """Serve statistics at `http://<this machine>:<port>/metrics` during the block.
 
     Args:
-        figures: What is served.
         port: Port on all interfaces; 0 takes a free one, None serves nothing.
 
     Yields:
-        The port; None where nothing is served.
+        The port, or None.
 
     Raises:
         ConfigError: The port cannot be opened.
@@ -49,7 +52,7 @@ def exported(figures: RunStats, port: int | None) -> Iterator[int | None]:
         yield None
         return
     registry = CollectorRegistry()
-    registry.register(_FiguresCollector(figures))
+    registry.register(_StatsCollector(stats))
     try:
         server, thread = start_http_server(port, registry=registry)
     except OSError as error:
@@ -66,24 +69,18 @@ def exported(figures: RunStats, port: int | None) -> Iterator[int | None]:
         thread.join()
 
 
-class _FiguresCollector(Collector):
-    """Makes metrics of the figures of the moment.
-
-    Args:
-        figures: What is read.
-    """
-
-    def __init__(self, figures: RunStats) -> None:
-        self._figures = figures
+class _StatsCollector(Collector):
+    def __init__(self, stats: RunStats) -> None:
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        """One family a figure; what is not known yet is left out."""
-        found = Snapshot(**self._figures.snapshot())
+        """One family per statistic; those not known yet are left out."""
+        snapshot = Snapshot(**self._stats.snapshot())
         prompts = CounterMetricFamily(
             "reki_extract_prompts", "Prompts that are done, by outcome.", labels=["state"]
         )
         for state in _PROMPTS:
-            prompts.add_metric([state], getattr(found, state))
+            prompts.add_metric([state], getattr(snapshot, state))
         yield prompts
         tokens = CounterMetricFamily(
             "reki_extract_tokens",
@@ -91,27 +88,27 @@ class _FiguresCollector(Collector):
             labels=["kind"],
         )
         for kind, name in _TOKENS.items():
-            tokens.add_metric([kind], getattr(found, name))
+            tokens.add_metric([kind], getattr(snapshot, name))
         yield tokens
         yield CounterMetricFamily(
             "reki_extract_asked_again",
             "Prompts that were asked once more, since their first answer was not knowledge.",
-            value=found.asked_again,
+            value=snapshot.asked_again,
         )
         quarantined = CounterMetricFamily(
             "reki_extract_quarantined", "Prompts without an answer.", labels=["problem"]
         )
-        for problem, count in found.quarantined.items():
+        for problem, count in snapshot.quarantined.items():
             quarantined.add_metric([problem], count)
         yield quarantined
-        yield CounterMetricFamily("reki_extract_calls", "Calls of the model.", value=found.calls)
+        yield CounterMetricFamily("reki_extract_calls", "Calls of the model.", value=snapshot.calls)
         for field, (name, text) in _GAUGES.items():
-            value = getattr(found, field)
+            value = getattr(snapshot, field)
             if value is not None:
                 yield GaugeMetricFamily(f"reki_extract_{name}", text, value=value)
         for field, (name, text) in _MONEY.items():
-            value = getattr(found, field)
+            value = getattr(snapshot, field)
             if value is not None:
                 money = GaugeMetricFamily(f"reki_extract_{name}", text, labels=["currency"])
-                money.add_metric([found.currency], value)
+                money.add_metric([snapshot.currency], value)
                 yield money

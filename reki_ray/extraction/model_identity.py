@@ -1,4 +1,4 @@
-"""What makes two answers those of the same model: its weights, and how an engine loads them."""
+"""Identity of a model beyond its name: its weights, and how an engine loads them."""
 
 from __future__ import annotations
 
@@ -37,21 +37,15 @@ _OPERATIONAL: Final = frozenset(
         "tensor_parallel_size",
     }
 )
-"""Engine arguments that change how fast an answer comes, and not which. All others, as
-quantization, hf_overrides or dtype, are part of what was asked."""
+"""Engine arguments that change the speed of an answer but not its text. All others, such as
+quantization, hf_overrides or dtype, are part of the identity."""
 
 _LOCAL: Final = frozenset({"weights", "files"})
-"""Fields of digests, which no configuration holds."""
+"""Fields with digests, which are not in the configuration."""
 
 
 def request_identity(extract: ExtractConfig) -> dict[str, Any]:
-    """What decides an answer beside the prompt, the names of model and revision, and the sampling.
-
-    Args:
-        extract: The engine.
-
-    Returns:
-        JSON-ready fields; none where the names say all.
+    """JSON-ready fields that decide an answer beside prompt, model, revision and sampling.
 
     Raises:
         ConfigError: A local file of the model cannot be read.
@@ -66,22 +60,21 @@ def request_identity(extract: ExtractConfig) -> dict[str, Any]:
         for key, value in engine.engine_kwargs.items()
         if key.replace("-", "_") not in _OPERATIONAL
     }
-    found: dict[str, Any] = {"engine_kwargs": deciding} if deciding else {}
+    identity: dict[str, Any] = {"engine_kwargs": deciding} if deciding else {}
     if engine.chat_template_kwargs:
-        found["chat_template_kwargs"] = engine.chat_template_kwargs
+        identity["chat_template_kwargs"] = engine.chat_template_kwargs
     if not engine.model.startswith(PACKAGED):
         weights = _digest(engine.model, "model")
         if weights:
-            found["weights"] = weights
+            identity["weights"] = weights
     files: dict[str, str] = dict(_local_files(deciding, "engine_kwargs"))
     if files:
-        found["files"] = files
-    return found
+        identity["files"] = files
+    return identity
 
 
 def _local_files(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Digests of the local files and folders that arguments name, however deep: a tokenizer, a
-    chat template, adapters."""
+    """Digests of files and folders in nested arguments: tokenizer, chat template, adapters."""
     if isinstance(value, str):
         digest = _digest(value, where)
         if digest:
@@ -95,7 +88,7 @@ def _local_files(value: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _digest(name: str, where: str) -> str | None:
-    """Digest of a local file or folder; None for what is none, as a name or a template's text."""
+    """Digest of a local file or folder; None for a name or the text of a template."""
     path = Path(name)
     try:
         if path.is_file():
@@ -114,10 +107,7 @@ def _digest(name: str, where: str) -> str | None:
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """What decides the output of stage extract beside the tables and the configuration.
-
-    Args:
-        config: The run.
+    """Identity of the inputs of stage extract beside tables and configuration.
 
     Raises:
         ConfigError: A local file of the model cannot be read.

@@ -1,10 +1,9 @@
-"""Which prompt kills the engine: asked in ever smaller shares until it stands alone.
+"""Bisection for prompts that kill the engine.
 
-An engine that dies whatever it is asked and a prompt that kills every engine look alike from
-outside: nothing is finished. Here the share that is asked is halved after each such death; a
-prompt that dies alone, twice, is a suspect, and becomes a dead letter as soon as the engine has
-answered another one. An engine that answers nothing in between is what is broken, and no prompt is
-blamed.
+A broken engine and a prompt that kills every engine look alike: nothing finishes. The number of
+prompts sent is halved after each such death; a prompt on which the engine dies alone, twice, is a
+suspect, and becomes a dead letter once the engine has answered another prompt. If the engine
+answers nothing in between, the engine is broken and no prompt is blamed.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ _DEATHS_ALONE: Final = 2
 
 @dataclass
 class PoisonBisector:
-    """Decides what the next pipeline asks: pending prompts in order, suspects skipped.
+    """Decides how many pending prompts the next pipeline gets; suspects are skipped.
 
     Args:
-        unit_rows: Prompts a work unit: the first share after a death.
-        restarts: Deaths in a row that are forgiven: failed starts, or suspects.
+        unit_rows: Prompts per work unit: the first share after a death.
+        restarts: Failed starts in a row, or suspects, that are tolerated.
 
     Attributes:
-        suspects: Leading pending prompts that died alone, none answered since.
-        share: Prompts that the next pipeline asks; None asks all.
-        reason: What the last of them died of.
+        suspects: Leading pending prompts on which the engine died alone, none answered since.
+        share: Prompts of the next pipeline; None for all.
+        reason: Error of the last such death.
     """
 
     unit_rows: int
@@ -39,35 +38,28 @@ class PoisonBisector:
     _alone: int = 0
 
     def answered(self) -> int:
-        """Something was finished: widen the share.
-
-        Returns:
-            Leading pending prompts that are now known to kill the engine.
-        """
-        found, self.suspects = self.suspects, 0
+        """Widen the share after progress; returns how many leading prompts kill the engine."""
+        poisonous, self.suspects = self.suspects, 0
         self._failed_starts = self._alone = 0
         if self.share is not None:
             self.share = 2 * self.share if 2 * self.share <= self.unit_rows else None
-        return found
+        return poisonous
 
     def died(self, left: int, reason: str, *, started: bool) -> bool:
-        """Nothing was finished: narrow the share.
+        """Narrow the share after a death without progress; returns whether to go on.
 
         Args:
             left: Pending prompts, suspects not counted.
-            reason: What ended the pipeline.
-            started: Whether the engine came up at all: otherwise no prompt is to blame.
-
-        Returns:
-            Whether to go on.
+            reason: Error that ended the pipeline.
+            started: Whether the engine started; if not, no prompt is to blame.
         """
         if not started:
             self._failed_starts += 1
             return self._failed_starts <= self.restarts
         self.reason = reason
-        asked = left if self.share is None else min(self.share, left)
-        if asked > 1:
-            self.share = min(self.unit_rows, asked // 2)
+        sent = left if self.share is None else min(self.share, left)
+        if sent > 1:
+            self.share = min(self.unit_rows, sent // 2)
             return True
         self.share = 1
         self._alone += 1

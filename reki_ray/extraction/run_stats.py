@@ -1,4 +1,4 @@
-"""Live figures of an asking: what is done, how fast, at what cost, and when it ends."""
+"""Live statistics of an extraction: progress, speed, cost, and when it ends."""
 
 from __future__ import annotations
 
@@ -16,35 +16,25 @@ from reki_ray.llm.prices import gpus_of, token_cost
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
 _TREND_SECONDS: Final = 600.0
-"""The rate of the last ten minutes tells the end: it evens out units, and forgets a slow start."""
+"""The end is forecast from the last ten minutes: they even out units and forget a slow start."""
 
 
 class Snapshot(BaseModel):
-    """Figures at one moment; JSON-ready. Money is in `currency`.
+    """Statistics at one moment; JSON-ready. Money is in `currency`, times are in seconds.
 
     Attributes:
-        prompts: Distinct prompts to ask in this run.
-        done: Those that have an answer or a reason why not.
-        left: Those that have neither.
-        answered: Those that have an answer.
-        dead: Those that have a reason why not.
-        cache_hits: Prompts of the plan that an earlier run had answered, not among `prompts`.
-        calls: Calls of the model; more than prompts where some were asked once more.
-        asked_again: Prompts that were asked once more, since their first answer was not knowledge.
-        quarantined: Prompts without an answer, by problem.
-        prompt_tokens: Tokens of prompts.
-        cached_tokens: Those of them that came from the prefix cache.
-        generated_tokens: Tokens of answers.
-        cached_share: Cached tokens by prompt tokens; None before the first.
-        tokens_per_second: Generated tokens a second since the start, start-up included.
+        done: Prompts with an answer or a failure.
+        left: Prompts with neither.
+        dead: Prompts with a failure.
+        cache_hits: Cached prompts of the plan, not among `prompts`.
+        calls: Calls of the model, retries included.
+        asked_again: Prompts that were retried because the first answer was not knowledge.
+        cached_share: Cached tokens divided by prompt tokens; None before the first.
+        tokens_per_second: Generated tokens per second since the start, start-up included.
         tokens_per_second_now: The same in the last minute.
         replicas: Engine replicas that are paid for.
-        gpu_hours: GPU hours so far.
-        currency: Name of the currency.
-        cost: Money so far.
         expected_cost: Money at the end; None before the first prompt is done.
-        seconds: Time since the start, seconds.
-        seconds_left: Time until the end, seconds; None where nothing was done of late.
+        seconds_left: Time until the end; None without recent progress.
         ends_at: The end, seconds since the epoch; None as above.
     """
 
@@ -76,12 +66,7 @@ class Snapshot(BaseModel):
 
 
 class RunStats:
-    """Accumulates the counts of finished work units. Safe to read from another thread.
-
-    Args:
-        config: Prices, replicas and GPUs.
-        clock: Seconds since the epoch.
-    """
+    """Accumulates the counts of finished work units. Safe to read from another thread."""
 
     def __init__(self, config: ExtractConfig, clock: Callable[[], float] = time.time) -> None:
         self._prices = config.prices
@@ -109,18 +94,18 @@ class RunStats:
         self._recent: deque[tuple[float, int, int]] = deque()
 
     def start(self, *, total: int, hits: int = 0) -> None:
-        """Begin: the clock of rates, end and GPU hours starts here.
+        """Start the clock of rates, end and GPU hours.
 
         Args:
-            total: Distinct prompts to ask.
-            hits: Prompts of the plan that were answered before.
+            total: Distinct prompts of this run.
+            hits: Cached prompts of the plan.
         """
         with self._lock:
             self._total, self._hits = total, hits
             self._started = self._counted = self._clock()
 
     def resize(self, replicas: int) -> None:
-        """Tell how many replicas there are from now on; `extract.min_replicas` until then."""
+        """Set the number of replicas from now on; `extract.min_replicas` until then."""
         with self._lock:
             self._count_replicas()
             self._replicas = replicas
@@ -143,7 +128,7 @@ class RunStats:
                 self._recent.popleft()
 
     def snapshot(self) -> dict[str, Any]:
-        """The figures now, as fields of `Snapshot`."""
+        """Current statistics, as fields of `Snapshot`."""
         with self._lock:
             return self._snapshot().model_dump()
 
@@ -183,7 +168,7 @@ class RunStats:
         self._counted = now
 
     def _rate(self, window: float) -> tuple[float, float]:
-        """Prompts and generated tokens a second in the last seconds."""
+        """Prompts and generated tokens per second in the last `window` seconds."""
         since = max(self._counted - window, self._started)
         recent = [unit for unit in self._recent if unit[0] >= since]
         seconds = self._counted - since

@@ -1,4 +1,4 @@
-"""Rendering of chats as one model wants them."""
+"""Chat template and tokenizer of one model."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from reki_ray.errors import EngineError
 from reki_ray.prompts.renderer import Message, plain_text
 
 PLAIN_STOP = "\n###"
-"""Where a base model begins to invent the next section."""
+"""Stop text for base models, which go on to invent the next section."""
 
 
 class ChatRenderer:
-    """Chat template of one model. Can be pickled: another process loads the tokenizer itself.
+    """Chat template and tokenizer of one model; can be pickled, each process loads its own.
 
     Args:
-        model: Local folder or Hugging Face id.
-        revision: Revision of a Hugging Face id.
-        options: Arguments of the template, as `enable_thinking`.
+        options: Arguments of the template, such as `enable_thinking`.
 
     Raises:
         EngineError: The tokenizer cannot be loaded.
@@ -29,7 +27,7 @@ class ChatRenderer:
         self._model = model
         self._revision = revision
         self._options = dict(options or {})
-        self._tokenizer  # noqa: B018  # a model that cannot be loaded fails here
+        self._tokenizer  # noqa: B018  # fail early if the model cannot be loaded
 
     def __reduce__(self) -> tuple[type[ChatRenderer], tuple[str, str, dict[str, Any]]]:
         return type(self), (self._model, self._revision, self._options)
@@ -49,7 +47,7 @@ class ChatRenderer:
 
     @cached_property
     def _adds_beginning(self) -> bool:
-        """Whether the tokenizer itself begins a text with its special token."""
+        """Whether the tokenizer adds the beginning-of-text token."""
         return bool(self._tokenizer("", add_special_tokens=True)["input_ids"])
 
     @property
@@ -58,13 +56,22 @@ class ChatRenderer:
         return bool(self._tokenizer.chat_template)
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as text, with the model's special tokens where it has a chat template."""
+        """The prompt as text, with special tokens if the model has a chat template."""
         if not self.has_template:
             return plain_text(messages)
         chat = [{"role": message.role, "content": message.content} for message in messages]
         rendered: str = self._tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, **self._options
         )
-        # The engine adds the beginning-of-text token itself; some templates write it as well.
+        # The engine adds the beginning-of-text token; some templates write it as well.
         bos = self._tokenizer.bos_token
         return rendered.removeprefix(bos) if bos and self._adds_beginning else rendered
+
+    def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt."""
+        ids: list[int] = self._tokenizer(self.text(messages))["input_ids"]
+        return ids
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text without any template."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""Chat completions of an OpenAI-compatible endpoint: what is asked, what is read."""
+"""Requests and responses of OpenAI-compatible chat completions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from reki_ray.prompts.template import Message, PromptTemplate, Reply
 
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 32
-# What the words of an error mean that comes without a status of its own; the first that is found
-# counts. Names are split into their words: `insufficient_quota`, `RateLimitReached`.
+# Status of an error without one, by its words; the first match counts. Names are split into words:
+# `insufficient_quota`, `RateLimitReached`.
 _STATUS_OF_WORDS = (
     ("context length", 400),
     ("context window", 400),
@@ -56,26 +56,33 @@ _STATUS_OF_WORDS = (
     ("invalid argument", 400),
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[\W_]+")
-# Where the endpoints of different makers put an error, and its words, in the order of trust.
-_WRAPPED = ("error", "errors", "base_resp", "detail")
-_SAID = ("message", "msg", "status_msg", "error_msg", "error_message", "detail", "error", "errors")
-_CODES = ("status", "status_code", "code", "error_code", "errcode")
-_MOST_WRAPPERS = 4
-# What the template of a chat adds to each message and to a prompt; templates of known models
-# stay far below.
-_TOKENS_A_MESSAGE = 16
-_TOKENS_A_PROMPT = 64
-# Strict endpoints refuse these words of a schema; the frame validates lengths itself.
+# Keys under which different endpoints put an error and its message, most reliable first.
+_WRAPPER_KEYS = ("error", "errors", "base_resp", "detail")
+_MESSAGE_KEYS = (
+    "message",
+    "msg",
+    "status_msg",
+    "error_msg",
+    "error_message",
+    "detail",
+    "error",
+    "errors",
+)
+_STATUS_KEYS = ("status", "status_code", "code", "error_code", "errcode")
+_MAX_WRAPPERS = 4
+# Upper bounds of what a chat template adds to each message and to a prompt.
+_TOKENS_PER_MESSAGE = 16
+_TOKENS_PER_PROMPT = 64
+# Strict endpoints refuse these keywords of a schema; the template validates lengths itself.
 _NOT_STRICT = ("minLength", "maxLength")
 
 
 @dataclass(frozen=True)
 class Read:
-    """A chat completion as far as it matters.
+    """A parsed chat completion.
 
     Attributes:
-        reply: What the model said.
-        counted: Whether the endpoint told its tokens; they are 0 where it did not.
+        counted: Whether the endpoint reported its tokens; they are 0 otherwise.
     """
 
     reply: Reply
@@ -83,12 +90,7 @@ class Read:
 
 
 class MalformedError(ValueError):
-    """The body of an answer is not a chat completion.
-
-    Args:
-        reason: What it is instead.
-        retry: Whether another call may bring a better one.
-    """
+    """The body of a response is not a chat completion."""
 
     def __init__(self, reason: str, *, retry: bool = True) -> None:
         super().__init__(reason)
@@ -96,12 +98,10 @@ class MalformedError(ValueError):
 
 
 class EndpointError(ValueError):
-    """An error that the endpoint reports in the body of an answer whose HTTP status is 200.
+    """An error in the body of a response with HTTP status 200.
 
     Args:
-        status: HTTP status that it stands for.
-        code: Code of the error, as `insufficient_quota`; may be empty.
-        message: What the endpoint says.
+        status: Equivalent HTTP status.
     """
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -112,12 +112,7 @@ class EndpointError(ValueError):
 
 
 class NoAnswerError(ValueError):
-    """A whole completion without any answer.
-
-    Args:
-        reason: What it says instead.
-        read: Its tokens.
-    """
+    """A complete response without any answer."""
 
     def __init__(self, reason: str, read: Read) -> None:
         super().__init__(reason)
@@ -132,7 +127,7 @@ class _Message(BaseModel, extra="allow"):
 
     @property
     def reasons(self) -> bool:
-        """Whether a field holds reasoning, as `reasoning_content`, however it is named."""
+        """Whether any field, such as `reasoning_content`, holds reasoning."""
         return any(
             value and _is_reasoning(name) for name, value in (self.model_extra or {}).items()
         )
@@ -150,13 +145,7 @@ class _Completion(BaseModel):
 
 
 class RequestBuilder:
-    """What all requests of a run share.
-
-    Args:
-        config: Endpoint and model.
-        sampling: Sampling of the answers.
-        template: Form of the answers.
-    """
+    """Builds the requests of a run."""
 
     def __init__(
         self, config: OpenAiEngine, sampling: SamplingConfig, template: PromptTemplate
@@ -176,7 +165,7 @@ class RequestBuilder:
                 "json_schema": {"name": "answer", "strict": True, "schema": _strict(schema)},
             }
         extra = dict(config.extra_body)
-        if sampling.repetition_penalty != 1:  # not of OpenAI's, but vLLM's and others'
+        if sampling.repetition_penalty != 1:  # of vLLM and others, not of OpenAI
             extra.setdefault("repetition_penalty", sampling.repetition_penalty)
         longest = max(sampling.max_tokens, int(extra.get("max_completion_tokens", 0)))
         if "max_completion_tokens" in extra:  # endpoints refuse both
@@ -186,7 +175,7 @@ class RequestBuilder:
         self._model = config.model
         self._shared_bytes = len(json.dumps([fields.get("response_format"), extra]).encode())
         self.longest_answer: int = longest
-        """Most tokens that an answer may have."""
+        """Maximal tokens of an answer."""
 
     def request(self, messages: Sequence[Message]) -> dict[str, Any]:
         """Arguments of the client's `chat.completions.create`."""
@@ -198,21 +187,17 @@ class RequestBuilder:
         }
 
     def most_prompt_tokens(self, messages: Sequence[Message]) -> int:
-        """Upper bound of a prompt's tokens: no tokenizer in use makes two of one byte."""
-        text = sum(len(message.content.encode()) + _TOKENS_A_MESSAGE for message in messages)
-        return text + self._shared_bytes + _TOKENS_A_PROMPT
+        """Upper bound of a prompt's tokens: no tokenizer makes two tokens of one byte."""
+        text = sum(len(message.content.encode()) + _TOKENS_PER_MESSAGE for message in messages)
+        return text + self._shared_bytes + _TOKENS_PER_PROMPT
 
 
 def read_completion(content: bytes) -> Read:
-    """Read a chat completion.
-
-    Args:
-        content: Body of the HTTP answer.
+    """Parse the body of a response.
 
     Raises:
-        MalformedError: The body is something else: cut off, a page of a proxy, a stream, an object
-            without choices.
-        EndpointError: The body reports an error.
+        MalformedError: It is truncated, a proxy's page, a stream, or an object without choices.
+        EndpointError: It reports an error.
         NoAnswerError: Its list of choices is empty.
     """
     tree = _tree(content)
@@ -233,18 +218,18 @@ def read_completion(content: bytes) -> Read:
         raise NoAnswerError("error: the endpoint answered without any choice", nothing)
     choice = completion.choices[0]
     message = choice.message or _Message(content=choice.text)
-    said = _said(message.content)
+    content_parts = _parse_content(message.content)
     finish_reason = (choice.finish_reason or "")[:_MAX_NAME] or None
     silence = ""
-    if not said.text.strip():
-        silence = _silence(message, said, finish_reason)
-    return Read(Reply(said.text, finish_reason, silence=silence, **tokens), counted)
+    if not content_parts.text.strip():
+        silence = _silence(message, content_parts, finish_reason)
+    return Read(Reply(content_parts.text, finish_reason, silence=silence, **tokens), counted)
 
 
-def _silence(message: _Message, said: _Said, finish_reason: str | None) -> str:
-    """Why a message has no text, beginning with a `Problem`; empty where it does not tell."""
-    reasoning = said.reasoning or message.reasons
-    refusal = message.refusal or said.refusal
+def _silence(message: _Message, content: _Content, finish_reason: str | None) -> str:
+    """Why a message has no text, beginning with a `Problem`; empty if unknown."""
+    reasoning = content.reasoning or message.reasons
+    refusal = message.refusal or content.refusal
     if refusal:
         return f"refusal: the model declines: {one_line(refusal)}"
     if message.tool_calls or finish_reason in {"tool_calls", "function_call"}:
@@ -276,7 +261,7 @@ def _tree(content: bytes) -> Any:
 
 def _streamed() -> MalformedError:
     return MalformedError(
-        "the endpoint answers as a stream though none was asked for: turn streaming off in the "
+        "the endpoint sends a stream although none was requested: turn streaming off in the "
         "proxy before it",
         retry=False,
     )
@@ -292,7 +277,7 @@ def _is_chunk(tree: Any) -> bool:
 
 def _completion(tree: Any, content: bytes) -> _Completion:
     try:
-        # Python's parser takes lone surrogates, which end as question marks; Arrow takes none.
+        # Python's parser accepts lone surrogates, but Arrow does not: they become question marks.
         plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
         completion = _Completion.model_validate_json(plain)
     except ValidationError as error:
@@ -311,7 +296,7 @@ def _first(value: Any) -> Any:
 
 
 def _error_in(tree: Any) -> Any:
-    """The error that a body reports, in a field of its own or in the place of choices."""
+    """The error in a body, in its own field or instead of choices."""
     if isinstance(tree, list):
         tree = _first(tree)
     if not isinstance(tree, dict):
@@ -324,39 +309,40 @@ def _error_in(tree: Any) -> Any:
 
 
 def _unwrapped(error: Any) -> dict[str, Any]:
-    """The fields of an error, those of the innermost one that it wraps before the others."""
+    """The fields of an error; those of the innermost wrapped error take precedence."""
     fields: dict[str, Any] = {}
-    for _ in range(_MOST_WRAPPERS):
+    for _ in range(_MAX_WRAPPERS):
         if isinstance(error, list):
             error = _first(error)
         if not isinstance(error, dict):
             return {**fields, "message": error} if isinstance(error, str) else fields
         fields |= error
         error = next(
-            (error[key] for key in _WRAPPED if isinstance(error.get(key), dict | list)), None
+            (error[key] for key in _WRAPPER_KEYS if isinstance(error.get(key), dict | list)), None
         )
     return fields
 
 
 def _words(fields: dict[str, Any]) -> str:
-    """What an error says; empty for what is none."""
+    """Message of an error; empty if there is none."""
     return next(
-        (fields[key] for key in _SAID if fields.get(key) and isinstance(fields[key], str)), ""
+        (fields[key] for key in _MESSAGE_KEYS if fields.get(key) and isinstance(fields[key], str)),
+        "",
     )
 
 
 def _reported(error: Any) -> EndpointError:
-    """The error that a body reports, with the status that it stands for."""
+    """The reported error, with its equivalent status."""
     fields = _unwrapped(error)
     code = fields.get("code")
     name = str(code if isinstance(code, str) else fields.get("type") or "")
-    said = _words(fields) or str(error)
-    status = next((known for key in _CODES if (known := _status(fields.get(key)))), 0)
+    message = _words(fields) or str(error)
+    status = next((known for key in _STATUS_KEYS if (known := _status(fields.get(key)))), 0)
     if not status:
-        told = (name, fields.get("type"), fields.get("status"), said)
-        text = " ".join(_WORD_STARTS.sub(" ", str(part)) for part in told if part).lower()
+        parts = (name, fields.get("type"), fields.get("status"), message)
+        text = " ".join(_WORD_STARTS.sub(" ", str(part)) for part in parts if part).lower()
         status = next((known for word, known in _STATUS_OF_WORDS if word in text), 500)
-    return EndpointError(status, name, said)
+    return EndpointError(status, name, message)
 
 
 def _status(value: object) -> int:
@@ -365,15 +351,15 @@ def _status(value: object) -> int:
     return number if 400 <= number < 600 else 0
 
 
-class _Said(NamedTuple):
-    """The parts of a message: its text, its refusal, and whether reasoning was beside them."""
+class _Content(NamedTuple):
+    """Parts of a message: text, refusal, and whether there is reasoning."""
 
     text: str
     refusal: str
     reasoning: bool
 
 
-def _said(content: str | dict[str, Any] | list[Any] | None) -> _Said:
+def _parse_content(content: str | dict[str, Any] | list[Any] | None) -> _Content:
     parts = content if isinstance(content, list) else [content]
     texts, refusals, reasoning = [], [], False
     for part in parts:
@@ -385,7 +371,7 @@ def _said(content: str | dict[str, Any] | list[Any] | None) -> _Said:
             if kind in {"", "text", "output_text"} and not part.get("thought"):
                 texts.append(str(part.get("text") or part.get("content") or ""))
             refusals.append(str(part.get("refusal") or ""))
-    return _Said("".join(texts), "".join(refusals), reasoning)
+    return _Content("".join(texts), "".join(refusals), reasoning)
 
 
 def _is_reasoning(name: str) -> bool:
@@ -393,14 +379,14 @@ def _is_reasoning(name: str) -> bool:
 
 
 def _quoted(content: bytes) -> str:
-    """The beginning of a body, as far as it can be shown."""
+    """The beginning of a body, printable characters only."""
     text = re.sub(r"<[^>]*>", " ", content[:2000].decode(errors="replace"))
     shown = one_line("".join(char if char.isprintable() else " " for char in text), 120)
     return f'"{shown}"' if shown else "it is empty"
 
 
 def one_line(text: str, longest: int = 300) -> str:
-    """A text of somebody else's in one line for a message."""
+    """A foreign text as one line for a message."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[:longest]}..."
 

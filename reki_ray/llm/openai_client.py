@@ -1,8 +1,8 @@
-"""One OpenAI-compatible endpoint: calls that end, with an answer, a reason or a fatal error.
+"""Client of an OpenAI-compatible endpoint, whose calls end with an answer, a reason or an error.
 
-The official client sends the requests; its own retries are off. They hide the calls that must be
-counted against a budget, do not bound a body that drips, refuse a Retry-After above two minutes
-and know no limit of the time spent on a prompt.
+The official client sends the requests, with its retries off: they hide calls that count against a
+budget, do not bound a body that drips, refuse a Retry-After above two minutes, and have no limit of
+the time per prompt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from reki_ray.llm.retry_policy import fatal, filtered, is_retried, wait_seconds
 from reki_ray.prompts.template import Message, Reply
 
 _PATH: Final = "/chat/completions"
-
 _SHOWN_PARAMETERS: Final = frozenset({"api-version", "version", "deployment", "region"})
 
 
@@ -47,8 +46,8 @@ class Address:
 
     Attributes:
         base: Root of the endpoint without its query.
-        query: Parameters of each request, as Azure's `api-version`.
-        shown: What is asked, for messages; values that may be secrets are left out.
+        query: Parameters of each request, such as Azure's `api-version`.
+        shown: URL for messages; values that may be secrets are masked.
     """
 
     base: str
@@ -59,7 +58,7 @@ class Address:
     def of(cls, base_url: str) -> Address:
         """The parts of `extract.engine.base_url`."""
         parts = urlsplit(base_url)
-        # What a client appends itself may have been copied along.
+        # The client appends the path itself.
         path = parts.path.rstrip("/").removesuffix(_PATH)
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         base = urlunsplit((parts.scheme, parts.netloc, path, "", ""))
@@ -70,25 +69,15 @@ class Address:
 
 
 _AUTHORIZATION = "authorization"
-
 _CERTIFICATE_FOLDERS = "SSL_CERT_DIR"
-
 _CERTIFICATES = ("SSL_CERT_FILE", _CERTIFICATE_FOLDERS)
-
 _CONNECT_SECONDS = 10.0
-
 _HOPELESS = 10
-
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 
 
 class RefusedError(Exception):
-    """One prompt gets no answer; others may.
-
-    Args:
-        reason: Why.
-        reply: Tokens of the last call, where it came back.
-    """
+    """One prompt gets no answer; others may."""
 
     def __init__(self, reason: str, reply: Reply | None = None) -> None:
         super().__init__(reason)
@@ -97,13 +86,10 @@ class RefusedError(Exception):
 
 
 class _CallError(Exception):
-    """One call failed in a way that another may not.
+    """One call failed; another may succeed.
 
     Args:
-        reason: What happened.
-        billed: Whether the endpoint may have worked, and may charge, for it.
-        headers: Of its answer, where there was one.
-        retry: Whether another call may do better.
+        billed: Whether the endpoint may charge for it.
     """
 
     def __init__(
@@ -122,12 +108,12 @@ class _CallError(Exception):
 
 
 def require_certificates() -> None:
-    """Refuse variables of the environment that name certificates which cannot be loaded.
+    """Refuse environment variables that name certificates which cannot be loaded.
 
-    The client reads them when it is made, and says neither which variable nor which file it was.
+    The client would fail without naming the variable or the file.
 
     Raises:
-        ConfigError: A variable names what does not exist, cannot be read or holds none.
+        ConfigError: The certificates are missing, unreadable or invalid.
     """
     for variable in _CERTIFICATES:
         path = os.environ.get(variable)
@@ -143,12 +129,12 @@ def require_certificates() -> None:
 
 
 def _wrong_certificates(variable: str, path: str) -> str:
-    """Why certificates cannot be loaded; empty where they can."""
+    """Why certificates cannot be loaded; empty if they can."""
     if variable == _CERTIFICATE_FOLDERS:
-        # OpenSSL passes over folders that are gone.
+        # OpenSSL skips missing folders.
         folders = [part for part in path.split(os.pathsep) if part]
         readable = any(os.path.isdir(part) and os.access(part, os.R_OK) for part in folders)
-        return "" if readable else "is no folder that can be read"
+        return "" if readable else "is not a readable folder"
     try:
         ssl.create_default_context(cafile=path)
     except ssl.SSLError:
@@ -161,34 +147,28 @@ def _wrong_certificates(variable: str, path: str) -> str:
 class Endpoint:
     """Calls one endpoint.
 
-    Args:
-        config: Address, model, limits.
-        wording: What all requests share.
-        prices: Prices of tokens.
-        key: The API key; None sends none.
-
     Raises:
-        ConfigError: The environment names certificates that are gone.
+        ConfigError: The environment names certificates that cannot be loaded.
     """
 
     def __init__(
         self,
         config: OpenAiEngine,
-        wording: RequestBuilder,
+        requests: RequestBuilder,
         prices: PriceConfig,
         key: SecretStr | None,
     ) -> None:
-        for library in ("httpx", "httpx2", "openai"):  # a line a request is nobody's news
+        for library in ("httpx", "httpx2", "openai"):  # one log line per request is noise
             logging.getLogger(library).setLevel(logging.WARNING)
         self._config = config
-        self._wording = wording
+        self._requests = requests
         self._prices = prices
         self._key = key
         self._given_up = 0
         self._last_reason = ""
         self._address = Address.of(config.base_url)
-        # Without a key, or with one in a header of its own, the client wants each request to say
-        # that it has no bearer token.
+        # Without a key, or with one in another header, the client requires each request to omit
+        # the bearer token explicitly.
         secret = key.get_secret_value() if key else ""
         bearer = config.api_key_header.lower() == _AUTHORIZATION
         self._headers: dict[str, str | openai.Omit] = {}
@@ -202,29 +182,29 @@ class Endpoint:
             default_query=self._address.query,
             api_key=secret or "none",
             max_retries=0,
-            # Reading is bounded as a whole, below: a body that drips never exceeds a read's limit.
+            # The whole read is bounded below: a dripping body never exceeds the limit of one read.
             timeout=openai.Timeout(None, connect=min(_CONNECT_SECONDS, config.timeout_seconds)),
         )
 
     def most_cost(self, messages: Sequence[Message]) -> float:
-        """The most that one call may cost, as far as the endpoint keeps the length asked for."""
-        prompt = self._wording.most_prompt_tokens(messages)
+        """Upper bound of the cost of one call, if the endpoint respects the maximal length."""
+        prompt = self._requests.most_prompt_tokens(messages)
         full_price = self._prices.model_copy(update={"cached_tokens": None})
-        return token_cost(full_price, prompt, 0, self._wording.longest_answer)
+        return token_cost(full_price, prompt, 0, self._requests.longest_answer)
 
     def require_hope(self) -> None:
-        """Refuse more work where prompt after prompt got no answer at all.
+        """Refuse more work after too many prompts in a row without an answer.
 
         Raises:
-            EngineError: The last prompts were all given up.
+            EngineError: The endpoint answered none of the last prompts.
         """
         if self._hopeless:
             raise EngineError(
                 f"the endpoint left {self._given_up} prompts in a row without an answer, the last: "
                 f"{self._last_reason}",
                 where=f"{self._address.shown} (extract.engine.base_url)",
-                todo="Wait until it is well, or correct its address, then run again: only what is "
-                "missing is asked.",
+                todo="Wait until it recovers, or correct its address, then run again: only the "
+                "missing prompts are sent.",
             )
 
     async def ask(
@@ -235,17 +215,15 @@ class Endpoint:
         *,
         reserved: bool,
     ) -> Reply:
-        """Call until an answer comes, or no further call makes sense.
+        """Call until there is an answer, or no further call makes sense.
 
         Args:
-            messages: The prompt.
-            deadline: Time of the loop after which there is no further call.
-            reservation: What may be spent.
-            reserved: Whether the purse has already set the first call's money aside.
+            deadline: Time of the event loop after which no call is made.
+            reserved: Whether the money of the first call is already reserved.
 
         Raises:
             RefusedError: This prompt gets no answer.
-            EngineError: No prompt would get one.
+            EngineError: Every prompt would fail.
         """
         most = self.most_cost(messages)
         tried = 0
@@ -276,8 +254,8 @@ class Endpoint:
     async def _call(
         self, messages: Sequence[Message], deadline: float, reservation: Reservation, most: float
     ) -> Read:
-        """One call; the purse is charged for it unless it cannot have cost anything."""
-        # A call that is cancelled, or fails in a way unknown, may be billed.
+        """One call, charged to the reservation unless it cannot have cost anything."""
+        # A call that is cancelled, or fails for an unknown reason, may be billed.
         cost: float | None = most
         try:
             read = await self._read(messages, deadline)
@@ -305,7 +283,7 @@ class Endpoint:
         try:
             async with asyncio.timeout_at(min(now + seconds, deadline)):
                 raw = await self._client.chat.completions.with_raw_response.create(
-                    **self._wording.request(messages), extra_headers=self._headers
+                    **self._requests.request(messages), extra_headers=self._headers
                 )
                 return read_completion(raw.content)
         except TimeoutError:
@@ -314,33 +292,37 @@ class Endpoint:
         except MalformedError as error:
             raise _CallError(str(error), billed=True, retry=error.retry) from None
         except EndpointError as error:
-            said = f"{self._redacted(error.message)} (in an answer with HTTP status 200)"
-            raise self._by_status(error.status, error.code, said, raw.headers) from None
+            message = f"{self._redacted(error.message)} (in an answer with HTTP status 200)"
+            raise self._by_status(error.status, error.code, message, raw.headers) from None
         except openai.APIStatusError as error:
             body = error.body if isinstance(error.body, dict) else {}
-            said = self._redacted(str(body.get("message") or error.message))
+            message = self._redacted(str(body.get("message") or error.message))
             code = str(body.get("code") or "")
-            raise self._by_status(error.status_code, code, said, error.response.headers) from None
+            raise self._by_status(
+                error.status_code, code, message, error.response.headers
+            ) from None
         except openai.APIConnectionError as error:
             cause = type(error.__cause__).__name__
-            said = self._redacted(f"{error.message} {error.__cause__ or cause}")
-            raise _CallError(f"connection failed: {said}", billed=cause not in _NOT_SENT) from None
+            message = self._redacted(f"{error.message} {error.__cause__ or cause}")
+            raise _CallError(
+                f"connection failed: {message}", billed=cause not in _NOT_SENT
+            ) from None
 
     def _by_status(
-        self, status: int, code: str, said: str, headers: Mapping[str, str]
+        self, status: int, code: str, message: str, headers: Mapping[str, str]
     ) -> Exception:
-        stop = fatal(self._config, self._address.shown, status, code, said)
+        stop = fatal(self._config, self._address.shown, status, code, message)
         if stop is not None:
             return stop
         if is_retried(status):
-            # An error below 500 is an answer before any work; one of a proxy may come after it.
-            return _CallError(f"HTTP {status}: {said}", status >= 500, headers)
+            # Below 500 no work was done; an error of a proxy may come after the work.
+            return _CallError(f"HTTP {status}: {message}", status >= 500, headers)
         self._given_up = 0
-        if filtered(code, said):
+        if filtered(code, message):
             return RefusedError(
-                f"filter: the content filter of the endpoint refused the prompt: {said}"
+                f"filter: the content filter of the endpoint refused the prompt: {message}"
             )
-        return RefusedError(f"error: the endpoint refused the prompt (HTTP {status}): {said}")
+        return RefusedError(f"error: the endpoint refused the prompt (HTTP {status}): {message}")
 
     # --- between calls -------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""From what a model said to rows of `ANSWER_SCHEMA`: the one way for every engine."""
+"""Outcomes of questions, and rows of `ANSWER_SCHEMA` from them; shared by all engines."""
 
 from __future__ import annotations
 
@@ -26,15 +26,13 @@ from reki_ray.schema import (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one question.
+    """Result of one question.
 
     Attributes:
-        texts: Factor to text; None where there is no answer.
-        reason: Why there is none; empty where there is one.
-        replies: What the model said, call by call; empty where no call came back.
-        asked_at: When it was asked first, seconds since the epoch; None where it was not.
+        texts: Factor to text; None without an answer.
+        asked_at: Time of the first call, seconds since the epoch; None without one.
         flaws: Factors that stay empty, each with its problem.
-        retry_reason: Why it was asked once more; empty where it was not.
+        retry_reason: Why it was retried; empty if it was not.
     """
 
     texts: dict[str, str] | None
@@ -53,14 +51,11 @@ class Outcome:
         asked_at: float,
         error: str = "",
     ) -> Outcome:
-        """The outcome of a question that was judged.
+        """Outcome of parsed replies.
 
         Args:
-            first: Of its first reply.
-            second: Of the reply to the repair; None where there was none.
-            replies: What the model said.
-            asked_at: When it was asked first.
-            error: Why the repair brought no reply; empty where it brought one or was not made.
+            second: The reply to the repair, parsed; None without one.
+            error: Why the repair got no reply; empty otherwise.
         """
         parsed = first if second is None else best_of(first, second)
         if second is None and parsed.repair is not None and parsed.spare is not None:
@@ -80,25 +75,17 @@ class Outcome:
 
 
 def answer_table(questions: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
-    """Answers of a block.
-
-    Args:
-        questions: N rows of `QUESTION_SCHEMA`.
-        outcomes: N outcomes, in the same order.
-
-    Returns:
-        N rows of `ANSWER_SCHEMA`.
-    """
-    replies = [outcome.replies for outcome in outcomes]
+    """Rows of `ANSWER_SCHEMA` from questions and their outcomes, in the same order."""
+    calls = [outcome.replies for outcome in outcomes]
     columns = {
         **{name: questions[name] for name in QUESTION_SCHEMA.names},
         TEXTS: [None if o.texts is None else list(o.texts.items()) for o in outcomes],
-        PROMPT_TOKENS: [sum(r.prompt_tokens for r in said) for said in replies],
-        CACHED_TOKENS: [sum(r.cached_tokens for r in said) for said in replies],
-        GENERATED_TOKENS: [sum(r.generated_tokens for r in said) for said in replies],
-        CALLS: [len(said) for said in replies],
+        PROMPT_TOKENS: [sum(r.prompt_tokens for r in replies) for replies in calls],
+        CACHED_TOKENS: [sum(r.cached_tokens for r in replies) for replies in calls],
+        GENERATED_TOKENS: [sum(r.generated_tokens for r in replies) for replies in calls],
+        CALLS: [len(replies) for replies in calls],
         ASKED_AT: [outcome.asked_at for outcome in outcomes],
-        FINISH_REASON: [said[-1].finish_reason if said else None for said in replies],
+        FINISH_REASON: [replies[-1].finish_reason if replies else None for replies in calls],
         REASON: [outcome.reason for outcome in outcomes],
         FLAWS: [list(outcome.flaws.items()) for outcome in outcomes],
         RETRY_REASON: [outcome.retry_reason for outcome in outcomes],

@@ -1,4 +1,4 @@
-"""What asking costs: tokens, and the GPUs of an engine."""
+"""Cost of tokens, and the GPUs of an engine."""
 
 from __future__ import annotations
 
@@ -10,16 +10,11 @@ _MILLION = 1_000_000
 def token_cost(
     prices: PriceConfig, prompt_tokens: float, cached_tokens: float, generated_tokens: float
 ) -> float:
-    """Price of tokens, without that of GPU hours.
+    """Cost of tokens in `prices.currency`, GPU hours excluded.
 
     Args:
-        prices: Prices a million tokens.
-        prompt_tokens: Tokens of prompts, those from the prefix cache included.
-        cached_tokens: Tokens of prompts from the prefix cache.
-        generated_tokens: Tokens of answers.
-
-    Returns:
-        Money in `prices.currency`.
+        prices: Prices per million tokens.
+        prompt_tokens: Tokens of prompts, cached ones included.
     """
     cached_price = prices.prompt_tokens if prices.cached_tokens is None else prices.cached_tokens
     cached = min(cached_tokens, prompt_tokens)
@@ -31,7 +26,7 @@ def token_cost(
 
 
 def gpus_of(extract: ExtractConfig) -> int:
-    """GPUs of one engine replica; 0 where the engine uses none of this cluster."""
+    """GPUs per engine replica; 0 if the engine uses none of this cluster."""
     engine = extract.engine
     if not isinstance(engine, VllmEngine) or engine.device != "gpu":
         return 0

@@ -1,10 +1,11 @@
-"""What one work unit may spend: its share of the budget, reserved before the first call."""
+"""Budget of one work unit, reserved before its first call."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
 import ray
+from typing_extensions import override
 
 from reki_ray.errors import EngineError
 
@@ -13,42 +14,33 @@ class Reservation(Protocol):
     """Money of one work unit."""
 
     async def reserve(self, amount: float) -> bool:
-        """Set money aside for one more call; False where there is none."""
+        """Reserve money for one more call; False if the budget is exhausted."""
 
     def charge(self, most: float, cost: float) -> None:
-        """Pay a call.
-
-        Args:
-            most: What was set aside for it.
-            cost: What it did cost.
-        """
+        """Pay a call: `cost` out of the reserved `most`."""
 
     def release(self, most: float) -> None:
-        """Give back what was set aside for a call that cost nothing."""
+        """Give back the money of a call that cost nothing."""
 
 
-class UnlimitedReservation:
-    """The purse without a budget."""
+class UnlimitedReservation(Reservation):
+    """Reservation without a budget."""
 
+    @override
     async def reserve(self, amount: float) -> bool:
-        """See `Reservation.take`."""
-        del amount
         return True
 
+    @override
     def charge(self, most: float, cost: float) -> None:
-        """See `Reservation.charge`."""
+        pass
 
+    @override
     def release(self, most: float) -> None:
-        """See `Reservation.release`."""
+        pass
 
 
-class BudgetReservation:
-    """The purse of a work unit for which the guard has reserved money.
-
-    Args:
-        guard: Handle of a `SpendingGuard` actor.
-        ticket: Of the reservation.
-    """
+class BudgetReservation(Reservation):
+    """Money that a `SpendingGuard` actor has reserved for a work unit under a ticket."""
 
     def __init__(self, guard: Any, ticket: int) -> None:
         self._guard = guard
@@ -56,29 +48,30 @@ class BudgetReservation:
         self._free = 0.0
         self._spent = 0.0
 
+    @override
     async def reserve(self, amount: float) -> bool:
-        """See `Reservation.take`: from what cheaper calls left, or else from the budget."""
+        # First from what cheaper calls have left.
         if self._free >= amount:
             self._free -= amount
             return True
         return bool(await guarded(self._guard.extend.remote(self._ticket, amount)))
 
+    @override
     def charge(self, most: float, cost: float) -> None:
-        """See `Reservation.charge`."""
         self._spent += cost
         self._free += most - cost
 
+    @override
     def release(self, most: float) -> None:
-        """See `Reservation.release`."""
         self._free += most
 
     async def settle(self) -> None:
-        """Tell the guard what was spent."""
+        """Report the spent money to the guard."""
         await guarded(self._guard.settle.remote(self._ticket, self._spent))
 
 
 async def guarded(call: Any) -> Any:
-    """The answer of the guard.
+    """Await an answer of the guard.
 
     Raises:
         EngineError: The guard is gone; nothing is spent without it.
@@ -89,5 +82,5 @@ async def guarded(call: Any) -> Any:
         raise EngineError(
             "the guard of the budget is gone",
             where="extract.engine.budget",
-            todo="Run again: only what is missing is asked, with the whole budget.",
+            todo="Run again: only the missing prompts are sent, with the whole budget.",
         ) from error

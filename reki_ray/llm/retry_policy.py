@@ -1,4 +1,4 @@
-"""When a failed call is made again, and after how long."""
+"""Which errors of an endpoint are fatal, which are retried, and when."""
 
 from __future__ import annotations
 
@@ -11,59 +11,56 @@ from reki_ray.config import OpenAiEngine
 from reki_ray.errors import EngineError
 
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
-# Refusals of the request's fields, which are the same for every prompt.
+# Refused fields of the request, which are the same for every prompt.
 _WRONG_FIELDS = frozenset({"unsupported_parameter", "unsupported_value", "unknown_parameter"})
 
 _FILTERED = ("content_filter", "content filter", "content_policy", "moderation", "flagged")
 
 
-def filtered(code: str, said: str) -> bool:
-    """Whether an error means that a filter took offence at one prompt."""
-    return any(word in f"{code} {said}".lower() for word in _FILTERED)
+def filtered(code: str, message: str) -> bool:
+    """Whether an error means that a content filter refused the prompt."""
+    return any(word in f"{code} {message}".lower() for word in _FILTERED)
 
 
-def fatal(config: OpenAiEngine, url: str, status: int, code: str, said: str) -> EngineError | None:
-    """The error that ends a run, where all prompts would meet it.
+def fatal(
+    config: OpenAiEngine, url: str, status: int, code: str, message: str
+) -> EngineError | None:
+    """The error that ends a run because every prompt would meet it; None for others.
 
     Args:
-        config: The endpoint.
-        url: What was asked, without secrets.
-        status: HTTP status.
-        code: Code in the body, as `insufficient_quota`; may be empty.
-        said: Message in the body, without secrets.
-
-    Returns:
-        None where another prompt, or another try, may do better.
+        url: URL of the request, without secrets.
+        code: Code in the body, such as `insufficient_quota`; may be empty.
+        message: Message in the body, without secrets.
     """
     where = f"{url} (extract.engine.base_url)"
     if status == 401:
         variable = config.api_key_variable or "none: extract.engine.api_key_variable is empty"
         return EngineError(
-            f"the endpoint does not accept the API key (HTTP 401): {said}",
+            f"the endpoint does not accept the API key (HTTP 401): {message}",
             where=f"{where}, key from {variable}",
             todo="Put a valid key into that environment variable.",
         )
     if status == 402 or code in _NO_CREDIT:
         return EngineError(
-            f"the account at the endpoint has no credit left (HTTP {status}): {said}",
+            f"the account at the endpoint has no credit left (HTTP {status}): {message}",
             where=where,
-            todo="Pay there, then run again: only what is missing is asked.",
+            todo="Add credit there, then run again: only the missing prompts are sent.",
         )
-    if status == 403 and not filtered(code, said):
+    if status == 403 and not filtered(code, message):
         return EngineError(
-            f"the endpoint forbids the request (HTTP 403): {said}",
+            f"the endpoint forbids the request (HTTP 403): {message}",
             where=f"{where}, extract.engine.model = {config.model}",
             todo="Use a key that may use this model.",
         )
     if status == 404 or code == "model_not_found":
         return EngineError(
-            f"the endpoint does not know the model or the address (HTTP {status}): {said}",
+            f"the endpoint does not know the model or the address (HTTP {status}): {message}",
             where=f"{where}, extract.engine.model = {config.model}",
             todo="Name a model that it lists under /models, and an address that ends as /v1.",
         )
     if code in _WRONG_FIELDS:
         return EngineError(
-            f"the endpoint does not take a field of the request (HTTP {status}): {said}",
+            f"the endpoint does not take a field of the request (HTTP {status}): {message}",
             where=where,
             todo="Change extract.sampling, extract.engine.extra_body (max_completion_tokens there "
             "replaces max_tokens) or extract.engine.structured.",
@@ -71,53 +68,34 @@ def fatal(config: OpenAiEngine, url: str, status: int, code: str, said: str) -> 
     return None
 
 
-_FIRST_SECONDS = 0.5
-
-_LONGEST_SECONDS = 20.0
-
+_FIRST_SECONDS, _LONGEST_SECONDS = 0.5, 20.0
 _SPREAD = 0.1
-
 RETRIED = frozenset({408, 409, 425, 429})
-
-"""Answers below 500 that another try may better; all from 500 on are retried too."""
+"""Retried statuses below 500; all from 500 on are retried too."""
 
 
 def is_retried(status: int) -> bool:
-    """Whether another try may better an HTTP status."""
+    """Whether a call with this HTTP status is retried."""
     return status in RETRIED or status >= 500
 
 
 def wait_seconds(tried: int, headers: Mapping[str, str]) -> float:
-    """How long to wait before the next try.
+    """Seconds to wait before the next call.
 
-    What the endpoint asks for by `Retry-After` is kept, with up to a tenth more, so that all that
-    were refused at a time do not come back at a time. Otherwise the wait doubles from half a
-    second to 20 seconds, of which a random half is taken off.
-
-    Args:
-        tried: Calls made so far, at least 1.
-        headers: Of the endpoint's answer; empty where there was none.
-
-    Returns:
-        Seconds.
+    `Retry-After` of the endpoint is honoured, with up to a tenth more, so that calls refused
+    together do not return together. Otherwise the wait doubles from half a second to 20 seconds,
+    times a random factor from 0.5 to 1.
     """
-    asked = retry_after(headers)
-    if asked is not None:
-        return asked * (1 + _SPREAD * random.random())
+    requested = retry_after(headers)
+    if requested is not None:
+        return requested * (1 + _SPREAD * random.random())
     return min(_FIRST_SECONDS * 2.0 ** min(tried - 1, 10), _LONGEST_SECONDS) * random.uniform(
         0.5, 1
     )
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """What an answer asks for: `retry-after-ms`, or `retry-after` in seconds or as a date.
-
-    Args:
-        headers: Of the answer, names in lower case or a mapping that does not mind.
-
-    Returns:
-        Seconds above 0; None where nothing usable is asked for.
-    """
+    """Seconds of `retry-after-ms` or `retry-after` (seconds or a date); None if unusable."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         seconds = _seconds(headers.get(name)) if name in headers else None
         if seconds is not None and 0 < seconds < float("inf"):

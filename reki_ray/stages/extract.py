@@ -1,39 +1,70 @@
-"""Stage extract: ask the LLM what is still unanswered, and keep every answer.
+"""Stage extract: answer every prompt without a cached answer, and keep all answers.
 
-Plan -> what is pending -> ask, unit by unit into the ledger -> settle. A run that was cut off
-resumes with what is missing; finished answers are never asked again.
+Plan -> pending prompts -> answers, unit by unit into the answer cache -> knowledge tables. An
+interrupted run resumes with the pending prompts; cached prompts are never sent again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
+from pydantic import ValidationError
 
-from reki_ray.config import ExtractConfig, RekiConfig
+from reki_ray.config import (
+    ExtractConfig,
+    OpenAiEngine,
+    PromptsConfig,
+    RayConfig,
+    RekiConfig,
+    describe_problems,
+)
+from reki_ray.core.downloads import cache_folder
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded, ray_session
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
-from reki_ray.errors import EngineError
-from reki_ray.extraction import work_units
+from reki_ray.errors import ConfigError, EngineError
+from reki_ray.extraction import engine_speed, work_units
+from reki_ray.extraction.answer_cache import PromptKeys
+from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engines import Engine, build_engine
 from reki_ray.extraction.engines.capacity import require
-from reki_ray.extraction.estimating import speeds
-from reki_ray.extraction.estimating.estimate import estimate
-from reki_ray.extraction.estimating.render import summary
-from reki_ray.extraction.knowledge_tables import Summary, compact, settle
+from reki_ray.extraction.knowledge_tables import SettledPlan, compact, settle
 from reki_ray.extraction.metrics import exported
-from reki_ray.extraction.planner import make_plan, prompting
+from reki_ray.extraction.model_identity import request_identity
+from reki_ray.extraction.plan_table import PLAN, PlannedRow, plan_table
+from reki_ray.extraction.planner import Plan, make_plan, prompting
 from reki_ray.extraction.run_stats import RunStats, Snapshot
+from reki_ray.extraction.work_units import PendingUnits
 from reki_ray.prompts.answer_stats import describe
+from reki_ray.prompts.renderer import Prompt, Renderer, load_scenario
+from reki_ray.schema import (
+    ATTRIBUTES,
+    FACTOR,
+    FINISH_REASON,
+    GENERATED_TOKENS,
+    ID,
+    KNOWLEDGE,
+    MODEL,
+    SUBJECT_ID,
+    TEXT,
+    TITLE,
+)
 from reki_ray.stages.extract_runner import ExtractRunner
 
 ESTIMATE = "extract/estimate.json"
-"""What was foretold before the last asking; the fields of `Estimate`."""
+"""Estimate before the last run that had pending prompts; the fields of `Estimate`."""
 STATISTICS = "extract/statistics.json"
-"""What the last asking measured, for runs that find every answer already there."""
+"""Statistics of that run, for later runs in which every prompt is cached."""
+
+HISTORY: Final = "history"
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
@@ -41,34 +72,31 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 
     Args:
         config: The run.
-        workspace: Holds ingest and, for collective knowledge, cluster; the ledger goes here.
+        workspace: Holds ingest and, for collective knowledge, cluster; gets the knowledge.
         reporter: Shows progress, tokens per second and cost.
 
     Returns:
         Subjects in, answered subjects out, dead ones, and the tokens of this plan's answers.
 
     Raises:
-        EngineError: The engine is unavailable, or too many prompts stay without an answer.
+        EngineError: The engine is unavailable, or too many prompts have no answer.
         DataError: A table is missing or damaged.
     """
     wording = prompting(config, workspace)
     engine = build_engine(config.extract, wording.renderer.template)
     with ray_session(config.ray):
         plan = make_plan(config, workspace, wording, reporter)
-        identity = work_units.begin(workspace, plan)
-        figures = RunStats(config.extract)
-        asking = ExtractRunner(workspace, config.extract, engine, identity, figures, reporter)
-        left = asking.pending()
-        if left.rows:
-            require(engine.demand)
-            _foretell(config, workspace, left, reporter)
-            with exported(figures, config.extract.metrics_port):
-                _ask(asking, left, figures, engine, config.extract, workspace)
-        settled = settle(workspace, reporter)
-        reporter.say(f"extract: {describe(settled.stats)}")
-        work_units.finish(workspace, plan, identity)
-        compact(workspace)
-    _require_answers(settled, config)
+        settled, pending = _answer_plan(
+            workspace,
+            plan,
+            config.extract,
+            engine,
+            reporter,
+            announce=lambda pending: _announce(config, workspace, pending, reporter),
+        )
+    statistics = workspace.read_json(STATISTICS) if workspace.exists(STATISTICS) else {}
+    if statistics.get("model") != engine.model:
+        statistics = {}
     return StageResult(
         rows_in=settled.subjects,
         rows_out=settled.answered,
@@ -80,79 +108,211 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "model": engine.model,
             "mode": config.extract.mode,
             "prompts": settled.prompts,
-            "prompts_asked": left.rows,
+            "prompts_asked": pending.rows,
             "prompt_tokens": settled.prompt_tokens,
             "generated_tokens": settled.generated_tokens,
-            "cache_hits": left.hits,
+            "cache_hits": pending.hits,
             "dead": settled.dead,
             "answers": settled.stats.model_dump(),
-            **_measured(workspace, engine),
+            **{n: statistics.get(n, 0) for n in ("tokens_per_second", "cached_tokens", "cost")},
         },
     )
 
 
-def _foretell(
-    config: RekiConfig, workspace: Workspace, left: work_units.PendingUnits, reporter: Reporter
-) -> None:
-    """Say what asking will take, individual beside collective, before the first call.
+def extract_knowledge(
+    table: pa.Table,
+    *,
+    kind: Literal["item", "user"] = "item",
+    scenario: str = "movies",
+    engine: ExtractConfig | Mapping[str, Any] | None = None,
+    prompts: PromptsConfig | Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+    ray_config: RayConfig | None = None,
+) -> pa.Table:
+    """Ask an LLM for knowledge about the items or users of a table.
 
-    In a task: a tokenizer and sampled rows are no business of the driver's memory.
+    Answers are cached in a folder: prompts that are already answered are not sent again, and an
+    interrupted call resumes. A running Ray is used if there is one.
+
+    Args:
+        table: Rows with a unique `id`. Items have a `title` and, optionally, `attributes` and
+            `text`; users have `attributes`, `history` (titles, oldest first), or both.
+            Attributes are a struct or map of a value or a list of values.
+        kind: What the rows are.
+        scenario: Name of a bundled scenario, or path of a YAML file.
+        engine: Section `extract` of a configuration, or its section `engine` alone, which has a
+            `kind`; None takes the default engine, a small model on the CPU.
+        prompts: Section `prompts` of a configuration; `scenario` takes precedence.
+        folder: Folder of the answer cache; None takes one in the user's cache.
+        ray_config: Cluster to start or join.
+
+    Returns:
+        Columns `id`, `factor` (`*` for a whole answer), `text`, `model`, `generated_tokens` and
+        `finish_reason`; a row without an answer is left out.
+
+    Raises:
+        ConfigError: A setting is invalid, a column is missing, or the folder is in use.
+        EngineError: The engine is unavailable, or more than `max_dead_share` rows have no answer.
+
+    Example:
+        >>> films = pa.table({"id": ["1"], "title": ["Heat (1995)"]})
+        >>> extract_knowledge(films, engine={"kind": "scripted"})["id"].to_pylist()
+        ['1']
     """
+    if not isinstance(engine, ExtractConfig):
+        section = dict(engine or {})
+        engine = _validated(ExtractConfig, {"engine": section} if "kind" in section else section)
+    if not isinstance(prompts, PromptsConfig):
+        prompts = _validated(PromptsConfig, prompts or {})
+    withheld = engine.engine.withhold if isinstance(engine.engine, OpenAiEngine) else ()
+    renderer = Renderer(load_scenario(scenario), prompts, frozenset(withheld))
+    template = renderer.template
+    keys = PromptKeys(
+        template,
+        engine.engine.model,
+        engine.engine.revision,
+        engine.sampling,
+        request_identity(engine),
+    )
+    rendered = _render_rows(table, kind, renderer)
+    rows = [PlannedRow(p.subject_id, keys.of(kind, p.body), p.body, []) for p in rendered]
+    rows.sort(key=lambda row: row.body or "")  # the engine caches common prefixes
+    digest = hashlib.sha256("".join(f"{row[0]}\0{row[1]}\0" for row in rows).encode())
+    workspace = Workspace(cache_folder() / "extract" if folder is None else folder)
+    reporter = Reporter(workspace)
+    with workspace.lock(), ray_session(ray_config or RayConfig()):
+        with workspace.replacing("extract", [PLAN]) as scratch:
+            planned = plan_table(kind, rows)
+            scratch.write_table(PLAN, planned, part="part-000000", row_group_rows=1024)
+        plan = Plan(digest.hexdigest(), len(rows))
+        batch_engine = build_engine(engine, template)
+        _answer_plan(workspace, plan, engine, batch_engine, reporter)
+        knowledge = workspace.read_table(KNOWLEDGE)
+    columns = [SUBJECT_ID, FACTOR, TEXT, MODEL, GENERATED_TOKENS, FINISH_REASON]
+    return knowledge.select(columns).rename_columns([ID, *columns[1:]])
+
+
+_Section = TypeVar("_Section", ExtractConfig, PromptsConfig)
+
+
+def _validated(section: type[_Section], settings: Mapping[str, Any]) -> _Section:
     try:
-        (lines,) = bounded([(_estimated, (config, workspace.location))])
-    except EngineError as error:  # no tokenizer is no reason not to ask
-        lines = [f"no estimate: {error.what}"]
-    for line in lines:
-        reporter.say(f"extract: plan, {line}")
-    reporter.say(f"extract: {left.rows:,} of {left.prompts:,} prompts pending, the rest cached")
+        return section.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError(
+            describe_problems(error, section, "its settings"),
+            where=f"extract_knowledge, {section.__name__}",
+            todo="Correct the settings; docs/reference/config.md describes them.",
+        ) from error
 
 
-@ray.remote
-def _estimated(config: RekiConfig, location: str) -> list[str]:
-    found = estimate(config, Workspace(location))
-    Workspace(location).write_json(ESTIMATE, found.model_dump(mode="json"))
-    return summary(found)
+def _render_rows(
+    table: pa.Table, kind: Literal["item", "user"], renderer: Renderer
+) -> list[Prompt]:
+    needed = {ID, TITLE} if kind == "item" else {ID}
+    missing = sorted(needed - set(table.column_names))
+    if missing or pc.count_distinct(table[ID], mode="all").as_py() < table.num_rows:
+        raise ConfigError(
+            f"columns are missing: {', '.join(missing)}" if missing else "ids are not unique",
+            where=f"extract_knowledge(kind={kind!r})",
+            todo=f"Give a table with the columns {', '.join(sorted(needed))}, one row per id.",
+        )
+    prompts = []
+    for row in table.to_pylist():
+        attributes = {
+            name: [str(value) for value in (values if isinstance(values, list) else [values])]
+            for name, values in dict(row.get(ATTRIBUTES) or {}).items()
+            if values is not None
+        }
+        key = str(row[ID])
+        if kind == "item":
+            prompts.append(renderer.item(key, row[TITLE] or "", attributes, row.get(TEXT)))
+        else:
+            history = [(title, None) for title in row.get(HISTORY) or ()]
+            prompts.append(renderer.user(key, attributes, history))
+    return prompts
 
 
-def _ask(
-    asking: ExtractRunner,
-    left: work_units.PendingUnits,
-    figures: RunStats,
-    engine: Engine,
-    config: ExtractConfig,
+def _answer_plan(
     workspace: Workspace,
-) -> None:
-    started = time.monotonic()
-    figures.start(total=left.rows, hits=left.hits)
-    try:
-        asking.run(left)
-    finally:
-        measured = figures.snapshot()
-        asked = Snapshot(**{**measured, "seconds": asking.seconds})
-        if speed := speeds.observed_speed(config, asked):
-            speeds.remember(config, speed)
-        measured["model"] = engine.model
-        measured["tokens_per_second"] = round(measured["generated_tokens"] / asking.seconds, 2)
-        # What passed before the first call: the engine loads its model.
-        measured["start_seconds"] = round(time.monotonic() - started - asking.seconds, 2)
-        workspace.write_json(STATISTICS, measured)
+    plan: Plan,
+    config: ExtractConfig,
+    engine: Engine,
+    reporter: Reporter,
+    announce: Callable[[PendingUnits], object] = lambda _: None,
+) -> tuple[SettledPlan, PendingUnits]:
+    """Answer the pending prompts of a plan, and write the knowledge tables.
 
-
-def _measured(workspace: Workspace, engine: Engine) -> dict[str, Any]:
-    """Figures of the last asking; zeros where this model was never asked here."""
-    figures: dict[str, Any] = {}
-    if workspace.exists(STATISTICS):
-        figures = workspace.read_json(STATISTICS)
-    same = figures.get("model") == engine.model
-    names = ("tokens_per_second", "cached_tokens", "cost")
-    return {name: figures.get(name, 0) if same else 0 for name in names}
-
-
-def _require_answers(settled: Summary, config: RekiConfig) -> None:
-    if settled.dead > config.extract.max_dead_share * settled.subjects:
+    Raises:
+        EngineError: The engine is unavailable, or too many prompts have no answer.
+    """
+    attempt_id = work_units.begin(workspace, plan)
+    stats = RunStats(config)
+    runner = ExtractRunner(workspace, config, engine, attempt_id, stats, reporter)
+    pending = runner.pending()
+    if pending.rows:
+        require(engine.demand)
+        announce(pending)
+        with exported(stats, config.metrics_port):
+            _run_pending(runner, pending, stats, engine, config, workspace)
+    settled = settle(workspace, reporter)
+    reporter.say(f"extract: {describe(settled.stats)}")
+    work_units.finish(workspace, plan, attempt_id)
+    compact(workspace)
+    if settled.dead > config.max_dead_share * settled.subjects:
         raise EngineError(
             f"{settled.dead} of {settled.subjects} prompts have no answer "
             f"(last reason: {settled.reason})",
             where="extract.max_dead_share",
-            todo="Read extract/dead, correct the cause and run again: only these are asked.",
+            todo="Read extract/dead, correct the cause and run again: only these are retried.",
         )
+    return settled, pending
+
+
+def _run_pending(
+    runner: ExtractRunner,
+    pending: PendingUnits,
+    stats: RunStats,
+    engine: Engine,
+    config: ExtractConfig,
+    workspace: Workspace,
+) -> None:
+    """Run the engine, and keep its statistics and speed also if it fails."""
+    started = time.monotonic()
+    stats.start(total=pending.rows, hits=pending.hits)
+    try:
+        runner.run(pending)
+    finally:
+        statistics = stats.snapshot()
+        speed = engine_speed.observed_speed(
+            config, Snapshot(**{**statistics, "seconds": runner.seconds})
+        )
+        if speed is not None:
+            engine_speed.remember(config, speed)
+        statistics["model"] = engine.model
+        statistics["tokens_per_second"] = round(statistics["generated_tokens"] / runner.seconds, 2)
+        # Time before the first call, in which the engine loads its model.
+        statistics["start_seconds"] = round(time.monotonic() - started - runner.seconds, 2)
+        workspace.write_json(STATISTICS, statistics)
+
+
+def _announce(
+    config: RekiConfig, workspace: Workspace, pending: PendingUnits, reporter: Reporter
+) -> None:
+    """Show the estimate before the first call; a task keeps its rows out of the driver's memory."""
+    try:
+        (lines,) = bounded([(_estimate_lines, (config, workspace.location))])
+    except EngineError as error:  # a missing tokenizer must not stop the run
+        lines = [f"no estimate: {error.what}"]
+    for line in lines:
+        reporter.say(f"extract: plan, {line}")
+    reporter.say(
+        f"extract: {pending.rows:,} of {pending.prompts:,} prompts pending, the rest cached"
+    )
+
+
+@ray.remote
+def _estimate_lines(config: RekiConfig, location: str) -> list[str]:
+    result = estimate(config, Workspace(location))
+    Workspace(location).write_json(ESTIMATE, result.model_dump(mode="json"))
+    return result.summary()

@@ -1,8 +1,7 @@
-"""Asking: one Ray Data pipeline from work units to the ledger, begun anew when it dies.
+"""Runs extraction: one Ray Data pipeline from work units to the answer cache, restarted if it dies.
 
-Answers go from the engine to the ledger inside the cluster; the driver sees counts alone, so
-that its memory does not grow with the number of prompts. A work unit that is kept is never
-asked again, whatever dies afterwards.
+Answers go from the engine to the cache inside the cluster; the driver sees only counts, so its
+memory does not grow with the number of prompts. The prompts of a written unit are never sent again.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import bounded, cause_of, last_line
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError, RekiError
-from reki_ray.extraction.answer_sink import ANSWERED, DEAD, QUARANTINED, keep, questions_of
+from reki_ray.extraction.answer_sink import ANSWERED, DEAD, QUARANTINED, questions_of, write_answers
 from reki_ray.extraction.engines import Engine
 from reki_ray.extraction.engines.capacity import replicas
 from reki_ray.extraction.engines.protocol import TASK_CPUS
@@ -44,23 +43,23 @@ if TYPE_CHECKING:
 
 _LABEL: Final = "extract: asking"
 _FAILED_START: Final = "creation task"
-"""What Ray says of an actor whose constructor failed."""
+"""Part of Ray's message about an actor whose constructor failed."""
 _POLL_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 10.0
-_READERS_A_REPLICA: Final = 2
-_UNITS_TO_TELL: Final = 3
+_READERS_PER_REPLICA: Final = 2
+_UNITS_BEFORE_FORECAST: Final = 3
 
 
 class ExtractRunner:
-    """Asks everything that a plan still lacks.
+    """Answers all pending prompts of a plan.
 
     Args:
-        workspace: Holds plan and ledger.
-        config: Units, restarts and patience.
-        engine: What answers.
-        asking: Identity of this asking, from `pending.begin`.
-        figures: Counts what is done.
-        reporter: Shows it.
+        workspace: Holds plan and answer cache.
+        config: Size of units, restarts, and how long to wait for progress.
+        engine: The engine.
+        attempt_id: From `work_units.begin`.
+        stats: Counts finished prompts.
+        reporter: Shows progress.
     """
 
     def __init__(
@@ -68,20 +67,20 @@ class ExtractRunner:
         workspace: Workspace,
         config: ExtractConfig,
         engine: Engine,
-        asking: str,
-        figures: RunStats,
+        attempt_id: str,
+        stats: RunStats,
         reporter: Reporter,
     ) -> None:
         self._workspace = workspace
         self._config = config
         self._engine = engine
-        self._asking = asking
-        self._figures = figures
+        self._attempt_id = attempt_id
+        self._stats = stats
         self._reporter = reporter
-        self._keeping = partial(
-            keep,
+        self._write = partial(
+            write_answers,
             location=workspace.location,
-            asking=asking,
+            attempt_id=attempt_id,
             engine=engine.name,
             model=engine.model,
             revision=engine.revision,
@@ -91,42 +90,42 @@ class ExtractRunner:
         self._last_kept = math.inf
 
     def pending(self) -> PendingUnits:
-        """What the plan asks and neither ledger nor this asking's failures settle."""
-        (found,) = bounded([(find_pending, (self._workspace.location, self._asking))])
-        pending: PendingUnits = found
+        """Prompts of the plan without an answer, and without a failure in this attempt."""
+        pending: PendingUnits
+        (pending,) = bounded([(find_pending, (self._workspace.location, self._attempt_id))])
         return pending
 
     def run(self, pending: PendingUnits) -> None:
-        """Ask until nothing is left.
+        """Run pipelines until no prompt is pending.
 
-        A pipeline that dies, or loses a prompt, is followed by another over what is left then.
+        A pipeline that dies or loses prompts is followed by another one over the pending prompts.
 
         Raises:
-            RekiError: The engine refuses all work, as with a wrong key.
-            EngineError: The engine died or lost prompts again and again without any progress,
-                or nothing was finished for too long.
+            RekiError: The engine refuses all work, for example because of a wrong key.
+            EngineError: The engine keeps dying or losing prompts without progress, or nothing
+                finished for too long.
         """
         bisector = PoisonBisector(self._config.unit_rows, self._config.restarts)
         with self._reporter.task(_LABEL, total=pending.rows, unit="prompts") as task:
-            task.snapshot = self._figures.snapshot
+            task.snapshot = self._stats.snapshot
             while pending.rows:
-                settled = task.done
+                done = task.done
                 end = self._attempt(pending, bisector, task)
                 pending = self.pending()
-                if task.done > settled:
+                if task.done > done:
                     pending = self._bury(pending, bisector.answered(), bisector.reason, task)
                 else:
                     others = pending.rows - bisector.suspects
                     if not bisector.died(others, end.reason, started=end.started):
                         raise self._failure(end.reason, pending)
                 if 0 < pending.rows == bisector.suspects:
-                    # Nothing is left whose answer would tell a broken prompt from a broken engine.
+                    # No other prompt is left that could tell a broken prompt from a broken engine.
                     if not task.done + pending.hits:
                         raise self._failure(end.reason, pending)
                     pending = self._bury(pending, bisector.suspects, bisector.reason, task)
 
     def _attempt(self, pending: PendingUnits, bisector: PoisonBisector, task: Task) -> _PipelineEnd:
-        """One pipeline over what may be asked now."""
+        """Run one pipeline over the prompts that the bisector allows."""
         units = pending.units(self._config.unit_rows, skip=bisector.suspects, most=bisector.share)
         try:
             for counts in self._units_done(units, beat=task.advance):
@@ -137,36 +136,36 @@ class ExtractRunner:
         return _PipelineEnd("the engine lost prompts")
 
     def _bury(self, pending: PendingUnits, count: int, reason: str, task: Task) -> PendingUnits:
-        """Make the leading pending prompts dead letters, and look anew what is pending."""
+        """Make the leading pending prompts dead letters; returns those still pending."""
         if not count:
             return pending
         units = pending.units(self._config.unit_rows, most=count)
-        for counts in bounded((_bury_unit, (unit, reason, self._keeping)) for unit in units):
+        for counts in bounded((_bury_unit, (unit, reason, self._write)) for unit in units):
             self._count(counts, task)
         return self.pending()
 
     def _count(self, counts: dict[str, Any], task: Task) -> None:
         self._first_call = min(self._first_call, counts.pop(ASKED_AT))
         self._last_kept = time.time()
-        self._figures.add(counts, json.loads(counts.pop(QUARANTINED)))
+        self._stats.add(counts, json.loads(counts.pop(QUARANTINED)))
         generated = counts[GENERATED_TOKENS]
         task.advance(counts[ANSWERED] + counts[DEAD], generated_tokens=generated)
         self._units += 1
-        if self._units == _UNITS_TO_TELL:
-            self._tell_end()
+        if self._units == _UNITS_BEFORE_FORECAST:
+            self._show_forecast()
 
-    def _tell_end(self) -> None:
-        """Say when it ends, as soon as that is more than a guess: the plan knew no unit yet."""
-        found = Snapshot(**self._figures.snapshot())
-        if found.seconds_left:
+    def _show_forecast(self) -> None:
+        """Show the time left after the first units; the estimate before had no measured unit."""
+        snapshot = Snapshot(**self._stats.snapshot())
+        if snapshot.seconds_left:
             self._reporter.say(
-                f"{_LABEL}: {found.done:,} of {found.prompts:,} prompts done, at this rate about "
-                f"{math.ceil(found.seconds_left / 60)} min left"
+                f"{_LABEL}: {snapshot.done:,} of {snapshot.prompts:,} prompts done, about "
+                f"{math.ceil(snapshot.seconds_left / 60)} min left at this rate"
             )
 
     @property
     def seconds(self) -> float:
-        """From the first call of the model to the last answer kept; infinite before both."""
+        """Time from the first call of the model to the last written answer."""
         return max(self._last_kept - self._first_call, 1e-6)
 
     # --- one pipeline --------------------------------------------------------------------------
@@ -174,21 +173,18 @@ class ExtractRunner:
     def _units_done(
         self, units: list[WorkUnit], beat: Callable[[int], object]
     ) -> Iterator[dict[str, Any]]:
-        """Counts of each kept block, as they come.
-
-        The pipeline is read in a thread of its own, so that silence can be noticed.
-        """
+        """Counts of each written block; a thread reads the pipeline, so that stalls are noticed."""
         done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         stop = Event()
         pool = ThreadPoolExecutor(1, thread_name_prefix="extract")
-        # The data set is in no frame but the reader's: a traceback that holds a dead pipeline
-        # would hold its actors, and with them the CPUs that the next one needs.
+        # Only the reader's frame holds the data set: a traceback that keeps a dead pipeline alive
+        # keeps its actors, and the CPUs that the next one needs.
         reader = pool.submit(_read, self._pipeline(units), done, stop)
         try:
             yield from self._listen(done, reader, beat)
         finally:
             stop.set()
-            # A stuck pipeline ends with its Ray session: waiting for it here would hang.
+            # A stuck pipeline ends with the Ray session; waiting for it would hang.
             pool.shutdown(wait=False)
             gc.collect()
 
@@ -199,15 +195,17 @@ class ExtractRunner:
         beat: Callable[[int], object],
     ) -> Iterator[dict[str, Any]]:
         patience = 60 * self._config.stall_minutes
-        heard = looked = time.monotonic()
+        last_result = looked = time.monotonic()
         while True:
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
-                self._figures.resize(max(replicas(), self._config.min_replicas))
-            finished = reader.done()  # asked before the queue: what it put is then there
+                self._stats.resize(max(replicas(), self._config.min_replicas))
+            finished = (
+                reader.done()
+            )  # before reading the queue, so that its last item is not missed
             try:
                 yield done.get(block=not finished, timeout=None if finished else _POLL_SECONDS)
-                heard = time.monotonic()
+                last_result = time.monotonic()
             except queue.Empty:
                 if finished:
                     end = reader.result()
@@ -216,18 +214,18 @@ class ExtractRunner:
                     if end.reason:
                         raise _PipelineDiedError(end) from None
                     return
-                beat(0)  # cost goes on while nothing is finished
-                if time.monotonic() - heard > patience:
+                beat(0)  # the cost grows even if nothing finishes
+                if time.monotonic() - last_result > patience:
                     raise EngineError(
-                        f"nothing was finished for {self._config.stall_minutes:g} minutes",
+                        f"no prompt finished for {self._config.stall_minutes:g} minutes",
                         where=f"extract.stall_minutes, engine {self._engine.name}: "
                         f"{self._engine.model}",
-                        todo="Look at the engine's logs in Ray's session folder; raise the limit "
-                        "if the model loads for longer. What was answered is kept.",
+                        todo="Read the engine's logs in Ray's session folder; raise the limit if "
+                        "the model loads for longer. All answers so far are kept.",
                     ) from None
 
     def _pipeline(self, units: list[WorkUnit]) -> Dataset:
-        # Else Ray Data hides a wrong key or a full disk behind an exception of its own.
+        # Otherwise Ray Data wraps a wrong key or a full disk in its own exception.
         ray.data.DataContext.get_current().raise_original_map_exception = True
         location = self._workspace.location
         questions = ray.data.from_items(
@@ -237,11 +235,11 @@ class ExtractRunner:
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,
-            # Reading ahead without bound would take the CPU from keeping what is answered.
-            compute=TaskPoolStrategy(size=_READERS_A_REPLICA * self._config.max_replicas),
+            # Unbounded read-ahead would take the CPU from writing the answers.
+            compute=TaskPoolStrategy(size=_READERS_PER_REPLICA * self._config.max_replicas),
         )
         return self._engine.answer(questions).map_batches(
-            self._keeping,
+            self._write,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,
@@ -253,7 +251,7 @@ class ExtractRunner:
         return EngineError(
             f"{why}; {left.rows} prompts are left",
             where=f"{self._engine.name}: {self._engine.model}",
-            todo="What was answered is kept; correct the cause and run `reki extract` again.",
+            todo="All answers so far are kept; correct the cause and run `reki extract` again.",
         )
 
 
@@ -262,9 +260,9 @@ class _PipelineEnd:
     """How a pipeline ended.
 
     Attributes:
-        reason: What it died of; empty where it came to its end.
-        started: Whether its engine came up.
-        fatal: What no other pipeline would do better.
+        reason: Why it died; empty if it finished.
+        started: Whether its engine started.
+        fatal: An error that every other pipeline would meet too.
     """
 
     reason: str = ""
@@ -273,7 +271,7 @@ class _PipelineEnd:
 
 
 class _PipelineDiedError(Exception):
-    """The pipeline ended with an error that another one may not have."""
+    """A pipeline ended with an error that another one may not meet."""
 
     def __init__(self, end: _PipelineEnd) -> None:
         super().__init__(end.reason)
@@ -289,7 +287,7 @@ def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event
             if stop.is_set():
                 break
     except ray.exceptions.RayError as error:
-        # Only what it says leaves here, for the same reason as above.
+        # Only its message leaves this frame, for the same reason as above.
         return _PipelineEnd(
             f"the engine failed: {last_line(error)}",
             started=_FAILED_START not in str(error),
@@ -299,10 +297,10 @@ def _read(dataset: Dataset, done: queue.SimpleQueue[dict[str, Any]], stop: Event
 
 
 @ray.remote
-def _bury_unit(unit: WorkUnit, reason: str, keeping: partial[pa.Table]) -> dict[str, Any]:
-    """Keep a reason for each prompt of a unit; returns counts as `keep`."""
-    questions = read_unit(Workspace(keeping.keywords["location"]), unit)
+def _bury_unit(unit: WorkUnit, reason: str, write: partial[pa.Table]) -> dict[str, Any]:
+    """Write a failure for each prompt of a unit; returns the counts of `write_answers`."""
+    questions = read_unit(Workspace(write.keywords["location"]), unit)
     outcomes = [Outcome(None, f"asked alone, {reason}")] * questions.num_rows
-    (counts,) = keeping(answer_table(questions, outcomes)).to_pylist()
-    found: dict[str, Any] = counts
-    return found
+    counts: dict[str, Any]
+    (counts,) = write(answer_table(questions, outcomes)).to_pylist()
+    return counts

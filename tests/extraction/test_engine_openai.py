@@ -56,7 +56,7 @@ Build = Callable[..., OpenAiBatchEngine]
 
 RECOVERING: dict[str, tuple[Step, ...]] = {
     "too many requests": (status(429, "slow down", retry_after="1"),),
-    "a limit told in milliseconds": (status(429, "slow down", retry_after_ms="20"),),
+    "a limit in milliseconds": (status(429, "slow down", retry_after_ms="20"),),
     "three kinds of 5xx": (status(503), status(500), status(502)),
     "a time-out of the endpoint": (status(408),),
     "silence": (hang(3),),
@@ -99,7 +99,7 @@ FAILING: dict[str, tuple[int, str, tuple[Step, ...]]] = {
     "gets nothing but reasoning": (2, "max_tokens", (choice("<think>hm, let", "length"),) * 2),
     "calls a tool": (2, "a tool", (choice(None, "tool_calls", tool_calls=[{"id": "1"}]),) * 2),
     "loops": (2, "repeats itself", (choice("genre: so so so so so so so"),) * 2),
-    "is answered as a stream": (1, "as a stream", (raw(b'data: {"choices": []}\n\n'),)),
+    "is answered as a stream": (1, "sends a stream", (raw(b'data: {"choices": []}\n\n'),)),
     "is called bad under status 200": (
         1,
         "refused the prompt (HTTP 400): no",
@@ -205,7 +205,7 @@ def test_a_prompt_fails_alone_that(about: str, storm: tuple[Server, dict[str, Ro
     assert server.calls[body(about)] == calls
 
 
-def test_neighbours_of_failing_prompts_are_asked_once(storm: tuple[Server, dict[str, Row]]) -> None:
+def test_neighbours_of_failing_prompts_are_sent_once(storm: tuple[Server, dict[str, Row]]) -> None:
     server, rows = storm
     neighbours = [text for text in rows if text.startswith("title: calm")]
     assert len(neighbours) == len(rows) / 2
@@ -214,7 +214,9 @@ def test_neighbours_of_failing_prompts_are_asked_once(storm: tuple[Server, dict[
         assert server.calls[text] == 1
 
 
-def test_a_cut_answer_is_told_from_a_whole_one(storm: tuple[Server, dict[str, Row]]) -> None:
+def test_a_truncated_answer_is_distinguished_from_a_whole_one(
+    storm: tuple[Server, dict[str, Row]],
+) -> None:
     row = storm[1][body("a cut answer")]
     assert row[FINISH_REASON] == "length"
     parsed = contract.template().parse_reply("item", row[BODY], Reply(CUT, "length"))
@@ -304,11 +306,11 @@ def test_no_more_requests_are_in_flight_than_allowed(server: Server) -> None:
     ("step", "what", "todo"),
     [
         (status(401, f"wrong key {KEY}"), "does not accept the API key", VARIABLE),
-        (status(429, "pay", code="insufficient_quota"), "no credit", "only what is missing"),
+        (status(429, "pay", code="insufficient_quota"), "no credit", "only the missing prompts"),
         (
             raw(b'{"choices": null, "error": {"message": "daily quota used up", "code": 402}}'),
             "daily quota used up",
-            "only what is missing",
+            "only the missing prompts",
         ),
     ],
     ids=["401", "quota", "quota under status 200"],
@@ -401,7 +403,7 @@ def test_a_budget_is_never_exceeded(server: Server) -> None:
     unit = 4 * most(config, bodies[0])
     error = fails(engine(config, prices=EACH), bodies)
     assert "budget of 3000 USD does not last" in error.what
-    assert "only what is missing" in error.todo
+    assert "only the missing prompts" in error.todo
     assert 3000 - unit < sum(server.billed.values()) <= 3000
     assert max(server.calls.values()) == 1
 

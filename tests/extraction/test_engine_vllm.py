@@ -109,7 +109,7 @@ def test_a_killed_engine_core_costs_its_unfinished_units_alone(
     result = run(stage_config(tiny_config, sampling=CHOOSING), workspace, reporter)
     killer.join(timeout=60)
     assert killed
-    # A dead core is no answer: no prompt in flight may end as a dead letter for it.
+    # A dead core is not an answer: no prompt in flight may become a dead letter.
     reasons = []
     if result.dead:
         reasons = workspace.read_table(schema.DEAD_LETTERS)[REASON].to_pylist()

@@ -1,4 +1,4 @@
-"""The plan before any call: figures from samples, and nothing assumed in silence."""
+"""`reki plan`: estimates from samples, with every assumption, and the speed of the engine."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 
 from reki_ray import schema
+from reki_ray.cli.views.plan import render
 from reki_ray.config import ExtractConfig, RekiConfig, ScriptedEngine
-from reki_ray.core.downloads import resolve_model
-from reki_ray.core.progress import Reporter
+from reki_ray.core.downloads import cache_folder, resolve_model
+from reki_ray.core.progress import HEARTBEAT, Reporter
+from reki_ray.core.tables import row_groups, rows_of
 from reki_ray.core.workspace import ROW_GROUP_ROWS, Workspace
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.estimating import reading, sample
-from reki_ray.extraction.estimating.estimate import Estimate, estimate
-from reki_ray.extraction.estimating.figures import KindEstimate, ModeEstimate
-from reki_ray.extraction.estimating.reading import distinct, rows_with
-from reki_ray.extraction.estimating.render import render
-from reki_ray.extraction.estimating.sample import Sampler
-from reki_ray.extraction.estimating.storage import encoder_dimension
-from reki_ray.extraction.estimating.tokens import Interval, Tokeniser, mean_interval
+from reki_ray.extraction import engine_speed, prompt_sample
+from reki_ray.extraction.cost_estimate import Estimate, ModeEstimate, encoder_dimension, estimate
+from reki_ray.extraction.engine_speed import EngineSpeed, known_speed, observed_speed, remember
+from reki_ray.extraction.prompt_sample import PromptSample, sample_prompts
+from reki_ray.extraction.run_stats import Snapshot
 from reki_ray.extraction.shards import cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
+from reki_ray.extraction.token_counts import Interval, KindEstimate, token_counter
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.llm.prices import gpus_of
+from reki_ray.prompts.renderer import Renderer, load_scenario
 from reki_ray.stages import ingest
 from tests.conftest import TinyConfig
 
@@ -44,6 +44,10 @@ SMOLLM2 = {"kind": "vllm", "model": "packaged:smollm2-135m-instruct"}
 def plan(config: RekiConfig, workspace: Workspace | None = None, **given: Any) -> Estimate:
     speeds = {"tokens_per_second": 100.0, "prefill_tokens_per_second": 1000.0, "engines": 2}
     return estimate(config, workspace, **{"users": None, "items": None, **speeds, **given})
+
+
+def renderer_of(config: RekiConfig) -> Renderer:
+    return Renderer(load_scenario(config.prompts.scenario), config.prompts)
 
 
 def kinds(found: Estimate) -> dict[str, KindEstimate]:
@@ -78,19 +82,19 @@ def write_clusters(workspace: Workspace) -> None:
 
 def exact_tokens(config: RekiConfig, workspace: Workspace) -> dict[str, list[int]]:
     """Tokens of every prompt of the configured mode, rendered as stage extract does."""
-    sampler = Sampler(config, workspace)
+    renderer = renderer_of(config)
     chat = ChatRenderer(resolve_model(config.extract.engine.model), "main")
     tokens: dict[str, list[int]] = {}
     for shard in cut_into_shards(workspace, config.extract.mode):
-        for prompt in Subjects(load(workspace, shard), sampler.renderer, config.prompts):
-            text = chat.text(sampler.renderer.template.messages(prompt.subject_kind, prompt.body))
+        for prompt in Subjects(load(workspace, shard), renderer, config.prompts):
+            text = chat.text(renderer.template.messages(prompt.subject_kind, prompt.body))
             found = chat._tokenizer(text)["input_ids"]
             tokens.setdefault(prompt.subject_kind, []).append(len(found))
     return tokens
 
 
 # --- from a workspace ------------------------------------------------------------------------
-def test_a_workspace_is_estimated_as_it_will_be_asked(
+def test_a_workspace_is_estimated_from_the_prompts_it_will_have(
     ingested: RekiConfig, workspace: Workspace
 ) -> None:
     write_clusters(workspace)
@@ -124,7 +128,9 @@ def test_equal_prompts_are_counted_once(
     config = tiny_config(prompts={"max_history": 1, "max_title_chars": 8})
     ingest.run(config, workspace, reporter)
     user = kinds(plan(config, workspace))["user"]
-    bodies = Sampler(config, workspace).draw(None, None)["user"].bodies
+    totals: dict[schema.Side, int | None] = {"users": None, "items": None}
+    samples = sample_prompts(config, workspace, renderer_of(config), [], totals)
+    bodies = samples["user"].bodies
     assert user.prompts == len(set(bodies)) < user.subjects == 40
     assert user.duplicate_share == pytest.approx(1 - user.prompts / 40)
 
@@ -146,10 +152,9 @@ def test_large_tables_are_read_in_part(
 ) -> None:
     write_clusters(workspace)
     whole = plan(ingested, workspace)
-    monkeypatch.setattr(sample, "_LARGE", 10)
-    monkeypatch.setattr(sample, "_LARGE_SAMPLE", 20)
-    monkeypatch.setattr(sample, "_CATALOGUE", 10)
-    monkeypatch.setattr(sample, "_ROW_GROUPS", 1)
+    monkeypatch.setattr(prompt_sample, "_LARGE", 10)
+    monkeypatch.setattr(prompt_sample, "_LARGE_SAMPLE", 20)
+    monkeypatch.setattr(prompt_sample, "_ROW_GROUPS", 1)
     part = plan(ingested, workspace)
     for kind, figures in kinds(part).items():
         assert figures.subjects == kinds(whole)[kind].subjects
@@ -159,25 +164,19 @@ def test_large_tables_are_read_in_part(
     assert "random members" in said(part)
 
 
-def test_only_row_groups_that_may_hold_an_id_are_read(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+def test_rows_of_some_ids_are_read_from_the_row_groups_that_may_hold_them(
+    workspace: Workspace,
 ) -> None:
     count = 5 * ROW_GROUP_ROWS
     ids = [f"u{row:08d}" for row in range(count)]
     workspace.write_table(schema.CUTS, pa.table({"user_id": ids, "cut": np.arange(count)}))
-    assert len(reading.row_groups(workspace, schema.CUTS)) == 5
-    read: list[int] = []
-
-    class Counting(pq.ParquetFile):  # type: ignore[misc]
-        def read_row_group(self, group: int, **options: Any) -> pa.Table:
-            read.append(group)
-            return super().read_row_group(group, **options)
-
-    monkeypatch.setattr("reki_ray.extraction.estimating.reading.pq.ParquetFile", Counting)
-    wanted = sorted([ids[3], ids[7], ids[-1], "stranger", "a"])
-    found = rows_with(workspace, schema.CUTS, "user_id", wanted)
-    assert found["cut"].to_pylist() == [3, 7, count - 1]
-    assert read == [0, 4]
+    assert len(row_groups(workspace, schema.CUTS)) == 5
+    wanted = pa.array([ids[3], ids[7], ids[-1], "stranger", "a"])
+    rows = rows_of(workspace, schema.CUTS, "user_id", wanted)
+    assert rows["cut"].to_pylist() == [3, 7, count - 1]
+    (fragment,) = prompt_sample.scan(workspace, schema.CUTS).get_fragments()
+    read = fragment.split_by_row_group(pc.field("user_id").isin(wanted))
+    assert [part.row_groups[0].id for part in read] == [0, 4]
 
 
 # --- from counts -----------------------------------------------------------------------------
@@ -269,7 +268,7 @@ def test_prompts_beyond_the_context_are_announced(tiny_config: TinyConfig) -> No
     assert "user prompts do not fit extract.engine.max_model_len" in said(found)
 
 
-def test_another_tokenizer_is_said(
+def test_a_substitute_tokenizer_is_an_assumption(
     tiny_config: TinyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
@@ -310,6 +309,9 @@ def test_answers_measured_here_count_more_than_worked_ones(
 
 
 def test_the_number_of_distinct_prompts_is_estimated_from_a_sample() -> None:
+    def distinct(bodies: list[str], subjects: int) -> float:
+        return PromptSample(subjects, bodies, drawn=True).distinct
+
     assert distinct([f"{row}" for row in range(200)], 10**8) == 10**8
     assert distinct(["a"] * 200, 10**8) == 1
     assert distinct(["a", "a", "b"], 3) == 2
@@ -320,8 +322,8 @@ def test_the_number_of_distinct_prompts_is_estimated_from_a_sample() -> None:
 
 
 def test_intervals_widen_with_spread_and_narrow_with_size() -> None:
-    assert mean_interval([5.0]) == Interval(mean=5, low=5, high=5)
-    few, many = mean_interval([1, 3] * 5), mean_interval([1, 3] * 500)
+    assert Interval.of_mean([5.0]) == Interval(mean=5, low=5, high=5)
+    few, many = Interval.of_mean([1, 3] * 5), Interval.of_mean([1, 3] * 500)
     assert few.mean == many.mean == 2
     assert few.low < many.low < 2 < many.high < few.high
 
@@ -341,7 +343,7 @@ def test_storage_grows_with_what_is_kept(tiny_config: TinyConfig) -> None:
     assert 64 * 10**6 < short[1] < 2 * 1024 * 10**6
 
 
-def test_the_encoders_dimension_is_known_or_said(
+def test_the_encoders_dimension_is_known_or_assumed(
     tiny_config: TinyConfig, workspace: Workspace
 ) -> None:
     assumed: list[str] = []
@@ -390,10 +392,105 @@ def test_the_command_speaks_json(tmp_path: Path) -> None:
 
 def test_tokens_are_those_of_the_models_own_template(tiny_config: TinyConfig) -> None:
     config = tiny_config(extract={"engine": SMOLLM2})
-    template = Sampler(config, None).renderer.template
-    body = "<data>\nmovie: Heat\n</data>"
-    tokeniser = Tokeniser(config.extract, [])
+    messages = renderer_of(config).template.messages("item", "<data>\nmovie: Heat\n</data>")
     chat = ChatRenderer(resolve_model(config.extract.engine.model), "main")
-    text = chat.text(template.messages("item", body))
-    count: Callable[[str], int] = lambda content: len(chat._tokenizer(content)["input_ids"])  # noqa: E731
-    assert tokeniser.prompts(template, "item", [body]).prompt.mean == count(text)
+    expected = chat._tokenizer(chat.text(messages))["input_ids"]
+    assert token_counter(config.extract, []).token_ids(messages) == expected
+
+
+# --- speed of the engine ---------------------------------------------------------------------
+RUN = Snapshot(prompt_tokens=30_000, cached_tokens=10_000, generated_tokens=10_000, seconds=100.0)
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache without speeds but with the models, which take half a minute to convert."""
+    known, own = cache_folder(), tmp_path / "cache"
+    own.mkdir()
+    for entry in known.glob("[!s]*"):
+        (own / entry.name).symlink_to(entry)
+    monkeypatch.setenv("REKI_CACHE", str(own))
+    return own
+
+
+def extract(**engine: Any) -> ExtractConfig:
+    return ExtractConfig.model_validate({"engine": {"kind": "vllm", **engine}})
+
+
+def measured(prefill: float = 1000.0, generation: float = 100.0) -> EngineSpeed:
+    return EngineSpeed(
+        prefill=prefill, generation=generation, source="measured", machine="here", measured_at=0
+    )
+
+
+def test_a_speed_is_that_of_its_engine_and_survives_a_damaged_file(cache: Path) -> None:
+    assert known_speed(extract(), None) is None
+    remember(extract(), measured())
+    assert known_speed(extract(), None) == measured()
+    assert known_speed(extract(model="org/other"), None) is None
+    assert known_speed(extract(cpu_threads=1), None) is None
+    (kept,) = (cache / "speeds").iterdir()
+    kept.write_text("{")
+    assert known_speed(extract(), None) is None
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_run_scales_both_rates_to_the_time_that_it_took() -> None:
+    remember(extract(), measured())
+    # 20,000 tokens to read at 1,000/s and 10,000 to write at 100/s: 120 s were expected, not 100.
+    found = observed_speed(extract(), RUN)
+    assert found is not None
+    assert found.source == "observed"
+    assert found.prefill == pytest.approx(1200)
+    assert found.generation == pytest.approx(120)
+    two = observed_speed(extract(), RUN.model_copy(update={"replicas": 2}))
+    assert two is not None
+    assert two.generation == pytest.approx(60)
+    few = RUN.model_copy(update={"generated_tokens": 20})
+    assert observed_speed(extract(), few) is None
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_run_at_work_corrects_the_plan(workspace: Workspace) -> None:
+    remember(extract(), measured())
+    beat = {"figures": RUN.model_dump(), "finished": False}
+    workspace.write_json(HEARTBEAT, beat)
+    found = known_speed(extract(), workspace)
+    assert found is not None
+    assert found.generation == pytest.approx(120)
+    workspace.write_json(HEARTBEAT, {**beat, "finished": True})
+    assert known_speed(extract(), workspace) == measured()
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_estimate_says_where_its_speed_is_from(tiny_config: TinyConfig) -> None:
+    config = tiny_config()
+    guessed = estimate(config, None, users=1000, items=100)
+    assert guessed.speed_source == "configured"
+    assert any("not measured" in sentence for sentence in guessed.assumptions)
+    assert all("time not measured yet" in line for line in guessed.summary())
+    remember(config.extract, measured())
+    known = estimate(config, None, users=1000, items=100)
+    assert (known.speed_source, known.tokens_per_second) == ("measured", 100.0)
+    assert any("measured with a few prompts: here" in said for said in known.assumptions)
+    assert all(" with 1 engine" in line for line in known.summary())
+    given = estimate(config, None, users=1000, items=100, tokens_per_second=7)
+    assert (given.speed_source, given.tokens_per_second) == ("given", 7)
+    assert given.prefill_tokens_per_second == 1000.0
+
+
+def test_only_an_engine_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine_speed.can_measure(extract())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert not engine_speed.can_measure(extract(device="gpu"))
+    for other in (
+        {"kind": "scripted"},
+        {"kind": "openai", "base_url": "http://h/v1", "model": "m"},
+    ):
+        assert not engine_speed.can_measure(ExtractConfig.model_validate({"engine": other}))
+
+
+def test_a_remembered_speed_is_plain_json(cache: Path) -> None:
+    remember(extract(), measured())
+    (kept,) = (cache / "speeds").iterdir()
+    assert json.loads(kept.read_text()) == measured().model_dump()

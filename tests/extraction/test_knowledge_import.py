@@ -18,7 +18,7 @@ import pytest
 from reki_ray import schema
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.extraction import knowledge_files
+from reki_ray.extraction import import_report
 from reki_ray.extraction.import_report import import_knowledge, render
 from reki_ray.extraction.knowledge_import import IMPORTED, identify, imported_address, read_imported
 from reki_ray.schema import SubjectKind
@@ -171,7 +171,7 @@ def test_batches_do_not_matter(
     whole = import_knowledge(workspace, file)
     kept = texts(workspace)
     Path(workspace.path(IMPORTED.path, files(workspace)[0])).unlink()
-    monkeypatch.setattr(knowledge_files, "BATCH_ROWS", 3)
+    monkeypatch.setattr(import_report, "BATCH_ROWS", 3)
     assert import_knowledge(workspace, file) == whole
     assert texts(workspace) == kept
 
@@ -206,12 +206,12 @@ def test_strict_imports_nothing_where_an_id_is_unknown(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no valid JSON"),
-        (b"{", "no valid JSON"),
-        (b"[1]", "no JSON object"),
-        (b'"m1"', "no JSON object"),
-        (b"\xff\xfe\x00", "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "not a JSON object"),
+        (b'"m1"', "not a JSON object"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
         (b'{"m1": " "}', "none of 1 entries"),
         (b"PAR1" + b"\x00" * 100, "damaged"),
     ],

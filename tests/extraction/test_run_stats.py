@@ -223,7 +223,7 @@ def test_the_port_is_free_again_after_an_error() -> None:
         assert scrape(port)
 
 
-def test_a_taken_port_is_named_before_anything_is_asked() -> None:
+def test_a_taken_port_fails_before_the_first_call() -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()

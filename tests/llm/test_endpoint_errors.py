@@ -75,7 +75,7 @@ def test_only_what_may_get_better_is_retried() -> None:
     assert not any(is_retried(status) for status in (400, 403, 404, 413, 422))
 
 
-def test_a_wait_that_is_asked_for_is_kept_and_spread() -> None:
+def test_retry_after_is_honoured_with_jitter() -> None:
     waits = {wait_seconds(1, {"retry-after": "30"}) for _ in range(50)}
     assert len(waits) > 1
     assert all(30 <= seconds <= 33 for seconds in waits)
@@ -106,21 +106,21 @@ def test_waits_grow_up_to_a_limit() -> None:
         (b'{"choices": [{"message"', "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"<html><b>Gateway is warming up</b></html>", '"Gateway is warming up"'),
-        (b"data: {}\n\ndata: [DONE]", "as a stream"),
-        (b": ping\n\ndata: {}", "as a stream"),
-        (b"retry: 1000\n\ndata: {}", "as a stream"),
-        (b'{"choices": [{"delta": {"content": "x"}}]}', "as a stream"),
-        (b'{"object": "chat.completion.chunk", "choices": []}', "as a stream"),
-        (b'{"message": {"content": "x"}, "done": false}\n{"done": true}', "as a stream"),
+        (b"data: {}\n\ndata: [DONE]", "sends a stream"),
+        (b": ping\n\ndata: {}", "sends a stream"),
+        (b"retry: 1000\n\ndata: {}", "sends a stream"),
+        (b'{"choices": [{"delta": {"content": "x"}}]}', "sends a stream"),
+        (b'{"object": "chat.completion.chunk", "choices": []}', "sends a stream"),
+        (b'{"message": {"content": "x"}, "done": false}\n{"done": true}', "sends a stream"),
         (b"{}", '"{}"'),
         (b'{"id": "x", "choices": null}', "not a chat completion"),
         (b'{"status": "loading"}', "loading"),
     ],
 )
-def test_a_body_that_is_no_completion_is_told(content: bytes, said: str) -> None:
+def test_a_body_that_is_not_a_completion_is_refused(content: bytes, said: str) -> None:
     with pytest.raises(MalformedError, match=said) as caught:
         read_completion(content)
-    assert caught.value.retry == (said != "as a stream")
+    assert caught.value.retry == (said != "sends a stream")
     assert str(caught.value).isprintable()
 
 
@@ -226,9 +226,7 @@ def test_silence_has_a_reason(content: bytes, problem: str, said: str) -> None:
     ],
 )
 @pytest.mark.parametrize("where", ["beside null choices", "alone", "in a choice"])
-def test_an_error_under_status_200_stands_for_a_status(
-    error: object, status: int, where: str
-) -> None:
+def test_an_error_with_status_200_maps_to_a_status(error: object, status: int, where: str) -> None:
     tree: dict[str, object] = {"error": error}
     if where == "beside null choices":
         tree["choices"] = None
@@ -265,7 +263,7 @@ def test_an_error_in_the_place_of_choices_is_reported(tree: object, status: int,
     assert said in caught.value.message
 
 
-def test_a_list_of_choices_without_any_is_no_error_of_the_body() -> None:
+def test_an_empty_list_of_choices_is_not_an_error_of_the_body() -> None:
     with pytest.raises(NoAnswerError):
         read_completion(b'{"choices": [], "usage": {"prompt_tokens": 1}}')
 
@@ -293,7 +291,7 @@ def test_token_counts_are_numbers(usage: object, tokens: tuple[int, int]) -> Non
 )  # fmt: skip
 def test_an_address_without_a_scheme_is_refused(address: str) -> None:
     with pytest.raises(
-        ValidationError, match="is not an address such as https://host/v1"
+        ValidationError, match="not a valid address such as https://host/v1"
     ) as caught:
         OpenAiEngine(base_url=address, model="small")
     assert "SECRET" not in caught.value.errors()[0]["msg"]
@@ -344,7 +342,7 @@ def test_certificates_that_cannot_be_loaded_are_named(
     require_certificates()
 
 
-def test_the_shown_address_is_the_one_that_is_asked_without_secrets() -> None:
+def test_the_shown_address_hides_secrets() -> None:
     address = Address.of("https://me:secret@host:8443/v1/?api-version=7&key=secret")
     assert address.query == {"api-version": "7", "key": "secret"}
     assert address.base == "https://me:secret@host:8443/v1"

@@ -113,7 +113,7 @@ def test_an_engine_that_does_not_start_blames_no_prompt(
 
 @pytest.mark.usefixtures("ray_local")
 def test_silence_is_noticed(run_stage: RunStage, workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="nothing was finished") as caught:
+    with pytest.raises(EngineError, match="no prompt finished") as caught:
         run_stage(Fault(str(tmp_path), seconds=8.0), stall_minutes=0.05, unit_rows=1)
     assert "stall_minutes" in caught.value.where
 

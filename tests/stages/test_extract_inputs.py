@@ -1,4 +1,4 @@
-"""Damaged input and two runs at a time: told clearly, and nothing is lost."""
+"""Damaged input and two runs at a time: clear errors, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -95,9 +95,9 @@ def test_a_second_run_on_a_workspace_is_refused_and_the_first_goes_on(
             assert first.poll() is None
             time.sleep(0.05)
         second = reki_extract(path)
-        _, told = second.communicate(timeout=120)
+        _, errors = second.communicate(timeout=120)
         assert second.returncode == 2
-        assert "another run is working on this workspace" in told
+        assert "another run is working on this workspace" in errors
         assert first.wait(timeout=200) == 0
     finally:
         first.kill()

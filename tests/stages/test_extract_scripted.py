@@ -169,7 +169,7 @@ def test_collective_asks_once_a_cluster(
     assert result.details["mode"] == "collective"
 
 
-def test_the_plan_tells_which_members_a_prompt_shows(
+def test_the_plan_records_which_members_a_prompt_shows(
     tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
 ) -> None:
     run(tiny_config(prompts={"max_members": 2}), filled, reporter)
@@ -245,7 +245,7 @@ def test_a_run_cut_off_resumes_with_the_rest(
 
 
 @pytest.mark.slow
-def test_too_many_dead_letters_fail_the_stage_and_are_asked_again(
+def test_too_many_dead_letters_fail_the_stage_and_are_retried(
     tiny_config: TinyConfig, filled: Workspace, reporter: Reporter
 ) -> None:
     failing = individual(tiny_config, engine={"kind": "scripted", "fail_containing": "Drama"})
@@ -302,11 +302,13 @@ def test_the_actors_of_a_pool_are_counted() -> None:
     assert max(row["replicas"] for row in pool.take_all()) == 2
 
 
-def test_the_plan_is_told_before_the_first_call(tiny_config: TinyConfig, filled: Workspace) -> None:
-    told = Console(record=True, width=400, file=io.StringIO())
+def test_the_estimate_is_shown_before_the_first_call(
+    tiny_config: TinyConfig, filled: Workspace
+) -> None:
+    console = Console(record=True, width=400, file=io.StringIO())
     config = individual(tiny_config, prices={"gpu_hour": 2.0, "generated_tokens": 5.0})
-    run(config, filled, Reporter(filled, console=told))
-    lines = [line for line in told.export_text().splitlines() if line.startswith("extract: ")]
+    run(config, filled, Reporter(filled, console=console))
+    lines = [line for line in console.export_text().splitlines() if line.startswith("extract: ")]
     assert lines[0].startswith(f"extract: plan, individual (configured): {ITEMS + USERS} prompts")
     assert lines[1].startswith("extract: plan, collective: ")
     assert lines[2].startswith(f"extract: {ITEMS + USERS} of {ITEMS + USERS} prompts")

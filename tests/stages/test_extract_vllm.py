@@ -18,10 +18,10 @@ from reki_ray.core.downloads import cache_folder, resolve_model
 from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
+from reki_ray.extraction.cost_estimate import estimate
+from reki_ray.extraction.engine_speed import known_speed
 from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
-from reki_ray.extraction.estimating.estimate import estimate
-from reki_ray.extraction.estimating.speeds import known_speed
 from reki_ray.prompts.renderer import Renderer, load_scenario
 from reki_ray.prompts.reply_parser import by_factor
 from reki_ray.stages.extract import run
@@ -176,7 +176,7 @@ def test_the_speed_of_a_real_engine_is_measured(
     assert known.generation == found.tokens_per_second
 
 
-def test_a_cluster_that_is_too_small_is_told_before_the_start() -> None:
+def test_a_cluster_that_is_too_small_is_refused_before_the_start() -> None:
     template = Renderer(load_scenario("movies"), PromptsConfig()).template
     many = ExtractConfig(min_replicas=9, max_replicas=9)
     with pytest.raises(EngineError, match="need 10 CPU"):

@@ -21,7 +21,7 @@ from reki_ray.config import ScriptedEngine as ScriptedConfig
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.extraction.answer_cache import LEDGER
-from reki_ray.extraction.engines.pool import pool_options
+from reki_ray.extraction.engines.capacity import pool_options
 from reki_ray.extraction.engines.scripted import ScriptedActor, ScriptedBatchEngine
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import ANSWER_SCHEMA, BODY, PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND

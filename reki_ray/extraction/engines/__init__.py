@@ -1,4 +1,4 @@
-"""Engines that answer prompts; a new one is a file here and a line in `build_engine`."""
+"""Engines that answer prompts; to add one, add a file and a branch in `build_engine`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ __all__ = ["Engine", "build_engine"]
 
 
 def build_engine(config: ExtractConfig, template: PromptTemplate) -> Engine:
-    """The engine that a configuration names.
-
-    Args:
-        config: Engine, sampling and batching.
-        template: What all prompts of the run share.
-    """
-    # Only the chosen engine is imported: the scripted one must work without vLLM.
+    """Build the configured engine; only its module is imported, since vLLM is optional."""
     if isinstance(config.engine, ScriptedEngine):
         from reki_ray.extraction.engines import scripted
 

@@ -1,17 +1,19 @@
-"""Whether the cluster can hold what an engine needs: asked before the start, not by hanging."""
+"""Pools of engine replicas: bounds, restarts, and whether the cluster can hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import ray
+from ray.data import ActorPoolStrategy
 
+from reki_ray.config import ExtractConfig
 from reki_ray.core.ray_cluster import capacity
 from reki_ray.errors import EngineError
 from reki_ray.extraction.engines.protocol import Demand
 
 _SPARE_CPUS = 1
-"""Ray Data's own tasks need a CPU: where actors take every one, a dataset waits for ever."""
+"""Ray Data's own tasks need a CPU: if actors take all of them, a dataset waits forever."""
 
 _POOLED = "MapWorker("
 """How Ray Data names the actors of a pool."""
@@ -32,30 +34,40 @@ def require(demand: Demand) -> None:
     Raises:
         EngineError: The cluster is too small.
     """
-    there = capacity()
-    for resource, needed in _needs(demand.replica, demand.min_replicas).items():
-        if there.get(resource, 0.0) < needed:
+    available = capacity()
+    needs = {name: n * demand.min_replicas for name, n in demand.replica.items() if n > 0}
+    needs["CPU"] = needs.get("CPU", 0.0) + _SPARE_CPUS
+    for resource, needed in needs.items():
+        if available.get(resource, 0.0) < needed:
             spare = f" ({_SPARE_CPUS} CPU stays free for Ray Data)" if resource == "CPU" else ""
             raise EngineError(
                 f"{demand.min_replicas} engine replicas need {needed:g} {resource}{spare}, the "
-                f"cluster has {there.get(resource, 0.0):g}",
+                f"cluster has {available.get(resource, 0.0):g}",
                 where="extract.min_replicas, extract.engine",
                 todo="Add nodes, lower extract.min_replicas, or raise ray.num_cpus.",
             )
 
 
-def affordable(replica: Mapping[str, float], most: int) -> int:
-    """The largest pool that leaves a CPU free, at most `most` and at least one replica."""
-    there = capacity()
+def pool_options(config: ExtractConfig, demand: Demand) -> dict[str, Any]:
+    """Arguments of `map_batches` for a pool of engine actors."""
+    largest = largest_pool(config, demand)
+    return {
+        "compute": ActorPoolStrategy(min_size=config.min_replicas, max_size=largest),
+        **restart_options(config),
+    }
+
+
+def largest_pool(config: ExtractConfig, demand: Demand) -> int:
+    """Replicas that a pool may grow to on this cluster, with a CPU left free."""
+    available = capacity()
     fits = [
-        int((there.get(name, 0.0) - (_SPARE_CPUS if name == "CPU" else 0)) / amount)
-        for name, amount in replica.items()
+        int((available.get(name, 0.0) - (_SPARE_CPUS if name == "CPU" else 0)) / amount)
+        for name, amount in demand.replica.items()
         if amount > 0
     ]
-    return max(1, min([most, *fits]))
+    return max(config.min_replicas, min([config.max_replicas, *fits]))
 
 
-def _needs(replica: Mapping[str, float], replicas: int) -> dict[str, float]:
-    needs = {name: amount * replicas for name, amount in replica.items() if amount > 0}
-    needs["CPU"] = needs.get("CPU", 0.0) + _SPARE_CPUS
-    return needs
+def restart_options(config: ExtractConfig) -> dict[str, Any]:
+    """Bounds of restarts: Ray Data would forever repeat a call that kills its actor."""
+    return {"max_task_retries": config.restarts}

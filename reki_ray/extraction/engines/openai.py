@@ -1,4 +1,4 @@
-"""Any endpoint that speaks the OpenAI chat completions protocol, inside Ray Data."""
+"""Engine for any endpoint with the OpenAI chat completions protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from actors.chat import ChatActor, ChatJob
 from actors.spending_guard import SpendingGuard
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.engines.pool import largest_pool, restart_options
+from reki_ray.extraction.engines.capacity import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.llm.openai_client import Address, require_certificates
 from reki_ray.prompts.template import PromptTemplate
@@ -24,22 +24,17 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 _CPUS: Final = 0.25
-"""A replica waits for the network nearly all of its time. It is not 0: the demand could then not
-be checked against the cluster, and nothing would bound the replicas a node holds."""
+"""A replica mostly waits for the network. Not 0: the demand could not be checked against the
+cluster, and the number of replicas per node would be unbounded."""
 
 _RESERVED_FIELDS: Final = frozenset({"messages", "model", "n", "stream"})
 
 
 class OpenAiBatchEngine:
-    """Engine that asks an endpoint over HTTP.
-
-    Args:
-        config: Endpoint, model, limits, budget.
-        extract: Sampling, work units, replicas and prices.
-        template: What all prompts share.
+    """Engine that sends prompts to an endpoint over HTTP.
 
     Raises:
-        ConfigError: `config.extra_body` sets what the engine sets.
+        ConfigError: `config.extra_body` sets a field that the engine sets.
     """
 
     name = "openai"
@@ -59,22 +54,20 @@ class OpenAiBatchEngine:
         self._config = config
         self._extract = extract
         self._template = template
-        # One unit more, so that no slot is idle while the last prompts of another are slow.
+        # One more unit, so that no slot is idle while the last prompts of another are slow.
         self._units = 1 + math.ceil(config.max_in_flight / extract.unit_rows)
         self._guard: Any | None = None
 
     @property
     def demand(self) -> Demand:
-        """See `Engine.demand`."""
+        """A fraction of a CPU per replica."""
         return Demand(replica={"CPU": _CPUS}, min_replicas=self._extract.min_replicas)
 
     def answer(self, questions: Dataset) -> Dataset:
-        """See `Engine.answer`.
-
-        The budget is the engine's, not the pipeline's: pipelines of one engine spend it together.
+        """Map work units to answers; all pipelines of an engine share its budget.
 
         Raises:
-            ConfigError: The environment lacks the API key, or names certificates that are gone.
+            ConfigError: The API key is missing, or certificates cannot be loaded.
         """
         require_certificates()
         extract = self._extract
@@ -89,14 +82,14 @@ class OpenAiBatchEngine:
         return questions.map_batches(
             ChatActor,
             fn_constructor_args=(job,),
-            # A whole block, which is a whole work unit: prompts are sent one by one anyway.
+            # A block is a work unit; its prompts are sent one by one anyway.
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
                 min_size=extract.min_replicas,
                 max_size=largest_pool(extract, self.demand),
                 max_concurrent_calls_per_actor=self._units,
-                # One unit waits beside those that run: more would be lost with the replica.
+                # One unit waits beside those that run; more would be lost with the replica.
                 max_tasks_in_flight_per_actor=self._units + 1,
             ),
             num_cpus=_CPUS,
@@ -118,7 +111,7 @@ class OpenAiBatchEngine:
         return SecretStr(key)
 
     def _guarding(self) -> Any | None:
-        """The guard of the budget: it lives beside the driver, and as long as this engine."""
+        """The actor that guards the budget, on the driver's node as long as this engine."""
         if self._config.budget is None:
             return None
         if self._guard is None:

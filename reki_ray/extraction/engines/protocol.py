@@ -1,7 +1,7 @@
-"""What every engine promises.
+"""Protocol of engines.
 
-An engine is a piece of a Ray Data pipeline: questions in, answers out. What is asked, what is
-kept and what happens when an engine dies is not its business.
+An engine is the part of a Ray Data pipeline that turns questions into answers. It neither chooses
+prompts, nor writes answers, nor handles its own death.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 TASK_CPUS: Final = 0.25
-"""CPUs of every task before and behind the engines. They mostly wait for storage, and share the
-CPU that the engines leave; neighbours that ask for as much become one task. With a whole CPU for
-each, Ray Data on two CPUs would keep nothing before the last question was answered."""
+"""CPUs of every task before and after the engines. They mostly wait for storage and share the CPU
+that the engines leave; Ray Data fuses neighbours with equal requests. With a whole CPU each, two
+CPUs would write no answer before the last question was answered."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What an engine needs of the cluster.
+    """Resources that an engine needs.
 
     Attributes:
-        replica: Ray resources of one replica, as {"CPU": 1, "GPU": 2}.
-        min_replicas: Replicas without which it does not start.
+        replica: Ray resources per replica, such as {"CPU": 1, "GPU": 2}.
+        min_replicas: Replicas that it needs to start.
     """
 
     replica: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
@@ -33,20 +33,20 @@ class Demand:
 
 
 class Engine(Protocol):
-    """Something that answers prompts.
+    """Answers prompts.
 
-    Every question comes back exactly once, in any order, as an answer or as a failure with its
-    reason. A question that fails harms no other; what makes all questions fail (a wrong key, a
-    missing model, an exhausted budget) raises a `RekiError` inside the pipeline.
+    Every question comes back exactly once, in any order, as an answer or as a failure with a
+    reason. One failure does not affect other questions; an error that fails all of them (a wrong
+    key, a missing model, an exhausted budget) raises a `RekiError` inside the pipeline.
     """
 
     @property
     def name(self) -> str:
-        """Kind of engine, as the ledger names it."""
+        """Kind of engine, as written into the answer cache."""
 
     @property
     def model(self) -> str:
-        """Model as the configuration names it."""
+        """Model as configured."""
 
     @property
     def revision(self) -> str:
@@ -54,17 +54,17 @@ class Engine(Protocol):
 
     @property
     def demand(self) -> Demand:
-        """What it needs; checked against the cluster before the start."""
+        """Resources it needs; checked against the cluster before the start."""
 
     def answer(self, questions: Dataset) -> Dataset:
-        """Add the stages that answer; nothing runs yet.
+        """Add the stages that answer to a lazy pipeline.
 
         Args:
-            questions: Rows of `QUESTION_SCHEMA`, one block a work unit.
+            questions: Rows of `QUESTION_SCHEMA`, one block per work unit.
 
         Returns:
-            Rows of `ANSWER_SCHEMA`. A block never holds rows of several work units unless each
-            of these units is in it whole.
+            Rows of `ANSWER_SCHEMA`. A block holds rows of several work units only if each of
+            these units is complete in it.
 
         Raises:
             RekiError: The engine cannot start here.

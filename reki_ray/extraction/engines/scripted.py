@@ -1,7 +1,7 @@
-"""Answers computed from the prompt without a model: the whole stage is tested without an LLM.
+"""Engine that computes answers from the prompt, to test the whole stage without an LLM.
 
-The text is plausible, deterministic, and made of words of the subject, so that subjects alike
-get answers alike.
+Its texts are deterministic and made of words of the subject, so that similar subjects get similar
+answers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from reki_ray.config import ExtractConfig
 from reki_ray.config import ScriptedEngine as ScriptedConfig
-from reki_ray.extraction.engines.pool import pool_options
+from reki_ray.extraction.engines.capacity import pool_options
 from reki_ray.extraction.engines.protocol import Demand
 from reki_ray.llm.outcome import Outcome, answer_table
 from reki_ray.prompts.template import PromptTemplate, Reply
@@ -26,18 +26,12 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 _WORD = re.compile(r"[^\W\d_]{4,}")
-_WORDS_A_FACTOR = 3
+_WORDS_PER_FACTOR = 3
 _FRAME_WORDS = frozenset({"data", "answer"})
 
 
 class ScriptedBatchEngine:
-    """Engine for tests and dry runs; runs through the same Ray Data path as a real one.
-
-    Args:
-        config: Names for the ledger, and the text that makes a prompt fail.
-        extract: Batches and replicas.
-        template: What all prompts share.
-    """
+    """Engine for tests and dry runs, on the same Ray Data path as a real one."""
 
     name = "scripted"
 
@@ -52,11 +46,11 @@ class ScriptedBatchEngine:
 
     @property
     def demand(self) -> Demand:
-        """See `Engine.demand`."""
+        """One CPU per replica."""
         return Demand(min_replicas=self._extract.min_replicas)
 
     def answer(self, questions: Dataset) -> Dataset:
-        """See `Engine.answer`."""
+        """Map blocks of questions to answers."""
         return questions.map_batches(
             ScriptedActor,
             fn_constructor_args=(self._config, self._template),
@@ -68,12 +62,7 @@ class ScriptedBatchEngine:
 
 
 class ScriptedActor:
-    """One replica of the scripted engine.
-
-    Args:
-        config: See `ScriptedBatchEngine`.
-        template: What all prompts share.
-    """
+    """One replica of the scripted engine."""
 
     def __init__(self, config: ScriptedConfig, template: PromptTemplate) -> None:
         self._config = config
@@ -97,20 +86,15 @@ class ScriptedActor:
 
 
 def answer(template: PromptTemplate, body: str) -> str:
-    """One text a factor, of words of the subject chosen by hash, in the form of the frame.
-
-    Args:
-        template: Factors and form.
-        body: What the prompt says of the subject.
-    """
+    """One text per factor, of words of the body chosen by hash, in the form of the template."""
     words = sorted({word.lower() for word in _WORD.findall(body)} - _FRAME_WORDS)
     encoded = [(word.encode(), word) for word in words]
     texts = {}
     for factor in template.factors:
         start = zlib.crc32(factor.encode())
-        chosen = sorted(encoded, key=lambda pair: zlib.crc32(pair[0], start))[:_WORDS_A_FACTOR]
-        # Subjects of few words would get the same text for every factor, which is no answer.
-        own = "" if len(encoded) > _WORDS_A_FACTOR else f"{factor} of "
+        chosen = sorted(encoded, key=lambda pair: zlib.crc32(pair[0], start))[:_WORDS_PER_FACTOR]
+        # With few words every factor would get the same text, which does not count as an answer.
+        own = "" if len(encoded) > _WORDS_PER_FACTOR else f"{factor} of "
         texts[factor] = own + (", ".join(word for _, word in chosen) or "something")
     if template.form == "json":
         return json.dumps(texts)

@@ -1,4 +1,4 @@
-"""vLLM inside Ray Data's batch inference processor; one code for CPU and GPU, two presets."""
+"""vLLM inside Ray Data's batch inference processor, with presets for CPU and GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from reki_ray.config import ExtractConfig, VllmEngine
 from reki_ray.core.downloads import resolve_model
 from reki_ray.core.ray_cluster import capacity, quiet_libraries
-from reki_ray.extraction.engines.pool import largest_pool, restart_options
+from reki_ray.extraction.engines.capacity import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import TASK_CPUS, Demand
 from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcome_of
 from reki_ray.llm.chat_template import PLAIN_STOP, ChatRenderer
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
     import torch
     from ray.data import Dataset
 
-# Blanks between the fields of an answer would cost tokens and teach nothing. Constrained lines
-# keep vLLM's own choice of a backend: xgrammar takes no line break inside a character class.
+# Whitespace between the fields of an answer only costs tokens. Constrained lines keep vLLM's own
+# choice of a backend: xgrammar does not accept a line break inside a character class.
 _JSON_OUTPUT = {
     "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}
 }
 
 CPU_PRESET: dict[str, Any] = {
-    # Compiling costs minutes of start-up and gains nothing for models that fit a CPU.
+    # Compilation takes minutes and gains nothing for models that fit a CPU.
     "enforce_eager": True,
-    # The CPU default of 128 tokens a block never caches shorter shared prefixes.
+    # The CPU default of 128 tokens per block never caches shorter shared prefixes.
     "block_size": 32,
     "enable_prefix_caching": True,
-    # Without a fixed size vLLM demands most of the machine's memory, in bytes.
+    # Bytes; without a fixed size vLLM takes most of the machine's memory.
     "kv_cache_memory_bytes": 2**30,
     "max_num_seqs": 32,
-    # Inside Ray Data vLLM would take its default for online serving, half of that for batches.
+    # Inside Ray Data vLLM takes its default for online serving, half of that for batches.
     "max_num_batched_tokens": 4096,
 }
 GPU_PRESET: dict[str, Any] = {
@@ -60,10 +60,10 @@ _ENV = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 _CPU_ENV = {
-    # Threads bound to cores starve where other work shares the cores.
+    # Threads bound to cores starve if other work shares the cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # The model runs inside the engine core's process. With a worker process of its own, the core
-    # spins on a shared buffer while the worker computes, and takes half of a machine of two cores.
+    # The model runs inside the engine core's process: with a separate worker process, the core
+    # spins on a shared buffer while the worker computes, and takes half of a two-core machine.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 _PRODUCTS = 8
@@ -74,14 +74,10 @@ _LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "
 
 @dataclass(frozen=True)
 class VllmSetting:
-    """How vLLM is started and asked; the benchmark starts it alone with the same.
+    """How vLLM is started and called; the benchmark and the speed probe use the same.
 
     Attributes:
-        source: Folder or id of the model.
-        engine_kwargs: Arguments of the engine, unrenamed.
         sampling: Arguments of `SamplingParams`, structured output as a dict.
-        environment: Environment variables of its process.
-        chat: Renders prompts as the model wants them.
     """
 
     source: str
@@ -92,13 +88,7 @@ class VllmSetting:
 
 
 class VllmBatchEngine:
-    """Engine that answers with vLLM.
-
-    Args:
-        config: Model, preset and overrides.
-        extract: Sampling, batches and replicas.
-        template: What all prompts share.
-    """
+    """Engine that answers with vLLM."""
 
     name = "vllm"
 
@@ -113,15 +103,12 @@ class VllmBatchEngine:
 
     @property
     def demand(self) -> Demand:
-        """See `Engine.demand`."""
+        """A CPU per replica, and its GPUs."""
         gpus = {"GPU": float(gpus_of(self._extract))} if gpus_of(self._extract) else {}
         return Demand({"CPU": 1.0, **gpus}, self._extract.min_replicas)
 
     def setting(self, threads: int) -> VllmSetting:
-        """How vLLM is started and asked.
-
-        Args:
-            threads: OpenMP threads of a replica on the CPU.
+        """How vLLM is started and called, with OpenMP threads per replica on the CPU.
 
         Raises:
             EngineError: The model's tokenizer cannot be loaded.
@@ -147,7 +134,7 @@ class VllmBatchEngine:
         )
 
     def answer(self, questions: Dataset) -> Dataset:
-        """See `Engine.answer`."""
+        """Map batches of questions to answers."""
         with quiet_libraries():
             setting = self.setting(self._threads())
             processor = build_processor(
@@ -162,8 +149,8 @@ class VllmBatchEngine:
                 preprocess_map_kwargs={"num_cpus": TASK_CPUS},
                 postprocess_map_kwargs={"num_cpus": TASK_CPUS},
             )
-        for name, stage in processor.stages.items():  # the engine's alone: the others are off
-            # A copy: assigning would make the stage work out its resources a second time, wrongly.
+        for name, stage in processor.stages.items():  # only the engine's stage: the others are off
+            # A copy: an assignment would make the stage compute its resources again, wrongly.
             processor.stages[name] = stage.model_copy(
                 update={
                     "fn": observing(stage.fn, self._template, setting.chat),
@@ -185,11 +172,11 @@ class VllmBatchEngine:
             placement_group_config=(
                 {"bundles": [{"CPU": 1}]} if self._config.device == "cpu" else None
             ),
-            # The tasks before it render and the engine tokenises: three actors less to start.
+            # Other tasks render and the engine tokenizes: three fewer actors to start.
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,
-            # A prompt longer than the context fails alone and comes back with its reason.
+            # A prompt longer than the context fails alone, with its reason.
             should_continue_on_error=True,
             log_engine_metrics=False,
         )
@@ -219,7 +206,7 @@ class VllmBatchEngine:
         return env | self._config.env
 
     def _threads(self) -> int:
-        """OpenMP threads of a replica: its share of all cores but one, unless configured."""
+        """OpenMP threads per replica: its share of all cores but one, unless configured."""
         if self._config.cpu_threads:
             return self._config.cpu_threads
         node = max(
@@ -232,25 +219,24 @@ class VllmBatchEngine:
 
 @cache
 def cpu_dtype() -> str:
-    """Precision in which this machine's CPU computes fast.
+    """The faster precision on this machine's CPU, found by a short trial.
 
-    Units for bfloat16 are not enough: of processors with AVX512-BF16 some multiply twice as fast
-    with it, others at 0.8 times the speed of float32, and without such units a product takes a
-    hundred times as long. So both are tried, for some hundredths of a second.
-    The nodes of the engines are taken to be like this one; `engine_kwargs.dtype` overrides it.
+    Some processors with AVX512-BF16 multiply twice as fast with bfloat16, others at 0.8 times the
+    speed of float32; without such units a product takes a hundred times as long. All nodes are
+    assumed to be alike; `engine_kwargs.dtype` overrides it.
     """
     import torch  # seconds, and only needed here
 
-    found = torch.cpu.get_capabilities()
-    if not any(found.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16")):
         return "float32"
     single = _product_seconds(torch.float32)
     return "bfloat16" if _product_seconds(torch.bfloat16) < _CLEARLY * single else "float32"
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
-    """Time of a product of matrices as a small model computes it, the shortest of some."""
-    import torch  # as above
+    """Shortest time of a matrix product of the size of a small model's."""
+    import torch  # takes seconds, and only needed here
 
     rows, weights = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
     best = math.inf
@@ -262,14 +248,14 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def preloaded_libraries() -> str:
-    """Value of LD_PRELOAD: Intel's OpenMP of this environment, and tcmalloc, where they exist."""
+    """Value of LD_PRELOAD: Intel's OpenMP of this environment and tcmalloc, as far as installed."""
     folders = [Path(sys.prefix, "lib"), *map(Path, _LIBRARY_FOLDERS)]
-    found = (
+    candidates = (
         next((folder / name for folder in folders if (folder / name).is_file()), None)
         for name in _PRELOADED
     )
-    paths = [path for path in found if path is not None]
-    # Both tcmalloc builds at once would collide: the first found is enough.
+    paths = [path for path in candidates if path is not None]
+    # The two tcmalloc builds collide: take the first.
     allocators = [path for path in paths if "tcmalloc" in path.name][:1]
     return ":".join(
         str(path) for path in [*(p for p in paths if "tcmalloc" not in p.name), *allocators]

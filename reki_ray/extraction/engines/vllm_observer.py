@@ -1,8 +1,7 @@
-"""vLLM's stage in Ray Data, watched and made to ask once more.
+"""Ray Data's vLLM stage, extended by finish reasons, cached tokens and a retry of broken answers.
 
-The stage hands on neither why an answer ended nor how much of the prompt was cached, and it
-knows no repair of broken answers. This adds both inside the engine's actor, where a repair
-finds its prompt in the prefix cache.
+The stage passes on neither why an answer ended nor how much of the prompt was cached, and does not
+repair broken answers. Inside the engine's actor a repair finds its prompt in the prefix cache.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ if TYPE_CHECKING:
     import uuid
 
 OUTCOME: Final = "outcome"
-"""Column with the outcome of a row, JSON: the stage's own rows know no maps."""
+"""Column with the outcome of a row as JSON, since rows of the stage cannot hold maps."""
 
 _ERROR = "__inference_error__"
 
 
 @dataclass(frozen=True)
-class CallFigures:
-    """What the engine's output tells of a call, in the place of its timing metrics."""
+class CallStats:
+    """Facts about a call, put into the engine output's `metrics`."""
 
     finish_reason: str | None
     cached_tokens: int
 
 
 class _Observed:
-    """The asynchronous engine, whose finished outputs tell how they ended."""
+    """The asynchronous engine, whose finished outputs carry `CallStats`."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -45,12 +44,12 @@ class _Observed:
     async def generate(self, *, sampling_params: Any, **request: Any) -> AsyncIterator[Any]:
         from vllm.sampling_params import RequestOutputKind  # only where it runs
 
-        # Nobody reads half an answer: handing on every token costs a third of a small model's
-        # speed on a CPU.
+        # Partial answers are not read, and passing on every token costs a third of a small
+        # model's speed on a CPU.
         sampling_params.output_kind = RequestOutputKind.FINAL_ONLY
         async for output in self._engine.generate(sampling_params=sampling_params, **request):
             if output.finished:
-                output.metrics = CallFigures(
+                output.metrics = CallStats(
                     output.outputs[0].finish_reason, output.num_cached_tokens or 0
                 )
             yield output
@@ -60,13 +59,7 @@ class _Observed:
 
 
 def observing(stage: type, template: PromptTemplate, chat: ChatRenderer) -> type:
-    """The stage's class with outcomes instead of raw outputs.
-
-    Args:
-        stage: Class of Ray Data's vLLM stage.
-        template: Judges the replies.
-        chat: Renders repairs.
-    """
+    """Subclass of Ray Data's vLLM stage that returns outcomes instead of raw outputs."""
 
     class ObservedStage(stage):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +71,7 @@ def observing(stage: type, template: PromptTemplate, chat: ChatRenderer) -> type
         ) -> dict[str, Any]:
             kind, body = row[SUBJECT_KIND], row[BODY]
             asked_at = time.time()
-            spare = copy.deepcopy(row)  # a call takes its row apart
+            spare = copy.deepcopy(row)  # a call modifies its row
             first, error = await self._call(row, batch_uuid)
             if first is None:
                 outcome = Outcome(None, f"error: {error}", asked_at=asked_at)
@@ -101,13 +94,13 @@ def observing(stage: type, template: PromptTemplate, chat: ChatRenderer) -> type
             output = await super()._generate_with_error_handling(row, batch_uuid)
             if output[_ERROR]:
                 return None, output[_ERROR]
-            figures = output["metrics"]
+            stats = output["metrics"]
             return (
                 Reply(
                     output["generated_text"],
-                    figures["finish_reason"],
+                    stats["finish_reason"],
                     output["num_input_tokens"],
-                    figures["cached_tokens"],
+                    stats["cached_tokens"],
                     output["num_generated_tokens"],
                 ),
                 "",

@@ -1,0 +1,1 @@
+"""Views: results of the library as tables and sentences for the terminal."""

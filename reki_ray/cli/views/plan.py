@@ -1,0 +1,95 @@
+"""The estimate of `reki plan` as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from reki_ray.core.formats import counted
+from reki_ray.extraction.cost_estimate import (
+    Estimate,
+    ModeEstimate,
+    byte_size,
+    short_number,
+    time_span,
+)
+from reki_ray.extraction.token_counts import Interval
+
+
+def render(estimate: Estimate) -> Group:
+    """Both modes side by side, the prompts of each kind, and the assumptions."""
+    assumptions = "\n".join(f"- {sentence}" for sentence in estimate.assumptions)
+    return Group(
+        _modes_table(estimate),
+        _kinds_table(estimate),
+        Text(f"Measured on samples. Assumed:\n{assumptions}"),
+    )
+
+
+def _modes_table(estimate: Estimate) -> Table:
+    engines = counted(estimate.engines, "engine")
+    title = Text(f"plan of {estimate.name}: {estimate.model}, {engines}")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for mode in estimate.modes:
+        configured = " (configured)" if mode.mode == estimate.configured else ""
+        table.add_column(f"{mode.mode}{configured}", justify="right")
+
+    def cached(mode: ModeEstimate) -> str:
+        share = mode.cached_tokens / mode.prompt_tokens.mean if mode.prompt_tokens.mean else 0
+        return f"{short_number(mode.cached_tokens)} ({share:.0%})" if share else "0"
+
+    rows: list[tuple[str, Callable[[ModeEstimate], str]]] = [
+        ("subjects", lambda mode: f"{mode.subjects:,}"),
+        ("prompts without duplicates", lambda mode: f"{mode.prompts:,}"),
+        ("prompt tokens", lambda mode: _range(mode.prompt_tokens)),
+        ("of these cached", cached),
+        ("generated tokens", lambda mode: _range(mode.generated_tokens)),
+        ("engine hours", lambda mode: _range(mode.engine_hours)),
+        ("GPU hours", lambda mode: _range(mode.gpu_hours)),
+        (f"money, {estimate.currency}", lambda mode: _range(mode.cost)),
+        (f"wall time, {engines}", lambda mode: _range(mode.wall_hours, time_span)),
+        ("storage", lambda mode: byte_size(mode.storage.total)),
+        ("  rendered prompts", lambda mode: byte_size(mode.storage.plan)),
+        ("  ledger", lambda mode: byte_size(mode.storage.ledger)),
+        ("  knowledge", lambda mode: byte_size(mode.storage.knowledge)),
+        ("  representations", lambda mode: byte_size(mode.storage.representations)),
+        ("  published vectors", lambda mode: byte_size(mode.storage.published)),
+    ]
+    for name, cell in rows:
+        last = name == "generated tokens" or name.startswith("wall time")
+        table.add_row(name, *map(cell, estimate.modes), end_section=last)
+    return table
+
+
+def _kinds_table(estimate: Estimate) -> Table:
+    table = Table(title="prompts by kind", title_justify="left")
+    table.add_column("kind")
+    for heading in (
+        "subjects",
+        "duplicates",
+        "sampled",
+        "tokens per prompt",
+        "cached",
+        "tokens per answer",
+    ):
+        table.add_column(heading, justify="right")
+    for kind in (kind for mode in estimate.modes for kind in mode.kinds):
+        table.add_row(
+            kind.kind,
+            f"{kind.subjects:,}",
+            f"{kind.duplicate_share:.1%}",
+            f"{kind.sampled:,}",
+            _range(kind.prompt_tokens, "{:,.0f}".format),
+            f"{kind.cached_tokens:,}",
+            _range(kind.generated_tokens, "{:,.0f}".format),
+        )
+    return table
+
+
+def _range(interval: Interval, text: Callable[[float], str] = short_number) -> str:
+    mean, low, high = map(text, (interval.mean, interval.low, interval.high))
+    return mean if low == mean == high else f"{mean} [{low}..{high}]"

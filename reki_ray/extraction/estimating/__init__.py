@@ -1,1 +1,0 @@
-"""`reki plan`: what extraction would ask, take and cost, before any call."""
