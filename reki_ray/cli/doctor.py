@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel
-from rich.table import Table
 
 from reki_ray.cli.failures import explain
 from reki_ray.config import RayConfig
@@ -62,16 +61,6 @@ def examine(*, cluster: bool) -> list[Finding]:
 def exit_code(findings: list[Finding]) -> int:
     """Exit code of the command: that of the first failed check, 0 where all passed."""
     return next((f.exit_code for f in findings if not f.ok), 0)
-
-
-def render(findings: list[Finding]) -> Table:
-    """The findings as a table for the terminal."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for finding in findings:
-        table.add_row("ok" if finding.ok else "WRONG", finding.check, finding.detail)
-        if finding.todo:
-            table.add_row("", "", f"-> {finding.todo}")
-    return table
 
 
 def _local_findings() -> Iterator[Finding]:

@@ -148,16 +148,6 @@ def values(train: TrainConfig, keys: Iterable[str]) -> dict[str, Any]:
     return {key: content[key] for key in keys}
 
 
-def count(space: Space) -> int | None:
-    """Number of points of a space; None where there is no end of them."""
-    total = 1
-    for domain in space.values():
-        if domain.size is None:
-            return None
-        total *= domain.size
-    return total
-
-
 def _matters(key: str, backbone: Backbone, arm: Arm) -> bool:
     """Whether a setting changes what a backbone becomes with an arm."""
     inputs = ARMS[arm]

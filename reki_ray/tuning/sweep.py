@@ -13,17 +13,14 @@ from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from rich.table import Table
-from rich.text import Text
 
 from reki_ray.config import RekiConfig, describe_problems
 from reki_ray.config.files import parse_yaml
 from reki_ray.config.keys import leaves, nearest
-from reki_ray.core.formats import interval
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
-from reki_ray.evaluation.comparison import BASELINE, METRICS
+from reki_ray.evaluation.comparison import METRICS
 from reki_ray.schema import SIDES
 from reki_ray.stages import pipeline
 
@@ -101,7 +98,7 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
     runs = list(variants(config, vary))  # all are checked before the first is run
     Workspace(config.root).stages()  # a broken workspace is told now, not at the end
     for number, (changes, changed) in enumerate(runs, start=1):
-        reporter.say(f"sweep: {number} of {len(runs)}: {_named(changes)}")
+        reporter.say(f"sweep: {number} of {len(runs)}: {point_name(changes)}")
         workspace = Workspace(changed.root)
         Workspace(config.root).link_caches(workspace)
         stages = pipeline.select(until=until)
@@ -142,26 +139,6 @@ def variants(
         yield changes, _changed(config, changes)
 
 
-def render(points: Sequence[Point]) -> Table:
-    """Points as a table for the terminal."""
-    table = Table(title="sweep", title_justify="left")
-    table.add_column("setting", overflow="fold")
-    for heading in ("calls saved", "side", "clusters", "similarity", "smallest / median / largest"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for point in points:
-        sides = [getattr(point, side) for side in SIDES]
-        arms = [_arm(entry) for entry in point.arms]
-        table.add_row(
-            Text("\n".join([_named(point.changes), *arms])),
-            f"{point.calls_saved:.1%}",
-            "\n".join(SIDES),
-            "\n".join(f"{side.clusters:,}" for side in sides),
-            "\n".join(f"{side.mean_similarity:.3f}" for side in sides),
-            "\n".join(f"{side.smallest} / {side.median:g} / {side.largest}" for side in sides),
-        )
-    return table
-
-
 def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
     tree = config.model_dump()  # with its secrets, which JSON has not
     for key, value in changes.items():
@@ -183,7 +160,7 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
     except ValidationError as error:
         raise ConfigError(
             describe_problems(error, RekiConfig),
-            where=f"--vary {_named(changes)}",
+            where=f"--vary {point_name(changes)}",
             todo="Correct the value.",
         ) from error
 
@@ -215,17 +192,10 @@ def _keep(config: RekiConfig, points: Sequence[Point]) -> str:
 
     workspace = Workspace(config.root)
     workspace.write_json(RESULT, {"points": [point.model_dump(mode="json") for point in points]})
-    workspace.write_text(PLOT, plots.sweep([(_named(p.changes), p) for p in points]))
+    workspace.write_text(PLOT, plots.sweep([(point_name(p.changes), p) for p in points]))
     return f"{workspace.location}/{PLOT}"
 
 
-def _named(changes: dict[str, Any]) -> str:
+def point_name(changes: dict[str, Any]) -> str:
+    """Changed settings as `cluster.method=kmeans`, for people."""
     return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
-
-
-def _arm(entry: dict[str, Any]) -> str:
-    against = ""
-    if entry["arm"] != BASELINE and entry["delta_auc"] is not None:
-        difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
-        against = f", against {BASELINE} {difference}"
-    return f"  {entry['arm']}: AUC {interval(entry['auc'], None)}{against}"

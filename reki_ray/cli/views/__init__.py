@@ -1,0 +1,1 @@
+"""What the commands print for people: tables and sentences made from the rooms' results."""
