@@ -35,9 +35,8 @@ OTHERWISE = {
     # Ray copies the folder, and names the checkpoint when the copy is whole.
     "reki_ray/training/checkpoint.py": {"write_state"},
     # Object stores: a put is atomic. A link is there or not.
-    "reki_ray/core/workspace.py": {
-        *("Workspace.writing", "Workspace.replacing", "Workspace.link_caches"),
-    },
+    "reki_ray/core/storage.py": {"Storage.writing", "Storage.move"},
+    "reki_ray/core/workspace.py": {"Workspace.link_caches"},
     # A log is appended to; its lines tell whether they are whole.
     "reki_ray/events/segment_writer.py": {"SegmentWriter._create"},
     # Opens for reading.
