@@ -1,8 +1,7 @@
-"""What a command says of an exception that reaches it, and the exit code it ends with.
+"""Messages and exit codes of exceptions that reach the command line.
 
-A room raises a `RekiError` where it knows what to do about a failure. What passes it by is sorted
-here: failures of the machine, the data or the cluster get a message of their own, and what fits no
-kind is a fault of reki-ray, whose traceback goes to a file.
+`RekiError`s already say what to do. Other failures of the machine, the data or the cluster get a
+message here; the rest are faults of reki-ray, whose traceback goes to a file.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ _WRONG_PATH: Final = (
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MOST_CHARS: Final = 400
-"""Of a foreign message: some quote whole tables."""
+"""Longest message of a foreign error: some quote whole tables."""
 
 
 def explain(error: Exception) -> RekiError:
-    """The failure as a user can act on it; of exit code 1 where it fits no known kind."""
+    """Explain an exception so that a user can act on it; exit code 1 if its kind is unknown."""
     known = cause_of(error)
     if known is not None:
         return known
-    chain = list(causes(error)) or [error]  # which only wrappers that lead back to it have
-    for one in chain:
+    chain = list(causes(error)) or [error]  # empty only for circles of wrappers
+    for cause in chain:
         for kinds, explanation in _KINDS:
-            if any(isinstance(one, kind) for kind in map(_loaded, kinds) if kind is not None):
-                found = explanation(one)
-                if found is not None:
-                    return found
+            if any(isinstance(cause, kind) for kind in map(_loaded, kinds) if kind is not None):
+                explained = explanation(cause)
+                if explained is not None:
+                    return explained
     inner = chain[0]
     return RekiError(
         f"unexpected {type(inner).__name__}: {_message(inner)}",
@@ -67,7 +66,7 @@ def _memory(error: BaseException) -> RekiError:
 def _package(error: BaseException) -> RekiError | None:
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if name in _OURS:
-        return None  # our own module: no package to install
+        return None  # our own module
     return ConfigError(
         f"a package is missing or broken: {_message(error)}",
         where=_place(error),
@@ -79,35 +78,35 @@ def _system(error: BaseException) -> RekiError:
     assert isinstance(error, OSError)
     path = error.filename if isinstance(error.filename, str) else None
     where = path or _place(error)
-    said = _message(error.strerror or error)
+    message = _message(error.strerror or error)
     if isinstance(error, (ConnectionError, TimeoutError)):
         return EngineError(
-            f"a connection failed: {said or type(error).__name__}",
+            f"a connection failed: {message or type(error).__name__}",
             where=where,
             todo="Check that the other side is up and can be reached, and run again.",
         )
     if error.errno in _NO_SPACE:
         return EngineError(
-            f"the disk is full: {said}",
+            f"the disk is full: {message}",
             where=where,
             todo="Free some space and run again; finished work is kept.",
         )
     if error.errno in _NOT_WRITABLE:
         return EngineError(
-            f"no access: {said}",
+            f"no access: {message}",
             where=where,
             todo="Allow reki-ray to read and write there, or name another place: the workspace by "
             "--workspace, other files in the configuration.",
         )
     if error.errno in _WRONG_PATH:
         return ConfigError(
-            f"a path is wrong: {said}",
+            f"a path is wrong: {message}",
             where=where,
             todo="Correct the path: the workspace by --workspace, other files in the "
             "configuration.",
         )
     return EngineError(
-        f"an operation of the system failed: {said}",
+        f"an operation of the system failed: {message}",
         where=where,
         todo="Check the storage and the machine, and run again; finished work is kept.",
     )
@@ -159,7 +158,7 @@ def _database(error: BaseException) -> RekiError:
     return EngineError(
         f"a database of LMDB failed: {_message(error)}",
         where=_place(error),
-        todo="Check the room and the rights of its folder, and run again.",
+        todo="Check the free space and the rights of its folder, and run again.",
     )
 
 
@@ -209,20 +208,20 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[BaseException], RekiError |
 
 def _loaded(path: str) -> type[BaseException] | None:
     module, _, name = path.partition(":")
-    found: type[BaseException] | None = getattr(sys.modules.get(module), name, None)
-    return found
+    loaded: type[BaseException] | None = getattr(sys.modules.get(module), name, None)
+    return loaded
 
 
-def _message(told: object) -> str:
+def _message(error: object) -> str:
     try:
-        text = " ".join(str(told).split())
-    except Exception as error:  # noqa: BLE001  # the message of a foreign error may be broken
-        text = f"a message that cannot be shown ({type(error).__name__})"
+        text = " ".join(str(error).split())
+    except Exception as failure:  # noqa: BLE001  # the error's own __str__ may fail
+        text = f"a message that cannot be shown ({type(failure).__name__})"
     return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
 
 def _place(error: BaseException) -> str:
-    """The innermost place in our own code, as `reki_ray/stages/publish.py:120, publish_version`."""
+    """Innermost line of our own code, as `reki_ray/stages/publish.py:120, publish_version`."""
     root = Path(__file__).resolve().parents[2]
     frames = [
         frame
@@ -236,7 +235,7 @@ def _place(error: BaseException) -> str:
 
 
 def _traceback_file(error: BaseException) -> str:
-    """Keep the traceback in the folder for temporary files, and say where it is."""
+    """Write the traceback to a temporary file, and name it."""
     lines = [
         f"reki-ray {__version__}, Python {platform.python_version()}, {platform.platform()}\n",
         f"$ {shlex.join(sys.argv)}\n",

@@ -1,4 +1,4 @@
-"""`reki`: thin commands over the pipeline. No logic lives here.
+"""`reki`: thin commands over the pipeline, without logic of their own.
 
 Exit codes: 0 done, 1 a check failed or a fault of reki-ray, 2 wrong use or configuration, 3 bad
 data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
@@ -55,7 +55,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     cls=_Commands,
-    help="An LLM's open-world knowledge for any recommendation model, asked offline on Ray.",
+    help="Open-world knowledge of an LLM for any recommendation model, extracted offline on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -105,7 +105,7 @@ def show_status(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far a running or finished workspace is."""
+    """Show the progress of a running or finished workspace."""
     state = status.read(Workspace(status.workspace_root(config, workspace)))
     show(health.status_view(state), state, as_json=as_json)
 
@@ -134,7 +134,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument per option
     measure: Annotated[
         bool,
         typer.Option(
-            help="Start the engine once for about a minute where this machine can run it, and "
+            help="Start the engine for about a minute if this machine can run it, and "
             "measure its speed; otherwise, and with --no-measure, extract.speed is assumed."
         ),
     ] = True,
@@ -167,7 +167,7 @@ def run_sweep(
     ],
     workspace: WorkspaceOption = None,
     until: Annotated[
-        str, typer.Option(help="cluster: only cluster; evaluate: also ask, train and measure.")
+        str, typer.Option(help="cluster: only cluster; evaluate: also extract, train and evaluate.")
     ] = "cluster",
     as_json: JsonOption = False,
 ) -> None:
@@ -241,7 +241,7 @@ def import_knowledge(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Import knowledge from elsewhere; its subjects are not asked."""
+    """Import knowledge from another source; extraction skips its subjects."""
     from reki_ray.extraction import import_report  # not needed by other commands
 
     _, opened = open_run(config, workspace)
@@ -256,7 +256,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the installation, and say what to do about what is wrong."""
+    """Check the installation, and explain how to fix it."""
     from reki_ray.cli import doctor as checks  # imports torch, vLLM and Ray
 
     findings = checks.examine(cluster=cluster)

@@ -22,7 +22,7 @@ from reki_ray.store.versions import store_of
 
 ExpectedOption = Annotated[
     int | None,
-    typer.Option(help="Do so only if this version is served: sent twice, it is done once."),
+    typer.Option(help="Only if this version is served: a repeated command has no effect."),
 ]
 
 app = typer.Typer()
@@ -42,7 +42,7 @@ def run_update(
     events: Annotated[
         Path | None,
         typer.Argument(
-            help="New events, Parquet or CSV; without, events that were kept before are taken in."
+            help="New events, Parquet or CSV; default: the events that an earlier update kept."
         ),
     ] = None,
     items: Annotated[Path | None, typer.Option(help="New or changed items.")] = None,
@@ -50,7 +50,7 @@ def run_update(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in new events, ask about clusters that drifted, publish a new version."""
+    """Add new events, ask about clusters that drifted, publish a new version."""
     from reki_ray.data.inbox import BatchFiles
     from reki_ray.stages import update  # imports Ray and torch
 
@@ -77,7 +77,7 @@ def promote(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve a version from now on; a running service turns to it without a restart."""
+    """Serve a version from now on; a running service switches to it without a restart."""
     versions = admin.promote(open_store(config, workspace), version, expected=expected)
     show(published.versions_table(versions), versions, as_json=as_json)
 
@@ -89,7 +89,7 @@ def rollback(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Serve the version that was promoted before the present one."""
+    """Serve the previously promoted version again."""
     versions = admin.rollback(open_store(config, workspace), expected=expected)
     show(published.versions_table(versions), versions, as_json=as_json)
 
@@ -103,7 +103,7 @@ def compact(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a version that is stored in layers as one whole version, and serve that."""
+    """Merge a version that is stored in layers into one full version, and serve it."""
     versions = admin.compact(open_store(config, workspace), version)
     show(published.versions_table(versions), versions, as_json=as_json)
 

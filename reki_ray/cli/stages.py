@@ -68,11 +68,11 @@ def publish(
     workspace: WorkspaceOption = None,
     arm: Annotated[
         Arm | None,
-        typer.Option(help="Publish this arm as a further version, beside that of the run."),
+        typer.Option(help="Publish this arm as another version, beside that of the run."),
     ] = None,
     promote: Annotated[
         bool,
-        typer.Option(help="Serve the version from now on; --no-promote leaves what is served."),
+        typer.Option(help="Serve the version from now on; --no-promote keeps the served one."),
     ] = True,
     force: ForceOption = None,
     as_json: JsonOption = False,
@@ -107,7 +107,7 @@ def evaluate(  # noqa: PLR0913, PLR0917  # one argument per option
     force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure arms on the test split; named arms that are not trained yet are trained first."""
+    """Measure arms on the test split; named arms that are not trained are trained first."""
     from reki_ray.cli.views import run_report  # imports matplotlib
     from reki_ray.evaluation.comparison import METRICS
 

@@ -1,7 +1,7 @@
 """`reki sweep`: how much the result depends on the settings of clustering.
 
-Every point is a run of its own in `<workspace>/sweep/<changes>/`; all share the ledgers of answers
-and vectors, so that a prompt that two points have in common is asked once.
+Every point is a run of its own in `<workspace>/sweep/<changes>/`; all share the caches of answers
+and vectors, so that a prompt which several points share is sent once.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class SideFigures(BaseModel):
     Attributes:
         ids: Number of ids.
         clusters: Number of clusters, each one call of the LLM.
-        calls_saved: Share of the calls of individual extraction that are saved.
-        mean_similarity: Mean cosine of ids and their centres.
+        calls_saved: Share of the calls of individual extraction that clustering saves.
+        mean_similarity: Mean cosine between ids and their centres.
         smallest: Members of the smallest cluster.
         median: Members of the median cluster.
         largest: Members of the largest cluster.
@@ -52,14 +52,14 @@ class SideFigures(BaseModel):
 
 
 class Point(BaseModel):
-    """One setting and what it gave.
+    """One combination of settings and its results.
 
     Attributes:
         changes: Key of the configuration to its value.
         workspace: Folder of its run.
         users: Clusters of users.
         items: Clusters of items.
-        arms: Entries as in report.json; empty where only clustering was run.
+        arms: Entries as in report.json; empty if only clustering ran.
     """
 
     changes: dict[str, Any]
@@ -70,23 +70,23 @@ class Point(BaseModel):
 
     @property
     def calls_saved(self) -> float:
-        """Share of the calls of individual extraction that are saved, of both sides."""
+        """Share of the calls of individual extraction that clustering of both sides saves."""
         ids = self.users.ids + self.items.ids
         return 1 - (self.users.clusters + self.items.clusters) / ids
 
 
 def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporter) -> list[Point]:
-    """Run every combination of some values, and keep figures and a plot.
+    """Run every combination of values, and write a summary and a plot.
 
     Args:
-        config: What is varied.
+        config: Base configuration.
         vary: Settings as `cluster.users.min_cluster_size=4,8,16`.
-        until: `cluster` for clusters alone; `evaluate` asks, trains and measures as well.
+        until: `cluster` for clusters only; `evaluate` also extracts, trains and evaluates.
         reporter: Shows progress.
 
     Raises:
-        ConfigError: A setting is unknown or has a wrong value, or `until` is no such stage.
-        RekiError: A run failed; finished ones are skipped when the sweep is run again.
+        ConfigError: A setting is unknown or has an invalid value, or `until` is another stage.
+        RekiError: A run failed; the next sweep skips finished ones.
     """
     if until not in UNTIL:
         raise ConfigError(
@@ -95,8 +95,8 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
             todo=f"Give --until {UNTIL[0]} or --until {UNTIL[1]}.",
         )
     points = []
-    runs = list(variants(config, vary))  # all are checked before the first is run
-    Workspace(config.root).stages()  # a broken workspace is told now, not at the end
+    runs = list(variants(config, vary))  # validates all before the first run
+    Workspace(config.root).stages()  # report a broken workspace before the first run
     for number, (changes, changed) in enumerate(runs, start=1):
         reporter.say(f"sweep: {number} of {len(runs)}: {point_name(changes)}")
         workspace = Workspace(changed.root)
@@ -111,10 +111,10 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
 def variants(
     config: RekiConfig, vary: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], RekiConfig]]:
-    """Every combination of values, as changes and the configuration with them.
+    """Yield every combination of values, as changes and the changed configuration.
 
     Raises:
-        ConfigError: A setting is unknown or has a wrong value.
+        ConfigError: A setting is unknown or has an invalid value.
     """
     keys, values = [], []
     for setting in vary:
@@ -130,7 +130,7 @@ def variants(
             values.append([parse_yaml(value) for value in given.split(",")])
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"the values of {setting!r} are no YAML: {error}",
+                f"the values of {setting!r} are not YAML: {error}",
                 where="--vary",
                 todo="Separate plain values by commas, as 4,8,16.",
             ) from error
@@ -140,7 +140,7 @@ def variants(
 
 
 def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
-    tree = config.model_dump()  # with its secrets, which JSON has not
+    tree = config.model_dump()  # with secrets, which JSON omits
     for key, value in changes.items():
         *sections, name = key.split(".")
         inner = tree
@@ -172,14 +172,14 @@ def _point(changes: dict[str, Any], workspace: Workspace, until: str) -> Point:
     return Point(changes=changes, workspace=workspace.root, arms=arms, **sides)
 
 
-def _side(figures: dict[str, Any]) -> SideFigures:
-    sizes = figures["sizes"]
-    ids = sum(figures["size_list"])
+def _side(details: dict[str, Any]) -> SideFigures:
+    sizes = details["sizes"]
+    ids = sum(details["size_list"])
     return SideFigures(
         ids=ids,
-        clusters=figures["clusters"],
-        calls_saved=1 - figures["clusters"] / ids,
-        mean_similarity=figures["mean_similarity"],
+        clusters=details["clusters"],
+        calls_saved=1 - details["clusters"] / ids,
+        mean_similarity=details["mean_similarity"],
         smallest=sizes["min"],
         median=sizes["median"],
         largest=sizes["max"],
@@ -187,7 +187,7 @@ def _side(figures: dict[str, Any]) -> SideFigures:
 
 
 def _keep(config: RekiConfig, points: Sequence[Point]) -> str:
-    """Write the points and their plot; returns the plot's path."""
+    """Write the points and their plot, and return the plot's path."""
     from reki_ray.evaluation import plots  # imports matplotlib
 
     workspace = Workspace(config.root)

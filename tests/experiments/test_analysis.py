@@ -144,7 +144,7 @@ def test_a_planted_sample_ratio_mismatch_is_reported(logs: Logs) -> None:
     result = ab(logs.root)
     assert result.srm
     assert "SAMPLE RATIO MISMATCH" in printed(result)
-    assert "before you believe any lift" in printed(result)
+    assert "before you trust any lift" in printed(result)
 
 
 def test_duplicates_count_once(logs: Logs) -> None:

@@ -79,7 +79,7 @@ def test_configuration_narrows_and_widens_the_space() -> None:
         ({"learning_rate": {"loguniform": [0, 1]}}, "needs bounds above 0"),
         ({"learning_rate": {"uniform": [2, 1]}}, "is empty"),
         ({"learning_rate": {"uniform": [1, 2], "int": [1, 2]}}, "not uniform, int"),
-        ({"learning_rate": {}}, "none of them"),
+        ({"learning_rate": {}}, "not none"),
         ({"learning_rate": {"choice": []}}, "choice is empty"),
     ],
 )
@@ -138,7 +138,7 @@ def test_tuned_settings_hold_for_their_backbone_alone() -> None:
             {"dcnv2": {"network": {"embedding": 16}}},
             "dcnv2: its settings: Value error, train.h",
         ),
-        ({"dine": {}}, "'dine' is no backbone"),
+        ({"dine": {}}, "'dine' is not a backbone"),
     ],
 )
 def test_impossible_tuned_settings_are_refused(tuned: dict[str, Any], message: str) -> None:

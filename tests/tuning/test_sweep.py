@@ -41,7 +41,7 @@ def test_every_combination_is_a_run_of_its_own(tiny_config: TinyConfig) -> None:
         ("cluster.users.min_cluster_size", "names no values"),
         ("cluster.users.size=4", "there is no setting"),
         ("cluster.users.min_clusters=4", "the nearest is 'cluster.users.min_cluster_size'"),
-        ("cluster.method=[kmeans", "are no YAML"),
+        ("cluster.method=[kmeans", "are not YAML"),
         ("cluster.users.min_cluster_size.deep=4", "there is no setting"),
         ("cluster.users.min_cluster_size=1", "min_cluster_size"),
         ("cluster.method=forest", "method"),
