@@ -34,7 +34,6 @@ from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search
 from reki_ray.tuning.searcher import (
     Study,
-    StudySearcher,
     TrialRecorder,
     open_study,
     require_optuna,
@@ -148,7 +147,7 @@ def _run(  # all of a call's state
     assignment = TrialAssignment(config.train, run, data, config.tune.concurrency)
     train = config.train.of(search.backbone)
     tried = any(trial.configured for trial in search.tried)
-    configured = None if tried else space.values(train, search.space)
+    study.configured = None if tried else space.values(train, search.space)
     workspace.remove(f"{_STATE}/{search.name}")  # of an interrupted search
     with reporter.task(f"tune {search.backbone}: trials", missing, "trials") as task:
         tuner = tune.Tuner(
@@ -157,7 +156,7 @@ def _run(  # all of a call's state
                 _resources(config.train, config.tune.concurrency),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(study, configured),
+                search_alg=study,
                 scheduler=_stopper(config.tune, train.epochs),
                 num_samples=missing,
                 max_concurrent_trials=config.tune.concurrency,

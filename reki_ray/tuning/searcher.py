@@ -50,15 +50,19 @@ def require_optuna() -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
-class Study:
+class Study(Searcher):
     """An Optuna study of a search; every trial is in the workspace as soon as it ends.
 
-    Samples by the tree-structured Parzen estimator (Bergstra et al., NIPS 2011).
+    Lets Ray Tune try `configured`, then samples by the tree-structured Parzen estimator (Bergstra
+    et al., NIPS 2011).
 
     Args:
         search: Its trials are replaced by those of the journal.
         workspace: Holds the journal `tune/<search>.journal`, in Optuna's format.
         folder: Empty local folder for the open journal: that of the workspace may be remote.
+
+    Attributes:
+        configured: Settings of the configuration, if they are to be tried first.
 
     Raises:
         ConfigError: The journal cannot be read.
@@ -68,6 +72,8 @@ class Study:
         import optuna  # as above
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
+        super().__init__(metric=QUALITY, mode="max")
+        self.configured: Settings | None = None
         self._search = search
         self._workspace = workspace
         self._path = f"{FOLDER}/{search.name}.journal"
@@ -128,6 +134,27 @@ class Study:
             self._tell(trial, None)
         return None
 
+    @override
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        settings, self.configured = self.start(trial_id, self.configured), None
+        if settings is None:
+            return cast(None, Searcher.FINISHED)  # a string, against Ray Tune's own annotation
+        return {SETTINGS: dict(settings)}
+
+    @override
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass  # `TrialRecorder` also sees the error
+
+    @override
+    def save(self, checkpoint_path: str) -> None:
+        pass  # resuming only needs the journal
+
+    @override
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
     def finish(self, trial_id: str, record: Trial) -> None:
         """Add a trial to the search, and save the journal."""
         trial = self._running.pop(trial_id)
@@ -158,42 +185,6 @@ def open_study(search: Search, workspace: Workspace) -> Iterator[Study]:
     """Open the study of a search, see `Study`."""
     with tempfile.TemporaryDirectory(prefix="reki-tune-") as folder:
         yield Study(search, workspace, Path(folder))
-
-
-class StudySearcher(Searcher):
-    """Lets Ray Tune try the settings of the configuration first, then those of a study.
-
-    Args:
-        study: Samples settings.
-        configured: Settings of the configuration, if they are to be tried.
-    """
-
-    def __init__(self, study: Study, configured: Settings | None) -> None:
-        super().__init__(metric=QUALITY, mode="max")
-        self._study = study
-        self._configured = configured
-
-    @override
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        settings = self._study.start(trial_id, self._configured)
-        self._configured = None
-        if settings is None:
-            return cast(None, Searcher.FINISHED)  # a string, against Ray Tune's own annotation
-        return {SETTINGS: dict(settings)}
-
-    @override
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        pass  # `TrialRecorder` sees the error, too
-
-    @override
-    def save(self, checkpoint_path: str) -> None:
-        pass  # the study's journal is all that resuming needs
-
-    @override
-    def restore(self, checkpoint_path: str) -> None:
-        pass
 
 
 class TrialRecorder(Callback):

@@ -23,7 +23,7 @@ from reki_ray.errors import ConfigError
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search, Trial
-from reki_ray.tuning.searcher import StudySearcher, decoded, encoded, open_study, within
+from reki_ray.tuning.searcher import decoded, encoded, open_study, within
 from reki_ray.tuning.trial import SETTINGS
 
 
@@ -191,10 +191,10 @@ def test_nothing_is_suggested_twice_and_a_searched_space_ends(workspace: Workspa
     with open_study(search, workspace) as study:
         study.start("known", known.settings)
         study.finish("known", known)
-        searcher = StudySearcher(study, configured)
+        study.configured = configured
         suggested = []
         for number in range(4):
-            suggestion = searcher.suggest(str(number))
+            suggestion = study.suggest(str(number))
             assert isinstance(suggestion, dict)
             suggested.append(suggestion[SETTINGS])
             settings = suggestion[SETTINGS]
@@ -202,7 +202,7 @@ def test_nothing_is_suggested_twice_and_a_searched_space_ends(workspace: Workspa
         assert suggested[0] == configured
         points = [{"history": h, "network.mlp": m} for h in (10, 20) for m in ([8], [16, 8])]
         assert sorted(map(str, suggested[1:])) == sorted(map(str, points[1:]))
-        assert str(searcher.suggest("5")) == Searcher.FINISHED
+        assert str(study.suggest("5")) == Searcher.FINISHED
     assert search.size == 4
     with open_study(a_search(space=domains), workspace) as study:
         assert study.start("6") is None
