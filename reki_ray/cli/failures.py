@@ -12,7 +12,6 @@ import shlex
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +29,79 @@ _NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MOST_CHARS: Final = 400
 """Longest message of a foreign error: some quote whole tables."""
 
+_SYSTEM: Final = ("builtins:OSError",)
+# Kinds before OSError may be OSErrors, whose numbers are not always those of the system.
+# Types are named, not imported: an exception of a library that was never imported cannot occur.
+_KINDS: Final[tuple[tuple[tuple[str, ...], type[RekiError], str, str], ...]] = (
+    (
+        ("builtins:MemoryError", "torch:OutOfMemoryError", "ray.exceptions:OutOfMemoryError"),
+        EngineError,
+        "out of memory",
+        "Use a machine with more memory, or smaller batches; finished work is kept.",
+    ),
+    (
+        ("builtins:ImportError",),
+        ConfigError,
+        "a package is missing or broken",
+        "Install it into the environment of reki-ray; `reki doctor` checks the rest.",
+    ),
+    (
+        ("ssl:SSLError",),
+        EngineError,
+        "an encrypted connection failed",
+        "Check the address and the certificates: SSL_CERT_FILE names a file of authorities "
+        "to trust.",
+    ),
+    (
+        (
+            *("httpx:HTTPError", "redis:RedisError", "aiohttp:ClientError"),
+            *("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
+            *("requests:RequestException", "urllib.error:URLError"),
+            *("socket:gaierror", "socket:herror"),
+        ),
+        EngineError,
+        "a service did not answer",
+        "Check that it is up and can be reached, and run again.",
+    ),
+    (
+        (
+            *("builtins:EOFError", "json:JSONDecodeError", "pickle:UnpicklingError"),
+            *("zipfile:BadZipFile", "zlib:error", "lzma:LZMAError", "gzip:BadGzipFile"),
+            *("tarfile:TarError", "lmdb:CorruptedError", "lmdb:InvalidError"),
+            *("lmdb:PageNotFoundError", "lmdb:VersionMismatchError"),
+        ),
+        DataError,
+        "a file is damaged",
+        "Restore the file from its source; `--force STAGE` writes a table of the workspace again.",
+    ),
+    (_SYSTEM, EngineError, "an operation of the system failed", ""),
+    (
+        ("builtins:UnicodeError",),
+        DataError,
+        "a text cannot be decoded or encoded",
+        "Write the file in UTF-8.",
+    ),
+    (
+        ("pyarrow:ArrowException",),
+        DataError,
+        "the data cannot be processed",
+        "Correct the data; `reki --traceback COMMAND` shows where they were read.",
+    ),
+    (
+        ("lmdb:Error",),
+        EngineError,
+        "a database of LMDB failed",
+        "Check the free space and the rights of its folder, and run again.",
+    ),
+    (
+        ("ray.exceptions:RayError", "ray.serve.exceptions:RayServeException"),
+        EngineError,
+        "the Ray cluster failed",
+        "Run again: finished work is kept. If it persists, read Ray's logs below "
+        "/tmp/ray/session_latest/logs.",
+    ),
+)
+
 
 def explain(error: Exception) -> RekiError:
     """Explain an exception so that a user can act on it; exit code 1 if its kind is unknown."""
@@ -38,11 +110,14 @@ def explain(error: Exception) -> RekiError:
         return known
     chain = list(causes(error)) or [error]  # empty only for circles of wrappers
     for cause in chain:
-        for kinds, explanation in _KINDS:
-            if any(isinstance(cause, kind) for kind in map(_loaded, kinds) if kind is not None):
-                explained = explanation(cause)
-                if explained is not None:
-                    return explained
+        for names, kind, what, todo in _KINDS:
+            types = tuple(filter(None, map(_loaded, names)))
+            if not isinstance(cause, types) or _is_own_module(cause):
+                continue
+            if isinstance(cause, OSError) and names == _SYSTEM:
+                return _explain_system(cause)
+            message = _message(cause) or type(cause).__name__
+            return kind(f"{what}: {message}", where=_place(cause), todo=todo)
     inner = chain[0]
     return RekiError(
         f"unexpected {type(inner).__name__}: {_message(inner)}",
@@ -52,30 +127,13 @@ def explain(error: Exception) -> RekiError:
     )
 
 
-# --- kinds -------------------------------------------------------------------------------------
-
-
-def _memory(error: BaseException) -> RekiError:
-    return EngineError(
-        f"out of memory: {_message(error)}",
-        where=_place(error),
-        todo="Use a machine with more memory, or smaller batches; finished work is kept.",
-    )
-
-
-def _package(error: BaseException) -> RekiError | None:
+def _is_own_module(error: BaseException) -> bool:
+    """Whether an import of our own failed, which no package to install can fix."""
     name = (getattr(error, "name", None) or "").partition(".")[0]
-    if name in _OURS:
-        return None  # our own module
-    return ConfigError(
-        f"a package is missing or broken: {_message(error)}",
-        where=_place(error),
-        todo="Install it into the environment of reki-ray; `reki doctor` checks the rest.",
-    )
+    return isinstance(error, ImportError) and name in _OURS
 
 
-def _system(error: BaseException) -> RekiError:
-    assert isinstance(error, OSError)
+def _explain_system(error: OSError) -> RekiError:
     path = error.filename if isinstance(error.filename, str) else None
     where = path or _place(error)
     message = _message(error.strerror or error)
@@ -110,100 +168,6 @@ def _system(error: BaseException) -> RekiError:
         where=where,
         todo="Check the storage and the machine, and run again; finished work is kept.",
     )
-
-
-def _text(error: BaseException) -> RekiError:
-    return DataError(
-        f"a text cannot be decoded or encoded: {_message(error)}",
-        where=_place(error),
-        todo="Write the file in UTF-8.",
-    )
-
-
-def _truncated(error: BaseException) -> RekiError:
-    return DataError(
-        f"a file is damaged: {_message(error) or 'it ends too early'}",
-        where=_place(error),
-        todo="Restore the file from its source; a table of the workspace is written again by "
-        "`--force STAGE`.",
-    )
-
-
-def _table(error: BaseException) -> RekiError:
-    return DataError(
-        f"the data cannot be processed: {_message(error)}",
-        where=_place(error),
-        todo="Correct the data; `reki --traceback COMMAND` shows where they were read.",
-    )
-
-
-def _network(error: BaseException) -> RekiError:
-    return EngineError(
-        f"a service did not answer: {_message(error) or type(error).__name__}",
-        where=_place(error),
-        todo="Check that it is up and can be reached, and run again.",
-    )
-
-
-def _encrypted(error: BaseException) -> RekiError:
-    return EngineError(
-        f"an encrypted connection failed: {_message(error)}",
-        where=_place(error),
-        todo="Check the address and the certificates: SSL_CERT_FILE names a file of authorities "
-        "to trust.",
-    )
-
-
-def _database(error: BaseException) -> RekiError:
-    return EngineError(
-        f"a database of LMDB failed: {_message(error)}",
-        where=_place(error),
-        todo="Check the free space and the rights of its folder, and run again.",
-    )
-
-
-def _ray(error: BaseException) -> RekiError:
-    return EngineError(
-        f"the Ray cluster failed: {_message(error)}",
-        where=_place(error),
-        todo="Run again: finished work is kept. If it persists, read Ray's logs below "
-        "/tmp/ray/session_latest/logs.",
-    )
-
-
-# Kinds before OSError may be OSErrors, whose numbers are not always those of the system.
-# Types are named, not imported: an exception of a library that was never imported cannot occur.
-_KINDS: Final[tuple[tuple[tuple[str, ...], Callable[[BaseException], RekiError | None]], ...]] = (
-    (
-        ("builtins:MemoryError", "torch:OutOfMemoryError", "ray.exceptions:OutOfMemoryError"),
-        _memory,
-    ),
-    (("builtins:ImportError",), _package),
-    (("ssl:SSLError",), _encrypted),
-    (
-        (
-            *("httpx:HTTPError", "redis:RedisError", "aiohttp:ClientError"),
-            *("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError"),
-            *("requests:RequestException", "urllib.error:URLError"),
-            *("socket:gaierror", "socket:herror"),
-        ),
-        _network,
-    ),
-    (
-        (
-            *("builtins:EOFError", "json:JSONDecodeError", "pickle:UnpicklingError"),
-            *("zipfile:BadZipFile", "zlib:error", "lzma:LZMAError", "gzip:BadGzipFile"),
-            *("tarfile:TarError", "lmdb:CorruptedError", "lmdb:InvalidError"),
-            *("lmdb:PageNotFoundError", "lmdb:VersionMismatchError"),
-        ),
-        _truncated,
-    ),
-    (("builtins:OSError",), _system),
-    (("builtins:UnicodeError",), _text),
-    (("pyarrow:ArrowException",), _table),
-    (("lmdb:Error",), _database),
-    (("ray.exceptions:RayError", "ray.serve.exceptions:RayServeException"), _ray),
-)
 
 
 def _loaded(path: str) -> type[BaseException] | None:
