@@ -1,8 +1,8 @@
 """Errors that a user can act on.
 
-Every message says what went wrong, where, and what to do. The command line prints
-the message alone and leaves with the error's exit code. It sorts other exceptions into
-these kinds (`cli_failures.explain`); what fits none is a fault of reki-ray, exit code 1.
+Every message says what went wrong, where, and what to do. The command line prints the message
+and exits with the error's code. It maps other exceptions to these kinds (`cli.failures.explain`);
+the rest are faults of reki-ray, exit code 1.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import unicodedata
 from typing import ClassVar, Final
 
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of what a terminal obeys, hides or cannot print."""
+"""Unicode categories that terminals interpret, hide or cannot print."""
 
 
 def printable(text: str) -> str:
-    """Text that is safe to print: whatever a terminal obeys or hides is written as an escape.
-
-    Line feeds stay.
-    """
+    """Escape control and hidden characters, except for line feeds."""
     return "".join(
         char if char == "\n" or unicodedata.category(char) not in _HIDDEN else _escaped(char)
         for char in text
@@ -30,11 +27,11 @@ def _escaped(char: str) -> str:
 
 
 class RekiError(Exception):
-    """Base of all errors that the user can act on.
+    """Base of all errors that a user can act on.
 
     Args:
         what: What went wrong, in one sentence.
-        where: File, row, key, stage or address at which it went wrong.
+        where: File, row, key, stage or address.
         todo: What the user can do about it.
     """
 
@@ -79,4 +76,4 @@ class StoreError(RekiError):
 
 
 class NotFiniteError(StoreError):
-    """Weights, vectors or scores are no finite numbers."""
+    """Weights, vectors or scores are not finite."""

@@ -1,7 +1,6 @@
-"""The Arrow schema of every table: the only place where a column name is spelled.
+"""Arrow schemas of all tables; the only place that spells column names.
 
-A `Table` couples the folder of a table inside the workspace with its schema.
-Ids are strings everywhere; timestamps are seconds since the epoch, UTC.
+Ids are strings; timestamps are seconds since the epoch, UTC.
 """
 
 from __future__ import annotations
@@ -86,10 +85,10 @@ SIDE_OF: Final[dict[SubjectKind, Side]] = {
 Source = Literal["individual", "cluster", "fallback"]
 
 MAX_ID_CHARS: Final = 512
-"""Longest id of a user or item, characters: what ingest lets in, HTTP requests may name."""
+"""Longest id of a user or item, characters, in ingest and in HTTP requests."""
 
 WHOLE_ANSWER: Final = "*"
-"""Value of `factor` for knowledge that is not divided by factor."""
+"""Value of `factor` for knowledge without factors."""
 
 # --- schemas ---------------------------------------------------------------------------------
 _STRING = pa.string()
@@ -129,7 +128,7 @@ USERS_SCHEMA: Final = pa.schema(
 CUTS_SCHEMA: Final = pa.schema(
     [
         _required(USER_ID, _STRING),
-        # Number of the user's first interactions that prompts may see; no sample lies among them.
+        # Number of the user's first interactions that prompts may use; none of them is a sample.
         _required(CUT, pa.int32()),
     ]
 )
@@ -139,8 +138,8 @@ SAMPLES_SCHEMA: Final = pa.schema(
         _required(ITEM_ID, _STRING),
         _required(TIMESTAMP, pa.int64()),
         _required(LABEL, pa.int8()),
-        # Row of this interaction among the user's interactions in time order: the model's history
-        # of a sample is the rows before it, so that histories are stored once.
+        # Row of this interaction among the user's interactions in time order: the history of a
+        # sample is the rows before it, so that histories are stored once.
         _required(POSITION, pa.int32()),
     ]
 )
@@ -228,7 +227,7 @@ def vectors_schema(dimension: int) -> pa.Schema:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the workspace: its folder and, where it does not depend on a model, its schema."""
+    """A table of the workspace: its folder and, if it does not depend on a model, its schema."""
 
     path: str
     schema: pa.Schema | None
@@ -254,11 +253,11 @@ CLUSTERS: Final[dict[Side, Table]] = {
 CLUSTER_VECTORS: Final[dict[Side, Table]] = {
     side: Table(f"cluster/{side}_vectors", None) for side in SIDES
 }
-"""What was clustered: encoded title and attributes of items; of users, weighted item vectors."""
+"""Clustered vectors: encoded title and attributes of items; weighted item vectors of users."""
 ASKED_CLUSTERS: Final[dict[Side, Table]] = {
     side: Table(f"cluster/{side}_asked", ASKED_CLUSTERS_SCHEMA) for side in SIDES
 }
-"""In which cluster each id was when that was last asked about; of rounds of `reki update`."""
+"""Cluster of each id when its cluster was last asked about; of `reki update`."""
 ASKED_CENTRES: Final[dict[Side, Table]] = {
     side: Table(f"cluster/{side}_asked_centres", None) for side in SIDES
 }
@@ -269,7 +268,7 @@ REPRESENTATIONS: Final[dict[Side, Table]] = {side: Table(f"encode/{side}", None)
 TEXT_REPRESENTATIONS: Final[dict[Side, Table]] = {
     side: Table(f"encode/{side}_text", None) for side in SIDES
 }
-"""Encoded source text, no LLM: profile and history of users, title and attributes of items."""
+"""Encoded source text without an LLM: profiles and histories, titles and attributes."""
 PREDICTIONS: Final = Table("evaluate/predictions", PREDICTIONS_SCHEMA)
 
 
@@ -277,30 +276,30 @@ QUESTION_SCHEMA = pa.schema(
     [
         pa.field(PROMPT_HASH, pa.string(), nullable=False),
         pa.field(SUBJECT_KIND, pa.string(), nullable=False),
-        # What the prompt says of this subject; the rest is the same for all of its kind.
+        # Text about this subject; the rest of the prompt is the same for all of its kind.
         pa.field(BODY, pa.string(), nullable=False),
     ]
 )
-"""Rows that an engine gets: distinct prompts, each under its address in the ledger."""
+"""Input rows of an engine: distinct prompts, each with its key in the answer cache."""
 ANSWER_SCHEMA = pa.schema(
     [
         *QUESTION_SCHEMA,
-        # Factor to text, "*" for a whole answer; null where there is no answer.
+        # Factor to text, "*" for a whole answer; null without an answer.
         pa.field(TEXTS, pa.map_(pa.string(), pa.string())),
         pa.field(PROMPT_TOKENS, pa.int32(), nullable=False),
         pa.field(CACHED_TOKENS, pa.int32(), nullable=False),
         pa.field(GENERATED_TOKENS, pa.int32(), nullable=False),
-        # Calls of the model: 2 where a broken answer was asked for again, 0 where none was made.
+        # Calls of the model: 2 after a retry, 0 without a call.
         pa.field(CALLS, pa.int32(), nullable=False),
-        # Seconds since the epoch at the first call; null where none was made.
+        # Time of the first call, seconds since the epoch; null without a call.
         pa.field(ASKED_AT, pa.float64()),
         pa.field(FINISH_REASON, pa.string()),
-        # Why there is no answer; empty where there is one.
+        # Why there is no answer; empty if there is one.
         pa.field(REASON, pa.string(), nullable=False),
-        # Factors that stay empty, each with its problem.
+        # Empty factors, each with its problem.
         pa.field(FLAWS, pa.map_(pa.string(), pa.string()), nullable=False),
-        # Why it was asked once more; empty where it was not.
+        # Reason for a retry; empty without one.
         pa.field(RETRY_REASON, pa.string(), nullable=False),
     ]
 )
-"""Rows that an engine yields: one for each question, in any order."""
+"""Output rows of an engine: one per question, in any order."""

@@ -1,4 +1,4 @@
-"""`reki bench`: the benchmarks of the checkout that this package runs from."""
+"""`reki bench`: the benchmarks of a checkout."""
 
 from __future__ import annotations
 
@@ -14,17 +14,10 @@ NAMES = ("accuracy", "cluster", "extract", "serve", "train")
 
 
 def run(name: str, arguments: Sequence[str]) -> Path:
-    """Run a benchmark.
-
-    Args:
-        name: One of `NAMES`.
-        arguments: Its own options; `--help` lists them.
-
-    Returns:
-        The file with its figures.
+    """Run a benchmark with its own options, and return the file of its results.
 
     Raises:
-        ConfigError: There is no such benchmark, or this is no checkout.
+        ConfigError: The name is unknown, or this is not a checkout.
     """
     if name not in NAMES:
         raise ConfigError(
@@ -41,5 +34,5 @@ def run(name: str, arguments: Sequence[str]) -> Path:
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
-    found: Path = importlib.import_module(f"benchmarks.{name}").run(arguments)
-    return found
+    results: Path = importlib.import_module(f"benchmarks.{name}").run(arguments)
+    return results

@@ -1,4 +1,4 @@
-"""Checks of an installation; each says what is wrong and what to do."""
+"""Checks of an installation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from importlib import metadata
 from pathlib import Path
 
 from pydantic import BaseModel
-from rich.table import Table
 
 from reki_ray.cli.failures import explain
 from reki_ray.config import RayConfig
@@ -48,11 +47,7 @@ class Finding(BaseModel):
 
 
 def examine(*, cluster: bool) -> list[Finding]:
-    """Run all checks.
-
-    Args:
-        cluster: Also join the running Ray cluster and compare versions.
-    """
+    """Run all checks; `cluster` also joins the running Ray cluster."""
     findings = list(_local_findings())
     if cluster:
         findings.append(_guard("cluster", _cluster))
@@ -60,18 +55,8 @@ def examine(*, cluster: bool) -> list[Finding]:
 
 
 def exit_code(findings: list[Finding]) -> int:
-    """Exit code of the command: that of the first failed check, 0 where all passed."""
+    """Exit code of the first failed check; 0 if all passed."""
     return next((f.exit_code for f in findings if not f.ok), 0)
-
-
-def render(findings: list[Finding]) -> Table:
-    """The findings as a table for the terminal."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for finding in findings:
-        table.add_row("ok" if finding.ok else "WRONG", finding.check, finding.detail)
-        if finding.todo:
-            table.add_row("", "", f"-> {finding.todo}")
-    return table
 
 
 def _local_findings() -> Iterator[Finding]:
@@ -85,13 +70,17 @@ def _local_findings() -> Iterator[Finding]:
     yield _guard("torch extras", _torch_extras)
 
 
-def _guard(check: str, look: Callable[[], str]) -> Finding:
+def _guard(check: str, run: Callable[[], str]) -> Finding:
     try:
-        return Finding(check=check, ok=True, detail=look())
-    except Exception as error:  # noqa: BLE001  # a broken part is a finding, whatever it raises
-        found = explain(error)
+        return Finding(check=check, ok=True, detail=run())
+    except Exception as error:  # noqa: BLE001  # any error is a finding
+        failure = explain(error)
         return Finding(
-            check=check, ok=False, detail=found.what, todo=found.todo, exit_code=found.exit_code
+            check=check,
+            ok=False,
+            detail=failure.what,
+            todo=failure.todo,
+            exit_code=failure.exit_code,
         )
 
 
@@ -128,27 +117,27 @@ def _disk() -> str:
 
 
 def _own_package(name: str) -> str:
-    """`actors` is a common name: another distribution or folder may stand before ours."""
+    """Check that no other package of a common name, as `actors`, shadows ours."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise ConfigError(
             "not importable", where=name, todo="Install reki-ray: pip install -e '.[cpu]'"
         )
     ours = Path(__file__).resolve().parents[2]
-    found = Path(spec.origin).resolve().parents[1]
-    if found != ours:
+    parent = Path(spec.origin).resolve().parents[1]
+    if parent != ours:
         raise ConfigError(
-            f"another package shadows it: {found / name}",
+            f"another package shadows it: {parent / name}",
             where=name,
             todo=f"Remove that package, or put {ours} before it on sys.path.",
         )
-    return str(found / name)
+    return str(parent / name)
 
 
 def _library(name: str) -> str:
     try:
         importlib.import_module(name)
-    except Exception as error:  # broken libraries raise what they like
+    except Exception as error:  # broken libraries raise errors of any type
         raise EngineError(
             f"does not import: {error}", where=name, todo="Run `make setup` again."
         ) from error
@@ -157,7 +146,7 @@ def _library(name: str) -> str:
 
 
 def _torch_extras() -> str:
-    """Their CPU builds do not import beside a CPU torch and break transformers."""
+    """Beside a CPU build of torch, these packages fail to import and break transformers."""
     if not _version("torch").endswith("+cpu"):
         return "torch is not a CPU build"
     present = [name for name in _BROKEN_BESIDE_CPU_TORCH if _version(name)]
@@ -167,7 +156,7 @@ def _torch_extras() -> str:
             where="environment",
             todo=f"pip uninstall -y {' '.join(present)}",
         )
-    return "absent, as a CPU build of torch needs it"
+    return "absent, as a CPU build of torch requires"
 
 
 def _version(distribution: str) -> str:
@@ -179,7 +168,7 @@ def _version(distribution: str) -> str:
 
 def _cluster() -> str:
     with ray_session(RayConfig(address=os.environ.get("RAY_ADDRESS", "auto"))):
-        import ray  # only this check needs it
+        import ray  # slow to import
 
         resources = ray.cluster_resources()
         nodes = sum(bool(node["Alive"]) for node in ray.nodes())

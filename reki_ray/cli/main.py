@@ -1,4 +1,4 @@
-"""`reki`: thin commands over the pipeline. No logic lives here.
+"""`reki`: thin commands over the pipeline, without logic of their own.
 
 Exit codes: 0 done, 1 a check failed or a fault of reki-ray, 2 wrong use or configuration, 3 bad
 data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
@@ -19,9 +19,10 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from reki_ray.cli import serve, stages, status
+from reki_ray.cli import experiments, serving, stages, status
 from reki_ray.cli.failures import explain
-from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, open_run, show
+from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, names, open_run, show
+from reki_ray.cli.views import health, published
 from reki_ray.config import Arm, load_config
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import set_environment
@@ -30,36 +31,36 @@ from reki_ray.schema import SubjectKind
 
 
 class _Commands(TyperGroup):
-    """The commands; whatever one of them raises ends here, in a message and an exit code."""
+    """Turns any exception of a command into a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, _UsageError, BrokenPipeError):
-            raise  # Typer's own, and the reader of a pipe that has seen enough
+            raise  # Typer's own, and a closed pipe
         except KeyboardInterrupt:
             _say("reki: interrupted; the same command resumes the work")
             raise typer.Exit(130) from None
-        except Exception as error:  # noqa: BLE001  # the last place that can say what happened
-            found = explain(error)
+        except Exception as error:  # noqa: BLE001  # last resort
+            failure = explain(error)
             if ctx.params["show_traceback"]:
                 _say("".join(traceback.format_exception(error)))
-            _say(f"reki: {found.what}\n  where: {found.where}\n  what to do: {found.todo}")
-            raise typer.Exit(found.exit_code) from None
+            _say(f"reki: {failure.what}\n  where: {failure.where}\n  what to do: {failure.todo}")
+            raise typer.Exit(failure.exit_code) from None
 
 
 _UsageError: Any = typer.BadParameter.__base__
-"""Wrong use of a command, which Typer shows by itself; it does not export the type."""
+"""Wrong use of a command, which Typer reports itself; it does not export the type."""
 
 app = typer.Typer(
     cls=_Commands,
-    help="An LLM's open-world knowledge for any recommendation model, asked offline on Ray.",
+    help="Open-world knowledge of an LLM for any recommendation model, extracted offline on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _part in (stages, serve):
-    app.add_typer(_part.app)  # without a name: its commands stand beside these
+for _part in (stages, serving, experiments):
+    app.add_typer(_part.app)  # without a name: adds its commands, not a group
 
 
 def main() -> None:
@@ -67,13 +68,13 @@ def main() -> None:
     _open_streams()
     set_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show ends no command
+    if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 
 def _open_streams() -> None:
-    """Open what the caller closed, as `>&-` does; else the next file gets its number."""
+    """Open streams that the caller closed, as `>&-` does, before a file takes their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115
@@ -91,7 +92,7 @@ def _reki(
 
 
 def _say(text: str) -> None:
-    # Messages quote data, whose control characters are not for the terminal.
+    # Messages quote data: escape its control characters.
     shown = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda c: f"\\x{ord(c[0]):02x}", text)
     Console(stderr=True, soft_wrap=True).print(shown, markup=False, highlight=False)
 
@@ -104,14 +105,13 @@ def show_status(
     workspace: WorkspaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far a running or finished workspace is."""
-    opened = Workspace(status.workspace_root(config, workspace))
-    found = status.read(opened)
-    show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
+    """Show the progress of a running or finished workspace."""
+    state = status.read(Workspace(status.workspace_root(config, workspace)))
+    show(health.status_view(state), state, as_json=as_json)
 
 
 @app.command()
-def plan(  # noqa: PLR0913, PLR0917  # one argument an option
+def plan(  # noqa: PLR0913, PLR0917  # one argument per option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     users: Annotated[
@@ -134,7 +134,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
     measure: Annotated[
         bool,
         typer.Option(
-            help="Start the engine once for about a minute where this machine can run it, and "
+            help="Start the engine for about a minute if this machine can run it, and "
             "measure its speed; otherwise, and with --no-measure, extract.speed is assumed."
         ),
     ] = True,
@@ -154,7 +154,7 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument an option
         engines=engines,
         measure=measure,
     )
-    show(view.render(result), result.model_dump(mode="json"), as_json=as_json)
+    show(view.render(result), result, as_json=as_json)
 
 
 @app.command("sweep")
@@ -168,20 +168,20 @@ def run_sweep(
     ],
     workspace: WorkspaceOption = None,
     until: Annotated[
-        str, typer.Option(help="cluster: only cluster; evaluate: also ask, train and measure.")
+        str, typer.Option(help="cluster: only cluster; evaluate: also extract, train and evaluate.")
     ] = "cluster",
     as_json: JsonOption = False,
 ) -> None:
     """Vary settings of clustering: calls saved, similarity, sizes and test AUC of each."""
-    from reki_ray.tuning import sweep  # not needed by other commands
+    from reki_ray.cli.views import trials  # imports Ray
+    from reki_ray.tuning import sweep
 
-    loaded = load_config(config, workspace=workspace)
-    points = sweep.sweep(loaded, vary, until, Reporter())
-    show(sweep.render(points), [point.model_dump(mode="json") for point in points], as_json=as_json)
+    points = sweep.sweep(load_config(config, workspace=workspace), vary, until, Reporter())
+    show(trials.sweep_table(points), points, as_json=as_json)
 
 
 @app.command()
-def tune(  # noqa: PLR0913, PLR0917  # one argument an option
+def tune(  # noqa: PLR0913, PLR0917  # one argument per option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     backbones: Annotated[
@@ -202,18 +202,21 @@ def tune(  # noqa: PLR0913, PLR0917  # one argument an option
     as_json: JsonOption = False,
 ) -> None:
     """Search the best settings of each backbone on the validation split; resumes."""
-    from reki_ray.tuning import results, search  # imports Ray and torch
+    from reki_ray.cli.views.trials import search_tables  # imports Ray and torch
+    from reki_ray.tuning import search
 
-    named = {"backbones": [name.strip() for name in backbones.split(",")]} if backbones else {}
-    given = {"trials": trials, "concurrency": concurrency, "seed": seed}
+    train: dict[str, Any] = {"arms": list(dict.fromkeys(["fair_base", arm]))}
+    if backbones:
+        train["backbones"] = names(backbones)
+    options = {"trials": trials, "concurrency": concurrency, "seed": seed}
     loaded = load_config(
         config,
         workspace=workspace,
-        train={**named, "arms": list(dict.fromkeys(["fair_base", arm]))},
-        tune={name: value for name, value in given.items() if value is not None},
+        train=train,
+        tune={name: value for name, value in options.items() if value is not None},
     )
-    found = search.search(loaded, arm, Reporter(Workspace(loaded.root)), out=out)
-    show(results.render(found), [one.model_dump(mode="json") for one in found], as_json=as_json)
+    searches = search.search(loaded, arm, Reporter(Workspace(loaded.root)), out=out)
+    show(search_tables(searches), searches, as_json=as_json)
 
 
 @app.command("import-knowledge")
@@ -239,12 +242,12 @@ def import_knowledge(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Import knowledge from elsewhere; its subjects are not asked."""
+    """Import knowledge from another source; extraction skips its subjects."""
     from reki_ray.extraction import import_report  # not needed by other commands
 
     _, opened = open_run(config, workspace)
     report = import_report.import_knowledge(opened, file, kind=kind, source=source, strict=strict)
-    show(import_report.render(report), report.model_dump(mode="json"), as_json=as_json)
+    show(published.import_table(report), report, as_json=as_json)
 
 
 @app.command()
@@ -254,11 +257,11 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check the installation, and say what to do about what is wrong."""
+    """Check the installation, and explain how to fix it."""
     from reki_ray.cli import doctor as checks  # imports torch, vLLM and Ray
 
     findings = checks.examine(cluster=cluster)
-    show(checks.render(findings), [f.model_dump() for f in findings], as_json=as_json)
+    show(health.findings_table(findings), findings, as_json=as_json)
     raise typer.Exit(checks.exit_code(findings))
 
 

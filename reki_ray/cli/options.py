@@ -1,4 +1,4 @@
-"""What the commands of `reki` share: options of their command lines, and how results are shown."""
+"""What the commands of `reki` share: their options, and how results are printed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 
 from reki_ray.config import RekiConfig, load_config
 from reki_ray.core.strict_json import strict_json
 from reki_ray.core.workspace import Workspace
+from reki_ray.store.versions import VersionStore, store_of
 
 _PLAIN_WIDTH = 120
 
@@ -26,7 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable
 
 
 def open_run(config: Path, workspace: str | None) -> tuple[RekiConfig, Workspace]:
-    """A run's configuration and folder, as the options of a command name them.
+    """Load the configuration and open the workspace that the options name.
 
     Raises:
         ConfigError: See `load_config`.
@@ -35,10 +37,26 @@ def open_run(config: Path, workspace: str | None) -> tuple[RekiConfig, Workspace
     return loaded, Workspace(loaded.root)
 
 
+def open_store(config: Path, workspace: str | None) -> VersionStore:
+    """Open the published versions of the run that the options name."""
+    return store_of(*open_run(config, workspace))
+
+
+def names(listed: str) -> list[str]:
+    """Split a list as `din, dcnv2`."""
+    return [name.strip() for name in listed.split(",")]
+
+
 def show(rendered: Any, content: Any, *, as_json: bool) -> None:
-    """Print a result, for people or for programs."""
+    """Print a result for people, or, as JSON, for programs.
+
+    Args:
+        rendered: Anything that Rich prints.
+        content: Pydantic models, or JSON-ready content.
+        as_json: Whether to print JSON.
+    """
     if as_json:
-        sys.stdout.write(strict_json(content, indent=2) + "\n")
+        sys.stdout.write(strict_json(to_jsonable_python(content), indent=2) + "\n")
     else:
-        # Where the width is unknown, tables keep their lines whole.
+        # If the width is unknown, keep the lines of tables whole.
         Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH).print(rendered)

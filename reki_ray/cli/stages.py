@@ -12,9 +12,11 @@ from reki_ray.cli.options import (
     ForceOption,
     JsonOption,
     WorkspaceOption,
+    names,
     open_run,
     show,
 )
+from reki_ray.cli.views import health, published
 from reki_ray.config import Arm, RekiConfig, load_config
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import REPORT_JSON, Workspace
@@ -31,7 +33,7 @@ def run(
     force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run all stages; what is done and unchanged is skipped."""
+    """Run all stages; finished, unchanged ones are skipped."""
     opened = open_run(config, workspace)
     _run_stages(opened, pipeline.select(until=until), force, as_json=as_json)
 
@@ -52,7 +54,7 @@ def _stage_command(name: str, text: str) -> None:
 for _name, _text in (
     ("ingest", "Read, validate and split the data."),
     ("cluster", "Cluster users and items for collective knowledge."),
-    ("extract", "Ask the LLM what is not answered yet."),
+    ("extract", "Ask the LLM all prompts that have no answer yet."),
     ("encode", "Encode the answers."),
     ("train", "Train the backbone with HEIN, and its control arms."),
     ("report", "Write report.json and report.html."),
@@ -61,16 +63,16 @@ for _name, _text in (
 
 
 @app.command()
-def publish(  # one argument an option
+def publish(
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     arm: Annotated[
         Arm | None,
-        typer.Option(help="Publish this arm as a further version, beside that of the run."),
+        typer.Option(help="Publish this arm as another version, beside that of the run."),
     ] = None,
     promote: Annotated[
         bool,
-        typer.Option(help="Serve the version from now on; --no-promote leaves what is served."),
+        typer.Option(help="Serve the version from now on; --no-promote keeps the served one."),
     ] = True,
     force: ForceOption = None,
     as_json: JsonOption = False,
@@ -81,14 +83,13 @@ def publish(  # one argument an option
         _run_stages(run, pipeline.select(only="publish"), force, as_json=as_json)
         return
     from reki_ray.stages.update import publish_arm  # imports torch
-    from reki_ray.store import admin as versions  # not needed by other commands
 
-    found = publish_arm(*run, Reporter(run[1]), arm, promote=promote)
-    show(versions.render(found), found.model_dump(mode="json"), as_json=as_json)
+    versions = publish_arm(*run, Reporter(run[1]), arm, promote=promote)
+    show(published.versions_table(versions), versions, as_json=as_json)
 
 
 @app.command()
-def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
+def evaluate(  # noqa: PLR0913, PLR0917  # one argument per option
     config: ConfigOption,
     workspace: WorkspaceOption = None,
     arms: Annotated[
@@ -106,25 +107,18 @@ def evaluate(  # noqa: PLR0913, PLR0917  # one argument an option
     force: ForceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure arms on the test split; named arms that are not trained yet are trained first."""
-    from reki_ray.evaluation import comparison, report  # imports matplotlib
+    """Measure arms on the test split; named arms that are not trained are trained first."""
+    from reki_ray.cli.views import run_report  # imports matplotlib
+    from reki_ray.evaluation.comparison import METRICS
 
-    asked = {
-        name: [part.strip() for part in value.split(",")]
-        for name, value in (
-            ("arms", arms),
-            ("backbones", backbones),
-            ("rerankers", rerankers),
-            ("seeds", seeds),
-        )
-        if value is not None
-    }
-    loaded = load_config(config, workspace=workspace, train=asked)
-    stages = [*(pipeline.select(only="train") if asked else ()), *pipeline.select(only="evaluate")]
+    lists = {"arms": arms, "backbones": backbones, "rerankers": rerankers, "seeds": seeds}
+    train = {key: names(listed) for key, listed in lists.items() if listed is not None}
+    loaded = load_config(config, workspace=workspace, train=train)
+    stages = [*(pipeline.select(only="train") if train else ()), *pipeline.select(only="evaluate")]
     opened = Workspace(loaded.root)
     pipeline.run_stages(loaded, stages, Reporter(opened), force=frozenset(force or []))
-    content = opened.read_json(comparison.METRICS)
-    show(report.render_arms(content, loaded.evaluate.confidence), content, as_json=as_json)
+    content = opened.read_json(METRICS)
+    show(run_report.arm_tables(content, loaded.evaluate.confidence), content, as_json=as_json)
 
 
 def _run_stages(
@@ -132,12 +126,11 @@ def _run_stages(
 ) -> None:
     config, workspace = run
     pipeline.run_stages(config, stages, Reporter(workspace), force=frozenset(force or []))
-    names = [stage.name for stage in stages]
-    found = status.read(workspace)
-    if "report" in names:
-        from reki_ray.evaluation import report  # imports matplotlib
+    if any(stage.name == "report" for stage in stages):
+        from reki_ray.cli.views import run_report  # imports matplotlib
 
         content = workspace.read_json(REPORT_JSON)
-        show(report.render_text(content, workspace), content, as_json=as_json)
+        show(run_report.report_text(content, workspace), content, as_json=as_json)
     else:
-        show(status.render(found), found.model_dump(mode="json"), as_json=as_json)
+        state = status.read(workspace)
+        show(health.status_view(state), state, as_json=as_json)

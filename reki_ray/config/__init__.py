@@ -1,7 +1,7 @@
 """One frozen configuration tree, read from one YAML file.
 
-Every field states its meaning and unit; an unknown key is an error, so that a typing
-mistake never silently leaves a default in force.
+Every field states its meaning and unit. An unknown key is an error, so that a typo never silently
+leaves the default.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ class RayConfig(Section):
 
     address: str = Field(
         "",
-        description="local starts one here; auto or an address joins a running one; empty takes "
-        "the variable RAY_ADDRESS, and local where that is not set.",
+        description="local starts a cluster here; auto or an address joins a running one; empty "
+        "uses the variable RAY_ADDRESS, or local if that is not set.",
     )
-    num_cpus: int | None = Field(None, ge=2, description="CPUs of a local cluster; null takes all.")
+    num_cpus: int | None = Field(None, ge=2, description="CPUs of a local cluster; null uses all.")
     object_store_mib: int = Field(1024, ge=128, description="Object store of a local cluster, MiB.")
 
 
@@ -147,14 +147,14 @@ class RekiConfig(Section):
 
     @model_validator(mode="after")
     def _arms_fit_the_mode(self) -> RekiConfig:
-        asked: dict[str, set[str]] = {
+        arms: dict[str, set[str]] = {
             "collective": {"reki_c", "reki_c_shuffled"},
             "individual": {"reki_i"},
             "blend": {"reki_blend"},
         }
         if self.cluster.method == "kmeans":
-            asked["collective"].add("reki_c_kmeans")
-        possible = asked[self.extract.mode]
+            arms["collective"].add("reki_c_kmeans")
+        possible = arms[self.extract.mode]
         wrong = {arm for arm in self.train.arms if arm.startswith("reki")} - possible
         if wrong:
             raise ValueError(
@@ -177,7 +177,7 @@ def load_config(
     train: Mapping[str, object] | None = None,
     tune: Mapping[str, object] | None = None,
 ) -> RekiConfig:
-    """Read and check a configuration file, and the files of tuned settings that it names.
+    """Read and validate a configuration file, and the tuned settings that it names.
 
     Args:
         path: YAML file.
@@ -186,9 +186,9 @@ def load_config(
         tune: Overrides keys of its section tune.
 
     Raises:
-        ConfigError: A file is missing, is no YAML, or breaks the tree's rules.
+        ConfigError: A file is missing, is not YAML, or has invalid content.
     """
-    path = Path(path).absolute()  # messages name it, wherever the command was run
+    path = Path(path).absolute()  # for messages
     content = read_mapping(path, todo="Name a readable YAML file with -c; configs/ holds examples.")
     if workspace is not None:
         content["workspace"] = workspace

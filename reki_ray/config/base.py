@@ -1,4 +1,4 @@
-"""What every section of the configuration is."""
+"""Base class of the sections of the configuration."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 OPERATIONAL: Final[dict[str, Any]] = {"operational": True}
-"""Marks a field (`json_schema_extra`) that changes how the work is done, not what comes out."""
+"""Marks a field (`json_schema_extra`) that does not change the output of a stage."""
 
 
 class Section(BaseModel):
-    """Base of every section: immutable, and strict about unknown keys and about numbers."""
+    """Immutable section, strict about unknown keys and about numbers."""
 
-    # An error of another tool's log must not quote what was given: it may be a password.
+    # Errors must not quote the input: it may be a password.
     model_config = ConfigDict(
         frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
     )
@@ -23,10 +23,10 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, content: Any) -> Any:
-        """Refuse true where a number is meant, which pydantic takes as 1."""
+        """Refuse true for a number, which pydantic reads as 1."""
         wrong: list[InitErrorDetails] = [
             {
-                "type": PydanticCustomError("number", "true and false stand for no number"),
+                "type": PydanticCustomError("number", "true and false are not numbers"),
                 "loc": (name,),
                 "input": content[name],
             }
@@ -41,23 +41,23 @@ class Section(BaseModel):
         return content
 
     def identity(self) -> dict[str, Any]:
-        """JSON-ready content without operational fields: equal where the output is."""
+        """JSON-ready content without operational fields: equal if the output is equal."""
         content = self.model_dump(mode="json")
-        found = {}
+        identity = {}
         for name, field in type(self).model_fields.items():
             if field.json_schema_extra == OPERATIONAL:
                 continue
             value = getattr(self, name)
-            found[name] = value.identity() if isinstance(value, Section) else content[name]
-        return found
+            identity[name] = value.identity() if isinstance(value, Section) else content[name]
+        return identity
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """Types of the values that an annotation allows, those in containers and sections too."""
+    """Types that an annotation allows, also inside containers."""
     if get_origin(annotation) is Literal:
         yield from map(type, get_args(annotation))
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield Any  # a section judges its own fields
+        yield Any  # a section checks its own fields
     elif inner := get_args(annotation):
         for part in inner:
             yield from _types(part)
@@ -66,7 +66,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Single values of what a field was given."""
+    """Scalars of a value, also inside containers."""
     if isinstance(value, Mapping):
         value = (*value, *value.values())
     elif not isinstance(value, list | tuple | set | frozenset):

@@ -1,4 +1,4 @@
-"""YAML files on disk, and what of them the configuration takes in."""
+"""YAML files that the configuration reads."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what YAML's own loader takes for something else than was meant.
+    """Refuses duplicate keys, and reads 010 and 1:30 as text.
 
-    Of a key that a mapping has twice, that keeps the last; as YAML 1.1 has it, it reads 010 as 8
-    and 1:30 as 90. Here they are text, which is no number or one in decimals.
+    PyYAML keeps the last of duplicate keys, and by YAML 1.1 reads 010 as 8 and 1:30 as 90.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -28,7 +27,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            # By its value: 1 and 0x1 are one key, and so is a key with its alias.
+            # By value: 1 and 0x1 are the same key, and so are a key and its alias.
             value = key.tag if key.tag == _MERGE else self.construct_object(key)
             line = key.start_mark.line + 1
             if value in lines:
@@ -45,7 +44,7 @@ class _Loader(yaml.SafeLoader):
         value = super().construct_yaml_float(node)
         if not math.isfinite(value):
             raise yaml.constructor.ConstructorError(
-                problem=f"{node.value} in line {node.start_mark.line + 1} is no finite number"
+                problem=f"{node.value} in line {node.start_mark.line + 1} is not a finite number"
             )
         return value
 
@@ -72,10 +71,10 @@ _Loader.add_constructor(_NUMBERS[1], _Loader.construct_yaml_float)
 
 
 def parse_yaml(text: str) -> Any:
-    """Content of a YAML document without repeated keys.
+    """Parse a YAML document.
 
     Raises:
-        yaml.YAMLError: It is no YAML, a key is there twice, or a number is not finite.
+        yaml.YAMLError: It is not YAML, has a duplicate key, or a number that is not finite.
     """
     try:
         return yaml.load(text, _Loader)
@@ -84,14 +83,14 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
-    """Content of a YAML file of `key: value` lines.
+    """Read a YAML file of `key: value` lines.
 
     Args:
         path: The file.
-        todo: What to do where it cannot be read.
+        todo: Advice if it cannot be read.
 
     Raises:
-        ConfigError: It is missing, is no YAML, or holds no mapping.
+        ConfigError: It is missing, is not YAML, or is not a mapping.
     """
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
@@ -101,13 +100,13 @@ def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"the configuration is no valid YAML: {error}",
+            f"the configuration is not valid YAML: {error}",
             where=str(path),
             todo="Correct the line that the message names.",
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(
-            "the configuration is no mapping",
+            "the configuration is not a mapping",
             where=str(path),
             todo="Write `key: value` lines; configs/ holds examples.",
         )
@@ -115,23 +114,23 @@ def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
 
 
 def read_tuned(path: Path) -> dict[str, Any]:
-    """Settings by backbone out of a file that `reki tune` wrote, or out of a folder of them.
+    """Read settings by backbone from a file that `reki tune` wrote, or a folder of such files.
 
     Raises:
-        ConfigError: There is no such file, it is no YAML, or two files name one backbone.
+        ConfigError: The file is missing or not YAML, or two files name the same backbone.
     """
-    todo = "Name with train.tuned a file or folder that `reki tune --out` wrote."
+    todo = "Set train.tuned to a file or folder that `reki tune --out` wrote."
     files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not files:
         raise ConfigError("the folder of tuned settings is empty", where=str(path), todo=todo)
-    found: dict[str, Any] = {}
+    tuned: dict[str, Any] = {}
     for file in files:
         for backbone, settings in read_mapping(file, todo=todo).items():
-            if backbone in found:
+            if backbone in tuned:
                 raise ConfigError(
                     f"two files hold settings of {backbone}",
                     where=str(file),
                     todo="Keep one of them in the folder.",
                 )
-            found[backbone] = settings
-    return found
+            tuned[backbone] = settings
+    return tuned

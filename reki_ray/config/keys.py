@@ -12,30 +12,30 @@ from reki_ray.config.base import Section
 
 
 def leaves(model: type[Section], prefix: str = "") -> tuple[str, ...]:
-    """Dotted keys of all fields of a section that are no sections themselves."""
-    found: list[str] = []
+    """Dotted keys of all fields of a section, without its subsections themselves."""
+    keys: list[str] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
-            found += leaves(kind, f"{prefix}{name}.")
+            keys += leaves(kind, f"{prefix}{name}.")
         else:
-            found.append(f"{prefix}{name}")
-    return tuple(found)
+            keys.append(f"{prefix}{name}")
+    return tuple(keys)
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted key, out of nested mappings."""
-    found: dict[str, Any] = {}
+    """Nested mappings as settings by dotted key."""
+    settings: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            settings |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            settings[f"{prefix}{name}"] = value
+    return settings
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, out of settings by dotted key."""
+    """Settings by dotted key as nested mappings."""
     tree: dict[str, Any] = {}
     for key, value in settings.items():
         *sections, name = key.split(".")
@@ -47,27 +47,22 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merged(tree: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree with the settings of another one put over it."""
-    found = dict(tree)
+    """Copy of a tree with the settings of another one on top."""
+    result = dict(tree)
     for name, value in over.items():
-        below = found.get(name)
+        below = result.get(name)
         if isinstance(value, Mapping) and isinstance(below, Mapping):
-            found[name] = merged(below, value)
+            result[name] = merged(below, value)
         else:
-            found[name] = value
-    return found
+            result[name] = value
+    return result
 
 
 def check_keys(given: Iterable[str], known: Iterable[str], *, where: str) -> None:
-    """Refuse a key that does not exist.
-
-    Args:
-        given: Dotted keys.
-        known: Those that exist.
-        where: Section they stand in, for the message.
+    """Refuse unknown dotted keys of the section `where`.
 
     Raises:
-        ValueError: A key is unknown; the message names it and the nearest that exists.
+        ValueError: A key is unknown; the message names the nearest known one.
     """
     known = list(known)
     for key in given:
@@ -76,60 +71,60 @@ def check_keys(given: Iterable[str], known: Iterable[str], *, where: str) -> Non
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The name that is written most like another one."""
+    """The known name that is spelled most like another one."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0)[0]
 
 
 def describe_problems(
     error: ValidationError, model: type[BaseModel], whole: str = "the file"
 ) -> str:
-    """What is wrong with content that broke a model's rules: each key and its problem.
+    """List each invalid key and its problem.
 
     Args:
         error: What the model raised.
         model: That model.
-        whole: Stands for the key where a rule concerns all of it.
+        whole: Name for the whole content, if a rule concerns no single key.
     """
-    found = []
+    problems = []
     for problem in error.errors():
         shown, names = _resolve(model, problem["loc"])
         message = problem["msg"]
         if problem["type"] == "extra_forbidden" and names:
             message += f"; {_instead(str(problem['loc'][-1]), names, model)}"
-        found.append(f"{'.'.join(shown) or whole}: {message}")
-    return "; ".join(found)
+        problems.append(f"{'.'.join(shown) or whole}: {message}")
+    return "; ".join(problems)
 
 
 def _resolve(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[str], list[str]]:
-    """A place as the file has it, without names of alternatives, and the keys of its section."""
+    """Keys on the way to a place in the file, and all keys of its section."""
     models, shown = [model], []
     for number, part in enumerate(loc, start=1):
-        fields = [one.model_fields[str(part)] for one in models if part in one.model_fields]
-        chosen = [one for one in models if len(models) > 1 and part in _tags(one)]
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        chosen = [model for model in models if len(models) > 1 and part in _tags(model)]
         if fields and number < len(loc):
-            models = [found for field in fields for found in _models(field.annotation)]
+            models = [inner for field in fields for inner in _models(field.annotation)]
         elif chosen:
             models = chosen
             continue
         shown.append(str(part))
-    return shown, [name for one in models for name in one.model_fields]
+    return shown, [name for model in models for name in model.model_fields]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Models that a value of this type holds."""
+    """Models inside an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
 
 
 def _tags(model: type[BaseModel]) -> set[Any]:
-    """By what pydantic names a model among its alternatives."""
+    """Names that pydantic gives a model in a union: its class and its discriminator values."""
     kinds = [get_args(field.annotation) for field in model.model_fields.values()]
     return {model.__name__, *(value for values in kinds for value in values if value.__hash__)}
 
 
 def _instead(key: str, names: list[str], model: type[BaseModel]) -> str:
-    """What a key that does not exist may have been meant to be."""
+    """Suggestion for an unknown key."""
     if close := difflib.get_close_matches(key, names, n=1):
         return f"the nearest key is {close[0]}"
     elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == key]

@@ -1,4 +1,4 @@
-"""Names of networks: those that there are, and import paths of the user's own."""
+"""Names of networks: built-in ones, or import paths."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from collections.abc import Collection
 
 
 def named_or_imported(kind: str, known: Collection[str], name: str) -> str:
-    """A name, checked.
-
-    Args:
-        kind: What it names, for the message.
-        known: Names that there are.
-        name: One of these, or written as `package.module:Name`.
+    """Check that a name of some kind is known, or an import path `package.module:Name`.
 
     Raises:
         ValueError: It is neither.
@@ -20,7 +15,7 @@ def named_or_imported(kind: str, known: Collection[str], name: str) -> str:
     imported = attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))
     if name not in known and not imported:
         raise ValueError(
-            f"{name!r} is no {kind}: name one of {', '.join(known)}, or a class of yours as "
+            f"{name!r} is not a {kind}: name one of {', '.join(known)}, or your own class as "
             "package.module:Name"
         )
     return name

@@ -1,4 +1,4 @@
-"""Secrets of the configuration, which nothing shows: passwords in URLs, tokens among variables."""
+"""Hides the secrets of a configuration: passwords in URLs, tokens in variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, unquote_plus, urlencode
 
 HIDDEN: Final = "**********"
-"""What stands in place of a secret, as pydantic's SecretStr has it."""
+"""Replaces a secret, as pydantic's SecretStr does."""
 
 _SECRET_NAME: Final = re.compile(
     r"(?i)(?:(?:^|[^a-z])(?:key|pass|auth|sig|sas|jwt)"
@@ -18,7 +18,7 @@ _SECRET_NAME: Final = re.compile(
     r"(?:[_-]?(?:pem|value|b64|base64|[0-9]+))?$"
 )
 _SECRET_FIELD: Final = re.compile(r"(?i)^(?:code|access_?code|assertion)$")
-"""Of a query alone: an attribute of the data may be a code."""
+"""In queries only: an attribute of the data may be a code."""
 _WHOLE: Final = re.compile(r"^\s*([A-Za-z][A-Za-z0-9+.-]*://)(.*?)\s*$", re.DOTALL)
 _URL: Final = re.compile(
     r"((?:[A-Za-z][A-Za-z0-9+.-]*:|(?<!\S))//)([^\s\"'<>]+)",
@@ -27,17 +27,17 @@ _PORT: Final = re.compile(r"[^:]*(?::[0-9]*)?|\[.*\](?::[0-9]*)?")
 
 
 def without_secrets(url: str) -> tuple[str, dict[str, str]]:
-    """The URL of a Redis server without its secrets, and these by the names of its query.
+    """Split a Redis URL into the URL without secrets, and the secrets by name.
 
-    Both `scheme://user:password@host` and `?password=` are looked for, as redis-py reads both.
+    redis-py reads both `scheme://user:password@host` and `?password=`.
     """
-    found = _WHOLE.match(url)
-    if found is None:
+    match = _WHOLE.match(url)
+    if match is None:
         return url, {}
-    scheme, rest = found.groups()
+    scheme, rest = match.groups()
     secrets = {}
     rest, question, query = rest.partition("?")
-    user, at, host = rest.rpartition("@")  # the last one, also behind a / that is not escaped
+    user, at, host = rest.rpartition("@")  # the last @, also behind an unescaped /
     if at:
         name, colon, password = user.partition(":")
         rest = host
@@ -54,7 +54,7 @@ def without_secrets(url: str) -> tuple[str, dict[str, str]]:
 
 
 def shown(content: Any) -> Any:
-    """JSON-ready content of a configuration as it may be shown: without passwords and tokens."""
+    """Copy of JSON-ready content without passwords and tokens."""
     if isinstance(content, dict):
         return {
             name: _hidden(value) if _SECRET_NAME.search(name) else shown(value)
@@ -63,7 +63,7 @@ def shown(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [shown(value) for value in content]
     if isinstance(content, str):
-        whole = _WHOLE.match(content)  # a password may hold what ends a URL inside a text
+        whole = _WHOLE.match(content)  # a password may contain what would end a URL inside a text
         text = content if whole is None else _bare(whole)
         return _URL.sub(_bare, text)
     return content
@@ -78,15 +78,12 @@ def _hidden(content: Any) -> Any:
 
 
 def _bare(url: re.Match[str]) -> str:
-    """A URL without user and password, and without the secrets of its query and fragment.
-
-    The user goes too: it may be the token.
-    """
+    """URL without user (which may be a token), password, and secrets of query and fragment."""
     scheme, rest = url.groups()
     host = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in host:
         rest = host.rpartition("@")[2] + rest[len(host) :]
-    elif not _PORT.fullmatch(host):  # no port: a password that holds what should be escaped
+    elif not _PORT.fullmatch(host):  # not a port: a password with unescaped characters
         rest = rest.rpartition("@")[2]
     path, *parts = re.split("([?#])", rest)
     for mark, fields in zip(parts[::2], parts[1::2], strict=True):

@@ -1,4 +1,4 @@
-"""Section of the search for the best settings of training."""
+"""Section `tune`: search for the best training settings."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from reki_ray.config.keys import check_keys, nested
 from reki_ray.config.train import TrainConfig, tunable_keys
 
 Whole = int
-"""The built-in type, under a name that the field `int` does not hide."""
+"""The built-in int, which the field `int` hides."""
 
 
 class Domain(Section):
-    """Values that a setting may take; exactly one key is given."""
+    """Values of a setting; give exactly one key."""
 
-    choice: tuple[Any, ...] | None = Field(None, description="One of these.")
+    choice: tuple[Any, ...] | None = Field(None, description="One of these values.")
     uniform: tuple[float, float] | None = Field(None, description="Between two numbers.")
     loguniform: tuple[float, float] | None = Field(
-        None, description="Between two positive numbers, each order of magnitude as likely."
+        None, description="Between two positive numbers, uniform in the logarithm."
     )
-    int: tuple[Whole, Whole] | None = Field(None, description="A whole number, both included.")
+    int: tuple[Whole, Whole] | None = Field(None, description="An integer, bounds included.")
 
     @model_validator(mode="after")
     def _is_one_range(self) -> Domain:
@@ -32,7 +32,7 @@ class Domain(Section):
         if len(given) != 1:
             raise ValueError(
                 "give one of choice: [a, b, ...], uniform: [low, high], loguniform: [low, high] "
-                f"and int: [low, high], not {', '.join(given) or 'none of them'}"
+                f"and int: [low, high], not {', '.join(given) or 'none'}"
             )
         if self.choice is not None:
             if not self.choice:
@@ -47,25 +47,25 @@ class Domain(Section):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value; of no meaning for a choice."""
+        """Lowest and highest value; not for choices."""
         return self.uniform or self.loguniform or self.int or (0.0, 0.0)
 
     @property
     def size(self) -> Whole | None:
-        """Number of values; None where there is no end of them."""
+        """Number of values; None if continuous."""
         if self.choice is not None:
             return len(self.choice)
         return None if self.int is None else self.int[1] - self.int[0] + 1
 
     def probes(self) -> Iterator[Any]:
-        """Values by which all others are judged: a choice's own, or the bounds and one between."""
+        """Values to validate: all choices, or the bounds and a value between."""
         if self.choice is not None:
             yield from self.choice
             return
         low, high = self.bounds
         yield from (low, high)
         if self.int is None:
-            yield low + (high - low) / math.pi  # no whole number, which a setting may ask for
+            yield low + (high - low) / math.pi  # not a whole number, for settings that require one
 
     def __contains__(self, value: Any) -> bool:
         if self.choice is not None:
@@ -80,27 +80,27 @@ class TuneConfig(Section):
     trials: Whole = Field(
         20,
         ge=1,
-        description="Settings to try a backbone, those of `train` first.",
+        description="Settings to try per backbone, those of `train` first.",
         json_schema_extra=OPERATIONAL,
     )
     concurrency: Whole = Field(
-        1, ge=1, description="Trials at a time.", json_schema_extra=OPERATIONAL
+        1, ge=1, description="Trials that run at the same time.", json_schema_extra=OPERATIONAL
     )
     seed: Whole = Field(0, ge=0, description="Seed of the search and of every trial.")
     stopper: Literal["asha", "median", "none"] = Field(
         "asha",
-        description="What ends a trial early: asha, being among the worse two thirds of the trials "
-        "at an epoch; median, being worse than their median.",
+        description="What ends a trial early: asha, if it is among the worse two thirds of the "
+        "trials at an epoch; median, if it is worse than their median.",
     )
     grace_epochs: Whole = Field(1, ge=1, description="Epochs before a trial may be ended early.")
     space: dict[str, Domain | None] = Field(
         {},
-        description="What to search besides, or otherwise than, by default: a dotted key of "
-        "`train`, as network.dropout, to choice: [a, b], uniform: [low, high], loguniform: [low, "
-        "high] or int: [low, high]; null leaves the setting as it is.",
+        description="Additions to and changes of the default space: a dotted key of `train`, as "
+        "network.dropout, to choice: [a, b], uniform: [low, high], loguniform: [low, high] or "
+        "int: [low, high]; null does not search the setting.",
     )
     only: tuple[str, ...] = Field(
-        (), description="Search these keys alone, with * as in hein.*; empty: the whole space."
+        (), description="Search only these keys, with * as in hein.*; empty: the whole space."
     )
 
     @field_validator("space")

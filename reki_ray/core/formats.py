@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Numbers formatted for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def counted(number: int, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that matter, as `8.4 s`, `12 min 5 s`, `3 h 20 min` or `2 d 4 h`."""
+    """A duration in its two largest units, as `8.4 s`, `12 min 5 s`, `3 h 20 min` or `2 d 4 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if round(seconds) < 60:
@@ -32,7 +32,7 @@ def _pair(count: int, large: str, rest: int, small: str) -> str:
 
 
 def interval(value: float | None, bounds: list[float] | None, *, signed: bool = False) -> str:
-    """A figure with its interval, as `0.7812 [0.7750, 0.7874]`; a dash if it is not defined."""
+    """A value with its interval, as `0.7812 [0.7750, 0.7874]`; a dash if undefined."""
     if value is None or not math.isfinite(value):
         return "-"
     sign = "+" if signed else ""
@@ -42,17 +42,17 @@ def interval(value: float | None, bounds: list[float] | None, *, signed: bool = 
 
 
 def number(value: Any) -> str:
-    """A count or rate with its thousands marked; other values as they are."""
+    """A count or rate with thousands separators; other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "-" if value is None else str(value)
     return f"{value:,.0f}" if math.isfinite(value) else "-"
 
 
 def milliseconds(value: float | None) -> str:
-    """A time, as `11.9 ms`; a dash if it is not defined."""
+    """A time, as `11.9 ms`; a dash if undefined."""
     return "-" if value is None else f"{value:.1f} ms"
 
 
 def address(host: str, port: int | str) -> str:
-    """Host and port as in a URL: an IPv6 address in brackets."""
+    """Host and port of a URL, an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,7 +1,7 @@
 """Conversion of a quantised GGUF file into a folder that vLLM loads on any device.
 
-vLLM reads GGUF on CUDA only. Dequantising once to bfloat16 safetensors costs disk (two bytes a
-parameter) and no accuracy beyond what the quantisation already took.
+vLLM reads GGUF only on CUDA. Dequantising to bfloat16 safetensors costs two bytes of disk per
+parameter, and no further accuracy.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ def convert(gguf_path: Path, target: Path) -> None:
 
     Args:
         gguf_path: The GGUF file.
-        target: Folder to create; it appears whole or not at all. A folder that another process
-            finished meanwhile is left as it is.
+        target: Folder to create atomically, unless another process did so meanwhile.
 
     Raises:
         EngineError: The file is missing, damaged, or of an unknown architecture.
     """
     if not gguf_path.is_file():
         raise EngineError(
-            "there is no such GGUF file",
+            "the GGUF file does not exist",
             where=str(gguf_path),
-            todo="Delete the model's folder in the cache, so that it is fetched anew.",
+            todo="Delete the model's folder in the cache, and it is fetched again.",
         )
     atomic.make_folder(target.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -49,8 +48,7 @@ def convert(gguf_path: Path, target: Path) -> None:
 
 
 def _write(gguf_path: Path, folder: Path) -> None:
-    # Imported here: reading a finished conversion needs neither torch nor transformers.
-    import torch
+    import torch  # slow, and not needed after the conversion
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -67,7 +65,7 @@ def _write(gguf_path: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    # The weights are plain bfloat16 now; a leftover entry would send vLLM to its GGUF loader.
+    # With this entry, vLLM would use its GGUF loader for the bfloat16 weights.
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)

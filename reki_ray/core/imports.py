@@ -1,4 +1,4 @@
-"""Objects by their import path."""
+"""Imports by path."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from reki_ray.errors import ConfigError
 
 
 def load(path: str) -> Any:
-    """Object at an import path `module:name`.
+    """Import the object `module:name`.
 
     Raises:
-        ConfigError: There is no such object.
+        ConfigError: It does not exist.
     """
     module, _, name = path.partition(":")
     try:

@@ -1,6 +1,6 @@
 """Progress of long work: a bar on a terminal, plain lines elsewhere, a heartbeat on disk.
 
-The heartbeat lets `reki status`, also on another machine, show how far a run is.
+`reki status` reads the heartbeat, also on another machine.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from reki_ray.core.workspace import Workspace
 
 HEARTBEAT = "progress.json"
 HEARTBEAT_SECONDS = 2.0
-"""Time between two signs of life."""
+"""Time between two heartbeats."""
 
 _LAST_BEAT_SECONDS = 60.0
-"""Longest wait for a sign of life in work, which must not follow the last one."""
+"""Longest wait for a heartbeat being written: the final one must come after it."""
 
 _LINE_SECONDS = 5.0
 _STILL_SECONDS = 30.0
-"""Between lines that say the same."""
+"""Time between two equal lines."""
 
 logger = logging.getLogger(__name__)
 
 
 class Task:
-    """One piece of work with a known or unknown number of steps.
+    """A piece of work with a known or unknown number of steps.
 
     Args:
-        reporter: Where progress is shown.
-        label: What is being done, as `extract: asking`.
-        total: Number of steps; None where it is not known.
-        unit: What a step is, as `prompts`.
+        reporter: Shows the progress.
+        label: As `extract: asking`.
+        total: Number of steps; None if unknown.
+        unit: Unit of a step, as `prompts`.
 
     Attributes:
-        snapshot: Gives further figures of the moment, JSON-ready, for the heartbeat.
+        snapshot: Returns JSON-ready statistics for the heartbeat.
     """
 
     def __init__(self, reporter: Reporter, label: str, total: int | None, unit: str) -> None:
@@ -68,7 +68,7 @@ class Task:
 
         Args:
             steps: How many.
-            **counters: Further sums, as `generated_tokens=512`; shown with their rate.
+            **counters: Other amounts, as `generated_tokens=512`; shown as rates.
         """
         self.done += steps
         for name, amount in counters.items():
@@ -77,12 +77,12 @@ class Task:
 
 
 class Reporter:
-    """Shows the progress of a run's stages.
+    """Shows the progress of a run.
 
     Args:
-        workspace: Where the heartbeat lies; None keeps none.
-        console: Where bars and lines go; standard error by default.
-        quiet: Show nothing (the heartbeat is still kept).
+        workspace: Gets the heartbeat; None writes none.
+        console: For bars and lines; default: standard error.
+        quiet: Show nothing; the heartbeat is still written.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._last_line = 0.0
         self._last_done = 0
-        self._complained = False
+        self._warned = False
 
     def say(self, line: str) -> None:
         """Print one plain line."""
@@ -107,13 +107,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def task(self, label: str, total: int | None = None, unit: str = "rows") -> Iterator[Task]:
-        """Show the progress of the work in the block.
-
-        Args:
-            label: What is being done.
-            total: Number of steps; None where it is not known.
-            unit: What a step is.
-        """
+        """Show the progress of the block, see `Task`."""
         task = Task(self, label, total, unit)
         self._last_line, self._last_done = time.monotonic(), 0
         with contextlib.ExitStack() as stack:
@@ -145,12 +139,12 @@ class Reporter:
             _STILL_SECONDS if task.done == self._last_done else _LINE_SECONDS
         ):
             self._last_line, self._last_done = now, task.done
-            of = f" of {task.total:,}" if task.total is not None else ""
-            self.say(f"{task.label}: {task.done:,}{of} {task.unit}{_rates(task)}")
+            total = f" of {task.total:,}" if task.total is not None else ""
+            self.say(f"{task.label}: {task.done:,}{total} {task.unit}{_rates(task)}")
 
     @contextlib.contextmanager
     def _heartbeat(self, task: Task) -> Iterator[None]:
-        """Signs of life during the block, also while no step gets done."""
+        """Write heartbeats during the block, also while no step finishes."""
         if self._workspace is None:
             yield
             return
@@ -184,9 +178,9 @@ class Reporter:
                     "figures": task.snapshot() if task.snapshot is not None else None,
                 },
             )
-        except Exception as error:  # noqa: BLE001  # storages raise what they like; work goes on
-            if not self._complained:
-                self._complained = True
+        except Exception as error:  # noqa: BLE001  # storages raise errors of any type; the work goes on
+            if not self._warned:
+                self._warned = True
                 logger.warning("progress cannot be written, the work goes on: %s", error)
 
 

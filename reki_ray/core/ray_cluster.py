@@ -23,33 +23,33 @@ _QUIET = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Ray's own progress bars would fight with ours for the terminal.
+    # Ray's progress bars would disturb ours.
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Whatever still runs after the end of a session must not start a cluster of its own.
+    # What still runs after a session must not start another cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
-    # Clients and servers must agree on it, so it is set on purpose and not left to a default.
+    # Set explicitly: clients and servers must agree on it.
     "RAY_AUTH_MODE": "token",
-    # At Ray's own nice 15, an engine on the CPU would wait behind every small task of the machine.
+    # At Ray's default nice 15, a CPU engine would wait for every other process of the machine.
     "RAY_worker_niceness": "0",
-    # Ray's HTTP servers would believe the X-Forwarded-For of any process on this machine, and
-    # so that of every caller behind its HAProxy; serve.edge.trusted_proxies says whom to believe.
+    # Ray's HTTP servers trust X-Forwarded-For of local processes, thus of every caller behind
+    # its HAProxy; serve.edge.trusted_proxies decides instead.
     "FORWARDED_ALLOW_IPS": "none",
-    # The driver chooses what runs on an accelerator; Ray must not hide it from CPU-only tasks.
+    # Ray must not hide accelerators from CPU-only tasks: the driver decides what runs on them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 
 
 def set_environment() -> None:
-    """Set the variables that every process of a run inherits; what the user set stays."""
+    """Set the variables that all processes of a run inherit, unless the user set them."""
     for name, value in _QUIET.items():
-        # Ray reads it at its import: set later, a cluster would want a token that nobody sends.
+        # Ray reads it on import: set later, the cluster would require a token that no client has.
         if name != "RAY_AUTH_MODE" or "ray" not in sys.modules:
             os.environ.setdefault(name, value)
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Log errors only in the block: libraries tell of themselves what no user can act on."""
+    """Log only errors in the block: users cannot act on the warnings of libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -59,12 +59,12 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def cluster_address(config: RayConfig) -> str:
-    """The cluster to join, or `local` to start one.
+    """Address of the cluster to join, or `local` to start one.
 
     Raises:
         EngineError: The address is that of a Ray Client server or of the Jobs API.
     """
-    # A bare ray.init() would trust a stale cluster file of an earlier Ray, hence never empty.
+    # Never empty: a bare ray.init() would trust a stale cluster file of an earlier Ray.
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     if "://" in address:
         raise EngineError(
@@ -82,20 +82,12 @@ def _origin(config: RayConfig, address: str) -> str:
 
 
 def check_address(config: RekiConfig) -> None:
-    """Refuse a cluster that no stage could join.
-
-    Raises:
-        EngineError: See `cluster_address`.
-    """
+    """Check `ray.address` before the first stage runs, see `cluster_address`."""
     cluster_address(config.ray)
 
 
 def _probe(address: str) -> None:
-    """Fail at once if nobody listens: Ray itself would try again for ever.
-
-    Raises:
-        OSError: No connection to `host:port` or `[host]:port`; other forms are not tried.
-    """
+    """Fail at once if nothing listens at `host:port`; Ray itself would retry forever."""
     host, _, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -107,34 +99,31 @@ def _probe(address: str) -> None:
 
 @contextlib.contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
-    """Ray for the work in the block.
-
-    A cluster that this started is stopped at the end, also on an error; one that was there
-    before is joined and left running.
+    """Connect to Ray for the block; a cluster that this started is stopped at the end.
 
     Raises:
         EngineError: The cluster cannot be started or reached.
     """
     set_environment()
-    import ray  # starting the command line must not cost Ray's import
+    import ray  # slow, and not needed by every command
 
-    # Their tracebacks are not the user's news: what they mean is told by our own errors. A log
-    # record would also keep the frames of a dead pipeline, and with them its actors, alive.
+    # Our own errors report what their tracebacks mean. A log record would also keep the frames,
+    # and thus the actors, of a dead pipeline alive.
     for library in ("ray.data", "ray.serve", "ray.train"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    # vLLM's stage and our pools state retries in the only way that this release of Ray offers.
+    # vLLM's stage and our pools can only set retries in a deprecated way in this release of Ray.
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
     if ray.is_initialized():
         yield
         return
-    # Its first input is often the only one: no reason to tell the user of an operator.
+    # Expected, as an operator's first input is often its only one.
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
-    address = found = cluster_address(config)
+    address = resolved = cluster_address(config)
     local = address == "local"
     try:
-        if address == "auto":  # what the last `ray start` noted, also if that cluster is gone
-            found = str(ray._private.services.canonicalize_bootstrap_address(address))
-        _probe(found)
+        if address == "auto":  # as the last `ray start` recorded it; that cluster may be gone
+            resolved = str(ray._private.services.canonicalize_bootstrap_address(address))
+        _probe(resolved)
         ray.init(
             address=address,
             num_cpus=config.num_cpus if local else None,
@@ -143,16 +132,16 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except Exception as error:  # Ray raises bare ones, as when a node is too slow
+    except Exception as error:  # Ray raises plain Exception, as when a node is too slow
         todo = (
-            "This machine may be too busy or short of memory: run again when it is less so. "
+            "This machine may be too busy or short of memory: free some and run again. "
             "Ray's logs are in /tmp/ray/session_latest/logs."
             if local
             else "Start one with `ray start --head` or `ray up cluster.yaml`, or set it to local."
         )
         raise EngineError(
             f"no Ray cluster: {str(error) or type(error).__name__}",
-            where=_origin(config, address) + (f", {found}" if found != address else ""),
+            where=_origin(config, address) + (f", {resolved}" if resolved != address else ""),
             todo=todo,
         ) from error
     try:
@@ -162,56 +151,53 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 
 def capacity() -> dict[str, float]:
-    """Resources that the cluster which is initialised has, or that its autoscaler may start."""
-    import ray  # starting the command line must not cost Ray's import
+    """Resources that the connected cluster has, or that its autoscaler can start."""
+    import ray  # slow, and not needed by every command
 
-    # Not public, and the only place that tells what an autoscaler could start.
+    # Not public, but the only source of what an autoscaler can start.
     from ray._private.state import state
 
-    there: dict[str, float] = dict(ray.cluster_resources())
+    resources: dict[str, float] = dict(ray.cluster_resources())
     for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
-        there[name] = max(there.get(name, 0.0), amount)
-    return there
+        resources[name] = max(resources.get(name, 0.0), amount)
+    return resources
 
 
 def cpu_share(processes: int) -> float:
-    """CPUs, at most one, that each of some processes may claim on the cluster that is initialised.
-
-    One CPU stays free, or Ray's own work could never be scheduled beside them.
-    """
+    """CPUs, at most 1, for each of some processes; one CPU stays free for Ray's own tasks."""
     free = max(1.0, capacity().get("CPU", 1.0) - 1)
     return min(1.0, free / processes)
 
 
 def require_gpus(count: int, where: str) -> None:
-    """Refuse what would wait for GPUs for ever.
+    """Refuse work that would wait for GPUs forever.
 
     Args:
-        count: GPUs that must be there at once.
-        where: Keys of the configuration that ask for them.
+        count: GPUs needed at the same time.
+        where: Configuration keys that require them.
 
     Raises:
         EngineError: The cluster has fewer, and cannot start more.
     """
-    there = capacity().get("GPU", 0.0)
-    if there < count:
+    available = capacity().get("GPU", 0.0)
+    if available < count:
         raise EngineError(
-            f"{counted(count, 'GPU')} needed, the cluster has {there:g}",
+            f"{counted(count, 'GPU')} needed, the cluster has {available:g}",
             where=where,
             todo="Set the device to cpu, ask for fewer, or join a cluster that has them.",
         )
 
 
 def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) -> Iterator[Any]:
-    """Run Ray tasks, only some of them waiting at a time, and yield results as they come.
+    """Run Ray tasks, a bounded number at a time, and yield results in order of completion.
 
     Args:
         calls: Remote functions, each with its arguments.
-        pending: Most tasks submitted and not yet done: more would only fill the driver's memory.
+        pending: Most tasks submitted and not yet done; bounds the driver's memory.
 
     Raises:
         RekiError: A task raised it.
-        EngineError: A task failed for good, for instance because its node was lost repeatedly.
+        EngineError: A task failed for good, as when its node was lost repeatedly.
     """
     import ray  # as above
 
@@ -232,37 +218,36 @@ def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) 
             todo="Run again: finished work is kept. If it persists, read Ray's logs.",
         ) from error
     finally:
-        for left in waiting:
-            ray.cancel(left)
+        for task in waiting:
+            ray.cancel(task)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from, out of groups and of what Ray wraps around it."""
-    left, seen = [error], set()
-    while left:
-        one = left.pop()
-        if id(one) in seen:  # a cause may lead back to its effect
+    """Yield an error and its causes, without the wrappers of Ray and of exception groups."""
+    stack, seen = [error], set()
+    while stack:
+        current = stack.pop()
+        if id(current) in seen:  # causes may form a circle
             continue
-        seen.add(id(one))
-        # What is wrapped stands for its wrapper, which in Ray has the same type and a traceback
-        # as its message.
-        inner = getattr(one, "cause", None)
+        seen.add(id(current))
+        # Ray's wrapper has the type of what it wraps, with a traceback as its message.
+        inner = getattr(current, "cause", None)
         if isinstance(inner, BaseException):
-            left.append(inner)
-        elif isinstance(one, BaseExceptionGroup):
-            left += reversed(one.exceptions)
+            stack.append(inner)
+        elif isinstance(current, BaseExceptionGroup):
+            stack += reversed(current.exceptions)
         else:
-            yield one
-            if one.__cause__ is not None:
-                left.append(one.__cause__)
+            yield current
+            if current.__cause__ is not None:
+                stack.append(current.__cause__)
 
 
 def cause_of(error: BaseException) -> RekiError | None:
-    """The `RekiError` that a worker raised, out of what Ray wraps around it."""
-    return next((one for one in causes(error) if isinstance(one, RekiError)), None)
+    """First `RekiError` among the causes of an error."""
+    return next((cause for cause in causes(error) if isinstance(cause, RekiError)), None)
 
 
 def last_line(error: BaseException) -> str:
-    """The cause in one line, which Ray puts below the traceback of the worker."""
+    """Last line of a message, which in Ray's errors is the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What a stage is, and what it reports."""
+"""Stages of the pipeline and their results."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ CODE_VERSIONS: Mapping[str, int] = MappingProxyType(
         "report": 1,
     }
 )
-"""Version of each stage's code, in the order of the stages. Raise it when a change of code changes
-the output for the same input: finished workspaces then run the stage again."""
+"""Version of each stage's code, in the order of the stages. Raise it if the output changes for the
+same input: finished workspaces then run the stage again."""
 
 STAGE_NAMES: tuple[str, ...] = tuple(CODE_VERSIONS)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage reports of its work; it becomes the manifest entry."""
+    """Result of a stage, for the manifest."""
 
     rows_in: int
     rows_out: int
@@ -40,7 +40,7 @@ class StageResult:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     details: dict[str, Any] = field(default_factory=dict)
-    """JSON-ready figures of the stage, read by the report."""
+    """JSON-ready figures for the report."""
 
 
 RunStage = Callable[[RekiConfig, Workspace, Reporter], StageResult]
@@ -52,14 +52,14 @@ class Stage:
 
     Args:
         name: Name of the command and of the folder.
-        run: Import path of a `RunStage`; loaded only when the stage runs.
+        run: Import path of a `RunStage`, loaded when the stage runs.
         sections: Sections of the configuration that change its output.
         after: Stages whose output it reads.
-        inputs: Import path of a function `RekiConfig -> JSON-ready` that identifies files from
-            outside the workspace; empty where there are none.
-        always: Runs in every pass: cheap, and reports on the pass itself.
-        check: Import path of a function `RekiConfig -> None` that refuses what the stage could not
-            do, before an earlier one begins; empty where there is none.
+        inputs: Import path of a function `RekiConfig -> JSON-ready` that identifies files outside
+            the workspace; empty without such files.
+        always: Whether to run it even if unchanged.
+        check: Import path of a function `RekiConfig -> None` that refuses impossible settings
+            before the first stage runs; empty without one.
     """
 
     name: str

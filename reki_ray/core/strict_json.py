@@ -1,4 +1,4 @@
-"""JSON that every reader takes: Python's own writer lets NaN and Infinity through."""
+"""Standard JSON, without the NaN and Infinity of Python's own writer."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import Any
 
 
 def strict_json(content: Any, **options: Any) -> str:
-    """JSON-ready content as text; a float that is no finite number becomes null.
-
-    Args:
-        content: Dicts, lists, texts, numbers.
-        options: Of `json.dumps`.
-    """
+    """Serialise JSON-ready content, with null for NaN and infinity, by `json.dumps(**options)`."""
     try:
         return json.dumps(content, allow_nan=False, **options)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Shares of a table, for work in which no process may hold a table whole."""
+"""Parts of tables that are too large for the memory of one process."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of one file of a table.
+    """Row group of a file of a table.
 
     Attributes:
         path: The Parquet file.
-        number: Which row group of it, from 0.
+        number: Number of the row group, from 0.
     """
 
     path: str
@@ -35,22 +35,22 @@ class RowGroup:
 
 
 def row_groups(workspace: Workspace, table: Table) -> list[RowGroup]:
-    """All row groups of a table, in the order of its rows.
+    """All row groups of a table, in row order.
 
     Raises:
         DataError: The table is missing or damaged.
     """
-    workspace.read_table(table, columns=[])  # where it is missing, its own message
-    found = []
+    workspace.read_table(table, columns=[])  # raises if it is missing
+    groups = []
     for path in workspace.parts(table):
         with reading(table, path), workspace.filesystem.open(path, "rb") as source:
-            groups = pq.ParquetFile(source).num_row_groups
-        found += [RowGroup(path, number) for number in range(groups)]
-    return found
+            count = pq.ParquetFile(source).num_row_groups
+        groups += [RowGroup(path, number) for number in range(count)]
+    return groups
 
 
 def read_row_group(workspace: Workspace, table: Table, group: RowGroup) -> pa.Table:
-    """Rows of one row group of a table with a fixed schema.
+    """Read a row group of a table with a fixed schema.
 
     Raises:
         DataError: The file is damaged, or has another schema.
@@ -68,13 +68,13 @@ def rows_of(
     ids: pa.Array | pa.ChunkedArray,
     columns: list[str] | None = None,
 ) -> pa.Table:
-    """Rows of a table with these ids; ids that it lacks are left out.
+    """Read the rows of a table with these ids; unknown ids are skipped.
 
     Args:
         workspace: Holds the table.
-        table: One with a fixed schema.
-        key: Its column of ids.
-        ids: Which rows.
+        table: A table with a fixed schema.
+        key: Its id column.
+        ids: Ids of the rows.
         columns: Subset of the columns; None reads all.
 
     Raises:
@@ -86,7 +86,7 @@ def rows_of(
     )
     if not len(ids):
         return fields.empty_table()
-    # The range lets the reader pass over row groups; the tables are sorted by id or nearly so.
+    # The range lets the reader skip row groups; tables are (nearly) sorted by id.
     bounds = pc.min_max(ids).as_py()
     within = (pc.field(key) >= bounds["min"]) & (pc.field(key) <= bounds["max"])
     with reading(table, workspace.path(table.path)):

@@ -1,4 +1,4 @@
-"""Vectors between numpy and Arrow: what every room that keeps representations shares."""
+"""Vector tables: conversion between numpy and Arrow."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reki_ray.core.formats import counted
 from reki_ray.errors import DataError
 from reki_ray.schema import FACTOR, ID, SOURCE, VECTOR, WHOLE_ANSWER, Source, vectors_schema
 
 ENCODER_METADATA: Final = "reki.encoder."
-"""Prefix of the Parquet metadata that says which encoder a table's vectors are from."""
+"""Prefix of the Parquet metadata that identifies the encoder of the vectors."""
 
 _SMALLEST_NORM = 1e-12
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Scale rows to unit length.
-
-    Args:
-        vectors: (N, d); rows of zeros stay zeros.
-
-    Returns:
-        (N, d) float32.
-    """
+    """Scale rows (N, d) to unit length, as float32; zero rows stay zero."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: np.ndarray = (vectors / np.maximum(norms, _SMALLEST_NORM)).astype(np.float32)
     return scaled
 
 
 def require_finite(ids: Sequence[str], vectors: np.ndarray, *, what: str) -> None:
-    """Reject NaN and infinity, naming the first id that has one.
+    """Refuse NaN and infinity.
 
     Args:
         ids: N ids.
         vectors: (N, d).
-        what: What the vectors are, for the message.
+        what: Name of the vectors, for the message.
 
     Raises:
         DataError: A vector is not finite.
@@ -58,16 +52,13 @@ def vectors_table(
     sources: Sequence[Source],
     encoder: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """Whole-answer vectors as rows of a vector table.
+    """Vector table of whole-answer vectors, one row per id.
 
     Args:
         ids: N distinct ids.
         vectors: (N, d).
         sources: N sources.
-        encoder: Which encoder they are from, as `{"model": ...}`; kept as metadata of the table.
-
-    Returns:
-        N rows of `schema.vectors_schema(d)`, in the order of `ids`.
+        encoder: Identity of the encoder, as `{"model": ...}`; becomes metadata of the table.
 
     Raises:
         DataError: A vector is not finite.
@@ -98,14 +89,14 @@ def factors_table(
     sources: Sequence[Source],
     encoder: Mapping[str, str],
 ) -> pa.Table:
-    """Vectors by factor as rows of a vector table; a factor of zeros has no row.
+    """Vector table of vectors by factor; zero vectors have no row.
 
     Args:
         ids: N distinct ids.
         factors: K names.
-        vectors: (N, K, d), at least one of an id not zero.
+        vectors: (N, K, d), for each id at least one nonzero.
         sources: N sources.
-        encoder: Which encoder they are from.
+        encoder: Identity of the encoder.
 
     Raises:
         DataError: A vector is not finite.
@@ -123,12 +114,12 @@ def factors_table(
 
 
 class FactorVectors(NamedTuple):
-    """Representations by factor, side by side.
+    """Representations by factor, concatenated.
 
     Attributes:
-        ids: N distinct ids, in the order of their first rows.
-        factors: K factors, in the order of their names.
-        vectors: (N, K * d) float32, zeros where an id lacks a factor.
+        ids: N distinct ids, in order of their first rows.
+        factors: K factors, sorted.
+        vectors: (N, K * d) float32, zero where an id lacks a factor.
         sources: N sources.
     """
 
@@ -139,26 +130,23 @@ class FactorVectors(NamedTuple):
 
 
 def read_factor_vectors(table: pa.Table) -> FactorVectors:
-    """Content of a vector table, one or more rows an id.
-
-    Args:
-        table: Columns id, factor, vector and source; in any order of rows.
+    """Read a vector table with one or more rows per id, in any order.
 
     Raises:
-        DataError: An id has two vectors of one factor.
+        DataError: An id has two vectors of the same factor.
     """
     ids = table[ID].combine_chunks().dictionary_encode()
     factors = tuple(sorted(pc.unique(table[FACTOR]).to_pylist()))
     columns = pc.index_in(table[FACTOR], value_set=pa.array(factors, pa.string())).to_numpy()
     rows = ids.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     _require_distinct(ids.dictionary, rows, rows * len(factors) + columns)
-    found = stack(table[VECTOR])
+    stacked = stack(table[VECTOR])
     if len(factors) == 1:
-        vectors = found  # one row an id, in their order: large tables are not copied
+        vectors = stacked  # one row per id, already in order: avoids a copy of large tables
     else:
-        shape = (len(ids.dictionary), len(factors), found.shape[1])
+        shape = (len(ids.dictionary), len(factors), stacked.shape[1])
         vectors = np.zeros(shape, dtype=np.float32)
-        vectors[rows, columns] = found
+        vectors[rows, columns] = stacked
     first = np.unique(rows, return_index=True)[1]
     return FactorVectors(
         ids.dictionary.to_pylist(),
@@ -169,23 +157,23 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
 
 
 def _require_distinct(ids: pa.Array, rows: np.ndarray, cells: np.ndarray) -> None:
-    """Refuse two rows of one cell; `rows` (R,) tells the id of each."""
+    """Refuse duplicate cells; `rows` (R,) are their ids' positions."""
     order = np.argsort(cells, kind="stable")
-    twice = np.flatnonzero(np.diff(cells[order]) == 0)
-    if len(twice):
+    duplicates = np.flatnonzero(np.diff(cells[order]) == 0)
+    if len(duplicates):
         raise DataError(
-            f"{len(twice)} vectors come once more",
-            where=f"id {ids[int(rows[order[twice[0]]])].as_py()}",
+            counted(len(duplicates), "duplicate vector"),
+            where=f"id {ids[int(rows[order[duplicates[0]]])].as_py()}",
             todo="Run `reki run --until encode --force encode`.",
         )
 
 
 def encoder_of(table: pa.Table) -> dict[str, str]:
-    """Which encoder a table's vectors are from; empty where it does not say."""
-    found = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    """Identity of the encoder of a table's vectors; empty if the table has none."""
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
     return {
         key.removeprefix(ENCODER_METADATA): value
-        for key, value in found.items()
+        for key, value in metadata.items()
         if key.startswith(ENCODER_METADATA)
     }
 

@@ -1,4 +1,4 @@
-"""The report of a run: report.json for programs, report.html and a terminal table for people.
+"""The report of a run: report.json for programs, report.html for people.
 
 `report.json` is a contract: keys are added, never renamed.
 """
@@ -12,21 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Undefined, select_autoescape
-from rich.box import SIMPLE
-from rich.console import Group
-from rich.syntax import Syntax
-from rich.table import Table
-from rich.text import Text
 
 from reki_ray.config import RekiConfig
 from reki_ray.config.secrets import shown
 from reki_ray.core.formats import address, counted, interval, milliseconds, number
 from reki_ray.core.stage import STAGE_NAMES
-from reki_ray.core.workspace import REPORT_HTML, StageEntry, Workspace
+from reki_ray.core.workspace import StageEntry, Workspace
 from reki_ray.evaluation import plots
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.evaluation.report_tables import (
-    against_baseline,
     arm_rows,
     calibration_rows,
     reranking_rows,
@@ -142,7 +136,7 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
         ],
         answers=describe(AnswerStats(**(content["extraction"].get("answers") or {}))),
         stages=stage_rows(content["stages"]),
-        example=_example(content) if serving.get("example") else None,
+        example=scored_example(content) if serving.get("example") else None,
         plots={
             "Differences in test AUC": plots.differences(arms, content["controls"]),
             "Predicted and observed click rate": plots.calibration(
@@ -187,81 +181,6 @@ def _headline(content: dict[str, Any]) -> list[tuple[str, str]]:
         (milliseconds(serving["p99_ms"]), "p99"),
         (number(serving["requests_per_second"]), "requests a second"),
     ]
-
-
-def render_text(content: dict[str, Any], workspace: Workspace) -> Group:
-    """The report's essence for the terminal."""
-    serving, extraction = content["serving"], content["extraction"]
-    throughput = Text(
-        f"LLM {number(extraction['tokens_per_second'])} generated tokens/s"
-        f" · training {number(content['training']['samples_per_second'])} samples/s"
-        f" · score {milliseconds(serving['p50_ms'])} p50, {milliseconds(serving['p99_ms'])} p99"
-        f" for {serving['candidates']} candidates"
-    )
-    example = Syntax(_example(content), "bash", background_color="default", word_wrap=True)
-    return Group(
-        Text("\nOne scored request, as the service answered it"),
-        example,
-        Text(),
-        render_arms(content, content["config"]["evaluate"]["confidence"]),
-        throughput,
-        Text(f"Report: {workspace.location}/{REPORT_HTML}"),
-    )
-
-
-def render_arms(content: dict[str, Any], confidence: float) -> Group:
-    """Arms and their controls for the terminal, a table a backbone.
-
-    Args:
-        content: Of report.json, or of the evaluation's metrics.
-        confidence: Level of the intervals.
-    """
-    arms = content["arms"]
-    backbones = dict.fromkeys(arm["backbone"] for arm in arms)
-    return Group(
-        *[
-            _arms_table([arm for arm in arms if arm["backbone"] == backbone], confidence)
-            for backbone in backbones
-        ],
-        *[Text(line) for line in diverged(arms)],
-        *[Text(verdict(entry)) for entry in content["controls"]],
-        *render_reranking(content, confidence),
-    )
-
-
-def render_reranking(content: dict[str, Any], confidence: float) -> list[Table | Text]:
-    """Rerankers beside the initial order, and their controls; nothing without rerankers.
-
-    Args:
-        content: Of report.json, or of the evaluation's metrics.
-        confidence: Level of the intervals.
-    """
-    rows = content.get("reranking")
-    if not rows:
-        return []
-    table = Table(
-        title=f"{counted(rows[0]['lists'], 'list')} of the test split, {confidence:.0%} intervals "
-        f"{drawn(rows)}",
-        title_justify="left",
-        box=SIMPLE,
-    )
-    for heading in ("reranker", "arm"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("NDCG@7", "against fair_base", "against initial", "MAP@7", "NDCG@1"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["reranker"],
-            row["arm"] or "-",
-            interval(row["ndcg"]["7"], None),
-            against_baseline(row, row, "delta_ndcg_7"),
-            interval(row["delta_initial_ndcg_7"], None, signed=True),
-            interval(row["map"]["7"], None),
-            interval(row["ndcg"]["1"], None),
-        )
-    lines = diverged(rows, "reranker")
-    lines += [verdict(entry) for entry in content["reranking_controls"]]
-    return [table, *map(Text, lines)]
 
 
 def verdict(entry: dict[str, Any]) -> str:
@@ -309,32 +228,7 @@ def diverged(arms: Sequence[dict[str, Any]], model: str = "backbone") -> list[st
     ]
 
 
-def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
-    seeds = counted(max(len(arm["seeds"]) for arm in arms), "seed")
-    table = Table(
-        title=f"Test split, {arms[0]['backbone']}, mean of {seeds}, "
-        f"{confidence:.0%} intervals {drawn(arms)}",
-        title_justify="left",
-        box=SIMPLE,
-    )
-    table.add_column("arm", no_wrap=True)
-    for heading in ("AUC", "against fair_base", "LogLoss", "GAUC", "cold items", "cold users"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for arm in arms:
-        slices = arm["slices"]
-        table.add_row(
-            arm["arm"],
-            interval(arm["auc"], arm["auc_ci"]),
-            against_baseline(arm, arm),
-            interval(arm["logloss"], None),
-            interval(arm["gauc"], None),
-            interval(slices["cold_items"]["auc"], None),
-            interval(slices["cold_users"]["auc"], None),
-        )
-    return table
-
-
-def _example(content: dict[str, Any]) -> str:
+def scored_example(content: dict[str, Any]) -> str:
     """A request and its answer, long lists cut to what a reader takes in."""
     example, serve = content["serving"]["example"], content["config"]["serve"]
     request, response = dict(example["request"]), dict(example["response"])

@@ -14,9 +14,6 @@ from typing import Final, Literal
 
 import numpy as np
 from pydantic import BaseModel
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import EventReader
@@ -153,29 +150,6 @@ def _find(publish_root: Path | str, name: str | None) -> Experiment:
     return experiment
 
 
-def render(result: AbResult) -> Group:
-    """A comparison for the terminal."""
-    table = Table(
-        title=f"Experiment {result.experiment}, {result.confidence:.0%} intervals over all looks",
-        title_justify="left",
-    )
-    table.add_column("variant", no_wrap=True)
-    for heading in ("version", "users", "exposures", "clicks", "CTR", "lift", "verdict"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in result.variants:
-        table.add_row(
-            one.name,
-            f"v{one.version}",
-            f"{one.users:,}",
-            f"{one.exposures:,}",
-            f"{one.clicks:,}",
-            "-" if one.ctr is None else f"{one.ctr:.4f}",
-            _lift(one),
-            "not significant" if one.verdict == "not apart" else one.verdict,
-        )
-    return Group(table, *(Text(line) for line in _remarks(result)))
-
-
 def _join(
     experiment: Experiment,
     folders: OnlineFolders,
@@ -262,35 +236,3 @@ def compared(
             "verdict": verdict,
         }
     )
-
-
-def _lift(one: VariantResult) -> str:
-    if one.lift is None:
-        return "-"
-    bounds = one.lift_interval
-    text = f"{one.lift:+.1%}"
-    return text if bounds is None else f"{text} [{bounds[0]:+.1%}, {bounds[1]:+.1%}]"
-
-
-def _remarks(result: AbResult) -> list[str]:
-    lines = []
-    if result.srm:
-        lines.append(
-            f"SAMPLE RATIO MISMATCH (p = {result.srm_p:.2g}): the users are not divided as the "
-            "shares say. Find out why before you believe any lift."
-        )
-    words: dict[Verdict, str] = {
-        "not apart": "no significant difference so far",
-        "too few clicks": f"fewer than {FEWEST_CLICKS} clicks in a variant, too few to compare",
-    }
-    for one in result.variants[1:]:
-        told = words.get(one.verdict, one.verdict)
-        lines.append(f"{one.name} against {result.variants[0].name}: {told}")
-    for count, what in (
-        (result.mixed_users, "users were shown several variants and are left out"),
-        (result.unmatched_clicks, "clicks are on what the experiment did not show to that user"),
-        (result.damaged_lines, "lines of the logs are damaged and left out"),
-    ):
-        if count:
-            lines.append(f"{count:,} {what}")
-    return lines

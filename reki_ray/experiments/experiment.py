@@ -20,7 +20,6 @@ from typing import Final
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.table import Table
 
 from reki_ray.core import atomic
 from reki_ray.errors import ConfigError, StoreError
@@ -211,17 +210,6 @@ def stop_experiment(root: Path | str) -> Experiment:
         (root / EXPERIMENT).unlink(missing_ok=True)
         atomic.sync(root)
     return ended
-
-
-def render(experiment: Experiment) -> Table:
-    """An experiment for the terminal."""
-    state = "running" if experiment.ended_at is None else "ended"
-    table = Table(title=f"Experiment {experiment.name}, {state}", title_justify="left")
-    for heading in ("variant", "version", "share"):
-        table.add_column(heading)
-    for variant in experiment.variants:
-        table.add_row(variant.name, f"v{variant.version}", f"{variant.share:.1%}")
-    return table
 
 
 def _divided(

@@ -17,9 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
-from rich.console import Group
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from reki_ray import schema
 from reki_ray.core.workspace import Workspace
@@ -153,32 +150,6 @@ def import_knowledge(
             todo=f"The ids must be those of the {kind} table, and each needs a text.",
         )
     return report
-
-
-def render(report: ImportReport) -> Group:
-    """The report as a table for the terminal."""
-    table = RichTable(
-        title=f"{report.file} as {report.kind} knowledge of source {report.source!r}, "
-        f"revision {report.revision}",
-        title_justify="left",
-    )
-    table.add_column("entries")
-    table.add_column("count", justify="right")
-    table.add_column("for example")
-    table.add_row("in the file", f"{report.entries:,}")
-    table.add_row("imported", f"{report.imported:,}")
-    counts: dict[Problem, int] = {
-        "unknown": report.unknown,
-        "blank": report.blank,
-        "refusal": report.refusal,
-        "loop": report.loop,
-        "malformed": report.malformed,
-        "duplicate": report.duplicate,
-    }
-    for problem, count in counts.items():
-        shown = Text(", ".join(report.examples.get(problem, [])))  # ids are no markup
-        table.add_row(problem, f"{count:,}", shown)
-    return Group(table, Text("`reki extract` skips subjects with imported knowledge."))
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""The corridor: the stages in order, what each depends on, and skip-if-unchanged."""
+"""The stages in order, with their dependencies; unchanged ones are skipped."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ _VERSIONED = (
 
 
 def fingerprints(config: RekiConfig) -> dict[str, str]:
-    """Fingerprint of every stage: equal where a rerun would write the same output."""
-    found: dict[str, str] = {}
+    """Fingerprint of every stage: equal if a rerun would write the same output."""
+    result: dict[str, str] = {}
     for stage in STAGES:
         identity = {
             "name": stage.name,
             "version": CODE_VERSIONS.get(stage.name, 1),
             "config": {s: getattr(config, s).identity() for s in stage.sections},
-            "after": {name: found[name] for name in stage.after},
+            "after": {name: result[name] for name in stage.after},
             "inputs": load(stage.inputs)(config) if stage.inputs else None,
         }
         text = json.dumps(identity, sort_keys=True)
-        found[stage.name] = hashlib.sha256(text.encode()).hexdigest()
-    return found
+        result[stage.name] = hashlib.sha256(text.encode()).hexdigest()
+    return result
 
 
 def select(until: str | None = None, only: str | None = None) -> Sequence[Stage]:
@@ -112,19 +112,19 @@ def run_stages(
     *,
     force: frozenset[str] = frozenset(),
 ) -> dict[str, StageEntry]:
-    """Run stages in order, skipping those whose output is there and unchanged.
+    """Run stages in order, and skip those whose output is unchanged.
 
     Args:
         config: The run.
-        stages: Which stages, in order.
+        stages: Stages to run, in order.
         reporter: Shows progress.
-        force: Names of stages that run even when unchanged; later ones then run as well.
+        force: Names of stages that run even if unchanged; later stages then run, too.
 
     Returns:
-        The manifest entries of these stages, by name.
+        Manifest entries of these stages, by name.
 
     Raises:
-        ConfigError: `force` names no stage, a stage refuses the configuration, a needed earlier
+        ConfigError: `force` names an unknown stage, a stage refuses the configuration, an earlier
             stage is not done, or another run holds the workspace.
     """
     for name in force:
@@ -180,14 +180,14 @@ def _run_one(
 def require_done(
     names: Sequence[str], wanted: dict[str, str], workspace: Workspace, *, what: str, until: str
 ) -> None:
-    """Refuse what builds on stages that are not there.
+    """Check that stages are done, before building on them.
 
     Args:
         names: Stages that must be done with these fingerprints.
         wanted: Fingerprints of the configuration.
         workspace: The run's folder.
-        what: Who needs them, for the message.
-        until: Stage up to which all that is missing is to be done.
+        what: What needs them, for the message.
+        until: Stage to run up to, for the message.
 
     Raises:
         ConfigError: A stage is not done, or was done with another configuration.
@@ -203,12 +203,12 @@ def require_done(
         raise ConfigError(
             f"{what} needs stage {name}, which {problem}",
             where=workspace.location,
-            todo=f"Run `reki run --until {until}`, which does all that is missing.",
+            todo=f"Run `reki run --until {until}`, which runs the missing stages.",
         )
 
 
 def _forget_later(stage: Stage, workspace: Workspace) -> None:
-    """A stage that runs again makes what was built on it stale, also under a forced rerun."""
+    """Remove the manifest entries of a stage that runs again, and of stages that depend on it."""
     stale = {stage.name}
     for later in STAGES[STAGE_NAMES.index(stage.name) + 1 :]:
         if stale.intersection(later.after):
@@ -218,10 +218,10 @@ def _forget_later(stage: Stage, workspace: Workspace) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in (*_VERSIONED, "reki-ray"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -17,10 +17,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 from pydantic import BaseModel
-from rich.table import Table as RichTable
 
 from reki_ray.config import Arm, RekiConfig
-from reki_ray.core.formats import counted
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import ray_session
 from reki_ray.core.workspace import Workspace
@@ -167,26 +165,6 @@ def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]
     if last is None or not batches:
         return workspace, workspace.read_table(INTERACTIONS)
     return _tables(live, last.number), inbox.merged().history
-
-
-def render(done: Update) -> RichTable:
-    """A finished round for the terminal."""
-    batches = f"{len(done.batches):,} {'batch' if len(done.batches) == 1 else 'batches'}"
-    title = f"version v{done.version}: {counted(done.events, 'event')} in {batches}, "
-    title += f"{done.prompts_asked:,} of {counted(done.prompts, 'prompt')} asked"
-    table = RichTable(title=title, title_justify="left")
-    for heading in ("side", "ids", "new", "moved", "clusters", "asked again"):
-        table.add_column(heading)
-    table.add_column("largest moved share, centre shift")
-    for side in SIDES:
-        one: SideUpdate = getattr(done, side)
-        table.add_row(
-            side,
-            *(str(count) for count in (one.ids, one.new, one.moved, one.clusters)),
-            str(len(one.asked_again)),
-            f"{one.largest_moved_share:.3f}, {one.largest_centre_shift:.4f}",
-        )
-    return table
 
 
 def _round(

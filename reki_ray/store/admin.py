@@ -1,12 +1,8 @@
-"""What `reki versions`, `promote`, `rollback`, `compact` and `export` do, and how they show it."""
+"""What `reki versions`, `promote`, `rollback`, `compact` and `export` do."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from pydantic import BaseModel, ConfigDict
-from rich.markup import escape
-from rich.table import Table as RichTable
 
 from reki_ray.core.progress import Reporter
 from reki_ray.errors import ConfigError, StoreError
@@ -161,44 +157,6 @@ def export(store: VersionStore, version: int | None, reporter: Reporter) -> Expo
         vectors=there,
         written=task.done,
     )
-
-
-def render_export(done: Exported) -> str:
-    """An export for the terminal."""
-    return (
-        f"v{done.version}: {done.vectors} vectors in {done.kind}, namespace {done.namespace}; "
-        f"{done.written} of them are new there"
-    )
-
-
-def render(found: Versions) -> RichTable:
-    """Versions for the terminal."""
-    title = "; ".join(part for part in (found.done, found.problem, found.root) if part)
-    table = RichTable(title=escape(title), title_justify="left")
-    for heading in ("version", "arm", "model", "holds", "users", "items", "over", "promoted"):
-        table.add_column(heading)
-    for one in found.versions:
-        name = f"v{one.version}" + (" (current)" if one.current else "")
-        manifest = one.manifest
-        if manifest is None:
-            table.add_row(name, escape(f"does not open: {one.problem}"))
-            continue
-        promoted = (
-            ""
-            if one.promoted_at is None
-            else f"{datetime.fromtimestamp(one.promoted_at, UTC):%Y-%m-%d %H:%M} UTC"
-        )
-        table.add_row(
-            name,
-            manifest.arm,
-            manifest.model_fingerprint[:12],
-            f"{manifest.prestore}, {manifest.dtype}" if manifest.fallback else "no vectors",
-            f"{manifest.users:,}",
-            f"{manifest.items:,}",
-            "" if one.base is None else f"v{one.base}",
-            promoted,
-        )
-    return table
 
 
 def _after(store: VersionStore, done: str) -> Versions:

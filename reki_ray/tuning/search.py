@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,7 @@ from ray.tune.schedulers import (
 )
 
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
+from reki_ray.core.formats import counted
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import capacity, cpu_share, ray_session, require_gpus
 from reki_ray.core.workspace import Workspace
@@ -32,16 +32,21 @@ from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData
 from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search
-from reki_ray.tuning.searcher import Following, Suggestions, require_optuna, sampler
+from reki_ray.tuning.searcher import (
+    Study,
+    TrialRecorder,
+    open_study,
+    require_optuna,
+)
 from reki_ray.tuning.trial import QUALITY, TrialAssignment, train_trial
 
 _STATE: Final = ".tune"
-"""Folder of Ray Tune's own files, below the workspace; nothing in it is needed afterwards."""
+"""Folder for Ray Tune's own files in the workspace, removed after each search."""
 
 _ENVIRONMENT: Final = {
-    # Threads that wait give their core away, see the stage train.
+    # Waiting threads give up their core, see the stage train.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Ray Tune's tables and log files: progress and results are told and kept by our own means.
+    # No tables and log files of Ray Tune: we have our own.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -52,14 +57,14 @@ def search(
 ) -> list[Search]:
     """Try `tune.trials` settings of every backbone of `train.backbones`, and write the best.
 
-    What was tried before with the same configuration, space, seed and data is not tried again: an
-    interrupted search goes on, and a finished one does nothing. The test samples are not read.
+    Settings that were tried before with the same configuration, space, seed and data are not tried
+    again: an interrupted search resumes, a finished one does nothing. Never reads the test samples.
 
     Args:
-        config: The run; its samples, and the vectors of the arm, must be there.
+        config: The run; its samples, and the vectors of the arm, must exist.
         arm: What the models see.
         reporter: Shows progress.
-        out: YAML file, or folder of such files, for the best settings; None takes the workspace.
+        out: YAML file or folder for the best settings; None writes to the workspace.
 
     Raises:
         ConfigError: There is nothing to search, a stage is not done, or a package is missing.
@@ -70,35 +75,39 @@ def search(
     results.check_target(out, config.train.backbones)
     workspace = Workspace(config.root)
     needed = "encode" if ARMS[arm].uses_knowledge else "ingest"
-    wanted = pipeline.fingerprints(config)
-    pipeline.require_done([needed], wanted, workspace, what="reki tune", until=needed)
+    expected = pipeline.fingerprints(config)
+    pipeline.require_done([needed], expected, workspace, what="reki tune", until=needed)
     dataset = read_dataset(workspace, ("train", "valid"))
     vectors = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
-    searches = _searches(config, arm, dataset, vectors)
     if vectors is not None and emulates(config.train.precision, torch.device(config.train.device)):
         reporter.say(f"tune: {EMULATED}")
+    searches = _searches(config, arm, dataset, vectors)
     data: list[ray.ObjectRef[TrainingData]] = []
-    with contextlib.ExitStack() as stack:
-        for one in searches:
-            with _lock(workspace, one):
-                one.resume(workspace)
-                if len(one.settled) < _wanted(config.tune, one):
+    with contextlib.ExitStack() as session:
+        for search_ in searches:
+            # Keeps out a second search for the same; others of the workspace may run.
+            lock = Workspace(f"{workspace.root}/{results.FOLDER}/.locks/{search_.name}").lock()
+            with lock, open_study(search_, workspace) as study:
+                missing = int(min(config.tune.trials, search_.size)) - len(search_.tried)
+                if missing > 0:
                     if not data:
-                        stack.enter_context(_session(config))
+                        for name, value in _ENVIRONMENT.items():
+                            os.environ.setdefault(name, value)
+                        session.enter_context(ray_session(config.ray))
                         data.append(ray.put(TrainingData.of(dataset, {arm: vectors}, config.train)))
-                    _run(one, config, workspace, reporter, data)
+                    _run(search_, study, missing, config, workspace, reporter, data)
                 else:
-                    reporter.say(f"tune {one.backbone}: {len(one.settled)} trials, nothing to do")
-            if not one.finished:
+                    tried = counted(len(search_.tried), "trial")
+                    reporter.say(f"tune {search_.backbone}: {tried}, nothing to do")
+            if not search_.finished:
                 raise EngineError(
-                    f"no trial of {one.backbone} gave a result: "
-                    f"{one.trials[-1].error or 'unknown'}",
+                    f"no trial of {search_.backbone} gave a result: "
+                    f"{search_.trials[-1].error or 'unknown'}",
                     where=f"reki tune, arm {arm}",
-                    todo="Correct what the message names, and run it again.",
+                    todo="Fix the cause that the message names, and run it again.",
                 )
-            reporter.say(
-                f"tune {one.backbone}: {results.write_tuned(one, config.train, workspace, out)}"
-            )
+            tuned = results.write_tuned(search_, config.train, workspace, out)
+            reporter.say(f"tune {search_.backbone}: {tuned}")
     return searches
 
 
@@ -106,13 +115,13 @@ def _searches(
     config: RekiConfig, arm: Arm, dataset: Dataset, vectors: Representations | None
 ) -> list[Search]:
     digests = [dataset.digest(), vectors.digest() if vectors else ""]
-    found = []
+    searches = []
     for backbone in config.train.backbones:
         domains = space.space_of(config.tune, backbone, arm)
-        told = [domain.model_dump_json() for domain in domains.values()]
+        ranges = [domain.model_dump_json() for domain in domains.values()]
         run = Run(backbone, arm, config.tune.seed)
-        identity = fingerprint(config.train, run, [*digests, *domains, *told])
-        found.append(
+        identity = fingerprint(config.train, run, [*digests, *domains, *ranges])
+        searches.append(
             Search(
                 fingerprint=identity,
                 backbone=backbone,
@@ -121,77 +130,58 @@ def _searches(
                 space=domains,
             )
         )
-    return found
+    return searches
 
 
-def _wanted(config: TuneConfig, one: Search) -> int:
-    """Number of trials of a search: a small space has no more."""
-    points = space.count(one.space)
-    return config.trials if points is None else min(config.trials, points)
-
-
-def _lock(workspace: Workspace, one: Search) -> contextlib.AbstractContextManager[None]:
-    """Keep a second search for the same out; others of the workspace may run beside it."""
-    return Workspace(f"{workspace.root}/{results.FOLDER}/.locks/{Path(one.path).stem}").lock()
-
-
-@contextlib.contextmanager
-def _session(config: RekiConfig) -> Iterator[None]:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with ray_session(config.ray):
-        yield
-
-
-def _run(
-    one: Search,
+def _run(  # all of a call's state
+    search: Search,
+    study: Study,
+    missing: int,
     config: RekiConfig,
     workspace: Workspace,
     reporter: Reporter,
     data: list[ray.ObjectRef[TrainingData]],
 ) -> None:
-    """Make the trials that are missing."""
-    missing = _wanted(config.tune, one) - len(one.settled)
-    run = Run(one.backbone, one.arm, one.seed, one.fingerprint)
+    """Run the missing trials."""
+    run = Run(search.backbone, search.arm, search.seed, search.fingerprint)
     assignment = TrialAssignment(config.train, run, data, config.tune.concurrency)
-    own = config.train.of(one.backbone)
-    known = any(trial.configured for trial in one.settled)
-    first = None if known else space.values(own, one.space)
-    name = Path(one.path).stem
-    _remove(workspace, f"{_STATE}/{name}")  # of a search that was cut off
-    with reporter.task(f"tune {one.backbone}: trials", missing, "trials") as task:
+    train = config.train.of(search.backbone)
+    tried = any(trial.configured for trial in search.tried)
+    study.configured = None if tried else space.values(train, search.space)
+    workspace.remove(f"{_STATE}/{search.name}")  # of an interrupted search
+    with reporter.task(f"tune {search.backbone}: trials", missing, "trials") as task:
         tuner = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(train_trial, assignment=assignment),
                 _resources(config.train, config.tune.concurrency),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=Suggestions(sampler(one), one, first),
-                scheduler=_stopper(config.tune, own.epochs),
+                search_alg=study,
+                scheduler=_stopper(config.tune, train.epochs),
                 num_samples=missing,
                 max_concurrent_trials=config.tune.concurrency,
                 reuse_actors=True,  # a new process would import torch again for each trial
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name=name,
+                name=search.name,
                 storage_path=f"{workspace.location}/{_STATE}",
                 failure_config=tune.FailureConfig(max_failures=config.train.max_failures),
-                callbacks=[Following(one, workspace, reporter, task, own)],
+                callbacks=[TrialRecorder(study, search, reporter, task, train)],
                 verbose=0,
             ),
         )
-        # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
+        # In a thread of its own: fit() would replace the main thread's Ctrl-C handler for good.
         executor = ThreadPoolExecutor(1, thread_name_prefix="tune")
         try:
             executor.submit(tuner.fit).result()
         finally:
             executor.shutdown(wait=False)
-    _remove(workspace, f"{_STATE}/{name}")
+    workspace.remove(f"{_STATE}/{search.name}")
 
 
 def _stopper(config: TuneConfig, epochs: int) -> TrialScheduler:
-    """What ends a trial that is worse than others at the same epoch."""
+    """Scheduler that ends a trial which is worse than others at the same epoch."""
     grace = min(config.grace_epochs, epochs)
     if config.stopper == "asha":
         return ASHAScheduler(
@@ -203,7 +193,7 @@ def _stopper(config: TuneConfig, epochs: int) -> TrialScheduler:
 
 
 def _resources(config: TrainConfig, concurrency: int) -> dict[str, float]:
-    """What one of the trials at a time takes.
+    """Resources of one trial.
 
     Raises:
         EngineError: The trials need a GPU, and the cluster has none.
@@ -213,8 +203,3 @@ def _resources(config: TrainConfig, concurrency: int) -> dict[str, float]:
         share = capacity()["GPU"] / concurrency
         return {"CPU": 0.5, "GPU": 1.0 if share >= 1 else share}
     return {"CPU": cpu_share(concurrency)}
-
-
-def _remove(workspace: Workspace, folder: str) -> None:
-    if workspace.exists(folder):
-        workspace.filesystem.rm(workspace.path(folder), recursive=True)

@@ -1,14 +1,19 @@
-"""What to try next: Optuna's TPE, told of all earlier trials, that tries nothing twice."""
+"""The Optuna study behind a search: its journal in the workspace, its sampler, its trials."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final, cast
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
+from typing_extensions import override
 
 from reki_ray.config import Domain, TrainConfig
 from reki_ray.core.formats import counted
@@ -16,88 +21,22 @@ from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import cause_of, last_line
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
-from reki_ray.tuning.results import Search, Trial, measured
+from reki_ray.tuning.results import FOLDER, Search, Trial
 from reki_ray.tuning.space import Settings, Space, values
 from reki_ray.tuning.trial import ERROR, QUALITY, SETTINGS
 
-
-class Following(Callback):
-    """Keeps every trial in the workspace as soon as it ends, and shows it.
-
-    Args:
-        search: Gets the records.
-        workspace: Where they are kept.
-        reporter: Shows them.
-        task: Counts them.
-        own: Configuration of the backbone as it is before any trial.
-    """
-
-    def __init__(
-        self, search: Search, workspace: Workspace, reporter: Reporter, task: Task, own: TrainConfig
-    ) -> None:
-        self._search = search
-        self._workspace = workspace
-        self._reporter = reporter
-        self._task = task
-        self._own = own
-        self._configured = values(own, search.space)
-
-    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
-        # Ray Tune pickles its callbacks to resume by its own means, for which we have no use.
-        return Callback, ()
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Keep a trial that gave a result."""
-        figures = {k: v for k, v in trial.last_result.items() if k in Trial.model_fields}
-        if QUALITY not in figures:
-            self._keep(trial, {"status": "failed", "error": "it reported nothing"})
-            return
-        if ERROR in figures:
-            self._keep(trial, {"status": "diverged", "error": figures[ERROR]})
-            return
-        stale = figures["epochs"] - figures["best_epoch"]
-        ended = stale >= self._own.patience or figures["epochs"] >= self._own.epochs
-        self._keep(trial, {**figures, "status": "done" if ended else "stopped"})
-
-    def on_trial_error(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Keep why a trial failed; it does not count, and another takes its place next time."""
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = cause_of(error) if error else None
-        text = str(cause) if cause else last_line(error) if error else "unknown"
-        self._keep(trial, {"status": "failed", "error": text})
-
-    def _keep(self, trial: TuneTrial, outcome: dict[str, Any]) -> None:
-        settings = trial.config[SETTINGS]
-        record = Trial(
-            number=len(self._search.trials),
-            settings=settings,
-            configured=settings == self._configured,
-            **outcome,
-        )
-        self._search.trials.append(record)
-        self._search.keep(self._workspace)
-        self._task.advance()
-        told = record.error or (
-            f"{measured(record)} after {counted(record.epochs, 'epoch')}, {record.status}; "
-            f"best {measured(self._search.best)}"
-        )
-        self._reporter.say(f"tune {self._search.backbone}: trial {record.number}: {told}")
-
+_RECORD: Final = "record"
+"""User attribute of an Optuna trial that holds our `Trial`."""
 
 _ATTEMPTS: Final = 200
-
-"""Suggestions that were tried before, in a row, after which the space counts as searched."""
+"""Known suggestions in a row after which the space counts as searched."""
 
 
 def require_optuna() -> None:
-    """Refuse to search without the package.
+    """Check that Optuna is installed, and silence its logging.
 
     Raises:
-        ConfigError: Optuna is not installed.
+        ConfigError: It is not installed.
     """
     try:
         import optuna  # an extra, and not needed to import reki_ray
@@ -107,100 +46,211 @@ def require_optuna() -> None:
             where="the extra tune of reki-ray",
             todo="Install it: pip install 'reki-ray[tune]'.",
         ) from error
-    # Its line a trial is not the user's news: what matters of it is told by the progress.
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our progress shows each trial
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
-def sampler(search: Search) -> Searcher:
-    """Optuna's TPE over a search's space, told of its finished trials.
+class Study(Searcher):
+    """An Optuna study of a search; every trial is in the workspace as soon as it ends.
 
-    Tree-structured Parzen estimator (Bergstra et al., NIPS 2011).
-    """
-    from optuna import distributions  # as above
-    from ray.tune.search.optuna import OptunaSearch
-
-    def distribution(domain: Domain) -> Any:
-        if domain.choice is not None:
-            return distributions.CategoricalDistribution([json.dumps(v) for v in domain.choice])
-        low, high = domain.bounds
-        if domain.int is not None:
-            return distributions.IntDistribution(int(low), int(high))
-        return distributions.FloatDistribution(low, high, log=domain.loguniform is not None)
-
-    # A seed of its own a call: with the first one's again, it would draw the same points again.
-    seed = search.seed + len(search.trials)
-    space = {key: distribution(domain) for key, domain in search.space.items()}
-    made = OptunaSearch(space, metric=QUALITY, mode="max", seed=seed)
-    for trial in search.finished:
-        if within(search.space, trial.settings) and trial.quality is not None:
-            made.add_evaluated_point(encoded(search.space, trial.settings), trial.quality)
-    return made
-
-
-class Suggestions(Searcher):
-    """First the settings of the configuration, then what the sampler proposes and was not tried.
+    Lets Ray Tune try `configured`, then samples by the tree-structured Parzen estimator (Bergstra
+    et al., NIPS 2011).
 
     Args:
-        sampler: Proposes points as `encoded` writes them.
-        search: What was tried before.
-        configured: Settings of the configuration, if they are to be tried.
+        search: Its trials are replaced by those of the journal.
+        workspace: Holds the journal `tune/<search>.journal`, in Optuna's format.
+        folder: Empty local folder for the open journal: that of the workspace may be remote.
+
+    Attributes:
+        configured: Settings of the configuration, if they are to be tried first.
+
+    Raises:
+        ConfigError: The journal cannot be read.
     """
 
-    def __init__(self, sampler: Searcher, search: Search, configured: Settings | None) -> None:
+    def __init__(self, search: Search, workspace: Workspace, folder: Path) -> None:
+        import optuna  # as above
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
         super().__init__(metric=QUALITY, mode="max")
-        self._sampler = sampler
-        self._space = search.space
-        self._first = configured
-        self._tried = {_key(trial.settings) for trial in search.settled}
-        self._asked: dict[str, str] = {}  # trial to the sampler's name of it
-        self._given: dict[str, Settings] = {}
+        self.configured: Settings | None = None
+        self._search = search
+        self._workspace = workspace
+        self._path = f"{FOLDER}/{search.name}.journal"
+        self._journal = folder / "journal"
+        self._distributions = {key: _distribution(domain) for key, domain in search.space.items()}
+        self._running: dict[str, optuna.Trial] = {}
+        self._tried: set[str] = set()
+        if workspace.exists(self._path):
+            self._journal.write_bytes(workspace.filesystem.cat_file(workspace.path(self._path)))
+        try:
+            self.optuna_study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(self._journal))),
+                study_name=search.name,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            attributes = [trial.user_attrs for trial in self.optuna_study.trials]
+            records = [content[_RECORD] for content in attributes if _RECORD in content]
+            search.trials = [Trial.model_validate(record) for record in records]
+            if not records:
+                self._import()
+        except (ValueError, KeyError, AssertionError) as error:  # a damaged journal: any of these
+            raise ConfigError(
+                f"the trials of this search cannot be read: {error}",
+                where=workspace.path(self._path),
+                todo="Delete the file; its trials are then repeated.",
+            ) from error
+        search.trials.sort(key=lambda trial: trial.number)
+        # A seed per call: with the first one's, the sampler would draw the same points again.
+        seed = search.seed + len(search.trials)
+        self.optuna_study.sampler = optuna.samplers.TPESampler(seed=seed)
+        self._tried = {_key(trial.settings) for trial in search.tried}
 
+    def start(self, trial_id: str, settings: Settings | None = None) -> Settings | None:
+        """Start a trial.
+
+        Args:
+            trial_id: Ray Tune's name of it.
+            settings: What to try, inside the space or not; None samples new settings.
+
+        Returns:
+            The settings to try; None once the space is searched.
+        """
+        if settings is not None:
+            inside = within(self._search.space, settings)
+            if inside:
+                self.optuna_study.enqueue_trial(encoded(self._search.space, settings))
+            self._running[trial_id] = self.optuna_study.ask(self._distributions if inside else None)
+            self._tried.add(_key(settings))
+            return settings
+        for _ in range(_ATTEMPTS):
+            trial = self.optuna_study.ask(self._distributions)
+            settings = decoded(self._search.space, trial.params)
+            if _key(settings) not in self._tried:
+                self._running[trial_id] = trial
+                self._tried.add(_key(settings))
+                return settings
+            self._tell(trial, None)
+        return None
+
+    @override
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Settings of the next trial; FINISHED where the sampler has nothing new."""
-        if self._first is not None:
-            settings, self._first = self._first, None
-            self._given[trial_id] = settings
-            self._tried.add(_key(settings))
-            return {SETTINGS: dict(settings)}
-        for attempt in range(_ATTEMPTS):
-            asked = f"{trial_id}/{attempt}"
-            settings = decoded(self._space, self._sampler.suggest(asked) or {})
-            if _key(settings) in self._tried:
-                self._sampler.on_trial_complete(asked, error=True)  # known, or under way
-                continue
-            self._asked[trial_id] = asked
-            self._tried.add(_key(settings))
-            return {SETTINGS: settings}
-        return cast(None, Searcher.FINISHED)  # a text, where Ray Tune promises none
+        settings, self.configured = self.start(trial_id, self.configured), None
+        if settings is None:
+            return cast(None, Searcher.FINISHED)  # a string, against Ray Tune's own annotation
+        return {SETTINGS: dict(settings)}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tell the sampler of an epoch."""
-        if trial_id in self._asked and ERROR not in result:
-            self._sampler.on_trial_result(self._asked[trial_id], result)
-
+    @override
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the sampler of the end of a trial."""
-        diverged = ERROR in (result or {})
-        if trial_id in self._asked:
-            asked = self._asked.pop(trial_id)
-            self._sampler.on_trial_complete(asked, result=result, error=error or diverged)
-            return
-        settings = self._given.pop(trial_id, None)
-        if settings is None or not result or diverged or QUALITY not in result:
-            return
-        if within(self._space, settings):
-            self._sampler.add_evaluated_point(encoded(self._space, settings), result[QUALITY])
+        pass  # `TrialRecorder` also sees the error
 
+    @override
     def save(self, checkpoint_path: str) -> None:
-        """Keep the sampler's state where Ray Tune asks for it; resuming needs only the trials."""
-        self._sampler.save(checkpoint_path)
+        pass  # resuming only needs the journal
 
+    @override
     def restore(self, checkpoint_path: str) -> None:
-        """Take the sampler's state from there."""
-        self._sampler.restore(checkpoint_path)
+        pass
+
+    def finish(self, trial_id: str, record: Trial) -> None:
+        """Add a trial to the search, and save the journal."""
+        trial = self._running.pop(trial_id)
+        trial.set_user_attr(_RECORD, record.model_dump(mode="json"))
+        self._tell(trial, record.quality if within(self._search.space, record.settings) else None)
+        self._search.trials.append(record)
+        self._workspace.write_text(self._path, self._journal.read_text(encoding="utf-8"))
+
+    def _tell(self, trial: Any, quality: float | None) -> None:
+        from optuna.trial import TrialState
+
+        state = TrialState.FAIL if quality is None else TrialState.COMPLETE
+        self.optuna_study.tell(trial, quality, state=state)
+
+    def _import(self) -> None:
+        """Take over the trials of an earlier release, which kept them in a JSON file."""
+        old = f"{FOLDER}/{self._search.name}.json"
+        if not self._workspace.exists(old):
+            return
+        for record in Search.model_validate(self._workspace.read_json(old)).trials:
+            name = f"old-{record.number}"
+            self.start(name, record.settings)
+            self.finish(name, record)
+
+
+@contextlib.contextmanager
+def open_study(search: Search, workspace: Workspace) -> Iterator[Study]:
+    """Open the study of a search, see `Study`."""
+    with tempfile.TemporaryDirectory(prefix="reki-tune-") as folder:
+        yield Study(search, workspace, Path(folder))
+
+
+class TrialRecorder(Callback):
+    """Records every trial as soon as it ends, and reports it.
+
+    Args:
+        study: Gets the records.
+        search: Whose trials they are.
+        reporter: Shows them.
+        task: Counts them.
+        train: Configuration of the backbone without the settings of a trial.
+    """
+
+    def __init__(
+        self, study: Study, search: Search, reporter: Reporter, task: Task, train: TrainConfig
+    ) -> None:
+        self._study = study
+        self._search = search
+        self._reporter = reporter
+        self._task = task
+        self._train = train
+        self._configured = values(train, search.space)
+
+    @override
+    def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        return Callback, ()  # Ray Tune pickles its callbacks for a resume that we do not use
+
+    @override
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        outcome = {k: v for k, v in trial.last_result.items() if k in Trial.model_fields}
+        if QUALITY not in outcome:
+            outcome = {"status": "failed", "error": "it reported nothing"}
+        elif ERROR in outcome:
+            outcome = {"status": "diverged", "error": outcome[ERROR]}
+        else:
+            stale = outcome["epochs"] - outcome["best_epoch"]
+            ended = stale >= self._train.patience or outcome["epochs"] >= self._train.epochs
+            outcome["status"] = "done" if ended else "stopped"
+        self._record(trial, outcome)
+
+    @override
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        cause = cause_of(error) if error else None
+        message = str(cause) if cause else last_line(error) if error else "unknown"
+        self._record(trial, {"status": "failed", "error": message})
+
+    def _record(self, trial: TuneTrial, outcome: dict[str, Any]) -> None:
+        settings = trial.config[SETTINGS]
+        record = Trial(
+            number=len(self._search.trials),
+            settings=settings,
+            configured=settings == self._configured,
+            **outcome,
+        )
+        self._study.finish(trial.trial_id, record)
+        self._task.advance()
+        message = record.error or (
+            f"{record.score} after {counted(record.epochs, 'epoch')}, {record.status}; "
+            f"best {self._search.best.score}"
+        )
+        self._reporter.say(f"tune {self._search.backbone}: trial {record.number}: {message}")
 
 
 def within(space: Space, settings: Settings) -> bool:
@@ -209,7 +259,7 @@ def within(space: Space, settings: Settings) -> bool:
 
 
 def encoded(space: Space, settings: Settings) -> dict[str, Any]:
-    """A point as Optuna takes it, which wants choices to be text or numbers."""
+    """Point of a space for Optuna, whose choices must be strings or numbers."""
     return {
         key: settings[key] if domain.choice is None else json.dumps(settings[key])
         for key, domain in space.items()
@@ -217,11 +267,22 @@ def encoded(space: Space, settings: Settings) -> dict[str, Any]:
 
 
 def decoded(space: Space, point: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a point."""
+    """Settings of a point of Optuna."""
     return {
         key: point[key] if domain.choice is None else json.loads(point[key])
         for key, domain in space.items()
     }
+
+
+def _distribution(domain: Domain) -> Any:
+    from optuna import distributions  # as above
+
+    if domain.choice is not None:
+        return distributions.CategoricalDistribution([json.dumps(v) for v in domain.choice])
+    low, high = domain.bounds
+    if domain.int is not None:
+        return distributions.IntDistribution(int(low), int(high))
+    return distributions.FloatDistribution(low, high, log=domain.loguniform is not None)
 
 
 def _key(settings: Settings) -> str:

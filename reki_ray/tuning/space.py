@@ -1,4 +1,4 @@
-"""What `reki tune` searches: the settings of each backbone and the values that they may take."""
+"""Search spaces of `reki tune`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reki_ray.errors import ConfigError
 from reki_ray.training.arms import ARMS
 
 Space = Mapping[str, Domain]
-"""Dotted key of `train` to the values that it may take."""
+"""Dotted key of `train` to its possible values."""
 
 Settings = Mapping[str, Any]
 """Dotted key of `train` to its value, JSON-ready."""
@@ -59,7 +59,7 @@ SIZES: Final[Mapping[str, Space]] = MappingProxyType(
         },
     }
 )
-"""Searched for one backbone, besides: the sizes that only some backbones read."""
+"""Searched for one backbone: sizes that only some backbones read."""
 
 KNOWLEDGE: Final[Space] = MappingProxyType(
     {
@@ -77,11 +77,11 @@ KNOWLEDGE: Final[Space] = MappingProxyType(
         "gate.users": _choice(None, 2.0, 10.0, 50.0),
     }
 )
-"""Searched for arms with augmented vectors, besides."""
+"""Searched for arms with augmented vectors."""
 
 
 def space_of(config: TuneConfig, backbone: Backbone, arm: Arm) -> dict[str, Domain]:
-    """What is searched for a backbone with an arm, after the configuration's own wishes.
+    """Space for a backbone and an arm, with the changes of the configuration.
 
     Raises:
         ConfigError: Nothing is left to search.
@@ -92,74 +92,52 @@ def space_of(config: TuneConfig, backbone: Backbone, arm: Arm) -> dict[str, Doma
         **KNOWLEDGE,
         **config.space,
     }
-    found = {
+    chosen = {
         key: domain
         for key, domain in space.items()
         if domain is not None
         and _matters(key, backbone, arm)
         and (not config.only or any(fnmatchcase(key, pattern) for pattern in config.only))
     }
-    if not found:
+    if not chosen:
         raise ConfigError(
             f"there is nothing to search for {backbone} with arm {arm}",
             where="tune.space, tune.only",
             todo=f"The keys are {', '.join(k for k in space if _matters(k, backbone, arm))}.",
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(chosen.items()))
 
 
 def with_settings(train: TrainConfig, backbone: Backbone, settings: Settings) -> TrainConfig:
-    """Configuration of one backbone with other settings, see `complete`.
-
-    Args:
-        train: The run's configuration.
-        backbone: Whose settings they are.
-        settings: What changes.
-    """
+    """Configuration of one backbone with changed settings, see `complete`."""
     changes = nested(complete(train, backbone, settings))
     tree = merged(train.of(backbone).model_dump(exclude={"tuned"}), changes)
     return TrainConfig.model_validate({**tree, "backbones": (backbone,)})
 
 
 def complete(train: TrainConfig, backbone: Backbone, settings: Settings) -> dict[str, Any]:
-    """Settings, and those that follow from them.
+    """Changed settings, and those that follow from them.
 
-    To a backbone without a history of its own, augmented vectors are fields like all others: where
-    `hein.output` is `network.embedding` before, it is so afterwards. Without shared experts there
-    is nothing to align.
-
-    Args:
-        train: The run's configuration.
-        backbone: Whose settings they are.
-        settings: What changes.
+    Backbones without a history of their own treat augmented vectors as fields: if `hein.output`
+    equals `network.embedding`, it follows it. Without shared experts there is nothing to align.
     """
-    found, own = dict(settings), train.of(backbone)
+    changed, own = dict(settings), train.of(backbone)
     alike = backbone not in WITH_HISTORY and own.hein.output == own.network.embedding
-    if alike and "network.embedding" in found:
-        found.setdefault("hein.output", found["network.embedding"])
-    if found.get("hein.kind", own.hein.kind) not in ("hein", "mixture"):
-        found["hein.alignment_weight"] = 0.0
-    return found
+    if alike and "network.embedding" in changed:
+        changed.setdefault("hein.output", changed["network.embedding"])
+    if changed.get("hein.kind", own.hein.kind) not in ("hein", "mixture"):
+        changed["hein.alignment_weight"] = 0.0
+    return changed
 
 
 def values(train: TrainConfig, keys: Iterable[str]) -> dict[str, Any]:
-    """What a configuration has at some keys, JSON-ready."""
+    """JSON-ready values of some keys of a configuration."""
     content = flat(train.model_dump(mode="json"))
     return {key: content[key] for key in keys}
 
 
-def count(space: Space) -> int | None:
-    """Number of points of a space; None where there is no end of them."""
-    total = 1
-    for domain in space.values():
-        if domain.size is None:
-            return None
-        total *= domain.size
-    return total
-
-
 def _matters(key: str, backbone: Backbone, arm: Arm) -> bool:
-    """Whether a setting changes what a backbone becomes with an arm."""
+    """Whether a setting changes the result of a backbone with an arm."""
     inputs = ARMS[arm]
     section = key.partition(".")[0]
     if section in ("hein", "gate") and not inputs.uses_knowledge:

@@ -1,7 +1,7 @@
 """`reki sweep`: how much the result depends on the settings of clustering.
 
-Every point is a run of its own in `<workspace>/sweep/<changes>/`; all share the ledgers of answers
-and vectors, so that a prompt that two points have in common is asked once.
+Every point is a run of its own in `<workspace>/sweep/<changes>/`; all share the caches of answers
+and vectors, so that a prompt which several points share is sent once.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from rich.table import Table
-from rich.text import Text
 
 from reki_ray.config import RekiConfig, describe_problems
 from reki_ray.config.files import parse_yaml
 from reki_ray.config.keys import leaves, nearest
-from reki_ray.core.formats import interval
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
-from reki_ray.evaluation.comparison import BASELINE, METRICS
+from reki_ray.evaluation.comparison import METRICS
 from reki_ray.schema import SIDES
 from reki_ray.stages import pipeline
 
@@ -38,8 +35,8 @@ class SideFigures(BaseModel):
     Attributes:
         ids: Number of ids.
         clusters: Number of clusters, each one call of the LLM.
-        calls_saved: Share of the calls of individual extraction that are saved.
-        mean_similarity: Mean cosine of ids and their centres.
+        calls_saved: Share of the calls of individual extraction that clustering saves.
+        mean_similarity: Mean cosine between ids and their centres.
         smallest: Members of the smallest cluster.
         median: Members of the median cluster.
         largest: Members of the largest cluster.
@@ -55,14 +52,14 @@ class SideFigures(BaseModel):
 
 
 class Point(BaseModel):
-    """One setting and what it gave.
+    """One combination of settings and its results.
 
     Attributes:
         changes: Key of the configuration to its value.
         workspace: Folder of its run.
         users: Clusters of users.
         items: Clusters of items.
-        arms: Entries as in report.json; empty where only clustering was run.
+        arms: Entries as in report.json; empty if only clustering ran.
     """
 
     changes: dict[str, Any]
@@ -73,23 +70,23 @@ class Point(BaseModel):
 
     @property
     def calls_saved(self) -> float:
-        """Share of the calls of individual extraction that are saved, of both sides."""
+        """Share of the calls of individual extraction that clustering of both sides saves."""
         ids = self.users.ids + self.items.ids
         return 1 - (self.users.clusters + self.items.clusters) / ids
 
 
 def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporter) -> list[Point]:
-    """Run every combination of some values, and keep figures and a plot.
+    """Run every combination of values, and write a summary and a plot.
 
     Args:
-        config: What is varied.
+        config: Base configuration.
         vary: Settings as `cluster.users.min_cluster_size=4,8,16`.
-        until: `cluster` for clusters alone; `evaluate` asks, trains and measures as well.
+        until: `cluster` for clusters only; `evaluate` also extracts, trains and evaluates.
         reporter: Shows progress.
 
     Raises:
-        ConfigError: A setting is unknown or has a wrong value, or `until` is no such stage.
-        RekiError: A run failed; finished ones are skipped when the sweep is run again.
+        ConfigError: A setting is unknown or has an invalid value, or `until` is another stage.
+        RekiError: A run failed; the next sweep skips finished ones.
     """
     if until not in UNTIL:
         raise ConfigError(
@@ -98,10 +95,10 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
             todo=f"Give --until {UNTIL[0]} or --until {UNTIL[1]}.",
         )
     points = []
-    runs = list(variants(config, vary))  # all are checked before the first is run
-    Workspace(config.root).stages()  # a broken workspace is told now, not at the end
+    runs = list(variants(config, vary))  # validates all before the first run
+    Workspace(config.root).stages()  # report a broken workspace before the first run
     for number, (changes, changed) in enumerate(runs, start=1):
-        reporter.say(f"sweep: {number} of {len(runs)}: {_named(changes)}")
+        reporter.say(f"sweep: {number} of {len(runs)}: {point_name(changes)}")
         workspace = Workspace(changed.root)
         Workspace(config.root).link_caches(workspace)
         stages = pipeline.select(until=until)
@@ -114,10 +111,10 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
 def variants(
     config: RekiConfig, vary: Sequence[str]
 ) -> Iterator[tuple[dict[str, Any], RekiConfig]]:
-    """Every combination of values, as changes and the configuration with them.
+    """Yield every combination of values, as changes and the changed configuration.
 
     Raises:
-        ConfigError: A setting is unknown or has a wrong value.
+        ConfigError: A setting is unknown or has an invalid value.
     """
     keys, values = [], []
     for setting in vary:
@@ -133,7 +130,7 @@ def variants(
             values.append([parse_yaml(value) for value in given.split(",")])
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"the values of {setting!r} are no YAML: {error}",
+                f"the values of {setting!r} are not YAML: {error}",
                 where="--vary",
                 todo="Separate plain values by commas, as 4,8,16.",
             ) from error
@@ -142,28 +139,8 @@ def variants(
         yield changes, _changed(config, changes)
 
 
-def render(points: Sequence[Point]) -> Table:
-    """Points as a table for the terminal."""
-    table = Table(title="sweep", title_justify="left")
-    table.add_column("setting", overflow="fold")
-    for heading in ("calls saved", "side", "clusters", "similarity", "smallest / median / largest"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for point in points:
-        sides = [getattr(point, side) for side in SIDES]
-        arms = [_arm(entry) for entry in point.arms]
-        table.add_row(
-            Text("\n".join([_named(point.changes), *arms])),
-            f"{point.calls_saved:.1%}",
-            "\n".join(SIDES),
-            "\n".join(f"{side.clusters:,}" for side in sides),
-            "\n".join(f"{side.mean_similarity:.3f}" for side in sides),
-            "\n".join(f"{side.smallest} / {side.median:g} / {side.largest}" for side in sides),
-        )
-    return table
-
-
 def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
-    tree = config.model_dump()  # with its secrets, which JSON has not
+    tree = config.model_dump()  # with secrets, which JSON omits
     for key, value in changes.items():
         *sections, name = key.split(".")
         inner = tree
@@ -183,7 +160,7 @@ def _changed(config: RekiConfig, changes: dict[str, Any]) -> RekiConfig:
     except ValidationError as error:
         raise ConfigError(
             describe_problems(error, RekiConfig),
-            where=f"--vary {_named(changes)}",
+            where=f"--vary {point_name(changes)}",
             todo="Correct the value.",
         ) from error
 
@@ -195,14 +172,14 @@ def _point(changes: dict[str, Any], workspace: Workspace, until: str) -> Point:
     return Point(changes=changes, workspace=workspace.root, arms=arms, **sides)
 
 
-def _side(figures: dict[str, Any]) -> SideFigures:
-    sizes = figures["sizes"]
-    ids = sum(figures["size_list"])
+def _side(details: dict[str, Any]) -> SideFigures:
+    sizes = details["sizes"]
+    ids = sum(details["size_list"])
     return SideFigures(
         ids=ids,
-        clusters=figures["clusters"],
-        calls_saved=1 - figures["clusters"] / ids,
-        mean_similarity=figures["mean_similarity"],
+        clusters=details["clusters"],
+        calls_saved=1 - details["clusters"] / ids,
+        mean_similarity=details["mean_similarity"],
         smallest=sizes["min"],
         median=sizes["median"],
         largest=sizes["max"],
@@ -210,22 +187,15 @@ def _side(figures: dict[str, Any]) -> SideFigures:
 
 
 def _keep(config: RekiConfig, points: Sequence[Point]) -> str:
-    """Write the points and their plot; returns the plot's path."""
+    """Write the points and their plot, and return the plot's path."""
     from reki_ray.evaluation import plots  # imports matplotlib
 
     workspace = Workspace(config.root)
     workspace.write_json(RESULT, {"points": [point.model_dump(mode="json") for point in points]})
-    workspace.write_text(PLOT, plots.sweep([(_named(p.changes), p) for p in points]))
+    workspace.write_text(PLOT, plots.sweep([(point_name(p.changes), p) for p in points]))
     return f"{workspace.location}/{PLOT}"
 
 
-def _named(changes: dict[str, Any]) -> str:
+def point_name(changes: dict[str, Any]) -> str:
+    """Changed settings as `cluster.method=kmeans`, for people."""
     return ", ".join(f"{key}={value}" for key, value in changes.items()) or "as configured"
-
-
-def _arm(entry: dict[str, Any]) -> str:
-    against = ""
-    if entry["arm"] != BASELINE and entry["delta_auc"] is not None:
-        difference = interval(entry["delta_auc"], entry["delta_ci"], signed=True)
-        against = f", against {BASELINE} {difference}"
-    return f"  {entry['arm']}: AUC {interval(entry['auc'], None)}{against}"

@@ -1,4 +1,4 @@
-"""One trial: a run trained with other settings by the trainer of every run."""
+"""One trial: a training run with changed settings."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from reki_ray.training.worker import TrainingData, make_splits, new_bundle
 from reki_ray.tuning.space import with_settings
 
 QUALITY: Final = "quality"
-"""What a search maximises, in what a trial reports."""
+"""Key of the value that a search maximises, in a trial's reports."""
 
 ERROR: Final = "error"
-"""Why a trial has no result, in its last report."""
+"""Key of the reason why a trial has no result, in its last report."""
 
 _WORST: Final = -1e9
-"""Quality of a trial without a result, below all others; schedulers cannot take infinity."""
+"""Quality of a trial without a result; schedulers do not accept infinity."""
 
 SETTINGS: Final = "settings"
-"""Key of a trial's configuration in Ray Tune that holds its settings."""
+"""Key of the settings in a trial's Ray Tune configuration."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class TrialAssignment:
     """What all trials of a search share.
 
     Args:
-        config: What the settings of a trial change.
+        config: Base configuration.
         run: Backbone, arm and seed.
-        data: Reference to the `TrainingData`, in a list so that Ray hands it on unresolved.
+        data: Reference to the `TrainingData`, in a list so that Ray does not resolve it.
         concurrency: Trials that share a node's cores.
     """
 
@@ -50,10 +50,10 @@ class TrialAssignment:
 def train_trial(settings: dict[str, Any], assignment: TrialAssignment) -> None:
     """Train one model, and report its best epoch so far after each epoch.
 
-    Of a model that diverges an `ERROR` is reported at last, not raised: it would be tried again.
+    A model that diverges reports an `ERROR` instead of raising, which would retry the trial.
 
     Args:
-        settings: Configuration that Ray Tune hands to a trial, see `SETTINGS`.
+        settings: Ray Tune's configuration of the trial, see `SETTINGS`.
         assignment: What all trials share.
     """
     run = assignment.run

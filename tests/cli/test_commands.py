@@ -47,8 +47,8 @@ def test_unknown_option_and_unknown_stage_leave_with_2(tmp_path: Path) -> None:
     ("option", "name", "told"),
     [
         ("--arms", "magic", "train.arms"),
-        ("--backbones", "magic", "is no backbone"),
-        ("--rerankers", "prm,magic", "is no reranker"),
+        ("--backbones", "magic", "is not a backbone"),
+        ("--rerankers", "prm,magic", "is not a reranker"),
     ],
 )
 def test_evaluate_takes_names_from_its_options(

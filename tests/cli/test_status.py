@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from reki_ray.cli import status
+from reki_ray.cli.views.health import status_view
 from reki_ray.core.formats import duration
 from reki_ray.core.progress import Reporter
 from reki_ray.core.stage import STAGE_NAMES
@@ -41,7 +42,7 @@ def beat(workspace: Workspace, **changed: object) -> None:
 def shown(workspace: Workspace) -> str:
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
-        console.print(status.render(status.read(workspace)))
+        console.print(status_view(status.read(workspace)))
     return capture.get()
 
 

@@ -34,17 +34,16 @@ OTHERWISE = {
     "reki_ray/training/runs.py": {"write_run"},
     # Ray copies the folder, and names the checkpoint when the copy is whole.
     "reki_ray/training/checkpoint.py": {"write_state"},
-    "reki_ray/tuning/searcher.py": {"Suggestions.save"},
     # Object stores: a put is atomic. A link is there or not.
-    "reki_ray/core/workspace.py": {
-        *("Workspace.writing", "Workspace.replacing", "Workspace.link_caches"),
-    },
+    "reki_ray/core/storage.py": {"Storage.writing", "Storage.move"},
+    "reki_ray/core/workspace.py": {"Workspace.link_caches"},
     # A log is appended to; its lines tell whether they are whole.
     "reki_ray/events/segment_writer.py": {"SegmentWriter._create"},
     # Opens for reading.
     "reki_ray/data/compression.py": {"_arrow"},
     # Lives as long as its process.
     "deployments/ingress.py": {"_own_folder"},
+    "reki_ray/tuning/searcher.py": {"Study.__init__"},
     # `StreaKHC.save`, which is atomic.
     "reki_ray/clustering/streakhc/durable.py": {"DurableStream.snapshot"},
 }

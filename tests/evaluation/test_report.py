@@ -11,6 +11,7 @@ from jinja2 import StrictUndefined, UndefinedError
 from rich.console import Console
 
 from reki_ray import schema
+from reki_ray.cli.views.run_report import report_text
 from reki_ray.config import RekiConfig
 from reki_ray.core import formats
 from reki_ray.core.progress import Reporter
@@ -144,7 +145,7 @@ def test_what_is_not_defined_is_a_dash_in_page_and_terminal(
     assert "<b>-</b>p50" in page
     stream = io.StringIO()
     content = report.gather(config, workspace)
-    Console(file=stream, width=160).print(report.render_text(content, workspace))
+    Console(file=stream, width=160).print(report_text(content, workspace))
     for text in (re.sub("<style>.*?</style>", "", page, flags=re.DOTALL), stream.getvalue()):
         assert not re.search(r"None|\bnan\b|built-in|object at|null", text)
         assert "din: reki_c against title_text: not measured" in text
@@ -155,7 +156,7 @@ def test_terminal_shows_the_table_and_the_scored_request(
 ) -> None:
     stream = io.StringIO()
     content = report.gather(config, finished)
-    Console(file=stream, width=160).print(report.render_text(content, finished))
+    Console(file=stream, width=160).print(report_text(content, finished))
     text = stream.getvalue()
     for part in (
         *VERDICTS,
@@ -183,7 +184,7 @@ def test_rerankers_are_shown_beside_the_initial_order(
     page = finished.local_path(REPORT_HTML).read_text(encoding="utf-8")
     stream = io.StringIO()
     content = report.gather(config, finished)
-    Console(file=stream, width=160).print(report.render_text(content, finished))
+    Console(file=stream, width=160).print(report_text(content, finished))
     for text in (page.replace("<small>", " "), stream.getvalue()):  # intervals have a line there
         for part in (*shown, ahead):
             assert part in text
@@ -202,9 +203,9 @@ def test_the_shown_request_goes_to_where_the_service_is(
     edge = {"allow_anonymous": True}
     content = report.gather(config, finished)
     content["config"]["serve"] |= {"host": host, "port": port, "edge": edge}
-    assert report._example(content).startswith(command)
+    assert report.scored_example(content).startswith(command)
     edge["allow_anonymous"] = False
-    assert "--oauth2-bearer $REKI_TOKEN" in report._example(content)
+    assert "--oauth2-bearer $REKI_TOKEN" in report.scored_example(content)
 
 
 def test_missing_figures_are_shown_as_missing() -> None:

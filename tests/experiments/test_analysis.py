@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 from scipy.stats import bootstrap, dirichlet_multinomial, multinomial, norm
 
+from reki_ray.cli.views.published import ab_table
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import Event, EventLog
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.events.segment_writer import SegmentWriter
-from reki_ray.experiments.analysis import AbResult, VariantResult, ab, compared, render
+from reki_ray.experiments.analysis import AbResult, VariantResult, ab, compared
 from reki_ray.experiments.experiment import EXPERIMENT, Experiment, Variant
 from reki_ray.experiments.exposures import Exposure
 from reki_ray.experiments.user_hash import open_hasher
@@ -98,7 +99,7 @@ def logs(tmp_path: Path) -> Logs:
 
 def printed(result: AbResult) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(render(result))
+    console.print(ab_table(result))
     return console.export_text()
 
 
@@ -143,7 +144,7 @@ def test_a_planted_sample_ratio_mismatch_is_reported(logs: Logs) -> None:
     result = ab(logs.root)
     assert result.srm
     assert "SAMPLE RATIO MISMATCH" in printed(result)
-    assert "before you believe any lift" in printed(result)
+    assert "before you trust any lift" in printed(result)
 
 
 def test_duplicates_count_once(logs: Logs) -> None:
@@ -179,7 +180,7 @@ def test_clicks_on_what_was_not_shown_do_not_count(logs: Logs) -> None:
     result = ab(logs.root)
     assert counts(result)[0] == (2, 2, 0)
     assert result.unmatched_clicks == 5
-    assert "5 clicks are on what the experiment did not show" in printed(result)
+    assert "5 clicks on items that the experiment did not show" in printed(result)
 
 
 def test_only_the_asked_types_of_events_are_clicks(logs: Logs) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
+from reki_ray.cli.views.published import experiment_table
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.experiments.bucketing import SLOTS, Ranges, allot, rounded
 from reki_ray.experiments.experiment import (
@@ -20,7 +21,6 @@ from reki_ray.experiments.experiment import (
     Experiment,
     Variant,
     load_experiment,
-    render,
     slot_of,
     start_experiment,
     stop_experiment,
@@ -185,7 +185,7 @@ def test_a_stopped_experiment_is_kept_and_goes_on_with_its_users(root: Path) -> 
     assert load_experiment(root) is None
     assert load_experiment(root, "test") == ended
     assert ended.ended_at is not None
-    assert [render(one).title for one in (started, ended)] == [
+    assert [experiment_table(one).title for one in (started, ended)] == [
         "Experiment test, running",
         "Experiment test, ended",
     ]

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from reki_ray import schema
+from reki_ray.cli.views.published import import_table
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.extraction import import_report
-from reki_ray.extraction.import_report import import_knowledge, render
+from reki_ray.extraction.import_report import import_knowledge
 from reki_ray.extraction.knowledge_import import IMPORTED, identify, imported_address, read_imported
 from reki_ray.schema import SubjectKind
 from tests.conftest import TinyConfig
@@ -159,7 +160,7 @@ def test_every_entry_is_imported_or_counted(workspace: Workspace, tmp_path: Path
         ("item", "m1", "*"): "newest",
         ("item", "m9", "*"): "fine \U0001f44d  end",
     }
-    assert render(report)
+    assert import_table(report)
 
 
 def test_batches_do_not_matter(

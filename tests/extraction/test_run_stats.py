@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
 from reki_ray.cli import status
+from reki_ray.cli.views.health import status_view
 from reki_ray.config import ExtractConfig, PriceConfig, VllmEngine
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
@@ -151,7 +152,7 @@ def test_status_shows_the_figures_of_a_running_extract(workspace: Workspace) -> 
     )
     console = Console(file=io.StringIO(), width=200)
     with console.capture() as capture:
-        console.print(status.render(found))
+        console.print(status_view(found))
     shown = capture.get()
     assert "9 answered, 1 dead, 90 left, 7 from the ledger" in shown
     assert "20 generated/s in the last minute" in shown

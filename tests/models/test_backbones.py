@@ -174,7 +174,7 @@ def test_configuration_names_exactly_the_backbones_that_there_are() -> None:
 
 
 def test_unknown_backbone_is_a_wrong_configuration() -> None:
-    with pytest.raises(ValueError, match="is no backbone"):
+    with pytest.raises(ValueError, match="is not a backbone"):
         TrainConfig.model_validate({"backbones": ["dcn"]})
     with pytest.raises(ConfigError, match="cannot import"):
         build_backbone("nowhere:Network", CONFIG, 0, 0)

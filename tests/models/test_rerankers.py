@@ -260,7 +260,7 @@ def test_configuration_names_exactly_the_rerankers_that_there_are() -> None:
 
 
 def test_wrong_configurations_are_refused() -> None:
-    with pytest.raises(ValueError, match="is no reranker"):
+    with pytest.raises(ValueError, match="is not a reranker"):
         TrainConfig.model_validate({"rerankers": ["listnet"]})
     with pytest.raises(ValueError, match="names one of them twice"):
         TrainConfig.model_validate({"rerankers": ["prm", "prm"]})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from reki_ray.cli.views.run_report import report_text
 from reki_ray.config import RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import REPORT_HTML, REPORT_JSON, StageEntry, Workspace
@@ -104,7 +105,7 @@ def whole_run(
     content = workspace.read_json(REPORT_JSON)
     json.dumps(content, allow_nan=False)
     stream = io.StringIO()
-    Console(file=stream, width=200).print(report.render_text(content, workspace))
+    Console(file=stream, width=200).print(report_text(content, workspace))
     return content, stream.getvalue()
 
 

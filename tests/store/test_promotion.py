@@ -18,6 +18,7 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
+from reki_ray.cli.views.published import versions_table
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.store import admin as commands
@@ -427,7 +428,7 @@ def test_an_empty_store_is_shown_as_one(tmp_path: Path) -> None:
 def _text(found: commands.Versions) -> str:
     console = Console(width=400)
     with console.capture() as capture:
-        console.print(commands.render(found))
+        console.print(versions_table(found))
     return capture.get()
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from optuna.trial import TrialState
 from pydantic import ValidationError
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from reki_ray.cli.views.trials import search_tables
 from reki_ray.config import Domain, HeinConfig, RekiConfig, TrainConfig, TuneConfig, load_config
 from reki_ray.config.keys import flat, merged, nested
 from reki_ray.config.network import BACKBONES
@@ -21,8 +23,8 @@ from reki_ray.errors import ConfigError
 from reki_ray.training.runs import Run, fingerprint
 from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search, Trial
-from reki_ray.tuning.searcher import Suggestions, decoded, encoded, sampler, within
-from reki_ray.tuning.trial import ERROR, QUALITY, SETTINGS
+from reki_ray.tuning.searcher import decoded, encoded, open_study, within
+from reki_ray.tuning.trial import SETTINGS
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -77,7 +79,7 @@ def test_configuration_narrows_and_widens_the_space() -> None:
         ({"learning_rate": {"loguniform": [0, 1]}}, "needs bounds above 0"),
         ({"learning_rate": {"uniform": [2, 1]}}, "is empty"),
         ({"learning_rate": {"uniform": [1, 2], "int": [1, 2]}}, "not uniform, int"),
-        ({"learning_rate": {}}, "none of them"),
+        ({"learning_rate": {}}, "not none"),
         ({"learning_rate": {"choice": []}}, "choice is empty"),
     ],
 )
@@ -136,7 +138,7 @@ def test_tuned_settings_hold_for_their_backbone_alone() -> None:
             {"dcnv2": {"network": {"embedding": 16}}},
             "dcnv2: its settings: Value error, train.h",
         ),
-        ({"dine": {}}, "'dine' is no backbone"),
+        ({"dine": {}}, "'dine' is not a backbone"),
     ],
 )
 def test_impossible_tuned_settings_are_refused(tuned: dict[str, Any], message: str) -> None:
@@ -181,23 +183,56 @@ def test_best_settings_are_written_and_read_by_a_configuration(
         results.check_target(tmp_path / "one.yaml", ["din", "dcnv2"])
 
 
-def test_nothing_is_suggested_twice_and_a_searched_space_ends() -> None:
+def test_nothing_is_suggested_twice_and_a_searched_space_ends(workspace: Workspace) -> None:
     domains = {"history": Domain(choice=(10, 20)), "network.mlp": Domain(choice=([8], [16, 8]))}
     known = Trial(number=0, settings={"history": 10, "network.mlp": [8]}, quality=0.6)
-    search = a_search(space=domains, trials=[known])
-    configured = {"history": 30, "network.mlp": [8]}  # no point of the space
-    made = Suggestions(sampler(search), search, configured)
-    given = []
-    for number in range(4):
-        suggestion = made.suggest(str(number))
-        assert isinstance(suggestion, dict)
-        given.append(suggestion[SETTINGS])
-        made.on_trial_complete(str(number), {QUALITY: 0.5, "training_iteration": 1})
-    assert given[0] == configured
-    points = [{"history": h, "network.mlp": m} for h in (10, 20) for m in ([8], [16, 8])]
-    assert sorted(map(str, given[1:])) == sorted(map(str, points[1:]))
-    assert str(made.suggest("5")) == Searcher.FINISHED
-    assert space.count(domains) == 4
+    search = a_search(space=domains)
+    configured = {"history": 30, "network.mlp": [8]}  # not a point of the space
+    with open_study(search, workspace) as study:
+        study.start("known", known.settings)
+        study.finish("known", known)
+        study.configured = configured
+        suggested = []
+        for number in range(4):
+            suggestion = study.suggest(str(number))
+            assert isinstance(suggestion, dict)
+            suggested.append(suggestion[SETTINGS])
+            settings = suggestion[SETTINGS]
+            study.finish(str(number), Trial(number=number + 1, settings=settings, quality=0.5))
+        assert suggested[0] == configured
+        points = [{"history": h, "network.mlp": m} for h in (10, 20) for m in ([8], [16, 8])]
+        assert sorted(map(str, suggested[1:])) == sorted(map(str, points[1:]))
+        assert str(study.suggest("5")) == Searcher.FINISHED
+    assert search.size == 4
+    with open_study(a_search(space=domains), workspace) as study:
+        assert study.start("6") is None
+
+
+def test_trials_survive_a_kill_and_those_of_an_earlier_release_are_taken_over(
+    workspace: Workspace,
+) -> None:
+    trials = [
+        Trial(number=0, settings={"history": 30, "network.dropout": 0.1}, quality=0.6),
+        Trial(number=1, settings={"history": 10, "network.dropout": 0.5}, quality=0.7),
+        Trial(number=2, settings={"history": 20, "network.dropout": 0.2}, status="failed"),
+    ]
+    old = a_search(trials=trials)
+    workspace.write_json(f"tune/{old.name}.json", old.model_dump(mode="json"))
+    resumed = a_search()
+    with open_study(resumed, workspace) as study:
+        assert resumed == old
+        study.start("a")  # killed: neither has ended
+        study.start("b")
+        settings = study.start("c")
+        assert settings is not None
+        study.finish("c", Trial(number=3, settings=dict(settings), quality=0.8))
+    again = a_search()
+    with open_study(again, workspace):
+        assert again.trials == resumed.trials
+    assert [trial.number for trial in again.tried] == [0, 1, 3]
+    workspace.write_text(f"tune/{old.name}.journal", "no journal")
+    with pytest.raises(ConfigError, match="cannot be read"), open_study(a_search(), workspace):
+        pass
 
 
 def test_points_survive_the_way_to_optuna_and_back() -> None:
@@ -209,20 +244,20 @@ def test_points_survive_the_way_to_optuna_and_back() -> None:
     assert not within(domains, {"history": 3})
 
 
-def test_a_diverged_trial_is_not_suggested_again_and_the_sampler_hears_no_figure_of_it() -> None:
+def test_a_diverged_trial_is_not_suggested_again_and_the_sampler_ignores_it(
+    workspace: Workspace,
+) -> None:
     domains = {"history": Domain(choice=(10, 20))}
     diverged = Trial(number=0, settings={"history": 10}, status="diverged", error="diverged in ...")
     failed = Trial(number=1, settings={"history": 20}, status="failed", error="no memory")
     search = a_search(space=domains, trials=[diverged, failed])
-    assert (search.finished, search.settled) == ([], [diverged])
-    made = Suggestions(sampler(search), search, None)
-    suggestion = made.suggest("a")
-    assert isinstance(suggestion, dict)
-    assert suggestion[SETTINGS] == {"history": 20}
-    worst = {QUALITY: -1e9, ERROR: "diverged in epoch 1", "training_iteration": 1}
-    made.on_trial_result("a", worst)
-    made.on_trial_complete("a", worst)
-    assert str(made.suggest("b")) == Searcher.FINISHED
+    assert (search.finished, search.tried) == ([], [diverged])
+    workspace.write_json(f"tune/{search.name}.json", search.model_dump(mode="json"))
+    with open_study(search, workspace) as study:
+        assert study.start("a") == {"history": 20}
+        study.finish("a", Trial(number=2, settings={"history": 20}, status="diverged", error="..."))
+        assert study.start("b") is None
+        assert not study.optuna_study.get_trials(states=[TrialState.COMPLETE])
 
 
 def test_without_an_auc_the_log_loss_is_told_and_selects() -> None:
@@ -232,7 +267,7 @@ def test_without_an_auc_the_log_loss_is_told_and_selects() -> None:
     ]
     search = a_search(trials=trials)
     assert search.best is search.trials[1]
-    assert results.measured(search.best) == "log-loss 0.5000"
+    assert search.best.score == "log-loss 0.5000"
     stream = io.StringIO()
-    Console(file=stream, width=120).print(results.render([search]))
+    Console(file=stream, width=120).print(search_tables([search]))
     assert stream.getvalue().index("0.5000") < stream.getvalue().index("0.7000")

@@ -7,11 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
+from reki_ray.cli.views.trials import sweep_table
 from reki_ray.config import RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.errors import ConfigError
 from reki_ray.evaluation import plots
-from reki_ray.tuning.sweep import Point, SideFigures, render, sweep, variants
+from reki_ray.tuning.sweep import Point, SideFigures, sweep, variants
 from tests.conftest import TinyConfig
 
 
@@ -40,7 +41,7 @@ def test_every_combination_is_a_run_of_its_own(tiny_config: TinyConfig) -> None:
         ("cluster.users.min_cluster_size", "names no values"),
         ("cluster.users.size=4", "there is no setting"),
         ("cluster.users.min_clusters=4", "the nearest is 'cluster.users.min_cluster_size'"),
-        ("cluster.method=[kmeans", "are no YAML"),
+        ("cluster.method=[kmeans", "are not YAML"),
         ("cluster.users.min_cluster_size.deep=4", "there is no setting"),
         ("cluster.users.min_cluster_size=1", "min_cluster_size"),
         ("cluster.method=forest", "method"),
@@ -66,6 +67,6 @@ def test_arms_without_an_auc_are_shown_without_one() -> None:
     measured = {**entry, "arm": "base", "auc": 0.7, "auc_ci": [0.6, 0.8]}
     points = [Point(changes={}, workspace="w", arms=[entry, measured], users=side, items=side)]
     stream = io.StringIO()
-    Console(file=stream, width=200).print(render(points))
+    Console(file=stream, width=200).print(sweep_table(points))
     assert "reki_c: AUC - " in stream.getvalue()
     assert plots.sweep([("as configured", points[0])]).startswith("<svg")

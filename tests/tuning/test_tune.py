@@ -19,8 +19,8 @@ from reki_ray.stages import train as train_stage
 from reki_ray.training import runs
 from reki_ray.training.dataset import read_dataset
 from reki_ray.tuning import space
-from reki_ray.tuning.results import Search
 from reki_ray.tuning.search import search
+from reki_ray.tuning.searcher import open_study
 from tests.conftest import TinyConfig
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -69,8 +69,9 @@ def test_search_resumes_and_never_reads_the_test_split(
     [more] = search(config_of(tiny_config, 3), "fair_base", reporter, out=out)
     assert more.trials[:2] == first.trials
     assert len({str(trial.settings) for trial in more.trials}) == 3
-    kept = Search.model_validate(workspace.read_json(more.path))
-    assert kept == more
+    kept = more.model_copy(update={"trials": []})
+    with open_study(kept, workspace):
+        assert kept == more
 
     tuned = yaml.safe_load((out / "din.yaml").read_text())
     assert tuned["din"]["learning_rate"] == more.best.settings["learning_rate"]
@@ -92,7 +93,7 @@ def test_a_trial_that_diverges_counts_as_tried_and_never_as_best(
     )
     ingested(config)
     [found] = search(config, "fair_base", reporter)
-    assert len(found.trials) == len(found.settled) == 4
+    assert len(found.trials) == len(found.tried) == 4
     worst = found.trials[0]
     assert (worst.status, worst.quality) == ("diverged", None)
     assert worst.error.startswith("diverged in epoch 1: ")

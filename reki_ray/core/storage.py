@@ -1,0 +1,198 @@
+"""Files of a workspace, local or on any fsspec filesystem, with errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import pyarrow.fs as pafs
+from filelock import FileLock, Timeout
+
+from reki_ray.core import atomic
+from reki_ray.core.strict_json import strict_json
+from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
+
+
+class Storage:
+    """A folder, local or on any fsspec filesystem.
+
+    Args:
+        root: Folder or URL, as `runs/demo` or `s3://bucket/demo`.
+
+    Raises:
+        ConfigError: The URL is of an unknown kind, or the package for it is not installed.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root).rstrip("/")
+        try:
+            self.filesystem, base = fsspec.core.url_to_fs(self.root)
+        except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"the workspace cannot be opened: {error}",
+                where=self.root,
+                todo="Install the package that the message names, as s3fs for s3://, or set "
+                "`workspace` to a folder or a URL that fsspec knows.",
+            ) from error
+        self._base = base.rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine's own filesystem."""
+        protocol = self.filesystem.protocol
+        return "file" in (protocol if isinstance(protocol, tuple) else (protocol,))
+
+    @property
+    def location(self) -> str:
+        """Root for other processes: an absolute path, or the URL."""
+        return os.path.abspath(self._base) if self.is_local else self.root
+
+    @property
+    def arrow_filesystem(self) -> pafs.FileSystem:
+        """The filesystem for pyarrow and Ray Data."""
+        if self.is_local:
+            return pafs.LocalFileSystem()
+        return pafs.PyFileSystem(pafs.FSSpecHandler(self.filesystem))
+
+    def path(self, *parts: str) -> str:
+        """Path below the root, as the filesystem expects it."""
+        return "/".join([self._base, *parts])
+
+    def local_path(self, *parts: str) -> Path:
+        """Path below a local root.
+
+        Raises:
+            ConfigError: The root is remote.
+        """
+        if not self.is_local:
+            raise ConfigError(
+                "this needs a workspace on the local disk",
+                where=self.root,
+                todo="Copy the workspace to this machine, or set `workspace` to a local folder.",
+            )
+        return Path(self.path(*parts))
+
+    def exists(self, *parts: str) -> bool:
+        """Whether there is a file or folder of this path."""
+        with self.guarded("read"):
+            return bool(self.filesystem.exists(self.path(*parts)))
+
+    @contextlib.contextmanager
+    def writing(self, *parts: str) -> Iterator[BinaryIO]:
+        """Open a file for writing that replaces the old one when the block ends, see `atomic`.
+
+        Raises:
+            OSError: The disk refuses; the old file stays.
+        """
+        target = self.path(*parts)
+        if self.is_local:
+            with atomic.writing(Path(target)) as file:
+                yield file
+            return
+        # An object store's put is atomic, but closing a half-written stream would put that half.
+        with tempfile.TemporaryDirectory() as folder:
+            with Path(folder, "file").open("wb") as file:
+                yield file
+            self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+            self.filesystem.put_file(f"{folder}/file", target)
+
+    def write_json(self, relative: str, content: Any) -> None:
+        """Write a JSON document atomically."""
+        self.write_text(relative, strict_json(content, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, relative: str, content: str) -> None:
+        """Write a text document atomically."""
+        with self.guarded("written"), self.writing(relative) as sink:
+            sink.write(content.encode())
+
+    def read_json(self, relative: str) -> Any:
+        """Read a JSON document.
+
+        Raises:
+            DataError: It is missing or damaged.
+        """
+        try:
+            with self.guarded("read"):
+                content = self.filesystem.cat_file(self.path(relative))
+            return json.loads(content)
+        except FileNotFoundError as error:
+            raise DataError(
+                "the document does not exist",
+                where=self.path(relative),
+                todo=f"Run `reki {relative.partition('/')[0].removesuffix('.json')}` first.",
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"the document is damaged: {error}",
+                where=self.path(relative),
+                todo="Delete it and run the stage that writes it again.",
+            ) from error
+
+    def move(self, source: str, target: str) -> None:
+        """Move a file or folder of this filesystem, as `path` writes them."""
+        with self.guarded("written"):
+            if self.is_local:
+                atomic.move(Path(source), Path(target))
+            else:
+                self.filesystem.mv(source, target, recursive=True)
+
+    def remove(self, relative: str) -> None:
+        """Remove a file or folder if it exists; an empty path removes the root."""
+        target = self.path(relative) if relative else self._base
+        with self.guarded("written"):
+            if self.filesystem.exists(target):
+                self.filesystem.rm(target, recursive=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second run out of a local workspace.
+
+        Raises:
+            ConfigError: Another process runs on this workspace.
+            EngineError: The workspace cannot be written.
+        """
+        if not self.is_local:  # object stores have no locks; each run there has its own folder
+            yield
+            return
+        lock = FileLock(self.path(".lock"))
+        with self.guarded("written"):
+            atomic.make_folder(Path(self._base))
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ConfigError(
+                    "another run is working on this workspace",
+                    where=self.location,
+                    todo="Wait for it (`reki status`), or give this run another --workspace.",
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def guarded(self, action: str) -> Iterator[None]:
+        """Turn errors of the storage into an `EngineError`.
+
+        Args:
+            action: read or written; when reading, `FileNotFoundError` passes unchanged.
+        """
+        try:
+            yield
+        except Exception as error:
+            known = (RekiError, FileNotFoundError) if action == "read" else RekiError
+            # Remote filesystems raise errors of their own libraries.
+            if isinstance(error, known) or (self.is_local and not isinstance(error, OSError)):
+                raise
+            raise EngineError(
+                f"the workspace cannot be {action}: {str(error) or type(error).__name__}",
+                where=self.location,
+                todo="Free some space, check the rights of this folder or the access to its "
+                "storage, or give another --workspace.",
+            ) from error
