@@ -51,9 +51,7 @@ class Experiment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=_NAME, description="Name of the experiment.")
-    salt: str = Field(
-        min_length=1, max_length=128, description="Changes the division of users."
-    )
+    salt: str = Field(min_length=1, max_length=128, description="Changes the division of users.")
     variants: tuple[Variant, ...] = Field(
         min_length=1, description="The first is the base of comparison."
     )
@@ -67,9 +65,7 @@ class Experiment(BaseModel):
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(
-                f"variants need distinct names, but {', '.join(twice)} is repeated"
-            )
+            raise ValueError(f"variants need distinct names, but {', '.join(twice)} is repeated")
         total = sum(variant.share for variant in self.variants)
         if abs(total - 1) > _TOLERANCE:
             raise ValueError(f"the shares must sum to 1, not {total:g}")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
-from reki_ray.data.raw import RawTable
+from reki_ray.data.raw_tables import RawTable
 from reki_ray.errors import DataError
 
 HEADER = ("a", "b")
