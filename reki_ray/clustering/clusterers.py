@@ -62,13 +62,7 @@ class KMeansClusterer(Clusterer):
 def build_clusterer(
     config: ClusterConfig, side: SideClusterConfig, rows: int, map_parts: MapParts = map_here
 ) -> Clusterer:
-    """Build the configured clusterer of one side.
-
-    Args:
-        config: Method and its settings.
-        side: Sizes.
-        rows: Number of rows to group.
-        map_parts: Runs HDBSCAN on the parts of many rows.
+    """Build the configured clusterer of one side of so many rows.
 
     Raises:
         ConfigError: StreaKHC's tree is too small for the number of clusters.

@@ -85,13 +85,8 @@ def place(
     """Put new ids into the nearest cluster, and move those whose nearest centre changed.
 
     An id whose nearest centre is unchanged stays, even if it belongs to another cluster: density
-    methods place many ids elsewhere, and that is not drift.
-
-    Args:
-        ids: N distinct ids.
-        vectors: (N, d), rows of unit length.
-        earlier: The clusters to start from.
-        min_similarity: Lowest cosine of an id to its centre; clusters are split to keep it.
+    methods place many ids elsewhere, and that is not drift. Clusters are split to keep
+    `min_similarity`, the lowest cosine of an id to its centre. Vectors (N, d) have unit length.
     """
     names = sorted(set(earlier.clusters))
     label_of = {name: label for label, name in enumerate(names)}

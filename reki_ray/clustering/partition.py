@@ -34,18 +34,7 @@ def fit_parts(
     min_size: int,
     map_parts: MapParts,
 ) -> np.ndarray:
-    """Cluster part by part.
-
-    Args:
-        points: (N, k).
-        fit: Labels (n,) of the points of one part.
-        part_rows: Most rows of a part.
-        min_size: Smallest cluster, members.
-        map_parts: Applies `fit` to all parts.
-
-    Returns:
-        (N,) int64 labels, `NOISE` included.
-    """
+    """Cluster points (N, k) part by part: (N,) int64 labels, `NOISE` included."""
     parts, gaps = cut_at_medians(points, part_rows)
     labels = np.full(len(points), NOISE, dtype=np.int64)
     part_of = np.empty(len(points), dtype=np.int32)
@@ -59,14 +48,9 @@ def fit_parts(
 
 
 def cut_at_medians(points: np.ndarray, part_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Halve rows along the axis of largest variance until parts are small enough.
+    """Halve points (N, k) along the axis of largest variance until parts are small enough.
 
-    Args:
-        points: (N, k).
-        part_rows: Most rows of a part.
-
-    Returns:
-        The rows of each part, and (N,) the distance of each row to its nearest cut.
+    Returns the rows of each part, and (N,) the distance of each row to its nearest cut.
     """
     gaps = np.full(len(points), np.inf, dtype=np.float32)
 

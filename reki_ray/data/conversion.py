@@ -33,11 +33,7 @@ _ROWS: Final = 65_536
 
 
 def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """Text of a column, stripped.
-
-    Args:
-        column: Strings, numbers, booleans or times, (N,).
-        where: Name of the column for the error message.
+    """Strip the text of a column of strings, numbers, booleans or times; `where` is for the error.
 
     Returns:
         Strings with null for empty cells (N,), and the mask (N,) of cells that are not UTF-8.
@@ -59,12 +55,7 @@ def to_id(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.n
 def to_number(
     column: pa.ChunkedArray, *, where: str, decimal: str = "."
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of a column.
-
-    Args:
-        column: Numbers or text, (N,).
-        where: Name of the column for the error message.
-        decimal: Decimal mark of numbers in text.
+    """Convert a column of numbers, or of text with a decimal mark.
 
     Returns:
         Values (N,) float64, NaN if missing; mask (N,) of missing cells; mask (N,) of cells that are

@@ -71,16 +71,9 @@ class _FilePart(NamedTuple):
 def read_delimited(
     kind: TableKind, paths: Sequence[Path], layout: TextFormat, required: Sequence[str]
 ) -> RawTable:
-    """Read text files, compressed or not.
+    """Read all columns of text files, compressed or not, as strings.
 
-    Args:
-        kind: The table they contain.
-        paths: Files, each with a header unless the layout has one.
-        layout: Separator, quoting, encoding.
-        required: Columns that each file must have.
-
-    Returns:
-        All columns as strings.
+    Each file needs the required columns, and a header unless the layout has one.
 
     Raises:
         DataError: A file is missing or damaged, or lacks a column; or none has rows.

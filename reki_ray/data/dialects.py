@@ -80,18 +80,7 @@ def header_hint(
     layout: TextFormat,
     following: Sequence[str] = (),
 ) -> str:
-    """Suggest settings for a header that lacks columns.
-
-    Args:
-        line: The header as in the file.
-        header: Its fields under `layout`.
-        required: Columns that it should have.
-        layout: The layout that does not fit.
-        following: Lines after it.
-
-    Returns:
-        A sentence, or an empty string.
-    """
+    """Suggest settings for a header line without required columns, or an empty string."""
     if hint := _other_kind(line):
         return hint
     for quote in _QUOTES:
@@ -144,17 +133,7 @@ def encoding_hint(line: str) -> str:
 
 
 def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width: int) -> str:
-    """Suggest settings for rejected lines.
-
-    Args:
-        reason: Of their rejection.
-        lines: Samples.
-        layout: The layout that does not fit.
-        width: Number of columns.
-
-    Returns:
-        A sentence, or an empty string.
-    """
+    """Suggest settings for sample lines rejected for a reason, or an empty string."""
     if reason == WRONG_ENCODING:
         return encoding_hint("")
     if reason == BROKEN_QUOTES and any(f"\\{layout.quote}" in line for line in lines):

@@ -132,9 +132,7 @@ class Inbox:
     def add(self, files: BatchFiles, config: DataConfig) -> KeptBatch:
         """Check and store a batch; not safe for concurrent callers.
 
-        Args:
-            files: Its files; columns are named as in `data.source.columns`, or as in the tables.
-            config: Valid ranges, and the allowed share of unusable rows.
+        Columns are named as in `data.source.columns`, or as in the tables.
 
         Raises:
             DataError: A file is missing or damaged, lacks a column, or has too many unusable rows.

@@ -28,11 +28,6 @@ _MAGIC: Final = b"PAR1"
 def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
     """Read columns of Parquet files; others, often images or vectors, are never loaded.
 
-    Args:
-        kind: The table they contain.
-        paths: Files.
-        required: Columns to read; each file must have them.
-
     Raises:
         DataError: A file is missing or damaged (footer or page), or lacks a column, or the files
             disagree about the type of a column.

@@ -97,13 +97,7 @@ class CheckedTable:
 def finish_check(
     mapped: MappedTable, rejections: Rejections, rows: pa.Table, notes: Iterable[str] = ()
 ) -> CheckedTable:
-    """Split a table into usable and rejected rows.
-
-    Args:
-        mapped: The table as read.
-        rejections: Of its rows.
-        rows: All rows in the table's schema; rejected ones may have any content.
-        notes: See `CheckedTable`.
+    """Split a table as read from all its rows in the table's schema; rejected ones may be invalid.
 
     Raises:
         DataError: The numbers of rows do not reconcile, which is a bug.
@@ -147,15 +141,10 @@ def save_quarantine(
 def enforce_threshold(
     workspace: Workspace, tables: Mapping[TableKind, CheckedTable], config: DataConfig
 ) -> None:
-    """Stop an ingest with too many unusable rows.
-
-    Args:
-        workspace: Keeps the quarantined rows on failure, under ingest-quarantine/.
-        tables: All checked tables, catalogues first.
-        config: Allowed shares of rejected rows.
+    """Stop an ingest with too many unusable rows, keeping them under ingest-quarantine/.
 
     Raises:
-        DataError: A table exceeds them, or has no usable row at all.
+        DataError: A table (catalogues first) exceeds the allowed shares, or has no usable row.
     """
     failed = [
         (checked, problem) for checked in tables.values() if (problem := _too_many(checked, config))
@@ -200,14 +189,10 @@ def _too_many(checked: CheckedTable, config: DataConfig) -> str:
 
 
 def require_reasons(tables: Mapping[TableKind, CheckedTable], named: Iterable[str]) -> None:
-    """Reject configured shares of reasons that do not exist.
-
-    Args:
-        tables: All checked tables of a data set.
-        named: Reasons in the configuration.
+    """Reject configured shares of reasons that no check of the tables has.
 
     Raises:
-        ConfigError: No check has such a reason.
+        ConfigError: There is such a reason.
     """
     known = dict.fromkeys(r for checked in tables.values() for r in checked.known_reasons)
     for reason in named:

@@ -171,13 +171,7 @@ class DataSource(Protocol):
 def require_columns(
     present: Sequence[str], required: Sequence[str], *, where: str, hint: str = ""
 ) -> None:
-    """Check the header of a file.
-
-    Args:
-        present: Columns of the file.
-        required: Columns that it must have, once.
-        where: The file.
-        hint: A sentence on what the user can do besides naming columns.
+    """Check that the header of a file has the required columns, once; `hint` joins the error.
 
     Raises:
         DataError: A required column is missing or repeated.
@@ -198,14 +192,9 @@ def require_columns(
 
 
 def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[int, _T]]:
-    """Read the files of a table.
+    """Read the files of a table: index and content of each readable one, at least one.
 
-    Args:
-        paths: Files.
-        read: Reads a file; raises `EmptyFileError` if it cannot and no row is lost.
-
-    Returns:
-        Index and content of each readable file, at least one.
+    `read` raises `EmptyFileError` if a file cannot be read and no row is lost.
 
     Raises:
         EmptyFileError: No file could be read.

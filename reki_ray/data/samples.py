@@ -51,13 +51,7 @@ def sort_interactions(interactions: pa.Table) -> pa.Table:
 def build_samples(
     interactions: pa.Table, users: pa.Array, items: pa.Array, config: SplitConfig
 ) -> SampleTables:
-    """Divide interactions by the rules of section `split`.
-
-    Args:
-        interactions: Rows in the order of `sort_interactions`.
-        users: All user ids, in any order.
-        items: All item ids, in any order.
-        config: Section `split`.
+    """Divide interactions, sorted by `sort_interactions`, by the rules of section `split`.
 
     Raises:
         DataError: A split has no sample.

@@ -89,26 +89,16 @@ def divide(timeline: Timeline, config: SplitConfig) -> Division:
 
 
 def prompt_cuts(counts: np.ndarray, longest: int, share: float) -> np.ndarray:
-    """Length (U,) of the prompt history: min(longest, floor(share * count)).
-
-    Args:
-        counts: Interactions of each user, (U,).
-        longest: Upper bound, interactions.
-        share: Upper bound as a share of the user's interactions.
-    """
+    """Length (U,) of the prompt history: min(longest, floor(share * counts))."""
     # The small term keeps 0.1 * 30 = 2.9999... from losing an interaction.
     return np.minimum(longest, np.floor(counts * share + 1e-9).astype(np.int64))
 
 
 def user_splits(eligible: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """Draw the split of each user among those with samples.
+    """Draw the split of each user among the eligible ones (U,), those with samples.
 
-    Args:
-        eligible: Users with at least one sample, (U,) bool.
-        config: Ratios and seed. Of three users or more, every split gets at least one.
-
-    Returns:
-        Index into `SPLITS`, (U,); users without samples are in the first.
+    Of three users or more, every split gets at least one. Returns indices into `SPLITS` (U,); users
+    without samples are in the first.
     """
     users = np.random.default_rng(config.seed).permutation(np.flatnonzero(eligible))
     size = len(users)
@@ -121,14 +111,9 @@ def user_splits(eligible: np.ndarray, config: SplitConfig) -> np.ndarray:
 
 
 def time_thresholds(timestamps: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """Ends of the training and the validation period.
+    """Exclusive ends (2,) of the training and validation periods, from sample times (S,).
 
-    Args:
-        timestamps: Of all samples, (S,), seconds.
-        config: Ratios.
-
-    Returns:
-        Two exclusive ends (2,), seconds; equal times stay together, in the later split.
+    Equal times stay together, in the later split.
     """
     if not len(timestamps):
         return np.zeros(2, dtype=np.int64)

@@ -73,18 +73,10 @@ def check_interactions(
     users: pa.ChunkedArray | None,
     items: pa.ChunkedArray,
 ) -> CheckedTable:
-    """Check interactions: known users and items, in range, no duplicates.
+    """Check interactions: known users (None without a users table) and items, in range, unique.
 
-    Args:
-        table: The table as read.
-        config: Valid ranges and the threshold of a positive label.
-        unit: Unit or format of the timestamps, see `to_times`.
-        users: Known user ids; None without a users table.
-        items: Known item ids.
-
-    Returns:
-        Rows in the order of the source, but by time at full precision if the source has fractions
-        of seconds.
+    Rows keep the order of the source, or are sorted by time at full precision if it has fractions
+    of seconds.
 
     Raises:
         DataError: A column has an unsuitable type, or most timestamps have another unit than the
@@ -348,14 +340,7 @@ def _codes(values: pa.ChunkedArray) -> np.ndarray:
 def repeated(
     users: pa.ChunkedArray, items: pa.ChunkedArray, seconds: np.ndarray, accepted: np.ndarray
 ) -> np.ndarray:
-    """Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time.
-
-    Args:
-        users: User ids, N.
-        items: Item ids, N.
-        seconds: Times (N,).
-        accepted: Rows to consider, (N,) bool.
-    """
+    """Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time."""
     rows = np.flatnonzero(accepted)
     user, item = _codes(users)[rows], _codes(items)[rows]
     pair = user * (item.max(initial=0) + 1) + item

@@ -73,14 +73,9 @@ class EventBatches:
         return self._rules.interaction(event) is not None
 
     def write(self, events: Sequence[Event], path: Path) -> int:
-        """Write a batch to a Parquet file, replacing it; without usable rows nothing is written.
+        """Write a batch to a Parquet file, replacing it; returns the number of rows.
 
-        Args:
-            events: Interactions; `combine` merges those of the same user, item and time.
-            path: Target.
-
-        Returns:
-            Number of rows.
+        `combine` merges events of the same user, item and time. Without rows no file is written.
 
         Raises:
             DataError: The known items cannot be read.

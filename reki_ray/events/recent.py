@@ -198,15 +198,9 @@ class RecentEvents:
 
 
 def merge(profile: Profile, recent: Sequence[Interaction], limit: int) -> Profile:
-    """Merge a stored profile with newer interactions.
+    """Merge a stored profile with newer interactions, keeping the latest up to a limit.
 
-    Args:
-        profile: Not changed.
-        recent: The user's latest interactions.
-        limit: Most interactions of the result, the latest.
-
-    Returns:
-        Interactions by time, oldest first, without duplicates of item and time.
+    By time, oldest first, without duplicates of item and time.
     """
     held = list(zip(profile.item_ids, profile.ratings, profile.timestamps, strict=True))
     known = {(item, time) for item, _, time in held}

@@ -179,16 +179,7 @@ def _bounds(click: Event) -> tuple[int, int]:
 
 
 def _latest_before(rows: tuple[Ints, Ints], wanted: tuple[Ints, Ints], earliest: Ints) -> Ints:
-    """For each wanted pair and time, the row of that pair with the latest time not after it.
-
-    Args:
-        rows: Pairs (N,) and times (N,).
-        wanted: Pairs (C,) and times (C,).
-        earliest: Lower bound of the time (C,).
-
-    Returns:
-        (C,) rows, or -1.
-    """
+    """Row of each wanted pair with the latest time up to the wanted one; -1 before `earliest`."""
     (pairs, times), (click_pairs, click_times) = rows, wanted
     matches = np.full(len(click_pairs), -1, dtype=np.int64)
     if not len(pairs) or not len(click_pairs):

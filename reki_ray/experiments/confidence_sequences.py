@@ -55,13 +55,7 @@ def rate_of(exposures: Floats, clicks: Floats) -> Rate | None:
 
 
 def half_width(variance: float, effect: float, confidence: float) -> float:
-    """Half the width of a confidence sequence at a look.
-
-    Args:
-        variance: Of the current estimate.
-        effect: Standard deviation of the expected effects.
-        confidence: Level over all looks, for example 0.95.
-    """
+    """Half the width of a confidence sequence, for effects of this standard deviation."""
     expected = effect**2
     if not variance or not expected:
         return 0.0 if not variance else math.inf

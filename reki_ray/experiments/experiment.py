@@ -164,12 +164,9 @@ def start_experiment(
 
 
 def require_room(root: Path, versions: Collection[int], kept: int) -> None:
-    """Reject more versions than a replica keeps: most requests would wait for one to be opened.
+    """Reject an experiment of more versions than the replicas keep open, with the promoted one.
 
-    Args:
-        root: Folder of the versions.
-        versions: Those of an experiment; the promoted one is served too.
-        kept: Versions that a replica keeps open.
+    Most requests would wait for a version to be opened.
 
     Raises:
         ConfigError: There are more.

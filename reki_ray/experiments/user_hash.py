@@ -31,10 +31,7 @@ class UserHasher:
 
 
 def open_hasher(path: Path) -> UserHasher:
-    """Open the hasher of a run; the first process creates the key.
-
-    Args:
-        path: Key file, `OnlineFolders.key`, readable by its owner only.
+    """Open the hasher of a run's key file, which the first process creates for its owner only.
 
     Raises:
         StoreError: The file cannot be read or written, or is not a key.

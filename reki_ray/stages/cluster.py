@@ -106,7 +106,8 @@ def _group(
     config: RekiConfig, sides: dict[Side, EncodedSide], reporter: Reporter
 ) -> dict[Side, Grouping]:
     """Group both sides: small ones in parallel tasks; large ones from here, part by part."""
-    remote = ray.remote(num_cpus=1)(group)
+    as_task: Any = ray.remote(num_cpus=1)  # its stubs lack keyword arguments
+    remote = as_task(group)
     pending: dict[ray.ObjectRef[Grouping], Side] = {}
     done: dict[Side, Grouping] = {}
     with reporter.task("cluster: grouping", total=len(sides), unit="sides") as task:

@@ -19,15 +19,9 @@ from reki_ray.core.vectors import normalise
 
 
 def flat_cut(tree: Tree, clusters: int, min_size: int) -> np.ndarray:
-    """Centres of a flat clustering.
+    """Centres (K, d) float32, rows of unit length, of at most so many clusters of a nonempty tree.
 
-    Args:
-        tree: With at least one point.
-        clusters: Clusters wanted; there may be fewer of the minimum size.
-        min_size: Least points of each node, unless there are fewer points in all.
-
-    Returns:
-        (K, d) float32 mean direction of each cluster, rows of unit length.
+    Each cut node has at least `min_size` points, unless there are fewer points in all.
     """
     nodes = _cut(tree, NODES_PER_CLUSTER * clusters, min_size)
     labels = _join(tree, nodes, clusters)

@@ -88,14 +88,9 @@ class DurableStream:
         self.snapshot()
 
     def insert(self, ids: Sequence[str], vectors: np.ndarray) -> int:
-        """Insert points durably; repeating an insert does nothing.
+        """Insert unit rows (N, d) durably; repeating an insert of the same ids does nothing.
 
-        Args:
-            ids: N ids, for messages and to recognise a repeated insert.
-            vectors: (N, d), rows of unit length.
-
-        Returns:
-            The number of inserts acknowledged so far.
+        Returns the number of inserts acknowledged so far.
 
         Raises:
             ConfigError: The stream has not begun.
