@@ -99,5 +99,5 @@ def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _index(values: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
     """Index of each value among sorted ids, (N,) int64."""
-    found: np.ndarray = pc.index_in(values.cast(ids.type), value_set=ids).to_numpy()
-    return found.astype(np.int64)
+    indices: np.ndarray = pc.index_in(values.cast(ids.type), value_set=ids).to_numpy()
+    return indices.astype(np.int64)

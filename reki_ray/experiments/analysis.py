@@ -231,15 +231,15 @@ def _measure(experiment: Experiment, joined: Joined, confidence: float) -> list[
 
 
 def compared(
-    one: VariantResult,
+    result: VariantResult,
     rate: Rate | None,
     base: VariantResult,
     base_rate: Rate | None,
     confidence: float,
 ) -> VariantResult:
     """Add the comparison to the base, with a confidence level over all looks, to a result."""
-    if rate is None or base_rate is None or min(one.clicks, base.clicks) < FEWEST_CLICKS:
-        return one.model_copy(update={"verdict": "too few clicks"})
+    if rate is None or base_rate is None or min(result.clicks, base.clicks) < FEWEST_CLICKS:
+        return result.model_copy(update={"verdict": "too few clicks"})
     difference = rate.value - base_rate.value
     effect = EFFECT * base_rate.value
     half = half_width(rate.variance + base_rate.variance, effect, confidence)
@@ -250,7 +250,7 @@ def compared(
     verdict: Verdict = "not apart"
     if abs(difference) > half:
         verdict = "ahead" if difference > 0 else "behind"
-    return one.model_copy(
+    return result.model_copy(
         update={
             "lift": lift,
             "lift_interval": [(1 + lift) / factor - 1, (1 + lift) * factor - 1],
