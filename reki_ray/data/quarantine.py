@@ -90,7 +90,7 @@ class CheckedTable:
     notes: tuple[str, ...] = ()
 
     def reasons(self) -> dict[str, int]:
-        """RejectedRow rows by reason, most frequent first."""
+        """Rejected rows by reason, most frequent first."""
         return dict(Counter(r.reason for r in self.rejected).most_common())
 
 
@@ -206,5 +206,5 @@ def require_reasons(tables: Mapping[TableKind, CheckedTable], named: Iterable[st
 
 
 def quarantine_counts(tables: Mapping[TableKind, CheckedTable]) -> dict[str, dict[str, int]]:
-    """RejectedRow rows by table and reason, for the manifest."""
+    """Rejected rows by table and reason, for the manifest."""
     return {kind: checked.reasons() for kind, checked in tables.items()}

@@ -180,7 +180,7 @@ class SegmentWriter:
     def _commit(self) -> None:
         """Write the queued lines; other threads queue meanwhile and are woken afterwards."""
         group, self._queue = self._queue, []
-        failure: OSError | None = OSError("the write was cut off")
+        failure: OSError | None = OSError("the write was interrupted")
         self._committing = True
         self._turn.release()
         try:

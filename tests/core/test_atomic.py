@@ -40,7 +40,7 @@ OTHERWISE = {
         *("Workspace.writing", "Workspace.replacing", "Workspace.link_caches"),
     },
     # A log is appended to; its lines tell whether they are whole.
-    "reki_ray/events/segment_writer.py": {"SegmentWriter._create"},
+    "reki_ray/events/segments.py": {"SegmentWriter._create"},
     # Opens for reading.
     "reki_ray/data/compression.py": {"_arrow"},
     # Lives as long as its process.

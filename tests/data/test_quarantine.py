@@ -316,11 +316,11 @@ def test_every_row_goes_out_or_into_quarantine(rows: list[tuple[str | None, ...]
 
 
 def test_the_first_reason_of_a_row_stands() -> None:
-    verdict = Rejections(3)
-    verdict.reject(np.array([True, False, False]), "first")
-    verdict.reject(np.array([True, True, False]), "second")
-    assert verdict.accepted.tolist() == [False, False, True]
-    assert verdict.reasons(np.array([0, 1])) == ["first", "second"]
+    rejections = Rejections(3)
+    rejections.reject(np.array([True, False, False]), "first")
+    rejections.reject(np.array([True, True, False]), "second")
+    assert rejections.accepted.tolist() == [False, False, True]
+    assert rejections.reasons(np.array([0, 1])) == ["first", "second"]
 
 
 def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
