@@ -116,7 +116,7 @@ def _hdbscan(points: np.ndarray, side: SideClusterConfig, selection: Selection) 
         min_samples=side.min_samples,
         max_cluster_size=side.max_cluster_size,
         cluster_selection_method=selection,
-        approx_min_span_tree=False,  # the approximate tree depends on the order of the rows
+        approx_min_span_tree=False,  # exact, as in the other engine
         core_dist_n_jobs=_threads(1),
     )
     return np.asarray(algorithm.fit_predict(points.astype(np.float64)))
