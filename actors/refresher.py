@@ -1,4 +1,4 @@
-"""The refresher: takes accumulated events in, in a process of its own beside the service."""
+"""The refresher: publishes accumulated events, in its own process next to the service."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ _logger = logging.getLogger(__name__)
 class _Updated(Protocol):
     @property
     def version(self) -> int:
-        """Version that was published."""
+        """The published version."""
 
 
 Update = Callable[[RekiConfig, BatchFiles, Reporter], _Updated]
-"""What takes a batch of events in, as `reki_ray.stages.update.update` does."""
+"""Publishes a batch of events, as `reki_ray.stages.update.update` does."""
 
 
 class RefreshStatus(BaseModel):
-    """How a refresher is doing.
+    """Status of a refresher.
 
     Attributes:
-        waiting: Interactions that are not in a batch yet.
-        state: What it remembers; None while it stands by or has not begun.
+        waiting: Interactions not in a batch yet.
+        state: Persistent state; None on standby or before the start.
     """
 
     waiting: int
@@ -52,32 +52,32 @@ class RefreshStatus(BaseModel):
 
 
 class RefresherActor:
-    """A long-lived actor around a `Refresher`, see there; `start` starts it.
+    """A long-lived actor around a `Refresher`; `start` starts it.
 
-    It works from its creation on, also after a restart. Failures are tried again; what ends its
-    thread all the same ends its process, which Ray then restarts. An attempt that failed is
-    remembered, so that the next one waits.
+    It works from its creation on, also after a restart. Failures are retried; if its thread ends
+    unexpectedly, so does its process, which Ray restarts. A failed attempt is recorded, so that
+    the next one waits.
 
     Args:
         config: The run.
-        update: Takes a batch in.
-        folder: Working folder, which relative paths of the configuration begin at.
+        update: Publishes a batch.
+        folder: Working directory for relative paths of the configuration.
     """
 
     def __init__(self, config: RekiConfig, update: Update, folder: str) -> None:
         os.chdir(folder)
         self._refresher = build(config, update)
         self._stop = threading.Event()
-        # A daemon: it must not keep the process from ending.
+        # A daemon must not keep the process alive.
         self._worker = threading.Thread(target=self._run, name=NAME, daemon=True)
         self._worker.start()
 
     def status(self) -> RefreshStatus:
-        """How it is doing; answers also during an update."""
+        """Current status; answers during an update too."""
         return RefreshStatus(waiting=self._refresher.waiting, state=self._refresher.state)
 
     def stop(self) -> None:
-        """End after the update in work, if there is one."""
+        """Stop after a running update."""
         self._stop.set()
         self._worker.join()
 
@@ -88,17 +88,13 @@ class RefresherActor:
             ended = True
         finally:
             if not ended:
-                _logger.critical("the refresher has a defect and is restarted", exc_info=True)
+                _logger.critical("unexpected error in the refresher; restarting it", exc_info=True)
                 logging.shutdown()
                 os._exit(1)
 
 
 def build(config: RekiConfig, update: Update) -> Refresher:
-    """The refresher of a run: batches from its event log, taken in by `reki update`.
-
-    Args:
-        config: The run; its workspace is local.
-        update: Takes a batch in.
+    """Build the refresher of a run: batches from its event log, published by `reki update`.
 
     Raises:
         ConfigError: The workspace is remote.
@@ -113,9 +109,9 @@ def build(config: RekiConfig, update: Update) -> Refresher:
             done = update(config, BatchFiles(file), Reporter(workspace, quiet=True))
         except ray.exceptions.RayError as error:
             raise EngineError(
-                f"the update was cut off: {last_line(error)}",
+                f"the update was interrupted: {last_line(error)}",
                 where="Ray",
-                todo="It is tried again; if it keeps failing, read Ray's logs.",
+                todo="It is retried automatically; if it keeps failing, read Ray's logs.",
             ) from error
         return done.version
 
@@ -123,16 +119,9 @@ def build(config: RekiConfig, update: Update) -> Refresher:
 
 
 def start(config: RekiConfig, update: Update) -> Any:
-    """Start the refresher on this node, or find the one that runs.
+    """Start the refresher on this node, or return the running one; it ends with this process.
 
-    It ends with this process; Ray is initialised.
-
-    Args:
-        config: The run.
-        update: Takes a batch in; pickled, so that it is a function of a module.
-
-    Returns:
-        Handle of the actor.
+    Ray is initialised, and `update` must be importable.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor: Any = ray.remote(RefresherActor).options(

@@ -67,7 +67,7 @@ def hdbscan(count: str) -> dict[str, Any]:
     """The stage's path from vectors to the table of clusters."""
     from sklearn.metrics import normalized_mutual_info_score
 
-    from reki_ray.clustering.groups import Rules, build_clusterer, group
+    from reki_ray.clustering.clusterers import build_clusterer, group
     from reki_ray.config import ClusterConfig, RayConfig, SideClusterConfig
     from reki_ray.schema import CLUSTER_ID
     from reki_ray.stages.cluster import map_on_cluster
@@ -79,7 +79,7 @@ def hdbscan(count: str) -> dict[str, Any]:
     with ray_session(RayConfig()), _peak_memory() as peak:
         started = time.monotonic()
         clusterer = build_clusterer(config, side, len(ids), map_on_cluster)
-        found = group(ids, points, clusterer, Rules(side.min_cluster_size), "i")
+        found = group(ids, points, clusterer, "i", min_size=side.min_cluster_size)
         seconds = time.monotonic() - started
     labels = np.unique(found.clusters[CLUSTER_ID].to_pylist(), return_inverse=True)[1]
     return {

@@ -11,18 +11,18 @@ from reki_ray.clustering.base import NOISE
 from reki_ray.core.vectors import normalise
 
 _CHUNK_BYTES = 256 * 2**20
-"""Bound of the matrix of cosines that is held at a time."""
+"""Bound of the matrix of cosines in memory."""
 _HALVING_STEPS = 8
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where every row belongs.
+    """The cluster of every row.
 
     Attributes:
         labels: (N,) int64 in [0, K).
         centres: (K, d) float32, rows of unit length: the mean direction of all members.
-        similarities: (N,) float32, cosine of each row and its centre.
+        similarities: (N,) float32, cosine of each row to its centre.
     """
 
     labels: np.ndarray
@@ -31,36 +31,31 @@ class Assignment:
 
 
 def assign_all(vectors: np.ndarray, labels: np.ndarray, min_size: int) -> Assignment:
-    """Give noise and the members of small clusters to the nearest centre.
+    """Move noise and the members of small clusters to the nearest centre.
 
     Args:
         vectors: (N, d) with N >= 1, rows of unit length.
-        labels: (N,) of a `Clusterer`; where all is noise, all rows become one cluster.
-        min_size: Smallest cluster; smaller ones are dissolved, the smallest first. Only when
-            fewer rows than that exist does one cluster of them all remain.
+        labels: (N,) of a `Clusterer`; if all are noise, all rows become one cluster.
+        min_size: Smallest cluster; smaller ones are dissolved, the smallest first. With fewer
+            rows than that, one cluster of all rows remains.
     """
     if (labels == NOISE).all():
         labels = np.zeros_like(labels)
-    _, packed = np.unique(labels[labels != NOISE], return_inverse=True)
-    placed = labels.astype(np.int64, copy=True)
-    placed[labels != NOISE] = packed
-    centres = _centres(vectors, placed, int(packed.max()) + 1)
-    noise = np.flatnonzero(placed == NOISE)
-    placed[noise] = nearest(vectors[noise], centres)[0]
-    placed = _dissolve_small(vectors, placed, centres, min_size)
-    _, placed = np.unique(placed, return_inverse=True)
-    return assignment_of(vectors, placed, int(placed.max()) + 1)
+    members = labels != NOISE
+    complete = labels.astype(np.int64, copy=True)
+    complete[members] = np.unique(labels[members], return_inverse=True)[1]
+    centres = _centres(vectors, complete, int(complete.max()) + 1)
+    complete[~members] = nearest(vectors[~members], centres)[0]
+    complete = _dissolve_small(vectors, complete, centres, min_size)
+    _, complete = np.unique(complete, return_inverse=True)
+    return assignment_of(vectors, complete, int(complete.max()) + 1)
 
 
 def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest centre by cosine; the lower index where two are equally near.
-
-    Args:
-        vectors: (N, d), rows of unit length.
-        centres: (K, d) with K >= 1, rows of unit length.
+    """Nearest of K >= 1 centres (K, d) to each row (N, d), all of unit length.
 
     Returns:
-        Indices (N,) int64 and cosines (N,) float32.
+        Indices (N,) int64, the lowest on a tie, and cosines (N,) float32.
     """
     indices = np.empty(len(vectors), dtype=np.int64)
     cosines = np.empty(len(vectors), dtype=np.float32)
@@ -76,21 +71,15 @@ def nearest(vectors: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.nd
 def split_until_close(
     vectors: np.ndarray, assignment: Assignment, min_similarity: float
 ) -> Assignment:
-    """Halve clusters until every member is close to its centre; the lever of an alpha-ball cover.
+    """Halve clusters until every row has this cosine (below 1) to its centre.
 
-    Args:
-        vectors: (N, d), rows of unit length.
-        assignment: Of these rows.
-        min_similarity: Least cosine of a row and its centre, below 1.
-
-    Returns:
-        An assignment that keeps it; a cluster that had to be split may be of any size.
+    A split cluster may be of any size. `vectors` are the (N, d) unit rows of the assignment.
     """
     labels = assignment.labels.copy()
     count = len(assignment.centres)
-    far = np.unique(labels[assignment.similarities < min_similarity]).tolist()
-    while far:
-        label = far.pop()
+    too_wide = np.unique(labels[assignment.similarities < min_similarity]).tolist()
+    while too_wide:
+        label = too_wide.pop()
         rows = np.flatnonzero(labels == label)
         upper = _halve(vectors[rows])
         if 2 * upper.sum() > len(rows):  # the larger half keeps the label
@@ -99,20 +88,20 @@ def split_until_close(
         for half, members in ((label, rows[~upper]), (count, rows[upper])):
             centre = normalise(vectors[members].mean(axis=0, keepdims=True))[0]
             if (vectors[members] @ centre).min() < min_similarity and len(members) > 1:
-                far.append(half)
+                too_wide.append(half)
         count += 1
     return assignment_of(vectors, labels, count)
 
 
 def _halve(vectors: np.ndarray) -> np.ndarray:
-    """Two-means from the pair of rows that lie far apart; (N,) bool, both values occur."""
+    """Two-means from a pair of distant rows: (N,) bool, both values occur."""
     first = int((vectors @ vectors.mean(axis=0)).argmin())
     second = int((vectors @ vectors[first]).argmin())
     centres = vectors[[first, second]]
     upper = np.zeros(len(vectors), dtype=bool)
     for _ in range(_HALVING_STEPS):
         closer = vectors @ centres[1] > vectors @ centres[0]
-        if not closer.any() or closer.all():  # rows that rounding alone tells apart
+        if not closer.any() or closer.all():  # the rows differ by rounding only
             closer = np.arange(len(vectors)) >= len(vectors) // 2
         if (closer == upper).all():
             break
@@ -122,17 +111,9 @@ def _halve(vectors: np.ndarray) -> np.ndarray:
 
 
 def name_clusters(ids: Sequence[str], labels: np.ndarray, prefix: str) -> list[str]:
-    """Name clusters by falling size, equal sizes by their smallest id: `u0001`, `u0002`, ...
+    """Cluster id of each row: `u0001`, `u0002`, ... by falling size, then by smallest member id.
 
-    The names do not depend on the order of the rows or on the numbers of the labels.
-
-    Args:
-        ids: N ids.
-        labels: (N,) in [0, K).
-        prefix: First letter of the names.
-
-    Returns:
-        The cluster id of each row.
+    The names depend neither on the order of the rows nor on the label numbers.
     """
     sizes = np.bincount(labels)
     first: dict[int, str] = {}
@@ -144,13 +125,7 @@ def name_clusters(ids: Sequence[str], labels: np.ndarray, prefix: str) -> list[s
 
 
 def assignment_of(vectors: np.ndarray, labels: np.ndarray, count: int) -> Assignment:
-    """Centres and similarities of a grouping.
-
-    Args:
-        vectors: (N, d), rows of unit length.
-        labels: (N,) in [0, count).
-        count: Number of clusters.
-    """
+    """Centres and similarities of a grouping of unit rows; labels (N,) in [0, count)."""
     centres = _centres(vectors, labels, count)
     similarities = np.einsum("nd,nd->n", vectors, centres[labels]).astype(np.float32)
     return Assignment(labels, centres, similarities)
@@ -173,7 +148,7 @@ def _dissolve_small(
 
 
 def _centres(vectors: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Mean direction (count, d) of the members of each label; noise is left out."""
+    """Mean direction (count, d) of the members of each label, without noise."""
     sums = np.zeros((count, vectors.shape[1]))
     members = labels != NOISE
     np.add.at(sums, labels[members], vectors[members])

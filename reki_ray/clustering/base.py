@@ -1,4 +1,4 @@
-"""What every clustering algorithm offers."""
+"""The interface of clustering algorithms."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ from typing import Final, Protocol
 import numpy as np
 
 NOISE: Final = -1
-"""Label of a row that the algorithm puts into no cluster."""
+"""Label of a row outside all clusters."""
 
 
 class Clusterer(Protocol):
-    """A clustering algorithm; it may leave rows as noise, `assignment` places them."""
+    """A clustering algorithm; it may leave rows as noise, which `assign_all` places.
+
+    Attributes:
+        method: Name of the algorithm, as in the configuration.
+        order_independent: Whether another order of the rows gives the same groups.
+    """
 
     method: str
-    """Name of the algorithm, as in the configuration."""
     order_independent: bool
-    """Whether another order of the rows gives the same groups."""
 
     def fit(self, vectors: np.ndarray) -> np.ndarray:
-        """Group rows.
-
-        Args:
-            vectors: (N, d) finite.
-
-        Returns:
-            (N,) int64: a label >= 0 for each row, or `NOISE`. Equal input gives equal output.
-        """
+        """Group finite rows (N, d): (N,) int64 labels, `NOISE` or >= 0; deterministic."""
         ...

@@ -1,8 +1,7 @@
 """HDBSCAN on the principal components of the vectors.
 
 Source: Campello, Moulavi, Sander, "Density-based clustering based on hierarchical density
-estimates", PAKDD 2013; implementation: the package fast-hdbscan, which gives the labels of the
-package hdbscan in a third of its time on one core.
+estimates", PAKDD 2013; two implementations, compared in docs/adr/0021-hdbscan-engines.md.
 """
 
 from __future__ import annotations
@@ -10,17 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
-import numba
 import numpy as np
+from typing_extensions import override
 
-from reki_ray.clustering.base import NOISE
+from reki_ray.clustering.base import NOISE, Clusterer
 from reki_ray.clustering.partition import MapParts, fit_parts
 from reki_ray.clustering.pca import Projection, is_one_point
 from reki_ray.config import ClusterConfig, SideClusterConfig
+from reki_ray.errors import ConfigError
+
+_FAST_DIMENSIONS: Final = 30
+"""fast-hdbscan is exact up to here; beyond, it needs pynndescent for approximate neighbours."""
 
 Selection = Literal["leaf", "eom"]
+Engine = Callable[[np.ndarray, SideClusterConfig, Selection], np.ndarray]
+"""HDBSCAN of points (N, k): (N,) labels, `NOISE` for rows in no cluster."""
 
 
 def map_here(
@@ -30,14 +35,8 @@ def map_here(
     return map(function, parts)
 
 
-class HdbscanClusterer:
-    """HDBSCAN after PCA, on the unit sphere; part by part where there are too many rows.
-
-    Args:
-        config: Dimensions, selection and rows of a part.
-        side: Sizes.
-        map_parts: Where parts are clustered.
-    """
+class HdbscanClusterer(Clusterer):
+    """HDBSCAN after PCA, on the unit sphere; part by part if there are too many rows."""
 
     method = "hdbscan"
     order_independent = True
@@ -49,15 +48,20 @@ class HdbscanClusterer:
         self._side = side
         self._map_parts = map_parts
 
+    @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
-        """Group rows; see `Clusterer.fit`."""
         if len(vectors) > 1 and is_one_point(vectors):
             enough = len(vectors) >= self._side.min_cluster_size
             return np.full(len(vectors), 0 if enough else NOISE, dtype=np.int64)
         points = vectors
         if len(vectors) > 1:
             points = Projection.fitted(vectors, self._config.dimensions)(vectors)
-        fit = partial(fit_points, side=self._side, selection=self._config.selection)
+        fit = partial(
+            fit_points,
+            side=self._side,
+            selection=self._config.selection,
+            engine=self._config.hdbscan_engine,
+        )
         if len(points) <= self._config.part_rows:
             return fit(points)
         return fit_parts(
@@ -69,22 +73,31 @@ class HdbscanClusterer:
         )
 
 
-def fit_points(points: np.ndarray, side: SideClusterConfig, selection: Selection) -> np.ndarray:
-    """HDBSCAN of one part.
-
-    Args:
-        points: (N, k), projected.
-        side: Sizes.
-        selection: `leaf` for many even clusters, `eom` for the most stable ones.
-
-    Returns:
-        (N,) int64 labels, `NOISE` for rows in no cluster.
-    """
+def fit_points(
+    points: np.ndarray,
+    side: SideClusterConfig,
+    selection: Selection,
+    engine: str = "fast_hdbscan",
+) -> np.ndarray:
+    """HDBSCAN of one part: (N, k) projected points to (N,) int64 labels, `NOISE` included."""
     # A cluster needs min_cluster_size rows, and a density estimate min_samples neighbours.
     if len(points) < max(side.min_cluster_size, side.min_samples + 1):
         return np.full(len(points), NOISE, dtype=np.int64)
-    import fast_hdbscan  # compiles itself once an installation, for half a minute
+    return ENGINES[engine](points, side, selection).astype(np.int64)
 
+
+def _fast_hdbscan(points: np.ndarray, side: SideClusterConfig, selection: Selection) -> np.ndarray:
+    import fast_hdbscan  # compiles itself once per installation, for half a minute
+    import numba
+
+    if points.shape[1] > _FAST_DIMENSIONS:
+        raise ConfigError(
+            f"fast_hdbscan takes at most {_FAST_DIMENSIONS} dimensions, not {points.shape[1]}",
+            where="cluster.dimensions",
+            todo=f"Lower it to {_FAST_DIMENSIONS}, or set cluster.hdbscan_engine: hdbscan.",
+        )
+    most = numba.config.NUMBA_NUM_THREADS
+    numba.set_num_threads(min(most, _threads(most)))
     algorithm = fast_hdbscan.HDBSCAN(
         min_cluster_size=side.min_cluster_size,
         min_samples=side.min_samples,
@@ -92,11 +105,27 @@ def fit_points(points: np.ndarray, side: SideClusterConfig, selection: Selection
         cluster_selection_method=selection,
         reproducible=True,
     )
-    numba.set_num_threads(_threads())
-    return np.asarray(algorithm.fit_predict(points), dtype=np.int64)
+    return np.asarray(algorithm.fit_predict(points))
 
 
-def _threads() -> int:
-    """Threads of this process; Ray tells a task its share of the cores in this variable."""
-    most: int = numba.config.NUMBA_NUM_THREADS
-    return min(most, int(os.environ.get("OMP_NUM_THREADS", most)))
+def _hdbscan(points: np.ndarray, side: SideClusterConfig, selection: Selection) -> np.ndarray:
+    import hdbscan
+
+    algorithm = hdbscan.HDBSCAN(
+        min_cluster_size=side.min_cluster_size,
+        min_samples=side.min_samples,
+        max_cluster_size=side.max_cluster_size,
+        cluster_selection_method=selection,
+        approx_min_span_tree=False,  # exact, as in the other engine
+        core_dist_n_jobs=_threads(1),
+    )
+    return np.asarray(algorithm.fit_predict(points.astype(np.float64)))
+
+
+ENGINES: Final[dict[str, Engine]] = {"fast_hdbscan": _fast_hdbscan, "hdbscan": _hdbscan}
+"""Implementations by their names in `cluster.hdbscan_engine`."""
+
+
+def _threads(default: int) -> int:
+    """Threads of this process; Ray sets this variable to a task's share of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", default))

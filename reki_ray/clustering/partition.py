@@ -1,14 +1,14 @@
-"""Density clustering of more rows than one run of it can hold: cut, cluster, join.
+"""Density clustering of more rows than one run can hold: cut, cluster, join.
 
-Rows are cut at medians, as in a k-d tree, so that all parts are even; each part is clustered
-alone; clusters that a cut went through are joined where as many links as a cluster has members
-cross the cut and are no longer than the links within.
+Rows are cut at medians into even parts, as in a k-d tree, and each part is clustered separately.
+Clusters on both sides of a cut are joined if as many links as a cluster has members cross the cut
+and are no longer than the links within.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -18,24 +18,12 @@ from scipy.spatial import KDTree
 from reki_ray.clustering.base import NOISE
 
 MapParts = Callable[[Callable[[np.ndarray], np.ndarray], list[np.ndarray]], Iterable[np.ndarray]]
-"""Applies a function to parts, in order; the stage spreads them over the cluster."""
+"""Applies a function to parts, in order; the stage distributes them over the cluster."""
 
 _NEIGHBOURS: Final = 8
 _SAMPLE: Final = 10_000
 _NEAR: Final = 0.9
-"""Quantile of the distance to the next neighbours within which a row is near a cut."""
-
-
-class Parts(NamedTuple):
-    """Rows cut into parts.
-
-    Attributes:
-        rows: Rows of each part.
-        gaps: (N,) distance of each row to the nearest cut beside it.
-    """
-
-    rows: list[np.ndarray]
-    gaps: np.ndarray
+"""Quantile of the distance to the nearest neighbours within which a row is near a cut."""
 
 
 def fit_parts(
@@ -46,36 +34,23 @@ def fit_parts(
     min_size: int,
     map_parts: MapParts,
 ) -> np.ndarray:
-    """Cluster part by part.
-
-    Args:
-        points: (N, k).
-        fit: Labels (n,) of the points of one part.
-        part_rows: Most rows of a part.
-        min_size: Smallest cluster, members.
-        map_parts: Applies `fit` to all parts.
-
-    Returns:
-        (N,) int64 labels, `NOISE` for rows in no cluster.
-    """
-    parts = cut_at_medians(points, part_rows)
+    """Cluster points (N, k) part by part: (N,) int64 labels, `NOISE` included."""
+    parts, gaps = cut_at_medians(points, part_rows)
     labels = np.full(len(points), NOISE, dtype=np.int64)
     part_of = np.empty(len(points), dtype=np.int32)
     count = 0
-    found = map_parts(fit, [points[rows] for rows in parts.rows])
-    for number, (rows, own) in enumerate(zip(parts.rows, found, strict=True)):
+    labels_of_parts = map_parts(fit, [points[rows] for rows in parts])
+    for number, (rows, own) in enumerate(zip(parts, labels_of_parts, strict=True)):
         labels[rows] = np.where(own == NOISE, NOISE, own + count)
         part_of[rows] = number
         count += int(own.max(initial=NOISE)) + 1
-    return _join_across_cuts(points, labels, part_of, parts.gaps, min_size)
+    return _join_across_cuts(points, labels, part_of, gaps, min_size)
 
 
-def cut_at_medians(points: np.ndarray, part_rows: int) -> Parts:
-    """Cut rows in halves along the axis on which they differ most, until parts are small enough.
+def cut_at_medians(points: np.ndarray, part_rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Halve points (N, k) along the axis of largest variance until parts are small enough.
 
-    Args:
-        points: (N, k).
-        part_rows: Most rows of a part.
+    Returns the rows of each part, and (N,) the distance of each row to its nearest cut.
     """
     gaps = np.full(len(points), np.inf, dtype=np.float32)
 
@@ -88,23 +63,23 @@ def cut_at_medians(points: np.ndarray, part_rows: int) -> Parts:
         border = np.median(values)
         gaps[rows] = np.minimum(gaps[rows], np.abs(values - border))
         lower = values < border
-        if lower.all() or not lower.any():  # duplicates: no place is better than another
+        if lower.all() or not lower.any():  # duplicates: any cut is as good as another
             lower = np.arange(len(rows)) < len(rows) // 2
         yield from cut(rows[lower])
         yield from cut(rows[~lower])
 
-    return Parts(list(cut(np.arange(len(points)))), gaps)
+    return list(cut(np.arange(len(points)))), gaps
 
 
 def _join_across_cuts(
     points: np.ndarray, labels: np.ndarray, part_of: np.ndarray, gaps: np.ndarray, min_size: int
 ) -> np.ndarray:
-    near = np.flatnonzero((labels != NOISE) & (gaps <= _reach(points)))
+    near = np.flatnonzero((labels != NOISE) & (gaps <= _neighbour_distance(points)))
     if len(near) <= _NEIGHBOURS:
         return labels
-    distances, found = KDTree(points[near]).query(points[near], k=_NEIGHBOURS + 1)
+    distances, neighbours = KDTree(points[near]).query(points[near], k=_NEIGHBOURS + 1)
     own = np.repeat(near, _NEIGHBOURS)
-    other = near[found[:, 1:].ravel()]
+    other = near[neighbours[:, 1:].ravel()]
     lengths = distances[:, 1:].ravel()
     count = int(labels.max()) + 1
     inner = labels[own] == labels[other]
@@ -121,15 +96,15 @@ def _join_across_cuts(
     return np.where(labels == NOISE, NOISE, joined[np.maximum(labels, 0)]).astype(np.int64)
 
 
-def _reach(points: np.ndarray) -> float:
-    """How far the next neighbours of most rows lie, from a sample of rows among all."""
+def _neighbour_distance(points: np.ndarray) -> float:
+    """Distance within which most rows of a sample have their nearest neighbours."""
     rows = np.random.default_rng(0).permutation(len(points))[:_SAMPLE]
     distances, _ = KDTree(points).query(points[rows], k=_NEIGHBOURS + 1)
     return float(np.quantile(distances[:, -1], _NEAR))
 
 
 def _mean_by(keys: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """(count,) mean of the values of each key; 0 for a key without any."""
+    """(count,) mean of the values of each key; 0 without any."""
     sums = np.bincount(keys, weights=values, minlength=count)
     means: np.ndarray = sums / np.maximum(np.bincount(keys, minlength=count), 1)
     return means

@@ -1,4 +1,4 @@
-"""Fewer dimensions: densities mean little in hundreds of them, and kernels cost less in some."""
+"""Dimension reduction: density means little in hundreds of dimensions, and fewer cost less."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _NO_VARIANCE = 1e-10
 
 
 def is_one_point(vectors: np.ndarray) -> bool:
-    """Whether rows (N, d) of unit length differ by rounding alone: there is nothing to project."""
+    """Whether rows (N, d) of unit length differ by rounding only, so that PCA has no input."""
     return float(vectors.var(axis=0, dtype=np.float64).sum()) < _NO_VARIANCE
 
 
 class Projection:
     """Principal components, with rows scaled to unit length again.
 
-    What counts is in which direction a row leaves the mean of all; rows near the mean would
-    otherwise merge into one dense heap.
+    Only the direction in which a row leaves the mean counts; rows near the mean would otherwise
+    merge into one dense heap.
 
     Args:
         mean: (d,) of the sample.
@@ -35,19 +35,13 @@ class Projection:
 
     @classmethod
     def fitted(cls, vectors: np.ndarray, dimensions: int, seed: int = 0) -> Projection:
-        """Fit on a sample.
-
-        Args:
-            vectors: (N, d) with N >= 2.
-            dimensions: Components kept; fewer where the data have fewer.
-            seed: Seed of the sample.
-        """
+        """Fit at most `dimensions` components on a seeded sample of N >= 2 rows (N, d)."""
         sample = vectors
         if len(vectors) > _SAMPLE:
             rows = np.random.default_rng(seed).choice(len(vectors), _SAMPLE, replace=False)
             sample = vectors[np.sort(rows)]
         count, width = sample.shape
-        # The exact solvers: the randomised one would need a seed and loses accuracy for nothing.
+        # Exact solvers: the randomised one would need a seed and loses accuracy for nothing.
         solver = "full" if count < 1000 else "covariance_eigh"
         pca = PCA(min(dimensions, width, count - 1), svd_solver=solver)
         pca.fit(sample.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Vectors that are clustered: of users, out of the items they met before their cut."""
+"""Vectors to cluster: a user's is made from the items before the history cutoff."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reki_ray.core.vectors import normalise
 from reki_ray.schema import ITEM_ID, POSITION, RATING, USER_ID
 
 LOWEST_RATING_WEIGHT = 0.2
-"""Weight of the lowest rating against the highest: also a disliked item was chosen."""
+"""Weight of the lowest rating relative to the highest: a disliked item was chosen too."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Weighting:
 
         Args:
             ages: (E,) number of newer visible interactions of the same user.
-            ratings: (E,), NaN where an interaction has none; it then counts as the highest.
+            ratings: (E,); NaN, without a rating, counts as the highest.
         """
         span = max(self.rating_max - self.rating_min, 1e-9)
         level = np.clip((ratings - self.rating_min) / span, 0.0, 1.0)
@@ -57,20 +57,24 @@ def user_vectors(
 
     Args:
         user_ids: U ids, in the order of the result.
-        visible: Interactions before the cut, as `histories.before_cut` gives them.
+        visible: Interactions before the cutoff, from `leak_guard.before_cut`.
         item_ids: I ids.
         item_vectors: (I, d), rows of unit length.
         weighting: Weight of an interaction.
 
     Returns:
-        (U, d) float32, rows of unit length. A user without a visible known item gets the
-        mean direction of all other users, or of all items where no user has one.
+        (U, d) float32, rows of unit length. A user without a visible known item gets the mean
+        direction of all other users, or of all items if no user has one.
     """
     users = _rows(visible[USER_ID], user_ids)
     items = _rows(visible[ITEM_ID], item_ids)
     known = (users >= 0) & (items >= 0)
     ratings = visible[RATING].cast(pa.float64()).fill_null(float("nan")).to_numpy()
-    weights = weighting(_ages(visible), ratings)
+    encoded = visible[USER_ID].combine_chunks().dictionary_encode().indices.to_numpy()
+    position = visible[POSITION].to_numpy()
+    newest = np.zeros(int(encoded.max(initial=-1)) + 1, dtype=np.int64)
+    np.maximum.at(newest, encoded, position)
+    weights = weighting(newest[encoded] - position, ratings)
     shape = (len(user_ids), len(item_ids))
     mixture = csr_matrix((weights[known], (users[known], items[known])), shape=shape)
     vectors = normalise(mixture @ item_vectors.astype(np.float64))
@@ -88,7 +92,7 @@ def with_embeddings(
     embeddings: np.ndarray,
     weight: float,
 ) -> np.ndarray:
-    """Encoded text and id embeddings side by side: their cosines are mixed by the weight.
+    """Concatenate text vectors and id embeddings, so that their cosines are mixed by the weight.
 
     Args:
         ids: N ids.
@@ -98,7 +102,7 @@ def with_embeddings(
         weight: Share of the embeddings in a cosine, in (0, 1).
 
     Returns:
-        (N, d + e) float32, rows of unit length; an id without an embedding keeps its text alone.
+        (N, d + e) float32, rows of unit length; zeros for an id without an embedding.
     """
     rows = _rows(pa.chunked_array([pa.array(ids, pa.string())]), embedded)
     own = np.zeros((len(ids), embeddings.shape[1]), dtype=np.float32)
@@ -107,18 +111,9 @@ def with_embeddings(
     return normalise(np.concatenate(parts, axis=1))
 
 
-def _ages(visible: pa.Table) -> np.ndarray:
-    """Number of newer visible interactions of the same user, of each row."""
-    users = visible[USER_ID].combine_chunks().dictionary_encode().indices.to_numpy()
-    position = visible[POSITION].to_numpy()
-    newest = np.zeros(int(users.max(initial=-1)) + 1, dtype=np.int64)
-    np.maximum.at(newest, users, position)
-    ages: np.ndarray = newest[users] - position
-    return ages
-
-
 def _rows(values: pa.ChunkedArray, ids: Sequence[str]) -> np.ndarray:
-    """Row of each value in `ids`, -1 where it is not there."""
-    found = pc.index_in(values, value_set=pa.array(ids, pa.string()))
-    rows: np.ndarray = found.fill_null(-1).to_numpy()
+    """Index of each value in `ids`, or -1."""
+    rows: np.ndarray = (
+        pc.index_in(values, value_set=pa.array(ids, pa.string())).fill_null(-1).to_numpy()
+    )
     return rows

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from reki_ray.config.base import Section
 from reki_ray.config.cluster import (
-    LEAVES_A_CLUSTER,
+    NODES_PER_CLUSTER,
     ClusterConfig,
     DriftConfig,
     IdEmbeddingsConfig,
@@ -60,7 +60,7 @@ from reki_ray.errors import ConfigError
 
 __all__ = [
     "KNOWLEDGE_ARMS",
-    "LEAVES_A_CLUSTER",
+    "NODES_PER_CLUSTER",
     "AdapterSettings",
     "Arm",
     "Backbone",

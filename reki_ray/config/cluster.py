@@ -1,11 +1,12 @@
-"""Section of stage cluster."""
+"""The section of stage cluster."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from reki_ray.config.base import OPERATIONAL, Section
 
@@ -21,12 +22,12 @@ class SideClusterConfig(Section):
     clusters: int | None = Field(
         None,
         ge=1,
-        description="Clusters of streakhc and kmeans; null: one for each 4 min_cluster_size ids.",
+        description="Clusters of streakhc and kmeans; null: one per 4 min_cluster_size ids.",
     )
 
 
-LEAVES_A_CLUSTER: Final = 3
-"""Nodes that StreaKHC cuts for each cluster before it joins them."""
+NODES_PER_CLUSTER: Final = 3
+"""Nodes that StreaKHC cuts per cluster before it joins them."""
 
 
 class StreaKhcConfig(Section):
@@ -34,12 +35,15 @@ class StreaKhcConfig(Section):
 
     subsamples: int = Field(200, ge=1, description="Subsamples t of the isolation kernel.")
     subsample_points: int = Field(
-        256, ge=2, le=65_536, description="Points psi of each subsample: what matters most."
+        256,
+        ge=2,
+        le=65_536,
+        description="Points psi of each subsample: the setting that matters most.",
     )
     max_leaves: int = Field(
         1024,
         ge=2,
-        description="Leaves of the tree; past them the oldest is evicted. Memory is 4 max_leaves t "
+        description="Leaves of the tree; the oldest is evicted when full. Memory is 4 max_leaves t "
         "psi bytes, and there are at most a third as many clusters.",
     )
     dimensions: int = Field(64, ge=2, description="Dimensions after PCA.")
@@ -47,12 +51,12 @@ class StreaKhcConfig(Section):
 
     @property
     def most_clusters(self) -> int:
-        """Clusters that a tree of this size can tell apart."""
-        return max(1, self.max_leaves // LEAVES_A_CLUSTER)
+        """Clusters that a tree of this size can distinguish."""
+        return max(1, self.max_leaves // NODES_PER_CLUSTER)
 
 
 class IdEmbeddingsConfig(Section):
-    """Embeddings of item ids out of a trained model, beside the encoded text."""
+    """Embeddings of item ids from a trained model, in addition to the encoded text."""
 
     model: Path = Field(
         description="Folder of a trained run, as runs/<name>/train/din-fair_base-0, of this or "
@@ -64,18 +68,17 @@ class IdEmbeddingsConfig(Section):
 
 
 class DriftConfig(Section):
-    """When `reki update` asks about a cluster again."""
+    """When `reki update` asks the LLM about a cluster again."""
 
     moved_share: float = Field(
         0.2,
         ge=0,
         le=1,
-        description="Share of its members, of now and of when it was asked about, that came or "
-        "went since; of a user or item that is asked about alone, share of the lines of its prompt "
-        "that are new.",
+        description="Share of its members, past and present, that joined or left since its last "
+        "prompt; for a user or item with a prompt of its own, share of new lines in that prompt.",
     )
     centre_shift: float = Field(
-        0.02, ge=0, le=2, description="1 - cosine of its centre now and when it was asked about."
+        0.02, ge=0, le=2, description="1 - cosine of its centre now and at its last prompt."
     )
 
 
@@ -84,7 +87,7 @@ class ClusterConfig(Section):
 
     method: Literal["hdbscan", "streakhc", "kmeans"] = Field(
         "hdbscan",
-        description="hdbscan; streakhc: of a stream, as in the REKI paper; kmeans: mini-batch "
+        description="hdbscan; streakhc: streaming, as in the REKI paper; kmeans: mini-batch "
         "k-means, the control.",
     )
     users: SideClusterConfig = SideClusterConfig()
@@ -95,18 +98,23 @@ class ClusterConfig(Section):
     selection: Literal["leaf", "eom"] = Field(
         "leaf", description="HDBSCAN's cluster selection: leaf gives many small, even clusters."
     )
+    hdbscan_engine: Literal["fast_hdbscan", "hdbscan"] = Field(
+        "fast_hdbscan",
+        description="Package that runs HDBSCAN: fast_hdbscan, or hdbscan, the reference "
+        "implementation.",
+    )
     part_rows: int = Field(
         50_000,
         ge=100,
-        description="Most rows that one HDBSCAN takes; more are cut into parts, clustered on all "
-        "nodes, and joined across the cuts.",
+        description="Most rows per HDBSCAN run; more are cut into parts, clustered on all nodes, "
+        "and joined across the cuts.",
     )
     min_similarity: float | None = Field(
         None,
         gt=-1,
         lt=1,
-        description="Clusters are split until every member has this cosine to its centre; null: "
-        "no floor.",
+        description="Clusters are split until every member has at least this cosine to its centre; "
+        "null: no limit.",
     )
     streakhc: StreaKhcConfig = StreaKhcConfig()
     seed: int = Field(0, description="Seed of kmeans.")
@@ -117,12 +125,19 @@ class ClusterConfig(Section):
         "vector.",
     )
     id_embeddings: IdEmbeddingsConfig | None = Field(
-        None, description="Adds embeddings of item ids to what is clustered; null: text alone."
+        None, description="Clusters by embeddings of item ids as well; null: by text only."
     )
     drift: DriftConfig = Field(DriftConfig(), json_schema_extra=OPERATIONAL)
 
+    @override
+    def identity(self) -> dict[str, Any]:
+        content = super().identity()
+        if self.hdbscan_engine == "fast_hdbscan":  # workspaces of earlier releases lack the key
+            del content["hdbscan_engine"]
+        return content
+
     @model_validator(mode="after")
-    def _the_tree_is_large_enough(self) -> ClusterConfig:
+    def _tree_is_large_enough(self) -> ClusterConfig:
         most = self.streakhc.most_clusters
         for name in ("users", "items"):
             wanted = getattr(self, name).clusters
@@ -130,6 +145,6 @@ class ClusterConfig(Section):
                 raise ValueError(
                     f"cluster.{name}.clusters is {wanted}, but cluster.streakhc.max_leaves "
                     f"{self.streakhc.max_leaves} allows {most}: raise max_leaves to "
-                    f"{LEAVES_A_CLUSTER * wanted}"
+                    f"{NODES_PER_CLUSTER * wanted}"
                 )
         return self

@@ -21,14 +21,14 @@ class MovieLens100KSource(Section):
 
 
 class MovieLens1MSource(Section):
-    """MovieLens-1M from a folder with ratings.dat (or ratings.dat.gz), movies.dat, users.dat."""
+    """MovieLens-1M from a folder with ratings.dat(.gz), movies.dat and users.dat."""
 
     kind: Literal["movielens_1m"] = "movielens_1m"
-    path: Path = Field(description="Folder that holds the three files.")
+    path: Path = Field(description="Folder with the three files.")
 
 
 EPOCH_UNITS: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-"""Units of numbers since the epoch: how many make a second."""
+"""Units of numbers since the epoch -> units per second."""
 
 
 def _unit_or_format(value: str) -> str:
@@ -38,71 +38,73 @@ def _unit_or_format(value: str) -> str:
     try:
         if datetime.strptime(example.strftime(value), value).date() == example.date():
             return value
-        problem = "it names no day"
+        problem = "it has no day"
     except ValueError as error:
         problem = str(error)
     raise ValueError(
         f"{value!r} is neither one of {', '.join(EPOCH_UNITS)} and iso nor a format of Python's "
-        f"strptime, as %d.%m.%Y %H:%M: {problem}"
+        f"strptime, such as %d.%m.%Y %H:%M: {problem}"
     )
 
 
 class ColumnMapping(Section):
-    """Names of the columns in the user's own files; null where the file has no such column."""
+    """Names of the columns in the user's own files; null if there is no such column."""
 
     user_id: str = Field("user_id", description="User id, in interactions and users.")
     item_id: str = Field("item_id", description="Item id, in interactions and items.")
     timestamp: str = Field("timestamp", description="Time of the interaction.")
     timestamp_unit: Annotated[str, AfterValidator(_unit_or_format)] = Field(
         "s",
-        description="Of numbers since the epoch: s, ms, us or ns; of text: iso (ISO 8601), or a "
-        "format of Python's strptime, as `%m/%d/%Y %I:%M:%S %p`. A time without an offset counts "
-        "as UTC; timestamp columns of Parquet know their own unit.",
+        description="Numbers since the epoch: s, ms, us or ns; text: iso (ISO 8601) or a format "
+        "of Python's strptime, such as `%m/%d/%Y %I:%M:%S %p`. A time without an offset is in UTC; "
+        "timestamp columns of Parquet have their own unit.",
     )
     rating: str | None = Field("rating", description="Explicit rating.")
-    label: str | None = Field(None, description="Ready label, 0 or 1; overrides the rating.")
+    label: str | None = Field(None, description="Label, 0 or 1; overrides the rating.")
     title: str = Field("title", description="Item title.")
-    text: str | None = Field(None, description="Free item description.")
+    text: str | None = Field(None, description="Item description.")
     item_attributes: tuple[str, ...] = Field((), description="Item columns used as attributes.")
     user_attributes: tuple[str, ...] = Field((), description="User columns used as attributes.")
     list_separator: str = Field(
         "|",
-        description='Separator of several values in one text cell; cells such as `["a", "b"]` '
-        "or `['a', 'b']` are lists too. Empty: a cell is one value, whatever it holds.",
+        description='Separator of the values in a text cell; cells such as `["a", "b"]` or '
+        "`['a', 'b']` are lists too. Empty: a cell is a single value.",
     )
 
 
 class Dialect(Section):
-    """How text files are written."""
+    """Layout of text files."""
 
     separator: str = Field(",", min_length=1, description='Between fields; a tab is `"\\t"`.')
     quote: str | None = Field(
         '"',
         min_length=1,
         max_length=1,
-        description="What fields may stand in, doubled within them; null: fields hold quotes as "
-        "they are, and the separator may have several characters.",
+        description="Encloses fields, and is doubled inside; null: quotes are literal, and the "
+        "separator may have several characters.",
     )
     escape: str | None = Field(
         None,
         min_length=1,
         max_length=1,
-        description="What makes the next character an ordinary one, as a backslash; null: nothing.",
+        description="Makes the next character literal, such as a backslash; null: none.",
     )
-    encoding: str = Field("utf-8", description="Character encoding, as latin-1, cp1252 or utf-16.")
+    encoding: str = Field(
+        "utf-8", description="Character encoding, such as latin-1, cp1252 or utf-16."
+    )
     header: bool = Field(
         True,
-        description="Whether a line names the columns; else they are named by their numbers, as "
+        description="Whether a line names the columns; else their numbers are their names: "
         "`columns: {user_id: '1'}`.",
     )
     skip_lines: int = Field(
-        0, ge=0, description="Lines of each file before the header, as `sep=;` or a comment."
+        0, ge=0, description="Lines of each file before the header, such as `sep=;` or a comment."
     )
     decimal: Literal[".", ","] = Field(
-        ".", description="Decimal mark of numbers in text, also in text columns of Parquet."
+        ".", description="Decimal mark of numbers in text, including text columns of Parquet."
     )
     null_words: tuple[str, ...] = Field(
-        (), description='Cells that stand for no value, as ["NULL", "NA"]; empty ones always do.'
+        (), description='Cells that count as missing, such as ["NULL", "NA"]; empty ones always do.'
     )
 
     @field_validator("encoding")
@@ -123,7 +125,7 @@ class Dialect(Section):
             )
         marks = [mark for mark in (self.separator, self.quote, self.escape) if mark is not None]
         if len(set(marks)) < len(marks) or set(marks) & set("\r\n"):
-            raise ValueError("separator, quote and escape must differ, and be no line ends")
+            raise ValueError("separator, quote and escape must differ, and not be line ends")
         if self.escape and any(word.startswith(self.escape) for word in self.null_words):
             raise ValueError(
                 f"null_words cannot begin with the escape {self.escape!r}, which the reader removes"
@@ -137,8 +139,8 @@ class FileSource(Section):
     kind: Literal["parquet", "csv"]
     interactions: str = Field(
         min_length=1,
-        description="File, folder or glob of the interactions; this path and those below count "
-        "from the working directory.",
+        description="File, folder or glob of the interactions; paths are relative to the working "
+        "directory.",
     )
     items: str = Field(min_length=1, description="File, folder or glob of the items.")
     users: str | None = Field(
@@ -153,12 +155,12 @@ class FileSource(Section):
     def _dialect_is_of_text(self) -> FileSource:
         numbers = {"decimal": self.dialect.decimal}
         if self.kind != "csv" and self.dialect != Dialect.model_validate(numbers):
-            raise ValueError("dialect describes files of kind csv; Parquet takes its decimal alone")
+            raise ValueError("dialect describes files of kind csv; Parquet uses only its decimal")
         return self
 
 
 class DataConfig(Section):
-    """Where the data come from and what counts as valid."""
+    """The data source and its valid values."""
 
     source: Annotated[
         MovieLens100KSource | MovieLens1MSource | FileSource, Field(discriminator="kind")
@@ -170,7 +172,7 @@ class DataConfig(Section):
     latest: int = Field(
         4_102_444_800,
         description="Latest valid timestamp, seconds since the epoch (default: the year 2100); "
-        "a value in milliseconds lies beyond it.",
+        "values in milliseconds are beyond it.",
     )
     max_quarantine_share: float = Field(
         0.01,
@@ -180,7 +182,7 @@ class DataConfig(Section):
     )
     max_quarantine_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {},
-        description="Reasons of quarantine with a share of their own, as {unknown item_id: 0.05}; "
+        description="Quarantine reasons with their own share, such as {unknown item_id: 0.05}; "
         "their rows do not count towards max_quarantine_share.",
     )
 
@@ -195,10 +197,10 @@ class SplitConfig(Section):
         (0.8, 0.1, 0.1), description="Shares of training, validation and test."
     )
     prompt_history: int = Field(
-        30, ge=1, description="At most this many first interactions of a user may enter a prompt."
+        30, ge=1, description="Most interactions of a user in a prompt, the first ones."
     )
     prompt_history_share: float = Field(
-        0.5, gt=0, lt=1, description="And at most this share of the user's interactions."
+        0.5, gt=0, lt=1, description="Largest share of the user's interactions in a prompt."
     )
     cold_item_share: float = Field(
         0.0, ge=0, lt=1, description="Share of items held out of training, to measure cold items."

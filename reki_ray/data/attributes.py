@@ -26,7 +26,7 @@ AGE_BUCKETS: Final[dict[int, str]] = {
     50: "50-55",
     56: "56+",
 }
-"""Lowest age of a bucket, which is MovieLens-1M's code of it, and the bucket's name."""
+"""Lowest age of a bucket (its code in MovieLens-1M) -> name."""
 
 _TITLE_YEAR = re.compile(r"\((\d{4})\)\s*$")
 
@@ -35,11 +35,11 @@ def attribute_maps(attributes: Mapping[str, Sequence[Sequence[str]]], size: int)
     """Column of attribute maps.
 
     Args:
-        attributes: Name -> values of each row, N lists; a row without values leaves the name out.
+        attributes: Name -> N lists of values; a row without values omits the name.
         size: Number of rows N.
 
     Returns:
-        map<str, list<str>> (N,), all null where there are no attributes at all.
+        map<str, list<str>> (N,), all null without attributes.
     """
     kind = ITEMS_SCHEMA.field(ATTRIBUTES).type
     if not attributes:
@@ -57,7 +57,7 @@ def age_bucket(age: int) -> str:
 
 
 def years_and_decades(years: Sequence[str | None]) -> tuple[list[list[str]], list[list[str]]]:
-    """Attribute values of release years; what is no year of four digits gives no value."""
+    """Attribute values of release years; anything but four digits gives none."""
     known = [year if year and re.fullmatch(r"\d{4}", year) else None for year in years]
     return (
         [[year] if year else [] for year in known],
@@ -67,5 +67,5 @@ def years_and_decades(years: Sequence[str | None]) -> tuple[list[list[str]], lis
 
 def year_of_title(title: str | None) -> str | None:
     """Year at the end of a title, as in `Toy Story (1995)`."""
-    found = _TITLE_YEAR.search(title or "")
-    return found.group(1) if found else None
+    match = _TITLE_YEAR.search(title or "")
+    return match.group(1) if match else None

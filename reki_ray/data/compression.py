@@ -1,4 +1,4 @@
-"""Text files as they come: plain or compressed, whatever their names say."""
+"""Opens text files, plain or compressed, whatever their names."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _CODECS: Final[dict[str, tuple[bytes, _Open]]] = {
     ".lz4": (b"\x04\x22\x4d\x18", _arrow("lz4")),
     ".zip": (b"PK\x03\x04", _open_zip),
 }
-"""Ending of a name, first bytes of a file, and how it is opened."""
+"""Suffix -> first bytes and opener."""
 
 COMPRESSED: Final = tuple(_CODECS)
-"""Endings of the names of compressed files."""
+"""Suffixes of compressed files."""
 
 _FOREIGN: Final = {
     b"PAR1": "a Parquet file",
@@ -69,16 +69,16 @@ _FOREIGN: Final = {
     b"version https://git-lfs": "a pointer of Git LFS",
 }
 HEAD: Final = 32
-"""First bytes of a file that tell its kind."""
+"""Number of first bytes that identify a format."""
 
 
 def open_text(path: Path, encoding: str) -> IO[str]:
-    """Open a text file; its first bytes tell whether it is compressed, else its name.
+    """Open a text file; its first bytes, else its name, decide on decompression.
 
-    Undecodable bytes become surrogates, and line ends stay as they are.
+    Undecodable bytes become surrogates, and line ends are kept.
 
     Raises:
-        DataError: It is a file of another kind.
+        DataError: It is not a text file.
         OSError: It cannot be opened.
     """
     with path.open("rb") as start:
@@ -91,11 +91,7 @@ def open_text(path: Path, encoding: str) -> IO[str]:
 
 
 def refuse_foreign(path: Path, head: bytes) -> None:
-    """Refuse a file of a kind that is known and not read.
-
-    Args:
-        path: The file.
-        head: Its first bytes.
+    """Reject a file whose first bytes are those of another format.
 
     Raises:
         DataError: It is such a file.

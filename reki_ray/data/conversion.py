@@ -1,4 +1,4 @@
-"""Columns of any type to text, ids and numbers; what does not parse is masked."""
+"""Converts columns of any type to text, ids and numbers; invalid cells are masked."""
 
 from __future__ import annotations
 
@@ -25,19 +25,15 @@ _ENCODINGS: Final[tuple[tuple[Callable[..., bool], Callable[..., Any]], ...]] = 
     (pa.types.is_string_view, lambda array: array.cast(pa.string())),
     (pa.types.is_binary_view, lambda array: array.cast(pa.binary())),
 )
-"""Ways to write the same values, and what undoes each."""
+"""Encodings of a column, and how to undo each."""
 _CONTROL: Final = r"[\x00-\x1f\x7f]"
 _UUID_BYTES: Final = 16
 _ROWS: Final = 65_536
-"""Rows of a chunk: a string array holds at most 2 GiB, whatever the length of its column."""
+"""Rows of a chunk: a string array holds at most 2 GiB."""
 
 
 def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """Text of a column, without surrounding blanks.
-
-    Args:
-        column: Strings, numbers, booleans or times, (N,).
-        where: Name of the column for the error message.
+    """Strip the text of a column of strings, numbers, booleans or times; `where` is for the error.
 
     Returns:
         Strings with null for empty cells (N,), and the mask (N,) of cells that are not UTF-8.
@@ -49,18 +45,7 @@ def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np
 
 
 def to_id(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """Ids of a column: as `to_text`; keys of bytes as UUIDs where they have 16, else in hex.
-
-    Args:
-        column: Strings, numbers or bytes, (N,).
-        where: Name of the column for the error message.
-
-    Returns:
-        Strings with null for empty cells (N,), and the mask (N,) of cells that are not UTF-8.
-
-    Raises:
-        DataError: The column is nested.
-    """
+    """Ids of a column: as `to_text`, but binary keys of 16 bytes as UUIDs, others in hex."""
     cells = plain(column, where=where)
     if _is_binary(cells.type) and _holds_keys(cells):
         cells = pa.chunked_array([_key_text(chunk) for chunk in cells.chunks], pa.string())
@@ -70,16 +55,11 @@ def to_id(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.n
 def to_number(
     column: pa.ChunkedArray, *, where: str, decimal: str = "."
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of a column.
-
-    Args:
-        column: Numbers or text, (N,).
-        where: Name of the column for the error message.
-        decimal: Decimal mark of numbers in text.
+    """Convert a column of numbers, or of text with a decimal mark.
 
     Returns:
-        Values (N,) float64, NaN where there is none; mask (N,) of missing cells; mask (N,) of
-        cells that are no finite numbers.
+        Values (N,) float64, NaN if missing; mask (N,) of missing cells; mask (N,) of cells that are
+        not finite numbers.
 
     Raises:
         DataError: The column is nested.
@@ -101,51 +81,41 @@ def to_number(
 
 
 def with_point(text: pa.ChunkedArray, decimal: str) -> pa.ChunkedArray:
-    """Numbers in text with a decimal point; a cell that holds a point already gets two.
-
-    Args:
-        text: Strings (N,).
-        decimal: Their decimal mark.
-    """
+    """Replace the decimal mark by a point; an existing point is doubled, so that it is invalid."""
     return pc.replace_substring(pc.replace_substring(text, ".", ".."), decimal, ".")
 
 
 def plain(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
-    """A column without dictionaries, runs, views and extension types, in chunks of few rows.
+    """Decode dictionaries, runs, views and extension types, in chunks of few rows.
 
-    Args:
-        column: Values of any type, (N,).
-        where: Name of the column for the error message.
-
-    Returns:
-        Equal values (N,); UUIDs as text.
+    UUIDs become text.
 
     Raises:
         DataError: The values cannot be decoded.
     """
     try:
-        found = [
+        chunks = [
             _plain(chunk.slice(start, _ROWS))
             for chunk in column.chunks
             for start in range(0, len(chunk), _ROWS)
         ]
-        kind = found[0].type if found else _plain(pa.nulls(0, column.type)).type
-        return pa.chunked_array(found, kind)
+        kind = chunks[0].type if chunks else _plain(pa.nulls(0, column.type)).type
+        return pa.chunked_array(chunks, kind)
     except pa.ArrowException as error:
         raise unfit(column.type, error, where=where) from error
 
 
 def unfit(kind: pa.DataType, error: Exception | str, *, where: str) -> DataError:
-    """Error for a column whose type cannot hold what it should."""
+    """Error for a column of an unsuitable type."""
     return DataError(
-        f"the column has type {kind}, which is no text: {error}",
+        f"the column has type {kind}, which is not text: {error}",
         where=where,
         todo="Map a text or number column, or write this one as text.",
     )
 
 
 def as_mask(array: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Booleans without nulls as a mask (N,)."""
+    """Mask (N,) of booleans without nulls."""
     if isinstance(array, pa.ChunkedArray):
         values: np.ndarray = array.to_numpy()
     else:
@@ -174,7 +144,7 @@ def _text(cells: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.nd
             cells = cells.cast(pa.int64()).cast(pa.timestamp(kind.unit))
         if _is_text(kind) or _is_binary(kind):
             pairs = [_utf8(chunk) for chunk in cells.chunks]
-            text = pa.chunked_array([found for found, _ in pairs], pa.string())
+            text = pa.chunked_array([strings for strings, _ in pairs], pa.string())
             if pairs:
                 bad = np.concatenate([wrong for _, wrong in pairs])
         else:
@@ -198,7 +168,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _utf8(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Strings of text or bytes; neither is checked by the files it comes from."""
+    """Strings from text or bytes, neither of which files validate."""
     if pa.types.is_fixed_size_binary(array.type):
         array = array.cast(pa.binary())
     try:
@@ -220,7 +190,7 @@ def _decode(cell: bytes | None) -> str | None:
 
 
 def _holds_keys(cells: pa.ChunkedArray) -> bool:
-    """Whether most of the first cells are bytes that no one would write as text."""
+    """Whether most of the first cells are bytes that are hardly text."""
     for chunk in cells.chunks:
         text, bad = _utf8(chunk)
         if len(text) > text.null_count + np.count_nonzero(bad) or bad.any():
@@ -240,7 +210,7 @@ def _key(cell: bytes) -> str:
 
 
 def _integral(cells: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids that a nullable integer column turned into 1.0, 2.0, ... become 1, 2, ... again."""
+    """Restore integer ids: a nullable integer column may have turned them into 1.0, 2.0, ..."""
     whole = pa.int64()
     if pa.types.is_decimal(cells.type):
         whole = pa.decimal256(76, 0) if cells.type.bit_width > 128 else pa.decimal128(38, 0)

@@ -1,4 +1,4 @@
-"""Files of a place that a configuration names: a file, a folder or a glob on this machine."""
+"""Finds the files of a configured place: a file, a folder or a glob on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from reki_ray.data.raw import unreadable
+from reki_ray.data.raw_tables import unreadable
 from reki_ray.errors import DataError
 
 _LOGS: Final = {
@@ -20,29 +20,29 @@ _LOGS: Final = {
     "snapshot/LATEST": "Paimon",
     "_spark_metadata": "Spark streaming",
 }
-"""What lies in the folder of a table whose log says which of its files count."""
+"""Marker in the folder of a table whose log decides which files count -> format."""
 _ACID: Final = re.compile(
     r"(?:delete_)?delta_\d{7}_\d{7}(?:_\d{4})?(?:_v\d+)?|base_\d{7}(?:_v\d+)?"
 )
-"""Folders of a table of Hive's, whose names say what was replaced; shorter or longer are dates."""
-_OF_THE_SYSTEM: Final = frozenset(
+"""Folders of Hive ACID tables; names of other lengths are dates."""
+_SYSTEM_FOLDERS: Final = frozenset(
     {"$recycle.bin", "system volume information", "lost+found"}
     | {"#recycle", "#snapshot", "@eadir"}
 )
-"""Folders that systems and storage keep beside what users put there, in lower case."""
+"""Folders of operating systems and storage devices, in lower case."""
 _SHOWN: Final = 5
 
 
 def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
     """Files of a place, absolute, in name order.
 
-    In a folder, and below a folder that a glob matches, those with one of the suffixes count.
-    What is hidden by its name or that of a folder in between (`.x`, `_x`) is no data, as Spark,
-    Hive and Jupyter have it; neither are temporary files of Office and folders of the system.
+    In folders, including those that a glob matches, files with one of the suffixes count. Names
+    that begin with `.` or `_`, or are in such a folder, are skipped, as in Spark, Hive and Jupyter;
+    so are temporary Office files and system folders.
 
     Args:
-        place: File, folder or glob; relative ones from the working directory.
-        suffixes: Endings of names, in lower case.
+        place: File, folder or glob; relative to the working directory.
+        suffixes: In lower case.
 
     Raises:
         DataError: There is no file, a folder cannot be read, or it is a table with a log.
@@ -64,11 +64,7 @@ def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
 
 
 def left_out(place: str, suffixes: Sequence[str]) -> str:
-    """A sentence on files of a place that are no data by their endings; empty without any.
-
-    Args:
-        place: File, folder or glob.
-        suffixes: See `find_files`.
+    """A sentence on the skipped files of a place, or an empty string; see `find_files`.
 
     Raises:
         DataError: A folder cannot be read.
@@ -79,26 +75,26 @@ def left_out(place: str, suffixes: Sequence[str]) -> str:
     shown = ", ".join(file.name for file in others[:_SHOWN])
     more = f" and {len(others) - _SHOWN} more" * (len(others) > _SHOWN)
     return (
-        f"left out in {os.path.commonpath([file.parent for file in others])}, by the endings of "
-        f"their names: {shown}{more}; a glob takes files of any name"
+        f"skipped in {os.path.commonpath([file.parent for file in others])}, by their "
+        f"suffixes: {shown}{more}; a glob takes files of any name"
     )
 
 
 def _divided(place: str, suffixes: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """Files of a place that are data, and those that are not by their endings, in name order."""
-    found: tuple[set[str], set[str]] = set(), set()
+    """Data files of a place, and files skipped for their suffixes, in name order."""
+    data: set[str] = set()
+    others: set[str] = set()
     try:
         for file, is_named in _matches(Path(place).expanduser()):
             is_data = is_named or file.lower().endswith(tuple(suffixes))
-            found[not is_data].add(os.path.abspath(file))
+            (data if is_data else others).add(os.path.abspath(file))
     except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, no home
         raise unreadable(Path(place).absolute(), error) from error
-    data, others = found
     return sorted(map(Path, data)), sorted(map(Path, others - data))
 
 
 def _matches(path: Path) -> Iterator[tuple[str, bool]]:
-    """Files of a place, and of each whether the place names it and not only its folder."""
+    """Files of a place, and whether the place names each itself, not only its folder."""
     if path.is_file():
         yield str(path), True
     elif path.is_dir():
@@ -114,7 +110,7 @@ def _matches(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    """Visible files below a folder, through links too; one that cannot be read is an error."""
+    """Visible files below a folder, following links; an unreadable folder is an error."""
     seen = set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(root)
@@ -129,7 +125,7 @@ def _is_hidden(name: str) -> bool:
     return (
         name.startswith((".", "~$"))
         or (name.startswith("_") and "=" not in name)
-        or name.lower() in _OF_THE_SYSTEM
+        or name.lower() in _SYSTEM_FOLDERS
     )
 
 
@@ -138,7 +134,7 @@ def _raise(error: OSError) -> None:
 
 
 def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
-    """Refuse folders of a table, or in one, whose log says which files count; through links too."""
+    """Reject tables whose log decides which files count, and files inside, following links."""
     try:
         folders = {place.absolute(), *(file.parent for file in files)}
         folders |= {place.resolve(), *(file.resolve().parent for file in files)}
@@ -154,8 +150,8 @@ def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
 
 def _log_error(folder: Path, kind: str) -> DataError:
     return DataError(
-        f"this is a {kind} table: its log alone says which of its files count, and others hold "
-        "rows that were deleted or replaced",
+        f"this is a {kind} table: its log decides which files count; others hold deleted or "
+        "replaced rows",
         where=str(folder),
         todo="Write its current rows to Parquet files in a folder of their own, for example with "
         "Spark, DuckDB or the table format's library, and name that.",

@@ -1,8 +1,8 @@
-"""Text files with separated fields, read so that one bad line costs one line.
+"""Delimited text files, read so that a bad line costs only itself.
 
-Python's csv module instead of Arrow's reader: line numbers stay exact under quoting,
-every row is judged by itself, and a stray quote cannot swallow the lines after it. A million
-rows take seconds, in batches that bound the memory.
+Python's csv module instead of Arrow's reader: line numbers stay exact under quoting, every row is
+judged separately, and a stray quote cannot swallow the following lines. A million rows take
+seconds, in batches that bound the memory.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from reki_ray.data.dialects import (
     header_hint,
     rejection_hint,
 )
-from reki_ray.data.raw import (
+from reki_ray.data.raw_tables import (
     BROKEN_QUOTES,
     WRONG_ENCODING,
     WRONG_FIELDS,
     EmptyFileError,
-    Kind,
     RawTable,
-    Rejected,
+    RejectedRow,
+    TableKind,
     read_parts,
     require_columns,
     unreadable,
@@ -45,14 +45,14 @@ from reki_ray.errors import DataError, printable
 
 _BATCH = 65_536
 _LONGEST_CELL: Final = 2**27
-"""Characters of a cell after which an open quote counts as a stray one."""
+"""Characters of a cell after which an open quote counts as stray."""
 _LONGEST_HEADER: Final = 2**24
 _SAMPLES: Final = 20
 _SHOWN_CHARS: Final = 200
 
 
 class _Record(NamedTuple):
-    """One row: its fields, or the reason why there are none."""
+    """A row: its fields, or the reason for its rejection."""
 
     number: int
     fields: list[str]
@@ -61,33 +61,26 @@ class _Record(NamedTuple):
 
 
 class _FilePart(NamedTuple):
-    """Rows of one file, their line numbers, and lines that are no rows."""
+    """Rows of a file, their line numbers, and rejected lines."""
 
     rows: pa.Table
     numbers: np.ndarray
-    rejected: list[Rejected]
+    rejected: list[RejectedRow]
 
 
 def read_delimited(
-    kind: Kind, paths: Sequence[Path], layout: TextFormat, required: Sequence[str]
+    kind: TableKind, paths: Sequence[Path], layout: TextFormat, required: Sequence[str]
 ) -> RawTable:
-    """Read text files, compressed or not.
+    """Read all columns of text files, compressed or not, as strings.
 
-    Args:
-        kind: Which table they hold.
-        paths: Files, each with its own header unless the layout gives one.
-        layout: Separator, quoting, encoding.
-        required: Columns that each file must have.
-
-    Returns:
-        All columns as strings.
+    Each file needs the required columns, and a header unless the layout has one.
 
     Raises:
         DataError: A file is missing or damaged, or lacks a column; or none has rows.
     """
     csv.field_size_limit(_LONGEST_CELL)
     parts = read_parts(paths, lambda path: _read_file(path, layout, required))
-    rejected = [one for _, part in parts for one in part.rejected]
+    rejected = [row for _, part in parts for row in part.rejected]
     return RawTable(
         kind=kind,
         rows=pa.concat_tables([part.rows for _, part in parts], promote_options="default"),
@@ -103,7 +96,7 @@ def read_delimited(
 
 
 def read_header(path: Path, layout: TextFormat) -> list[str]:
-    """Names of a text file's columns.
+    """Column names of a text file.
 
     Raises:
         DataError: The file is missing, empty or damaged.
@@ -115,8 +108,8 @@ def read_header(path: Path, layout: TextFormat) -> list[str]:
 def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _FilePart:
     batches: list[pa.Table] = []
     numbers: list[int] = []
-    rejected: list[Rejected] = []
-    place = printable(str(path))  # its name need not be UTF-8
+    rejected: list[RejectedRow] = []
+    place = printable(str(path))  # names need not be UTF-8
     with _reading(path, layout) as lines:
         header, first, rows = _header(path, lines, layout, required)
         records = _records(rows, layout, width=len(header), number=first)
@@ -125,7 +118,7 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _File
             batches.append(_batch_table(good, header, layout))
             numbers.extend(record.number for record in good)
             rejected.extend(
-                Rejected(f"{place}:{record.number}", record.reason, _lossy(record.raw))
+                RejectedRow(f"{place}:{record.number}", record.reason, _lossy(record.raw))
                 for record in bad
             )
     table = pa.concat_tables(batches or [_batch_table([], header, layout)])
@@ -134,7 +127,7 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _File
 
 @contextlib.contextmanager
 def _reading(path: Path, layout: TextFormat) -> Iterator[IO[str]]:
-    """A text file, open; its own errors and those of decompression become ours."""
+    """Open a text file, converting its errors and those of decompression."""
     try:
         with open_text(path, layout.encoding) as lines:
             yield lines
@@ -142,7 +135,7 @@ def _reading(path: Path, layout: TextFormat) -> Iterator[IO[str]]:
         raise DataError(
             f"the file is not {layout.encoding}: {error}",
             where=str(path),
-            todo="Set data.source.dialect.encoding to the file's own, or convert it to UTF-8.",
+            todo="Set data.source.dialect.encoding to that of the file, or convert it to UTF-8.",
         ) from error
     except (
         *(OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
@@ -154,7 +147,7 @@ def _reading(path: Path, layout: TextFormat) -> Iterator[IO[str]]:
 def _header(
     path: Path, lines: IO[str], layout: TextFormat, required: Sequence[str]
 ) -> tuple[list[str], int, Iterator[str]]:
-    """Names of the columns, the number of the first line after them, and the lines from there."""
+    """Column names, the number of the first line after them, and the lines from there."""
     if layout.header is not None:
         return list(layout.header), 1, lines
     for _ in range(layout.skip_lines):
@@ -165,10 +158,10 @@ def _header(
         rest = lines.read(1)
         kind = DataError if rest else EmptyFileError
         raise kind(
-            f"line {number} is blank, the first that counts" if rest else "the file is empty",
+            f"line {number}, the header, is blank" if rest else "the file is empty",
             where=str(path),
-            todo="Write a header line and rows into it; data.source.dialect.skip_lines passes "
-            "over lines before them.",
+            todo="Add a header line and rows; data.source.dialect.skip_lines skips lines before "
+            "them.",
         )
     if not layout.has_header:
         names, rows = _numbers(chain([line], lines), layout)
@@ -202,7 +195,7 @@ def _header(
 
 
 def _numbers(lines: Iterator[str], layout: TextFormat) -> tuple[list[str], Iterator[str]]:
-    """Names of columns that have none, 1, 2, ..., and all lines."""
+    """Column names 1, 2, ... of a file without a header, and all of its lines."""
     tape = _Tape(lines)
     is_csv = layout.is_csv
     fields = next(layout.reader(tape, strict=False), []) if is_csv else layout.split(next(tape))
@@ -224,7 +217,7 @@ def _records(
 
 
 class _Tape:
-    """Lines of a file, of which those of the current record are remembered."""
+    """Lines of a file that remembers those of the current record."""
 
     def __init__(self, lines: Iterator[str]) -> None:
         self._lines = lines
@@ -254,7 +247,7 @@ def _csv_records(
             fields = None
         if fields is not None and len(fields) == width:
             yield _Record(number, fields)
-        elif fields != []:  # csv gives an empty list for a blank line
+        elif fields != []:  # csv returns an empty list for a blank line
             yield from _line_by_line(tape.current, layout, width, number)
         number += len(tape.current)
 
@@ -262,7 +255,7 @@ def _csv_records(
 def _line_by_line(
     lines: Sequence[str], layout: TextFormat, width: int, number: int
 ) -> Iterator[_Record]:
-    """Judge each line of a broken record alone: a stray quote must cost its own line only."""
+    """Judge each line of a broken record by itself: a stray quote must cost its own line only."""
     for at, line in enumerate(lines, start=number):
         text = line.rstrip("\r\n")
         if not text:
@@ -277,10 +270,10 @@ def _line_by_line(
 
 
 def _divide(batch: list[_Record], separator: str) -> tuple[list[_Record], list[_Record]]:
-    """Records that are rows, and those that are none or not in the file's encoding."""
+    """Split records into rows and rejected ones, including those in a wrong encoding."""
     good = [record for record in batch if not record.reason]
     bad = [record for record in batch if record.reason]
-    try:  # one pass in C for the usual case: surrogates stand for undecodable bytes
+    try:  # one pass in C for the usual case; surrogates mark undecodable bytes
         "".join([field for record in good for field in record.fields]).encode()
     except UnicodeEncodeError:
         texts = [separator.join(record.fields) for record in good]
@@ -294,10 +287,10 @@ def _divide(batch: list[_Record], separator: str) -> tuple[list[_Record], list[_
 
 
 def _lossy(text: str) -> str:
-    """Text whose undecodable bytes are written as backslash escapes."""
+    """Text with backslash escapes for undecodable bytes."""
     try:
         content = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a character of UTF-16, which some encodings let pass
+    except UnicodeEncodeError:  # half a character of UTF-16, accepted by some encodings
         content = text.encode("utf-8", "surrogatepass")
     return content.decode("utf-8", "backslashreplace")
 
@@ -309,21 +302,21 @@ def _batch_table(records: Sequence[_Record], header: Sequence[str], layout: Text
     arrays = [pa.array(column, pa.string()) for column in columns]
     if layout.null_words:
         words = pa.array(layout.null_words, pa.string())
-        nothing = pa.scalar(None, pa.string())
+        null = pa.scalar(None, pa.string())
         arrays = [
-            pc.if_else(pc.is_in(pc.utf8_trim_whitespace(cells), words), nothing, cells)
+            pc.if_else(pc.is_in(pc.utf8_trim_whitespace(cells), words), null, cells)
             for cells in arrays
         ]
     return pa.Table.from_arrays(arrays, names=list(header))
 
 
-def _hints(rejected: Sequence[Rejected], layout: TextFormat, width: int) -> dict[str, str]:
-    """What the first rejected lines of each reason look like."""
+def _hints(rejected: Sequence[RejectedRow], layout: TextFormat, width: int) -> dict[str, str]:
+    """Hints for each reason, from samples of its lines."""
     samples: dict[str, list[str]] = {}
-    for one in rejected:
-        found = samples.setdefault(one.reason, [])
-        if len(found) < _SAMPLES:
-            found.append(one.raw)
+    for row in rejected:
+        lines = samples.setdefault(row.reason, [])
+        if len(lines) < _SAMPLES:
+            lines.append(row.raw)
     return {
         reason: hint
         for reason, lines in samples.items()

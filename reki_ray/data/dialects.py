@@ -1,4 +1,4 @@
-"""How text files are written, and what one looks like that does not fit its description."""
+"""The layout of text files, and hints for files that do not fit it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from reki_ray.data.raw import BROKEN_QUOTES, WRONG_ENCODING, WRONG_FIELDS
+from reki_ray.data.raw_tables import BROKEN_QUOTES, WRONG_ENCODING, WRONG_FIELDS
 
 _SEPARATORS: Final = (",", ";", "\t", "|", "::", ":", "\x01", "^", "~", " ")
 _QUOTES: Final = ('"', "'")
@@ -25,19 +25,19 @@ _BYTE_ORDER_MARKS: Final = {
 }
 _NUMBER: Final = re.compile(r"\s*[+-]?\d+(?:[.,]\d*)?\s*")
 MOST_SKIPPED: Final = 20
-"""Lines among which a header is looked for."""
+"""Lines searched for a header."""
 
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How a text file is laid out.
+    """Layout of a text file.
 
     Args:
-        separator: Between fields; more than one character only without quote and escape.
-        quote: What fields may stand in; None for fields that hold quotes as they are.
-        escape: What takes its meaning from the character after it.
-        encoding: Character encoding; bytes outside it put their row into quarantine.
-        null_words: Cells that stand for no value.
+        separator: Between fields; several characters only without quote and escape.
+        quote: Encloses fields; None for fields that contain quotes literally.
+        escape: Makes the next character literal.
+        encoding: Character encoding; rows with other bytes are quarantined.
+        null_words: Cells that count as missing.
         header: Names of the columns; None takes them from the first line.
         has_header: Whether there is such a line; else columns are named 1, 2, 3.
         skip_lines: Lines before it.
@@ -54,11 +54,11 @@ class TextFormat:
 
     @property
     def is_csv(self) -> bool:
-        """Whether a field may hold the separator."""
+        """Whether a field may contain the separator."""
         return self.quote is not None or self.escape is not None
 
     def reader(self, lines: Iterable[str], *, strict: bool = True) -> Iterator[list[str]]:
-        """Records of CSV lines; with `strict`, `csv.Error` at those that break the rules."""
+        """Records of CSV lines; with `strict`, malformed ones raise `csv.Error`."""
         return csv.reader(
             lines,
             delimiter=self.separator,
@@ -69,7 +69,7 @@ class TextFormat:
         )
 
     def split(self, line: str) -> list[str]:
-        """Fields of a line that is no CSV."""
+        """Fields of a line without quoting."""
         return line.rstrip("\r\n").split(self.separator)
 
 
@@ -80,18 +80,7 @@ def header_hint(
     layout: TextFormat,
     following: Sequence[str] = (),
 ) -> str:
-    """What to set where the header lacks columns.
-
-    Args:
-        line: The header as the file holds it.
-        header: Its fields under `layout`.
-        required: Columns that it should have.
-        layout: The description that does not fit.
-        following: Lines after it.
-
-    Returns:
-        A sentence; empty where nothing is found.
-    """
+    """Suggest settings for a header line without required columns, or an empty string."""
     if hint := _other_kind(line):
         return hint
     for quote in _QUOTES:
@@ -118,7 +107,7 @@ def header_hint(
 
 
 def _other_kind(line: str) -> str:
-    """What a file looks like that is no table of text; empty where it may be one."""
+    """Hint for a file that does not look like delimited text, or an empty string."""
     if "\0" in line:
         return encoding_hint(line)
     kind = next((kind for kind, start in _NO_TABLES.items() if start.match(line)), "")
@@ -126,11 +115,7 @@ def _other_kind(line: str) -> str:
 
 
 def encoding_hint(line: str) -> str:
-    """What to set where a line is not in its encoding.
-
-    Args:
-        line: Decoded as UTF-8, with surrogates for what is no UTF-8.
-    """
+    """Suggest an encoding for a line decoded as UTF-8 with surrogates."""
     content = line.encode("utf-8", "surrogateescape")
     for name, marks in _BYTE_ORDER_MARKS.items():
         if content.startswith(marks):
@@ -148,17 +133,7 @@ def encoding_hint(line: str) -> str:
 
 
 def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width: int) -> str:
-    """What to set where lines are no rows.
-
-    Args:
-        reason: Why they are none.
-        lines: Some of them.
-        layout: The description that does not fit.
-        width: Number of columns.
-
-    Returns:
-        A sentence; empty where nothing is found.
-    """
+    """Suggest settings for sample lines rejected for a reason, or an empty string."""
     if reason == WRONG_ENCODING:
         return encoding_hint("")
     if reason == BROKEN_QUOTES and any(f"\\{layout.quote}" in line for line in lines):
@@ -173,11 +148,11 @@ def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width:
 
 
 def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
-    """What to set where cells are no numbers; empty where nothing is found.
+    """Suggest settings for cells that are not numbers, or an empty string.
 
     Args:
-        cells: Some of them.
-        delimited: Whether they are of a text file, which may have words for no value.
+        cells: Samples.
+        delimited: Whether they come from a text file, which may have words for missing values.
     """
     if cells and all(re.fullmatch(r"[+-]?\d*,\d+", cell) for cell in cells):
         return f"{cells[0]!r} has a decimal comma: set {_SET}.decimal: ','."
@@ -188,7 +163,7 @@ def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
 
 
 def _wide_text(content: bytes, encoding: str) -> str:
-    """Text of a line in an encoding, without its end; empty where it is none."""
+    """Text of a line in a multi-byte encoding without its end, or an empty string."""
     unit = 4 if "32" in encoding else 2
     try:
         text = content[: len(content) // unit * unit].decode(encoding)
@@ -199,14 +174,14 @@ def _wide_text(content: bytes, encoding: str) -> str:
 
 
 def _looks_like(layout: TextFormat, separator: str, quote: str | None, skip: str = "") -> str:
-    found = [skip] if skip else []
+    settings = [skip] if skip else []
     if separator != layout.separator:
-        found.append(f"{_SET}.separator: {_yaml(separator)}")
+        settings.append(f"{_SET}.separator: {_yaml(separator)}")
     if quote != layout.quote or (len(separator) > 1 and quote):
-        found.append(f"{_SET}.quote: {_yaml(quote if len(separator) == 1 else None)}")
-    return f"The file looks like another dialect: set {' and '.join(found)}." if found else ""
+        settings.append(f"{_SET}.quote: {_yaml(quote if len(separator) == 1 else None)}")
+    return f"The file looks like another dialect: set {' and '.join(settings)}." if settings else ""
 
 
 def _yaml(value: str | None) -> str:
-    """A value as a configuration writes it."""
+    """A value in YAML."""
     return json.dumps(value)

@@ -1,9 +1,9 @@
-"""Batches of new events: checked, kept once, and put together with what a run began with.
+"""Batches of new events: checked, stored once, and merged with the run's own data.
 
     <workspace>/live/inbox/{interactions,items,users}/000001-<content>.parquet
 
-A batch that comes twice is kept once, and an event that two batches hold counts once, so that a
-sender may repeat what it is not sure of.
+A repeated batch is stored once, and an event in two batches counts once, so that a sender may
+repeat what it is not sure of.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from reki_ray.core import atomic
 from reki_ray.core.workspace import Workspace, conform
 from reki_ray.data import delimited, parquet
 from reki_ray.data.leak_guard import before_cut
-from reki_ray.data.quarantine import Checked, enforce_threshold, save_quarantine
-from reki_ray.data.raw import Kind, identify_files
+from reki_ray.data.quarantine import CheckedTable, enforce_threshold, save_quarantine
+from reki_ray.data.raw_tables import TableKind, identify_files
 from reki_ray.data.samples import sort_interactions
-from reki_ray.data.sources.files import SUFFIXES, Files, Form, text_format
+from reki_ray.data.sources.files import SUFFIXES, FileFormat, Files, text_format
 from reki_ray.data.validation import (
     bare_users,
     check_interactions,
@@ -42,28 +42,28 @@ from reki_ray.data.validation import (
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, TIMESTAMP, USER_ID, Table
 
-INBOX: Final[dict[Kind, Table]] = {
+INBOX: Final[dict[TableKind, Table]] = {
     "interactions": Table("inbox/interactions", schema.INTERACTIONS_SCHEMA),
     "items": Table("inbox/items", schema.ITEMS_SCHEMA),
     "users": Table("inbox/users", schema.USERS_SCHEMA),
 }
 LIVE: Final = "live"
-"""Folder of the workspace in which the rounds of `reki update` live."""
+"""Folder of the workspace for `reki update`."""
 QUARANTINE: Final = Table("inbox/quarantine", schema.QUARANTINE_SCHEMA)
 
 _DIGEST_CHARS = 16
 _NAME: Final = re.compile(rf"[0-9]{{6,}}-[0-9a-f]{{{_DIGEST_CHARS}}}")
-"""What a batch is called: a copy or a backup beside the batches is none."""
+"""Name of a batch; copies and backups next to the batches have others."""
 
 
 @dataclass(frozen=True)
 class BatchFiles:
-    """Files of a batch, Parquet or CSV.
+    """Parquet or CSV files of a batch, each optional.
 
     Attributes:
-        interactions: New events, of users who may be new; None where there are none.
-        items: New or changed items; None where there are none.
-        users: New or changed users; None where there are none.
+        interactions: New events, also of new users.
+        items: New or changed items.
+        users: New or changed users.
     """
 
     interactions: Path | None = None
@@ -73,13 +73,13 @@ class BatchFiles:
 
 @dataclass(frozen=True)
 class KeptBatch:
-    """A batch that is kept.
+    """A stored batch.
 
     Attributes:
-        name: Its number and content.
-        is_new: Whether it was not there before.
+        name: Its number and content digest.
+        is_new: Whether it was not stored before.
         events: Usable events.
-        quarantined: Rows of all its files that are not usable.
+        quarantined: Unusable rows of all its files.
     """
 
     name: str
@@ -90,15 +90,15 @@ class KeptBatch:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a run began with and all batches together.
+    """The run's own data merged with all batches.
 
     Attributes:
         users: Rows of `USERS_SCHEMA`.
         items: Rows of `ITEMS_SCHEMA`.
-        visible: What prompts may see: interactions before the cuts of the run, and every event
-            of a batch, which never becomes a sample.
-        history: All interactions, for the profiles that are served.
-        events: Events of batches that the run did not begin with.
+        visible: Interactions that prompts may see: those before the run's cutoffs, and all events
+            of batches, which never become samples.
+        history: All interactions, for the served profiles.
+        events: Events of batches that are not in the run's own data.
     """
 
     users: pa.Table
@@ -109,12 +109,7 @@ class Merged:
 
 
 class Inbox:
-    """The batches of a run.
-
-    Args:
-        base: The run's workspace.
-        live: Workspace that holds the batches.
-    """
+    """The batches, in workspace `live`, of the run in workspace `base`."""
 
     def __init__(self, base: Workspace, live: Workspace) -> None:
         self._base = base
@@ -126,7 +121,7 @@ class Inbox:
         return [name for part in parts if _NAME.fullmatch(name := Path(part).stem)]
 
     def known_items(self) -> pa.ChunkedArray:
-        """Ids of the items that the run began with and of those in batches.
+        """Ids of the items of the run and of its batches.
 
         Raises:
             DataError: A table is missing or damaged.
@@ -135,14 +130,12 @@ class Inbox:
         return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
 
     def add(self, files: BatchFiles, config: DataConfig) -> KeptBatch:
-        """Check the files of a batch and keep their rows; one caller at a time.
+        """Check and store a batch; not safe for concurrent callers.
 
-        Args:
-            files: Its files; columns are named as `data.source.columns` says, or as in the tables.
-            config: Valid ranges, and the share of unusable rows that is borne.
+        Columns are named as in `data.source.columns`, or as in the tables.
 
         Raises:
-            DataError: A file is missing or damaged, lacks a column, or too much is unusable.
+            DataError: A file is missing or damaged, lacks a column, or has too many unusable rows.
         """
         for table in INBOX.values():
             atomic.remove_scratch(self._live.local_path(table.path))
@@ -154,7 +147,7 @@ class Inbox:
         if name is not None:
             if self._is_whole(name):
                 return KeptBatch(name, is_new=False, events=0, quarantined=0)
-            self._live.remove(_part(INBOX["interactions"], name))  # it counts no more
+            self._live.remove(_part(INBOX["interactions"], name))  # unmarks it
         tables = self._checked(files, config)
         enforce_threshold(self._live, tables, config)
         if name is None:
@@ -167,7 +160,7 @@ class Inbox:
         events = schema.INTERACTIONS_SCHEMA.empty_table()
         if "interactions" in tables:
             events = tables["interactions"].rows
-        self._live.write_table(INBOX["interactions"], events, part=name)  # last: it counts from now
+        self._live.write_table(INBOX["interactions"], events, part=name)  # last: the batch counts
         return KeptBatch(
             name,
             is_new=True,
@@ -176,14 +169,14 @@ class Inbox:
         )
 
     def merged(self) -> Merged:
-        """What the run began with and all batches, put together.
+        """Merge the run's own data with all batches.
 
         Raises:
             DataError: A table is missing or damaged.
         """
         began = self._base.read_table(schema.INTERACTIONS)
         events = self._rows("interactions")
-        # Of equal ones the run's own counts, else the latest batch's, as of items and users.
+        # Of equal events the run's own counts, else the latest batch's, as for items and users.
         twice = _twice(pa.concat_tables([began, events[::-1]]))[len(began) :]
         fresh = events.filter(pa.array(~twice[::-1]))
         seen = before_cut(began, self._base.read_table(schema.CUTS)).select(began.column_names)
@@ -200,10 +193,7 @@ class Inbox:
         )
 
     def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
-        """Whether a batch holds an event of each user, item and time.
-
-        Args:
-            keys: N rows of these three columns.
+        """Mask (N,): whether a batch has an event of each user, item and time in `keys` (N rows).
 
         Raises:
             DataError: A table is damaged.
@@ -212,7 +202,7 @@ class Inbox:
         return _twice(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
 
     def _is_whole(self, name: str) -> bool:
-        """Whether all that is kept of a batch can be read."""
+        """Whether all stored parts of a batch can be read."""
         try:
             for kind in INBOX:
                 self._read(kind, {name})
@@ -220,37 +210,37 @@ class Inbox:
             return False
         return True
 
-    def _rows(self, kind: Kind) -> pa.Table:
+    def _rows(self, kind: TableKind) -> pa.Table:
         return self._read(kind, set(self.batches()))
 
-    def _read(self, kind: Kind, batches: Set[str]) -> pa.Table:
-        """Rows of some batches, which need not have all kinds."""
+    def _read(self, kind: TableKind, batches: Set[str]) -> pa.Table:
+        """Rows of some batches, which may lack tables."""
         table = INBOX[kind]
         assert table.schema is not None
-        found = [table.schema.empty_table()]
+        tables = [table.schema.empty_table()]
         for part in self._live.parts(table):
-            if Path(part).stem not in batches:  # of one that was cut off before it counted
+            if Path(part).stem not in batches:  # of an interrupted batch
                 continue
             try:
-                found.append(conform(pq.ParquetFile(part).read(), table.schema, where=part))
+                tables.append(conform(pq.ParquetFile(part).read(), table.schema, where=part))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
-                    f"a kept batch is damaged: {error}",
+                    f"a stored batch is damaged: {error}",
                     where=part,
-                    todo="Give the same batch to `reki update` again: it is written anew.",
+                    todo="Give the same batch to `reki update` again to rewrite it.",
                 ) from error
-        return pa.concat_tables(found)
+        return pa.concat_tables(tables)
 
-    def _checked(self, files: BatchFiles, config: DataConfig) -> dict[Kind, Checked]:
-        tables: dict[Kind, Checked] = {}
+    def _checked(self, files: BatchFiles, config: DataConfig) -> dict[TableKind, CheckedTable]:
+        tables: dict[TableKind, CheckedTable] = {}
         known = self.known_items()
         if files.items:
             tables["items"] = check_items(self._open(files.items, "items", config).items())
             known = pa.chunked_array([*known.chunks, *tables["items"].rows[ITEM_ID].chunks])
         if files.users:
-            draft = self._open(files.users, "users", config).users()
-            assert draft is not None
-            tables["users"] = check_users(draft)
+            mapped = self._open(files.users, "users", config).users()
+            assert mapped is not None
+            tables["users"] = check_users(mapped)
         if files.interactions:
             source = self._open(files.interactions, "interactions", config)
             tables["interactions"] = check_interactions(
@@ -262,7 +252,7 @@ class Inbox:
             )
         return tables
 
-    def _open(self, path: Path, kind: Kind, config: DataConfig) -> Files:
+    def _open(self, path: Path, kind: TableKind, config: DataConfig) -> Files:
         form, place = _form(path), str(path)
         own = config.source if config.source.kind == form else None
         columns = self._columns(path, kind, config)
@@ -277,8 +267,8 @@ class Inbox:
             )
         )
 
-    def _columns(self, path: Path, kind: Kind, config: DataConfig) -> ColumnMapping:
-        """The run's own mapping, or the tables' names for what the file has of them."""
+    def _columns(self, path: Path, kind: TableKind, config: DataConfig) -> ColumnMapping:
+        """The run's own mapping, or the tables' names as far as the file has them."""
         if isinstance(config.source, FileSource):
             return config.source.columns
         present = _header(path)
@@ -290,19 +280,14 @@ class Inbox:
         )
 
     def _attributes(self, table: Table, present: Sequence[str]) -> tuple[str, ...]:
-        """Attributes of the run's table that a file has a column for."""
+        """Attributes of the run's table with a column in a file."""
         rows = self._base.read_table(table, columns=[ATTRIBUTES])[ATTRIBUTES]
         names = {name for pairs in rows.to_pylist() for name, _ in pairs or ()}
         return tuple(sorted(names & set(present)))
 
 
 def write_round(merged: Merged, workspace: Workspace) -> None:
-    """Write the tables of stage ingest that later stages read; prompts may see all interactions.
-
-    Args:
-        merged: What is written.
-        workspace: Of the round.
-    """
+    """Write the tables of stage ingest for later stages; prompts may see all interactions."""
     counts = pc.value_counts(merged.visible[USER_ID])
     cuts = pa.table(
         {USER_ID: counts.field("values"), CUT: counts.field("counts").cast(pa.int32())},
@@ -316,7 +301,7 @@ def write_round(merged: Merged, workspace: Workspace) -> None:
 
 
 def _twice(events: pa.Table) -> npt.NDArray[np.bool_]:
-    """Which events equal an earlier one in user, item and time."""
+    """Mask of events that equal an earlier one in user, item and time."""
     every = np.ones(len(events), dtype=bool)
     mask: npt.NDArray[np.bool_] = repeated(
         events[USER_ID], events[ITEM_ID], events[TIMESTAMP].to_numpy(), every
@@ -329,13 +314,13 @@ def _part(table: Table, name: str) -> str:
 
 
 def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
-    """One row an id, the latest; ids in the order in which they came."""
+    """Latest row of each id, in order of first appearance."""
     rows = pa.concat_tables([began, added])
-    last = {one: row for row, one in enumerate(rows[key].to_pylist())}
+    last = {identifier: row for row, identifier in enumerate(rows[key].to_pylist())}
     return rows.take(pa.array(list(last.values()), pa.int64()))
 
 
-def _form(path: Path) -> Form:
+def _form(path: Path) -> FileFormat:
     for form, suffixes in SUFFIXES.items():
         if path.name.lower().endswith(suffixes):
             return form
@@ -347,7 +332,7 @@ def _form(path: Path) -> Form:
 
 
 def _header(path: Path) -> list[str]:
-    """Names of a file's columns."""
+    """Column names of a file."""
     if _form(path) == "parquet":
         return parquet.read_header(path)
     return delimited.read_header(path, text_format(Dialect()))

@@ -1,4 +1,4 @@
-"""How active users and items are: whether they are asked about alone, and how much it counts."""
+"""Interactions per user and item: they decide on prompts of their own, and their weight."""
 
 from __future__ import annotations
 
@@ -18,18 +18,15 @@ from reki_ray.schema import SIDES, Side
 _KEY, _COUNT = "values", "counts"
 
 Activity = dict[Side, pa.Table]
-"""Interactions before the cut of each id that has any."""
+"""Interactions before the cutoff, of ids with any."""
 
 
 @ray.remote
 def count_visible(location: str) -> Activity:
-    """Count what prompts may see, in a task: no driver holds all interactions.
-
-    Args:
-        location: Workspace with the tables of stage ingest.
+    """Count the interactions visible to prompts, in a task: no driver holds all of them.
 
     Raises:
-        DataError: A table is missing or damaged.
+        DataError: A table of stage ingest is missing or damaged.
     """
     workspace = Workspace(location)
     columns = [schema.USER_ID, schema.ITEM_ID]
@@ -44,24 +41,14 @@ def count_visible(location: str) -> Activity:
 
 
 def own_weights(activity: Activity, side: Side, ids: Sequence[str], half: float) -> np.ndarray:
-    """Weight of an id's own knowledge against its cluster's: a / (a + half).
-
-    Args:
-        activity: As counted.
-        side: Users or items.
-        ids: N ids.
-        half: Interactions a at which both count alike.
-
-    Returns:
-        (N,) float32 in [0, 1).
-    """
+    """Weight (N,) of an id's own knowledge against its cluster's: a / (a + half), in [0, 1)."""
     counts = counts_of(activity, side, ids).astype(np.float32)
     weights: np.ndarray = counts / (counts + np.float32(half))
     return weights
 
 
 def counts_of(activity: Activity, side: Side, ids: Sequence[str]) -> np.ndarray:
-    """Interactions before the cut (N,) int64 of N ids; 0 for an id without any."""
+    """Interactions before the cutoff (N,) int64 of N ids."""
     rows = pc.index_in(pa.array(ids, pa.string()), value_set=activity[side][_KEY])
     counts: np.ndarray = activity[side][_COUNT].take(rows).fill_null(0).to_numpy()
     return counts

@@ -1,4 +1,4 @@
-"""The interactions that prompts, clustering and user texts may see: those before the cut."""
+"""The interactions visible to prompts, clustering and user texts: those before the cutoff."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def before_cut(interactions: pa.Table, cuts: pa.Table) -> pa.Table:
         cuts: Rows of `CUTS_SCHEMA`; a user without a row has cut 0.
 
     Returns:
-        Rows of `INTERACTIONS_SCHEMA` with a further column `position`, int32: the row's index
-        among its user's interactions, oldest first.
+        Rows of `INTERACTIONS_SCHEMA` with a column `position`, int32: index among the user's
+        interactions, oldest first.
     """
     if interactions.num_rows == 0:
         return interactions.append_column(POSITION, pa.array([], pa.int32()))
@@ -38,11 +38,11 @@ def before_cut(interactions: pa.Table, cuts: pa.Table) -> pa.Table:
 
 
 class Visible(NamedTuple):
-    """What prompts and texts about some users may show.
+    """Data visible to prompts and texts about some users.
 
     Attributes:
-        interactions: Those before each user's cut, as `histories.before_cut` gives them.
-        items: Id, title and attributes of the items in them.
+        interactions: Those before each user's cutoff, as `before_cut` returns them.
+        items: Id, title and attributes of their items.
     """
 
     interactions: pa.Table
@@ -50,7 +50,7 @@ class Visible(NamedTuple):
 
 
 def visible_to_prompts(workspace: Workspace, users: pa.Array | pa.ChunkedArray) -> Visible:
-    """What prompts and texts about these users may show: nothing from their cut on.
+    """Load the data visible to prompts and texts about these users.
 
     Raises:
         DataError: A table is damaged.

@@ -1,4 +1,4 @@
-"""Columns of attributes to lists of text: Arrow lists, cells with separators, JSON and Python."""
+"""Converts attribute columns to lists of text: Arrow lists, separators, JSON and Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BARE: Final = r"""[^\s,'"\[\]{}][^,"\[\]{}]*"""
 _PREFIXED: Final = rf"[ub](?:{_QUOTED})(?=\s*(?:,|$))"
 _GAP: Final = r"\.\.\.(?=\s|,|$)"
 _ITEM: Final = re.compile(rf"\s*(?:({_QUOTED}|{_PREFIXED})|({_GAP})|({_BARE}))\s*(,|$)?", re.DOTALL)
-"""A value as it is quoted, what stands for those that numpy leaves out, or a bare value."""
+"""A quoted value, numpy's ellipsis, or a bare value."""
 _SCALAR: Final = re.compile(
     rf"(?<![^\s,\[({{])(?:np\.\w+|Decimal|UUID)\(({_QUOTED}|[^\s()'\"]*)\)", re.DOTALL
 )
@@ -36,37 +36,36 @@ _CALL: Final = re.compile(
     r"\((?P<inner>.*?)\s*(?:,\s*(?:dtype|maxlen)=[^\[\]{}]*)?\)",
     re.DOTALL,
 )
-"""A list beneath the name of its type, as Python, Scala (Spark) and R write it."""
+"""A list with the name of its type, from Python, Scala (Spark) and R."""
 _WORD: Final = re.compile(
     r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?inf|nan|True|False|\.\.\."
 )
-"""What numpy writes between blanks alone."""
+"""Values that numpy separates by blanks."""
 _CLOSED_BY: Final = {"[": "]", "{": "}", "(": ")"}
 _NO_VALUE: Final = frozenset({"None", "null", "NULL", "nan", "NaN", "np.nan", "..."})
 _NESTED: Final = object()
-"""Stands for a value that is a list or an object itself."""
+"""Marks a nested list or object."""
 
 
 def to_lists(
     column: pa.ChunkedArray, separator: str, *, where: str
 ) -> tuple[list[list[str]], np.ndarray, np.ndarray]:
-    """Values of an attribute column: cells of several values are split.
+    """Values of an attribute column.
 
-    A text cell is split at the separator, or is a list as JSON, Python, numpy or DuckDB write it:
-    `["a", "b"]`, `['a', 'b']`, `['a' 'b']`, `[a, b]`, `[1 2]`, `[a|b]`, `array(['a'])`.
+    A text cell is split at the separator, or parsed as a list written by JSON, Python, numpy or
+    DuckDB: `["a", "b"]`, `['a', 'b']`, `['a' 'b']`, `[a, b]`, `[1 2]`, `[a|b]`, `array(['a'])`.
 
     Args:
         column: Lists of text or numbers, or text or numbers, (N,).
-        separator: Between the values of a text cell; empty splits nothing, lists neither.
+        separator: Between the values of a text cell; if empty, cells are never split or parsed.
         where: Name of the column for the error message.
 
     Returns:
-        N lists without blanks and duplicates, in order, empty where there is no value; the mask
-        (N,) of cells that are not UTF-8; the mask (N,) of text cells with lists of lists or of
-        objects.
+        N lists without blanks and duplicates, in order; the mask (N,) of cells that are not UTF-8;
+        the mask (N,) of text cells with nested lists or objects.
 
     Raises:
-        DataError: The column holds something else, as lists of lists.
+        DataError: The column has another type, for example lists of lists.
     """
     cells = plain(column, where=where)
     nested = np.zeros(len(cells), dtype=bool)
@@ -74,11 +73,11 @@ def to_lists(
         values, bad = _arrow_lists(cells, where=where)
         return values, bad, nested
     text, bad = to_text(cells, where=where)
-    found = text.to_pylist()
+    texts = text.to_pylist()
     if not separator:
-        return [_clean([cell]) for cell in found], bad, nested
+        return [_clean([cell]) for cell in texts], bad, nested
     split: list[list[str]] = []
-    for row, cell in enumerate(found):
+    for row, cell in enumerate(texts):
         listed = _written_list(_without_type(cell), separator) if cell else None
         if listed is not None:
             nested[row] = any(value is _NESTED for value in listed)
@@ -89,7 +88,7 @@ def to_lists(
 
 
 def _arrow_lists(cells: pa.ChunkedArray, *, where: str) -> tuple[list[list[str]], np.ndarray]:
-    found: list[list[str]] = []
+    lists: list[list[str]] = []
     bad = np.zeros(len(cells), dtype=bool)
     for chunk in cells.chunks:
         # Not by casts and offsets: Arrow's cast of a slice of a list view is wrong.
@@ -97,14 +96,14 @@ def _arrow_lists(cells: pa.ChunkedArray, *, where: str) -> tuple[list[list[str]]
         values, start = text.to_pylist(), 0
         for length in pc.fill_null(pc.list_value_length(chunk), 0).to_pylist():
             end = start + length
-            bad[len(found)] = wrong[start:end].any()
-            found.append(_clean(values[start:end]))
+            bad[len(lists)] = wrong[start:end].any()
+            lists.append(_clean(values[start:end]))
             start = end
-    return found, bad
+    return lists, bad
 
 
 def _without_type(cell: str) -> str:
-    """A cell whose list stands in brackets, without the name of its type before them."""
+    """A cell with a list in brackets, without the name of its type before them."""
     call = _CALL.fullmatch(cell) if cell[-1] == ")" else None
     if call is None:
         return cell
@@ -115,7 +114,7 @@ def _without_type(cell: str) -> str:
 
 
 def _written_list(cell: str, separator: str) -> list[object] | None:
-    """Values of a cell that is a list as a program writes it; None where it is none."""
+    """Values of a cell that a program wrote as a list, or None."""
     if cell[-1] != _CLOSED_BY.get(cell[0]):
         return None
     try:
@@ -136,16 +135,16 @@ def _value(value: Any) -> object:
 
 
 def _nothing(_: str) -> None:
-    """What NaN and Infinity of JSON stand for."""
+    """Replaces NaN and Infinity in JSON."""
 
 
 def _items(cell: str, separator: str) -> list[object] | None:
-    """Item by item: Python's own parser would join 'a' 'b', as numpy writes arrays, to 'ab'."""
+    """Parse item by item: Python's parser would join numpy's 'a' 'b' to 'ab'."""
     inner = _SCALAR.sub(r"\1", cell[1:-1]).strip()
     words = inner.split()
     if cell[0] == "[" and len(words) > 1 and all(map(_WORD.fullmatch, words)):
         return [None if word in _NO_VALUE else word.removesuffix(".") for word in words]
-    found: list[object] = []
+    items: list[object] = []
     at, separated = 0, True
     while at < len(inner):
         item = _ITEM.match(inner, at)
@@ -154,16 +153,16 @@ def _items(cell: str, separator: str) -> list[object] | None:
         if item[1]:
             try:
                 value = ast.literal_eval(item[1])
-                found.append(value.decode() if isinstance(value, bytes) else value)
+                items.append(value.decode() if isinstance(value, bytes) else value)
             except (SyntaxError, ValueError):
                 return None
         elif item[3]:
             value = item[3].strip()
             # A list of one bare value may hold several: [a|b].
             values = value.split(separator) if item[0].strip() == inner else [value]
-            found += [None if one.strip() in _NO_VALUE else one for one in values]
+            items += [None if text.strip() in _NO_VALUE else text for text in values]
         at, separated = item.end(), item[4] == ","
-    return found
+    return items
 
 
 def _is_literal(cell: str) -> bool:

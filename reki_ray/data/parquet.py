@@ -1,4 +1,4 @@
-"""Parquet files, read file by file so that a damaged one can be named."""
+"""Parquet files, read one by one so that a damaged one can be named."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from reki_ray.data.compression import HEAD, refuse_foreign
 from reki_ray.data.conversion import plain
-from reki_ray.data.raw import (
+from reki_ray.data.raw_tables import (
     EmptyFileError,
-    Kind,
     RawTable,
+    TableKind,
     read_parts,
     require_columns,
     unreadable,
@@ -25,23 +25,16 @@ from reki_ray.errors import DataError, printable
 _MAGIC: Final = b"PAR1"
 
 
-def read_parquet(kind: Kind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
-    """Read some columns of Parquet files.
-
-    Only those columns are read: catalogues often carry images or vectors beside them.
-
-    Args:
-        kind: Which table they hold.
-        paths: Files.
-        required: Columns to read; each file must have them.
+def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
+    """Read columns of Parquet files; others, often images or vectors, are never loaded.
 
     Raises:
-        DataError: A file is missing or damaged (footer or page), or lacks a column, or the
-            files disagree about a column's type.
+        DataError: A file is missing or damaged (footer or page), or lacks a column, or the files
+            disagree about the type of a column.
     """
     columns = list(dict.fromkeys(required))
     parts = read_parts(paths, lambda path: _read_file(path, columns))
-    # A part without rows may have guessed its types.
+    # A part without rows may have guessed types.
     parts = [part for part in parts if len(part[1])] or parts[:1]
     try:
         rows = pa.concat_tables([table for _, table in parts], promote_options="permissive")
@@ -63,7 +56,7 @@ def read_parquet(kind: Kind, paths: Sequence[Path], required: Sequence[str]) -> 
 
 
 def read_header(path: Path) -> list[str]:
-    """Names of a Parquet file's columns.
+    """Column names of a Parquet file.
 
     Raises:
         DataError: The file is missing, empty or damaged.
@@ -97,13 +90,13 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
                 if not file.metadata.num_rows:
                     raise EmptyFileError(error.what, where=error.where, todo=error.todo) from error
                 raise
-            # Batch by batch: strings in lists may not pass 2 GiB in one piece.
+            # In batches: strings in lists are limited to 2 GiB per piece.
             batches = list(file.iter_batches(columns=columns))
-            # A column may be mapped although it has children; these take the top-level name.
+            # Nested columns are mapped by their top-level name.
             kind = pa.schema([file.schema_arrow.field(name) for name in columns])
             table = pa.Table.from_batches([batch.select(columns) for batch in batches], kind)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
-    # Types that only one of several files has, as dictionaries, would keep them apart.
+    # Encodings of single files, such as dictionaries, would prevent concatenation.
     arrays = [plain(table[name], where=f"{path}, column {name}") for name in columns]
     return pa.table(arrays, names=columns)

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: why, where from, and how many are too many."""
+"""Quarantine of unusable rows: reasons, locations and limits."""
 
 from __future__ import annotations
 
@@ -12,30 +12,27 @@ import pyarrow as pa
 
 from reki_ray.config import DataConfig
 from reki_ray.core.workspace import Workspace
-from reki_ray.data.raw import (
+from reki_ray.data.raw_tables import (
     BROKEN_QUOTES,
     WRONG_ENCODING,
     WRONG_FIELDS,
-    Draft,
-    Kind,
-    Rejected,
+    MappedTable,
+    RejectedRow,
+    TableKind,
     quarantine_table,
 )
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import QUARANTINE_SCHEMA, Table
 
 FAILED_QUARANTINE = Table("ingest-quarantine", QUARANTINE_SCHEMA)
-"""Quarantine of a failed ingest: beside the folder that a failure leaves untouched."""
+"""Quarantine of a failed ingest, which leaves the folder of the last output untouched."""
 
 
-class Verdict:
-    """Says of each row why it is rejected; the first reason stands.
-
-    Args:
-        size: Number of rows N.
+class Rejections:
+    """Reasons for the rejection of N rows; the first reason of a row counts.
 
     Attributes:
-        hints: Reason -> what the user can do about it, a sentence.
+        hints: Reason -> a sentence on what the user can do.
     """
 
     def __init__(self, size: int) -> None:
@@ -48,14 +45,14 @@ class Verdict:
 
         Args:
             mask: Rows to reject, (N,) bool.
-            reason: Short and without the row's values, since rows are counted by it.
+            reason: Short and without values, since rows are counted by it.
         """
         self._code[mask & (self._code < 0)] = len(self._reasons)
         self._reasons.append(reason)
 
     @property
     def known_reasons(self) -> list[str]:
-        """Reasons that were looked for, found or not."""
+        """Reasons that were checked, with or without rows."""
         return self._reasons
 
     @property
@@ -64,32 +61,28 @@ class Verdict:
         return self._code < 0
 
     def reasons(self, rows: np.ndarray) -> list[str]:
-        """Reasons of rejected rows.
-
-        Args:
-            rows: Row indices, (K,).
-        """
+        """Reasons of rejected rows (K,)."""
         return [self._reasons[code] for code in self._code[rows]]
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A table after its checks: what is usable, and what is not.
+class CheckedTable:
+    """Usable and rejected rows of a table.
 
     Args:
         kind: Which table.
         rows: Usable rows in the table's schema, in the order of the source.
-        rejected: The others.
-        rows_in: Rows that the source held.
+        rejected: All other rows.
+        rows_in: Rows of the source.
         files: Files that were read.
-        hints: Reason of rejected rows -> what the user can do about it, a sentence.
-        known_reasons: Reasons that were looked for, found or not.
-        notes: What the user should know of rows that passed, a sentence each.
+        hints: Reason of rejected rows -> a sentence on what the user can do.
+        known_reasons: Reasons that were checked, with or without rows.
+        notes: Sentences on accepted rows for the user.
     """
 
-    kind: Kind
+    kind: TableKind
     rows: pa.Table
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[RejectedRow, ...]
     rows_in: int
     files: tuple[str, ...]
     hints: Mapping[str, str] = field(default_factory=dict)
@@ -101,30 +94,26 @@ class Checked:
         return dict(Counter(r.reason for r in self.rejected).most_common())
 
 
-def settle(draft: Draft, verdict: Verdict, rows: pa.Table, notes: Iterable[str] = ()) -> Checked:
-    """Divide a table by its verdict.
-
-    Args:
-        draft: The table as read.
-        verdict: Of all its rows.
-        rows: All rows in the table's schema; rejected ones may hold anything.
-        notes: See `Checked`.
+def finish_check(
+    mapped: MappedTable, rejections: Rejections, rows: pa.Table, notes: Iterable[str] = ()
+) -> CheckedTable:
+    """Split a table as read from all its rows in the table's schema; rejected ones may be invalid.
 
     Raises:
-        DataError: The rows do not reconcile: a defect that must never pass silently.
+        DataError: The numbers of rows do not reconcile, which is a bug.
     """
-    raw = draft.raw
-    bad = np.flatnonzero(~verdict.accepted)
-    found = zip(bad, verdict.reasons(bad), raw.raw(bad), strict=True)
-    rejected = [Rejected(raw.location(row), reason, text) for row, reason, text in found]
-    checked = Checked(
+    raw = mapped.raw
+    bad = np.flatnonzero(~rejections.accepted)
+    reasons = zip(bad, rejections.reasons(bad), raw.raw(bad), strict=True)
+    rejected = [RejectedRow(raw.location(row), reason, text) for row, reason, text in reasons]
+    checked = CheckedTable(
         kind=raw.kind,
-        rows=rows.filter(pa.array(verdict.accepted)),
+        rows=rows.filter(pa.array(rejections.accepted)),
         rejected=(*raw.rejected, *rejected),
         rows_in=raw.rows_in,
         files=raw.files,
-        hints={**raw.hints, **verdict.hints},
-        known_reasons=(BROKEN_QUOTES, WRONG_ENCODING, WRONG_FIELDS, *verdict.known_reasons),
+        hints={**raw.hints, **rejections.hints},
+        known_reasons=(BROKEN_QUOTES, WRONG_ENCODING, WRONG_FIELDS, *rejections.known_reasons),
         notes=(*raw.notes, *notes),
     )
     if len(checked.rows) + len(checked.rejected) != checked.rows_in:
@@ -132,48 +121,43 @@ def settle(draft: Draft, verdict: Verdict, rows: pa.Table, notes: Iterable[str] 
             f"{checked.rows_in} rows in, but {len(checked.rows)} out and "
             f"{len(checked.rejected)} quarantined",
             where=raw.kind,
-            todo="Report this as a defect of reki-ray.",
+            todo="Report this as a bug in reki-ray.",
         )
     return checked
 
 
 def save_quarantine(
     workspace: Workspace,
-    tables: Mapping[Kind, Checked],
+    tables: Mapping[TableKind, CheckedTable],
     table: Table,
     *,
     part: str = "part-00000",
 ) -> None:
-    """Write the rejected rows of all tables, also when there are none."""
+    """Write the rejected rows of all tables, even if there are none."""
     parts = [quarantine_table(kind, checked.rejected) for kind, checked in tables.items()]
     workspace.write_table(table, pa.concat_tables(parts), part=part)
 
 
 def enforce_threshold(
-    workspace: Workspace, tables: Mapping[Kind, Checked], config: DataConfig
+    workspace: Workspace, tables: Mapping[TableKind, CheckedTable], config: DataConfig
 ) -> None:
-    """Stop an ingest of which too much is unusable.
-
-    Args:
-        workspace: Where the quarantined rows are kept on failure, under ingest-quarantine/.
-        tables: All checked tables, catalogues first.
-        config: Largest allowed shares of rejected rows of any table.
+    """Stop an ingest with too many unusable rows, keeping them under ingest-quarantine/.
 
     Raises:
-        DataError: A table has more, or no usable row at all.
+        DataError: A table (catalogues first) exceeds the allowed shares, or has no usable row.
     """
     failed = [
-        (checked, found) for checked in tables.values() if (found := _too_many(checked, config))
+        (checked, problem) for checked in tables.values() if (problem := _too_many(checked, config))
     ]
     if not failed:
         return
     save_quarantine(workspace, tables, FAILED_QUARANTINE)
-    cause, problem = failed[0]  # catalogues come first: what they lack is unknown to the others
+    cause, problem = failed[0]  # catalogues come first: rows they lack are unknown to other tables
     if not cause.rejected:
         raise DataError(
             f"there are no {cause.kind}",
             where=", ".join(cause.files),
-            todo="The files have a header but no row; name files that hold rows.",
+            todo="The files have a header but no rows; name files with rows.",
         )
     reasons = cause.reasons()
     counts = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
@@ -181,14 +165,14 @@ def enforce_threshold(
     raise DataError(
         f"{problem}: {counts}",
         where=f"first at {cause.rejected[0].location}",
-        todo=f"{hints} All of them lie in {workspace.path(FAILED_QUARANTINE.path)}; correct the "
+        todo=f"{hints} All of them are in {workspace.path(FAILED_QUARANTINE.path)}; correct the "
         "data or their description under `data`, or raise data.max_quarantine_share, or for one "
         "reason data.max_quarantine_shares.".strip(),
     )
 
 
-def _too_many(checked: Checked, config: DataConfig) -> str:
-    """Which share of a table's rows is too large; empty where none is."""
+def _too_many(checked: CheckedTable, config: DataConfig) -> str:
+    """Which share of a table's rows is too large, or an empty string."""
     reasons = checked.reasons()
     allowed = config.max_quarantine_shares
     for reason, share in allowed.items():
@@ -196,7 +180,7 @@ def _too_many(checked: Checked, config: DataConfig) -> str:
         if count > share * checked.rows_in:
             of = f"{count} of {checked.rows_in} rows of {checked.kind} are unusable as {reason!r}"
             return f"{of} ({count / checked.rows_in:.1%}, allowed {share:.1%})"
-    count = sum(found for reason, found in reasons.items() if reason not in allowed)
+    count = sum(rows for reason, rows in reasons.items() if reason not in allowed)
     if len(checked.rows) and count <= config.max_quarantine_share * checked.rows_in:
         return ""
     of = f"{len(checked.rejected)} of {checked.rows_in} rows of {checked.kind} are unusable"
@@ -204,27 +188,23 @@ def _too_many(checked: Checked, config: DataConfig) -> str:
     return f"{of} ({share:.1%}, allowed {config.max_quarantine_share:.1%})"
 
 
-def require_reasons(tables: Mapping[Kind, Checked], named: Iterable[str]) -> None:
-    """Refuse a share that is allowed to a reason that does not exist.
-
-    Args:
-        tables: All tables of a data set, checked.
-        named: Reasons that the configuration names.
+def require_reasons(tables: Mapping[TableKind, CheckedTable], named: Iterable[str]) -> None:
+    """Reject configured shares of reasons that no check of the tables has.
 
     Raises:
-        ConfigError: No check gives such a reason.
+        ConfigError: There is such a reason.
     """
     known = dict.fromkeys(r for checked in tables.values() for r in checked.known_reasons)
     for reason in named:
         if reason not in known:
             near = difflib.get_close_matches(reason, known, n=1, cutoff=0)
             raise ConfigError(
-                f"{reason!r} is no reason of quarantine; the nearest is {near[0]!r}",
+                f"{reason!r} is not a quarantine reason; the nearest is {near[0]!r}",
                 where="data.max_quarantine_shares",
-                todo=f"Name one of {'; '.join(known)}.",
+                todo=f"Use one of {'; '.join(known)}.",
             )
 
 
-def quarantine_counts(tables: Mapping[Kind, Checked]) -> dict[str, dict[str, int]]:
+def quarantine_counts(tables: Mapping[TableKind, CheckedTable]) -> dict[str, dict[str, int]]:
     """Rejected rows by table and reason, for the manifest."""
     return {kind: checked.reasons() for kind, checked in tables.items()}

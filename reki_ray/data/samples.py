@@ -1,4 +1,4 @@
-"""From checked interactions to the tables of the split."""
+"""Builds the tables of the split from checked interactions."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class SampleTables:
     """Tables of a division.
 
     Args:
-        cuts: One row a user.
-        samples: One table a split, sorted as the interactions are.
-        cold_dropped: Training and validation samples left out for their cold item.
+        cuts: A row per user.
+        samples: A table per split, sorted like the interactions.
+        cold_dropped: Training and validation samples dropped for their cold item.
     """
 
     cuts: pa.Table
@@ -41,11 +41,7 @@ class SampleTables:
 
 
 def sort_interactions(interactions: pa.Table) -> pa.Table:
-    """Sort by user, then time; equal times keep the order of the source.
-
-    Args:
-        interactions: Rows of the interactions table.
-    """
+    """Sort by user, then time; equal times keep the order of the source."""
     users = interactions.column(USER_ID)
     rank = _index(users, _sorted_ids(users))
     seconds = interactions.column(TIMESTAMP).to_numpy()
@@ -55,13 +51,7 @@ def sort_interactions(interactions: pa.Table) -> pa.Table:
 def build_samples(
     interactions: pa.Table, users: pa.Array, items: pa.Array, config: SplitConfig
 ) -> SampleTables:
-    """Divide interactions by the split's rules.
-
-    Args:
-        interactions: Rows in the order of `sort_interactions`.
-        users: All user ids, in any order.
-        items: All item ids, in any order.
-        config: Section `split`.
+    """Divide interactions, sorted by `sort_interactions`, by the rules of section `split`.
 
     Raises:
         DataError: A split has no sample.
@@ -109,5 +99,5 @@ def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def _index(values: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
     """Index of each value among sorted ids, (N,) int64."""
-    found: np.ndarray = pc.index_in(values.cast(ids.type), value_set=ids).to_numpy()
-    return found.astype(np.int64)
+    indices: np.ndarray = pc.index_in(values.cast(ids.type), value_set=ids).to_numpy()
+    return indices.astype(np.int64)

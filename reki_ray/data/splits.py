@@ -1,7 +1,7 @@
-"""Leak-free division: what prompts may see, and what is train, valid or test.
+"""Leak-free division into prompt history and train, valid and test samples.
 
-The first `cut` interactions of a user are for prompts and never become samples; every
-later one is a sample of exactly one split.
+The first `cut` interactions of a user are for prompts and never become samples; every later one is
+a sample of exactly one split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from reki_ray.config import SplitConfig
 from reki_ray.schema import SPLITS
 
 PROMPT_HISTORY = -1
-"""Split code of interactions that belong to the prompt history."""
+"""Split code of the prompt history."""
 
 COLD_DROPPED = -2
 """Split code of interactions with a cold item that would be training or validation samples."""
@@ -28,7 +28,7 @@ class Timeline:
         user: Index of the user, ascending, (N,).
         timestamp: Seconds since the epoch, ascending within a user, (N,).
         item: Index of the item, (N,).
-        users: Number of users U; some may have no interaction.
+        users: Number of users U, including those without interactions.
         items: Number of items I.
     """
 
@@ -45,7 +45,7 @@ class Timeline:
 
     @property
     def position(self) -> np.ndarray:
-        """Index of each interaction among its user's, (N,)."""
+        """Index of each interaction among those of its user, (N,)."""
         starts = np.cumsum(self.counts) - self.counts
         positions: np.ndarray = np.arange(len(self.user)) - starts[self.user]
         return positions
@@ -57,7 +57,7 @@ class Division:
 
     Args:
         cuts: Interactions of each user that prompts may see, (U,).
-        code: Index into `SPLITS` of each interaction, or a negative code of this module, (N,).
+        code: Index into `SPLITS` of each interaction, or a negative code, (N,).
         cold_items: Whether an item is held out of training, (I,) bool.
     """
 
@@ -67,17 +67,12 @@ class Division:
 
 
 def divide(timeline: Timeline, config: SplitConfig) -> Division:
-    """Divide interactions into prompt history and samples.
-
-    Args:
-        timeline: Interactions sorted by user and time.
-        config: Method, ratios, length of the prompt history, share of cold items, seed.
-    """
+    """Divide interactions into prompt history and samples."""
     cuts = prompt_cuts(timeline.counts, config.prompt_history, config.prompt_history_share)
     if config.method == "time":
         ends = time_thresholds(timeline.timestamp[timeline.position >= cuts[timeline.user]], config)
-        # The thresholds come from the cuts above; shortening a cut afterwards only turns prompt
-        # history from after the training period into samples of later splits.
+        # Shortening a cut now only turns prompt history from after the training period into
+        # samples of later splits.
         early = np.bincount(
             timeline.user, weights=timeline.timestamp < ends[0], minlength=timeline.users
         )
@@ -94,50 +89,31 @@ def divide(timeline: Timeline, config: SplitConfig) -> Division:
 
 
 def prompt_cuts(counts: np.ndarray, longest: int, share: float) -> np.ndarray:
-    """Length of the prompt history: min(longest, floor(share * count)).
-
-    Args:
-        counts: Interactions of each user, (U,).
-        longest: Upper bound, interactions.
-        share: Upper bound as a share of the user's interactions.
-
-    Returns:
-        Cuts (U,) int64.
-    """
+    """Length (U,) of the prompt history: min(longest, floor(share * counts))."""
     # The small term keeps 0.1 * 30 = 2.9999... from losing an interaction.
     return np.minimum(longest, np.floor(counts * share + 1e-9).astype(np.int64))
 
 
 def user_splits(eligible: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """Split of each user, drawn by the seed among those who have samples.
+    """Draw the split of each user among the eligible ones (U,), those with samples.
 
-    Args:
-        eligible: Users with at least one sample, (U,) bool.
-        config: Ratios and seed. Every split gets at least one user where there are three.
-
-    Returns:
-        Index into `SPLITS`, (U,); users without samples are in the first.
+    Of three users or more, every split gets at least one. Returns indices into `SPLITS` (U,); users
+    without samples are in the first.
     """
     users = np.random.default_rng(config.seed).permutation(np.flatnonzero(eligible))
     size = len(users)
     test = max(1, round(size * config.ratios[2]))
     valid = max(1, round(size * config.ratios[1]))
-    found = np.zeros(len(eligible), dtype=np.int64)
-    found[users[:test]] = SPLITS.index("test")
-    found[users[test : test + valid]] = SPLITS.index("valid")
-    return found
+    splits = np.zeros(len(eligible), dtype=np.int64)
+    splits[users[:test]] = SPLITS.index("test")
+    splits[users[test : test + valid]] = SPLITS.index("valid")
+    return splits
 
 
 def time_thresholds(timestamps: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """Ends of the training and of the validation period.
+    """Exclusive ends (2,) of the training and validation periods, from sample times (S,).
 
-    Args:
-        timestamps: Of all samples, (S,), seconds.
-        config: Ratios.
-
-    Returns:
-        Two times (2,), seconds: a split holds what lies before its end and not before the
-        previous one's. Equal times stay together, in the later split.
+    Equal times stay together, in the later split.
     """
     if not len(timestamps):
         return np.zeros(2, dtype=np.int64)
@@ -148,17 +124,8 @@ def time_thresholds(timestamps: np.ndarray, config: SplitConfig) -> np.ndarray:
 
 
 def cold_items(items: int, share: float, seed: int) -> np.ndarray:
-    """Items held out of training.
-
-    Args:
-        items: Number of items I.
-        share: Share of them.
-        seed: Seed of the draw.
-
-    Returns:
-        Mask (I,) bool with round(share * I) items.
-    """
-    # A stream of its own: the same users stay in the same splits with and without cold items.
+    """Mask (I,) of round(share * I) items held out of training."""
+    # A separate stream keeps the users' splits the same with and without cold items.
     generator = np.random.default_rng([seed, 1])
     cold = np.zeros(items, dtype=bool)
     cold[generator.permutation(items)[: round(share * items)]] = True

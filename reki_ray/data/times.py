@@ -1,4 +1,4 @@
-"""Columns of any type to times; what cells that are no times look like."""
+"""Converts columns of any type to times, and guesses units of unreadable cells."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from reki_ray.data.conversion import as_mask, plain, to_number, to_text, with_po
 from reki_ray.errors import DataError
 
 USUAL_SINCE: Final = 631_152_000
-"""1990-01-01: interactions are later, and the same number in a wrong unit seldom is."""
+"""1990-01-01: interactions are later, and numbers in a wrong unit rarely are."""
 
 _NANOS: Final = 10**9
 TICKS: Final = range(630_822_816 * _NANOS, 646_602_048 * _NANOS)
-"""What .NET calls the times from 2000 to 2050; as nanoseconds they would all lie in 1990."""
+"""The years 2000 to 2050 in .NET ticks; as nanoseconds they would all be in 1990."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST: Final = 2**63 - 1
 _DIGITS: Final = 18
-"""Digits of a fraction that are read; an integer of so many surely fits 64 bits."""
+"""Digits read of a fraction; an integer of this length fits 64 bits."""
 _EXACT: Final = (
     rf"^(?P<sign>[+-]?)(?P<whole>[0-8]?[0-9]{{1,{_DIGITS}}})(?:\.(?P<fraction>[0-9]*))?$"
 )
@@ -45,9 +45,9 @@ _FORMATS: Final = (
     *("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z"),
 )
 _Read = Callable[[str], tuple[int, int]]
-"""Reads a text as seconds and nanoseconds; raises `ValueError` where it is no time."""
+"""Reads text as seconds and nanoseconds, or raises `ValueError`."""
 _COMPACT: Final = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
-"""Formats without separators, by their number of digits."""
+"""Number of digits -> format without separators."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Times:
     """Times of a column.
 
     Args:
-        seconds: Whole seconds since the epoch, (N,) int64; 0 where there is no time.
-        nanoseconds: What they leave of the source's precision, (N,) int64, below 10**9.
+        seconds: Whole seconds since the epoch, (N,) int64; 0 without a time.
+        nanoseconds: Remainder, (N,) int64, below 10**9.
         missing: Mask (N,) of empty cells.
         wrong: Mask (N,) of unreadable cells.
     """
@@ -71,15 +71,14 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
     """Times of a column.
 
     Args:
-        column: Numbers, text, or Arrow timestamps and dates, (N,). Arrow's own time types know
-            their unit; `unit` is for the others.
-        unit: A key of `EPOCH_UNITS` for numbers since the epoch, iso (ISO 8601), or a format of
-            `datetime.strptime`. A time without an offset counts as UTC.
+        column: Numbers, text, or Arrow timestamps and dates, (N,).
+        unit: For all but Arrow's time types: a key of `EPOCH_UNITS` for numbers since the epoch,
+            iso (ISO 8601), or a format of `datetime.strptime`; UTC without an offset.
         where: Name of the column for the error message.
         decimal: Decimal mark of numbers in text.
 
     Raises:
-        DataError: The column holds something else.
+        DataError: The column has another type.
     """
     cells = plain(column, where=where)
     kind = cells.type
@@ -90,7 +89,7 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
         return _of_integers(milliseconds, EPOCH_UNITS["ms"])
     if pa.types.is_boolean(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind):
         raise DataError(
-            f"the column has type {kind}, which is no point in time",
+            f"the column has type {kind}, which is not a point in time",
             where=where,
             todo="Map a column of timestamps, dates, numbers since the epoch, or text.",
         )
@@ -104,13 +103,13 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
 
 
 def iso_time(text: str) -> tuple[int, int]:
-    """Seconds and nanoseconds of a time in ISO 8601; also with `UTC` or `GMT` at its end.
+    """Seconds and nanoseconds of an ISO 8601 time, also with `UTC` or `GMT` at its end.
 
     Raises:
-        ValueError: The text is none.
+        ValueError: The text is not such a time.
     """
     if text.isdecimal() and len(text) != _BASIC_DATE_DIGITS:
-        raise ValueError(f"{text} is a number")  # of 13 digits, Python reads some as a time
+        raise ValueError(f"{text} is a number")  # Python reads some numbers of 13 digits as times
     text = _SPACED_OFFSET.sub("", _ZONE.sub("", text))
     fraction = _FRACTION.search(text)
     if fraction is None:
@@ -120,15 +119,15 @@ def iso_time(text: str) -> tuple[int, int]:
 
 
 def guess_units(cells: Sequence[str], latest: int) -> list[str]:
-    """What `timestamp_unit` would fit most of some cells.
+    """Guess `timestamp_unit` from some cells.
 
     Args:
-        cells: Some cells of the column, without blanks around them.
+        cells: Samples, stripped.
         latest: Latest valid time, seconds.
 
     Returns:
-        Units, `iso` or formats under which most cells, and as many as under any other, are times
-        between `USUAL_SINCE` and `latest`; empty where nothing fits.
+        The units, `iso` or formats under which most cells, and as many as under any other, are
+        times between `USUAL_SINCE` and `latest`; may be empty.
     """
     if cells and all(cell.isdecimal() and int(cell) in TICKS for cell in cells):
         return []
@@ -158,12 +157,12 @@ def _of_number(unit: str) -> _Read:
 
 
 def _of_digits(size: int) -> _Read:
-    """Reads digits without separators; Python would also take fewer for the same format."""
+    """Read digits without separators; Python would also accept fewer."""
     layout = _formatted(_COMPACT[size])
 
     def read(text: str) -> tuple[int, int]:
         if len(text) != size:
-            raise ValueError(f"{text} has not {size} digits")
+            raise ValueError(f"{text} does not have {size} digits")
         return layout(text)
 
     return read
@@ -202,7 +201,7 @@ def _of_floats(
 
 
 def _of_number_text(cells: pa.ChunkedArray, per_second: int, *, where: str, decimal: str) -> Times:
-    """Digits exactly: as floating point, a time in nanoseconds loses a quarter of a microsecond."""
+    """Convert digits exactly: in float64, nanoseconds lose a quarter of a microsecond."""
     text, _ = to_text(cells, where=where)
     if decimal != ".":
         text = with_point(text, decimal)
@@ -241,7 +240,7 @@ def _of_text(cells: pa.ChunkedArray, read: _Read, *, where: str) -> Times:
     wrong = bad.copy()
     start = 0
     for chunk in text.chunks:
-        coded = chunk.dictionary_encode()  # days alone repeat, and parsing is slow
+        coded = chunk.dictionary_encode()  # values repeat, and parsing is slow
         rows = start + np.flatnonzero(as_mask(chunk.is_valid()))
         codes = coded.indices.drop_null().to_numpy()
         values = np.zeros((len(coded.dictionary), 2), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Checks of every row, vectorised: what passes fits the schema, what fails says why."""
+"""Vectorised checks of every row: rows that pass fit the schema, others get a reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from reki_ray.config import DataConfig
 from reki_ray.config.ingest import EPOCH_UNITS
 from reki_ray.data.conversion import as_mask, to_id, to_number, to_text
 from reki_ray.data.dialects import number_hint
-from reki_ray.data.quarantine import Checked, Verdict, settle
-from reki_ray.data.raw import WRONG_ENCODING, Draft
+from reki_ray.data.quarantine import CheckedTable, Rejections, finish_check
+from reki_ray.data.raw_tables import WRONG_ENCODING, MappedTable
 from reki_ray.data.times import TICKS, USUAL_SINCE, Times, guess_units, to_times
 from reki_ray.data.wide_strings import narrow, take_rows, wide
 from reki_ray.errors import DataError
@@ -42,67 +42,59 @@ _UNIT_NAMES: Final = {
 }
 _UNIT_KEY: Final = "data.source.columns.timestamp_unit"
 _USUAL_SHARE: Final = 0.1
-"""Share of times since 1990 from which they are no times relative to a first event."""
+"""Share of times since 1990 above which times are absolute, not relative to a first event."""
 _SAMPLES: Final = 20
 _FLOAT_ID: Final = r"^(-?[0-9]+)\.0$"
 
 
-def check_items(draft: Draft) -> Checked:
-    """Items with an id of their own and a title.
+def check_items(table: MappedTable) -> CheckedTable:
+    """Check items: each needs a unique id and a title.
 
     Raises:
-        DataError: A column has a type that cannot hold what it should.
+        DataError: A column has an unsuitable type.
     """
-    return _check_catalogue(draft, ITEM_ID, ITEMS_SCHEMA)
+    return _check_catalogue(table, ITEM_ID, ITEMS_SCHEMA)
 
 
-def check_users(draft: Draft) -> Checked:
-    """Users with an id of their own.
+def check_users(table: MappedTable) -> CheckedTable:
+    """Check users: each needs a unique id.
 
     Raises:
-        DataError: A column has a type that cannot hold what it should.
+        DataError: A column has an unsuitable type.
     """
-    return _check_catalogue(draft, USER_ID, USERS_SCHEMA)
+    return _check_catalogue(table, USER_ID, USERS_SCHEMA)
 
 
 def check_interactions(
-    draft: Draft,
+    table: MappedTable,
     config: DataConfig,
     unit: str,
     *,
     users: pa.ChunkedArray | None,
     items: pa.ChunkedArray,
-) -> Checked:
-    """Interactions of known users with known items, in range, each once.
+) -> CheckedTable:
+    """Check interactions: known users (None without a users table) and items, in range, unique.
 
-    Args:
-        draft: The table as read.
-        config: Valid ranges and the threshold of a positive label.
-        unit: Unit or format of the timestamps, see `to_times`.
-        users: Known user ids; None where the data set has no users table.
-        items: Known item ids.
-
-    Returns:
-        Rows in the order of the source, but those of one second in the order of their full
-        precision.
+    Rows keep the order of the source, or are sorted by time at full precision if it has fractions
+    of seconds.
 
     Raises:
-        DataError: A column has a type that cannot hold what it should, or most timestamps have
-            another unit than the configuration says.
+        DataError: A column has an unsuitable type, or most timestamps have another unit than the
+            configured one.
     """
-    verdict = Verdict(len(draft.raw.rows))
+    rejections = Rejections(len(table.raw.rows))
     notes: list[str] = []
-    user_ids, item_ids = (_ids(draft, name, verdict) for name in (USER_ID, ITEM_ID))
-    times = _timestamps(draft, config, unit, verdict)
-    ratings, labels = _ratings_and_labels(draft, config, verdict)
-    user_ids = _matched(user_ids, users, USER_ID, verdict, notes)
-    item_ids = _matched(item_ids, items, ITEM_ID, verdict, notes)
-    for reason, mask in draft.problems.items():
-        verdict.reject(mask, reason)
-    notes += _require_usual_times(draft, times, config, unit, verdict.accepted)
-    seconds = np.where(verdict.accepted, times.seconds, 0)
-    again = repeated(user_ids, item_ids, seconds, verdict.accepted)
-    verdict.reject(again, "duplicate interaction")
+    user_ids, item_ids = (_ids(table, name, rejections) for name in (USER_ID, ITEM_ID))
+    times = _timestamps(table, config, unit, rejections)
+    ratings, labels = _ratings_and_labels(table, config, rejections)
+    user_ids = _matched(user_ids, users, USER_ID, rejections, notes)
+    item_ids = _matched(item_ids, items, ITEM_ID, rejections, notes)
+    for reason, mask in table.problems.items():
+        rejections.reject(mask, reason)
+    notes += _require_usual_times(table, times, config, unit, rejections.accepted)
+    seconds = np.where(rejections.accepted, times.seconds, 0)
+    again = repeated(user_ids, item_ids, seconds, rejections.accepted)
+    rejections.reject(again, "duplicate interaction")
     rows = pa.table(
         {
             USER_ID: user_ids,
@@ -112,53 +104,53 @@ def check_interactions(
             LABEL: pa.array(labels),
         }
     ).select(INTERACTIONS_SCHEMA.names)
-    checked = settle(draft, verdict, rows, notes)
-    nanoseconds = times.nanoseconds[verdict.accepted]
+    checked = finish_check(table, rejections, rows, notes)
+    nanoseconds = times.nanoseconds[rejections.accepted]
     if not nanoseconds.any():
         return checked
-    # The table keeps seconds: what they leave of the order has to be in the order of its rows.
+    # The table keeps whole seconds, so the order within a second is that of its rows.
     order = np.lexsort((nanoseconds, checked.rows[TIMESTAMP].to_numpy()))
     return replace(checked, rows=take_rows(checked.rows, order))
 
 
-def _check_catalogue(draft: Draft, key: str, schema: pa.Schema) -> Checked:
-    size = len(draft.raw.rows)
-    verdict = Verdict(size)
-    ids = _ids(draft, key, verdict)
+def _check_catalogue(table: MappedTable, key: str, schema: pa.Schema) -> CheckedTable:
+    size = len(table.raw.rows)
+    rejections = Rejections(size)
+    ids = _ids(table, key, rejections)
     columns = {key: ids}
     if TITLE in schema.names:
-        columns[TITLE] = _text(draft, TITLE, verdict)
-        verdict.reject(as_mask(pc.is_null(columns[TITLE])), f"{TITLE} is missing")
+        columns[TITLE] = _text(table, TITLE, rejections)
+        rejections.reject(as_mask(pc.is_null(columns[TITLE])), f"{TITLE} is missing")
     for name in (TEXT, IMAGE):
         columns[name] = pa.nulls(size, pa.string())
-        if name in draft.columns:
-            columns[name] = _text(draft, name, verdict)
-    columns[ATTRIBUTES] = draft.columns.get(
+        if name in table.columns:
+            columns[name] = _text(table, name, rejections)
+    columns[ATTRIBUTES] = table.columns.get(
         ATTRIBUTES, pa.nulls(size, schema.field(ATTRIBUTES).type)
     )
-    for reason, mask in draft.problems.items():
-        verdict.reject(mask, reason)
-    # Only usable rows count as first: a broken row must not take a good one's id.
-    order = np.flatnonzero(verdict.accepted)
+    for reason, mask in table.problems.items():
+        rejections.reject(mask, reason)
+    # Only usable rows count: a broken row must not take the id of a good one.
+    order = np.flatnonzero(rejections.accepted)
     _, first = np.unique(_codes(ids)[order], return_index=True)
     again = np.zeros(size, dtype=bool)
     again[np.delete(order, first)] = True
-    verdict.reject(again, f"duplicate {key}")
-    return settle(draft, verdict, pa.table(columns).select(schema.names))
+    rejections.reject(again, f"duplicate {key}")
+    return finish_check(table, rejections, pa.table(columns).select(schema.names))
 
 
-def _text(draft: Draft, name: str, verdict: Verdict) -> pa.ChunkedArray:
-    values, bad = to_text(draft.columns[name], where=_where(draft, name))
-    verdict.reject(bad, WRONG_ENCODING)
+def _text(table: MappedTable, name: str, rejections: Rejections) -> pa.ChunkedArray:
+    values, bad = to_text(table.columns[name], where=_where(table, name))
+    rejections.reject(bad, WRONG_ENCODING)
     return values
 
 
-def _ids(draft: Draft, name: str, verdict: Verdict) -> pa.ChunkedArray:
-    values, bad = to_id(draft.columns[name], where=_where(draft, name))
-    verdict.reject(bad, WRONG_ENCODING)
-    verdict.reject(as_mask(pc.is_null(values)), f"{name} is missing")
+def _ids(table: MappedTable, name: str, rejections: Rejections) -> pa.ChunkedArray:
+    values, bad = to_id(table.columns[name], where=_where(table, name))
+    rejections.reject(bad, WRONG_ENCODING)
+    rejections.reject(as_mask(pc.is_null(values)), f"{name} is missing")
     long = pc.fill_null(pc.greater(pc.utf8_length(values), MAX_ID_CHARS), False)
-    verdict.reject(as_mask(long), f"{name} has more than {MAX_ID_CHARS} characters")
+    rejections.reject(as_mask(long), f"{name} has more than {MAX_ID_CHARS} characters")
     return values
 
 
@@ -166,19 +158,19 @@ def _matched(
     ids: pa.ChunkedArray,
     known: pa.ChunkedArray | None,
     name: str,
-    verdict: Verdict,
+    rejections: Rejections,
     notes: list[str],
 ) -> pa.ChunkedArray:
-    """Ids as the catalogue writes them; those that it lacks are rejected.
+    """Ids as the catalogue writes them; unknown ones are rejected.
 
-    Of a column of integers with gaps pandas makes floating point, and 16 becomes 16.0 in CSV.
+    pandas turns integer columns with gaps into floating point, and 16 becomes 16.0 in CSV.
     """
     if known is None:
         if not pc.all(pc.match_substring_regex(ids, _FLOAT_ID)).as_py():
             return ids
-        notes.append(f"every {name} of the interactions is written like 1.0: it is taken as 1")
+        notes.append(f"every {name} of the interactions is written like 1.0; read as 1")
         return pc.replace_substring_regex(ids, _FLOAT_ID, r"\1")
-    missing = verdict.accepted & ~_is_in(ids, known)
+    missing = rejections.accepted & ~_is_in(ids, known)
     if missing.any():
         other = pc.if_else(
             pc.match_substring_regex(ids, _FLOAT_ID),
@@ -190,54 +182,56 @@ def _matched(
             row = int(np.flatnonzero(same)[0])
             notes.append(
                 f"{np.count_nonzero(same)} interactions have {name} as {ids[row].as_py()!r}, which "
-                f"the catalogue has as {other[row].as_py()!r}: taken as the same"
+                f"the catalogue has as {other[row].as_py()!r}; treated as the same"
             )
             ids = pc.if_else(pa.array(same), other, ids)
             missing &= ~same
     unknown = f"unknown {name}"
-    verdict.reject(missing, unknown)
+    rejections.reject(missing, unknown)
     if missing.any() and len(known):
         shown = ", ".join(repr(value) for value in known.slice(0, 3).to_pylist())
         first = ids[int(np.flatnonzero(missing)[0])].as_py()
-        verdict.hints[unknown] = f"Interactions have {name} as {first!r}, the catalogue as {shown}."
+        rejections.hints[unknown] = (
+            f"Interactions have {name} as {first!r}, the catalogue as {shown}."
+        )
     return ids
 
 
-def _timestamps(draft: Draft, config: DataConfig, unit: str, verdict: Verdict) -> Times:
-    column, where = draft.columns[TIMESTAMP], _where(draft, TIMESTAMP)
-    times = to_times(column, unit, where=where, decimal=draft.decimal)
-    verdict.reject(times.missing, f"{TIMESTAMP} is missing")
+def _timestamps(table: MappedTable, config: DataConfig, unit: str, rejections: Rejections) -> Times:
+    column, where = table.columns[TIMESTAMP], _where(table, TIMESTAMP)
+    times = to_times(column, unit, where=where, decimal=table.decimal)
+    rejections.reject(times.missing, f"{TIMESTAMP} is missing")
     wrong = {"iso": "no ISO 8601 time"}.get(unit, f"{TIMESTAMP} does not fit {unit!r}")
     if unit in EPOCH_UNITS:
         wrong = f"{TIMESTAMP} is no number"
-    verdict.reject(times.wrong, wrong)
+    rejections.reject(times.wrong, wrong)
     late = times.seconds > config.latest
     if unit in EPOCH_UNITS and not pa.types.is_temporal(column.type):
-        _reject_other_units(times, late, config, unit, verdict)
-    verdict.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
+        _reject_other_units(times, late, config, unit, rejections)
+    rejections.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
     for mask, reason in ((times.wrong, wrong), (late, f"{TIMESTAMP} is out of range")):
-        cells = _cells(draft, TIMESTAMP, mask)
+        cells = _cells(table, TIMESTAMP, mask)
         if units := guess_units(cells, config.latest):
             shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
-            verdict.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
-        elif hint := number_hint(cells, delimited=draft.raw.is_delimited):
-            verdict.hints[reason] = hint
+            rejections.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
+        elif hint := number_hint(cells, delimited=table.raw.is_delimited):
+            rejections.hints[reason] = hint
     return times
 
 
 def _reject_other_units(
-    times: Times, late: np.ndarray, config: DataConfig, unit: str, verdict: Verdict
+    times: Times, late: np.ndarray, config: DataConfig, unit: str, rejections: Rejections
 ) -> None:
-    """Reject numbers that the unit makes late, or early among recent ones, and another recent."""
+    """Reject numbers out of the usual range that another unit would make recent."""
     per_second = EPOCH_UNITS[unit]
     values = (times.seconds + times.nanoseconds / 1e9) * per_second
     reason = f"{TIMESTAMP} is out of range: it looks like ticks of .NET"
-    verdict.reject(late & (values >= TICKS.start) & (values < TICKS.stop), reason)
-    verdict.hints[reason] = (
-        "Ticks are 100 ns since the year 1: write (ticks - 621355968000000000) / 10000000, in "
-        f"seconds, and set {_UNIT_KEY}: s."
+    rejections.reject(late & (values >= TICKS.start) & (values < TICKS.stop), reason)
+    rejections.hints[reason] = (
+        "Ticks are 100 ns since the year 1: convert them to seconds by (ticks - "
+        f"621355968000000000) / 10000000, and set {_UNIT_KEY}: s."
     )
-    known = verdict.accepted & ~late
+    known = rejections.accepted & ~late
     early = known & (times.seconds < USUAL_SINCE)
     is_mixed = np.count_nonzero(known & ~early) >= _USUAL_SHARE * np.count_nonzero(known)
     early = early if is_mixed else early & (times.seconds < config.earliest)
@@ -251,8 +245,8 @@ def _reject_other_units(
         )
         fits = (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest)
         wrong = (late if factor > per_second else early) & fits
-        verdict.reject(wrong, reason)
-        verdict.hints[reason] = (
+        rejections.reject(wrong, reason)
+        rejections.hints[reason] = (
             f"Set {_UNIT_KEY}: {other}."
             if 2 * np.count_nonzero(wrong) > len(wrong)
             else f"Write all times in one unit, and set {_UNIT_KEY} to it."
@@ -260,74 +254,74 @@ def _reject_other_units(
 
 
 def _require_usual_times(
-    draft: Draft, times: Times, config: DataConfig, unit: str, accepted: np.ndarray
+    table: MappedTable, times: Times, config: DataConfig, unit: str, accepted: np.ndarray
 ) -> list[str]:
-    """Refuse times of long ago that another unit makes recent; a note where none does."""
+    """Reject old times that another unit would make recent; else a note on them."""
     seconds = times.seconds[accepted]
     if 2 * np.count_nonzero(seconds < USUAL_SINCE) <= len(seconds):
         return []
     median = float(np.median(seconds + times.nanoseconds[accepted] / 1e9))
-    when = f"most timestamps lie before 1990, the median at {np.datetime64(int(median), 's')}"
-    right = "If the times are right, set data.latest to their end: then no other unit fits."
-    if unit not in EPOCH_UNITS or pa.types.is_temporal(draft.columns[TIMESTAMP].type):
-        # Seconds or milliseconds that were read as nanoseconds, pandas' default.
+    when = f"most timestamps are before 1990, the median is {np.datetime64(int(median), 's')}"
+    right = "If the times are right, set data.latest to their end, so that no other unit fits."
+    if unit not in EPOCH_UNITS or pa.types.is_temporal(table.columns[TIMESTAMP].type):
+        # Seconds or milliseconds read as nanoseconds, pandas' default.
         if any(USUAL_SINCE <= median * 1000**power <= config.latest for power in (2, 3)):
             raise DataError(
-                f"{when}: they look like numbers that were taken to be of another unit",
-                where=_where(draft, TIMESTAMP),
-                todo="Make them from the numbers again, with their unit, as in pandas with "
+                f"{when}: they look like numbers read in another unit",
+                where=_where(table, TIMESTAMP),
+                todo="Convert the numbers again with their unit, in pandas with "
                 f"to_datetime(numbers, unit='s'). {right}",
             )
     else:
-        units = guess_units(_cells(draft, TIMESTAMP, accepted), config.latest)
+        units = guess_units(_cells(table, TIMESTAMP, accepted), config.latest)
         if units and unit not in units:
             raise DataError(
                 f"{when}: they look like {_UNIT_NAMES.get(units[0], units[0])}, not "
                 f"{_UNIT_NAMES[unit]}",
-                where=_where(draft, TIMESTAMP),
+                where=_where(table, TIMESTAMP),
                 todo=f"Set {_UNIT_KEY}: {units[0]!r}. {right}",
             )
-    return [f"{when}; they are kept as they are"]
+    return [f"{when}; kept unchanged"]
 
 
-def _cells(draft: Draft, name: str, mask: np.ndarray) -> list[str]:
-    """Some of a column's cells, evenly spread over the rows of a mask."""
-    column, rows = draft.columns[name], np.flatnonzero(mask)
+def _cells(table: MappedTable, name: str, mask: np.ndarray) -> list[str]:
+    """Some cells of a column, evenly spread over the rows of a mask."""
+    column, rows = table.columns[name], np.flatnonzero(mask)
     rows = rows[:: max(1, len(rows) // _SAMPLES)]
     pieces = [piece for row in rows for piece in column.slice(row, 1).chunks]
-    text, _ = to_text(pa.chunked_array(pieces, column.type), where=_where(draft, name))
+    text, _ = to_text(pa.chunked_array(pieces, column.type), where=_where(table, name))
     return [cell for cell in text.to_pylist() if cell]
 
 
 def _ratings_and_labels(
-    draft: Draft, config: DataConfig, verdict: Verdict
+    table: MappedTable, config: DataConfig, rejections: Rejections
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ratings (N,) float64, NaN for a click, and labels (N,) int8."""
-    size = len(draft.raw.rows)
+    size = len(table.raw.rows)
     ratings = np.full(size, np.nan)
-    if RATING in draft.columns:
+    if RATING in table.columns:
         ratings, missing, wrong = to_number(
-            draft.columns[RATING], where=_where(draft, RATING), decimal=draft.decimal
+            table.columns[RATING], where=_where(table, RATING), decimal=table.decimal
         )
-        verdict.reject(wrong, f"{RATING} is no number")
-        cells = _cells(draft, RATING, wrong)
-        if hint := number_hint(cells, delimited=draft.raw.is_delimited):
-            verdict.hints[f"{RATING} is no number"] = hint
-        if LABEL not in draft.columns:
-            verdict.reject(missing, f"{RATING} is missing")
+        rejections.reject(wrong, f"{RATING} is no number")
+        cells = _cells(table, RATING, wrong)
+        if hint := number_hint(cells, delimited=table.raw.is_delimited):
+            rejections.hints[f"{RATING} is no number"] = hint
+        if LABEL not in table.columns:
+            rejections.reject(missing, f"{RATING} is missing")
         outside = (ratings < config.rating_min) | (ratings > config.rating_max)
-        verdict.reject(outside, f"{RATING} is out of range")
-    if LABEL in draft.columns:
-        values, _, _ = to_number(draft.columns[LABEL], where=_where(draft, LABEL))
-        verdict.reject((values != 0) & (values != 1), f"{LABEL} is neither 0 nor 1")
+        rejections.reject(outside, f"{RATING} is out of range")
+    if LABEL in table.columns:
+        values, _, _ = to_number(table.columns[LABEL], where=_where(table, LABEL))
+        rejections.reject((values != 0) & (values != 1), f"{LABEL} is neither 0 nor 1")
         return ratings, (values == 1).astype(np.int8)
-    if RATING in draft.columns:
+    if RATING in table.columns:
         return ratings, (ratings > config.positive_above).astype(np.int8)
-    return ratings, np.ones(size, dtype=np.int8)  # a bare interaction is a positive one
+    return ratings, np.ones(size, dtype=np.int8)  # an interaction without a rating is positive
 
 
-def _where(draft: Draft, name: str) -> str:
-    return f"{draft.raw.files[0]}, column for {name}"
+def _where(table: MappedTable, name: str) -> str:
+    return f"{table.raw.files[0]}, column for {name}"
 
 
 def _is_in(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
@@ -338,25 +332,15 @@ def _is_in(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
 def _codes(values: pa.ChunkedArray) -> np.ndarray:
     """Equal integers for equal strings, (N,) int64."""
     coded = wide(values).dictionary_encode(null_encoding="encode")  # one dictionary for all chunks
-    found = [chunk.indices.to_numpy() for chunk in coded.chunks]
-    codes: np.ndarray = np.concatenate(found or [np.zeros(0)]).astype(np.int64)
+    indices = [chunk.indices.to_numpy() for chunk in coded.chunks]
+    codes: np.ndarray = np.concatenate(indices or [np.zeros(0)]).astype(np.int64)
     return codes
 
 
 def repeated(
     users: pa.ChunkedArray, items: pa.ChunkedArray, seconds: np.ndarray, accepted: np.ndarray
 ) -> np.ndarray:
-    """Interactions that are there already.
-
-    Args:
-        users: User ids, N.
-        items: Item ids, N.
-        seconds: Times (N,).
-        accepted: Rows that count, (N,) bool.
-
-    Returns:
-        Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time.
-    """
+    """Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time."""
     rows = np.flatnonzero(accepted)
     user, item = _codes(users)[rows], _codes(items)[rows]
     pair = user * (item.max(initial=0) + 1) + item
@@ -370,6 +354,6 @@ def repeated(
 
 
 def bare_users(ids: pa.Array) -> pa.Table:
-    """Rows of users of whom nothing but their interactions is known."""
+    """Rows of users known only by their interactions."""
     columns = {field.name: pa.nulls(len(ids), field.type) for field in USERS_SCHEMA}
     return pa.table({**columns, USER_ID: narrow(ids, pa.string())}, schema=USERS_SCHEMA)

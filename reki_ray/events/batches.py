@@ -1,4 +1,4 @@
-"""Events as a file that `reki update` takes."""
+"""Events as a file for `reki update`."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _MOST_AHEAD: Final = 50_000
 _logger = logging.getLogger(__name__)
 
 Key = tuple[str, str, int]
-"""User, item and time as sent: what makes interactions one."""
+"""User, item and time as sent: the identity of an interaction."""
 
 Row = tuple[str, Interaction]
-"""A user and what they did."""
+"""A user and their interaction."""
 
 KnownItems = Callable[[], pa.ChunkedArray]
-"""Gives the ids of all items that an update knows."""
+"""Returns the ids of all items known to an update."""
 
 Holds = Callable[[pa.Table], npt.NDArray[np.bool_]]
-"""Tells of which users, items and times an update holds an interaction."""
+"""Mask of the users, items and times of which an update already holds an interaction."""
 
 
 def holds_nothing(keys: pa.Table) -> npt.NDArray[np.bool_]:
@@ -42,17 +42,17 @@ def holds_nothing(keys: pa.Table) -> npt.NDArray[np.bool_]:
 
 
 class EventBatches:
-    """Writes interactions in the columns that the run's configuration names.
+    """Writes interactions under the column names of the run's configuration.
 
-    An update refuses a batch with too many unusable rows as a whole, so what it would set aside
-    is left out here: one client that sends unknown items must not hold up all others.
+    An update rejects a batch with too many unusable rows as a whole. Such rows are dropped here, so
+    that a client with unknown items does not hold up all others.
 
     Args:
         rules: Which events are interactions.
         data: Column names and valid ranges.
-        known_items: Asked anew for every batch.
-        holds: Asked too: of equal interactions an update takes the latest, which must not be the
-            one whose rating is only that of a rule.
+        known_items: Called for every batch.
+        holds: Called for every batch: of equal interactions an update takes the latest, which must
+            not replace a sent rating by that of a rule.
     """
 
     def __init__(
@@ -73,19 +73,13 @@ class EventBatches:
         return self._rules.interaction(event) is not None
 
     def write(self, events: Sequence[Event], path: Path) -> int:
-        """Write a batch.
+        """Write a batch to a Parquet file, replacing it; returns the number of rows.
 
-        Args:
-            events: Interactions; of those with the same user, item and time `combine` says which
-                one counts.
-            path: Parquet file, replaced.
-
-        Returns:
-            Number of rows; without any, nothing is written.
+        `combine` merges events of the same user, item and time. Without rows no file is written.
 
         Raises:
             DataError: The known items cannot be read.
-            OSError: The disk refuses.
+            OSError: The write failed.
         """
         rows = self._usable(events)
         if rows:
@@ -96,32 +90,32 @@ class EventBatches:
     def _usable(self, events: Sequence[Event]) -> list[Row]:
         distinct: dict[Key, Interaction] = {}
         for event in events:
-            one, user = self._rules.interaction(event), event.user_id.strip()
-            if one is None or not user or not self._data.earliest <= one.time <= self._data.latest:
+            new, user = self._rules.interaction(event), event.user_id.strip()
+            if new is None or not user or not self._data.earliest <= new.time <= self._data.latest:
                 continue
-            key = user, one.item_id, one.sent
-            if one.time != one.sent or key in self._ahead:
-                one = one._replace(time=self._first_time(key, one.time))
-            distinct[key] = combine(distinct[key], one) if key in distinct else one
+            key = user, new.item_id, new.sent
+            if new.time != new.sent or key in self._ahead:
+                new = new._replace(time=self._first_time(key, new.time))
+            distinct[key] = combine(distinct[key], new) if key in distinct else new
         items = pa.array([item for _, item, _ in distinct], pa.string())
         known = pc.is_in(items, value_set=self._known_items().combine_chunks()).to_pylist()
         rows = [
-            (user, one)
-            for ((user, _, _), one), is_known in zip(distinct.items(), known, strict=True)
+            (user, interaction)
+            for ((user, _, _), interaction), is_known in zip(distinct.items(), known, strict=True)
             if is_known
         ]
         held = self._holds(_keys(rows)).tolist()
         rows = [row for row, is_held in zip(rows, held, strict=True) if row[1].own or not is_held]
         if len(rows) < len(events):
             _logger.warning(
-                "%d of %d events are left out: there already, of unknown items or out of range",
+                "dropped %d of %d events: duplicate, with an unknown item or out of range",
                 len(events) - len(rows),
                 len(events),
             )
         return rows
 
     def _first_time(self, key: Key, time: int) -> int:
-        """When an event of a sender far ahead first came: sent again, it is the same one."""
+        """First arrival of an event from a sender far ahead: sent again, it is the same event."""
         first = self._ahead.setdefault(key, time)
         if len(self._ahead) > _MOST_AHEAD:
             del self._ahead[next(iter(self._ahead))]
@@ -132,14 +126,14 @@ class EventBatches:
         names = source.columns if isinstance(source, FileSource) else ColumnMapping()
         columns = {
             names.user_id: pa.array([user for user, _ in rows], pa.string()),
-            names.item_id: pa.array([one.item_id for _, one in rows], pa.string()),
-            # Arrow's own type knows its unit, whatever the run's own files have.
-            names.timestamp: pa.array([one.time for _, one in rows], pa.timestamp("s")),
+            names.item_id: pa.array([row.item_id for _, row in rows], pa.string()),
+            # Arrow's type carries its unit, whatever the unit of the run's files.
+            names.timestamp: pa.array([row.time for _, row in rows], pa.timestamp("s")),
         }
         if names.rating is not None:
-            columns[names.rating] = pa.array([one.rating for _, one in rows], pa.float64())
+            columns[names.rating] = pa.array([row.rating for _, row in rows], pa.float64())
         if names.label is not None:
-            labels = [int(self._rules.positive(one)) for _, one in rows]
+            labels = [int(self._rules.positive(row)) for _, row in rows]
             columns[names.label] = pa.array(labels, pa.int8())
         return pa.table(columns)
 
@@ -148,14 +142,14 @@ def _keys(rows: Sequence[Row]) -> pa.Table:
     return pa.table(
         {
             USER_ID: pa.array([user for user, _ in rows], pa.string()),
-            ITEM_ID: pa.array([one.item_id for _, one in rows], pa.string()),
-            TIMESTAMP: pa.array([one.time for _, one in rows], pa.int64()),
+            ITEM_ID: pa.array([row.item_id for _, row in rows], pa.string()),
+            TIMESTAMP: pa.array([row.time for _, row in rows], pa.int64()),
         }
     )
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a batch is there and can be read to its end."""
+    """Whether a batch exists and is readable to its end."""
     try:
         pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Which events are interactions, with what rating, and which of several in one second counts."""
+"""Maps events to interactions, and picks one of several in the same second."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from reki_ray.events.log import Event
 
 
 class Interaction(NamedTuple):
-    """An event as histories hold it.
+    """An event as an entry of a user's history.
 
     Attributes:
-        item_id: With what.
-        rating: On the scale of training; None in a run without ratings.
-        time: When it counts, seconds since the epoch.
-        sent: When, as its sender says: interactions of a user with the same item and this time
+        item_id: The item.
+        rating: On the training scale; None in a run without ratings.
+        time: Effective time, seconds since the epoch.
+        sent: Time given by the sender; interactions of a user with the same item and this time
             are one.
-        own: Whether the event brought a rating itself.
-        value: Its rating, also in a run without ratings, where it decides on the label.
+        own: Whether the event itself had a rating.
+        value: Its rating, even in a run without ratings, where it decides on the label.
     """
 
     item_id: str
@@ -31,17 +31,17 @@ class Interaction(NamedTuple):
 
 
 def combine(first: Interaction, second: Interaction) -> Interaction:
-    """The one that counts of two with the same item in the same second, whichever came first.
+    """Pick one of two interactions with the same item in the same second, in any order.
 
-    A rating of an event's own goes before that of a rule, then the higher one: the log has no
-    order across its segments that all readers would share.
+    An event's own rating precedes that of a rule, then the higher one wins: the log has no order
+    across its segments that all readers share.
     """
-    counts = max(first, second, key=lambda one: (one.own, one.value))
-    return counts._replace(time=min(first.time, second.time))
+    chosen = max(first, second, key=lambda interaction: (interaction.own, interaction.value))
+    return chosen._replace(time=min(first.time, second.time))
 
 
 def as_it_is(event: Event) -> Interaction:
-    """The interaction of a graph that knows no rules: every event is one."""
+    """Map any event to an interaction, for a graph without rules."""
     own = event.rating is not None
     return Interaction(
         event.item_id, event.rating, event.time, event.timestamp, own, event.rating or 0.0
@@ -49,10 +49,10 @@ def as_it_is(event: Event) -> Interaction:
 
 
 class EventRules:
-    """Turns events into interactions, for the history of the next request and for the refresher.
+    """Maps events to interactions, for the history of the next request and for the refresher.
 
     Args:
-        rules: Rule of each type of event that is an interaction; other types are none.
+        rules: Rule of each type of event that is an interaction; other types are ignored.
         data: Range of ratings, threshold of positive ones, and whether the run has ratings.
     """
 
@@ -65,10 +65,9 @@ class EventRules:
         self._rated = not isinstance(source, FileSource) or source.columns.rating is not None
 
     def interaction(self, event: Event) -> Interaction | None:
-        """The event as the model's history holds it; None where it is no interaction.
+        """The event as an interaction, or None.
 
-        Its own rating goes before that of its rule; one out of range is no interaction. In a run
-        without ratings it has none.
+        Its own rating precedes that of its rule; a rating out of range makes it None.
         """
         rule = self._rules.get(event.event)
         item = event.item_id.strip()  # as tables hold ids

@@ -1,9 +1,8 @@
-"""The log of what users did: `POST /v1/events` is answered when its events lie on the disk.
+"""The log of user events: `POST /v1/events` is answered when its events are on disk.
 
-Every process appends to segments of its own in a folder that all nodes share; readers follow
-all of them. An event may come twice, as when a sender repeats what it is not sure of: readers
-count equal ones once. The time that the sender gave is a part of what makes two of them equal, so
-it is kept as it came, and the time of receipt beside it.
+Every process appends to its own segments in a folder that all nodes share; readers follow all of
+them. A sender may repeat an event it is not sure of, and readers count equal ones once. The
+sender's time is part of that equality, so it is kept unchanged next to the time of receipt.
 """
 
 from __future__ import annotations
@@ -16,28 +15,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from reki_ray.errors import DataError
-from reki_ray.events.segment_reader import Place, SegmentReader
-from reki_ray.events.segment_writer import SEGMENT_BYTES, SegmentWriter
+from reki_ray.events.segments import SEGMENT_BYTES, Place, SegmentReader, SegmentWriter
 
 _LATEST: Final = 2**40
 
 AHEAD_SECONDS: Final = 3_600
-"""A sender's clock that is ahead by no more than this keeps its own time."""
+"""Tolerance for a sender's clock that is ahead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a user did with an item.
+    """An interaction of a user with an item.
 
     Args:
-        user_id: Who.
-        item_id: With what.
-        event: Type, as click or rating.
-        timestamp: When, as the sender says, seconds since the epoch, UTC.
-        rating: On the scale of training; None where there is none.
-        request_id: Answer that showed the item; None where it is not known.
-        received_at: When it was taken in; None for what older releases logged. Two events that
-            differ in nothing else are one, sent twice.
+        user_id: The user.
+        item_id: The item.
+        event: Type, for example click or rating.
+        timestamp: Time given by the sender, seconds since the epoch, UTC.
+        rating: On the training scale; optional.
+        request_id: Answer that showed the item; None if unknown.
+        received_at: Time of receipt; None in logs of older releases. Not part of the equality of
+            events.
     """
 
     user_id: str
@@ -50,9 +48,9 @@ class Event:
 
     @property
     def time(self) -> int:
-        """When it counts: as sent, or when it was received where the sender is far ahead.
+        """Effective time: the sender's, or that of receipt if the sender is far ahead.
 
-        An event of the future would stay the latest one of its user for long.
+        An event in the future would stay its user's latest one for long.
         """
         if self.received_at is None or self.timestamp <= self.received_at + AHEAD_SECONDS:
             return self.timestamp
@@ -60,16 +58,16 @@ class Event:
 
 
 class EventLog:
-    """Appends the events of one process, durably.
+    """Appends the events of one process durably.
 
     Args:
-        folder: Segments of all processes, `OnlineFolders.events`; it is made.
-        writer: Name of this process, unique among those that live, as its replica's tag.
+        folder: Segments of all processes, `OnlineFolders.events`; created if missing.
+        writer: Name of this process, unique among running ones, such as its replica's tag.
         segment_bytes: Size at which a new segment begins.
 
     Raises:
         ConfigError: The name is empty or too long.
-        StoreError: The folder cannot be made.
+        StoreError: The folder cannot be created.
     """
 
     def __init__(
@@ -78,17 +76,13 @@ class EventLog:
         self._writer = SegmentWriter(folder, writer, segment_bytes=segment_bytes)
 
     def append(self, events: Sequence[Event]) -> None:
-        """Append events; on return they survive a kill and a power cut. Thread-safe.
+        """Append events, all or none; on return they survive a kill and a power cut. Thread-safe.
 
-        It waits for the disk: an event loop calls it in a thread, and threads that wait
-        together share one sync.
-
-        Args:
-            events: All of them are kept, or none is acknowledged.
+        Blocks on the disk: call it in a thread. Threads that wait together share one sync.
 
         Raises:
-            DataError: An event cannot be encoded, as with a rating that is not finite.
-            StoreError: The disk refuses, as when it is full.
+            DataError: An event cannot be encoded, for example a rating that is not finite.
+            StoreError: The write failed, for example on a full disk.
         """
         self._writer.append([_record(event) for event in events])
 
@@ -98,11 +92,11 @@ class EventLog:
 
 
 class EventReader:
-    """Reads the events of all processes, each line once, as they come. One thread at a time.
+    """Reads new events of all processes, each line once. Not thread-safe.
 
     Args:
-        folder: Segments of all processes; it may come to be later.
-        place: Where to go on; None starts at the beginning.
+        folder: Segments of all processes; may not exist yet.
+        place: Where to resume; None starts at the beginning.
         patience: See `SegmentReader`.
         since: See `SegmentReader`.
     """
@@ -116,24 +110,24 @@ class EventReader:
         since: float = 0.0,
     ) -> None:
         self._reader = SegmentReader(folder, place, patience=patience, since=since)
-        self._foreign = 0
+        self._invalid = 0
 
     @property
     def place(self) -> Place:
-        """How far the reader has come, for a later reader to go on from."""
+        """Position of the reader, to resume from."""
         return self._reader.place
 
     @property
     def damaged(self) -> int:
-        """Lines passed over so far: damaged, torn, or no events."""
-        return self._reader.damaged + self._foreign
+        """Lines skipped so far: damaged, torn, or not events."""
+        return self._reader.damaged + self._invalid
 
     def read(self) -> Iterator[Event]:
-        """Events that came since; a loop that is left early is gone on with later."""
+        """New events; a loop that is left early resumes with the next call."""
         for record in self._reader.read():
             event = _event(record)
             if event is None:
-                self._foreign += 1
+                self._invalid += 1
             else:
                 yield event
 
@@ -141,14 +135,16 @@ class EventReader:
 def _record(event: Event) -> dict[str, Any]:
     if event.rating is not None and not math.isfinite(event.rating):
         raise DataError(
-            f"the rating is {event.rating}", where="event", todo="Send a finite number, or none."
+            f"the rating is {event.rating}",
+            where="event",
+            todo="Send a finite number, or no rating.",
         )
-    # What is not there takes no room.
+    # Omit empty fields to save space.
     return {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
 
 
 def _event(record: dict[str, Any]) -> Event | None:
-    """An event of a later release may have more fields; one with fewer is none."""
+    """Parse an event; later releases may add fields, and missing ones make it None."""
     try:
         rating, request = record.get("rating"), record.get("request_id")
         received = record.get("received_at")
@@ -168,12 +164,12 @@ def _event(record: dict[str, Any]) -> Event | None:
 def _time(value: Any) -> int:
     seconds = int(value)
     if abs(seconds) > _LATEST:
-        raise ValueError("a time that no table can hold")
+        raise ValueError("the time is out of range")
     return seconds
 
 
 def _finite(value: Any) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError("a rating that is not finite")
+        raise ValueError("the rating is not finite")
     return number

@@ -1,7 +1,7 @@
-"""Where the online side of a run keeps its files.
+"""Files of the online side of a run.
 
-<workspace>/online/events/<writer>-<number>.jsonl       what users did
-<workspace>/online/exposures/<writer>-<number>.jsonl    what they were shown
+<workspace>/online/events/<writer>-<number>.jsonl       user events
+<workspace>/online/exposures/<writer>-<number>.jsonl    items shown to users
 <workspace>/online/refresh/                             state of the refresher
 <workspace>/online/key                                  key of the hashes of user ids
 """
@@ -15,18 +15,14 @@ ONLINE: Final = "online"
 
 
 class OnlineFolders:
-    """Folders below `<workspace>/online`, on storage that all nodes share.
-
-    Args:
-        root: The folder itself.
-    """
+    """Folders below `<workspace>/online` (`root`), on storage that all nodes share."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
 
     @classmethod
     def beside(cls, publish_root: Path | str) -> OnlineFolders:
-        """The folders of the workspace whose versions lie in `publish_root`."""
+        """Folders of the workspace with versions in `publish_root`."""
         return cls(Path(publish_root).parent / ONLINE)
 
     @property

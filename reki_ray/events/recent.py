@@ -15,34 +15,34 @@ import numpy as np
 
 from reki_ray.events.event_mapping import Interaction, as_it_is, combine
 from reki_ray.events.log import Event, EventReader
-from reki_ray.events.segment_reader import PATIENCE_SECONDS
+from reki_ray.events.segments import PATIENCE_SECONDS
 from reki_ray.store.tables import Profile
 
 Interactions = Callable[[Event], Interaction | None]
-"""The event as an interaction; None where it is none. `EventRules.interaction` is one."""
+"""Maps an event to an interaction or None, as `EventRules.interaction` does."""
 
 MOST_BYTES: Final = 256 * 2**20
 
 _CHUNK: Final = 10_000
-"""Events that are taken in at a time."""
+"""Events per chunk."""
 _KEPT: Final = 0.9
-"""Share of the memory that is left in use when users are forgotten."""
+"""Share of the memory still used after dropping users."""
 _USER_BYTES: Final = 500
-"""Of a user without interactions: places in tables, heads of objects."""
+"""Memory of a user without interactions: table slots and object headers."""
 _SHARED_BYTES: Final = 16 * 2**20
 
 _ROW: Final = struct.Struct("<qqdd?")  # time, sent, rating (NaN: none), value, own
 
 
 class _Known(NamedTuple):
-    """What is known of a user; never changed, so that readers need no lock.
+    """The state of a user; immutable, so that readers need no lock.
 
     Attributes:
         items: Item of every interaction, by time.
         rows: `_ROW` of every interaction, in the same order.
-        met: Distinct items of interactions that were too many, the latest one last.
-        heard: When the user was heard of last.
-        size: Bytes that it takes, rather too many than too few.
+        met: Distinct items of interactions beyond the limit, the latest last.
+        heard: Time of the user's latest event.
+        size: Estimated bytes, an upper bound.
     """
 
     items: tuple[str, ...]
@@ -62,17 +62,17 @@ class _Known(NamedTuple):
 
 
 class RecentEvents:
-    """Follows the event log of all processes, in bounded memory.
+    """Follows the event log of all processes in bounded memory.
 
-    One thread calls `refresh` again and again, any number call `of` and `met`, which never wait.
+    One thread calls `refresh` repeatedly; any number call `of` and `met`, which never wait.
 
     Args:
-        folder: Segments of the event log, `OnlineFolders.events`; it may come to be later.
-        events_per_user: Latest interactions kept a user.
-        items_per_user: Items kept a user, so that what was met is known for longer than when.
-        most_bytes: Memory for all users; those who were heard of longest ago are forgotten.
-        interaction: Which events count, and with what rating; the default keeps all as they are.
-        since: Segments that were last written to before this time are not read.
+        folder: Segments of the event log, `OnlineFolders.events`; may not exist yet.
+        events_per_user: Latest interactions kept per user.
+        items_per_user: Items kept per user, for longer than the interactions themselves.
+        most_bytes: Memory for all users; the longest inactive ones are dropped.
+        interaction: Maps events to interactions; the default keeps all.
+        since: Skip segments last written before this time.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class RecentEvents:
 
     @property
     def size(self) -> int:
-        """Bytes that the users take, rather too many than too few."""
+        """Estimated bytes of all users, an upper bound."""
         return self._size
 
     @property
     def damaged(self) -> int:
-        """Lines of the log that were passed over so far."""
+        """Lines of the log skipped so far."""
         return self._reader.damaged
 
     def refresh(self) -> int:
-        """Take in what was appended since; returns the number of events read.
+        """Read new events; returns their number.
 
         Raises:
             OSError: The folder cannot be listed.
@@ -130,7 +130,7 @@ class RecentEvents:
         return [] if known is None else known.interactions()
 
     def met(self, user_id: str) -> tuple[str, ...]:
-        """Items of a user's recent interactions, of more of them than `of` holds."""
+        """Items of a user's recent interactions, more than `of` holds."""
         known = self._users.get(user_id)
         return () if known is None else (*known.met, *known.items)
 
@@ -155,20 +155,20 @@ class RecentEvents:
         self, user: str, before: _Known | None, new: Iterable[Interaction], heard: int
     ) -> _Known:
         known: dict[tuple[str, int], Interaction] = {}
-        for one in (*(() if before is None else before.interactions()), *new):
-            key = one.item_id, one.sent
-            known[key] = combine(known[key], one) if key in known else one
-        ordered = sorted(known.values(), key=lambda one: (one.time, one.sent, one.item_id))
+        for other in (*(() if before is None else before.interactions()), *new):
+            key = other.item_id, other.sent
+            known[key] = combine(known[key], other) if key in known else other
+        ordered = sorted(known.values(), key=lambda row: (row.time, row.sent, row.item_id))
         left = max(0, len(ordered) - self._per_user)
-        kept, dropped = ordered[left:], [one.item_id for one in ordered[:left]]
+        kept, dropped = ordered[left:], [row.item_id for row in ordered[:left]]
         met = [*(() if before is None else before.met), *dropped]
         # A dict keeps the first of equal keys; the latest is wanted.
         distinct = list(dict.fromkeys(reversed(met)))[: max(0, self._most_items - len(kept))]
-        items = tuple(self._shared(one.item_id) for one in kept)
+        items = tuple(self._shared(row.item_id) for row in kept)
         others = tuple(self._shared(item) for item in reversed(distinct))
         return _Known(
             items,
-            b"".join(_row(one) for one in kept),
+            b"".join(map(_row, kept)),
             others,
             heard if before is None else max(before.heard, heard),
             _USER_BYTES
@@ -178,7 +178,7 @@ class RecentEvents:
         )
 
     def _forget(self) -> None:
-        """Forget those who were heard of longest ago."""
+        """Drop the users who have been inactive longest."""
         users = list(self._users)
         heard = np.fromiter((self._users[user].heard for user in users), np.int64, len(users))
         for place in np.argsort(heard, kind="stable").tolist():
@@ -187,38 +187,30 @@ class RecentEvents:
             self._size -= self._users.pop(users[place]).size
 
     def _shared(self, text: str) -> str:
-        """One object for equal texts, for as long as there is room: Python's own table of such
-        objects never forgets one."""
-        found = self._texts.setdefault(text, text)
-        if found is text:
+        """Intern a text in a bounded table; `sys.intern` would never free one."""
+        shared = self._texts.setdefault(text, text)
+        if shared is text:
             self._texts_size += 100 + sys.getsizeof(text)
             if self._texts_size > _SHARED_BYTES:
                 self._texts.clear()
                 self._texts_size = 0
-        return found
+        return shared
 
 
 def merge(profile: Profile, recent: Sequence[Interaction], limit: int) -> Profile:
-    """A profile with what happened since it was stored.
+    """Merge a stored profile with newer interactions, keeping the latest up to a limit.
 
-    Args:
-        profile: As the store holds it; stays as it is.
-        recent: The user's latest interactions.
-        limit: Most interactions of the result, the latest.
-
-    Returns:
-        Interactions by time, oldest first; one that the profile holds already, with the same item
-        at the same time, counts once.
+    By time, oldest first, without duplicates of item and time.
     """
     held = list(zip(profile.item_ids, profile.ratings, profile.timestamps, strict=True))
     known = {(item, time) for item, _, time in held}
-    # What has no time keeps its place behind the one before it.
+    # An interaction without a time stays behind its predecessor.
     times = itertools.accumulate((time or 0 for _, _, time in held), max)
     rows = list(zip(times, held, strict=True))
-    for one in recent:
-        if (one.item_id, one.time) not in known:
-            known.add((one.item_id, one.time))
-            rows.append((one.time, (one.item_id, one.rating, one.time)))
+    for new in recent:
+        if (new.item_id, new.time) not in known:
+            known.add((new.item_id, new.time))
+            rows.append((new.time, (new.item_id, new.rating, new.time)))
     rows.sort(key=lambda row: row[0])  # stable
     latest = [row for _, row in rows[max(0, len(rows) - limit) :]]
     return Profile(
@@ -229,6 +221,6 @@ def merge(profile: Profile, recent: Sequence[Interaction], limit: int) -> Profil
     )
 
 
-def _row(one: Interaction) -> bytes:
-    rating = math.nan if one.rating is None else one.rating
-    return _ROW.pack(one.time, one.sent, rating, one.value, one.own)
+def _row(interaction: Interaction) -> bytes:
+    _, rating, time, sent, own, value = interaction
+    return _ROW.pack(time, sent, math.nan if rating is None else rating, value, own)

@@ -1,11 +1,11 @@
-"""Accumulated events into new versions, again and again, while the service runs.
+"""Publishes accumulated events as new versions while the service runs.
 
-    <workspace>/online/refresh/state.json              how far it has come; written atomically
-    <workspace>/online/refresh/events-<number>.parquet the batch in work
+    <workspace>/online/refresh/state.json              progress, written atomically
+    <workspace>/online/refresh/events-<number>.parquet the pending batch
 
-A batch is written, then named in the state, then given to the update, and the place in the log
-moves only when its version is published. Whatever is cut off is done again with the same file,
-which an update recognises: it takes in a batch once.
+A batch is written, then recorded in the state, then passed to the update; the position in the log
+advances only when its version is published. After an interruption the update is repeated with the
+same file, and recognises a batch that it has already taken.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from reki_ray.errors import RekiError, StoreError
 from reki_ray.events.batches import EventBatches, is_whole
 from reki_ray.events.log import Event, EventReader
 from reki_ray.events.paths import OnlineFolders
-from reki_ray.events.segment_reader import PATIENCE_SECONDS, prune
+from reki_ray.events.segments import PATIENCE_SECONDS, prune
 
 _logger = logging.getLogger(__name__)
 
 Apply = Callable[[Path], int]
-"""Takes in a file of events and returns the version that holds them; raises a `RekiError`."""
+"""Publishes a file of events and returns its version; raises a `RekiError`."""
 
 Outcome = Literal["standby", "idle", "failed", "refreshed"]
 
@@ -41,12 +41,12 @@ _DAY: Final = 86_400.0
 
 
 class PendingBatch(BaseModel):
-    """A batch that is written and not yet taken in.
+    """A batch that is written but not yet published.
 
     Attributes:
-        file: Its name in the refresher's folder.
+        file: Name in the refresher's folder.
         events: Its interactions.
-        place: How far the log was read for it.
+        place: Position in the log after it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,21 +57,21 @@ class PendingBatch(BaseModel):
 
 
 class RefreshState(BaseModel):
-    """What a refresher remembers.
+    """Persistent state of a refresher.
 
     Attributes:
-        place: How far the log is taken in: bytes of each segment.
-        pending: The batch in work.
+        place: Published position in the log: bytes of each segment.
+        pending: The batch in progress.
         batches: Batches begun so far.
-        events: Interactions taken in so far.
+        events: Interactions published so far.
         attempts: Updates begun so far.
-        refreshes: Of these, those that published.
-        failures_in_row: Attempts since the last one that published; an attempt counts from its
-            beginning, so that one that kills the process is not repeated at once.
-        last_error: What the last failure said; None after a success.
-        last_version: Version published last; None before the first.
-        last_at: Time of the last refresh, or of the beginning, seconds since the epoch.
-        next_attempt_at: Nothing is tried before this time.
+        refreshes: Updates that published.
+        failures_in_row: Attempts since the last success; counted when an attempt begins, so that
+            one that kills the process is not repeated at once.
+        last_error: Message of the last failure; None after a success.
+        last_version: Version published last, if any.
+        last_at: Time of the last refresh, or of the start, seconds since the epoch.
+        next_attempt_at: Earliest time of the next attempt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,21 +90,21 @@ class RefreshState(BaseModel):
 
     @property
     def failures(self) -> int:
-        """Attempts that published nothing, the present one among them."""
+        """Attempts that published nothing, including the current one."""
         return self.attempts - self.refreshes
 
 
 class Refresher:
-    """Follows the event log and has batches taken in, one at a time.
+    """Follows the event log and publishes batches, one at a time.
 
-    One thread calls `run` or `step`. Of several refreshers of a workspace one holds the lock,
-    the others stand by.
+    One thread calls `run` or `step`. Of several refreshers of a workspace one holds the lock, and
+    the others are on standby.
 
     Args:
         folders: Of the workspace.
-        config: When to refresh, and how to wait after failures.
-        batches: Writes events as a file.
-        apply: Takes such a file in.
+        config: When to refresh, and how to back off after failures.
+        batches: Writes events to a file.
+        apply: Publishes such a file.
         clock: Seconds since the epoch.
     """
 
@@ -125,21 +125,21 @@ class Refresher:
         self._reader = EventReader(folders.events)
         self._state: RefreshState | None = None
         atomic.make_folder(folders.refresh)
-        # Held as long as this refresher lives, and let go by the system when its process dies.
+        # Held while this refresher lives; the system releases it when the process dies.
         self._lock = FileLock(folders.refresh / _LOCK, thread_local=False)
 
     @property
     def state(self) -> RefreshState | None:
-        """What it remembers; None while another refresher holds the lock. Any thread may ask."""
+        """Current state; None on standby. Thread-safe."""
         return self._state
 
     @property
     def waiting(self) -> int:
-        """Interactions that were read and are not in a batch yet."""
+        """Interactions read but not in a batch yet."""
         return len(self._waiting)
 
     def run(self, stop: threading.Event) -> None:
-        """Refresh until told to stop."""
+        """Refresh until stopped."""
         try:
             while not stop.wait(self._config.poll_seconds):
                 self.step()
@@ -153,10 +153,7 @@ class Refresher:
         self._lock.release()
 
     def step(self) -> Outcome:
-        """Look at the log, and refresh if it is time.
-
-        A failure is logged, counted and tried again later.
-        """
+        """Read the log, and refresh if due; failures are logged, counted and retried later."""
         try:
             if self._state is None and not self._begin():
                 return "standby"
@@ -165,13 +162,13 @@ class Refresher:
                 self._resume(state)
             self._read()
             return self._refresh_if_due(self._known())
-        except Exception as error:  # noqa: BLE001  # the last catch: it is tried again
+        except Exception as error:  # noqa: BLE001  # the last catch: retried later
             self._failed(error)
             return "failed"
 
     def _backs_off(self, state: RefreshState) -> bool:
         """Whether it is too early for an attempt."""
-        # A time further ahead than any wait is of a clock that was wrong.
+        # A time further ahead than any wait comes from a wrong clock.
         return 0 < state.next_attempt_at - self._clock() <= self._config.max_backoff_seconds
 
     def _begin(self) -> bool:
@@ -184,10 +181,10 @@ class Refresher:
         return True
 
     def _resume(self, state: RefreshState) -> None:
-        """Read the log from where a state has come; a lost or damaged batch is read again."""
+        """Read the log from a state on; events of a lost or damaged batch are read again."""
         if self._lacks_its_batch(state):
             assert state.pending is not None
-            _logger.warning("%s is gone or damaged: its events are read again", state.pending.file)
+            _logger.warning("%s is missing or damaged: rereading its events", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
         self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
@@ -210,7 +207,7 @@ class Refresher:
         if self._backs_off(state):
             return "idle"
         if state.pending is None:
-            # A last time that is yet to come is of a clock that was wrong.
+            # A last time in the future comes from a wrong clock.
             late = not 0 <= self._clock() - state.last_at < self._config.every_seconds
             full = len(self._waiting) >= min(self._config.min_events, self._config.max_events)
             if not full and not (late and self._waiting):
@@ -218,11 +215,11 @@ class Refresher:
             state = self._collect(state)
             if state.pending is None:
                 return "idle"
-        self._take_in(state, state.pending)
+        self._publish(state, state.pending)
         return "refreshed"
 
     def _collect(self, state: RefreshState) -> RefreshState:
-        """Write what waits as a batch, and remember it."""
+        """Write the waiting events as a batch, and record it."""
         number = state.batches + 1
         place = self._reader.place
         pending = PendingBatch(file=f"events-{number:06d}.parquet", events=0, place=place)
@@ -235,7 +232,7 @@ class Refresher:
         self._waiting.clear()
         return state
 
-    def _take_in(self, state: RefreshState, pending: PendingBatch) -> None:
+    def _publish(self, state: RefreshState, pending: PendingBatch) -> None:
         in_row = state.failures_in_row + 1
         state = self._keep(
             state,
@@ -256,37 +253,37 @@ class Refresher:
             last_at=self._clock(),
             next_attempt_at=0.0,
         )
-        _logger.info("%d events are in version v%d", pending.events, version)
-        self._tidy(pending)
+        _logger.info("published %d events as version v%d", pending.events, version)
+        self._clean_up(pending)
 
-    def _tidy(self, done: PendingBatch) -> None:
+    def _clean_up(self, done: PendingBatch) -> None:
         try:
             self._file(done).unlink(missing_ok=True)
             age = self._config.keep_days * _DAY
             prune(self._folders.events, done.place, age)
             prune(self._folders.exposures, None, age)
-        except OSError as error:  # the version stands; what is left over costs only room
+        except OSError as error:  # the version is published; leftovers only take space
             _logger.warning("old events cannot be removed: %s", error)
 
     def _failed(self, error: Exception) -> None:
         expected = isinstance(error, RekiError | OSError)
         _logger.warning(
-            "the refresh failed and is tried again later: %s",
+            "the refresh failed and will be retried: %s",
             error,
             exc_info=None if expected else error,
         )
         state = self._state
-        if state is None:  # not even begun: the state cannot be read
+        if state is None:  # not started: the state cannot be read
             self._lock.release()
             return
-        said = error.what if isinstance(error, RekiError) else str(error) or type(error).__name__
+        message = error.what if isinstance(error, RekiError) else str(error) or type(error).__name__
         wait = self._backoff(max(state.failures_in_row, 1))
-        changes = {"last_error": said, "next_attempt_at": self._clock() + wait}
+        changes = {"last_error": message, "next_attempt_at": self._clock() + wait}
         try:
             self._keep(state, **changes)
-        except OSError:  # the disk is full, perhaps the very failure: memory must do
+        except OSError:  # the disk may be full: keep the state in memory
             self._state = state.model_copy(update=changes)
-        if not expected:  # an event may have been read and be in no batch
+        if not expected:  # events may have been read but not put into a batch
             self._resume(self._known())
 
     def _backoff(self, failures: int) -> float:
@@ -307,8 +304,8 @@ class Refresher:
             raise StoreError(
                 f"the refresher's state is damaged: {error.error_count()} errors",
                 where=str(path),
-                todo="Restore it from a copy, or delete it: the whole event log is then taken in "
-                "again, which changes nothing where it was before.",
+                todo="Restore it from a copy, or delete it: the whole event log is then processed "
+                "again, which adds no duplicates.",
             ) from error
 
     def _keep(self, state: RefreshState, **changes: object) -> RefreshState:

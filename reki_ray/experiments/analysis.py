@@ -1,8 +1,8 @@
-"""`reki ab`: variants of an experiment compared by what users clicked.
+"""`reki ab`: compares the variants of an experiment by clicks.
 
-A variant's click-through rate (CTR) is its clicks by the items it showed. A user's answers hang
-together, so it is users that vary; and whoever runs an experiment looks at it again and again, so
-intervals and the sample ratio hold at all looks together, see `user_statistics`.
+A variant's click-through rate (CTR) is its clicks over the items it showed. A user's answers are
+dependent, so variances are over users; and experiments are looked at repeatedly, so intervals and
+the sample ratio hold at all looks together, see `confidence_sequences`.
 """
 
 from __future__ import annotations
@@ -19,35 +19,41 @@ from reki_ray.errors import ConfigError
 from reki_ray.events.log import EventReader
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.experiments.attribution import ClickAttribution, Joined
+from reki_ray.experiments.confidence_sequences import (
+    EFFECT,
+    Rate,
+    half_width,
+    rate_of,
+    sample_ratio,
+)
 from reki_ray.experiments.experiment import Experiment, load_experiment
 from reki_ray.experiments.exposures import ExposureReader
 from reki_ray.experiments.user_hash import open_hasher
-from reki_ray.experiments.user_statistics import EFFECT, Rate, half_width, rate_of, sample_ratio
 
 SRM_P: Final = 0.001
-"""Below this, the sample ratio is not what the shares say."""
+"""p-value below which the sample ratio contradicts the shares."""
 FEWEST_CLICKS: Final = 10
-"""With fewer clicks in a variant, its variance is not known."""
+"""With fewer clicks, a variant's variance is unknown."""
 
 Verdict = Literal["base", "ahead", "behind", "not apart", "too few clicks"]
 
 
 class VariantResult(BaseModel):
-    """What a variant's users did.
+    """Clicks of a variant's users.
 
     Attributes:
         name: Of the variant.
-        version: Published version that its users got.
-        share: Share of users that it should have.
-        users: Users who were shown something.
-        exposures: Items shown, each once an answer.
-        clicks: Of these, those that were clicked.
-        ctr: Clicks by exposures; None without exposures.
-        lift: CTR by the first variant's, minus 1; None where that is not defined.
+        version: Published version of its users.
+        share: Configured share of users.
+        users: Users with exposures.
+        exposures: Items shown, each once per answer.
+        clicks: Clicked exposures.
+        ctr: Clicks over exposures; None without exposures.
+        lift: CTR over the first variant's, minus 1; None if undefined.
         lift_interval: Of the lift.
         difference: CTR minus the first variant's.
-        difference_interval: Of the difference; it decides on the verdict.
-        verdict: ahead or behind where that interval excludes zero.
+        difference_interval: Of the difference.
+        verdict: ahead or behind if that interval excludes zero.
     """
 
     name: str
@@ -65,19 +71,19 @@ class VariantResult(BaseModel):
 
 
 class AbResult(BaseModel):
-    """An experiment's variants, the first being the base.
+    """Comparison of an experiment's variants with the first one, the base.
 
     Attributes:
         experiment: Its name.
-        since: Exposures from this time on count, seconds since the epoch.
+        since: Time of the first exposure that counts, seconds since the epoch.
         window: Longest time from an exposure to a click that names no request, seconds.
-        confidence: Level of each interval over all looks; several variants are not corrected for.
+        confidence: Level of each interval over all looks; not corrected for several variants.
         variants: In the order of the experiment.
-        srm_p: p-value of the users' numbers under the shares, over all looks; None without users.
+        srm_p: p-value of the sample ratio over all looks; None without users.
         srm: Sample ratio mismatch: the p-value is below .001.
-        mixed_users: Users who were shown several variants, and are left out.
-        unmatched_clicks: Clicks of these users on what the experiment did not show them.
-        damaged_lines: Lines of the logs that could not be read.
+        mixed_users: Users excluded because they were shown several variants.
+        unmatched_clicks: Clicks of these users on items that the experiment did not show them.
+        damaged_lines: Unreadable lines of the logs.
     """
 
     experiment: str
@@ -104,11 +110,10 @@ def ab(  # all but the first have defaults
     """Compare the variants of an experiment.
 
     Args:
-        publish_root: Folder of the versions; `online` lies beside it.
-        name: Of the experiment, running or ended; None takes the running one.
-        since: Exposures from this time on count, seconds since the epoch; None is the time of
-            the last change of shares: users of different times under different shares do not
-            compare.
+        publish_root: Folder of the versions, next to `online`.
+        name: A running or ended experiment; None takes the running one.
+        since: Time of the first exposure that counts, seconds since the epoch; None is the last
+            change of shares, since users under different shares are not comparable.
         window: Longest time from an exposure to a click that names no request, seconds.
         clicks: Types of events that count as clicks.
         confidence: Level of the intervals over all looks.
@@ -145,7 +150,7 @@ def _find(publish_root: Path | str, name: str | None) -> Experiment:
         raise ConfigError(
             "no experiment is running" if name is None else f"there is no experiment {name}",
             where=str(publish_root),
-            todo="Start one, or name one that has ended.",
+            todo="Start an experiment, or name an ended one.",
         )
     return experiment
 
@@ -159,22 +164,22 @@ def _join(
 ) -> tuple[Joined, int]:
     exposures, events = ExposureReader(folders.exposures), EventReader(folders.events)
     until = experiment.ended_at
-    joiner = ClickAttribution([variant.name for variant in experiment.variants], window)
-    joiner.show(
-        one
-        for one in exposures.read()
-        if one.experiment == experiment.name
-        and since <= one.timestamp
-        and (until is None or one.timestamp <= until)
+    attribution = ClickAttribution([variant.name for variant in experiment.variants], window)
+    attribution.show(
+        exposure
+        for exposure in exposures.read()
+        if exposure.experiment == experiment.name
+        and since <= exposure.timestamp
+        and (until is None or exposure.timestamp <= until)
     )
-    if len(joiner):  # else there may be no key, and none is to be drawn by a reader
+    if len(attribution):  # without users there may be no key, and a reader must not create it
         hasher = open_hasher(folders.key)
-        joiner.click((event for event in events.read() if event.event in clicks), hasher)
-    return joiner.join(), exposures.damaged + events.damaged
+        attribution.click((event for event in events.read() if event.event in clicks), hasher)
+    return attribution.join(), exposures.damaged + events.damaged
 
 
 def _measure(experiment: Experiment, joined: Joined, confidence: float) -> list[VariantResult]:
-    found: list[VariantResult] = []
+    results: list[VariantResult] = []
     base: Rate | None = None
     for code, variant in enumerate(experiment.variants):
         own = joined.variants == code
@@ -194,29 +199,21 @@ def _measure(experiment: Experiment, joined: Joined, confidence: float) -> list[
         if code == 0:
             base = rate
         else:
-            result = compared(result, rate, found[0], base, confidence)
-        found.append(result)
-    return found
+            result = compared(result, rate, results[0], base, confidence)
+        results.append(result)
+    return results
 
 
 def compared(
-    one: VariantResult,
+    result: VariantResult,
     rate: Rate | None,
     base: VariantResult,
     base_rate: Rate | None,
     confidence: float,
 ) -> VariantResult:
-    """A variant's result with its comparison to the base.
-
-    Args:
-        one: What the variant's users did.
-        rate: Their click-through rate.
-        base: What the base's users did.
-        base_rate: Their click-through rate.
-        confidence: Level over all looks.
-    """
-    if rate is None or base_rate is None or min(one.clicks, base.clicks) < FEWEST_CLICKS:
-        return one.model_copy(update={"verdict": "too few clicks"})
+    """Add the comparison to the base, with a confidence level over all looks, to a result."""
+    if rate is None or base_rate is None or min(result.clicks, base.clicks) < FEWEST_CLICKS:
+        return result.model_copy(update={"verdict": "too few clicks"})
     difference = rate.value - base_rate.value
     effect = EFFECT * base_rate.value
     half = half_width(rate.variance + base_rate.variance, effect, confidence)
@@ -227,7 +224,7 @@ def compared(
     verdict: Verdict = "not apart"
     if abs(difference) > half:
         verdict = "ahead" if difference > 0 else "behind"
-    return one.model_copy(
+    return result.model_copy(
         update={
             "lift": lift,
             "lift_interval": [(1 + lift) / factor - 1, (1 + lift) * factor - 1],

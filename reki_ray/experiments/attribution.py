@@ -1,4 +1,4 @@
-"""Which shown items were clicked: exposures and clicks joined, each counted once."""
+"""Attributes clicks to exposures, counting each once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Ints = npt.NDArray[np.int64]
 
 _MIXED: Final = -1
 _SLOW_SECONDS: Final = 300
-"""A sender's clock may be behind by so much."""
+"""Tolerance for a sender's clock that is behind."""
 _BETWEEN_SECONDS: Final = 2
-"""Clocks of two gateways may differ by so much."""
+"""Tolerance between the clocks of two gateways."""
 
 
 @dataclass(frozen=True)
 class Joined:
-    """What U users of V variants were shown and clicked.
+    """Exposures and clicks of U users.
 
     Attributes:
         variants: (U,) index of the user's variant.
-        exposures: (U,) items shown, each once a request.
-        clicks: (U,) of these, those that were clicked.
-        mixed: Users who were shown several variants, and are left out.
-        unmatched: Clicks, each once, on what no exposure shows.
+        exposures: (U,) items shown, each once per request.
+        clicks: (U,) clicked exposures.
+        mixed: Users excluded because they were shown several variants.
+        unmatched: Distinct clicks without an exposure.
     """
 
     variants: Ints
@@ -43,17 +43,17 @@ class Joined:
 
 
 class ClickAttribution:
-    """Gathers exposures and clicks, and joins them.
+    """Collects exposures and clicks, and joins them.
 
-    A click that names its request counts for the item in that answer, if the same user was given
-    it. Another counts for the last time that its user was shown the item within the window
-    before it. An item shown twice by one request, and a click that comes twice, count once.
+    A click that names its request counts for the item in that answer, if it has the same user. Any
+    other click counts for the last time that its user was shown the item within the window before
+    it. An item shown twice by a request, and a repeated click, count once.
 
-    Exposures have the service's time and clicks that of their sender, whose clock may be wrong: a
-    click is no later than its receipt, and at most `_SLOW_SECONDS` later than it says.
+    Exposures have the service's time, and clicks that of their sender, whose clock may be wrong: a
+    click is no later than its receipt, and at most `_SLOW_SECONDS` later than its timestamp.
 
     Args:
-        variants: Names of the variants that count.
+        variants: Names of the variants to count.
         window: Longest time from an exposure to a click that names no request, seconds.
     """
 
@@ -64,52 +64,53 @@ class ClickAttribution:
         self._items: dict[str, int] = {}
         self._requests: dict[tuple[str, int], int] = {}
         self._shown = [array("q") for _ in range(5)]  # request, user, item, variant, time
-        # request or -1, user, item, time as sent, earliest and latest time that it may have been
+        # request or -1, user, item, time as sent, earliest and latest possible time
         self._clicks = [array("q") for _ in range(6)]
-        self._foreign: set[tuple[int, str, str, int]] = set()
+        self._unmatched: set[tuple[int, str, str, int]] = set()
 
     def __len__(self) -> int:
-        """Number of users who were shown something."""
+        """Number of users with exposures."""
         return len(self._users)
 
     def show(self, exposures: Iterable[Exposure]) -> None:
-        """Take in exposures; those of other variants are left out."""
-        for one in exposures:
-            variant = self._variants.get(one.variant)
+        """Add exposures, ignoring those of other variants."""
+        for exposure in exposures:
+            variant = self._variants.get(exposure.variant)
             if variant is None:
                 continue
-            user = _code(self._users, one.user_hash)
-            request = self._requests.setdefault((one.request_id, user), len(self._requests))
-            for item in one.item_ids:
-                row = (request, user, _code(self._items, item), variant, one.timestamp)
+            user = _code(self._users, exposure.user_hash)
+            request = self._requests.setdefault((exposure.request_id, user), len(self._requests))
+            for item in exposure.item_ids:
+                row = (request, user, _code(self._items, item), variant, exposure.timestamp)
                 for column, value in zip(self._shown, row, strict=True):
                     column.append(value)
 
     def click(self, clicks: Iterable[Event], hasher: UserHasher) -> None:
-        """Take in clicks, after all exposures; users who were shown nothing are left out.
+        """Add clicks, after all exposures; users without exposures are ignored.
 
         Args:
             clicks: Events that count as clicks.
             hasher: The one that the exposures were written with.
         """
-        for one in clicks:
-            user = self._users.get(hasher(one.user_id))
+        for click in clicks:
+            user = self._users.get(hasher(click.user_id))
             if user is None:
                 continue
-            item = self._items.get(one.item_id)
+            item = self._items.get(click.item_id)
             request = -1
-            if one.request_id is not None:
-                request = self._requests.get((one.request_id, user), -2)
+            if click.request_id is not None:
+                request = self._requests.get((click.request_id, user), -2)
             if item is None or request == -2:
-                self._foreign.add((user, one.item_id, one.request_id or "", one.timestamp))
+                key = (user, click.item_id, click.request_id or "", click.timestamp)
+                self._unmatched.add(key)
                 continue
-            row = (request, user, item, one.timestamp, *_bounds(one))
+            row = (request, user, item, click.timestamp, *_bounds(click))
             for column, value in zip(self._clicks, row, strict=True):
                 column.append(value)
 
     def join(self) -> Joined:
-        """What each user was shown and clicked."""
-        request, user, item, variant, time = (_column(values) for values in self._shown)
+        """Exposures and clicks per user."""
+        request, user, item, variant, time = map(_column, self._shown)
         kept = _first_of_each(request, item, len(self._items), time)
         request, user, item, variant, time = (
             column[kept] for column in (request, user, item, variant, time)
@@ -126,15 +127,15 @@ class ClickAttribution:
             exposures=np.bincount(user, minlength=size)[pure],
             clicks=np.bincount(user[clicked], minlength=size)[pure],
             mixed=int(np.count_nonzero(highest > lowest)),
-            unmatched=unmatched + len(self._foreign),
+            unmatched=unmatched + len(self._unmatched),
         )
 
     def _match(self, request: Ints, user: Ints, item: Ints, time: Ints) -> tuple[Ints, int]:
-        """Rows of the exposures that were clicked, each once, and the number of other clicks."""
-        asked, clicker, wanted, sent, begin, end = (_column(values) for values in self._clicks)
+        """Distinct rows of the clicked exposures, and the number of unmatched clicks."""
+        requests, clicker, wanted, sent, begin, end = map(_column, self._clicks)
         items = max(len(self._items), 1)
-        named = asked >= 0
-        by_request = _exact(request * items + item, asked[named] * items + wanted[named])
+        named = requests >= 0
+        by_request = _exact(request * items + item, requests[named] * items + wanted[named])
         pairs = user * items + item
         by_window = _latest_before(
             (pairs, time),
@@ -142,14 +143,14 @@ class ClickAttribution:
             begin[~named] - self._window,
         )
         rows = np.concatenate([by_request, by_window])
-        clicks = np.stack([asked, clicker * items + wanted, np.where(named, 0, sent)], axis=1)
+        clicks = np.stack([requests, clicker * items + wanted, np.where(named, 0, sent)], axis=1)
         clicks = np.concatenate([clicks[named], clicks[~named]])
         missed = np.unique(clicks[rows < 0], axis=0)
         return np.unique(rows[rows >= 0]), len(missed)
 
 
 def _first_of_each(request: Ints, item: Ints, items: int, time: Ints) -> Ints:
-    """Rows of the first exposure of every item by every request."""
+    """Rows of the first exposure of each item per request."""
     key = request * max(items, 1) + item
     order = np.lexsort((time, key))
     first = np.ones(len(order), dtype=bool)
@@ -159,18 +160,18 @@ def _first_of_each(request: Ints, item: Ints, items: int, time: Ints) -> Ints:
 
 
 def _exact(keys: Ints, wanted: Ints) -> Ints:
-    """Row of each wanted key; -1 where there is none. Keys are distinct."""
-    found = np.full(len(wanted), -1, dtype=np.int64)
+    """Row of each wanted key, or -1; keys are distinct."""
+    rows = np.full(len(wanted), -1, dtype=np.int64)
     if len(keys):
         order = np.argsort(keys, kind="stable")
         places = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
         hit = keys[order[places]] == wanted
-        found[hit] = order[places[hit]]
-    return found
+        rows[hit] = order[places[hit]]
+    return rows
 
 
 def _bounds(click: Event) -> tuple[int, int]:
-    """Earliest and latest time at which a click may have been."""
+    """Earliest and latest possible time of a click."""
     sent, received = click.timestamp, click.received_at
     if received is None:
         return sent, sent
@@ -178,23 +179,15 @@ def _bounds(click: Event) -> tuple[int, int]:
 
 
 def _latest_before(rows: tuple[Ints, Ints], wanted: tuple[Ints, Ints], earliest: Ints) -> Ints:
-    """For each wanted pair and time, the row of that pair with the latest time not after it.
-
-    Args:
-        rows: Pairs (N,) and times (N,).
-        wanted: Pairs (C,) and times (C,).
-        earliest: First time that counts of each (C,).
-
-    Returns:
-        (C,) rows; -1 where there is none of a time that counts.
-    """
-    (pairs, times), (asked, when) = rows, wanted
-    found = np.full(len(asked), -1, dtype=np.int64)
-    if not len(pairs) or not len(asked):
-        return found
+    """Row of each wanted pair with the latest time up to the wanted one; -1 before `earliest`."""
+    (pairs, times), (click_pairs, click_times) = rows, wanted
+    matches = np.full(len(click_pairs), -1, dtype=np.int64)
+    if not len(pairs) or not len(click_pairs):
+        return matches
     # Both sorted together by pair and time, exposures first at equal times: the last exposure
     # before a click in this order is the one, if it is of the same pair.
-    both, at = np.concatenate([pairs, asked]), np.concatenate([times, when])
+    both = np.concatenate([pairs, click_pairs])
+    at = np.concatenate([times, click_times])
     is_click = np.arange(len(both)) >= len(pairs)
     order = np.lexsort((is_click, at, both))
     last = np.maximum.accumulate(np.where(is_click[order], -1, np.arange(len(order))))
@@ -202,9 +195,9 @@ def _latest_before(rows: tuple[Ints, Ints], wanted: tuple[Ints, Ints], earliest:
     before = last[clicks]
     row, click = order[np.maximum(before, 0)], order[clicks]
     click -= len(pairs)
-    fits = (before >= 0) & (both[row] == asked[click]) & (at[row] >= earliest[click])
-    found[click[fits]] = row[fits]
-    return found
+    fits = (before >= 0) & (both[row] == click_pairs[click]) & (at[row] >= earliest[click])
+    matches[click[fits]] = row[fits]
+    return matches
 
 
 def _column(values: array[int]) -> Ints:

@@ -1,8 +1,9 @@
-"""Ranges of slots for shares of users; a change moves as few slots as possible."""
+"""Allots slots to shares of users; a change moves as few slots as possible."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Final
 
 SLOTS: Final = 1_000_000
@@ -12,7 +13,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 def rounded(shares: Mapping[str, float]) -> dict[str, int]:
-    """Shares that sum to 1 as numbers of slots that sum to `SLOTS` (largest remainder)."""
+    """Convert shares to numbers of slots that sum to `SLOTS` (largest remainder)."""
     total = sum(shares.values())
     exact = {name: share / total * SLOTS for name, share in shares.items()}
     sizes = {name: int(amount) for name, amount in exact.items()}
@@ -27,13 +28,12 @@ def allot(owned: Mapping[str, Ranges], sizes: Mapping[str, int]) -> dict[str, Ra
     """Give each name its number of slots.
 
     Args:
-        owned: Who owns which slots; what nobody owns is free.
-        sizes: Slots that each name gets, `SLOTS` together; a name of `owned` that is not among
-            them loses all it has.
+        owned: Current slots of each name; all others are free.
+        sizes: Slots per name, `SLOTS` in total; other names of `owned` lose theirs.
 
     Returns:
-        Slots of each name. A name that does not shrink keeps all it had, and one that shrinks
-        keeps as many as it may: the lowest.
+        Slots of each name. One that does not shrink keeps all of its slots, and one that shrinks
+        keeps its lowest.
     """
     kept = {name: _first(owned.get(name, ()), size) for name, size in sizes.items()}
     free = _rest(kept.values())
@@ -50,33 +50,33 @@ def _count(ranges: Ranges) -> int:
 
 def _first(ranges: Ranges, count: int) -> Ranges:
     """The lowest slots."""
-    found = []
+    lowest = []
     for begin, end in ranges:
         if count <= 0:
             break
-        found.append((begin, min(end, begin + count)))
+        lowest.append((begin, min(end, begin + count)))
         count -= end - begin
-    return tuple(found)
+    return tuple(lowest)
 
 
 def _rest(taken: Iterable[Ranges]) -> Ranges:
-    """Slots in none of some ranges."""
-    found, last = [], 0
-    for begin, end in sorted(one for ranges in taken for one in ranges):
+    """Slots in none of the ranges."""
+    free, last = [], 0
+    for begin, end in sorted(chain.from_iterable(taken)):
         if begin > last:
-            found.append((last, begin))
+            free.append((last, begin))
         last = end
     if last < SLOTS:
-        found.append((last, SLOTS))
-    return tuple(found)
+        free.append((last, SLOTS))
+    return tuple(free)
 
 
 def _joined(ranges: list[tuple[int, int]]) -> Ranges:
-    """Ascending, with neighbours made one."""
-    found: list[tuple[int, int]] = []
+    """Sorted, with adjacent ranges merged."""
+    joined: list[tuple[int, int]] = []
     for begin, end in sorted(ranges):
-        if found and found[-1][1] == begin:
-            found[-1] = (found[-1][0], end)
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
         else:
-            found.append((begin, end))
-    return tuple(found)
+            joined.append((begin, end))
+    return tuple(joined)

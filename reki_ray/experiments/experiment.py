@@ -1,11 +1,11 @@
-"""Shares of users for several versions: who sees which is decided by a stable hash.
+"""Experiments: versions for shares of the users, assigned by a stable hash.
 
     <publish_root>/EXPERIMENT.json             the running experiment
-    <publish_root>/EXPERIMENT-<name>.json      one that has ended
+    <publish_root>/EXPERIMENT-<name>.json      an ended one
 
-The hash of salt and user id puts a user into one of 1,000,000 slots, and a variant owns ranges
-of slots. When shares change, a variant that grows takes slots of those that shrink and of no
-other: no more users change than must.
+The hash of salt and user id maps a user to one of 1,000,000 slots, and a variant owns ranges of
+slots. When shares change, growing variants take slots of shrinking ones only, so that as few users
+as possible change their variant.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ EXPERIMENT: Final = "EXPERIMENT.json"
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LOCK: Final = ".experiment.lock"
-_MODE: Final = 0o644
-"""As CURRENT: whoever serves reads it, whoever started it."""
 _TOLERANCE: Final = 1e-6
 
 
@@ -43,21 +41,21 @@ class Variant(BaseModel):
     name: str = Field(pattern=_NAME, description="Name in the logs, as base or reki.")
     version: int = Field(ge=1, description="Published version that its users get.")
     share: float = Field(ge=0, le=1, description="Share of the users.")
-    slots: Ranges = Field((), description="Ranges [from, to) of slots; empty allots them.")
+    slots: Ranges = Field((), description="Ranges [from, to) of slots; empty: allotted by share.")
 
 
 class Experiment(BaseModel):
-    """A division of the users. Names are distinct and shares sum to 1."""
+    """A division of the users, with distinct names and shares that sum to 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=_NAME, description="Name of the experiment.")
-    salt: str = Field(min_length=1, max_length=128, description="Divides users anew.")
+    salt: str = Field(min_length=1, max_length=128, description="Changes the division of users.")
     variants: tuple[Variant, ...] = Field(
-        min_length=1, description="The first is what the others are compared with."
+        min_length=1, description="The first is the base of comparison."
     )
     changed_at: int = Field(
-        0, ge=0, description="Since when these shares and versions hold, s since the epoch."
+        0, ge=0, description="Time of the last change, seconds since the epoch."
     )
     ended_at: int | None = Field(None, description="When it ended; null while it runs.")
 
@@ -66,7 +64,7 @@ class Experiment(BaseModel):
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"the names of variants must be distinct, {', '.join(twice)} is twice")
+            raise ValueError(f"variants need distinct names, but {', '.join(twice)} is repeated")
         total = sum(variant.share for variant in self.variants)
         if abs(total - 1) > _TOLERANCE:
             raise ValueError(f"the shares must sum to 1, not {total:g}")
@@ -79,22 +77,22 @@ class Experiment(BaseModel):
         else:
             sizes = rounded({variant.name: variant.share for variant in self.variants})
             allotted = allot({}, sizes)
-            given = [v.model_copy(update={"slots": allotted[v.name]}) for v in self.variants]
-            object.__setattr__(self, "variants", tuple(given))  # frozen, and not yet handed out
+            variants = [v.model_copy(update={"slots": allotted[v.name]}) for v in self.variants]
+            object.__setattr__(self, "variants", tuple(variants))  # frozen, but not yet shared
         return self
 
     def assign(self, user_id: str) -> Variant:
-        """The variant of a user, the same in every process."""
+        """Variant of a user, the same in every process."""
         slot = slot_of(self.salt, user_id)
         for variant in self.variants:
             for begin, end in variant.slots:
                 if begin <= slot < end:
                     return variant
-        raise AssertionError(f"no variant owns slot {slot}")  # the validator has seen to it
+        raise AssertionError(f"no variant owns slot {slot}")  # excluded by the validator
 
 
 def slot_of(salt: str, user_id: str) -> int:
-    """Slot of a user, uniform, and independent between salts."""
+    """Slot of a user: uniform, and independent between salts."""
     key = hashlib.blake2b(salt.encode("utf-8", "surrogatepass")).digest()
     user = user_id.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(user, digest_size=8, key=key).digest()
@@ -102,11 +100,7 @@ def slot_of(salt: str, user_id: str) -> int:
 
 
 def load_experiment(root: Path | str, name: str | None = None) -> Experiment | None:
-    """The running experiment, or one by name; None where there is none.
-
-    Args:
-        root: Folder of the versions.
-        name: Of a running or ended experiment; None takes the running one.
+    """Load the running experiment, or a running or ended one by name; None if there is none.
 
     Raises:
         StoreError: The file is damaged or cannot be read.
@@ -125,22 +119,22 @@ def start_experiment(
     salt: str | None = None,
     kept_versions: int | None = None,
 ) -> Experiment:
-    """Start an experiment, or change the shares or versions of the one that runs.
+    """Start an experiment, or change the shares or versions of the running one.
 
-    Under its old name an experiment keeps its salt, also after it has ended, and its users stay
-    where they were as far as the shares allow.
+    An experiment keeps its salt under its name, even after it has ended, and its users stay in
+    their variants as far as the shares allow.
 
     Args:
         root: Folder of the versions.
         name: Name of the experiment.
-        variants: Version and share of each variant by its name; the first is the base.
+        variants: Version and share of each variant by name; the first is the base.
         salt: Divides users; None keeps the experiment's, or draws a new one.
-        kept_versions: Versions that a replica keeps opened, as `serve.kept_versions`; None does
-            not look whether those of the experiment are among them.
+        kept_versions: Versions that a replica keeps open, `serve.kept_versions`; None skips the
+            check that the experiment needs no more.
 
     Raises:
         ConfigError: A version does not exist, there are more than replicas keep, names or shares
-            are wrong, another experiment runs, or the salt would change.
+            are invalid, another experiment is running, or the salt would change.
         StoreError: A file is damaged.
     """
     root = Path(root)
@@ -158,9 +152,9 @@ def start_experiment(
         earlier = running or _read(_ended(root, name))
         if earlier is not None and salt not in (None, earlier.salt):
             raise ConfigError(
-                f"experiment {name} has another salt: all its users would be divided anew",
+                f"experiment {name} has another salt: all its users would change variants",
                 where=str(root),
-                todo="Leave the salt out, or give the new division a name of its own.",
+                todo="Omit the salt, or use a new name.",
             )
         salt = earlier.salt if earlier else salt or secrets.token_hex(16)
         started = _divided(root, name, salt, variants, earlier)
@@ -169,12 +163,9 @@ def start_experiment(
 
 
 def require_room(root: Path, versions: Collection[int], kept: int) -> None:
-    """Refuse more versions than a replica keeps: most requests would wait for one to be opened.
+    """Reject an experiment of more versions than the replicas keep open, with the promoted one.
 
-    Args:
-        root: Folder of the versions.
-        versions: Those of an experiment; the promoted one is served beside them.
-        kept: Versions that a replica keeps opened.
+    Most requests would wait for a version to be opened.
 
     Raises:
         ConfigError: There are more.
@@ -186,16 +177,16 @@ def require_room(root: Path, versions: Collection[int], kept: int) -> None:
             f"the experiment and the promoted version need versions "
             f"{', '.join(map(str, numbers))} open at once, but replicas keep {kept}",
             where="serve.kept_versions",
-            todo=f"Set it to {len(numbers)} at least and serve again, or name fewer versions: "
+            todo=f"Set it to {len(numbers)} at least and restart serving, or use fewer versions: "
             "`reki experiment`.",
         )
 
 
 def stop_experiment(root: Path | str) -> Experiment:
-    """End the running experiment: everybody gets the promoted version again.
+    """End the running experiment: all users get the promoted version again.
 
     Raises:
-        ConfigError: None is running.
+        ConfigError: No experiment is running.
         StoreError: The file is damaged.
     """
     root = Path(root)
@@ -219,17 +210,17 @@ def _divided(
     variants: Mapping[str, tuple[int, float]],
     earlier: Experiment | None,
 ) -> Experiment:
-    given = [
+    rows = [
         {"name": key, "version": version, "share": share}
         for key, (version, share) in variants.items()
     ]
-    content = {"name": name, "salt": salt, "variants": given, "changed_at": int(time.time())}
+    content = {"name": name, "salt": salt, "variants": rows, "changed_at": int(time.time())}
     try:
         fresh = Experiment.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(problem["msg"] for problem in error.errors())
         raise ConfigError(
-            f"the experiment is wrong: {problems}",
+            f"the experiment is invalid: {problems}",
             where=str(root / EXPERIMENT),
             todo="Correct its name, its variants and their shares.",
         ) from error
@@ -244,13 +235,13 @@ def _divided(
 
 
 def _require_versions(root: Path, variants: Mapping[str, tuple[int, float]]) -> None:
-    there = VersionStore(root).versions()
-    missing = sorted({version for version, _ in variants.values()} - set(there))
+    existing = VersionStore(root).versions()
+    missing = sorted({version for version, _ in variants.values()} - set(existing))
     if missing:
         raise ConfigError(
             f"there is no version {', '.join(map(str, missing))}",
             where=str(root),
-            todo=f"Name versions out of {there}; `reki versions` lists them.",
+            todo=f"Choose from {existing}; `reki versions` lists them.",
         )
 
 
@@ -258,7 +249,7 @@ def _none_runs(root: Path) -> ConfigError:
     return ConfigError(
         "no experiment is running",
         where=str(root / EXPERIMENT),
-        todo="Start one first, or leave it be.",
+        todo="Start an experiment first.",
     )
 
 
@@ -278,7 +269,7 @@ def _read(path: Path) -> Experiment | None:
 def _ended(root: Path, name: str) -> Path:
     if not re.fullmatch(_NAME, name):
         raise ConfigError(
-            f"{name!r} is no name of an experiment",
+            f"{name!r} is not a valid name of an experiment",
             where=str(root),
             todo="Use letters, digits, dots, hyphens and underscores, 64 at most.",
         )
@@ -286,6 +277,6 @@ def _ended(root: Path, name: str) -> Path:
 
 
 def _write(path: Path, experiment: Experiment) -> None:
-    # The service may run under another user than the one who starts an experiment.
+    # The service may run as another user than the one who starts an experiment.
     content = experiment.model_dump_json(indent=2) + "\n"
     atomic.replace_file(path, content.encode(), mode=0o644)

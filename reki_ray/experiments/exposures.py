@@ -1,6 +1,6 @@
-"""The log of what users were shown, which must never slow an answer.
+"""The log of items shown to users, which must never slow down an answer.
 
-It holds no user id: `reki ab` joins it with the clicks by a keyed hash.
+It contains no user ids: `reki ab` joins it with the clicks by a keyed hash.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ from typing import Any, Final
 
 from reki_ray.core.background import BackgroundThread
 from reki_ray.errors import DataError, RekiError
-from reki_ray.events.record_codec import encode_line
-from reki_ray.events.segment_reader import SegmentReader
-from reki_ray.events.segment_writer import SegmentWriter
+from reki_ray.events.segments import SegmentReader, SegmentWriter, encode_line
 from reki_ray.experiments.user_hash import UserHasher
 
 _logger = logging.getLogger(__name__)
 
 _BATCH: Final = 1_000
 _CLOSE_SECONDS: Final = 10.0
-_TELL_SECONDS: Final = 60.0
+_WARN_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """An answer that a user was given.
+    """An answer given to a user.
 
     Args:
         request_id: Of the answer.
-        experiment: Name of the experiment that ran; empty where none did.
+        experiment: Name of the running experiment, or empty.
         variant: Name of the user's variant.
         user_hash: Keyed hash of the user id.
-        item_ids: What was shown, in its order.
-        timestamp: When, seconds since the epoch, UTC.
+        item_ids: Items shown, in order.
+        timestamp: Seconds since the epoch, UTC.
     """
 
     request_id: str
@@ -51,21 +49,21 @@ class Exposure:
 
 
 class ExposureLog:
-    """Writes exposures in a thread of its own.
+    """Writes exposures in a background thread.
 
-    What does not fit into the queue, or cannot be written, is dropped and counted: an answer
-    waits for neither. `close` writes what is queued.
+    Exposures that do not fit into the queue or cannot be written are dropped and counted: answers
+    never wait. `close` writes the queue.
 
     Args:
-        folder: Segments of all processes, `OnlineFolders.exposures`; it is made.
-        writer: Name of this process, unique among those that live.
+        folder: Segments of all processes, `OnlineFolders.exposures`; created if missing.
+        writer: Name of this process, unique among running ones.
         hasher: Hashes user ids.
-        capacity: Exposures that may wait.
-        seconds: Time that exposures are gathered before they are written.
+        capacity: Size of the queue.
+        seconds: Interval between writes.
 
     Raises:
         ConfigError: The name is empty or too long.
-        StoreError: The folder cannot be made.
+        StoreError: The folder cannot be created.
     """
 
     def __init__(  # all but three have defaults
@@ -83,19 +81,19 @@ class ExposureLog:
         self._counts = threading.Lock()
         self._dropped = 0
         self._written = 0
-        self._told_at = -_TELL_SECONDS
+        self._warned_at = -_WARN_SECONDS
         self._closing = threading.Event()
         self._thread = BackgroundThread("write-exposures", self._flush, seconds)
         self._thread.start()
 
     @property
     def dropped(self) -> int:
-        """Exposures that were not logged: the queue was full, or the disk refused."""
+        """Exposures not logged: the queue was full, or a write failed."""
         return self._dropped
 
     @property
     def written(self) -> int:
-        """Exposures that lie on the disk."""
+        """Exposures on disk."""
         return self._written
 
     def append(
@@ -108,19 +106,10 @@ class ExposureLog:
         item_ids: Sequence[str],
         timestamp: int | None = None,
     ) -> None:
-        """Queue an exposure; never waits.
-
-        Args:
-            request_id: Of the answer.
-            experiment: Name of the running experiment; empty where none runs.
-            variant: Name of the user's variant.
-            user_id: Who was answered; only its hash is kept.
-            item_ids: What was shown, in its order.
-            timestamp: Seconds since the epoch, UTC; None is now.
-        """
-        when = int(time.time()) if timestamp is None else timestamp
+        """Queue an `Exposure` without waiting; only the hash of the user id is kept."""
+        now = int(time.time()) if timestamp is None else timestamp
         exposure = Exposure(
-            request_id, experiment, variant, self._hasher(user_id), tuple(item_ids), when
+            request_id, experiment, variant, self._hasher(user_id), tuple(item_ids), now
         )
         try:
             if self._closing.is_set():
@@ -130,35 +119,35 @@ class ExposureLog:
             self._drop(1, "the queue is full or closed")
 
     def close(self) -> None:
-        """Write what is queued, and end the thread; what comes later is dropped."""
+        """Write the queue and end the thread; later exposures are dropped."""
         self._closing.set()
         if self._thread.stop(_CLOSE_SECONDS):
             self._flush()
         self._writer.close()
 
     def _flush(self) -> None:
-        while batch := self._taken():
+        while batch := self._next_batch():
             lines = [line for exposure in batch if (line := self._line(exposure)) is not None]
             try:
                 self._writer.append_lines(lines)
             except RekiError as error:
                 self._drop(len(lines), error.what)
             except Exception:
-                self._drop(len(lines), "a defect")
-                raise  # the thread logs it, and goes on
+                self._drop(len(lines), "an unexpected error")
+                raise  # the thread logs it and continues
             else:
                 with self._counts:
                     self._written += len(lines)
 
     def _line(self, exposure: Exposure) -> bytes | None:
-        """An exposure as a line; None for one that cannot be kept, which must not cost others."""
+        """Encode an exposure; None, so that others are kept, if that fails."""
         try:
             return encode_line(dataclasses.asdict(exposure))
         except DataError as error:
             self._drop(1, error.what)
             return None
 
-    def _taken(self) -> list[Exposure]:
+    def _next_batch(self) -> list[Exposure]:
         batch: list[Exposure] = []
         while len(batch) < _BATCH:
             try:
@@ -171,35 +160,31 @@ class ExposureLog:
         with self._counts:
             self._dropped += count
             now = time.monotonic()
-            tell = now - self._told_at >= _TELL_SECONDS
-            if tell:
-                self._told_at = now
-        if tell:  # a full disk must not fill the process's own log as well
-            _logger.warning("exposures are dropped, %d so far: %s", self._dropped, why)
+            warn = now - self._warned_at >= _WARN_SECONDS
+            if warn:
+                self._warned_at = now
+        if warn:  # a full disk must not flood the process's own log
+            _logger.warning("dropped exposures, %d so far: %s", self._dropped, why)
 
 
 class ExposureReader:
-    """Reads the exposures of all processes, each line once.
-
-    Args:
-        folder: Segments of all processes; it may come to be later.
-    """
+    """Reads the exposures of all processes, each line once; the folder may not exist yet."""
 
     def __init__(self, folder: Path | str) -> None:
         self._reader = SegmentReader(folder)
-        self._foreign = 0
+        self._invalid = 0
 
     @property
     def damaged(self) -> int:
-        """Lines passed over so far: damaged, torn, or no exposures."""
-        return self._reader.damaged + self._foreign
+        """Lines skipped so far: damaged, torn, or not exposures."""
+        return self._reader.damaged + self._invalid
 
     def read(self) -> Iterator[Exposure]:
-        """Exposures that came since."""
+        """New exposures."""
         for record in self._reader.read():
             exposure = _exposure(record)
             if exposure is None:
-                self._foreign += 1
+                self._invalid += 1
             else:
                 yield exposure
 

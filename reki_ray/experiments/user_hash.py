@@ -1,7 +1,7 @@
-"""User ids where nobody needs the id itself: a keyed hash.
+"""Keyed hashes of user ids for logs that do not need the id itself.
 
-Without the key nobody can find out from a log whether it holds a certain user; with it, the
-exposures and the events of a user still meet.
+Without the key a log does not reveal whether it contains a user; with it, the exposures and events
+of a user can be joined.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ _HASH_BYTES: Final = 16
 
 
 class UserHasher:
-    """Hashes user ids with a key.
-
-    Args:
-        key: 16 to 64 bytes.
-    """
+    """Hashes user ids with a key of 16 to 64 bytes."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key
@@ -35,13 +31,10 @@ class UserHasher:
 
 
 def open_hasher(path: Path) -> UserHasher:
-    """The hasher of a run; the first process to ask draws the key.
-
-    Args:
-        path: File of the key, `OnlineFolders.key`; only its owner may read it.
+    """Open the hasher of a run's key file, which the first process creates for its owner only.
 
     Raises:
-        StoreError: The file cannot be read or written, or holds no key.
+        StoreError: The file cannot be read or written, or is not a key.
     """
     try:
         if not path.exists():
@@ -51,7 +44,7 @@ def open_hasher(path: Path) -> UserHasher:
         raise StoreError(
             f"the key of the user hashes cannot be read: {error.strerror or error}",
             where=str(path),
-            todo="Give this process the rights to read it, and room on the disk.",
+            todo="Check its permissions and the free disk space.",
         ) from error
     try:
         key = bytes.fromhex(content.decode("ascii"))
@@ -59,9 +52,9 @@ def open_hasher(path: Path) -> UserHasher:
         key = b""
     if len(key) != _KEY_BYTES:
         raise StoreError(
-            "the file holds no key",
+            "the file does not contain a key",
             where=str(path),
-            todo="Restore it from a copy. Delete it for a new key: hashes written so far then "
-            "belong to nobody.",
+            todo="Restore it from a copy, or delete it for a new key: hashes written so far then "
+            "match no user.",
         )
     return UserHasher(key)

@@ -12,9 +12,9 @@ import ray
 import ray.data
 
 from reki_ray import schema
-from reki_ray.clustering.groups import Grouping, Rules, build_clusterer, group
+from reki_ray.clustering.clusterers import Grouping, build_clusterer, group
 from reki_ray.clustering.vectors import Weighting, user_vectors, with_embeddings
-from reki_ray.config import IdEmbeddingsConfig, RekiConfig, SideClusterConfig
+from reki_ray.config import RekiConfig, SideClusterConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import ray_session
 from reki_ray.core.stage import StageResult
@@ -30,10 +30,7 @@ _PREFIX: Final[dict[Side, str]] = {"users": "u", "items": "i"}
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """Identity of the model that lends its id embeddings; None without one.
-
-    Args:
-        config: The run.
+    """Fingerprint of the model of `cluster.id_embeddings`; None without one.
 
     Raises:
         StoreError: The model cannot be read.
@@ -63,12 +60,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 def represent(
     config: RekiConfig, workspace: Workspace, reporter: Reporter
 ) -> dict[Side, EncodedSide]:
-    """Vectors that are clustered, of both sides, on the Ray cluster that is initialised.
-
-    Args:
-        config: The run.
-        workspace: Holds the tables of stage ingest.
-        reporter: Shows progress.
+    """Vectors to cluster of both sides, from the tables of stage ingest; Ray is initialised.
 
     Raises:
         DataError: A table is missing or damaged, or a side is empty.
@@ -90,30 +82,20 @@ def represent(
         workspace.read_table(schema.INTERACTIONS), workspace.read_table(schema.CUTS)
     )
     weighting = Weighting(config.cluster.half_life, config.data.rating_min, config.data.rating_max)
-    if config.cluster.id_embeddings is not None:
-        items = replace(items, vectors=_with_ids(items, config.cluster.id_embeddings))
+    if (extra := config.cluster.id_embeddings) is not None:
+        from reki_ray.models import artifact  # imports torch
+
+        ids, embeddings = artifact.load(extra.model).item_embeddings()
+        vectors = with_embeddings(items.ids, items.vectors, ids, embeddings, extra.weight)
+        items = replace(items, vectors=vectors)
     users = user_vectors(user_ids, visible, items.ids, items.vectors, weighting)
     return {"users": EncodedSide(user_ids, users, items.encoder), "items": items}
-
-
-def _with_ids(items: EncodedSide, wanted: IdEmbeddingsConfig) -> np.ndarray:
-    from reki_ray.models import artifact  # imports torch
-
-    ids, embeddings = artifact.load(wanted.model).item_embeddings()
-    return with_embeddings(items.ids, items.vectors, ids, embeddings, wanted.weight)
 
 
 def write_clusters(
     scratch: Workspace, side: Side, encoded: EncodedSide, clusters: pa.Table
 ) -> None:
-    """Write `CLUSTERS` and `CLUSTER_VECTORS` of one side.
-
-    Args:
-        scratch: Gets the tables.
-        side: Users or items.
-        encoded: What was clustered.
-        clusters: Rows of `CLUSTERS_SCHEMA`.
-    """
+    """Write `CLUSTERS` and `CLUSTER_VECTORS` of one side."""
     scratch.write_table(schema.CLUSTERS[side], clusters)
     own: list[Source] = ["individual"] * len(encoded.ids)
     table = vectors_table(encoded.ids, encoded.vectors, own, encoded.encoder)
@@ -123,21 +105,25 @@ def write_clusters(
 def _group(
     config: RekiConfig, sides: dict[Side, EncodedSide], reporter: Reporter
 ) -> dict[Side, Grouping]:
-    """Both sides: small ones each in a task, at once; a large one from here, part by part."""
-    remote = ray.remote(num_cpus=1)(group)
+    """Group both sides: small ones in parallel tasks; large ones from here, part by part."""
+    as_task: Any = ray.remote(num_cpus=1)  # its stubs lack keyword arguments
+    remote = as_task(group)
     pending: dict[ray.ObjectRef[Grouping], Side] = {}
     done: dict[Side, Grouping] = {}
     with reporter.task("cluster: grouping", total=len(sides), unit="sides") as task:
         for side, encoded in sides.items():
             ids, vectors = encoded.ids, encoded.vectors
             sizes: SideClusterConfig = getattr(config.cluster, side)
-            rules = Rules(sizes.min_cluster_size, config.cluster.min_similarity)
             clusterer = build_clusterer(config.cluster, sizes, len(ids), map_on_cluster)
+            limits: dict[str, Any] = {
+                "min_size": sizes.min_cluster_size,
+                "min_similarity": config.cluster.min_similarity,
+            }
             if len(ids) <= config.cluster.part_rows:
-                reference = remote.remote(ids, vectors, clusterer, rules, _PREFIX[side])
+                reference = remote.remote(ids, vectors, clusterer, _PREFIX[side], **limits)
                 pending[reference] = side
             else:
-                done[side] = group(ids, vectors, clusterer, rules, _PREFIX[side])
+                done[side] = group(ids, vectors, clusterer, _PREFIX[side], **limits)
                 task.advance()
         while len(done) < len(sides):
             waiting = [reference for reference, side in pending.items() if side not in done]
@@ -150,12 +136,12 @@ def _group(
 def map_on_cluster(
     function: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """`MapParts` by Ray Data: every part is a block of its own."""
+    """`MapParts` by Ray Data, one block per part."""
 
     def of_row(row: dict[str, Any]) -> dict[str, Any]:
         return {_NUMBER: row[_NUMBER], _LABELS: function(row[_POINTS])}
 
     rows = [{_NUMBER: number, _POINTS: part} for number, part in enumerate(parts)]
     labels = ray.data.from_items(rows, override_num_blocks=len(rows)).map(of_row, num_cpus=1)
-    found = {row[_NUMBER]: row[_LABELS] for row in labels.iter_rows()}
-    return [found[number] for number in range(len(parts))]
+    labels_of = {row[_NUMBER]: row[_LABELS] for row in labels.iter_rows()}
+    return [labels_of[number] for number in range(len(parts))]

@@ -1,7 +1,7 @@
 """Stage ingest: raw files to checked tables, leak-free splits and samples.
 
-Plain Arrow in one process: a million interactions take seconds, and the checks need all
-ids of a table at once.
+Plain Arrow in one process: a million interactions take seconds, and checks need all ids of a table
+at once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
-    Checked,
+    CheckedTable,
     enforce_threshold,
     quarantine_counts,
     require_reasons,
     save_quarantine,
 )
-from reki_ray.data.raw import Kind, Source
+from reki_ray.data.raw_tables import DataSource, TableKind
 from reki_ray.data.samples import SampleTables, build_samples, sort_interactions
 from reki_ray.data.sources import open_source
 from reki_ray.data.validation import bare_users, check_interactions, check_items, check_users
@@ -48,13 +48,7 @@ from reki_ray.schema import (
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """Identity of the files that ingest reads: equal where their content is.
-
-    Args:
-        config: The run.
-
-    Returns:
-        JSON-ready; needs no network.
+    """Identity of the input files, without network: equal if their content is.
 
     Raises:
         DataError: A file cannot be read.
@@ -65,15 +59,10 @@ def identify_inputs(config: RekiConfig) -> object:
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
     """Read, check, divide and write the data set.
 
-    Args:
-        config: The run; sections `data` and `split` count.
-        workspace: Where the tables go.
-        reporter: Shows progress.
-
     Raises:
-        DataError: Files are missing or damaged, or too many rows are unusable; those then lie
-            in ingest-quarantine/, and an earlier output of ingest stays as it was.
-        EngineError: The packaged data set cannot be fetched.
+        DataError: Files are missing or damaged, or too many rows are unusable; these are then in
+            ingest-quarantine/, and an earlier output of ingest is kept.
+        EngineError: The bundled data set cannot be fetched.
     """
     source = open_source(config.data, reporter.say)
     with reporter.task("ingest: reading, checking, writing", total=5, unit="steps") as task:
@@ -104,7 +93,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             for split in SPLITS:
                 scratch.write_table(SAMPLES[split], divided.samples[split])
             save_quarantine(scratch, tables, QUARANTINE)
-        workspace.remove(FAILED_QUARANTINE.path)  # it speaks of data that have since passed
+        workspace.remove(FAILED_QUARANTINE.path)  # from an earlier failure
         task.advance()
     return StageResult(
         rows_in=sum(checked.rows_in for checked in tables.values()),
@@ -114,25 +103,19 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     )
 
 
-def read_tables(source: Source, config: DataConfig, task: Task) -> dict[Kind, Checked]:
-    """Read and check all tables of a source, catalogues first.
-
-    Args:
-        source: The data set.
-        config: Valid ranges.
-        task: Advanced once a table.
-
-    Returns:
-        Checked tables; without "users" where the source has no such table.
+def read_tables(
+    source: DataSource, config: DataConfig, task: Task
+) -> dict[TableKind, CheckedTable]:
+    """Read and check all tables of a source, catalogues first, one step of `task` per table.
 
     Raises:
-        DataError: A file is missing or damaged, or a column has an unusable type.
+        DataError: A file is missing or damaged, or a column has an unsuitable type.
     """
-    tables: dict[Kind, Checked] = {"items": check_items(source.items())}
+    tables: dict[TableKind, CheckedTable] = {"items": check_items(source.items())}
     task.advance()
-    draft = source.users()
-    if draft is not None:
-        tables["users"] = check_users(draft)
+    mapped = source.users()
+    if mapped is not None:
+        tables["users"] = check_users(mapped)
     task.advance()
     tables["interactions"] = check_interactions(
         source.interactions(),
@@ -148,12 +131,7 @@ def read_tables(source: Source, config: DataConfig, task: Task) -> dict[Kind, Ch
 def require_both_labels(
     samples: Mapping[Split, pa.Table], interactions: pa.Table, config: DataConfig
 ) -> None:
-    """Refuse training samples that are all positive or all negative: nothing can be learned.
-
-    Args:
-        samples: Samples of each split.
-        interactions: All interactions.
-        config: Section `data`.
+    """Reject training samples that are all positive or all negative.
 
     Raises:
         DataError: They are.
@@ -161,32 +139,32 @@ def require_both_labels(
     shares = {split: _positive_share(rows) for split, rows in samples.items()}
     if shares["train"] not in (0.0, 1.0):
         return
-    found = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
+    positive = ", ".join(f"{share:.1%} of {split}" for split, share in shares.items())
     ratings = pc.min_max(interactions[RATING]).as_py()
     if isinstance(config.source, FileSource) and config.source.columns.label is not None:
-        todo = "Name with data.source.columns.label a column that holds both 0 and 1."
+        todo = "Set data.source.columns.label to a column with both 0 and 1."
     elif ratings["max"] is None:
         todo = (
-            "Clicks alone do not say what was not liked: name with data.source.columns.label a "
-            "column of 0 and 1 (impressions without a click are 0), or with columns.rating "
-            "explicit ratings."
+            "Clicks alone do not show what was not liked: set data.source.columns.label to a "
+            "column of 0 and 1 (impressions without a click are 0), or columns.rating to explicit "
+            "ratings."
         )
     else:
         todo = (
-            f"Ratings lie between {ratings['min']:g} and {ratings['max']:g}, and those above "
+            f"Ratings are between {ratings['min']:g} and {ratings['max']:g}, and those above "
             f"data.positive_above, {config.positive_above:g}, count as positive: choose another "
             "threshold."
         )
     raise DataError(
         f"the labels of the training samples are all {'1' if shares['train'] else '0'}; "
-        f"positive are {found}, and {_positive_share(interactions):.1%} of all interactions",
+        f"positive are {positive}, and {_positive_share(interactions):.1%} of all interactions",
         where="data",
         todo=todo,
     )
 
 
 def require_positives(samples: Mapping[Split, pa.Table]) -> None:
-    """Refuse a split without positive samples: rerankers would have no lists.
+    """Reject a split without positive samples: rerankers would have no lists.
 
     Raises:
         DataError: A split has none.
@@ -204,12 +182,12 @@ def _positive_share(rows: pa.Table) -> float:
     return float(np.mean(rows[LABEL].to_numpy()))
 
 
-def _notes(tables: Mapping[Kind, Checked]) -> list[str]:
+def _notes(tables: Mapping[TableKind, CheckedTable]) -> list[str]:
     return [note for checked in tables.values() for note in checked.notes]
 
 
 def _details(
-    name: str, tables: dict[Kind, Checked], users: int, divided: SampleTables
+    name: str, tables: dict[TableKind, CheckedTable], users: int, divided: SampleTables
 ) -> dict[str, Any]:
     return {
         "dataset": {

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from reki_ray import schema
 from reki_ray.clustering.assignment import assignment_of
+from reki_ray.clustering.clusterers import PLACED
 from reki_ray.clustering.drift import ClusterDrift, Earlier, Placement, drift, members_of, place
-from reki_ray.clustering.groups import PLACED
 from reki_ray.config import RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.vectors import read_vectors, vectors_table

@@ -7,22 +7,23 @@ import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
 from reki_ray.clustering.base import NOISE, Clusterer
-from reki_ray.clustering.groups import Rules, build_clusterer, group
-from reki_ray.clustering.kmeans import KMeansClusterer
+from reki_ray.clustering.clusterers import KMeansClusterer, build_clusterer, group
+from reki_ray.clustering.hdbscan import ENGINES
 from reki_ray.clustering.streakhc.stream import StreaKhcClusterer
 from reki_ray.config import ClusterConfig, SideClusterConfig, StreaKhcConfig
 from reki_ray.core.vectors import normalise
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.schema import CLUSTER_ID, ID, SIMILARITY
 
-METHODS = ("hdbscan", "streakhc", "kmeans")
+METHODS = (*ENGINES, "streakhc", "kmeans")
 MIN_SIZE = 4
 
 
 def make(method: str, rows: int, clusters: int | None = None) -> Clusterer:
     config = ClusterConfig.model_validate(
         {
-            "method": method,
+            "method": "hdbscan" if method in ENGINES else method,
+            "hdbscan_engine": method if method in ENGINES else "fast_hdbscan",
             "streakhc": StreaKhcConfig(subsamples=50, subsample_points=32, max_leaves=256),
         }
     )
@@ -46,12 +47,14 @@ def planted(groups: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 def placed(method: str, vectors: np.ndarray, min_similarity: float | None = None) -> list[str]:
     """Cluster of each row; the ids of the rows are checked on the way."""
     ids = [f"m{row:04d}" for row in range(len(vectors))]
-    rules = Rules(MIN_SIZE, min_similarity)
-    table = group(ids, vectors, make(method, len(ids)), rules, "i").clusters
+    clusterer = make(method, len(ids))
+    table = group(
+        ids, vectors, clusterer, "i", min_size=MIN_SIZE, min_similarity=min_similarity
+    ).clusters
     assert table[ID].to_pylist() == ids
     assert all(-1 <= cosine <= 1 + 1e-6 for cosine in table[SIMILARITY].to_pylist())
-    found: list[str] = table[CLUSTER_ID].to_pylist()
-    return found
+    clusters: list[str] = table[CLUSTER_ID].to_pylist()
+    return clusters
 
 
 def test_labels_are_noise_or_numbers(method: str) -> None:

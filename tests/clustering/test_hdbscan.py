@@ -7,12 +7,13 @@ from sklearn.metrics import adjusted_rand_score, homogeneity_score, normalized_m
 
 from reki_ray.clustering.assignment import assign_all
 from reki_ray.clustering.base import NOISE, Clusterer
-from reki_ray.clustering.groups import PLACED, Rules, group
-from reki_ray.clustering.hdbscan import HdbscanClusterer, Selection, fit_points
+from reki_ray.clustering.clusterers import PLACED, group
+from reki_ray.clustering.hdbscan import ENGINES, HdbscanClusterer, Selection, fit_points
 from reki_ray.clustering.partition import cut_at_medians
 from reki_ray.clustering.pca import Projection
 from reki_ray.config import ClusterConfig, SideClusterConfig
 from reki_ray.core.vectors import normalise
+from reki_ray.errors import ConfigError
 from reki_ray.schema import CLUSTER_ID, ID, METHOD
 
 SIDE = SideClusterConfig(min_cluster_size=5)
@@ -47,15 +48,43 @@ def test_leaves_divide_planted_groups_but_do_not_mix_them(groups: int) -> None:
 
 
 @pytest.mark.parametrize("selection", ["leaf", "eom"])
-def test_labels_are_those_of_the_reference_implementation(selection: Selection) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_are_those_of_the_reference_implementation(
+    selection: Selection, engine: str
+) -> None:
     vectors, _ = planted(12, size=40, spread=0.6)
     points = Projection.fitted(vectors, 8)(vectors)
     reference = hdbscan.HDBSCAN(
         min_cluster_size=5, min_samples=1, cluster_selection_method=selection
     ).fit_predict(points.astype(np.float64))
-    found = fit_points(points, SIDE, selection)
-    assert found.max() > 5
-    assert adjusted_rand_score(reference, found) == pytest.approx(1.0)
+    labels = fit_points(points, SIDE, selection, engine)
+    assert labels.max() > 5
+    assert adjusted_rand_score(reference, labels) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sizes", [{"min_samples": 4}, {"max_cluster_size": 25}])
+def test_both_engines_give_the_same_labels(sizes: dict[str, int]) -> None:
+    vectors, _ = planted(12, size=40, spread=0.6)
+    points = Projection.fitted(vectors, 8)(vectors)
+    side = SideClusterConfig.model_validate({"min_cluster_size": 5, **sizes})
+    fast, reference = (fit_points(points, side, "eom", engine) for engine in ENGINES)
+    assert fast.max() > 5
+    assert adjusted_rand_score(reference, fast) == pytest.approx(1.0)
+
+
+def test_more_than_thirty_dimensions_need_the_reference_implementation() -> None:
+    vectors, truth = planted(4, size=30, spread=0.3)
+    with pytest.raises(ConfigError, match="at most 30 dimensions") as caught:
+        clusterer(dimensions=40).fit(vectors)
+    assert "hdbscan_engine" in caught.value.todo
+    config = ClusterConfig(dimensions=40, hdbscan_engine="hdbscan", selection="eom")
+    labels = HdbscanClusterer(config, SIDE).fit(vectors)
+    assert homogeneity_score(truth[labels >= 0], labels[labels >= 0]) > 0.95
+
+
+def test_the_engine_enters_the_identity_only_if_it_is_not_the_default() -> None:
+    assert "hdbscan_engine" not in ClusterConfig().identity()
+    assert ClusterConfig(hdbscan_engine="hdbscan").identity()["hdbscan_engine"] == "hdbscan"
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
@@ -97,7 +126,7 @@ def test_fewer_rows_than_dimensions_are_clustered() -> None:
 def test_a_shapeless_cloud_still_ends_in_clusters_and_says_what_was_noise() -> None:
     vectors = normalise(np.random.default_rng(0).normal(size=(120, 32)))
     ids = [f"m{row:03d}" for row in range(120)]
-    grouping = group(ids, vectors, clusterer(), Rules(SIDE.min_cluster_size), "i")
+    grouping = group(ids, vectors, clusterer(), "i", min_size=SIDE.min_cluster_size)
     methods = grouping.clusters[METHOD].to_pylist()
     assert grouping.clusters[ID].to_pylist() == ids
     assert all(name.startswith("i") for name in grouping.clusters[CLUSTER_ID].to_pylist())
@@ -122,9 +151,9 @@ def test_clusters_are_found_again_across_the_cuts_of_many_rows() -> None:
 
 def test_parts_are_even_and_hold_every_row_once() -> None:
     points = np.random.default_rng(0).normal(size=(10_000, 3))
-    parts = cut_at_medians(points, part_rows=700)
-    sizes = [len(rows) for rows in parts.rows]
+    parts, gaps = cut_at_medians(points, part_rows=700)
+    sizes = [len(rows) for rows in parts]
     assert max(sizes) <= 700
     assert min(sizes) >= 600
-    assert sorted(np.concatenate(parts.rows).tolist()) == list(range(10_000))
-    assert (parts.gaps >= 0).all()
+    assert sorted(np.concatenate(parts).tolist()) == list(range(10_000))
+    assert (gaps >= 0).all()

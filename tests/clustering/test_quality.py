@@ -5,7 +5,7 @@ import pytest
 
 from reki_ray.clustering.assignment import assign_all
 from reki_ray.clustering.base import NOISE
-from reki_ray.clustering.groups import describe, silhouette
+from reki_ray.clustering.clusterers import describe, silhouette
 from reki_ray.core.vectors import normalise
 
 

@@ -38,7 +38,7 @@ OTHERWISE = {
     "reki_ray/core/storage.py": {"Storage.writing", "Storage.move"},
     "reki_ray/core/workspace.py": {"Workspace.link_caches"},
     # A log is appended to; its lines tell whether they are whole.
-    "reki_ray/events/segment_writer.py": {"SegmentWriter._create"},
+    "reki_ray/events/segments.py": {"SegmentWriter._create"},
     # Opens for reading.
     "reki_ray/data/compression.py": {"_arrow"},
     # Lives as long as its process.

@@ -45,7 +45,7 @@ def test_text_that_is_not_utf8_is_masked() -> None:
 
 
 def test_nested_columns_are_no_text() -> None:
-    with pytest.raises(DataError, match="which is no text"):
+    with pytest.raises(DataError, match="which is not text"):
         to_text(chunked([["a"]]), where="here")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from reki_ray.data.data_files import find_files, left_out
 from reki_ray.data.parquet import read_parquet
-from reki_ray.data.raw import identify_files
+from reki_ray.data.raw_tables import identify_files
 from reki_ray.errors import DataError
 
 SUFFIXES = (".parquet", ".csv")
@@ -50,9 +50,9 @@ def test_what_systems_and_office_leave_beside_the_data_is_none(tmp_path: Path) -
 def test_files_that_a_folder_has_beside_its_data_are_told(tmp_path: Path, other: str) -> None:
     touch(tmp_path, "a.csv", other, "_SUCCESS", ".b.txt.crc")
     assert found(tmp_path, "") == ["a.csv"]
-    told = left_out(str(tmp_path), SUFFIXES)
-    assert f": {Path(other).name};" in told
-    assert str((tmp_path / other).parent) in told
+    hint = left_out(str(tmp_path), SUFFIXES)
+    assert f": {Path(other).name};" in hint
+    assert str((tmp_path / other).parent) in hint
     for place in ("a.csv", "*.csv", "**/*"):  # names all that there is, or what is meant
         assert left_out(str(tmp_path / place), SUFFIXES) == ""
     touch(tmp_path, *(f"c{number}.txt" for number in range(9)))

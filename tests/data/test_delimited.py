@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
-from reki_ray.data.raw import RawTable
+from reki_ray.data.raw_tables import RawTable
 from reki_ray.errors import DataError
 
 HEADER = ("a", "b")
@@ -75,7 +75,7 @@ def test_long_separators_and_gzip(tmp_path: Path) -> None:
     [
         ("f.csv", b"", "the file is empty"),
         ("f.csv", b"a,c\n1,2\n", "columns are missing: b; the file has a, c"),
-        ("f.csv", b"a,b,b\n1,2,3\n", "more than once: b"),
+        ("f.csv", b"a,b,b\n1,2,3\n", "repeated: b"),
         ("f.csv", b"\xff\xfea\x00,\x00b\x00", "header is not utf-8"),
         ("f.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 999)[:-12], "cannot be read"),
         ("f.csv.gz", b"no gzip", "cannot be read"),

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from reki_ray.config import Dialect, FileSource
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.parquet import read_parquet
-from reki_ray.data.raw import RawTable
+from reki_ray.data.raw_tables import RawTable
 from reki_ray.data.sources.files import text_format
 from reki_ray.errors import DataError, RekiError
 

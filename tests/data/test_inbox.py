@@ -16,7 +16,7 @@ from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.data.inbox import INBOX, QUARANTINE, BatchFiles, Inbox, write_round
 from reki_ray.data.leak_guard import before_cut
-from reki_ray.data.raw import Kind
+from reki_ray.data.raw_tables import TableKind
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.events.batches import EventBatches
 from reki_ray.events.event_mapping import EventRules
@@ -224,7 +224,7 @@ def test_a_batch_that_was_cut_off_in_any_of_its_files_is_kept_when_it_comes_agai
 
 @pytest.mark.parametrize("kind", ["interactions", "items"])
 def test_a_torn_file_of_an_older_release_is_told_and_mended_by_the_same_batch(
-    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path, kind: Kind
+    inbox: Inbox, config: RekiConfig, workspace: Workspace, tmp_path: Path, kind: TableKind
 ) -> None:
     items = tmp_path / "items.csv"
     items.write_text("item_id,title,genre\nm999,A new film,Action\n")
@@ -235,7 +235,7 @@ def test_a_torn_file_of_an_older_release_is_told_and_mended_by_the_same_batch(
     live = Workspace(workspace.local_path("live"))
     path = Path(live.path(INBOX[kind].path, f"{batch.name}.parquet"))
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="a kept batch is damaged") as caught:
+    with pytest.raises(DataError, match="a stored batch is damaged") as caught:
         inbox.merged()
     assert caught.value.where == str(path)
     assert "Give the same batch" in caught.value.todo
@@ -263,7 +263,7 @@ def test_a_batch_with_bytes_lost_in_its_middle_is_mended_by_the_same_batch(
     config: RekiConfig,
     workspace: Workspace,
     tmp_path: Path,
-    kind: Kind,
+    kind: TableKind,
     place: float,
 ) -> None:
     items = tmp_path / "items.csv"

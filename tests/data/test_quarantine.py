@@ -18,12 +18,12 @@ from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
-    Checked,
-    Verdict,
+    CheckedTable,
+    Rejections,
     enforce_threshold,
     require_reasons,
 )
-from reki_ray.data.raw import Draft, Kind, RawTable, Rejected
+from reki_ray.data.raw_tables import MappedTable, RawTable, RejectedRow, TableKind
 from reki_ray.data.samples import sort_interactions
 from reki_ray.data.validation import check_interactions, check_items, check_users
 from reki_ray.errors import ConfigError, DataError
@@ -51,7 +51,9 @@ def allowing(share: float, **shares: float) -> DataConfig:
     return DataConfig.model_validate({"source": {"kind": "movielens_100k"}, **limits})
 
 
-def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]) -> Draft:
+def draft(
+    kind: TableKind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]
+) -> MappedTable:
     table = pa.table(
         {name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(names)}
     )
@@ -63,12 +65,12 @@ def draft(kind: Kind, names: tuple[str, ...], rows: list[tuple[str | None, ...]]
         number_of=np.arange(2, len(rows) + 2),
         mark=":",
     )
-    return Draft(raw, {name: table.column(name) for name in names})
+    return MappedTable(raw, {name: table.column(name) for name in names})
 
 
 def check(
     rows: list[tuple[str | None, ...]], config: DataConfig = CONFIG, unit: str = "s"
-) -> Checked:
+) -> CheckedTable:
     return check_interactions(
         draft("interactions", NAMES, rows),
         config,
@@ -143,27 +145,27 @@ def test_ratings_that_are_no_numbers_name_the_key_to_set(cells: list[str], hint:
 
 
 @pytest.mark.parametrize(
-    ("times", "unit", "told"),
+    ("times", "unit", "message"),
     [
         (["978300760", "978300761"], "ms", "look like seconds, not milliseconds"),
         (["978300760"] * 3 + ["978300760000"], "ns", "look like seconds"),
         (["20010101", "20010215"], "s", "look like %Y%m%d"),
         (["1970-01-12 07:45:00"], "iso", None),
-        (["1970-01-01 00:16:18"], "iso", "numbers that were taken to be of another unit"),
+        (["1970-01-01 00:16:18"], "iso", "numbers read in another unit"),
         (["1000000", "1000500"], "s", None),
         (["978300760", "5"], "s", None),
     ],
 )
 def test_times_of_1970_that_another_unit_makes_recent_are_refused(
-    times: list[str], unit: str, told: str | None
+    times: list[str], unit: str, message: str | None
 ) -> None:
     rows: list[tuple[str | None, ...]] = [("u", "i", "4", cell) for cell in times]
-    if told is None:
+    if message is None:
         checked = check(rows, unit=unit)
         assert len(checked.rows) == len(rows)
         assert len(checked.notes) == (times[0] != "978300760")
         return
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         check(rows, unit=unit)
     assert "column for timestamp" in caught.value.where
     ended = CONFIG.model_copy(update={"latest": 50_000_000})
@@ -314,15 +316,17 @@ def test_every_row_goes_out_or_into_quarantine(rows: list[tuple[str | None, ...]
 
 
 def test_the_first_reason_of_a_row_stands() -> None:
-    verdict = Verdict(3)
-    verdict.reject(np.array([True, False, False]), "first")
-    verdict.reject(np.array([True, True, False]), "second")
-    assert verdict.accepted.tolist() == [False, False, True]
-    assert verdict.reasons(np.array([0, 1])) == ["first", "second"]
+    rejections = Rejections(3)
+    rejections.reject(np.array([True, False, False]), "first")
+    rejections.reject(np.array([True, True, False]), "second")
+    assert rejections.accepted.tolist() == [False, False, True]
+    assert rejections.reasons(np.array([0, 1])) == ["first", "second"]
 
 
 def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
-    tables: dict[Kind, Checked] = {"interactions": check([GOOD, *[("w", "i", "4", "1")] * 3])}
+    tables: dict[TableKind, CheckedTable] = {
+        "interactions": check([GOOD, *[("w", "i", "4", "1")] * 3])
+    }
     with pytest.raises(DataError) as caught:
         enforce_threshold(workspace, tables, allowing(0.5))
     error = caught.value
@@ -342,7 +346,7 @@ def test_too_many_rows_stop_the_run_and_are_kept(workspace: Workspace) -> None:
 
 def test_a_reason_may_have_a_share_of_its_own(workspace: Workspace) -> None:
     good: list[tuple[str | None, ...]] = [("u", "i", "4", str(n)) for n in range(8)]
-    tables: dict[Kind, Checked] = {
+    tables: dict[TableKind, CheckedTable] = {
         "interactions": check([*good, ("w", "i", "4", "1"), ("u", "i", "9", "1")])
     }
     shares = {"unknown user_id": 0.1}
@@ -360,16 +364,16 @@ def test_a_reason_may_have_a_share_of_its_own(workspace: Workspace) -> None:
 
 
 def test_a_share_at_the_threshold_is_allowed(workspace: Workspace) -> None:
-    tables: dict[Kind, Checked] = {"interactions": check([GOOD, ("w", "i", "4", "1")])}
+    tables: dict[TableKind, CheckedTable] = {"interactions": check([GOOD, ("w", "i", "4", "1")])}
     enforce_threshold(workspace, tables, allowing(0.5))
     assert not workspace.has_table(FAILED_QUARANTINE)
 
 
-@pytest.mark.parametrize("rejected", [(), (Rejected("f.csv:2", "bad", ""),)])
+@pytest.mark.parametrize("rejected", [(), (RejectedRow("f.csv:2", "bad", ""),)])
 def test_a_table_without_a_usable_row_is_an_error_at_any_threshold(
-    workspace: Workspace, rejected: tuple[Rejected, ...]
+    workspace: Workspace, rejected: tuple[RejectedRow, ...]
 ) -> None:
-    empty = Checked("items", pa.table({ITEM_ID: []}), rejected, len(rejected), ("f.csv",))
+    empty = CheckedTable("items", pa.table({ITEM_ID: []}), rejected, len(rejected), ("f.csv",))
     with pytest.raises(DataError, match=r"f\.csv"):
         enforce_threshold(workspace, {"items": empty}, allowing(1.0))
 
@@ -378,6 +382,6 @@ def test_undecodable_bytes_reach_the_quarantine_with_their_content(tmp_path: Pat
     (tmp_path / "f.csv").write_bytes(b"item_id,title\n1,A\n2,\xff\n")
     raw = read_delimited("items", [tmp_path / "f.csv"], TextFormat(), [ITEM_ID, TITLE])
     columns = {name: raw.rows.column(name) for name in (ITEM_ID, TITLE)}
-    checked = check_items(Draft(raw, columns))
+    checked = check_items(MappedTable(raw, columns))
     assert checked.rows_in == 2
     assert checked.rejected[0].raw == "2,\\xff"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reki_ray.config import DataConfig
-from reki_ray.data.raw import Draft, Source
+from reki_ray.data.raw_tables import DataSource, MappedTable
 from reki_ray.data.sources import open_source
 from reki_ray.data.validation import check_interactions, check_items, check_users
 from reki_ray.errors import DataError
@@ -116,7 +116,7 @@ def data_config(source: dict[str, Any], **keys: object) -> DataConfig:
     return DataConfig.model_validate({"source": source, **keys})
 
 
-def users_of(source: Source) -> Draft:
+def users_of(source: DataSource) -> MappedTable:
     users = source.users()
     assert users is not None
     return users

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reki_ray.config.ingest import EPOCH_UNITS
 from reki_ray.data.conversion import plain, to_id, to_number, to_text
 from reki_ray.data.list_cells import to_lists
-from reki_ray.data.raw import RawTable, Rejected, quarantine_table
+from reki_ray.data.raw_tables import RawTable, RejectedRow, quarantine_table
 from reki_ray.data.times import to_times
 from reki_ray.errors import DataError
 
@@ -171,7 +171,7 @@ def test_every_cell_can_be_put_into_quarantine(values: pa.Array, data: st.DataOb
     raw = RawTable("items", rows, ("f",), numbers.astype(np.int32) * 0, numbers, "#")
     found = [json.loads(row) for row in raw.raw(numbers)]
     assert [list(row) for row in found] == [["x"]] * len(array)
-    quarantine_table("items", [Rejected("f#1", "bad", text) for text in raw.raw(numbers)])
+    quarantine_table("items", [RejectedRow("f#1", "bad", text) for text in raw.raw(numbers)])
 
 
 KEYS = [uuid.UUID(int=number) for number in (0, 1, 2**127 + 5)]

@@ -123,9 +123,7 @@ def test_a_disk_that_hangs_keeps_no_gateway_from_ending(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(
-        "reki_ray.events.segment_writer.SegmentWriter.append", lambda *_: time.sleep(3)
-    )
+    monkeypatch.setattr("reki_ray.events.segments.SegmentWriter.append", lambda *_: time.sleep(3))
 
     async def run() -> None:
         start_experiment(root, "first", SHARES)

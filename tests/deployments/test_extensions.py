@@ -32,7 +32,7 @@ from reki_ray.errors import StoreError
 from reki_ray.events.log import Event, EventLog, EventReader
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.events.recent import RecentEvents
-from reki_ray.events.segment_writer import SegmentWriter
+from reki_ray.events.segments import SegmentWriter
 from reki_ray.experiments.experiment import start_experiment
 from reki_ray.experiments.exposures import ExposureReader
 from reki_ray.schema import TIMESTAMP

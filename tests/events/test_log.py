@@ -20,9 +20,15 @@ from hypothesis import strategies as st
 
 from reki_ray.errors import ConfigError, DataError, StoreError
 from reki_ray.events.log import Event, EventLog, EventReader
-from reki_ray.events.record_codec import MAX_LINE_BYTES, decode_line, encode_line
-from reki_ray.events.segment_reader import SegmentReader, prune
-from reki_ray.events.segment_writer import SegmentWriter, number_of
+from reki_ray.events.segments import (
+    MAX_LINE_BYTES,
+    SegmentReader,
+    SegmentWriter,
+    decode_line,
+    encode_line,
+    number_of,
+    prune,
+)
 
 LONG_AGO = 1_000_000
 TEXT = st.text(max_size=20)

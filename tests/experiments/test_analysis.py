@@ -15,12 +15,18 @@ from reki_ray.cli.views.published import ab_table
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import Event, EventLog
 from reki_ray.events.paths import OnlineFolders
-from reki_ray.events.segment_writer import SegmentWriter
+from reki_ray.events.segments import SegmentWriter
 from reki_ray.experiments.analysis import AbResult, VariantResult, ab, compared
+from reki_ray.experiments.confidence_sequences import (
+    EFFECT,
+    Rate,
+    half_width,
+    rate_of,
+    sample_ratio,
+)
 from reki_ray.experiments.experiment import EXPERIMENT, Experiment, Variant
 from reki_ray.experiments.exposures import Exposure
 from reki_ray.experiments.user_hash import open_hasher
-from reki_ray.experiments.user_statistics import EFFECT, Rate, half_width, rate_of, sample_ratio
 
 BEGIN = 1_000_000
 ITEMS = tuple(f"m{number}" for number in range(10))

@@ -218,7 +218,7 @@ def test_a_wrong_experiment_is_refused(
 
 def test_names_of_variants_are_distinct() -> None:
     twice = [Variant(name="base", version=1, share=0.5)] * 2
-    with pytest.raises(ValueError, match="base is twice"):
+    with pytest.raises(ValueError, match="base is repeated"):
         Experiment(name="test", salt="s", variants=tuple(twice))
 
 
@@ -244,7 +244,7 @@ def test_a_salt_does_not_change(root: Path) -> None:
 
 
 def test_a_name_that_leads_elsewhere_is_refused(root: Path) -> None:
-    with pytest.raises(ConfigError, match="no name of an experiment"):
+    with pytest.raises(ConfigError, match="not a valid name"):
         load_experiment(root, "../secret")
 
 

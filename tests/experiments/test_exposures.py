@@ -13,8 +13,7 @@ import pytest
 
 from reki_ray.errors import StoreError
 from reki_ray.events.paths import OnlineFolders
-from reki_ray.events.record_codec import MAX_LINE_BYTES
-from reki_ray.events.segment_writer import SegmentWriter
+from reki_ray.events.segments import MAX_LINE_BYTES, SegmentWriter
 from reki_ray.experiments.exposures import Exposure, ExposureLog, ExposureReader
 from reki_ray.experiments.user_hash import UserHasher, open_hasher
 
@@ -158,7 +157,7 @@ def test_hashes_differ_between_users_and_keys(tmp_path: Path) -> None:
 
 def test_a_damaged_key_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("abc")
-    with pytest.raises(StoreError, match="holds no key"):
+    with pytest.raises(StoreError, match="does not contain a key"):
         open_hasher(tmp_path / "key")
 
 

@@ -165,7 +165,7 @@ def test_the_identity_of_the_inputs_follows_their_content(data: Path, workspace:
 
 
 @pytest.mark.parametrize(
-    ("columns", "keys", "told", "todo"),
+    ("columns", "keys", "message", "todo"),
     [
         ({"rating": None}, {}, "are all 1; positive are 100.0% of train", "columns.label"),
         ({"label": "rating"}, {}, "are all 1", "both 0 and 1"),
@@ -179,7 +179,7 @@ def test_labels_of_one_kind_are_refused_before_anything_is_paid_for(
     reporter: Reporter,
     columns: dict[str, str | None],
     keys: dict[str, Any],
-    told: str,
+    message: str,
     todo: str,
 ) -> None:
     config = make(data, workspace, users=True, **keys)
@@ -190,7 +190,7 @@ def test_labels_of_one_kind_are_refused_before_anything_is_paid_for(
     source["columns"] |= columns
     tree = config.model_dump()
     tree["data"]["source"] = source
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         run(RekiConfig.model_validate(tree), workspace, reporter)
     assert todo in caught.value.todo
     assert caught.value.exit_code == 3
@@ -209,9 +209,9 @@ def test_what_was_taken_otherwise_than_written_is_told(
     ]
     (data / "events.csv").write_text("\n".join([lines[0], *floats]) + "\n")
     result = run(make(data, workspace), workspace, Reporter(workspace))
-    told = capsys.readouterr().err
-    assert "120 interactions have item_id as '0.0', which the catalogue has as '0'" in told
-    assert result.details["notes"][0] in told
+    message = capsys.readouterr().err
+    assert "120 interactions have item_id as '0.0', which the catalogue has as '0'" in message
+    assert result.details["notes"][0] in message
     assert result.dead == 0
 
 
@@ -225,7 +225,7 @@ def test_files_that_are_left_out_are_told(
     tree["data"]["source"]["interactions"] = str(data / "events")
     result = run(RekiConfig.model_validate(tree), workspace, Reporter(workspace))
     note = result.details["notes"][0]
-    assert note.startswith(f"interactions: left out in {data / 'events'}")
+    assert note.startswith(f"interactions: skipped in {data / 'events'}")
     assert ": part-00001;" in note
     assert note in capsys.readouterr().err
 

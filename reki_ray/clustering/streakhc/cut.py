@@ -1,10 +1,10 @@
-"""A flat cut of the tree: some clusters of a minimum size.
+"""A flat cut of the tree: a number of clusters of a minimum size.
 
-A cut at the lowest child similarity makes mostly single points. Here the tree is read as HDBSCAN
-reads its own (Campello et al., PAKDD 2013): a child below the minimum size only falls off. The
-node whose split gains most, in the sum of squares within clusters of the kernel's space, is split
-next. More nodes than clusters are cut, and joined again by Ward's criterion: without rotations,
-what came early in the stream may part a cluster high up in the tree.
+A cut at the lowest child similarity makes mostly single points. Here the tree is condensed as in
+HDBSCAN (Campello et al., PAKDD 2013): a child below the minimum size only falls off. The node
+whose split reduces the sum of squares within clusters (in the kernel's space) most is split next.
+More nodes than clusters are cut, and joined by Ward's criterion: the tree has no rotations, so
+early points of the stream may divide a cluster high up in it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,16 @@ import heapq
 import numpy as np
 
 from reki_ray.clustering.streakhc.tree import NONE, ROOT, Tree
-from reki_ray.config import LEAVES_A_CLUSTER
+from reki_ray.config import NODES_PER_CLUSTER
 from reki_ray.core.vectors import normalise
 
 
 def flat_cut(tree: Tree, clusters: int, min_size: int) -> np.ndarray:
-    """Centres of a flat clustering.
+    """Centres (K, d) float32, rows of unit length, of at most so many clusters of a nonempty tree.
 
-    Args:
-        tree: With at least one point.
-        clusters: Clusters wanted; fewer where the tree has no more of the minimum size.
-        min_size: Points of each node that is cut, unless there are fewer points in all.
-
-    Returns:
-        (K, d) float32 mean direction of each cluster, rows of unit length.
+    Each cut node has at least `min_size` points, unless there are fewer points in all.
     """
-    nodes = _cut(tree, LEAVES_A_CLUSTER * clusters, min_size)
+    nodes = _cut(tree, NODES_PER_CLUSTER * clusters, min_size)
     labels = _join(tree, nodes, clusters)
     totals = np.zeros((int(labels.max()) + 1, tree.vectors.shape[1]))
     np.add.at(totals, labels, tree.vectors[nodes])
@@ -37,26 +31,27 @@ def flat_cut(tree: Tree, clusters: int, min_size: int) -> np.ndarray:
 
 
 def _cut(tree: Tree, most: int, min_size: int) -> list[int]:
-    queue: list[tuple[float, int, int]] = []  # gain, node of the cluster, node that would split
+    queue: list[tuple[float, int, int]] = []  # negative gain, node of the cluster, node to split
     whole: list[int] = []
 
     def offer(node: int) -> None:
-        at = _next_split(tree, node, min_size)
-        if at == NONE:
+        split = _next_split(tree, node, min_size)
+        if split == NONE:
             whole.append(node)
-        else:
-            heapq.heappush(queue, (-_gain(tree, at), node, at))
+            return
+        children = _scatter(tree, int(tree.left[split])) + _scatter(tree, int(tree.right[split]))
+        heapq.heappush(queue, (children - _scatter(tree, split), node, split))
 
     offer(int(tree.state[ROOT]))
     while queue and len(queue) + len(whole) < most:
-        _, _, at = heapq.heappop(queue)
-        offer(int(tree.left[at]))
-        offer(int(tree.right[at]))
+        _, _, split = heapq.heappop(queue)
+        offer(int(tree.left[split]))
+        offer(int(tree.right[split]))
     return whole + [node for _, node, _ in queue]
 
 
 def _next_split(tree: Tree, node: int, min_size: int) -> int:
-    """First node from here on with two children of the minimum size; `NONE` if there is none."""
+    """First node downwards with two children of the minimum size, or `NONE`."""
     while tree.left[node] != NONE:
         first, second = int(tree.left[node]), int(tree.right[node])
         sizes = int(tree.points[first]), int(tree.points[second])
@@ -72,18 +67,13 @@ def _scatter(tree: Tree, node: int) -> float:
     return float(points - tree.squared[node] / (points * tree.maps.shape[1]))
 
 
-def _gain(tree: Tree, node: int) -> float:
-    children = _scatter(tree, int(tree.left[node])) + _scatter(tree, int(tree.right[node]))
-    return float(_scatter(tree, node) - children)
-
-
 def _join(tree: Tree, nodes: list[int], clusters: int) -> np.ndarray:
-    """Labels (F,) of F nodes after joining them by Ward's criterion down to some clusters."""
+    """Labels (F,) of F nodes after joining them by Ward's criterion."""
     means = np.stack([_sum(tree, node) / np.float32(tree.points[node]) for node in nodes])
     sizes = np.array([float(tree.points[node]) for node in nodes])
     dots = means @ means.T
     squares = np.diag(dots)
-    # Growth of the sum of squares where two are joined.
+    # Increase of the sum of squares when two clusters are joined.
     growth = squares[:, None] + squares[None] - 2 * dots
     growth *= sizes[:, None] * sizes / (sizes[:, None] + sizes)
     np.fill_diagonal(growth, np.inf)
@@ -97,7 +87,7 @@ def _join(tree: Tree, nodes: list[int], clusters: int) -> np.ndarray:
 
 
 def _ward_update(growth: np.ndarray, sizes: np.ndarray, first: int, second: int) -> None:
-    """Join two clusters in place; Lance and Williams' recurrence for Ward's criterion."""
+    """Join two clusters in place, by the Lance-Williams recurrence of Ward's criterion."""
     joined = sizes[first] + sizes[second]
     row = (sizes[first] + sizes) * growth[first] + (sizes[second] + sizes) * growth[second]
     row = (row - sizes * growth[first, second]) / (joined + sizes)
@@ -114,6 +104,6 @@ def _sum(tree: Tree, node: int) -> np.ndarray:
     if tree.left[node] != NONE:
         whole: np.ndarray = tree.sums[slot].reshape(-1).astype(np.float32)
         return whole
-    found = np.zeros(t * psi, dtype=np.float32)
-    found[np.arange(t) * psi + tree.maps[slot]] = tree.points[node]
-    return found
+    sums = np.zeros(t * psi, dtype=np.float32)
+    sums[np.arange(t) * psi + tree.maps[slot]] = tree.points[node]
+    return sums

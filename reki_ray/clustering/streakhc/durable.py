@@ -1,7 +1,7 @@
-"""A stream of StreaKHC that outlives its process: a log of inserts, and snapshots.
+"""A StreaKHC stream that survives its process: a log of inserts, and snapshots.
 
-An insert is acknowledged when it lies in the log on disk. After a restart the last snapshot is
-loaded and what was logged since is inserted again, in the same order, which gives the same tree.
+An insert is acknowledged when it is in the log on disk. A restart loads the last snapshot and
+replays the log since then in the same order, which gives the same tree.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _STATE = "state.json"
 _CENTRES = "centres.npy"
 _LOG = "log"
 _REMEMBERED = 10_000
-"""Inserts that are known again when they are repeated."""
+"""Inserts that are recognised when repeated."""
 
 
 @dataclass(frozen=True)
 class StreamAssignment:
-    """Where points belong.
+    """Clusters of points.
 
     Attributes:
         labels: (N,) int64 cluster of the last cut.
-        similarities: (N,) float32 cosine of each point and its cluster's centre, both projected.
+        similarities: (N,) float32 cosine of each point to its centre, both projected.
     """
 
     labels: np.ndarray
@@ -45,11 +45,11 @@ class StreamAssignment:
 
 
 class DurableStream:
-    """StreaKHC over projected points, kept in a folder of this machine.
+    """StreaKHC over projected points, in a local folder.
 
     Args:
-        folder: Gets log, snapshots and the last cut; what is there is gone on with.
-        config: Kernel and tree, for a stream that begins.
+        folder: Log, snapshots and the last cut; resumes from existing files.
+        config: Kernel and tree of a new stream.
 
     Raises:
         DataError: A file is damaged.
@@ -72,15 +72,11 @@ class DurableStream:
 
     @property
     def inserts(self) -> int:
-        """Inserts that were acknowledged since the stream began."""
+        """Inserts acknowledged since the stream began."""
         return self._number
 
     def begin(self, sample: np.ndarray) -> None:
-        """Fit projection and kernel; a stream that has begun stays as it is.
-
-        Args:
-            sample: (N, d) with N >= 2, rows of unit length that stand for the stream.
-        """
+        """Fit projection and kernel on N >= 2 unit rows (N, d), unless the stream has begun."""
         if self._stream is not None:
             return
         config = self._config
@@ -92,14 +88,9 @@ class DurableStream:
         self.snapshot()
 
     def insert(self, ids: Sequence[str], vectors: np.ndarray) -> int:
-        """Insert points; on return they survive a kill. The same insert again does nothing.
+        """Insert unit rows (N, d) durably; repeating an insert of the same ids does nothing.
 
-        Args:
-            ids: N ids, for messages and to tell inserts apart.
-            vectors: (N, d), rows of unit length.
-
-        Returns:
-            The number of inserts acknowledged so far.
+        Returns the number of inserts acknowledged so far.
 
         Raises:
             ConfigError: The stream has not begun.
@@ -118,39 +109,36 @@ class DurableStream:
         return self._number
 
     def cut(self, clusters: int, min_size: int) -> int:
-        """Cut the tree into flat clusters, which `assign` uses from then on.
-
-        Returns:
-            The number of clusters.
+        """Cut the tree into flat clusters for `assign`; returns their number.
 
         Raises:
             ConfigError: The stream has not begun, or nothing was inserted.
         """
         stream, _ = self._begun()
         if not stream.points:
-            raise self._missing("no point was inserted")
+            raise self._missing("no points were inserted")
         self._centres = stream.cut(clusters, min_size)
         _write(self._folder / _CENTRES, self._centres)
         return len(self._centres)
 
     def assign(self, vectors: np.ndarray) -> StreamAssignment:
-        """Clusters of points (N, d), known or new; changes nothing.
+        """Clusters of points (N, d), inserted or not.
 
         Raises:
             ConfigError: There is no cut yet.
         """
         _, projection = self._begun()
         if self._centres is None:
-            raise self._missing("the tree was not cut")
+            raise self._missing("the tree has not been cut")
         return StreamAssignment(*nearest(projection(vectors), self._centres))
 
     def snapshot(self) -> None:
-        """Write the state; the log before it is no longer needed and removed."""
+        """Write the state and remove the log before it."""
         stream, projection = self._begun()
         stream.save(self._folder / f"stream-{self._number}.npz")
         with atomic.writing(self._folder / f"projection-{self._number}.npz") as file:
             np.savez(file, mean=projection.mean, components=projection.components)
-        # From here on the new snapshot counts; what it replaces is removed afterwards.
+        # This write makes the new snapshot valid; older files are removed afterwards.
         state = {"insert": self._number, "logged": list(self._logged)}
         atomic.replace_file(self._folder / _STATE, json.dumps(state).encode())
         self._snapshot = self._number

@@ -6,8 +6,10 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+from typing_extensions import override
 
 from reki_ray.clustering.assignment import nearest
+from reki_ray.clustering.base import Clusterer
 from reki_ray.clustering.pca import Projection, is_one_point
 from reki_ray.clustering.streakhc.cut import flat_cut
 from reki_ray.clustering.streakhc.kernel import IsolationKernel
@@ -17,7 +19,7 @@ from reki_ray.core import atomic
 from reki_ray.errors import DataError
 
 
-class StreaKhcClusterer:
+class StreaKhcClusterer(Clusterer):
     """StreaKHC over all rows, then the nearest centre of a flat cut.
 
     Args:
@@ -34,8 +36,8 @@ class StreaKhcClusterer:
         self._min_size = min_size
         self._config = config
 
+    @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
-        """Group rows; see `Clusterer.fit`. Leaves no noise."""
         if is_one_point(vectors):
             return np.zeros(len(vectors), dtype=np.int64)
         config = self._config
@@ -45,9 +47,9 @@ class StreaKhcClusterer:
         )
         stream = StreaKHC(kernel, config.max_leaves)
         stream.insert(points)
-        # Of as many rows as the smallest cluster has, the tree holds this many.
-        least = max(1, round(self._min_size * stream.points / len(points)))
-        return nearest(points, stream.cut(self._clusters, least))[0]
+        # Evicted rows are missing from the tree: scale the smallest cluster down accordingly.
+        min_size = max(1, round(self._min_size * stream.points / len(points)))
+        return nearest(points, stream.cut(self._clusters, min_size))[0]
 
 
 class StreaKHC:
@@ -56,8 +58,8 @@ class StreaKHC:
     The same points in the same order, with the same kernel, give the same tree.
 
     Args:
-        kernel: Maps points; fixed for the life of the stream.
-        max_leaves: Leaves of the tree, at least 2; past them the oldest is evicted. Memory is
+        kernel: Maps points; never changes.
+        max_leaves: Capacity, at least 2; the oldest leaf is evicted when full. Memory is
             4 max_leaves t psi bytes.
     """
 
@@ -68,7 +70,7 @@ class StreaKHC:
 
     @property
     def points(self) -> int:
-        """Points in the tree; fewer than were inserted once leaves were evicted."""
+        """Points in the tree, without those of evicted leaves."""
         root = self._tree.state[ROOT]
         return 0 if root == NONE else int(self._tree.points[root])
 
@@ -78,17 +80,17 @@ class StreaKHC:
         insert(self._tree, points, self._kernel.maps(points))
 
     def cut(self, clusters: int, min_size: int) -> np.ndarray:
-        """Centres (K, d) of a flat clustering of the tree as it is now, see `flat_cut`."""
+        """Centres (K, d) of a flat clustering of the current tree; see `flat_cut`."""
         return flat_cut(self._tree, clusters, min_size)
 
     def save(self, path: Path) -> None:
-        """Write everything that `load` needs; no pickle."""
+        """Write a file for `load`, without pickle."""
         with atomic.writing(path) as file:
             np.savez(file, samples=self._kernel.samples, **self._tree._asdict())
 
     @classmethod
     def load(cls, path: Path) -> StreaKHC:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
             DataError: The file is damaged.
@@ -101,7 +103,7 @@ class StreaKHC:
             raise DataError(
                 f"a saved stream of StreaKHC is damaged: {error}",
                 where=str(path),
-                todo="Delete it; the stream is built again from the inserts that are kept.",
+                todo="Delete it; the stream is rebuilt from the logged inserts.",
             ) from error
         stream = cls.__new__(cls)
         stream._kernel, stream._tree = kernel, tree

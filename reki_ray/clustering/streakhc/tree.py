@@ -3,8 +3,8 @@
 A leaf keeps the map of its point, an inner node the sum of the maps below it as counts (t, psi).
 The similarity of a point x and a set A is the cosine of map(x) and the sum of the maps in A; with
 one-hot maps that is sum_i A[i, map_i(x)] / (sqrt(t) |A|), and |A|^2 follows each insertion by
-2 sum_i A[i, map_i(x)] + t. Nothing is ever summed over psi, and no node keeps its members; the
-sum of the points themselves, beside that of their maps, tells where a cluster lies.
+2 sum_i A[i, map_i(x)] + t. Nothing is ever summed over psi, and no node keeps its members. The
+sum of the points themselves gives the centre of a cluster.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FIELDS: Final = 7
 
 
 def compiled(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Compile to machine code at the first call, and keep that for the next process."""
+    """Compile to machine code at the first call, cached on disk for later processes."""
     return cast(Callable[_P, _R], numba.njit(cache=True)(function))
 
 
@@ -45,10 +45,10 @@ class Tree(NamedTuple):
         parent: (2L,) int32; `NONE` for the root.
         points: (2L,) int64 points that the node's sum holds.
         squared: (2L,) float64 squared norm of the node's sum.
-        vectors: (2L, d) float64 sum of the points themselves: where a cluster lies.
+        vectors: (2L, d) float64 sum of the points themselves.
         slot: (2L,) int32 row in `maps` for a leaf, in `sums` for an inner node.
-        older: (2L,) int32 the leaf made before, of those that are there.
-        newer: (2L,) int32 the leaf made after.
+        older: (2L,) int32 the next older leaf.
+        newer: (2L,) int32 the next newer leaf.
         maps: (L, t) uint16 map of each leaf.
         sums: (L, t, psi) uint32 sum of maps of each inner node.
         free_maps: (L,) int32 stack of free rows of `maps`.
@@ -72,20 +72,13 @@ class Tree(NamedTuple):
 
 
 def empty_tree(leaves: int, t: int, psi: int, dimension: int) -> Tree:
-    """A tree without points.
-
-    Args:
-        leaves: Most leaves, at least 2.
-        t: Subsamples of the kernel.
-        psi: Points of each.
-        dimension: Dimension d of a point.
-    """
+    """A tree without points: at most `leaves` (>= 2), t subsamples of psi points, d dimensions."""
     nodes = 2 * leaves
     state = np.zeros(_FIELDS, dtype=np.int64)
     state[[ROOT, OLDEST, NEWEST]] = NONE
     state[[FREE_LEAF, FREE_INNER]] = leaves
     links = np.full((5, nodes), NONE, dtype=np.int32)
-    links[0] = np.arange(1, nodes + 1)  # all nodes are free, each tells the next
+    links[0] = np.arange(1, nodes + 1)  # all nodes are free, each points to the next
     return Tree(
         state=state,
         left=links[0],
@@ -106,15 +99,10 @@ def empty_tree(leaves: int, t: int, psi: int, dimension: int) -> Tree:
 
 @compiled
 def insert(tree: Tree, vectors: np.ndarray, maps: np.ndarray) -> None:
-    """Insert points one after the other; past the most leaves, the oldest leaf is evicted.
+    """Insert points (N, d) float32 with their maps (N, t), evicting the oldest leaf when full.
 
-    A point whose map is that of the leaf it reaches joins that leaf. An evicted leaf leaves the
-    sums of all nodes above it.
-
-    Args:
-        tree: Is changed.
-        vectors: (N, d) float32.
-        maps: (N, t) uint16, their maps.
+    A point with the same map as the leaf it reaches joins that leaf. An evicted leaf is
+    subtracted from the sums of all nodes above it.
     """
     for row in range(len(maps)):
         vector, point = vectors[row], maps[row]
@@ -130,7 +118,7 @@ def insert(tree: Tree, vectors: np.ndarray, maps: np.ndarray) -> None:
             continue
         if tree.state[LEAVES] == len(tree.maps):
             oldest = tree.state[OLDEST]
-            if oldest == leaf:  # the leaf that is to be split stays
+            if oldest == leaf:  # keep the leaf to split
                 oldest = tree.newer[leaf]
             _evict(tree, oldest)
         _split(tree, leaf, vector, point, shared)
@@ -138,18 +126,18 @@ def insert(tree: Tree, vectors: np.ndarray, maps: np.ndarray) -> None:
 
 @compiled
 def _overlap(tree: Tree, node: int, point: np.ndarray) -> int:
-    """Dot product of a point's map and the node's sum, for a leaf of one point the matches."""
-    found = 0
+    """Dot product of a point's map and the node's sum; for a leaf, its number of matches."""
+    matches = 0
     if tree.left[node] == NONE:
         own = tree.maps[tree.slot[node]]
         for sample in range(len(point)):
             if own[sample] == point[sample]:
-                found += 1
-        return found
+                matches += 1
+        return matches
     sums = tree.sums[tree.slot[node]]
     for sample in range(len(point)):
-        found += sums[sample, point[sample]]
-    return found
+        matches += sums[sample, point[sample]]
+    return matches
 
 
 @compiled
@@ -162,7 +150,7 @@ def _nearer_child(tree: Tree, node: int, point: np.ndarray) -> int:
 
 @compiled
 def _cosine(tree: Tree, node: int, point: np.ndarray) -> float:
-    """Similarity up to the factor 1 / sqrt(t), which all share."""
+    """Similarity without the common factor 1 / sqrt(t)."""
     dot = _overlap(tree, node, point)
     if tree.left[node] == NONE:
         dot *= tree.points[node]
@@ -171,7 +159,7 @@ def _cosine(tree: Tree, node: int, point: np.ndarray) -> float:
 
 @compiled
 def _descend_and_add(tree: Tree, vector: np.ndarray, point: np.ndarray) -> int:
-    """Leaf that a point reaches; the point is added to all nodes above."""
+    """Find the leaf of a point, adding the point to all nodes above."""
     node = tree.state[ROOT]
     while tree.left[node] != NONE:
         sums = tree.sums[tree.slot[node]]
@@ -188,7 +176,7 @@ def _descend_and_add(tree: Tree, vector: np.ndarray, point: np.ndarray) -> int:
 
 @compiled
 def _split(tree: Tree, leaf: int, vector: np.ndarray, point: np.ndarray, shared: int) -> None:
-    """An inner node takes the place of a leaf, above it and a new leaf for a point."""
+    """Replace a leaf by an inner node above it and a new leaf for a point."""
     inner = _take_node(tree)
     above = tree.parent[leaf]
     _replace_child(tree, above, leaf, inner)
@@ -209,7 +197,7 @@ def _split(tree: Tree, leaf: int, vector: np.ndarray, point: np.ndarray, shared:
 
 @compiled
 def _evict(tree: Tree, leaf: int) -> None:
-    """Remove a leaf that is not the root; its sibling takes the place of their parent."""
+    """Remove a leaf that is not the root, and replace its parent by its sibling."""
     inner = tree.parent[leaf]
     own, weight = tree.maps[tree.slot[leaf]], tree.points[leaf]
     node = tree.parent[inner]

@@ -1,4 +1,4 @@
-"""The user's own Parquet or CSV files, with a mapping of their column names."""
+"""The user's own Parquet or CSV files, with mapped column names."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
 from reki_ray.data.parquet import read_parquet
-from reki_ray.data.raw import WRONG_ENCODING, Draft, Kind, RawTable, identify_files
+from reki_ray.data.raw_tables import (
+    WRONG_ENCODING,
+    MappedTable,
+    RawTable,
+    TableKind,
+    identify_files,
+)
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
 
-Form = Literal["parquet", "csv"]
+FileFormat = Literal["parquet", "csv"]
 
-SUFFIXES: Final[dict[Form, tuple[str, ...]]] = {
+SUFFIXES: Final[dict[FileFormat, tuple[str, ...]]] = {
     "parquet": (".parquet", ".parq", ".pq"),
     "csv": tuple(text + packed for text in (".csv", ".tsv") for packed in ("", *COMPRESSED)),
 }
-"""Endings of the names of files of each form, in lower case."""
+"""Suffixes of each format, in lower case."""
 
 
 def text_format(dialect: Dialect) -> TextFormat:
-    """How CSV files are laid out."""
+    """Layout of CSV files."""
     utf8 = dialect.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     return TextFormat(
         separator=dialect.separator,
         quote=dialect.quote,
         escape=dialect.escape,
-        encoding="utf-8-sig" if utf8 else dialect.encoding,  # a byte order mark is no content
+        encoding="utf-8-sig" if utf8 else dialect.encoding,  # drops a byte order mark
         null_words=dialect.null_words,
         has_header=dialect.header,
         skip_lines=dialect.skip_lines,
@@ -47,11 +53,7 @@ def text_format(dialect: Dialect) -> TextFormat:
 class Files:
     """Reads interactions, items and users from files, folders or globs.
 
-    A column that maps to null in the configuration does not exist. Without rating and label,
-    every interaction counts as positive.
-
-    Args:
-        config: Places and column names.
+    A column mapped to null does not exist. Without rating and label, every interaction is positive.
     """
 
     def __init__(self, config: FileSource) -> None:
@@ -60,7 +62,7 @@ class Files:
 
     @property
     def timestamp_unit(self) -> str:
-        """Unit or format that the configuration states."""
+        """Configured unit or format."""
         return self._columns.timestamp_unit
 
     def identity(self) -> object:
@@ -68,7 +70,7 @@ class Files:
         places = (self._config.interactions, self._config.items, self._config.users)
         return [identify_files(self._find(place)) for place in places if place is not None]
 
-    def interactions(self) -> Draft:
+    def interactions(self) -> MappedTable:
         """Interactions with rating, label or neither."""
         columns = self._columns
         optional = {RATING: columns.rating, LABEL: columns.label}
@@ -79,10 +81,10 @@ class Files:
             **{ours: theirs for ours, theirs in optional.items() if theirs is not None},
         }
         raw = self._read("interactions", self._config.interactions, list(names.values()))
-        found = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
-        return Draft(raw, found, decimal=self._config.dialect.decimal)
+        mapped = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
+        return MappedTable(raw, mapped, decimal=self._config.dialect.decimal)
 
-    def items(self) -> Draft:
+    def items(self) -> MappedTable:
         """Items with title, attributes and description."""
         columns = self._columns
         names = {ITEM_ID: columns.item_id, TITLE: columns.title}
@@ -90,22 +92,22 @@ class Files:
             names[TEXT] = columns.text
         wanted = [*names.values(), *columns.item_attributes]
         raw = self._read("items", self._config.items, wanted)
-        found = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
-        return self._with_attributes(raw, found, columns.item_attributes)
+        mapped = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
+        return self._with_attributes(raw, mapped, columns.item_attributes)
 
-    def users(self) -> Draft | None:
-        """Users with attributes, or None where the configuration names no file."""
+    def users(self) -> MappedTable | None:
+        """Users with attributes, or None without a configured file."""
         if self._config.users is None:
             return None
         columns = self._columns
         wanted = [columns.user_id, *columns.user_attributes]
         raw = self._read("users", self._config.users, wanted)
-        found = {USER_ID: raw.rows.column(columns.user_id)}
-        return self._with_attributes(raw, found, columns.user_attributes)
+        mapped = {USER_ID: raw.rows.column(columns.user_id)}
+        return self._with_attributes(raw, mapped, columns.user_attributes)
 
     def _with_attributes(
         self, raw: RawTable, columns: dict[str, pa.ChunkedArray], names: Sequence[str]
-    ) -> Draft:
+    ) -> MappedTable:
         values = {}
         bad = np.zeros(len(raw.rows), dtype=bool)
         problems = {}
@@ -118,9 +120,11 @@ class Files:
             bad |= unreadable
             problems[f"{name} holds lists of lists or of objects"] = nested
         attributes = attribute_maps(values, len(raw.rows))
-        return Draft(raw, {**columns, ATTRIBUTES: attributes}, {WRONG_ENCODING: bad, **problems})
+        return MappedTable(
+            raw, {**columns, ATTRIBUTES: attributes}, {WRONG_ENCODING: bad, **problems}
+        )
 
-    def _read(self, kind: Kind, place: str, required: list[str]) -> RawTable:
+    def _read(self, kind: TableKind, place: str, required: list[str]) -> RawTable:
         paths = self._find(place)
         if self._config.kind == "parquet":
             raw = read_parquet(kind, paths, required)

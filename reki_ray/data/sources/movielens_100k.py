@@ -23,11 +23,11 @@ from reki_ray.data.conversion import to_number
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
-from reki_ray.data.raw import Draft, Kind, RawTable, identify_files
+from reki_ray.data.raw_tables import MappedTable, RawTable, TableKind, identify_files
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 _LAYOUT = TextFormat(separator="\t", quote=None)
-_FILES: dict[Kind, str] = {
+_FILES: dict[TableKind, str] = {
     "interactions": "ml-100k.inter",
     "items": "ml-100k.item",
     "users": "ml-100k.user",
@@ -37,11 +37,11 @@ _BAD_AGE = "age is not a number of years"
 
 
 class MovieLens100K:
-    """Reads the three tab-separated files, whose header names carry a type.
+    """Reads the three tab-separated files, whose header names include a type.
 
     Args:
-        config: A folder, or null to fetch the packaged copy at the first read.
-        say: Told before a download starts.
+        config: A folder, or null to fetch the bundled copy at the first read.
+        say: Called before a download starts.
     """
 
     timestamp_unit = "s"
@@ -51,7 +51,7 @@ class MovieLens100K:
         self._say = say
 
     def identity(self) -> object:
-        """Version and hash of the packaged copy, or hashes of the folder's files."""
+        """Version and hash of the bundled copy, or hashes of the folder's files."""
         if self._folder is None:
             return {
                 "package": MOVIELENS_100K.name,
@@ -60,7 +60,7 @@ class MovieLens100K:
             }
         return identify_files([self._folder / name for name in _FILES.values()])
 
-    def interactions(self) -> Draft:
+    def interactions(self) -> MappedTable:
         """Ratings from 1 to 5 with seconds."""
         names = {
             USER_ID: "user_id:token",
@@ -69,9 +69,9 @@ class MovieLens100K:
             TIMESTAMP: "timestamp:float",
         }
         raw = self._read("interactions", list(names.values()))
-        return Draft(raw, {ours: raw.rows.column(theirs) for ours, theirs in names.items()})
+        return MappedTable(raw, {ours: raw.rows.column(theirs) for ours, theirs in names.items()})
 
-    def items(self) -> Draft:
+    def items(self) -> MappedTable:
         """Films with all their genres and the year."""
         names = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
         raw = self._read("items", names)
@@ -84,9 +84,9 @@ class MovieLens100K:
             DECADE: decades,
         }
         attributes = attribute_maps(values, len(raw.rows))
-        return Draft(raw, {ITEM_ID: item_id, TITLE: title, ATTRIBUTES: attributes})
+        return MappedTable(raw, {ITEM_ID: item_id, TITLE: title, ATTRIBUTES: attributes})
 
-    def users(self) -> Draft:
+    def users(self) -> MappedTable:
         """Users with gender, age bucket and occupation; the zip code is dropped."""
         names = ["user_id:token", "age:token", "gender:token", "occupation:token"]
         raw = self._read("users", names)
@@ -100,9 +100,11 @@ class MovieLens100K:
             OCCUPATION: to_lists(occupation, "", where=names[3])[0],
         }
         attributes = attribute_maps(values, len(raw.rows))
-        return Draft(raw, {USER_ID: user_id, ATTRIBUTES: attributes}, {_BAD_AGE: np.array(wrong)})
+        return MappedTable(
+            raw, {USER_ID: user_id, ATTRIBUTES: attributes}, {_BAD_AGE: np.array(wrong)}
+        )
 
-    def _read(self, kind: Kind, required: list[str]) -> RawTable:
+    def _read(self, kind: TableKind, required: list[str]) -> RawTable:
         folder = self._folder or self._packaged()
         return read_delimited(kind, [folder / _FILES[kind]], _LAYOUT, required)
 

@@ -22,7 +22,7 @@ from reki_ray.data.attributes import (
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
-from reki_ray.data.raw import Draft, identify_files
+from reki_ray.data.raw_tables import MappedTable, identify_files
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 _SEPARATOR = "::"
@@ -54,13 +54,7 @@ _CODES = {str(code): name for code, name in enumerate(_OCCUPATIONS)}
 
 
 class MovieLens1M:
-    """Reads ratings.dat (or ratings.dat.gz), movies.dat and users.dat.
-
-    Times keep their seconds and films all their genres.
-
-    Args:
-        config: The folder.
-    """
+    """Reads ratings.dat (or ratings.dat.gz), movies.dat and users.dat."""
 
     timestamp_unit = "s"
 
@@ -72,14 +66,14 @@ class MovieLens1M:
         names = ("movies.dat", "users.dat")
         return identify_files([self._ratings(), *(self._folder / name for name in names)])
 
-    def interactions(self) -> Draft:
+    def interactions(self) -> MappedTable:
         """Ratings from 1 to 5 with seconds."""
         names = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
         layout = TextFormat(_SEPARATOR, quote=None, encoding="utf-8", header=names)
         raw = read_delimited("interactions", [self._ratings()], layout, names)
-        return Draft(raw, {name: raw.rows.column(name) for name in names})
+        return MappedTable(raw, {name: raw.rows.column(name) for name in names})
 
-    def items(self) -> Draft:
+    def items(self) -> MappedTable:
         """Films; the year is split from the title, which stays whole."""
         path = self._folder / "movies.dat"
         names = (ITEM_ID, TITLE, GENRE)
@@ -90,11 +84,11 @@ class MovieLens1M:
         genres, _, _ = to_lists(raw.rows.column(GENRE), "|", where=f"{path}, genres")
         values = {GENRE: genres, YEAR: years, DECADE: decades}
         attributes = attribute_maps(values, len(raw.rows))
-        return Draft(
+        return MappedTable(
             raw, {ITEM_ID: raw.rows.column(ITEM_ID), TITLE: titles, ATTRIBUTES: attributes}
         )
 
-    def users(self) -> Draft:
+    def users(self) -> MappedTable:
         """Users with gender, age bucket and occupation; the zip code is dropped."""
         names = (USER_ID, GENDER, AGE, OCCUPATION, "zip_code")
         layout = TextFormat(_SEPARATOR, quote=None, encoding="latin-1", header=names)
@@ -111,7 +105,9 @@ class MovieLens1M:
             "unknown occupation code": np.array([c not in _CODES for c in occupations], dtype=bool),
         }
         attributes = attribute_maps(values, len(raw.rows))
-        return Draft(raw, {USER_ID: raw.rows.column(USER_ID), ATTRIBUTES: attributes}, problems)
+        return MappedTable(
+            raw, {USER_ID: raw.rows.column(USER_ID), ATTRIBUTES: attributes}, problems
+        )
 
     def _ratings(self) -> Path:
         plain = self._folder / "ratings.dat"
@@ -120,9 +116,9 @@ class MovieLens1M:
 
 
 def _encoding(path: Path) -> str:
-    """The original is in Latin-1, which decodes anything; converted copies are in UTF-8."""
+    """The original is Latin-1, which decodes anything; converted copies are UTF-8."""
     try:
         path.read_bytes().decode("utf-8")
-    except (UnicodeDecodeError, OSError):  # the reader tells of a file that cannot be opened
+    except (UnicodeDecodeError, OSError):  # the reader reports a file that cannot be opened
         return "latin-1"
     return "utf-8"

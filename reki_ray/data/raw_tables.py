@@ -1,4 +1,4 @@
-"""Rows between a file and a table: as read, with the place each came from."""
+"""Rows as read from files, with the location of each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from reki_ray.core.file_digests import file_digest
 from reki_ray.errors import DataError
 from reki_ray.schema import LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
 
-Kind = Literal["interactions", "items", "users"]
+TableKind = Literal["interactions", "items", "users"]
 
 WRONG_ENCODING = "wrong encoding"
 """Reason of rows that hold bytes outside their file's character encoding."""
 WRONG_FIELDS = "wrong number of fields"
 """Reason of lines with more or fewer fields than the header."""
 BROKEN_QUOTES = "broken quotes"
-"""Reason of lines with a quote that is never closed, or closed in the middle of a field."""
+"""Reason of lines with a quote that is never closed, or closed within a field."""
 
 _BATCH = 65_536
 _SHOWN_COLUMNS = 40
@@ -32,12 +32,12 @@ _T = TypeVar("_T")
 
 
 class EmptyFileError(DataError):
-    """A file without rows cannot be read, which matters only where no other has any."""
+    """A file without rows cannot be read; an error only if no other file has rows."""
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A row that could not be read as one."""
+class RejectedRow:
+    """A row that is unusable."""
 
     location: str
     reason: str
@@ -46,33 +46,33 @@ class Rejected:
 
 @dataclass(frozen=True)
 class RawTable:
-    """Rows of one table as the files hold them.
+    """Rows of a table as in its files.
 
     Args:
         kind: Which table.
         rows: Columns under the files' own names, N rows.
         files: Files that were read, in order.
         file_of: Index into `files` of each row, (N,) int32.
-        number_of: Place of each row in its file, (N,) int64: line number or row number, from 1.
+        number_of: Line or row number of each row in its file, from 1, (N,) int64.
         mark: Joins file and number: ":" before a line, "#" before a row.
-        rejected: Rows that could not be read as rows at all.
-        hints: Reason of rejected rows -> what the user can set, a sentence.
-        notes: What the user should know of the files, a sentence each.
+        rejected: Lines that are not rows.
+        hints: Reason of rejected rows -> a sentence on what the user can set.
+        notes: Sentences on the files for the user.
     """
 
-    kind: Kind
+    kind: TableKind
     rows: pa.Table
     files: tuple[str, ...]
     file_of: np.ndarray
     number_of: np.ndarray
     mark: Literal[":", "#"]
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[RejectedRow, ...] = ()
     hints: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def rows_in(self) -> int:
-        """Rows that the files hold, readable or not."""
+        """Rows of the files, readable or not."""
         return len(self.rows) + len(self.rejected)
 
     @property
@@ -81,33 +81,29 @@ class RawTable:
         return self.mark == ":"
 
     def location(self, row: int) -> str:
-        """Place of a row, as `ratings.csv:17` or `part-0.parquet#17`."""
+        """Location of a row, such as `ratings.csv:17` or `part-0.parquet#17`."""
         return f"{self.files[self.file_of[row]]}{self.mark}{self.number_of[row]}"
 
     def raw(self, rows: np.ndarray) -> Iterator[str]:
-        """Content of rows as JSON objects under the file's column names.
-
-        Args:
-            rows: Row indices, ascending, (K,).
-        """
-        for found in self._pieces(rows):
-            for row in _lossless(found):
+        """Content of rows (K,), ascending, as JSON objects under the file's column names."""
+        for piece in self._pieces(rows):
+            for row in _lossless(piece):
                 yield json.dumps(row, ensure_ascii=False, default=str)
 
     def _pieces(self, rows: np.ndarray) -> Iterator[pa.Table]:
         chosen = np.zeros(len(self.rows), dtype=bool)
         chosen[rows] = True
-        try:  # chunk by chunk: to take rows, Arrow puts a column together, which has a bound
-            found = self.rows.filter(pa.array(chosen))
-        except pa.ArrowException:  # it cannot filter views in lists, for one
+        try:  # filter works by chunk; take would concatenate a column, which has a size limit
+            chosen_rows = self.rows.filter(pa.array(chosen))
+        except pa.ArrowException:  # not implemented for all types, such as views in lists
             yield from (self.rows.slice(row, 1) for row in rows)
             return
-        for start in range(0, len(found), _BATCH):
-            yield found.slice(start, _BATCH)
+        for start in range(0, len(chosen_rows), _BATCH):
+            yield chosen_rows.slice(start, _BATCH)
 
 
 _NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, pa.ArrowException)
-"""What cells raise that Python has no value for: no UTF-8, the year 290,000, a zone of nowhere."""
+"""Errors of cells without a Python value: not UTF-8, the year 290,000, an unknown time zone."""
 
 
 def _lossless(rows: pa.Table) -> list[dict[str, object]]:
@@ -131,13 +127,13 @@ def _readable(column: pa.ChunkedArray) -> list[object]:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A raw table whose columns are named, but not yet checked.
+class MappedTable:
+    """A raw table with mapped, unchecked columns.
 
     Args:
         raw: The rows as read.
-        columns: Column of the schema -> values of any type, N each.
-        problems: Reason -> mask (N,) of rows that the source itself knows to be wrong.
+        columns: Column of the schema -> N values of any type.
+        problems: Reason -> mask (N,) of rows that the source rejects.
         decimal: Decimal mark of numbers in text.
     """
 
@@ -147,8 +143,8 @@ class Draft:
     decimal: str = "."
 
 
-class Source(Protocol):
-    """A data set: a new one is one file that passes the tests of sources."""
+class DataSource(Protocol):
+    """A data set; a new one is one file that passes the tests of sources."""
 
     @property
     def timestamp_unit(self) -> str:
@@ -156,18 +152,18 @@ class Source(Protocol):
         ...
 
     def identity(self) -> object:
-        """JSON-ready identity of the content, without network: equal where the content is."""
+        """JSON-ready identity of the content, without network: equal if the content is."""
         ...
 
-    def interactions(self) -> Draft:
+    def interactions(self) -> MappedTable:
         """Interactions: user and item id, timestamp, and rating or label or neither."""
         ...
 
-    def items(self) -> Draft:
-        """Items: id, title, and attributes and text where the data set has them."""
+    def items(self) -> MappedTable:
+        """Items: id, title, and optional attributes and text."""
         ...
 
-    def users(self) -> Draft | None:
+    def users(self) -> MappedTable | None:
         """Users: id and attributes; None takes them from the interactions."""
         ...
 
@@ -175,25 +171,19 @@ class Source(Protocol):
 def require_columns(
     present: Sequence[str], required: Sequence[str], *, where: str, hint: str = ""
 ) -> None:
-    """Check a file's header.
-
-    Args:
-        present: Columns of the file.
-        required: Columns that it must have, once.
-        where: The file.
-        hint: What the user can do besides naming columns, a sentence.
+    """Check that the header of a file has the required columns, once; `hint` joins the error.
 
     Raises:
-        DataError: A required column is missing or there twice.
+        DataError: A required column is missing or repeated.
     """
     missing = [name for name in dict.fromkeys(required) if name not in present]
     twice = [name for name in dict.fromkeys(required) if list(present).count(name) > 1]
     if missing or twice:
         problem = f"columns are missing: {', '.join(missing)}" if missing else ""
-        problem = problem or f"columns are there more than once: {', '.join(twice)}"
+        problem = problem or f"columns are repeated: {', '.join(twice)}"
         shown = ", ".join(present[:_SHOWN_COLUMNS]) or "none"
         more = f" and {len(present) - _SHOWN_COLUMNS} more" * (len(present) > _SHOWN_COLUMNS)
-        name = "Name the file's own columns under data.source.columns, null where it has none."
+        name = "Name the file's own columns under data.source.columns; null if it has none."
         raise DataError(
             f"{problem}; the file has {shown[:_SHOWN_CHARS]}{more}",
             where=where,
@@ -202,44 +192,39 @@ def require_columns(
 
 
 def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[int, _T]]:
-    """Read the files of a table.
+    """Read the files of a table: index and content of each readable one, at least one.
 
-    Args:
-        paths: Files.
-        read: Reads one; raises `EmptyFileError` where it cannot and no row is lost.
-
-    Returns:
-        Index and content of each file that could be read, at least one.
+    `read` raises `EmptyFileError` if a file cannot be read and no row is lost.
 
     Raises:
-        EmptyFileError: None could be read.
+        EmptyFileError: No file could be read.
     """
-    found: list[tuple[int, _T]] = []
+    parts: list[tuple[int, _T]] = []
     empty: EmptyFileError | None = None
     for index, path in enumerate(paths):
         try:
-            found.append((index, read(path)))
+            parts.append((index, read(path)))
         except EmptyFileError as error:
             empty = empty or error
-    if empty and not found:
+    if empty and not parts:
         raise empty
-    return found
+    return parts
 
 
 def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
-    """Names and hashes of files: equal where their content is, wherever they are.
+    """Names and hashes of files: equal if their content is, wherever they are.
 
     Raises:
         DataError: A file cannot be read.
     """
-    found: list[dict[str, object]] = []
+    identities: list[dict[str, object]] = []
     for path in paths:
         try:
             digest = file_digest(path)
         except OSError as error:
             raise unreadable(path, error) from error
-        found.append({"file": path.name, "sha256": digest})
-    return found
+        identities.append({"file": path.name, "sha256": digest})
+    return identities
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
@@ -247,11 +232,11 @@ def unreadable(path: Path, error: Exception) -> DataError:
     return DataError(
         f"the file cannot be read: {error}",
         where=str(path.absolute()),
-        todo="Check the path under data.source, the rights, and whether the copy is complete.",
+        todo="Check the path under data.source, the permissions, and whether the copy is complete.",
     )
 
 
-def quarantine_table(kind: Kind, rejected: Sequence[Rejected]) -> pa.Table:
+def quarantine_table(kind: TableKind, rejected: Sequence[RejectedRow]) -> pa.Table:
     """Rows of the quarantine table."""
     return pa.table(
         {

@@ -1,6 +1,6 @@
-"""Statistics over users that hold at every look: whoever looks again and again is not misled.
+"""Statistics over users that stay valid however often an experiment is looked at.
 
-An interval of a fixed number of users is wrong more often the more often one looks. A confidence
+An interval of a fixed sample size is wrong more often the more often one looks. A confidence
 sequence covers the truth at all looks together with its level: the estimate of a difference of
 means is, at the scale of its variance V, a Brownian motion, and mixing its likelihood ratio over
 effects ~ N(0, rho) bounds it for all times (Robbins 1970; Johari, Koomen, Pekelis & Walsh, "Always
@@ -23,21 +23,20 @@ from scipy.special import gammaln
 Floats = npt.NDArray[np.float64]
 
 EFFECT: Final = 0.1
-"""Standard deviation of the effects that the mixture expects, in units of the base's CTR: for
-effects of this size the intervals are narrowest, and a tenth or ten times of it costs little."""
+"""Standard deviation of the effects in the mixture, in units of the base's CTR: intervals are
+narrowest for effects of this size, and little wider for a tenth or ten times of it."""
 
 _CONCENTRATION: Final = 100.0
-"""Of the Dirichlet distribution of shares that the sample ratio test mixes over."""
+"""Of the Dirichlet mixture of the sample ratio test."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A click-through rate and how much it varies between samples of users.
+    """A click-through rate and its variance over samples of users.
 
     Attributes:
-        value: Clicks by exposures.
-        variance: Of the value, by its linearisation: a user's answers hang together, so users
-            vary and not answers.
+        value: Clicks over exposures.
+        variance: Of the value, by linearisation over users, since a user's answers are dependent.
     """
 
     value: float
@@ -45,12 +44,7 @@ class Rate:
 
 
 def rate_of(exposures: Floats, clicks: Floats) -> Rate | None:
-    """The click-through rate of some users; None without exposures, or of a single user.
-
-    Args:
-        exposures: Of every user (U,).
-        clicks: Of every user (U,).
-    """
+    """Click-through rate from exposures (U,) and clicks (U,) per user; None if undefined."""
     total, users = exposures.sum(), len(exposures)
     if not total or users < 2:  # one user has no variance
         return None
@@ -61,13 +55,7 @@ def rate_of(exposures: Floats, clicks: Floats) -> Rate | None:
 
 
 def half_width(variance: float, effect: float, confidence: float) -> float:
-    """Half the width of a confidence sequence at one of its looks.
-
-    Args:
-        variance: Of the estimate by now.
-        effect: Standard deviation of the effects that are expected.
-        confidence: Level over all looks, as 0.95.
-    """
+    """Half the width of a confidence sequence, for effects of this standard deviation."""
     expected = effect**2
     if not variance or not expected:
         return 0.0 if not variance else math.inf
@@ -77,21 +65,17 @@ def half_width(variance: float, effect: float, confidence: float) -> float:
 
 
 def sample_ratio(users: Sequence[int], shares: Sequence[float]) -> float | None:
-    """p-value of numbers of users under shares, valid at all looks; None without users.
+    """p-value of users per variant under the configured shares, valid at all looks.
 
-    The inverse of a Bayes factor: the numbers' probability under shares drawn around those that
-    they should have, by that under these (Lindon & Malek, "Anytime-Valid Inference For Multinomial
-    Count Data", NeurIPS 2022).
-
-    Args:
-        users: Of every variant.
-        shares: That every variant should have.
+    The inverse of a Bayes factor: the probability of the counts under shares drawn around the
+    configured ones over that under these (Lindon & Malek, "Anytime-Valid Inference For Multinomial
+    Count Data", NeurIPS 2022). None without users.
     """
     total = sum(users)
     if not total:
         return None
     if any(count and not share for count, share in zip(users, shares, strict=True)):
-        return 0.0  # somebody is where nobody should be
+        return 0.0  # users in a variant without a share
     counts, expected = np.array(
         [(count, share) for count, share in zip(users, shares, strict=True) if share]
     ).T
