@@ -18,8 +18,9 @@ from reki_ray.models.embeddings import (
     RatingEmbedding,
 )
 from reki_ray.models.features import FIRST_OWN_ROW, PADDING, FeatureSpace
-from reki_ray.models.hein import ADAPTORS, Adaptor
-from reki_ray.models.knowledge_input import KnowledgeReader
+from reki_ray.models.hein import Adaptor
+from reki_ray.models.knowledge_input import KnowledgeInput
+from reki_ray.models.registry import build_adaptor
 from reki_ray.schema import WHOLE_ANSWER, Side
 
 _ROUND_ROWS = 256
@@ -122,17 +123,22 @@ class EmbeddedModel(nn.Module):
     ) -> None:
         super().__init__()
         size = architecture.network.embedding
-        self.items = ItemEmbedding(features, size, architecture.id_dropout)
-        self.ratings = RatingEmbedding(features, size)
+        item_fields = {name: field.rows for name, field in features.item_fields.items()}
+        user_fields = {name: field.rows for name, field in features.user_fields.items()}
+        id_dropout = architecture.id_dropout
+        self.items = ItemEmbedding(features.item_rows, item_fields, size, id_dropout)
+        self.ratings = RatingEmbedding(features.rating_rows, size)
         self.gaps = GapEmbedding(size)
-        self.profile = AttributeEmbedding(features.user_fields, size)
+        self.profile = AttributeEmbedding(user_fields, size)
         self.backbone = network()
         self.hein: Adaptor | None = None
         if architecture.representation:
             d, hein = architecture.representation, architecture.hein
-            self.user_reader = KnowledgeReader(len(architecture.user_factors), d, hein)
-            self.item_reader = KnowledgeReader(len(architecture.item_factors), d, hein)
-            self.hein = ADAPTORS[hein.kind](self.item_reader.output, hein)
+            self.user_reader, self.item_reader = (
+                KnowledgeInput(len(factors), d, scaling=hein.scaling, components=hein.components)
+                for factors in (architecture.user_factors, architecture.item_factors)
+            )
+            self.hein = build_adaptor(self.item_reader.output, hein)
             if hein.enrich_items:
                 self.enrichment = nn.Linear(hein.output, size, bias=False)
             self.alignment_weight = hein.alignment_weight

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reki_ray.models.backbones import BackboneInputs, Output, build_backbone
+from reki_ray.models.backbones import BackboneInputs, Output
 from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items, KnowledgeVectors
 from reki_ray.models.features import PADDING, FeatureSpace
+from reki_ray.models.registry import build_backbone
 
 
 @dataclass(frozen=True)

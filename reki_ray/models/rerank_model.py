@@ -10,7 +10,8 @@ from reki_ray.models.backbones import Output
 from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items
 from reki_ray.models.ctr_model import ModelBatch
 from reki_ray.models.features import PADDING, FeatureSpace
-from reki_ray.models.rerankers import RerankerSizes, RerankInputs, build_reranker
+from reki_ray.models.registry import build_reranker
+from reki_ray.models.rerankers import RerankerSizes, RerankInputs
 
 
 class RerankArchitecture(Architecture):
