@@ -1,4 +1,4 @@
-"""Plots of the report, as SVG text that stands inside the page.
+"""Plots of the report, as SVG text for inlining in the page.
 
 Text stays text, and colours of the page's style take the place of those drawn here, so that the
 plots follow its light and dark scheme. A plot without data is an empty text.
@@ -89,12 +89,12 @@ def calibration(arms: Sequence[Mapping[str, Any]], shown: str | None) -> str:
         arms: The `arms` of report.json.
         shown: The arm; None shows fair_base alone.
     """
-    found = {
+    by_model = {
         (entry["backbone"], entry["arm"]): entry["calibration"]["bins"]
         for entry in arms
         if entry["arm"] in (shown, BASELINE) and entry.get("calibration", {}).get("bins")
     }
-    backbones = list(dict.fromkeys(backbone for backbone, _ in found))
+    backbones = list(dict.fromkeys(backbone for backbone, _ in by_model))
     if not backbones:
         return ""
     columns = min(len(backbones), _PANELS)
@@ -109,9 +109,9 @@ def calibration(arms: Sequence[Mapping[str, Any]], shown: str | None) -> str:
         for backbone, panel in zip(backbones, panels, strict=False):
             _open_frame(panel)
             for arm, color, marker in ((BASELINE, _REFERENCE, "s"), (shown, _INK, "o")):
-                bins = found.get((backbone, arm or ""))
+                bins = by_model.get((backbone, arm or ""))
                 if bins and (arm != BASELINE or color == _REFERENCE):
-                    points = [[one["predicted"], one["observed"]] for one in bins]
+                    points = [[bin_["predicted"], bin_["observed"]] for bin_ in bins]
                     panel.plot(
                         *zip(*points, strict=True),
                         color=color,
@@ -184,7 +184,7 @@ def latency(milliseconds: Sequence[float]) -> str:
 
 
 def sweep(points: Sequence[tuple[str, Any]]) -> str:
-    """Calls saved against similarity and, where there are arms, against their test AUC.
+    """Calls saved against similarity and against the test AUC of the arms, if any.
 
     Args:
         points: Name of each setting and its `sweep.Point`.
@@ -233,7 +233,7 @@ def _open_frame(axes: Axes) -> None:
 
 
 def _inline(figure: Figure) -> str:
-    """The plot in the colours of the page that it stands in."""
+    """The plot in the colours of its page."""
     figure.patch.set_alpha(0.0)
     for axes in figure.axes:
         axes.patch.set_alpha(0.0)

@@ -171,7 +171,7 @@ class _Pages(Environment):
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints for a value; a dash where a figure is not defined."""
+    """Template filter: a value as text, a dash if it is undefined."""
     if callable(value) and not isinstance(value, Undefined):
         raise TypeError(f"the template prints {value!r}, not a value")
     return "-" if value is None or value != value else value  # noqa: PLR0124  # NaN
@@ -335,7 +335,7 @@ def _arms_table(arms: list[dict[str, Any]], confidence: float) -> Table:
 
 
 def _example(content: dict[str, Any]) -> str:
-    """A request and its answer, long lists cut to what a reader takes in."""
+    """A request and its answer, long lists shortened."""
     example, serve = content["serving"]["example"], content["config"]["serve"]
     request, response = dict(example["request"]), dict(example["response"])
     left_out = len(response["scores"]) - _SHOWN_SCORES

@@ -15,7 +15,7 @@ from reki_ray.models.rerankers import RerankerSizes, RerankInputs
 
 
 class RerankArchitecture(Architecture):
-    """The same of a reranker; `backbone` is its name, `list_size` that of its training lists."""
+    """Architecture of a reranker named `backbone`, for training lists of `list_size`."""
 
     reranker: RerankNetworkConfig
     list_size: int
@@ -75,9 +75,6 @@ class RerankModel(EmbeddedModel):
             profile: Profile fields (B, F, E).
             augmented_user: h_u (B, q); None without knowledge.
             augmented_items: h_i of the candidates (B, K, q); None without knowledge.
-
-        Returns:
-            Those at padding have no meaning.
         """
         seen = history.items != PADDING
         if augmented_user is not None and self.gate.users is not None:

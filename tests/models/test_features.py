@@ -99,7 +99,7 @@ def test_a_price_is_the_same_however_it_is_written(price: Decimal) -> None:
 def test_what_is_odd_about_numbers_is_told_with_counts() -> None:
     assert describe_amounts({"1": 5, "2.5": 1}) == ""
     odd = describe_amounts({"$5": 6, "5 €": 2, "cheap": 3})
-    assert "3 of 11 are no numbers, as 'cheap'" in odd
+    assert "3 of 11 are not numbers, as 'cheap'" in odd
     assert "their units differ: $ (6), € (2)" in odd
 
 

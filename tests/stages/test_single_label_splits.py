@@ -82,10 +82,10 @@ def train(
     runs = train_stage._identify(config.train, dataset, vectors)
     data = worker.TrainingData.of(dataset, vectors, config.train)
     told: Queue[Any] = Queue()
-    assignment = worker.WorkerTask(workspace.location, config.train, runs, [], cast(Any, told))
+    task = worker.WorkerTask(workspace.location, config.train, runs, [], cast(Any, told))
     monkeypatch.setattr(worker, "_report", lambda *arguments, **named: None)
     for run in runs:
-        worker._train_run(run, assignment, data, cast(Any, _Alone()), None)
+        worker._train_run(run, task, data, cast(Any, _Alone()), None)
     details = train_stage._details(workspace, runs, streamed=False)
     return details, [told.get_nowait() for _ in range(told.qsize())]
 
