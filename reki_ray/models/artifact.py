@@ -93,11 +93,7 @@ class Bundle(Generic[Model, Layers]):
         return self.architecture.hein.output if self.uses_knowledge else 0
 
     def augment_users(self, r: Vectors) -> Vectors:
-        """Augmented vectors h_u (N, q) of representations r_u (N, K d), K factors side by side.
-
-        Raises:
-            StoreError: The model has no knowledge side, or another d.
-        """
+        """Augmented vectors h_u (N, q) of representations r_u (N, K d); see `augment_items`."""
         return self._augment(r, "users")
 
     def augment_items(self, r: Vectors) -> Vectors:

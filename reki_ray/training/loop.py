@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from reki_ray.config import TrainConfig
 from reki_ray.models.artifact import not_finite
@@ -46,21 +47,22 @@ class Workers(Protocol):
         ...
 
 
-class SingleWorker:
+class SingleWorker(Workers):
     """One worker alone."""
 
     rank = 0
     world = 1
 
+    @override
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model itself."""
         return model
 
+    @override
     def synchronise(self, model: nn.Module) -> None:
-        """Do nothing."""
+        pass
 
+    @override
     def gather(self, values: Tensor) -> list[Tensor]:
-        """The tensor itself."""
         return [values]
 
 

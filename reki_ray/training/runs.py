@@ -67,19 +67,18 @@ def slug(backbone: Backbone) -> str:
 
 def planned(config: TrainConfig) -> list[Run]:
     """All runs of click models, without fingerprints, the seeds of an arm in a row."""
-    return [
-        Run(backbone, arm, seed)
-        for backbone in config.backbones
-        for arm in config.arms
-        for seed in config.seeds
-    ]
+    return _runs(config, config.backbones)
 
 
 def planned_rerankers(config: TrainConfig) -> list[Run]:
     """All runs of rerankers, as `planned`."""
+    return _runs(config, config.rerankers, reranks=True)
+
+
+def _runs(config: TrainConfig, names: Sequence[str], *, reranks: bool = False) -> list[Run]:
     return [
-        Run(reranker, arm, seed, reranks=True)
-        for reranker in config.rerankers
+        Run(name, arm, seed, reranks=reranks)
+        for name in names
         for arm in config.arms
         for seed in config.seeds
     ]

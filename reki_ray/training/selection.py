@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -35,8 +35,11 @@ def choose_reranker(config: RekiConfig, workspace: Workspace, arm: Arm) -> Run |
         )
 
     names = sorted(trained) if wanted == "auto" else [wanted]
-    by_name = {name: _by_seed(config, workspace, name, arm) for name in names}
-    by_name = {name: by_seed for name, by_seed in by_name.items() if by_seed}
+    by_name = {
+        name: {seed: float(valid["ndcg"][str(HEADLINE)]) for seed, valid in by_seed.items()}
+        for name in names
+        if (by_seed := _valid_by_seed(config, workspace, name, arm))
+    }
     if not by_name and wanted == "auto":
         return None
     if not by_name:
@@ -50,16 +53,12 @@ def choose_reranker(config: RekiConfig, workspace: Workspace, arm: Arm) -> Run |
     return Run(best, arm, min(seeds, key=lambda seed: (-seeds[seed], seed)), reranks=True)
 
 
-def _by_seed(
-    config: RekiConfig, workspace: Workspace, name: Reranker, arm: Arm
-) -> dict[int, float]:
-    """Validation NDCG of a reranker's runs that did not diverge."""
-    ndcg = {}
-    for seed in config.train.seeds:
-        metrics = read_metrics(workspace, Run(name, arm, seed))
-        if divergence_of(metrics) is None:
-            ndcg[seed] = float(metrics["valid"]["ndcg"][str(HEADLINE)])
-    return ndcg
+def _valid_by_seed(
+    config: RekiConfig, workspace: Workspace, name: Backbone | Reranker, arm: Arm
+) -> dict[int, Any]:
+    """Validation metrics, by seed, of the runs that did not diverge."""
+    metrics = {seed: read_metrics(workspace, Run(name, arm, seed)) for seed in config.train.seeds}
+    return {seed: of["valid"] for seed, of in metrics.items() if divergence_of(of) is None}
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,15 @@ def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
     """
     arms = _servable(config)
     candidates = [
-        _runs(config, workspace, backbone, arm)
+        [
+            TrainedRun(
+                arm,
+                seed,
+                workspace.local_path(Run(backbone, arm, seed).folder),
+                click_quality(valid),
+            )
+            for seed, valid in _valid_by_seed(config, workspace, backbone, arm).items()
+        ]
         for backbone in sorted(config.train.backbones)
         for arm in arms
     ]
@@ -140,17 +147,3 @@ def _servable(config: RekiConfig) -> list[Arm]:
             todo=f"Name another of {', '.join(get_args(Arm))}.",
         )
     return [wanted]
-
-
-def _runs(
-    config: RekiConfig, workspace: Workspace, backbone: Backbone, arm: Arm
-) -> list[TrainedRun]:
-    """Runs of all seeds that did not diverge."""
-    runs = []
-    for seed in config.train.seeds:
-        run = Run(backbone, arm, seed)
-        metrics = read_metrics(workspace, run)
-        if divergence_of(metrics) is None:
-            quality = click_quality(metrics["valid"])
-            runs.append(TrainedRun(arm, seed, workspace.local_path(run.folder), quality))
-    return runs

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from ray.util.queue import Queue
 from torch import Tensor, nn
+from typing_extensions import override
 
 from reki_ray.config import Arm, TrainConfig
 from reki_ray.core.workspace import Workspace
@@ -30,7 +31,7 @@ from reki_ray.training.arms import ARMS, Representations, permute
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.loop import Splits, Trainer, predict
+from reki_ray.training.loop import Splits, Trainer, Workers, predict
 from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.rerank_lists import build_lists
@@ -109,7 +110,7 @@ class WorkerTask:
     progress: Queue
 
 
-class RayWorkers:
+class RayWorkers(Workers):
     """The workers of this Ray Train group."""
 
     def __init__(self) -> None:
@@ -131,20 +132,20 @@ class RayWorkers:
                 todo="Install a build of torch for CUDA on all nodes, or set train.device to cpu.",
             )
 
+    @override
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Model whose gradients are averaged over the workers."""
         if self.world == 1:
             return model
         return nn.parallel.DistributedDataParallel(model)
 
+    @override
     def synchronise(self, model: nn.Module) -> None:
-        """Give every worker the first one's running statistics."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
+    @override
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Equally long tensors of all workers, by rank."""
         if self.world == 1:
             return [values]
         gathered = [torch.empty_like(values) for _ in range(self.world)]
