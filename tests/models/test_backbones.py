@@ -138,7 +138,7 @@ def test_is_exportable(backbone: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_learns_an_interaction_of_user_and_item(name: str) -> None:
-    """The label is the sign of u . t: no sum over parts of a sample tells it."""
+    """The label is the sign of u . t: it depends on no sum over parts of a sample."""
     torch.manual_seed(0)
     network = build_backbone(name, CONFIG, FIELDS, 0)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)

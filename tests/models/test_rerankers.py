@@ -228,7 +228,7 @@ def test_is_exportable(reranker: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", RERANKERS)
 def test_learns_what_a_user_likes_by_their_profile(name: str) -> None:
-    """The best candidate is the one nearest to the user: no single input tells it."""
+    """The best candidate is the one nearest to the user: no single input is enough."""
     torch.manual_seed(0)
     reranker = build_reranker(name, replace(SIZES, augmented=0, user_fields=1))
     optimiser = torch.optim.Adam(reranker.parameters(), lr=1e-2)
