@@ -45,7 +45,7 @@ class HeinConfig(Section):
     alignment_weight: float = Field(
         0.0,
         ge=0,
-        description="Weight of a contrastive loss that draws what the shared experts make of an "
+        description="Weight of a contrastive loss that draws the shared experts' output for an "
         "item towards the embedding of its id; 0: none.",
     )
     shared_experts: int = Field(2, ge=1, description="Experts that serve both sides.")
@@ -75,9 +75,8 @@ BACKBONES: Final = (
     "fignn",
 )
 WITH_HISTORY: Final = frozenset({"din", "dien"})
-"""Backbones that read the history step by step. The others of reki_ray multiply fields with each
-other: the mean of the history is a field, and so are the augmented vectors, which need its
-length."""
+"""Backbones that read the history step by step. The others multiply fields with each other: the
+mean of the history is a field, and so are augmented vectors, which need its length."""
 
 
 Backbone = Annotated[str, AfterValidator(partial(named_or_imported, "backbone", BACKBONES))]
@@ -106,7 +105,7 @@ class NetworkConfig(Section):
     )
     heads: int = Field(1, ge=1, description="autoint, fignn: attention heads.")
     head_size: int = Field(64, ge=1, description="autoint, fignn: width of a head.")
-    senet_reduction: int = Field(3, ge=1, description="fibinet: fields a number of the squeeze.")
+    senet_reduction: int = Field(3, ge=1, description="fibinet: fields per number of the squeeze.")
 
 
 class GateConfig(Section):

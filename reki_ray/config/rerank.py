@@ -38,7 +38,7 @@ class RerankNetworkConfig(Section):
     def _heads_share_the_vector(self) -> RerankNetworkConfig:
         if self.hidden % self.heads:
             raise ValueError(
-                f"hidden {self.hidden} is no multiple of heads {self.heads}: each head takes an "
+                f"hidden {self.hidden} is not a multiple of heads {self.heads}: each head takes an "
                 "equal part of a candidate's vector"
             )
         return self

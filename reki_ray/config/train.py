@@ -36,7 +36,7 @@ base             conventional model: ids, item attributes, short history
 fair_base        base with the user's profile and the full history
 history_text     fair_base + encoded profile and history, title and attributes (no LLM)
 title_text       fair_base + encoded title and attributes of items alone (no LLM)
-reki_i, reki_c   fair_base + LLM knowledge, asked per id or per cluster
+reki_i, reki_c   fair_base + LLM knowledge, extracted per id or per cluster
 reki_c_shuffled  reki_c with the assignment of ids to clusters permuted: the placebo
 reki_c_kmeans    reki_c of a run with cluster.method kmeans: the control of the clustering
 reki_blend       fair_base + LLM knowledge of the id and of its cluster, blended by activity
@@ -45,7 +45,7 @@ imported         fair_base + knowledge of items alone, of a run that has it from
 """
 
 Precision = Literal["auto", "float32", "bfloat16"]
-"""In which numbers HEIN multiplies in training; auto: bfloat16 where a CPU has units for it."""
+"""Precision of HEIN in training; auto: bfloat16 on a CPU with units for it."""
 
 KNOWLEDGE_ARMS: frozenset[Arm] = frozenset(
     {"reki_i", "reki_c", "reki_c_kmeans", "reki_blend", "imported"}
@@ -59,7 +59,7 @@ COMMON: Final = frozenset(
         *("workers", "device", "max_failures", "mlflow"),
     }
 )
-"""Keys of `TrainConfig` that hold for a whole stage: no backbone has its own."""
+"""Keys of `TrainConfig` that hold for the whole stage: `tuned` cannot set them."""
 
 
 class TrainConfig(Section):
@@ -82,9 +82,8 @@ class TrainConfig(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run per seed and arm.")
     tuned: dict[Backbone, dict[str, Any]] = Field(
         {},
-        description="Keys of this section that one backbone has of its own, as {din: {history: "
-        "50}}; or the path of a file of `reki tune`, or of a folder of them, from where this file "
-        "lies.",
+        description="Keys of this section for one backbone, as {din: {history: 50}}; or the path "
+        "of a file of `reki tune`, or of a folder of such files, relative to this file.",
     )
     network: NetworkConfig = NetworkConfig()
     hein: HeinConfig = HeinConfig()
@@ -163,7 +162,7 @@ class TrainConfig(Section):
     )
 
     def for_reranking(self) -> TrainConfig:
-        """The same with the rates of section `rerank`, as a reranker is trained."""
+        """Settings of a reranker's training: with the rates of section `rerank`."""
         rates = ("batch_size", "epochs", "patience", "learning_rate")
         return self.model_copy(update={name: getattr(self.rerank, name) for name in rates})
 
@@ -197,7 +196,7 @@ class TrainConfig(Section):
         for name in ("arms", "backbones", "rerankers", "seeds"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise ValueError(f"train.{name} names one of them twice: {values}")
+                raise ValueError(f"train.{name} has duplicates: {values}")
         if "fair_base" not in self.arms:
             raise ValueError(
                 "train.arms lacks fair_base: differences are reported against it, add it"
@@ -216,7 +215,7 @@ class TrainConfig(Section):
         return self
 
     def of(self, backbone: Backbone) -> TrainConfig:
-        """Settings of one backbone's runs: these, with what `tuned` has for it."""
+        """Settings of one backbone's runs, with its entry of `tuned`."""
         if backbone not in self.tuned:
             return self
         own = {"backbones": (backbone,), "tuned": {}}
@@ -225,7 +224,7 @@ class TrainConfig(Section):
 
 
 def tunable_keys() -> tuple[str, ...]:
-    """Dotted keys of `TrainConfig` that a backbone may have of its own."""
+    """Dotted keys of `TrainConfig` that `tuned` may set per backbone."""
     return tuple(key for key in leaves(TrainConfig) if key.partition(".")[0] not in COMMON)
 
 
@@ -243,9 +242,9 @@ class EvaluateConfig(Section):
     new_user_history: int | None = Field(
         3,
         ge=1,
-        description="All test samples are scored once more with only so many latest interactions "
-        "shown: slice new_users, what an arm is worth for users who have just come. What texts "
-        "about a user say stays. null: not measured.",
+        description="Also score all test samples with only so many of the latest interactions: "
+        "slice new_users, the value of an arm for new users. Texts about users stay. null: "
+        "not measured.",
     )
     sparse_user_max: int = Field(
         50, ge=0, description="Users with at most this many interactions count as sparse."

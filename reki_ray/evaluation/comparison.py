@@ -24,8 +24,7 @@ CONTROLS: Final[Mapping[Arm, tuple[Arm, ...]]] = {
     "reki_blend": ("title_text", "history_text"),
     "imported": ("title_text",),
 }
-"""What an arm must be compared with besides the fair base model, before its knowledge gets the
-credit: a placebo, and encoded texts without an LLM."""
+"""Controls of an arm besides the fair base model: a placebo, and encoded texts without an LLM."""
 
 METRICS: Final = "evaluate/metrics.json"
 """The evaluation's file below the workspace."""
@@ -35,12 +34,12 @@ SeedScores = Mapping[int, npt.NDArray[np.float32]]
 
 
 def controls_of(arms: Collection[Arm]) -> list[tuple[Arm, Arm]]:
-    """Arms that are measured, each with its controls among them."""
+    """Pairs of an arm and each of its controls among `arms`."""
     return [(arm, control) for arm in arms for control in CONTROLS.get(arm, ()) if control in arms]
 
 
 def slices(dataset: Dataset, config: EvaluateConfig) -> dict[str, Marks]:
-    """Where knowledge should pay: marks (N,) of the test samples of every slice."""
+    """Marks (N,) of the test samples of every slice."""
     test = dataset.samples["test"]
     cold_items = dataset.train.items[test.items] <= config.cold_item_max
     return {
@@ -58,8 +57,8 @@ class Comparison:
     Args:
         samples: N test samples.
         slices: Marks (N,) by slice; one is `all`.
-        scores: Scores (N,) by arm, then seed; see `shared_seeds`. An arm without any seed has no
-            figures.
+        scores: Scores (N,) by arm, then seed; see `shared_seeds`. An arm without seeds has no
+            metrics.
         config: Number of resamples and level of the intervals.
     """
 
@@ -77,12 +76,7 @@ class Comparison:
         self._measured = {name: self._measure(marks) for name, marks in slices.items()}
 
     def entry(self, arm: Arm, backbone: str) -> dict[str, Any]:
-        """Entry of an arm in report.json.
-
-        Args:
-            arm: Name of the arm.
-            backbone: Its conventional model.
-        """
+        """Entry of an arm in report.json."""
         scores = self._scores.get(arm, {})
         compared = self._compare(arm, BASELINE)
         whole = compared[ALL]
@@ -108,12 +102,7 @@ class Comparison:
         }
 
     def control(self, arm: Arm, control: Arm) -> dict[str, Any]:
-        """Entry of `controls` in report.json: an arm minus one of its controls.
-
-        Args:
-            arm: Name of an arm.
-            control: Name of another one.
-        """
+        """Entry of `controls` in report.json: an arm minus one of its controls."""
         compared = self._compare(arm, control)
         bounds = compared[ALL]["delta_ci"]
         over = drawn_over(len(self._seeds))
@@ -145,7 +134,7 @@ class Comparison:
         return reliability(labels, np.concatenate(list(scores.values())))
 
     def _measure(self, marks: Marks) -> JointBootstrap:
-        """AUC of all arms on one slice; of none where it has a single label."""
+        """AUC of all arms on one slice; of none if it has a single label."""
         chosen = np.flatnonzero(marks)
         labels = self._samples.labels[chosen]
         by_label = np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)
@@ -169,7 +158,7 @@ class Comparison:
         )
 
     def _compare(self, arm: Arm, other: Arm) -> dict[str, dict[str, Any]]:
-        """By slice, the arm's AUC and its paired difference to the other's."""
+        """AUC of the arm, and its paired difference to the other arm, by slice."""
         return {
             name: {
                 "samples": self._sizes[name],
@@ -184,11 +173,8 @@ class Comparison:
 def shared_seeds(scores: Mapping[Arm, SeedScores]) -> tuple[dict[Arm, SeedScores], list[int]]:
     """Scores of the arms for the seeds that all of them have, and these seeds.
 
-    A seed that some arm lacks, as its run diverged, is left out of all. Where no seed is common to
-    all, the arms with the fewest are left out, the baseline last.
-
-    Args:
-        scores: By arm, then seed.
+    A seed that some arm lacks, because its run diverged, is left out of all. Without a common
+    seed the arms with the fewest are left out, the baseline last.
     """
     arms = sorted(
         (arm for arm in scores if scores[arm]),
@@ -204,6 +190,6 @@ def shared_seeds(scores: Mapping[Arm, SeedScores]) -> tuple[dict[Arm, SeedScores
 
 
 def mean(values: list[float | None]) -> float | None:
-    """Mean of the defined values; None where there is none."""
+    """Mean of the values that are not None; None without any."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None

@@ -12,35 +12,27 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of, mean, shared_seeds
 from reki_ray.evaluation.predictions import predict_test
 from reki_ray.metrics.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart
-from reki_ray.metrics.classification import Array
 from reki_ray.metrics.ranking import (
     CUTOFFS,
     HEADLINE,
     Floats,
     Metric,
-    at_cutoffs,
     gains,
-    mean_over_lists,
-    ranked,
+    means_at_cutoffs,
 )
 from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.rerank_lists import build_lists
 from reki_ray.training.runs import planned_rerankers, seeds_of, trained
 
 INITIAL: Final = "initial_order"
-"""Name of the control row: the lists as the rerankers get them."""
+"""Name of the control row: the input order of the rerankers."""
 
 
 class ListComparison:
     """Measures orders of the same lists on the same draws of users and items.
 
-    A figure is the mean over lists. It is a sum over their positives, of what each adds to its
-    list's value, so these are what draws of users and items count; the other candidates stay.
-
-    Args:
-        lists: Lists of the test split.
-        resamples: Number of resamples.
-        confidence: Level of the intervals.
+    A metric is the mean over lists, a sum over the parts that their positives add. Draws of users
+    and items count the positives; the other candidates stay.
     """
 
     def __init__(self, lists: Samples, resamples: int, confidence: float) -> None:
@@ -65,12 +57,7 @@ class ListComparison:
     def rows(
         self, reranker: str, scores: Mapping[Arm, SeedScores]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows of a reranker, and of its arms against their controls.
-
-        Args:
-            reranker: Its name.
-            scores: Scores (N, K) of every arm, by seed; see `shared_seeds`.
-        """
+        """Rows of a reranker, and of its arms against their controls, from scores (N, K)."""
         shared, seeds = shared_seeds(scores)
         # The initial order is the same with every seed.
         orders: dict[str, SeedScores] = dict(shared.items())
@@ -106,13 +93,15 @@ class ListComparison:
         self, name: str, by_seed: SeedScores, bootstraps: Mapping[Metric, JointBootstrap]
     ) -> dict[str, Any]:
         ndcg, precision = bootstraps["ndcg"], bootstraps["map"]
-        per_seed = {seed: self._means(scores) for seed, scores in by_seed.items()}
+        per_seed = {
+            seed: means_at_cutoffs(self._lists.labels, scores) for seed, scores in by_seed.items()
+        }
         return {
             "seeds": list(by_seed),
             "lists": len(self._lists),
             **{
                 metric: {
-                    str(k): mean([one[metric][str(k)] for one in per_seed.values()])
+                    str(k): mean([means[metric][str(k)] for means in per_seed.values()])
                     for k in CUTOFFS
                 }
                 for metric in bootstraps
@@ -129,19 +118,12 @@ class ListComparison:
             "per_seed": [{"seed": seed, **means} for seed, means in per_seed.items()],
         }
 
-    def _means(self, scores: Array) -> dict[str, dict[str, float | None]]:
-        found = at_cutoffs(ranked(self._lists.labels, scores))
-        return {
-            metric: {k: mean_over_lists(values) for k, values in by_cutoff.items()}
-            for metric, by_cutoff in found.items()
-        }
-
     def _bootstraps(self, orders: Mapping[str, SeedScores]) -> dict[Metric, JointBootstrap]:
         """Means over lists at the headline, of orders with the same seeds."""
         rows, columns = self._positives
         shares = 1 / np.bincount(rows)[rows]  # of a list: they add up to 1
         metrics: tuple[Metric, ...] = ("ndcg", "map")
-        found: dict[Metric, JointBootstrap] = {}
+        bootstraps: dict[Metric, JointBootstrap] = {}
         for metric in metrics:
             values: dict[str, Floats] = {
                 name: np.empty(len(by_seed)) for name, by_seed in orders.items()
@@ -154,7 +136,7 @@ class ListComparison:
                     values[name][place] = added.sum() / shares.sum()
                     total += added - values[name][place] * shares
                 residuals[:, number] = total / len(by_seed)
-            found[metric] = JointBootstrap(
+            bootstraps[metric] = JointBootstrap(
                 self._lists.users[rows],
                 self._lists.items[rows, columns],
                 values,
@@ -162,17 +144,11 @@ class ListComparison:
                 self._resamples,
                 self._confidence,
             )
-        return found
+        return bootstraps
 
 
 class Reranking:
-    """The rerankers of a run on the test split.
-
-    Args:
-        config: The run.
-        workspace: Holds the trained rerankers.
-        dataset: The data set.
-    """
+    """The trained rerankers on the test split."""
 
     def __init__(self, config: RekiConfig, workspace: Workspace, dataset: Dataset) -> None:
         self._config = config
@@ -182,29 +158,29 @@ class Reranking:
         self.steps = len(self._runs) + len(config.train.rerankers)
 
     def measure(self, advance: Callable[[], None]) -> dict[str, Any]:
-        """Keys `reranking` and `reranking_controls` of the evaluation; empty without rerankers.
+        """Keys `reranking` and `reranking_controls` of report.json; empty without rerankers.
 
-        Args:
-            advance: Called after each of `steps` steps.
+        Calls `advance` after each of `steps` steps.
 
         Raises:
             DataError: No test sample is positive.
             StoreError: A trained run is missing or damaged.
         """
-        found: dict[str, Any] = {"reranking": [], "reranking_controls": []}
+        all_rows: list[dict[str, Any]] = []
+        all_controls: list[dict[str, Any]] = []
         train, evaluate = self._config.train, self._config.evaluate
         if not train.rerankers:
-            return found
+            return {"reranking": all_rows, "reranking_controls": all_controls}
         lists = build_lists(self._dataset, "test", train.rerank)
         [scores] = predict_test(self._workspace, self._dataset, lists, self._runs, advance)
         comparison = ListComparison(lists, evaluate.bootstrap, evaluate.confidence)
-        found["reranking"].append(comparison.initial())
+        all_rows.append(comparison.initial())
         for reranker in train.rerankers:
             by_arm = {arm: scores.get((reranker, arm), {}) for arm in train.arms}
             rows, controls = comparison.rows(reranker, by_arm)
-            found["reranking"] += rows
-            found["reranking_controls"] += controls
+            all_rows += rows
+            all_controls += controls
             advance()
-        for row in found["reranking"]:
+        for row in all_rows:
             row["diverged"] = seeds_of(self._diverged, row["reranker"], row["arm"])
-        return found
+        return {"reranking": all_rows, "reranking_controls": all_controls}

@@ -1,7 +1,7 @@
-"""Plots of the report, as SVG text that stands inside the page.
+"""Plots of the report, as SVG text for inlining in the page.
 
-Text stays text, and colours of the page's style take the place of those drawn here, so that the
-plots follow its light and dark scheme. A plot without data is an empty text.
+Text stays text, and colours are those of the page's style, so that the plots follow its light and
+dark scheme. A plot without data is an empty text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reki_ray.metrics.bootstrap import is_apart
 
 _TEXT, _INK, _REFERENCE = "#1c1c1d", "#1f4e79", "#b0413e"
 _STYLED: Final = {_TEXT: "currentColor", _INK: "var(--ink)", _REFERENCE: "var(--mark)"}
-"""Colours of the page's style, by those that are drawn."""
+"""Colours of the page's style, by colours drawn."""
 
 _STYLE: Final = {
     "svg.fonttype": "none",
@@ -42,12 +42,7 @@ _PANELS = 3
 def differences(
     arms: Sequence[Mapping[str, Any]], controls: Sequence[Mapping[str, Any]] = ()
 ) -> str:
-    """Paired differences of AUC with their intervals: from fair_base, and from the controls.
-
-    Args:
-        arms: The `arms` of report.json.
-        controls: The `controls` of report.json.
-    """
+    """Paired differences of AUC with intervals, for `arms` and `controls` of report.json."""
     compared = [
         *((entry, BASELINE) for entry in arms if entry["arm"] != BASELINE),
         *((entry, entry["control"]) for entry in controls),
@@ -83,18 +78,13 @@ def differences(
 
 
 def calibration(arms: Sequence[Mapping[str, Any]], shown: str | None) -> str:
-    """Predicted against observed click rate of an arm and fair_base, a panel a backbone.
-
-    Args:
-        arms: The `arms` of report.json.
-        shown: The arm; None shows fair_base alone.
-    """
-    found = {
+    """Predicted against observed click rate of fair_base and the arm `shown`, per backbone."""
+    by_model = {
         (entry["backbone"], entry["arm"]): entry["calibration"]["bins"]
         for entry in arms
         if entry["arm"] in (shown, BASELINE) and entry.get("calibration", {}).get("bins")
     }
-    backbones = list(dict.fromkeys(backbone for backbone, _ in found))
+    backbones = list(dict.fromkeys(backbone for backbone, _ in by_model))
     if not backbones:
         return ""
     columns = min(len(backbones), _PANELS)
@@ -109,9 +99,9 @@ def calibration(arms: Sequence[Mapping[str, Any]], shown: str | None) -> str:
         for backbone, panel in zip(backbones, panels, strict=False):
             _open_frame(panel)
             for arm, color, marker in ((BASELINE, _REFERENCE, "s"), (shown, _INK, "o")):
-                bins = found.get((backbone, arm or ""))
+                bins = by_model.get((backbone, arm or ""))
                 if bins and (arm != BASELINE or color == _REFERENCE):
-                    points = [[one["predicted"], one["observed"]] for one in bins]
+                    points = [[bin_["predicted"], bin_["observed"]] for bin_ in bins]
                     panel.plot(
                         *zip(*points, strict=True),
                         color=color,
@@ -128,11 +118,7 @@ def calibration(arms: Sequence[Mapping[str, Any]], shown: str | None) -> str:
 
 
 def cluster_sizes(sizes: Mapping[str, Sequence[int]]) -> str:
-    """Cluster sizes in falling order, one line a side.
-
-    Args:
-        sizes: Members of each cluster, by side.
-    """
+    """Sorted cluster sizes, one line per side."""
     if not any(len(members) for members in sizes.values()):
         return ""
     with mpl.rc_context(_STYLE):
@@ -156,11 +142,7 @@ def cluster_sizes(sizes: Mapping[str, Sequence[int]]) -> str:
 
 
 def latency(milliseconds: Sequence[float]) -> str:
-    """Share of requests answered within a time; lines mark p50 and p99.
-
-    Args:
-        milliseconds: Latency of each measured request.
-    """
+    """Share of requests answered within a time; lines mark p50 and p99."""
     if not len(milliseconds):
         return ""
     with mpl.rc_context(_STYLE):
@@ -178,17 +160,13 @@ def latency(milliseconds: Sequence[float]) -> str:
                 color=_REFERENCE,
                 ha="right" if value > middle else "left",
             )
-        axes.set_xlabel("milliseconds a request")
+        axes.set_xlabel("milliseconds per request")
         axes.set_ylabel("share answered")
         return _inline(figure)
 
 
 def sweep(points: Sequence[tuple[str, Any]]) -> str:
-    """Calls saved against similarity and, where there are arms, against their test AUC.
-
-    Args:
-        points: Name of each setting and its `sweep.Point`.
-    """
+    """Calls saved against similarity and test AUC, for the name and `sweep.Point` of settings."""
     measured = [point for _, point in points if any(e["auc"] is not None for e in point.arms)]
     with mpl.rc_context(_STYLE):
         count = 2 if measured else 1
@@ -233,7 +211,7 @@ def _open_frame(axes: Axes) -> None:
 
 
 def _inline(figure: Figure) -> str:
-    """The plot in the colours of the page that it stands in."""
+    """The plot in the colours of its page."""
     figure.patch.set_alpha(0.0)
     for axes in figure.axes:
         axes.patch.set_alpha(0.0)

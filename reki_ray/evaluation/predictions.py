@@ -20,7 +20,7 @@ from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.runs import Run, read_bundle, read_reranker
 
 Scores = dict[tuple[Backbone | Reranker, Arm], dict[int, npt.NDArray[np.float32]]]
-"""Scores (N,) of the test samples, or (N, K) of the lists, by model and arm, then seed."""
+"""Scores of the test samples (N,) or lists (N, K), by model and arm, then seed."""
 
 
 def predict_test(
@@ -40,14 +40,13 @@ def predict_test(
         samples: Its test samples or, for rerankers, the lists made of them.
         runs: Trained runs, all of them rerankers or none.
         after_run: Called after each run.
-        shown: Most past interactions that a model is shown, once each; None shows all that it
-            takes.
+        shown: Largest history lengths to predict with; None is the model's own.
 
     Returns:
         Scores for each of `shown`.
 
     Raises:
-        DataError: There are no test samples, or a score of them is not finite.
+        DataError: There are no test samples, or a score is not finite.
         StoreError: A run is missing or damaged.
     """
     if not len(samples):
@@ -69,7 +68,7 @@ def predict_test(
         if profile not in encoded:  # runs of one stage share their vocabularies
             encoded[profile] = encode_dataset(dataset, bundle.features)
         representations = permute(vectors[run.arm], run.arm, run.seed)
-        for most, found in zip(shown, scores, strict=True):
+        for most, by_run in zip(shown, scores, strict=True):
             batches = BatchBuilder(
                 encoded[profile],
                 samples,
@@ -83,8 +82,8 @@ def predict_test(
                     f"run {run.name} scores {int((~np.isfinite(predicted)).sum())} test samples "
                     "with NaN or infinity",
                     where=workspace.path(run.folder),
-                    todo="Lower train.learning_rate and train it again, or leave its arm out.",
+                    todo="Lower train.learning_rate and train it again, or leave out its arm.",
                 )
-            found.setdefault((run.backbone, run.arm), {})[run.seed] = predicted
+            by_run.setdefault((run.backbone, run.arm), {})[run.seed] = predicted
         after_run()
     return scores

@@ -46,11 +46,7 @@ _EXTRACTION_KEYS = (
 
 
 def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
-    """Content of report.json.
-
-    Args:
-        config: The run.
-        workspace: Its folder; the stages up to evaluate and serve are done.
+    """Content of report.json; the stages up to evaluate and serve are done.
 
     Raises:
         DataError: The evaluation's metrics are missing or damaged.
@@ -72,7 +68,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
         ],
         "extraction": {
             **{key: entries["extract"].details[key] for key in _EXTRACTION_KEYS},
-            # Workspaces of earlier releases counted nothing of the kind.
+            # Missing in workspaces of earlier releases.
             "answers": entries["extract"].details.get("answers"),
         },
         "clustering": {
@@ -165,7 +161,7 @@ class _Pages(Environment):
 
 
 def _shown(value: Any) -> Any:
-    """What a template prints for a value; a dash where a figure is not defined."""
+    """Template filter: a value as text, a dash if it is undefined."""
     if callable(value) and not isinstance(value, Undefined):
         raise TypeError(f"the template prints {value!r}, not a value")
     return "-" if value is None or value != value else value  # noqa: PLR0124  # NaN
@@ -184,29 +180,24 @@ def _headline(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def verdict(entry: dict[str, Any]) -> str:
-    """An arm against one of its controls, in words.
-
-    Args:
-        entry: Of `controls` or `reranking_controls`, as `Comparison.control` and
-            `ListComparison.rows` make them.
-    """
+    """An entry of `controls` or `reranking_controls`, an arm against its control, in words."""
     model, metric = (
         ("reranker", "delta_ndcg_7") if "reranker" in entry else ("backbone", "delta_auc")
     )
     difference = f"{interval(entry[metric], entry['delta_ci'], signed=True)}, "
     if entry[metric] is None:
-        difference, told = "", "not measured"
+        difference, outcome = "", "not measured"
     elif SEEDS not in entry["ci_over"]:
-        told = "no verdict from one seed"
+        outcome = "no verdict from one seed"
     elif not entry["apart"]:
-        told = "no significant difference"
+        outcome = "no significant difference"
     else:
-        told = "ahead" if entry[metric] > 0 else "behind"
-    return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}{told}"
+        outcome = "ahead" if entry[metric] > 0 else "behind"
+    return f"{entry[model]}: {entry['arm']} against {entry['control']}: {difference}{outcome}"
 
 
 def drawn(entries: Sequence[dict[str, Any]]) -> str:
-    """What the intervals of arms or rerankers are over, in words."""
+    """Sources of variance of the intervals of arms or rerankers, in words."""
     several = [SEEDS in entry["ci_over"] for entry in entries if entry["seeds"]]
     if not any(several):
         return "over users and items, of one seed"
@@ -214,12 +205,7 @@ def drawn(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def diverged(arms: Sequence[dict[str, Any]], model: str = "backbone") -> list[str]:
-    """Which runs diverged, a line for each arm that has one.
-
-    Args:
-        arms: The `arms` or `reranking` of report.json.
-        model: Key of their models.
-    """
+    """A line for each arm of `arms` or `reranking` with diverged runs; `model` is a key of them."""
     return [
         f"{arm[model]}: {arm['arm']} diverged with seed {', '.join(map(str, arm['diverged']))}, "
         + ("which is left out of all arms" if arm["seeds"] else "and has no result")
@@ -229,7 +215,7 @@ def diverged(arms: Sequence[dict[str, Any]], model: str = "backbone") -> list[st
 
 
 def scored_example(content: dict[str, Any]) -> str:
-    """A request and its answer, long lists cut to what a reader takes in."""
+    """A request and its answer, long lists shortened."""
     example, serve = content["serving"]["example"], content["config"]["serve"]
     request, response = dict(example["request"]), dict(example["response"])
     left_out = len(response["scores"]) - _SHOWN_SCORES

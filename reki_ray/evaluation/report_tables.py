@@ -1,4 +1,4 @@
-"""Rows of the report's tables, as texts; a line break in a cell stands between its lines."""
+"""Rows of the report's tables, as texts; cells may have several lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _rows(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Rows:
 
 
 def _names(arms: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells that name the arms: without the backbone where there is only one."""
+    """Headings and cells that name the arms, without the backbone if there is only one."""
     if len({arm["backbone"] for arm in arms}) < 2:
         return ["arm"], [[arm["arm"]] for arm in arms]
     return ["arm", "backbone"], [[arm["arm"], arm["backbone"]] for arm in arms]
@@ -48,13 +48,13 @@ def arm_rows(arms: Sequence[Entry]) -> Rows:
 def slice_rows(arms: Sequence[Entry]) -> Rows:
     """AUC of each arm on each slice, and below it the difference from fair_base."""
     headings, names = _names(arms)
-    found = arms[0]["slices"] if arms else {}
+    by_slice = arms[0]["slices"] if arms else {}
     return _rows(
         [
             *headings,
             *(
                 f"{name.replace('_', ' ')}\n{counted(part['samples'], 'sample')}"
-                for name, part in found.items()
+                for name, part in by_slice.items()
             ),
         ],
         (
@@ -62,7 +62,7 @@ def slice_rows(arms: Sequence[Entry]) -> Rows:
                 *name,
                 *(
                     f"{interval(part['auc'], None)}\n{_stacked(against_baseline(arm, part))}"
-                    for part in map(arm["slices"].__getitem__, found)
+                    for part in map(arm["slices"].__getitem__, by_slice)
                 ),
             ]
             for name, arm in zip(names, arms, strict=True)

@@ -7,13 +7,11 @@ scaled to the variance of two-way clustering, which counts it once (Cameron, Gel
 Journal of Business & Economic Statistics 2011).
 
 Seeds are too few to be drawn: draws of three never leave the range of the three. A normal with
-their spread takes their place, widened by Student's t with one degree of freedom less than there
-are seeds; the squares of both half-widths add up (Howe, Journal of the American Statistical
-Association 1974). Users and items are widened by Student's t in the same way, which matters where
-there are few of them.
+their spread replaces them, widened by Student's t with one degree of freedom less than seeds; the
+squares of both half-widths add up (Howe, Journal of the American Statistical Association 1974).
+Users and items are widened by Student's t in the same way, which matters if they are few.
 
-Models are compared on the same draws, seed by seed: a difference then varies much less than
-either of its terms.
+Models are compared on the same draws, seed by seed: a difference varies much less than its terms.
 """
 
 from __future__ import annotations
@@ -36,13 +34,10 @@ USERS_ITEMS: Final = ("users", "items")
 SEEDS: Final = "seeds"
 
 _SEED: Final = 0
-
 _COUNT_BYTES: Final = 64 * 2**20
 """Memory of the counts of users and items that are drawn at once."""
-
 _BLOCK_ROWS: Final = 16_384
 """Samples that are weighted at once."""
-
 _RESAMPLES_AT_ONCE: Final = 64
 
 
@@ -51,9 +46,9 @@ class Ratio:
     """Part of a statistic of Q models: a sum of residuals over a sum of bases.
 
     Args:
-        rows: Samples that take part (n,).
-        residuals: What each contributes, which adds up to 0 over all rows, (n, Q).
-        base: What each adds to the denominator (n,).
+        rows: Samples of the part (n,).
+        residuals: Contribution of each, 0 in total, (n, Q).
+        base: Contribution of each to the denominator (n,).
     """
 
     rows: Ints
@@ -62,16 +57,16 @@ class Ratio:
 
 
 class JointBootstrap:
-    """Figures of models on the same samples, as other users, items and seeds would give them.
+    """Statistics of models on the same samples, with intervals over users, items and seeds.
 
-    A figure is a value plus ratios that are 0 over all samples. For a mean that is exact; for an
-    AUC it is the first-order expansion, which needs no sorting a resample.
+    A statistic is a value plus ratios that are 0 over all samples. For a mean that is exact; for
+    an AUC it is the first-order expansion, which needs no sorting per resample.
 
     Args:
         users: User of every sample (N,).
         items: Item of every sample (N,).
-        values: Figures (S,) with every seed, by name of the model.
-        ratios: Parts of the figure, of the mean over seeds; Q models in the order of `values`.
+        values: Statistics (S,) with every seed, by name of the model.
+        ratios: Parts of the mean over seeds; Q models in the order of `values`.
         resamples: Number B of resamples.
         confidence: Level of the intervals, as 0.95.
     """
@@ -93,20 +88,14 @@ class JointBootstrap:
         self._confidence = confidence
 
     def value(self, name: str, minus: str | None = None) -> float | None:
-        """Figure of a model, or its difference to another's, mean over seeds; None if undefined."""
+        """Mean over seeds of a model, or of its difference to another; None if undefined."""
         values = self._by_seed(name, minus)
         return None if values is None else float(values.mean())
 
     def interval(self, name: str, minus: str | None = None) -> list[float] | None:
-        """Interval [low, high] of a model's figure, or of its difference to another model's.
+        """Interval [low, high] of `value`, clipped to [0, 1] unless it is a difference.
 
-        Args:
-            name: Which model.
-            minus: The other model.
-
-        Returns:
-            None if the figure is undefined, or undefined in every resample. Figures lie in [0, 1],
-            and so do their intervals.
+        None if the statistic is undefined, also if only in every resample.
         """
         values = self._by_seed(name, minus)
         if values is None:
@@ -125,7 +114,7 @@ class JointBootstrap:
         return bounds if bounds is None or minus is not None else np.clip(bounds, 0, 1).tolist()
 
     def _widened(self, draws: int) -> float:
-        """How much wider than with a known spread an interval is whose spread so few draws give."""
+        """Ratio of the half-widths of Student's t for this many draws and of the normal."""
         upper = (1 + self._confidence) / 2
         return float(stats.t.ppf(upper, max(draws - 1, 1)) / stats.norm.ppf(upper))
 
@@ -136,14 +125,14 @@ class JointBootstrap:
 
     @cached_property
     def _deviations(self) -> Floats:
-        """Ratios of every resample (B, Q), added up; NaN where one has no base."""
-        found = np.zeros((self._resamples, len(self._values)))
+        """Sum of the ratios of every resample (B, Q); NaN if one has no base."""
+        resampled = np.zeros((self._resamples, len(self._values)))
         for start, users, items in self._draws():
             chunk = slice(start, start + users.shape[1])
             for ratio in self._ratios:
                 *residuals, base = self._weighted(ratio, users, items)
-                found[chunk] += np.transpose(residuals / np.where(base > 0, base, np.nan))
-        return found
+                resampled[chunk] += np.transpose(residuals / np.where(base > 0, base, np.nan))
+        return resampled
 
     def _weighted(self, ratio: Ratio, users: Counts, items: Counts) -> Floats:
         """Sums of residuals, and below them of bases, in R resamples (Q + 1, R)."""
@@ -154,12 +143,12 @@ class JointBootstrap:
             weights = np.take(users, self._users[rows], axis=0)
             weights *= np.take(items, self._items[rows], axis=0)
             columns = np.column_stack([ratio.residuals[block], ratio.base[block]])
-            # Not a product of matrices: for so narrow ones BLAS would wait for its threads.
+            # Not a matrix product: for matrices this narrow BLAS would wait for its threads.
             total += np.einsum("nq,nr->qr", columns.astype(np.float32), weights.astype(np.float32))
         return total
 
     def _draws(self) -> Iterator[tuple[int, Counts, Counts]]:
-        """Number of the first of R resamples, and how often each drew every user and item."""
+        """Index of the first of R resamples, and their counts of every user and item."""
         sizes = [int(places.max()) + 1 for places in (self._users, self._items)]
         step = min(max(_COUNT_BYTES // sum(sizes), 1), _RESAMPLES_AT_ONCE)
         for start in range(0, self._resamples, step):
@@ -174,7 +163,7 @@ class JointBootstrap:
             yield start, users, items
 
     def _variances(self, column: int, other: int | None) -> tuple[float, float]:
-        """Variance of a figure over users and items, and that of its pigeonhole resamples."""
+        """Variance of a statistic over users and items, and of its pigeonhole resamples."""
         influence = np.zeros(len(self._users))
         for ratio in self._ratios:
             influence[ratio.rows] += _less(ratio.residuals, column, other) / ratio.base.sum()
@@ -197,17 +186,12 @@ class JointBootstrap:
 
 
 def drawn_over(seeds: int) -> list[str]:
-    """What an interval of figures with so many seeds is over."""
+    """Sources of variance of an interval over this many seeds."""
     return [*USERS_ITEMS, *([SEEDS] if seeds > 1 else [])]
 
 
 def interval(values: Floats, confidence: float) -> list[float] | None:
-    """Percentile interval [low, high] of resampled values; None where all are NaN.
-
-    Args:
-        values: One value a resample, (B,).
-        confidence: Level, as 0.95.
-    """
+    """Percentile interval [low, high] of resampled values (B,); None if all are NaN."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None
@@ -217,22 +201,17 @@ def interval(values: Floats, confidence: float) -> list[float] | None:
 
 
 def is_apart(bounds: list[float] | None, over: Sequence[str]) -> bool:
-    """Whether an interval tells a difference from none: it is over seeds too, and leaves out zero.
-
-    Args:
-        bounds: Interval of the difference; none tells nothing.
-        over: What it is over, see `drawn_over`.
-    """
+    """Whether a difference is significant: its interval is over seeds too, and excludes zero."""
     return SEEDS in over and bounds is not None and not bounds[0] <= 0 <= bounds[1]
 
 
 def _less(table: Array, column: int, other: int | None) -> Floats:
     """A column, or its difference to another one."""
-    found: Floats = table[:, column].astype(np.float64)
-    return found if other is None else found - table[:, other]
+    values: Floats = table[:, column].astype(np.float64)
+    return values if other is None else values - table[:, other]
 
 
 def _places(values: Array) -> Ints:
-    """Place of every value among the distinct ones (N,)."""
-    found: Ints = np.unique(values, return_inverse=True)[1].reshape(-1)
-    return found
+    """Index of every value among the distinct ones (N,)."""
+    index: Ints = np.unique(values, return_inverse=True)[1].reshape(-1)
+    return index

@@ -1,4 +1,4 @@
-"""Whether predicted probabilities are the rates at which clicks come."""
+"""Calibration: predicted probabilities against observed click rates."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BINS: Final = 10
 
 
 def reliability(labels: Array, scores: Array, bins: int = BINS) -> list[dict[str, Any]]:
-    """Predicted and observed click rate, bin by bin of equally many samples by score.
+    """Predicted and observed click rate of bins of equally many samples, by rising score.
 
-    Samples of one score share a bin, so with many of them bins differ and may be fewer.
+    Samples of equal score share a bin, so there may be fewer bins of different sizes.
 
     Args:
         labels: 0 or 1, (N,).
@@ -23,13 +23,13 @@ def reliability(labels: Array, scores: Array, bins: int = BINS) -> list[dict[str
         bins: Number of bins.
 
     Returns:
-        Bins by rising score, each {"samples", "predicted", "observed"}; none without samples.
+        {"samples", "predicted", "observed"} per bin; empty without samples.
     """
     if not len(labels):
         return []
     exact = np.clip(np.asarray(scores, dtype=np.float64), 0.0, 1.0)
     observed, predicted = calibration_curve(labels, exact, n_bins=bins, strategy="quantile")
-    # scikit-learn does not tell how many samples a bin holds; its bounds are these.
+    # scikit-learn does not return the sizes of the bins; these are its bounds.
     bounds = np.percentile(exact, np.linspace(0, 100, bins + 1))[1:-1]
     counts = np.bincount(np.searchsorted(bounds, exact))
     return [
@@ -39,18 +39,10 @@ def reliability(labels: Array, scores: Array, bins: int = BINS) -> list[dict[str
 
 
 def calibration_error(labels: Array, scores: Array, bins: int = BINS) -> float | None:
-    """Expected calibration error: mean distance of predicted and observed rate over all samples.
+    """Expected calibration error, from 0 (best) to 1; None without samples.
 
-    With bins of equally many samples (Nixon et al., CVPR workshops 2019, section 4): those of
-    equal width leave most click probabilities in one bin.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: Probabilities of a 1, (N,).
-        bins: Number of bins.
-
-    Returns:
-        From 0, the best, to 1; None without samples.
+    With bins of equally many samples (Nixon et al., CVPR workshops 2019, section 4): bins of equal
+    width would put most click probabilities into one bin. Arguments as of `reliability`.
     """
     rows = reliability(labels, scores, bins)
     if not rows:
@@ -60,14 +52,6 @@ def calibration_error(labels: Array, scores: Array, bins: int = BINS) -> float |
 
 
 def calibration_ratio(labels: Array, scores: Array) -> float | None:
-    """Mean prediction / click rate: above 1 where clicks are overestimated.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: Probabilities of a 1, (N,).
-
-    Returns:
-        None without clicks.
-    """
+    """Mean prediction / click rate, above 1 if clicks are overestimated; None without clicks."""
     clicks = float(np.sum(labels, dtype=np.float64))
     return float(np.sum(scores, dtype=np.float64)) / clicks if clicks else None

@@ -1,4 +1,4 @@
-"""Metrics of click prediction. A metric that the data do not define is None, never a number."""
+"""Metrics of click prediction; None if the data do not define them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def auc(labels: Array, scores: Array) -> float | None:
 
 
 def logloss(labels: Array, scores: Array) -> float | None:
-    """Mean negative log-likelihood, nats a sample; None without samples.
+    """Mean negative log-likelihood, nats per sample; None without samples.
 
     Args:
         labels: 0 or 1, (N,).
@@ -41,7 +41,7 @@ def logloss(labels: Array, scores: Array) -> float | None:
 
 
 def gauc(labels: Array, scores: Array, users: Array) -> float | None:
-    """AUC within a user, averaged over users by their number of samples.
+    """AUC per user, averaged by number of samples; None if no user has both labels.
 
     Users with a single label have no AUC and are left out (Zhu et al., KDD 2017, section 4.2).
 
@@ -49,16 +49,13 @@ def gauc(labels: Array, scores: Array, users: Array) -> float | None:
         labels: 0 or 1, (N,).
         scores: Higher for a likelier 1, (N,).
         users: User of every sample, (N,).
-
-    Returns:
-        None where no user has both labels.
     """
     if not len(labels):
         return None
     _, owners = np.unique(users, return_inverse=True)
     order = np.lexsort((scores, owners))
     positive, owners, sorted_scores = labels[order] > 0, owners[order], scores[order]
-    before = np.concatenate([[0], np.cumsum(~positive)])  # negatives in front of each place
+    before = np.concatenate([[0], np.cumsum(~positive)])  # negatives before each place
     changes = (np.diff(owners) != 0) | (np.diff(sorted_scores) != 0)
     first, last = _runs(changes)
     # A negative with the score of a positive counts half, one of an earlier user not at all.
@@ -75,7 +72,7 @@ def gauc(labels: Array, scores: Array, users: Array) -> float | None:
 
 
 def placements(labels: Array, scores: Array) -> Floats:
-    """Share of the samples of the other label that each one is ranked correctly against (N,).
+    """Share of the other label's samples that each sample is ranked correctly against (N,).
 
     The AUC is the mean over the samples of either label (DeLong et al., Biometrics 1988, whose
     structural components they are). Equal scores count half.
@@ -90,15 +87,15 @@ def placements(labels: Array, scores: Array) -> Floats:
     first, last = _runs(np.diff(scores[order]) != 0)
     below = 0.5 * (negatives[first] + negatives[last])  # negatives, of each place
     before = 0.5 * (first + last) - below  # positives
-    found = np.empty(len(order))
-    found[order] = np.where(
+    shares = np.empty(len(order))
+    shares[order] = np.where(
         positive, below / negatives[-1], 1 - before / (len(order) - negatives[-1])
     )
-    return found
+    return shares
 
 
 def _runs(changes: Array) -> tuple[Ints, Ints]:
-    """First place, and the place after the last one, of the run that each place is in.
+    """First place, and the place after the last, of the run of equal values around each place.
 
     Args:
         changes: Whether a run ends between two places, (N - 1,).

@@ -1,13 +1,12 @@
-"""Metrics of ranked lists with binary labels: one value a list, and what each 1 adds to it.
+"""Metrics of ranked lists with binary labels: a value per list, and the part each 1 adds to it.
 
-scikit-learn's `ndcg_score` gives the mean over lists, not a value of each, and has no average
-precision at k; torchmetrics goes through the lists one by one in Python. The tests compare with
-scikit-learn and with plain loops.
+scikit-learn's `ndcg_score` gives the mean over lists and has no average precision at k;
+torchmetrics loops over the lists in Python. The tests compare with scikit-learn and plain loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 import numpy as np
@@ -31,25 +30,23 @@ def ranked(labels: Array, scores: Array) -> Floats:
         labels: 0 or 1, negative at padding, (N, K).
         scores: Higher for a better place, (N, K).
     """
-    found: Floats = np.take_along_axis(labels > 0, _order(labels, scores), axis=1).astype(
-        np.float64
-    )
-    return found
+    relevance = np.take_along_axis(labels > 0, _order(labels, scores), axis=1)
+    return relevance.astype(np.float64)
 
 
 def gains(labels: Array, scores: Array, metric: Metric, k: int) -> Floats:
-    """What every candidate adds to its list's value (N, K): nothing but where it is a 1.
+    """Part of its list's value (N, K) that every candidate adds, 0 unless its label is 1.
 
     Args:
         labels: 0 or 1, negative at padding, (N, K).
         scores: Higher for a better place, (N, K).
-        metric: Which value.
-        k: Places that count.
+        metric: The value.
+        k: Cutoff.
     """
-    found = np.empty(labels.shape)
+    parts = np.empty(labels.shape)
     gained, best = _GAINS[metric](ranked(labels, scores), k)
-    np.put_along_axis(found, _order(labels, scores), gained / best[:, None], axis=1)
-    return found
+    np.put_along_axis(parts, _order(labels, scores), gained / best[:, None], axis=1)
+    return parts
 
 
 def ndcg(relevance: Floats, k: int) -> Floats:
@@ -61,11 +58,11 @@ def ndcg(relevance: Floats, k: int) -> Floats:
 
     Args:
         relevance: 0 or 1 in ranked order (N, K).
-        k: Places that count.
+        k: Cutoff.
     """
     gained, best = _ndcg_gains(relevance, k)
-    found: Floats = gained.sum(axis=1) / best
-    return found
+    values: Floats = gained.sum(axis=1) / best
+    return values
 
 
 def average_precision(relevance: Floats, k: int) -> Floats:
@@ -74,34 +71,31 @@ def average_precision(relevance: Floats, k: int) -> Floats:
         AP@k = sum_{j <= k} rel_j (hits among the first j) / j / min(k, number of 1)
 
     Manning et al., Introduction to Information Retrieval, section 8.4; the denominator is the
-    largest number of hits that k places can hold, so that the best order has 1.
+    largest number of hits in k places, so that the best order has 1.
 
     Args:
         relevance: 0 or 1 in ranked order (N, K).
-        k: Places that count.
+        k: Cutoff.
     """
     gained, best = _precision_gains(relevance, k)
-    found: Floats = gained.sum(axis=1) / best
-    return found
-
-
-def at_cutoffs(relevance: Floats, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, dict[str, Floats]]:
-    """Values (N,) of both metrics, `ndcg` and `map`, by cutoff.
-
-    Args:
-        relevance: 0 or 1 in ranked order (N, K).
-        cutoffs: Numbers of places that count.
-    """
-    return {
-        "ndcg": {str(k): ndcg(relevance, k) for k in cutoffs},
-        "map": {str(k): average_precision(relevance, k) for k in cutoffs},
-    }
+    values: Floats = gained.sum(axis=1) / best
+    return values
 
 
 def mean_over_lists(values: Floats) -> float | None:
-    """Mean of the defined values; None where there is none."""
+    """Mean of the values that are not NaN; None if all are."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else None
+
+
+def means_at_cutoffs(labels: Array, scores: Array) -> dict[str, dict[str, float | None]]:
+    """Mean over N lists of both metrics, `ndcg` and `map`, by cutoff; arguments as of `ranked`."""
+    relevance = ranked(labels, scores)
+    metrics = {"ndcg": ndcg, "map": average_precision}
+    return {
+        name: {str(k): mean_over_lists(metric(relevance, k)) for k in CUTOFFS}
+        for name, metric in metrics.items()
+    }
 
 
 def _order(labels: Array, scores: Array) -> Ints:
@@ -110,7 +104,7 @@ def _order(labels: Array, scores: Array) -> Ints:
 
 
 def _ndcg_gains(relevance: Floats, k: int) -> tuple[Floats, Floats]:
-    """What each place adds (N, K), and the most that a list can have (N,), NaN without a 1."""
+    """Gain of each place (N, K), and the largest sum of a list (N,), NaN without a 1."""
     discount = 1 / np.log2(np.arange(2, relevance.shape[1] + 2))
     discount[k:] = 0
     best = np.concatenate([[np.nan], np.cumsum(discount)])

@@ -1,1 +1,1 @@
-"""Plain torch models: HEIN, feature fields, backbones."""
+"""Plain torch models: HEIN, feature fields, backbones, rerankers."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 TEMPERATURE: Final = 0.1
 MOST_ITEMS: Final = 512
-"""Items that are compared with each other, drawn from a batch: the cost grows with their square."""
+"""Most items of a batch that are compared with each other: the cost grows with their square."""
 
 
 class Alignment(nn.Module):
@@ -17,13 +17,17 @@ class Alignment(nn.Module):
 
         L = - mean_i log softmax_j(cos(A z_i, e_j) / 0.1)[i]
 
-    z is what the shared experts make of an item's knowledge, e the embedding of its id. Dedicated
-    experts stay free, as in DaRec and PAD: only what both sides share is worth aligning. No
-    gradient flows into e, so that clicks alone shape it.
+    z is the output of the shared experts for an item, e the embedding of its id. Dedicated experts
+    are not aligned, as in DaRec and PAD. No gradient flows into e, so that clicks alone shape it.
 
     Args:
         output: Length q of z.
         embedding: Length E of e.
+
+    Example::
+
+        alignment = Alignment(output=8, embedding=16)
+        loss = alignment(torch.randn(5, 8), torch.randn(5, 16))
     """
 
     def __init__(self, output: int, embedding: int) -> None:
@@ -31,12 +35,7 @@ class Alignment(nn.Module):
         self.projection = nn.Linear(output, embedding, bias=False)
 
     def forward(self, shared: Tensor, embeddings: Tensor) -> Tensor:
-        """Loss, a scalar.
-
-        Args:
-            shared: z of N distinct items (N, q).
-            embeddings: e of the same items (N, E).
-        """
+        """Loss, a scalar, of z (N, q) and e (N, E) of N distinct items."""
         z = nn.functional.normalize(self.projection(shared), dim=1)
         e = nn.functional.normalize(embeddings.detach(), dim=1)
         same = torch.arange(len(z), device=z.device)

@@ -1,4 +1,4 @@
-"""A trained model on disk: weights, and all that is needed to use them elsewhere.
+"""A trained model on disk: weights, architecture and vocabularies.
 
 A folder holds `model.safetensors` (weights and running statistics) and `model.json`
 (architecture, vocabularies, origin). No pickle: loading runs no code from the files.
@@ -42,7 +42,7 @@ _AUGMENT_ROWS: Final = 8192
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model comes from.
+    """Origin of a model.
 
     Args:
         arm: Experimental arm.
@@ -66,7 +66,7 @@ class Bundle(Generic[Model, Layers]):
         architecture: Kind and sizes of its layers.
         features: Its vocabularies.
         history: Number L of past interactions it sees.
-        origin: Where it comes from.
+        origin: Arm, seed and tables.
         fingerprint: SHA-256 over both files; empty for a model that was not saved.
     """
 
@@ -93,11 +93,7 @@ class Bundle(Generic[Model, Layers]):
         return self.architecture.hein.output if self.uses_knowledge else 0
 
     def augment_users(self, r: Vectors) -> Vectors:
-        """Augmented vectors h_u (N, q) of representations r_u (N, K d), K factors side by side.
-
-        Raises:
-            StoreError: The model has no knowledge side, or another d.
-        """
+        """Augmented vectors h_u (N, q) of representations r_u (N, K d); see `augment_items`."""
         return self._augment(r, "users")
 
     def augment_items(self, r: Vectors) -> Vectors:
@@ -118,9 +114,9 @@ class Bundle(Generic[Model, Layers]):
         if not expected or r.ndim != 2 or r.shape[1] != expected:
             raise StoreError(
                 f"representations of shape {r.shape} do not fit a model that takes {expected} "
-                "numbers an id",
+                "numbers per id",
                 where=f"model of arm {self.arm}",
-                todo="Train the model on the representations that are to be augmented.",
+                todo="Train the model on the same kind of representations.",
             )
         model = self.model
         augment = model.augment_users if side == "users" else model.augment_items
@@ -144,8 +140,8 @@ def save(folder: Path, bundle: Bundle[Any, Any]) -> str:
     """Write a model into a folder.
 
     Args:
-        folder: Made if it does not exist; its two files are replaced.
-        bundle: The model; its `fingerprint` is not looked at.
+        folder: Created if missing; its two files are replaced.
+        bundle: The model; its `fingerprint` is ignored.
 
     Returns:
         Fingerprint of the files.
@@ -218,7 +214,7 @@ def load_reranker(folder: Path) -> RerankBundle:
 def _load(
     folder: Path, layers: type[Layers], make: Callable[[Layers, FeatureSpace], Model]
 ) -> dict[str, Any]:
-    """Fields of a bundle, from its files."""
+    """Arguments of a bundle, from its files."""
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
         if description["format"] != FORMAT:

@@ -1,4 +1,4 @@
-"""What every network over users, items and knowledge begins with: embeddings and HEIN."""
+"""Embeddings and HEIN, shared by all networks over users, items and knowledge."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from reki_ray.models.embeddings import (
     RatingEmbedding,
 )
 from reki_ray.models.features import FIRST_OWN_ROW, PADDING, FeatureSpace
-from reki_ray.models.hein import ADAPTORS, Adaptor
-from reki_ray.models.knowledge_input import KnowledgeReader
+from reki_ray.models.hein import Adaptor
+from reki_ray.models.knowledge_input import KnowledgeInput
+from reki_ray.models.registry import build_adaptor
 from reki_ray.schema import WHOLE_ANSWER, Side
 
 _ROUND_ROWS = 256
@@ -27,11 +28,10 @@ _ROUND_ROWS = 256
 
 
 class Architecture(Section):
-    """What, besides the vocabularies, determines the network's parameters.
+    """All that determines the network's parameters besides the vocabularies.
 
     `representation` is the length d of r, of one factor; 0 builds the network without knowledge.
-    Representations by factor arrive side by side, in the order of `user_factors` and
-    `item_factors`.
+    Representations by factor are side by side, in the order of `user_factors` and `item_factors`.
     """
 
     backbone: str
@@ -44,22 +44,17 @@ class Architecture(Section):
     id_dropout: float
 
     def factors(self, side: Side) -> tuple[str, ...]:
-        """Factors of one side's representations, in the order in which they arrive."""
+        """Factors of one side's representations, in order."""
         return self.user_factors if side == "users" else self.item_factors
 
     def width(self, side: Side) -> int:
-        """Numbers that the model takes of an id's knowledge."""
+        """Length K d of an id's representation."""
         return len(self.factors(side)) * self.representation
 
 
 @dataclass(frozen=True)
 class Items:
-    """Item vectors, each distinct one once.
-
-    Args:
-        vectors: (R, E); row 0 is padding.
-        gates: How much h_i counts (R,).
-    """
+    """Vectors (R, E) of distinct items, row 0 padding, and the weights (R,) of their h_i."""
 
     vectors: Tensor
     gates: Tensor
@@ -71,7 +66,7 @@ class History(NamedTuple):
     Attributes:
         items: Index among R distinct items (B, L).
         ratings: Rows of their ratings (B, L).
-        gaps: Rows of their time before the latest one (B, L).
+        gaps: Rows of their time gaps to the latest one (B, L).
     """
 
     items: Tensor
@@ -81,13 +76,13 @@ class History(NamedTuple):
 
 @dataclass(frozen=True)
 class KnowledgeVectors:
-    """Representations of one side for N users or items, each distinct one once.
+    """Distinct representations of one side for N users or items.
 
     Members of a cluster share one, so V is far below N and HEIN costs little.
 
     Args:
-        vectors: V unit representations, (V, K d) of K factors.
-        index: The representation of each, among V, (N,).
+        vectors: Unit representations (V, K d) of K factors.
+        index: Row of each user or item (N,).
     """
 
     vectors: Tensor
@@ -97,19 +92,17 @@ class KnowledgeVectors:
 class EmbeddedModel(nn.Module):
     """Item, rating, profile and augmented vectors, for a network that a subclass puts on top.
 
-    Representations arrive with length 1; before HEIN they are scaled (`RepresentationScaling`)
-    and, where there is one a factor, mixed (`FactorMixture`).
+    Representations have length 1; `KnowledgeInput` scales and mixes them before HEIN.
 
     With a gate, h_i counts half / (half + n) for an item of n training samples, and h_u the same
-    for n past interactions: knowledge carries what the model does not know by itself, and leaves
-    alone what it knows better. Id dropout shows known items as unknown ones, with n = 0, which
-    trains the network for that case.
+    for n past interactions, so that knowledge counts most for ids with little data. Id dropout
+    shows known items as unknown ones, with n = 0, which trains the network for that case.
 
     Args:
         architecture: Kind and sizes of the layers.
         features: Vocabularies.
-        network: Makes the network on top. It is called before HEIN is built, so that with one
-            seed it starts as it does without knowledge.
+        network: Builds the network on top. Called before HEIN is built, so that a seed gives it
+            the same start as without knowledge.
     """
 
     seen: Tensor
@@ -122,17 +115,22 @@ class EmbeddedModel(nn.Module):
     ) -> None:
         super().__init__()
         size = architecture.network.embedding
-        self.items = ItemEmbedding(features, size, architecture.id_dropout)
-        self.ratings = RatingEmbedding(features, size)
+        item_fields = {name: field.rows for name, field in features.item_fields.items()}
+        user_fields = {name: field.rows for name, field in features.user_fields.items()}
+        id_dropout = architecture.id_dropout
+        self.items = ItemEmbedding(features.item_rows, item_fields, size, id_dropout)
+        self.ratings = RatingEmbedding(features.rating_rows, size)
         self.gaps = GapEmbedding(size)
-        self.profile = AttributeEmbedding(features.user_fields, size)
+        self.profile = AttributeEmbedding(user_fields, size)
         self.backbone = network()
         self.hein: Adaptor | None = None
         if architecture.representation:
             d, hein = architecture.representation, architecture.hein
-            self.user_reader = KnowledgeReader(len(architecture.user_factors), d, hein)
-            self.item_reader = KnowledgeReader(len(architecture.item_factors), d, hein)
-            self.hein = ADAPTORS[hein.kind](self.item_reader.output, hein)
+            self.user_reader, self.item_reader = (
+                KnowledgeInput(len(factors), d, scaling=hein.scaling, components=hein.components)
+                for factors in (architecture.user_factors, architecture.item_factors)
+            )
+            self.hein = build_adaptor(self.item_reader.output, hein)
             if hein.enrich_items:
                 self.enrichment = nn.Linear(hein.output, size, bias=False)
             self.alignment_weight = hein.alignment_weight
@@ -141,8 +139,7 @@ class EmbeddedModel(nn.Module):
         self.enriches = bool(architecture.representation) and architecture.hein.enrich_items
         self.gate = architecture.gate
         self.reduced = False
-        """Whether HEIN multiplies in bfloat16 in training. The rest of the network is no product of
-        large matrices and gains nothing from it."""
+        """Whether HEIN multiplies in bfloat16 in training; other layers are too small to gain."""
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
 
@@ -183,7 +180,7 @@ class EmbeddedModel(nn.Module):
         Args:
             ids: Rows of the item ids (R,); those of padding are 0.
             attributes: Rows (R, width) by attribute.
-            augmented: h_i (R, q); only looked at where items are enriched.
+            augmented: h_i (R, q); only read if items are enriched.
         """
         shown = self.items.drop(ids)
         vectors = self.items(shown, attributes)
@@ -205,12 +202,12 @@ class EmbeddedModel(nn.Module):
     def misalignment(
         self, ids: Tensor, items: Tensor, knowledge: KnowledgeVectors | None
     ) -> Tensor | None:
-        """Loss of the shared experts in training; None where there is none.
+        """Weighted alignment loss of the shared experts in training, if configured.
 
         Args:
             ids: Rows of the ids of R items (R,).
-            items: Some of these items, repeated or not, for which knowledge is available, of any
-                shape; padding is ignored.
+            items: Index among R of the items to align, of any shape, repeated or not; padding is
+                ignored.
             knowledge: Knowledge of the R items.
         """
         if not self.training or self.hein is None or not self.alignment_weight:
@@ -220,21 +217,21 @@ class EmbeddedModel(nn.Module):
         known = known[ids[known] >= FIRST_OWN_ROW]
         if not len(known):
             return None
-        if len(known) > MOST_ITEMS:  # in ascending order, so the first ones would be the same
+        if len(known) > MOST_ITEMS:  # ascending: the first ones would always be the same
             known = known[torch.randperm(len(known), device=known.device)[:MOST_ITEMS]]
         r = self.item_reader(knowledge.vectors[knowledge.index[known]])
         loss: Tensor = self.alignment(self.hein.shared_items(r), self.items.ids(ids[known]))
         return self.alignment_weight * loss
 
     def user_gate(self, mask: Tensor) -> Tensor:
-        """How much h_u counts (B,), by the real interactions of a history, mask (B, L)."""
+        """Weight (B,) of h_u by the number of real interactions, mask (B, L)."""
         return _gate(self.gate.users, mask.sum(dim=1).to(self.seen.dtype))
 
     def _augment(self, side: Callable[[Tensor], Tensor], r: Tensor) -> Tensor:
         if not (self.reduced and self.training):
             return side(r)
-        # Cast once for all experts. The number of distinct representations differs from batch to
-        # batch, and each new shape costs a new kernel, which is made while the network waits.
+        # Cast once for all experts. Rows are padded because the number of distinct representations
+        # varies, and every new shape compiles a new kernel while the network waits.
         rows = len(r) + -len(r) % _ROUND_ROWS
         padded = r.new_zeros(rows, r.shape[1], dtype=torch.bfloat16)
         padded[: len(r)] = r

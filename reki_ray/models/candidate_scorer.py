@@ -1,4 +1,4 @@
-"""The one path from a request to scores, used offline and online."""
+"""The path from a request to scores, the same offline and online."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FIRST_ITEM = 2
 
 
 Prestored = Literal["h", "r"]
-"""Vectors that were computed before: augmented vectors h, or representations r."""
+"""Kind of the prestored vectors: augmented vectors h, or representations r."""
 
 
 class HistoryEvent(NamedTuple):
@@ -34,8 +34,8 @@ class HistoryEvent(NamedTuple):
 
     Attributes:
         item_id: The item.
-        rating: Its rating; None where there is none.
-        timestamp: Seconds since the epoch; None where it is not known.
+        rating: Its rating, if any.
+        timestamp: Seconds since the epoch, if known.
     """
 
     item_id: str
@@ -45,7 +45,7 @@ class HistoryEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class UserInput:
-    """What is known of the user of a request.
+    """The user of a request.
 
     Args:
         attributes: Profile values by attribute; None for a user without profile.
@@ -60,7 +60,7 @@ class UserInput:
 
 
 class CatalogueInputs:
-    """What a model takes of a catalogue, computed once here, and of users, at each request.
+    """Model inputs of a catalogue, computed once here, and of users, computed per request.
 
     Args:
         bundle: Trained model.
@@ -69,8 +69,8 @@ class CatalogueInputs:
         augmented_items: Augmented vectors h_i (I, q); None for a model without knowledge.
         augmented_item_fallback: h_i (q,) of items outside the catalogue; None for a model
             without knowledge.
-        prestored: With r, the vectors of items and users are representations r (K d), and HEIN
-            makes h of them: of the items' here, of a user's at each request.
+        prestored: With r, the vectors of items and users are representations r (K d), which HEIN
+            augments: the items' here, a user's per request.
 
     Raises:
         StoreError: The augmented vectors do not fit the model or the catalogue.
@@ -96,7 +96,7 @@ class CatalogueInputs:
             if augmented_item_fallback is not None:
                 augmented_item_fallback = bundle.augment_items(augmented_item_fallback[None])[0]
         self._rows = {item: row for row, item in enumerate(item_ids, FIRST_ITEM)}
-        # The ids of padding and of the unknown item are empty: no item has them.
+        # Padding and the unknown item have the empty id, which no item has.
         encoded = bundle.features.encode_items(["", "", *item_ids], [None, None, *item_attributes])
         encoded.ids[0] = PADDING
         self.ids = encoded.ids
@@ -107,7 +107,7 @@ class CatalogueInputs:
         """I + 2 items: padding, the unknown one, and the catalogue."""
 
     def rows(self, item_ids: Sequence[str]) -> list[int]:
-        """Place of items among `items`; that of the unknown one for those it does not hold."""
+        """Rows of items in `items`; the unknown item's row for ids outside the catalogue."""
         return [self._rows.get(item, _UNKNOWN_ITEM) for item in item_ids]
 
     def histories(self, users: Sequence[UserInput]) -> History:
@@ -122,10 +122,10 @@ class CatalogueInputs:
             if not latest:
                 continue
             start = length - len(latest)
-            items, given, at = zip(*latest, strict=True)
+            items, stars, at = zip(*latest, strict=True)
             rows[place, start:] = self.rows(items)
-            stars = np.array([np.nan if rating is None else rating for rating in given])
-            ratings[place, start:] = self.bundle.features.encode_ratings(stars)
+            known = np.array([np.nan if rating is None else rating for rating in stars])
+            ratings[place, start:] = self.bundle.features.encode_ratings(known)
             times[place, start:] = [NO_TIME if time is None else time for time in at]
         return History(
             torch.from_numpy(rows),
@@ -148,12 +148,12 @@ class CatalogueInputs:
         """
         if self.augmented is None:
             return None
-        given: list[Vectors] = []
+        of_users: list[Vectors] = []
         for user in users:
             self._check(user.augmented, (self._user_width,), "the user's augmented vector")
             assert user.augmented is not None
-            given.append(user.augmented)
-        vectors = np.stack(given).astype(np.float32, copy=False)  # (B, q) or (B, K d)
+            of_users.append(user.augmented)
+        vectors = np.stack(of_users).astype(np.float32, copy=False)  # (B, q) or (B, K d)
         if self._prestored == "r":
             vectors = self.bundle.augment_users(vectors)
         return torch.from_numpy(vectors)
@@ -173,10 +173,10 @@ class CatalogueInputs:
         return torch.tensor(rows, dtype=torch.float32)
 
     def _check(self, vectors: Vectors | None, shape: tuple[int, ...], what: str) -> None:
-        found = None if vectors is None else vectors.shape
-        if found != shape:
+        actual = None if vectors is None else vectors.shape
+        if actual != shape:
             raise StoreError(
-                f"{what} have shape {found}, the model needs {shape}",
+                f"{what} have shape {actual}, the model needs {shape}",
                 where=f"model of arm {self.bundle.arm}",
                 todo="Publish vectors and model together, from one workspace.",
             )
@@ -186,15 +186,7 @@ class CandidateScorer:
     """Scores candidates of users.
 
     Item vectors of the catalogue are computed once, here. Scores are deterministic, and a
-    candidate's score does not depend on what is scored with it.
-
-    Args:
-        bundle: Trained model.
-        item_ids: Catalogue, see `CatalogueInputs`, as all that follows.
-        item_attributes: Attributes of the items.
-        augmented_items: Their augmented vectors.
-        augmented_item_fallback: That of items outside the catalogue.
-        prestored: What these vectors and those of users are.
+    candidate's score does not depend on the other candidates. Arguments as of `CatalogueInputs`.
 
     Raises:
         StoreError: The augmented vectors do not fit the model or the catalogue.
@@ -228,10 +220,7 @@ class CandidateScorer:
     def score(self, user: UserInput, candidates: Sequence[str]) -> npt.NDArray[np.float32]:
         """Click probabilities (C,) of C candidates, in their order.
 
-        Args:
-            user: Profile, history and augmented vector.
-            candidates: Item ids; one that the catalogue does not hold is scored with the
-                unknown item's vector and the fallback.
+        A candidate outside the catalogue gets the unknown item's vector and the fallback.
 
         Raises:
             StoreError: The user's augmented vector does not fit the model.
@@ -241,13 +230,7 @@ class CandidateScorer:
     def score_batch(
         self, questions: Sequence[tuple[UserInput, Sequence[str]]]
     ) -> list[npt.NDArray[np.float32]]:
-        """The same of B users in one forward, each with candidates of its own.
-
-        Args:
-            questions: Users and their candidates.
-
-        Returns:
-            Click probabilities (C,) of each user's candidates.
+        """Click probabilities (C,) of each user's candidates, for B users in one forward pass.
 
         Raises:
             StoreError: A user's augmented vector does not fit the model.
@@ -281,7 +264,7 @@ class CandidateScorer:
 
 
 def _spread(counts: Sequence[int]) -> Spread:
-    """Repeats row b of a tensor (B, ...) once for each of user b's candidates: (N, ...)."""
+    """Repeat row b of a tensor (B, ...) for each of user b's candidates: (N, ...)."""
     if len(counts) == 1:  # a view: nothing is copied
         return lambda rows: rows.expand(counts[0], *rows.shape[1:])
     owners = torch.repeat_interleave(torch.tensor(counts))
@@ -291,5 +274,7 @@ def _spread(counts: Sequence[int]) -> Spread:
 def _embed(bundle: Bundle[Any, Any], items: EncodedItems, augmented: Tensor | None) -> Items:
     attributes = {name: torch.from_numpy(rows) for name, rows in items.attributes.items()}
     with torch.inference_mode():
-        found: Items = bundle.model.embed_items(torch.from_numpy(items.ids), attributes, augmented)
-    return found
+        embedded: Items = bundle.model.embed_items(
+            torch.from_numpy(items.ids), attributes, augmented
+        )
+    return embedded

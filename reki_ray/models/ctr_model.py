@@ -8,28 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reki_ray.models.backbones import BackboneInputs, Output, build_backbone
+from reki_ray.models.backbones import BackboneInputs, Output
 from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items, KnowledgeVectors
 from reki_ray.models.features import PADDING, FeatureSpace
+from reki_ray.models.registry import build_backbone
 
 
 @dataclass(frozen=True)
 class ModelBatch:
     """B samples over R distinct items and U distinct users.
 
-    Everything that depends on an id alone is computed once a batch, not once a sample.
+    Whatever depends on an id alone is computed once per batch, not per sample.
 
     Args:
         item_ids: Rows of the item ids (R,); entry 0 is padding.
         item_attributes: Rows (R, width) by attribute.
-        targets: Item to be scored, index among R, (B,); of lists (B, K), 0 at padding.
+        targets: Item to score, index among R, (B,); of lists (B, K), 0 at padding.
         history: Past interactions.
         user_attributes: Rows (U, width) by attribute.
         distinct_users: Number U of distinct users.
         users: Index among U, (B,).
         user_knowledge: Representations r_u of the samples; None without knowledge.
-        item_knowledge: Representations r_i of the R items, where the model looks at past items
-            only if it enriches them; None without knowledge.
+        item_knowledge: Representations r_i of the R items, of past items only if the model enriches
+            them; None without knowledge.
     """
 
     item_ids: Tensor
@@ -87,11 +88,11 @@ class CTRModel(EmbeddedModel):
         profile: Tensor,
         augmented: Tensor | None,
     ) -> Output:
-        """The same from item vectors and augmented vectors that are already computed.
+        """Output from item vectors and augmented vectors that are already computed.
 
         Args:
             items: R distinct items.
-            targets: Items to be scored, index among R, (B,).
+            targets: Items to score, index among R, (B,).
             history: Past interactions.
             profile: Profile fields (B, F, E).
             augmented: h_u and h_i (B, 2, q); None without knowledge.
@@ -108,7 +109,7 @@ class CTRModel(EmbeddedModel):
         return output
 
     def _gated(self, augmented: Tensor | None, mask: Tensor, item_gates: Tensor) -> Tensor | None:
-        """h_u and h_i (B, 2, q), each by how little the model knows of its id."""
+        """h_u and h_i (B, 2, q), each multiplied by its gate."""
         if augmented is None or (self.gate.users is None and self.gate.items is None):
             return augmented
         gates = torch.stack([self.user_gate(mask), item_gates], dim=1)

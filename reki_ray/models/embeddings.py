@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reki_ray.models.features import GAP_ROWS, PADDING, UNKNOWN, FeatureSpace, Field
+from reki_ray.models.features import GAP_ROWS, PADDING, UNKNOWN
 
 _INITIAL_STD = 0.05
 
@@ -16,39 +16,42 @@ class AttributeEmbedding(nn.Module):
     """Mean-pooled embedding of every multi-valued attribute.
 
     Args:
-        fields: Attributes and their vocabularies.
+        rows: Rows of each attribute's table, with padding and unknown.
         size: Embedding size E.
+
+    Example::
+
+        embedding = AttributeEmbedding({"genre": 20, "year": 50}, size=8)
+        genre, year = torch.tensor([[2, 7, 0], [3, 0, 0]]), torch.tensor([[5], [0]])
+        assert embedding({"genre": genre, "year": year}, count=2).shape == (2, 2, 8)
     """
 
-    nothing: Tensor
+    empty: Tensor
 
-    def __init__(self, fields: Mapping[str, Field], size: int) -> None:
+    def __init__(self, rows: Mapping[str, int], size: int) -> None:
         super().__init__()
-        # Lists, not a ModuleDict: attribute names are the user's and may hold dots.
-        self.names = tuple(fields)
+        # Lists, not a ModuleDict: attribute names are the user's and may contain dots.
+        self.names = tuple(rows)
         self.size = size
         self.bags = nn.ModuleList(
-            nn.EmbeddingBag(field.rows, size, mode="mean", padding_idx=PADDING)
-            for field in fields.values()
+            nn.EmbeddingBag(count, size, mode="mean", padding_idx=PADDING)
+            for count in rows.values()
         )
         for bag in self.bags:
             assert isinstance(bag, nn.EmbeddingBag)
             _initialise(bag.weight)
-        # Knows the device where there is no attribute.
-        self.register_buffer("nothing", torch.zeros(0), persistent=False)
+        # Holds the device of a model without attributes.
+        self.register_buffer("empty", torch.zeros(0), persistent=False)
 
     def forward(self, rows: Mapping[str, Tensor], count: int) -> Tensor:
-        """One vector a record and attribute; zeros where a record has no value.
+        """Vectors (N, attributes, E); zeros where a record has no value.
 
         Args:
             rows: Embedding rows (N, width) by attribute.
-            count: Number of records N, which `rows` does not tell where there is no attribute.
-
-        Returns:
-            (N, number of attributes, E).
+            count: Number of records N, which an empty `rows` does not show.
         """
         if not self.names:
-            return self.nothing.new_zeros(count, 0, self.size)
+            return self.empty.new_zeros(count, 0, self.size)
         return torch.stack(
             [bag(rows[name]) for name, bag in zip(self.names, self.bags, strict=True)], dim=1
         )
@@ -61,22 +64,30 @@ class ItemEmbedding(nn.Module):
     a history costs the same; an item without a row of its own still gets its attributes.
 
     Args:
-        features: Vocabularies.
+        rows: Rows of the id table, with padding and unknown.
+        attribute_rows: Rows of each attribute's table.
         size: Embedding size E.
-        id_dropout: Share of a batch's items that training shows without their id. It is what
-            trains the row of unknown ids. Without it no training sample reaches that row, which
-            stays zero: an unknown item is its attributes alone.
+        id_dropout: Share of a batch's items that training shows without their id, which trains
+            the row of unknown ids. At 0 that row stays zero: an unknown item is its attributes.
+
+    Example::
+
+        items = ItemEmbedding(100, {"genre": 20}, size=8, id_dropout=0.05)
+        vectors = items(items.drop(torch.tensor([2, 3])), {"genre": torch.tensor([[2], [7]])})
+        assert vectors.shape == (2, 8)
     """
 
-    def __init__(self, features: FeatureSpace, size: int, id_dropout: float) -> None:
+    def __init__(
+        self, rows: int, attribute_rows: Mapping[str, int], size: int, id_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.id_dropout = id_dropout
-        self.ids = nn.Embedding(features.item_rows, size, padding_idx=PADDING)
-        self.attributes = AttributeEmbedding(features.item_fields, size)
+        self.ids = nn.Embedding(rows, size, padding_idx=PADDING)
+        self.attributes = AttributeEmbedding(attribute_rows, size)
         _initialise(self.ids.weight, *([] if id_dropout else [UNKNOWN]))
 
     def drop(self, ids: Tensor) -> Tensor:
-        """Rows (N,) of the item ids, some of them unknown in training."""
+        """Replace some of the item ids (N,) by the unknown id in training."""
         if not self.training or not self.id_dropout:
             return ids
         dropped = torch.rand(ids.shape, device=ids.device) < self.id_dropout
@@ -86,7 +97,7 @@ class ItemEmbedding(nn.Module):
         """Item vectors (N, E).
 
         Args:
-            ids: Rows of the item ids (N,), as `drop` gives them.
+            ids: Rows of the item ids (N,), as `drop` returns them.
             attributes: Rows (N, width) by attribute.
         """
         vectors: Tensor = self.ids(ids)
@@ -97,23 +108,26 @@ class ItemEmbedding(nn.Module):
 class RatingEmbedding(nn.Embedding):
     """Embedding of the rating of a past interaction, added to its item's vector.
 
-    That of a missing rating starts as zero, and stays so where training misses none.
+    The row of a missing rating starts at zero, and stays there if training has none missing.
 
-    Args:
-        features: Vocabularies.
-        size: Embedding size E.
+    Example::
+
+        ratings = RatingEmbedding(rows=7, size=8)
+        assert ratings(torch.tensor([[0, 2, 6]])).shape == (1, 3, 8)
     """
 
-    def __init__(self, features: FeatureSpace, size: int) -> None:
-        super().__init__(features.rating_rows, size, padding_idx=PADDING)
+    def __init__(self, rows: int, size: int) -> None:
+        super().__init__(rows, size, padding_idx=PADDING)
         _initialise(self.weight, UNKNOWN)
 
 
 class GapEmbedding(nn.Embedding):
-    """Embedding of how long before the latest interaction a past one was, added to its vector.
+    """Embedding of the time from a past interaction to the latest one, added to its vector.
 
-    Args:
-        size: Embedding size E.
+    Example::
+
+        gaps = GapEmbedding(size=8)
+        assert gaps(torch.tensor([[0, 3, 1]])).shape == (1, 3, 8)
     """
 
     def __init__(self, size: int) -> None:
@@ -122,7 +136,7 @@ class GapEmbedding(nn.Embedding):
 
 
 def _initialise(weight: Tensor, *zeros: int) -> None:
-    """Draw all rows but padding and some others, which are zero."""
+    """Draw all rows but padding and `zeros`, which are zero."""
     nn.init.normal_(weight, std=_INITIAL_STD)
     with torch.no_grad():
         weight[[PADDING, *zeros]] = 0.0

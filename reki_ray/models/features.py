@@ -1,9 +1,9 @@
 """Vocabularies of the model's features: ids and attribute texts to embedding rows.
 
-Row 0 of every vocabulary is padding, row 1 stands for an unknown item and for a missing rating.
-A value of an attribute that training never saw is padding, as a missing one: no row of its own
-could have learned anything. The vocabularies are built from training samples, their histories
-and their users alone, so that a validation or test id meets the model as it would online.
+Row 0 of every vocabulary is padding, row 1 an unknown item or a missing rating. An attribute value
+that training never saw is padding, like a missing one: its row could not have learned anything.
+The vocabularies are built from training samples, their histories and their users alone, so that
+validation and test ids look to the model as they would online.
 """
 
 from __future__ import annotations
@@ -42,36 +42,29 @@ _DIVIDERS: Final = re.compile(r"[., '\u00a0\u202f\u2019]")
 
 
 def read_amount(text: str) -> tuple[float, str] | None:
-    """The finite number that a text plainly is, and its unit.
+    """Parse a text as a finite number and its unit, which may be empty; None if it is neither.
 
     Besides `9.99` and `1e3`: `$1,234.50`, `1.234,50 €`, `9,99`, `45 %`, `12 kg`, `USD 5`. One
-    comma before three digits divides thousands.
-
-    Returns:
-        Number and unit, empty where it has none; None where the text is no number.
+    comma before three digits separates thousands.
     """
-    found = _AMOUNT.fullmatch(text.strip())
-    if found is None:
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None:
         return None
-    digits, mark = found["point"], ""
-    if found["thousands"]:
-        digits, mark = found["thousands"], "."
-    elif found["comma"]:
-        digits, mark = found["comma"], ","
+    digits, mark = match["point"], ""
+    if match["thousands"]:
+        digits, mark = match["thousands"], "."
+    elif match["comma"]:
+        digits, mark = match["comma"], ","
     if mark:
         whole, _, fraction = digits.partition(mark) if digits.count(mark) == 1 else (digits, "", "")
         digits = f"{_DIVIDERS.sub('', whole)}.{fraction}"
-    number = float(f"{found['sign'] or found['minus']}{digits}")
-    unit = f"{found['before'] or ''}{found['after'] or ''}".replace(" ", "")
+    number = float(f"{match['sign'] or match['minus']}{digits}")
+    unit = f"{match['before'] or ''}{match['after'] or ''}".replace(" ", "")
     return (number, unit) if math.isfinite(number) else None
 
 
 def describe_amounts(values: Mapping[str, int]) -> str:
-    """What is odd about texts that should be numbers of one unit; empty where nothing is.
-
-    Args:
-        values: Text -> how often it is there.
-    """
+    """Problems of texts, with their counts, that should be numbers of one unit; empty if none."""
     units: Counter[str] = Counter()
     others: Counter[str] = Counter()
     for text, count in values.items():
@@ -83,7 +76,7 @@ def describe_amounts(values: Mapping[str, int]) -> str:
     odd = []
     if others:
         shown = ", ".join(repr(text) for text, _ in others.most_common(3))
-        odd.append(f"{others.total()} of {sum(values.values())} are no numbers, as {shown}")
+        odd.append(f"{others.total()} of {sum(values.values())} are not numbers, as {shown}")
     if len(units) > 1:
         shown = ", ".join(f"{unit or 'none'} ({count})" for unit, count in units.most_common(5))
         odd.append(f"their units differ: {shown}")
@@ -91,11 +84,9 @@ def describe_amounts(values: Mapping[str, int]) -> str:
 
 
 Attributes = Mapping[str, Sequence[str]]
-
 """Values by attribute name, as {"genre": ["Action", "Drama"]}."""
 
 Rows = npt.NDArray[np.int32]
-
 """Embedding rows."""
 
 PADDING: Final = 0
@@ -105,11 +96,9 @@ UNKNOWN: Final = 1
 FIRST_OWN_ROW: Final = 2
 
 MAX_VALUES: Final = 16
-
 """Most values of one attribute that a record contributes; the surplus is cut."""
 
 MAX_RATING_LEVELS: Final = 20
-
 """Finer rating scales are divided into this many quantiles of all ratings."""
 
 
@@ -122,15 +111,12 @@ GAP_BOUNDS: Final = tuple(
     )
     for count in counts
 )
-
 """Ascending lower bounds of the levels of a time gap, seconds; shorter gaps are a level too."""
 
 NO_TIME: Final = -1
-
-"""Time of an interaction whose time is not known."""
+"""Time of an interaction without time."""
 
 GAP_ROWS: Final = 1 + 1 + len(GAP_BOUNDS)
-
 """Rows of the embedding of time gaps: padding, and the levels."""
 
 
@@ -162,7 +148,7 @@ class Field:
         """Embedding rows (N, width) of N records; padding at the end and for unknown values."""
         rows = np.full((len(records), self.width), PADDING, dtype=np.int32)
         for row, values in zip(rows, records, strict=True):
-            known = [found for value in values if (found := self._row(value)) != PADDING]
+            known = [place for value in values if (place := self._row(value)) != PADDING]
             row[: len(known)] = known[: self.width]
         return rows
 
@@ -193,10 +179,10 @@ class FeatureSpace:
     """All vocabularies of one trained model.
 
     Args:
-        items: Item ids with an embedding row of their own; row of items[k] is 2 + k.
+        items: Item ids with an own embedding row; row of items[k] is 2 + k.
         item_counts: Training samples of each of these items.
         item_fields: Attributes of items.
-        user_fields: Attributes of users; empty where the model sees no profile.
+        user_fields: Attributes of users; empty for a model without profile.
         rating_levels: Ascending lower bounds of the rating levels; the row of level k is 2 + k,
             row 1 is an interaction without a rating.
     """
@@ -222,8 +208,8 @@ class FeatureSpace:
             items: Attributes of every item in training samples or their histories, by id.
             users: Attributes of every user with training samples; empty for a model without
                 profile.
-            ratings: Ratings in the histories of training samples, NaN where there is none.
-            counts: Training samples of the items, by id; an item that is missing has none.
+            ratings: Ratings in the histories of training samples, NaN if missing.
+            counts: Training samples of the items, by id.
             buckets: Number of quantile buckets of each attribute that is a number.
         """
         counts, buckets = counts or {}, buckets or {}
@@ -300,8 +286,7 @@ class FeatureSpace:
 def encode_gaps(times: npt.NDArray[np.integer[Any]]) -> Rows:
     """Rows of the time from each interaction to the latest of its history.
 
-    Gaps to the latest interaction, not to now: a score then depends on what it is computed from,
-    never on when.
+    Gaps to the latest interaction, not to now: a score does not depend on the time of scoring.
 
     Args:
         times: Seconds, the latest in the last column (..., L), or `NO_TIME`.
@@ -332,15 +317,15 @@ def _fields(records: Iterable[Attributes | None], buckets: Mapping[str, int]) ->
 
 
 def _numbers(values: Counter[str]) -> npt.NDArray[np.float64]:
-    """The amounts among some texts, each as often as it occurs; 0 where there is none."""
+    """The amounts among texts, each as often as it occurs; [0] without any."""
     amounts = [(read_amount(text), count) for text, count in values.items()]
-    found = [(amount[0], count) for amount, count in amounts if amount is not None] or [(0.0, 1)]
-    numbers, counts = zip(*found, strict=True)
+    known = [(amount[0], count) for amount, count in amounts if amount is not None] or [(0.0, 1)]
+    numbers, counts = zip(*known, strict=True)
     return np.repeat(np.array(numbers), counts)
 
 
 def _quantiles(numbers: npt.NDArray[np.floating[Any]], buckets: int) -> tuple[float, ...]:
-    """Lower bounds of at most so many buckets that hold about equally many of N numbers."""
+    """Lower bounds of at most `buckets` buckets of about equally many numbers (N,)."""
     firsts = np.arange(buckets) * len(numbers) // buckets
     return tuple(float(bound) for bound in np.unique(np.sort(numbers)[firsts]))
 

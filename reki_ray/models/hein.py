@@ -7,17 +7,14 @@ network is KAR's hybrid-expert adaptor (arXiv 2306.10933, section 3.4).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-
-from reki_ray.config import HeinConfig
+from typing_extensions import override
 
 
 class Adaptor(nn.Module):
-    """Makes augmented vectors of either side; each depends on its own representation alone."""
+    """Computes the augmented vectors of both sides; each row depends on its own input alone."""
 
     def users(self, r: Tensor) -> Tensor:
         """Augmented vectors h_u (N, q) of user representations r_u (N, d)."""
@@ -28,7 +25,7 @@ class Adaptor(nn.Module):
         raise NotImplementedError
 
     def shared_items(self, r: Tensor) -> Tensor:
-        """What the experts of both sides alone make of item representations (N, d): (N, q)."""
+        """Output (N, q) of the shared experts alone for item representations (N, d)."""
         raise NotImplementedError
 
 
@@ -36,13 +33,12 @@ class ExpertBank(nn.Module):
     """n experts over the same input: d -> hidden -> output, ReLU after both layers.
 
     The first layers are one matrix product and the second layers one batched product:
-    many small products would leave the processor waiting.
+    many small products would leave the processor idle.
 
-    Args:
-        experts: Number of experts n.
-        input_dim: Length d of a representation.
-        hidden: Width of the hidden layer.
-        output: Length q of an expert's output.
+    Example::
+
+        bank = ExpertBank(experts=3, input_dim=16, hidden=8, output=4)
+        assert bank(torch.randn(5, 16)).shape == (3, 5, 4)
     """
 
     def __init__(self, experts: int, input_dim: int, hidden: int, output: int) -> None:
@@ -58,7 +54,7 @@ class ExpertBank(nn.Module):
     def forward(self, r: Tensor) -> Tensor:
         """Outputs (n, N, q) of all experts for representations r (N, d)."""
         hidden = torch.relu(self.hidden(r)).view(r.shape[0], self.experts, -1)  # (N, n, hidden)
-        # Laid out anew: in bfloat16 the gradient of a transposed operand takes 30 times as long.
+        # Contiguous: in bfloat16 the gradient of a transposed operand takes 30 times as long.
         hidden = hidden.transpose(0, 1).contiguous()  # (n, N, hidden)
         return torch.relu(torch.baddbmm(self.bias, hidden, self.weight))
 
@@ -74,39 +70,55 @@ class HEIN(Adaptor):
 
     Args:
         input_dim: Length d of a representation.
-        config: Numbers and widths of the experts.
+        hidden: Hidden width of an expert.
+        output: Length q of an augmented vector.
+        shared_experts: Number n_s of experts that serve both sides.
+        dedicated_experts: Number of experts of each side.
+
+    Example::
+
+        hein = HEIN(input_dim=384, hidden=128, output=32, shared_experts=2, dedicated_experts=6)
+        r_users, r_items = torch.randn(8, 384), torch.randn(8, 384)
+        h_users, h_items = hein.users(r_users), hein.items(r_items)  # (8, 32) each
+        click_logits = (h_users * h_items).sum(dim=1)  # or as extra features of your model
+        loss = nn.functional.binary_cross_entropy_with_logits(click_logits, torch.ones(8))
+        loss.backward()
     """
 
-    def __init__(self, input_dim: int, config: HeinConfig) -> None:
+    def __init__(
+        self,
+        input_dim: int,
+        *,
+        hidden: int = 128,
+        output: int = 32,
+        shared_experts: int = 2,
+        dedicated_experts: int = 6,
+    ) -> None:
         super().__init__()
         self.input_dim = input_dim
-        gates = config.shared_experts + config.dedicated_experts
-
-        def bank(experts: int) -> ExpertBank:
-            return ExpertBank(experts, input_dim, config.hidden, config.output)
-
-        self.shared = bank(config.shared_experts)
-        self.user_experts = bank(config.dedicated_experts)
-        self.item_experts = bank(config.dedicated_experts)
+        gates = shared_experts + dedicated_experts
+        self.shared = ExpertBank(shared_experts, input_dim, hidden, output)
+        self.user_experts = ExpertBank(dedicated_experts, input_dim, hidden, output)
+        self.item_experts = ExpertBank(dedicated_experts, input_dim, hidden, output)
         self.user_gate = nn.Linear(input_dim, gates)
         self.item_gate = nn.Linear(input_dim, gates)
 
+    @override
     def users(self, r: Tensor) -> Tensor:
-        """Augmented vectors h_u (N, q) of user representations r_u (N, d)."""
         return self._mix(r, self.user_gate, self.user_experts)
 
+    @override
     def items(self, r: Tensor) -> Tensor:
-        """Augmented vectors h_i (N, q) of item representations r_i (N, d)."""
         return self._mix(r, self.item_gate, self.item_experts)
 
+    @override
     def shared_items(self, r: Tensor) -> Tensor:
-        """See `Adaptor`; gates are normalised over the shared experts."""
         experts = self.shared(r)  # (n_s, N, q)
         gates = torch.softmax(self.item_gate(r)[:, : len(experts)], dim=-1)
         return torch.einsum("nk,knq->nq", gates, experts)
 
     def forward(self, r_users: Tensor, r_items: Tensor) -> tuple[Tensor, Tensor]:
-        """Both sides at once: (N, d) and (M, d) to (N, q) and (M, q)."""
+        """Augmented vectors (N, q) and (M, q) of users (N, d) and items (M, d)."""
         return self.users(r_users), self.items(r_items)
 
     def _mix(self, r: Tensor, gate: nn.Linear, dedicated: ExpertBank) -> Tensor:
@@ -115,74 +127,53 @@ class HEIN(Adaptor):
         return torch.einsum("nk,knq->nq", gates, experts)
 
 
-class OneMixture(Adaptor):
+class SharedMixture(Adaptor):
     """One mixture for both sides, h = sum_k softmax(W r + b)[k] S_k(r): all experts are shared.
 
-    Args:
-        input_dim: Length d of a representation.
-        config: Numbers and widths; there are as many experts as a side of HEIN sees.
+    Example::
+
+        mixture = SharedMixture(input_dim=16, experts=4, hidden=8, output=4)
+        assert mixture.users(torch.randn(5, 16)).shape == (5, 4)
     """
 
-    def __init__(self, input_dim: int, config: HeinConfig) -> None:
+    def __init__(self, input_dim: int, *, experts: int, hidden: int, output: int) -> None:
         super().__init__()
-        experts = config.shared_experts + config.dedicated_experts
-        self.bank = ExpertBank(experts, input_dim, config.hidden, config.output)
+        self.bank = ExpertBank(experts, input_dim, hidden, output)
         self.gate = nn.Linear(input_dim, experts)
 
+    @override
     def users(self, r: Tensor) -> Tensor:
-        """See `Adaptor`."""
         return torch.einsum("nk,knq->nq", torch.softmax(self.gate(r), dim=-1), self.bank(r))
 
+    @override
     def items(self, r: Tensor) -> Tensor:
-        """See `Adaptor`."""
         return self.users(r)
 
+    @override
     def shared_items(self, r: Tensor) -> Tensor:
-        """See `Adaptor`; all experts are shared."""
         return self.users(r)
 
 
 class TwoTowers(Adaptor):
-    """A network of its own for each side.
+    """A separate network for each side.
 
-    Args:
-        make: Makes the network of a side.
+    Example::
+
+        towers = TwoTowers(nn.Linear(16, 4), nn.Linear(16, 4))
+        assert towers.items(torch.randn(5, 16)).shape == (5, 4)
     """
 
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
+    def __init__(self, user_tower: nn.Module, item_tower: nn.Module) -> None:
         super().__init__()
-        self.user_tower = make()
-        self.item_tower = make()
+        self.user_tower = user_tower
+        self.item_tower = item_tower
 
+    @override
     def users(self, r: Tensor) -> Tensor:
-        """See `Adaptor`."""
         h: Tensor = self.user_tower(r)
         return h
 
+    @override
     def items(self, r: Tensor) -> Tensor:
-        """See `Adaptor`."""
         h: Tensor = self.item_tower(r)
         return h
-
-
-def _mlp(input_dim: int, config: HeinConfig) -> Adaptor:
-    """A single expert a side, as wide as one of HEIN's."""
-    return TwoTowers(
-        lambda: nn.Sequential(
-            nn.Linear(input_dim, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, config.output),
-            nn.ReLU(),
-        )
-    )
-
-
-def _linear(input_dim: int, config: HeinConfig) -> Adaptor:
-    """No network: a projection to the length of an augmented vector."""
-    return TwoTowers(lambda: nn.Linear(input_dim, config.output))
-
-
-ADAPTORS: Mapping[str, Callable[[int, HeinConfig], Adaptor]] = MappingProxyType(
-    {"hein": HEIN, "mixture": OneMixture, "mlp": _mlp, "linear": _linear}
-)
-"""Maker of each value of `train.hein.kind`."""

@@ -1,36 +1,55 @@
-"""What representations go through before the adaptor: layers want inputs of unit size.
+"""Preparation of representations for the adaptor, whose layers want inputs of unit size.
 
 Encoders give vectors of length 1 that share a large mean; TF-LLMER (2025) reports that such
-differences in scale slow down training, and takes them out first.
+differences in scale slow down training, and removes them first.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import HeinConfig, HeinScaling
+from reki_ray.config import HeinScaling
+
+_SHRINKAGE: Final = 1e-2
+"""Share of the mean variance added to each variance: bounds directions without variance."""
 
 
-class KnowledgeReader(nn.Module):
+class KnowledgeInput(nn.Module):
     """Maps representations (N, K d) of one side to inputs (N, k) of HEIN.
 
     Args:
-        factors: Number K of factors that lie side by side.
+        factors: Number K of factors, side by side in a representation.
         dimension: Length d of each.
-        config: What they go through first.
+        scaling: See `RepresentationScaling`.
+        components: Largest k of scaling "principal".
 
     Attributes:
         output: Length k.
+
+    Example::
+
+        reader = KnowledgeInput(factors=2, dimension=8, scaling="principal", components=4)
+        r = torch.randn(100, 16)
+        reader.fit(r)
+        assert reader(r).shape == (100, reader.output) == (100, 4)
     """
 
-    def __init__(self, factors: int, dimension: int, config: HeinConfig) -> None:
+    def __init__(
+        self,
+        factors: int,
+        dimension: int,
+        *,
+        scaling: HeinScaling = "standardise",
+        components: int = 128,
+    ) -> None:
         super().__init__()
         self.factors = factors
         self.dimension = dimension
-        self.scaling = RepresentationScaling(dimension, config.scaling, config.components)
+        self.scaling = RepresentationScaling(dimension, scaling, components)
         self.output = self.scaling.output
         self.mixture = FactorMixture(factors, self.output) if factors > 1 else None
 
@@ -54,22 +73,24 @@ class FactorMixture(nn.Module):
 
         r = sum_k g_k r_k,   g = softmax over the known factors of (w_k r_k + b_k)
 
-    Args:
-        factors: Number K of factors.
-        dimension: Length d of a factor's representation.
+    Example::
+
+        mixture = FactorMixture(factors=3, dimension=8)
+        known = torch.tensor([[True, True, False]])
+        assert mixture(torch.randn(1, 3, 8), known).shape == (1, 8)
     """
 
     def __init__(self, factors: int, dimension: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(factors, dimension))  # all factors alike at first
+        self.weight = nn.Parameter(torch.zeros(factors, dimension))  # equal weights at first
         self.bias = nn.Parameter(torch.zeros(factors))
 
     def gates(self, r: Tensor, known: Tensor) -> Tensor:
-        """Weight of each factor (N, K), of sum 1; zeros where nothing is known.
+        """Weight of each factor (N, K), of sum 1; zeros where no factor is known.
 
         Args:
             r: Representations (N, K, d).
-            known: Which are known (N, K).
+            known: Which factors are known (N, K).
         """
         logits = torch.einsum("nkd,kd->nk", r, self.weight) + self.bias
         gates = torch.softmax(logits.masked_fill(~known, torch.finfo(r.dtype).min), dim=1)
@@ -78,11 +99,6 @@ class FactorMixture(nn.Module):
     def forward(self, r: Tensor, known: Tensor) -> Tensor:
         """Representations (N, d) from those by factor, arguments as for `gates`."""
         return torch.einsum("nk,nkd->nd", self.gates(r, known), r)
-
-
-_SHRINKAGE = 1e-2
-
-"""Share of the mean variance that is added to each: directions of no variance stay bounded."""
 
 
 class RepresentationScaling(nn.Module):
@@ -96,11 +112,18 @@ class RepresentationScaling(nn.Module):
 
     Args:
         dimension: Length d.
-        kind: Which of these.
-        components: Most components that are kept of kind principal; all others keep d.
+        kind: One of the above.
+        components: Largest k of kind principal; all others keep d.
 
     Attributes:
         output: Length k.
+
+    Example::
+
+        scaling = RepresentationScaling(8, "standardise")
+        r = nn.functional.normalize(torch.randn(1000, 8))
+        scaling.fit(r)
+        assert scaling(r).mean().abs() < 1e-4
     """
 
     mean: Tensor
@@ -130,8 +153,7 @@ class RepresentationScaling(nn.Module):
             return
         scale = deviation if self.kind == "principal" else torch.ones_like(deviation)
         scaled = centred * scale
-        # Ascending order of the eigenvalues.
-        values, vectors = torch.linalg.eigh(scaled.T @ scaled / len(rows))
+        values, vectors = torch.linalg.eigh(scaled.T @ scaled / len(rows))  # ascending
         shrunk = (values.clamp_min(0) + _floor(scaled)).rsqrt()
         if self.kind == "whiten":
             self.matrix.copy_(vectors @ shrunk.diag() @ vectors.T)
@@ -149,5 +171,4 @@ class RepresentationScaling(nn.Module):
 
 
 def _floor(centred: Tensor) -> Tensor:
-    """What is added to each variance of centred representations (V, d)."""
     return _SHRINKAGE * centred.square().mean() + 1e-12

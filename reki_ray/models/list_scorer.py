@@ -1,4 +1,4 @@
-"""The order of a list of items for a user, as a trained reranker gives it, offline and online."""
+"""The order of a list of items by a trained reranker, the same offline and online."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from reki_ray.models.features import FIRST_OWN_ROW, PADDING
 
 
 class ListScorer:
-    """Puts lists of items in order.
+    """Orders lists of items.
 
-    A reranker has learned lists of K items in the order of their popularity, and knows nothing of
-    longer ones: places beyond K have no embedding, and sums over a list differ from those it saw.
-    So a longer list is cut into stretches of K items, which are put in order each by itself, from
-    popularity as in training. An item moves within its stretch alone: what the click model
-    places among the best K stays there.
+    A reranker is trained on lists of K items in the order of their popularity: places beyond K
+    have no embedding, and sums over longer lists differ. So a longer list is split into chunks of
+    K items, and each is ordered by itself, from popularity as in training. An item moves within
+    its chunk alone: the click model's best K stay the best K.
 
     Args:
         bundle: Trained reranker.
-        inputs: Its catalogue; augmented vectors are those of its own HEIN.
+        inputs: Its catalogue, with the augmented vectors of this reranker's HEIN.
     """
 
     def __init__(self, bundle: RerankBundle, inputs: CatalogueInputs) -> None:
@@ -36,11 +35,11 @@ class ListScorer:
         self._popularity = counts[self._inputs.ids]
 
     def order(self, user: UserInput, item_ids: Sequence[str]) -> list[int]:
-        """Places of N items, the best one first.
+        """Indices of N items, the best one first.
 
         Args:
-            user: Profile, history and augmented vector by the HEIN of this reranker.
-            item_ids: Items, best guess first; also such as the catalogue does not hold.
+            user: Profile, history and augmented vector of this reranker's HEIN.
+            item_ids: Items, best guess first; they may be outside the catalogue.
 
         Raises:
             NotFiniteError: The model has no finite score for an item.
@@ -53,16 +52,14 @@ class ListScorer:
                 where=f"reranker of arm {self.bundle.arm}",
                 todo="Go back to an older version: `reki rollback`.",
             )
-        stretch = np.arange(len(item_ids)) // self.bundle.architecture.list_size
-        order: list[int] = np.lexsort((-scores, stretch)).tolist()
+        chunk = np.arange(len(item_ids)) // self.bundle.architecture.list_size
+        order: list[int] = np.lexsort((-scores, chunk)).tolist()
         return order
 
     def score(self, user: UserInput, item_ids: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Logits (N,) of N items, which compare within a stretch alone.
+        """Logits (N,) of N items, comparable within a chunk alone; arguments as of `order`.
 
-        Args:
-            user: As in `order`.
-            item_ids: As in `order`; equally popular ones stand before the model as they do here.
+        The model sees equally popular items in the order of `item_ids`.
 
         Raises:
             StoreError: The user's augmented vector does not fit the model.
@@ -70,14 +67,14 @@ class ListScorer:
         count, size = len(item_ids), self.bundle.architecture.list_size
         if not count:
             return np.zeros(0, dtype=np.float32)
-        found = np.array(self._inputs.rows(item_ids))
-        stretch, place = np.divmod(np.arange(count), size)
-        # lexsort is stable, and stretches keep their places.
-        order = np.lexsort((-self._popularity[found], stretch))
-        lists = np.full((stretch[-1] + 1, size), PADDING)  # (W, K)
-        lists[stretch, place] = found[order]
+        rows = np.array(self._inputs.rows(item_ids))
+        chunk, place = np.divmod(np.arange(count), size)
+        # lexsort is stable, and chunks keep their places.
+        order = np.lexsort((-self._popularity[rows], chunk))
+        lists = np.full((chunk[-1] + 1, size), PADDING)  # (W, K)
+        lists[chunk, place] = rows[order]
         logits = np.empty(count, dtype=np.float32)
-        logits[order] = self._logits(user, torch.from_numpy(lists))[stretch, place]
+        logits[order] = self._logits(user, torch.from_numpy(lists))[chunk, place]
         return logits
 
     def _logits(self, user: UserInput, lists: torch.Tensor) -> npt.NDArray[np.float32]:

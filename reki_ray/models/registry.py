@@ -1,32 +1,136 @@
-"""Networks of the user's own, by import path."""
+"""Builders of adaptors, backbones and rerankers from the configuration."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 from torch import nn
 
+from reki_ray.config import HeinConfig, NetworkConfig
 from reki_ray.core.imports import load
 from reki_ray.errors import ConfigError
+from reki_ray.models.backbones import (
+    DIEN,
+    DIN,
+    AutoInt,
+    Backbone,
+    DCNv1,
+    DCNv2,
+    DeepFM,
+    FiBiNET,
+    FiGNN,
+    XDeepFM,
+)
+from reki_ray.models.backbones.layers import count_fields
+from reki_ray.models.hein import HEIN, Adaptor, SharedMixture, TwoTowers
+from reki_ray.models.rerankers import DLCM, MIR, PRM, InputDims, Reranker, RerankerSizes, SetRank
+
+BACKBONES: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {
+        "din": DIN,
+        "dien": DIEN,
+        "dcnv1": DCNv1,
+        "dcnv2": DCNv2,
+        "deepfm": DeepFM,
+        "xdeepfm": XDeepFM,
+        "autoint": AutoInt,
+        "fibinet": FiBiNET,
+        "fignn": FiGNN,
+    }
+)
+"""Backbones that `train.backbones` may name without an import path."""
+
+RERANKERS: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {"dlcm": DLCM, "prm": PRM, "setrank": SetRank, "mir": MIR}
+)
+"""Rerankers that `train.rerankers` may name without an import path."""
 
 
-def build_imported(path: str, *arguments: object, where: str, protocol: type) -> nn.Module:
-    """Call the class at an import path.
+def build_adaptor(input_dim: int, config: HeinConfig) -> Adaptor:
+    """Adaptor of `train.hein.kind`, for representations of length `input_dim`."""
+    hidden, output = config.hidden, config.output
+
+    def tower() -> nn.Module:
+        if config.kind == "linear":
+            return nn.Linear(input_dim, output)
+        layers = (nn.Linear(input_dim, hidden), nn.ReLU(), nn.Linear(hidden, output), nn.ReLU())
+        return nn.Sequential(*layers)
+
+    shared, dedicated = config.shared_experts, config.dedicated_experts
+    if config.kind == "hein":
+        return HEIN(
+            input_dim,
+            hidden=hidden,
+            output=output,
+            shared_experts=shared,
+            dedicated_experts=dedicated,
+        )
+    if config.kind == "mixture":
+        return SharedMixture(input_dim, experts=shared + dedicated, hidden=hidden, output=output)
+    return TwoTowers(tower(), tower())
+
+
+def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented: int) -> nn.Module:
+    """Network that fulfils `Backbone`.
 
     Args:
-        path: As `package.module:Name`.
-        *arguments: What it is called with.
-        where: Key of the configuration that names it.
-        protocol: What it must fulfil, for the message.
+        name: One of `train.backbones`: a name, or the import path of a class that is called with
+            the other arguments.
+        config: Sizes.
+        user_fields: Number of profile fields.
+        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
 
     Raises:
-        ConfigError: There is no such class, or it makes no torch module.
+        ConfigError: There is no such backbone.
     """
-    made = load(path)(*arguments)
-    if not isinstance(made, nn.Module):
+    if name not in BACKBONES:
+        arguments = (config, user_fields, augmented)
+        return _build_imported(name, *arguments, where="train.backbones", protocol=Backbone)
+    sizes = {
+        **dict(config),
+        "embedding_dim": config.embedding,
+        "user_fields": user_fields,
+        "augmented_dim": augmented,
+        "fields": count_fields(user_fields, augmented=augmented > 0),
+    }
+    return _build(BACKBONES[name], sizes)
+
+
+def build_reranker(name: str, sizes: RerankerSizes) -> nn.Module:
+    """Network that fulfils `Reranker`.
+
+    Args:
+        name: One of `train.rerankers`: a name, or the import path of a class that is called with
+            the sizes.
+        sizes: All sizes of the configuration.
+
+    Raises:
+        ConfigError: There is no such reranker.
+    """
+    if name not in RERANKERS:
+        return _build_imported(name, sizes, where="train.rerankers", protocol=Reranker)
+    dims = InputDims(sizes.network.embedding, sizes.user_fields, sizes.augmented)
+    layers = {**dict(sizes.network), **dict(sizes.reranker)}
+    return _build(RERANKERS[name], {**layers, "dims": dims, "list_size": sizes.list_size})
+
+
+def _build(network: type[nn.Module], sizes: Mapping[str, Any]) -> nn.Module:
+    """Call a class with the sizes that its arguments name."""
+    return network(**{name: sizes[name] for name in inspect.signature(network).parameters})
+
+
+def _build_imported(path: str, *arguments: object, where: str, protocol: type) -> nn.Module:
+    """Call the class at an import path `package.module:Name`."""
+    network = load(path)(*arguments)
+    if not isinstance(network, nn.Module):
         package = protocol.__module__.rpartition(".")[0]
         kind = protocol.__name__
         raise ConfigError(
-            f"{kind.lower()} {path!r} made a {type(made).__name__}, not a torch module",
+            f"{kind.lower()} {path!r} made a {type(network).__name__}, not a torch module",
             where=where,
             todo=f"Name a torch.nn.Module that fulfils {package}.{kind}.",
         )
-    return made
+    return network

@@ -10,11 +10,12 @@ from reki_ray.models.backbones import Output
 from reki_ray.models.base_model import Architecture, EmbeddedModel, History, Items
 from reki_ray.models.ctr_model import ModelBatch
 from reki_ray.models.features import PADDING, FeatureSpace
-from reki_ray.models.rerankers import RerankerSizes, RerankInputs, build_reranker
+from reki_ray.models.registry import build_reranker
+from reki_ray.models.rerankers import RerankerSizes, RerankInputs
 
 
 class RerankArchitecture(Architecture):
-    """The same of a reranker; `backbone` is its name, `list_size` that of its training lists."""
+    """Architecture of a reranker named `backbone`, for training lists of `list_size`."""
 
     reranker: RerankNetworkConfig
     list_size: int
@@ -74,9 +75,6 @@ class RerankModel(EmbeddedModel):
             profile: Profile fields (B, F, E).
             augmented_user: h_u (B, q); None without knowledge.
             augmented_items: h_i of the candidates (B, K, q); None without knowledge.
-
-        Returns:
-            Those at padding have no meaning.
         """
         seen = history.items != PADDING
         if augmented_user is not None and self.gate.users is not None:

@@ -1,4 +1,4 @@
-"""Stage evaluate: the test split, touched once by every trained run."""
+"""Stage evaluate: the test split, touched once per trained run."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             row["diverged"] = seeds_of(diverged, row["backbone"], row["arm"])
         for new in of_new_users:
             everywhere = {ALL: np.ones(len(samples), dtype=bool)}
-            found = _compare(config, samples, everywhere, new)
-            for row, of_new in zip(entries + controls, found[0] + found[1], strict=True):
+            new_entries, new_controls = _compare(config, samples, everywhere, new)
+            for row, of_new in zip(entries + controls, new_entries + new_controls, strict=True):
                 row["slices"][NEW_USERS] = of_new["slices"][ALL]
         task.advance(len(entries))
         rows_of_lists = reranking.measure(task.advance)
     with workspace.replacing("evaluate") as scratch:
-        for one in runs:
-            table = _table(dataset, one, scores[one.backbone, one.arm][one.seed])
-            scratch.write_table(PREDICTIONS, table, part=one.name)
+        for each in runs:
+            table = _table(dataset, each, scores[each.backbone, each.arm][each.seed])
+            scratch.write_table(PREDICTIONS, table, part=each.name)
         metrics = {"arms": entries, "controls": controls, **rows_of_lists}
         scratch.write_json(METRICS, metrics)
     figures = [
@@ -86,13 +86,13 @@ def _compare(
     return entries, controls
 
 
-def _table(dataset: Dataset, one: Run, scores: npt.NDArray[np.float32]) -> pa.Table:
+def _table(dataset: Dataset, trained_run: Run, scores: npt.NDArray[np.float32]) -> pa.Table:
     samples = dataset.samples["test"]
     return pa.table(
         {
-            BACKBONE: pa.array([one.backbone] * len(samples)),
-            ARM: pa.array([one.arm] * len(samples)),
-            SEED: pa.array(np.full(len(samples), one.seed, dtype=np.int64)),
+            BACKBONE: pa.array([trained_run.backbone] * len(samples)),
+            ARM: pa.array([trained_run.arm] * len(samples)),
+            SEED: pa.array(np.full(len(samples), trained_run.seed, dtype=np.int64)),
             USER_ID: pa.array(dataset.user_ids).take(pa.array(samples.users)),
             ITEM_ID: pa.array(dataset.item_ids).take(pa.array(samples.items)),
             LABEL: pa.array(samples.labels.astype(np.int8)),

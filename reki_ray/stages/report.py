@@ -10,7 +10,7 @@ from reki_ray.evaluation.report import gather, render_html
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
-    """Gather what the stages measured, and render it."""
+    """Collect the results of the stages, and render them."""
     content = gather(config, workspace)
     workspace.write_json(REPORT_JSON, content)
     workspace.write_text(REPORT_HTML, render_html(content, workspace.stages()))

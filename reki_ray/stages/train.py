@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from queue import Empty
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from reki_ray.errors import ConfigError, EngineError, RekiError
 from reki_ray.metrics.ranking import HEADLINE
 from reki_ray.training import runs as runs_module
 from reki_ray.training.arms import Representations, read_representations
-from reki_ray.training.checkpoint import Divergence, click_quality
+from reki_ray.training.checkpoint import Divergence, Epoch, click_quality
 from reki_ray.training.dataset import Dataset
 from reki_ray.training.mlflow import Tracker
 from reki_ray.training.runs import Run, divergence_of
@@ -37,18 +36,17 @@ _STATE: Final = ".train"
 """Folder of the checkpoints of unfinished runs, below the workspace."""
 
 _POLL_SECONDS: Final = "0.1"
-"""A worker's report waits for the controller's next look, which by default is every 2 s: longer
-than a small epoch."""
+"""A worker's report waits for the controller's next poll, by default every 2 s: longer than a small
+epoch."""
 
 # A mapping, because Ray annotates RunConfig with the fields of its first version.
 _WORKER_ENVIRONMENT: Final[dict[str, Any]] = {
     "worker_runtime_env": {
         "env_vars": {
-            # Threads that wait give their core away: on a busy machine spinning ones take many
-            # times as long.
+            # Waiting threads sleep: on a busy machine spinning ones take many times as long.
             "OMP_WAIT_POLICY": "PASSIVE",
-            # Every step frees what the next one needs again. Given back to the system, it comes
-            # as new pages, which took 8 % of a step.
+            # Every step frees memory that the next one needs: returning it to the system and
+            # getting new pages took 8 % of a step.
             "MALLOC_MMAP_THRESHOLD_": str(2**30),
             "MALLOC_TRIM_THRESHOLD_": str(2**32),
         }
@@ -57,7 +55,7 @@ _WORKER_ENVIRONMENT: Final[dict[str, Any]] = {
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
-    """Train every arm with every seed; a run that was finished before is kept.
+    """Train every arm with every seed, except for finished runs.
 
     Raises:
         DataError: A table is missing or damaged.
@@ -68,10 +66,13 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     streamed = streams(config.train, workspace)
     with ray_session(config.ray) if streamed else nullcontext():
         dataset = load_dataset(config, workspace)
-        representations = _read_all(config.train, workspace, dataset)
+        representations = {
+            arm: read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
+            for arm in config.train.arms
+        }
         runs = _identify(config.train, dataset, representations)
         runs_module.remove_stale(workspace, runs)
-        pending = [one for one in runs if runs_module.finished(workspace, one) is None]
+        pending = [each for each in runs if runs_module.finished(workspace, each) is None]
         if pending:
             _train_pending(config, workspace, reporter, dataset, representations, runs, pending)
     samples = dataset.sample_count
@@ -87,53 +88,40 @@ def _train_pending(
     runs: list[Run],
     pending: list[Run],
 ) -> None:
-    epochs = sum(runs_module.settings_of(config.train, one).epochs for one in pending)
+    epochs = {run.name: runs_module.settings_of(config.train, run).epochs for run in runs}
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _POLL_SECONDS)
     with (
         Tracker(config, pending) if config.train.mlflow else nullcontext() as tracker,
         ray_session(config.ray),
-        reporter.task("train: epochs", epochs, "epochs") as task,
+        reporter.task("train: epochs", sum(epochs[run.name] for run in pending), "epochs") as task,
     ):
         scaling = _scaling(config.train)
         stream = None
         if dataset.streamed is not None:
             stream = open_stream(workspace, dataset.user_ids, dataset.item_ids)
         data = TrainingData.of(dataset, representations, config.train, stream)
-        _train(config.train, workspace, runs, data, scaling, _Watch(reporter, task, tracker))
+        lengths = {run.name: data.epoch_samples(run) for run in runs}
+        watch = _Watch(reporter, task, tracker, epochs, lengths)
+        _train(config.train, workspace, runs, data, scaling, watch)
         if tracker is not None:
-            _finish(tracker, workspace, pending)
+            for each in runs_module.trained(workspace, pending)[0]:  # diverged runs stay unfinished
+                tracker.finish(each, runs_module.read_metrics(workspace, each))
     if workspace.exists(_STATE):
         workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
-
-
-def _read_all(
-    config: TrainConfig, workspace: Workspace, dataset: Dataset
-) -> dict[Arm, Representations | None]:
-    return {
-        arm: read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
-        for arm in config.arms
-    }
 
 
 def _identify(
     config: TrainConfig, dataset: Dataset, representations: dict[Arm, Representations | None]
 ) -> list[Run]:
-    """All runs with their fingerprints: contents decide, so that an arm without knowledge is
-    not trained again when only the knowledge has changed."""
+    """All runs with their fingerprints, of contents: new knowledge does not retrain an arm without
+    knowledge."""
     data = dataset.digest()
-    nothing = hashlib.sha256().hexdigest()
-    vectors = {arm: found.digest() if found else nothing for arm, found in representations.items()}
+    empty = hashlib.sha256().hexdigest()
+    vectors = {arm: r.digest() if r else empty for arm, r in representations.items()}
     return [
-        replace(one, fingerprint=runs_module.fingerprint(config, one, [data, vectors[one.arm]]))
-        for one in [*runs_module.planned(config), *runs_module.planned_rerankers(config)]
+        replace(each, fingerprint=runs_module.fingerprint(config, each, [data, vectors[each.arm]]))
+        for each in [*runs_module.planned(config), *runs_module.planned_rerankers(config)]
     ]
-
-
-def _finish(tracker: Tracker, workspace: Workspace, runs: Sequence[Run]) -> None:
-    for one in runs:
-        metrics = runs_module.read_metrics(workspace, one)
-        if divergence_of(metrics) is None:  # one without a result stays unfinished
-            tracker.finish(one, metrics)
 
 
 def _train(
@@ -146,44 +134,44 @@ def _train(
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
-    assignment = WorkerTask(
+    task = WorkerTask(
         workspace=workspace.location,
         config=config,
         runs=runs,
         data=[ray.put(data)],
         progress=progress,
     )
-    # Of all runs, finished or not: a stage that was killed goes on under the same name, where
-    # Ray Train finds the checkpoint of the run that was cut off.
-    identity = hashlib.sha256("".join(one.fingerprint for one in runs).encode()).hexdigest()
+    # Of all runs, finished or not: a killed stage resumes under the same name, where Ray Train
+    # finds the checkpoint of the unfinished run.
+    identity = hashlib.sha256("".join(each.fingerprint for each in runs).encode()).hexdigest()
     trainer = TorchTrainer(
         train_runs,
-        train_loop_config={"assignment": assignment},
+        train_loop_config={"task": task},
         torch_config=TorchConfig(backend="nccl" if config.device == "cuda" else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
             name=identity[:16],
-            storage_path=f"{assignment.workspace}/{_STATE}",
+            storage_path=f"{task.workspace}/{_STATE}",
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             **_WORKER_ENVIRONMENT,
         ),
     )
-    # In a thread of its own: fit() would take the main thread's Ctrl-C for good.
+    # In a separate thread: fit() would disable the main thread's Ctrl-C.
     executor = ThreadPoolExecutor(1, thread_name_prefix="train")
     try:
         fit = executor.submit(trainer.fit)
-        _follow(fit, progress, config, _Extent.of(config, runs, data), watch)
+        _follow(fit, progress, config, watch)
     finally:
         executor.shutdown(wait=False)
         progress.shutdown(force=True)
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
-    """What the workers take.
+    """Resources of the workers.
 
     Raises:
-        EngineError: They need more GPUs than the cluster can have.
+        EngineError: They need more GPUs than the cluster has.
     """
     if config.device == "cuda":
         require_gpus(config.workers, f"train.device = cuda, train.workers = {config.workers}")
@@ -192,59 +180,52 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     return ScalingConfig(num_workers=config.workers, resources_per_worker={"CPU": share})
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """Largest number of epochs of every run by its name, and samples or lists of an epoch."""
-
-    epochs: dict[str, int]
-    samples: dict[str, int]
-
-    @classmethod
-    def of(cls, config: TrainConfig, runs: list[Run], data: TrainingData) -> _Extent:
-        return cls(
-            {one.name: runs_module.settings_of(config, one).epochs for one in runs},
-            {one.name: data.epoch_samples(one) for one in runs},
-        )
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Watch:
-    """Who is told of the progress."""
+    """Shows and logs the progress of the workers.
+
+    Args:
+        epochs: Largest number of epochs of every run, by name.
+        samples: Samples or lists per epoch of every run.
+    """
 
     reporter: Reporter
     task: Task
     tracker: Tracker | None
+    epochs: dict[str, int]
+    samples: dict[str, int]
+    done: dict[str, int] = field(default_factory=dict)
+
+    def receive(self, name: str, event: Epoch | Divergence | str) -> None:
+        """Handle an event of the workers, see `WorkerTask`."""
+        if isinstance(event, str):
+            self.reporter.say(f"train: {event}")
+            return
+        for before in self.done.keys() - {name}:  # stopped early
+            self._advance(before, self.epochs[before])
+        if isinstance(event, Divergence):
+            self.reporter.say(f"train: {name} {event}. It has no result; the other runs continue")
+            self._advance(name, self.epochs[name])
+            return
+        self._advance(name, event.epoch, samples=self.samples[name])
+        if self.tracker is not None:
+            self.tracker.epoch(name, event)
+
+    def _advance(self, name: str, epoch: int, **counts: int) -> None:
+        seen = self.done.get(name, 0)
+        self.task.advance(max(0, epoch - seen), **counts)
+        self.done[name] = max(epoch, seen)
 
 
-def _follow(
-    fit: Future[Result], progress: Queue, config: TrainConfig, extent: _Extent, watch: _Watch
-) -> None:
+def _follow(fit: Future[Result], progress: Queue, config: TrainConfig, watch: _Watch) -> None:
     """Show finished epochs until training ends."""
-    seen: dict[str, int] = {}
-    task = watch.task
     while True:
         done = fit.done()
         try:
-            name, news = progress.get(timeout=0.5)
+            watch.receive(*progress.get(timeout=0.5))
         except Empty:
             if done:
                 break
-            continue
-        if isinstance(news, str):
-            watch.reporter.say(f"train: {news}")
-            continue
-        for before in seen.keys() - {name}:  # stopped early: its other epochs will not come
-            task.advance(extent.epochs[before] - seen[before])
-            seen[before] = extent.epochs[before]
-        if isinstance(news, Divergence):
-            watch.reporter.say(f"train: {name} {news}. It has no result; the other runs go on")
-            task.advance(extent.epochs[name] - seen.get(name, 0))
-            seen[name] = extent.epochs[name]
-            continue
-        task.advance(max(0, news.epoch - seen.get(name, 0)), samples=extent.samples[name])
-        seen[name] = max(news.epoch, seen.get(name, 0))
-        if watch.tracker is not None:
-            watch.tracker.epoch(name, news)
     try:
         fit.result()
     except TrainingFailedError as error:
@@ -254,32 +235,32 @@ def _follow(
         raise EngineError(
             f"training failed: {str(error).strip().splitlines()[-1]}",
             where=f"train, {config.workers} workers on {config.device}",
-            todo="Run `reki train` again: finished runs and epochs are kept. If it fails at the "
-            "same place, lower train.batch_size or look at Ray's logs.",
+            todo="Run `reki train` again: finished runs and epochs are kept. If it fails again, "
+            "lower train.batch_size or look at Ray's logs.",
         ) from error
 
 
 def _details(workspace: Workspace, runs: list[Run], *, streamed: bool) -> dict[str, Any]:
-    """Figures of the stage.
+    """Results of the stage.
 
     Raises:
-        ConfigError: No run of a model of clicks has a result.
+        ConfigError: No click model has a result.
     """
     rows, rerankers, diverged = [], [], []
     kept = ("best_epoch", "seconds", "samples_per_second", "input_wait_share")
-    for one in runs:
-        metrics = runs_module.read_metrics(workspace, one)
+    for each in runs:
+        metrics = runs_module.read_metrics(workspace, each)
         if failed := divergence_of(metrics):
-            diverged.append({"run": one.name, **asdict(failed)})
+            diverged.append({"run": each.name, **asdict(failed)})
             continue
         figures = {key: metrics[key] for key in kept}
-        origin = {"arm": one.arm, "seed": one.seed}
+        origin = {"arm": each.arm, "seed": each.seed}
         valid = metrics["valid"]
-        if one.reranks:
+        if each.reranks:
             ndcg = valid["ndcg"][str(HEADLINE)]
-            rerankers.append({"reranker": one.backbone, **origin, "valid_ndcg": ndcg, **figures})
+            rerankers.append({"reranker": each.backbone, **origin, "valid_ndcg": ndcg, **figures})
         else:
-            row = {"backbone": one.backbone, **origin, "valid_auc": valid["auc"], **figures}
+            row = {"backbone": each.backbone, **origin, "valid_auc": valid["auc"], **figures}
             rows.append((click_quality(valid), row))
     if not rows:
         raise ConfigError(

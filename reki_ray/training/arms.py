@@ -1,4 +1,4 @@
-"""What each experimental arm sees: the one place where arms differ."""
+"""Inputs of each experimental arm: the only place where arms differ."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ class ArmInputs:
         full_history: Whether it sees `train.history` past interactions, or `train.base_history`.
         users: Representations of users; None with `items` set gives every user zeros.
         items: Representations of items; None is a model without knowledge.
-        permuted: Whether representations are dealt out to the wrong ids. Members of a cluster
-            share one vector, so permuting vectors among ids permutes the assignment of ids to
-            clusters and keeps every cluster's size.
+        permuted: Whether representations are permuted among ids. Members of a cluster share a
+            vector, so this permutes the assignment to clusters and keeps their sizes.
     """
 
     profile: bool = True
@@ -85,7 +84,7 @@ class SideVectors:
         return int(self.vectors.shape[1]) // len(self.factors)
 
     def permuted(self, seed: int, side: Side) -> SideVectors:
-        """The same vectors dealt out to other ids, reproducibly."""
+        """The same vectors permuted among ids, reproducibly."""
         generator = np.random.default_rng([seed, SIDES.index(side)])
         return replace(self, rows=generator.permutation(self.rows))
 
@@ -113,13 +112,7 @@ class Representations:
 def read_representations(
     workspace: Workspace, arm: Arm, user_ids: Sequence[str], item_ids: Sequence[str]
 ) -> Representations | None:
-    """Representations of an arm, not yet permuted; None for an arm without knowledge.
-
-    Args:
-        workspace: The run's tables.
-        arm: Which arm.
-        user_ids: Users, in the order that the result follows.
-        item_ids: Items, in the order that the result follows.
+    """Representations of an arm in the order of the ids, before `permute`; None without knowledge.
 
     Raises:
         DataError: A table is missing or damaged, or lacks an id.
@@ -156,7 +149,7 @@ def _read_side(workspace: Workspace, table: Table, ids: Sequence[str]) -> SideVe
             where=workspace.path(table.path),
             todo="Run `reki encode --force encode`: it writes a row for every id.",
         )
-    row_of: dict[bytes, int] = {}  # members of a cluster share a vector: one row for all
+    row_of: dict[bytes, int] = {}  # members of a cluster share a row
     first: list[int] = []
     rows = np.empty(len(ids), dtype=np.int64)
     for number, key in enumerate(ids):

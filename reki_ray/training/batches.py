@@ -1,4 +1,4 @@
-"""Samples to batches: everything is an array lookup, nothing is done once a sample in Python."""
+"""Samples to batches by array lookups alone: no Python code runs per sample."""
 
 from __future__ import annotations
 
@@ -63,12 +63,7 @@ def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
 
 
 class Prepared(NamedTuple):
-    """What a training step needs.
-
-    Attributes:
-        batch: B samples.
-        labels: Theirs (B,).
-    """
+    """B samples and their labels (B,)."""
 
     batch: ModelBatch
     labels: Tensor
@@ -76,14 +71,14 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class WorkerShard:
-    """The part of an epoch that is one worker's.
+    """One worker's part of an epoch.
 
     Args:
         seed: Seed of the run.
         epoch: Number of the epoch, from 1.
         rank: This worker.
         world: Number of workers.
-        batch_size: Samples a batch of this worker.
+        batch_size: Samples per batch of this worker.
     """
 
     seed: int
@@ -93,11 +88,11 @@ class WorkerShard:
     batch_size: int
 
     def samples(self, total: int) -> int:
-        """This worker's samples of that many; every worker has as many."""
+        """This worker's samples of `total`; every worker has equally many."""
         return -(-total // self.world)
 
     def steps(self, total: int) -> int:
-        """Batches that these make; all but the last are full."""
+        """Number of this worker's batches; all but the last are full."""
         return -(-self.samples(total) // self.batch_size)
 
 
@@ -114,15 +109,15 @@ class TrainSamples(Protocol):
 
 
 class BatchBuilder:
-    """Makes batches of samples for one run.
+    """Builds batches of samples for one run.
 
     Args:
         data: The encoded data set.
-        samples: Samples of the split that is held; streamed ones come to `of`.
+        samples: Held samples of the split; streamed ones are passed to `of`.
         history: Number L of past interactions.
-        representations: Representations as the run sees them; None without knowledge.
-        enriched: Whether the model looks at the representations of past items.
-        device: Where the batches go.
+        representations: As the run sees them; None without knowledge.
+        enriched: Whether the model reads the representations of past items.
+        device: Target of the batches.
     """
 
     def __init__(
@@ -154,7 +149,7 @@ class BatchBuilder:
         return self.of(self._samples.take(indices))
 
     def epoch(self, share: WorkerShard) -> Iterator[Prepared]:
-        """See `TrainSamples`."""
+        """Batches of a share in random order."""
         order = shuffled(len(self), share.seed, share.epoch, share.rank, share.world)
         for start in range(0, len(order), share.batch_size):
             yield self.prepare(self._samples.take(order[start : start + share.batch_size]))
@@ -191,11 +186,11 @@ class BatchBuilder:
     def _history(self, samples: Samples) -> tuple[Rows, Rows, Rows]:
         positions = samples.positions[:, None]
         starts = self._data.offsets[samples.users][:, None]
-        there = self._back <= positions  # (B, L)
-        rows = np.where(there, starts + positions - self._back, 0)
-        items = np.where(there, self._data.past_items[rows], PADDING)
-        ratings = np.where(there, self._data.past_ratings[rows], PADDING)
-        times = np.where(there, self._data.past_times[rows], NO_TIME)
+        real = self._back <= positions  # (B, L)
+        rows = np.where(real, starts + positions - self._back, 0)
+        items = np.where(real, self._data.past_items[rows], PADDING)
+        ratings = np.where(real, self._data.past_ratings[rows], PADDING)
+        times = np.where(real, self._data.past_times[rows], NO_TIME)
         return items, ratings, encode_gaps(times)
 
     def _rows(self, fields: dict[str, Rows], entries: Ints) -> dict[str, Tensor]:
@@ -204,25 +199,25 @@ class BatchBuilder:
     def _knowledge(self, side: Side, ids: Ints) -> KnowledgeVectors | None:
         if self._representations is None:
             return None
-        found = self._representations.users if side == "users" else self._representations.items
-        rows, index = distinct(found.rows[ids], len(found.vectors))
-        return KnowledgeVectors(self._tensor(found.vectors[rows]), self._tensor(index))
+        vectors = getattr(self._representations, side)
+        rows, index = distinct(vectors.rows[ids], len(vectors.vectors))
+        return KnowledgeVectors(self._tensor(vectors.vectors[rows]), self._tensor(index))
 
     def _item_knowledge(self, items: Ints, targets: Ints) -> KnowledgeVectors | None:
-        """Representations of the items (R,), for past ones only where the model enriches them.
+        """Representations of the items (R,), of past ones only if the model enriches them.
 
-        Elsewhere a past item stands with the first representation, which nothing looks at, and
-        padding with that of the first item.
+        Otherwise a past item gets the first representation, which is never read, and padding that
+        of the first item.
         """
         if self._representations is None:
             return None
         if self._enriched:
             return self._knowledge("items", np.maximum(items - 1, 0))
-        found = self._knowledge("items", np.maximum(items[targets] - 1, 0))
-        assert found is not None
+        knowledge = self._knowledge("items", np.maximum(items[targets] - 1, 0))
+        assert knowledge is not None
         index = torch.zeros(len(items), dtype=torch.int64, device=self._device)
-        index[self._tensor(targets)] = found.index
-        return KnowledgeVectors(found.vectors, index)
+        index[self._tensor(targets)] = knowledge.index
+        return KnowledgeVectors(knowledge.vectors, index)
 
     def _tensor(self, array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -231,32 +226,21 @@ class BatchBuilder:
 def distinct(values: npt.NDArray[np.integer], size: int) -> tuple[Ints, Ints]:
     """Distinct values in ascending order, and the place of every value among them.
 
-    A table of marks does what `np.unique` does without sorting.
-
-    Args:
-        values: Integers in [0, size), of any shape, which their places have too.
-        size: Bound of the values.
+    As `np.unique`, but without sorting, for integers in [0, size) of any shape.
     """
     marks = np.zeros(size, dtype=bool)
     marks[values] = True
-    found = np.flatnonzero(marks)
+    unique = np.flatnonzero(marks)
     places = np.zeros(size, dtype=np.int64)
-    places[found] = np.arange(len(found))
-    return found, places[values]
+    places[unique] = np.arange(len(unique))
+    return unique, places[values]
 
 
 def shuffled(samples: int, seed: int, epoch: int, rank: int, world: int) -> Ints:
     """One rank's samples of one epoch, in random order.
 
-    Every rank gets equally many, so that all ranks take equally many steps: the first few of
-    the order are repeated where the number of ranks does not divide the number of samples.
-
-    Args:
-        samples: Number of samples.
-        seed: Seed of the run.
-        epoch: Number of the epoch.
-        rank: This worker.
-        world: Number of workers.
+    Every rank takes equally many steps: if the number of ranks does not divide the number of
+    samples, the first few of the order are repeated.
     """
     order = np.random.default_rng([seed, epoch]).permutation(samples)
     surplus = -samples % world

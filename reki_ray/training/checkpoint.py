@@ -18,21 +18,19 @@ _PROGRESS: Final = "state.json"
 
 @dataclass(frozen=True)
 class Epoch:
-    """Figures of one epoch.
+    """Metrics of one epoch.
 
     Args:
         epoch: Number, from 1.
-        loss: Mean training loss, nats a sample.
-        valid_auc: AUC over all validation samples; None where they have a single label, and of
-            rerankers.
-        valid_logloss: Log-loss over all validation samples, nats a sample; of rerankers the
-            listwise loss, nats a list.
+        loss: Mean training loss, nats per sample.
+        valid_auc: AUC over all validation samples; None with a single label, and of rerankers.
+        valid_logloss: Log-loss over all validation samples, nats per sample; of rerankers the
+            listwise loss, nats per list.
         seconds: Time of the training steps.
         samples_per_second: Over all workers; of rerankers lists.
         learning_rate: After the last step.
-        valid_ndcg: NDCG over all validation lists; None but of rerankers.
-        input_wait_share: Share of the time in which the steps waited for their batches, of the
-            worker that waited longest.
+        valid_ndcg: NDCG over all validation lists, of rerankers.
+        input_wait_share: Largest share of time that a worker waited for batches.
     """
 
     epoch: int
@@ -47,7 +45,7 @@ class Epoch:
 
     @property
     def quality(self) -> float:
-        """What selection maximises: NDCG of lists, else `click_quality`."""
+        """Quantity that selection maximises: NDCG of lists, else `click_quality`."""
         if self.valid_ndcg is not None:
             return self.valid_ndcg
         return click_quality({"auc": self.valid_auc, "logloss": self.valid_logloss})
@@ -55,12 +53,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Divergence:
-    """The end of a run whose numbers are no longer finite: it has no result.
-
-    Args:
-        epoch: Number of the epoch, from 1.
-        reason: What is not finite.
-    """
+    """Failure of a run: from this epoch, counted from 1, its numbers are not finite."""
 
     epoch: int
     reason: str
@@ -70,18 +63,18 @@ class Divergence:
 
 
 def click_quality(valid: Mapping[str, Any]) -> float:
-    """What selects among models of clicks: AUC, or minus the log-loss where it is not defined."""
+    """Selection criterion of click models: AUC, or minus the log-loss if AUC is undefined."""
     quality: float = -valid["logloss"] if valid["auc"] is None else valid["auc"]
     return quality
 
 
 def best_of(epochs: Sequence[Epoch]) -> Epoch:
-    """The epoch whose weights count: of the highest quality, the first of equals."""
+    """The first epoch of the highest quality."""
     return max(epochs, key=lambda epoch: epoch.quality)
 
 
 def time_of(epochs: Sequence[Epoch]) -> dict[str, float]:
-    """Time of the steps of all epochs, samples a second of the median one, share of waiting."""
+    """Total time of the steps, median samples per second, and share of time spent waiting."""
     seconds = sum(epoch.seconds for epoch in epochs)
     waited = sum(epoch.input_wait_share * epoch.seconds for epoch in epochs)
     rates = sorted(epoch.samples_per_second for epoch in epochs)
@@ -94,11 +87,11 @@ def time_of(epochs: Sequence[Epoch]) -> dict[str, float]:
 
 @dataclass
 class RunState:
-    """What a run needs to go on after its last finished epoch.
+    """State to resume a run from after its last finished epoch.
 
     Args:
-        fingerprint: Of the run, so that no other run goes on from it.
-        epochs: Figures of the finished epochs.
+        fingerprint: Of the run; no other run resumes from it.
+        epochs: Metrics of the finished epochs.
         model: Weights and buffers after the last epoch.
         best: Weights and buffers after the best epoch.
         optimiser: State of the optimiser.
@@ -120,7 +113,7 @@ def write_state(folder: Path, state: RunState) -> None:
     for parameter, values in state.optimiser["state"].items():
         for name, tensor in values.items():
             tensors[f"optimiser/{parameter}/{name}"] = tensor
-    # Clones: safetensors refuses tensors that share memory, as last and best do at first.
+    # Clones: safetensors rejects tensors that share memory, as model and best do at first.
     save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, folder / _TENSORS)
     progress = {
         "fingerprint": state.fingerprint,
@@ -153,5 +146,5 @@ def read_state(folder: Path) -> RunState:
 
 
 def copy_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copy of a model's weights and buffers on the CPU, which later steps do not change."""
+    """Copy of a model's weights and buffers on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The ingested tables as arrays: histories stored once a user, samples that point into them."""
+"""The ingested tables as arrays: histories stored once per user, and samples that point to them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Samples:
     """N samples of one split, or N lists of candidates (`training.lists`).
 
     Args:
-        users: Place of the user in `Dataset.user_ids`, (N,).
-        items: Place of the item in `Dataset.item_ids`, (N,); of lists (N, K), -1 at padding.
+        users: Index of the user in `Dataset.user_ids`, (N,).
+        items: Index of the item in `Dataset.item_ids`, (N,); of lists (N, K), -1 at padding.
         positions: Row of the interaction among the user's, (N,); of lists the earliest one.
         labels: 0 or 1, (N,); of lists (N, K), -1 at padding.
     """
@@ -67,14 +67,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What vocabularies and comparisons need of the training samples, without the samples.
+    """Counts of the training samples that vocabularies and comparisons need.
 
     Args:
         samples: Their number.
         items: Samples of every item (I,).
         users: Samples of every user (U,).
-        last: Largest position of a sample of every user, 0 where there is none, (U,).
-        digest: Equal where the samples are.
+        last: Largest position of a sample of every user, 0 without samples, (U,).
+        digest: Equal for equal samples.
     """
 
     samples: int
@@ -85,7 +85,7 @@ class TrainSummary:
 
     @classmethod
     def of(cls, samples: Samples, users: int, items: int) -> TrainSummary:
-        """Of held samples of that many users and items."""
+        """Summary of held samples, for these numbers of users and items."""
         last = np.zeros(users, dtype=np.int64)
         np.maximum.at(last, samples.users, samples.positions)
         digest = hashlib.sha256()
@@ -101,12 +101,12 @@ class TrainSummary:
 
 
 Summarise = Callable[[list[str], list[str]], TrainSummary]
-"""Makes the summary of training samples that are not held, from the ids of users and items."""
+"""Summarises training samples that are not held, from the ids of users and items."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """All that training and evaluation read, before any vocabulary.
+    """Data of training and evaluation, before any vocabulary.
 
     Args:
         user_ids: Users (U).
@@ -114,11 +114,11 @@ class Dataset:
         item_ids: Items (I).
         item_attributes: Their attributes.
         offsets: Interactions of user u are offsets[u] to offsets[u + 1] of the next two, (U + 1,).
-        past_items: Place of the item in `item_ids`, in time order a user, (T,).
-        past_ratings: Ratings, NaN where there is none, (T,).
+        past_items: Index of the item in `item_ids`, in time order per user, (T,).
+        past_ratings: Ratings, NaN if missing, (T,).
         past_times: Seconds since the epoch (T,).
-        samples: Samples of the splits; those of training only where they are held.
-        streamed: Summary of the training samples where they are not.
+        samples: Samples of the splits; training samples only if they are held.
+        streamed: Summary of the training samples if they are not.
     """
 
     user_ids: list[str]
@@ -151,11 +151,11 @@ class Dataset:
         return np.diff(self.offsets)
 
     def train_features(self, buckets: Mapping[str, int] | None = None) -> FeatureSpace:
-        """Vocabularies of the training samples, and of the ratings that lie before them.
+        """Vocabularies of the training samples, and of the ratings before them.
 
-        An item gets a row of its own as a training sample alone: one that only histories show,
-        as those held out of training do, meets the model as a new item will. A user's
-        interactions after the last training sample stay out, as do all users without training
+        Only items of training samples get their own row: an item that only occurs in histories,
+        as items held out of training do, is unknown to the model, as a new item will be. A user's
+        interactions after the last training sample are left out, as are users without training
         samples.
 
         Args:
@@ -183,23 +183,23 @@ class Dataset:
 
     def _require_attributes(self, names: Iterable[str]) -> None:
         records = chain(self.user_attributes, self.item_attributes)
-        found = set[str]().union(*(record or () for record in records))
-        missing = sorted(set(names) - found)
+        known = set[str]().union(*(record or () for record in records))
+        missing = sorted(set(names) - known)
         if missing:
             raise ConfigError(
                 f"there is no attribute {missing[0]!r} to put in buckets",
                 where="train.buckets",
-                todo=f"Name one of {', '.join(sorted(found)) or 'none, the data have none'}.",
+                todo=f"Name one of {', '.join(sorted(known)) or 'none, the data have none'}.",
             )
 
     def digest(self) -> str:
-        """SHA-256 over everything that training and validation depend on."""
+        """SHA-256 over all inputs of training and validation."""
         digest = hashlib.sha256()
         for texts in (self.user_ids, self.item_ids):
             digest.update("\0".join(texts).encode())
         for records in (self.user_attributes, self.item_attributes):
             digest.update(repr(records).encode())
-        # Streamed samples come in another order than held ones: another model.
+        # Streamed samples come in another order than held ones, which gives another model.
         digest.update(f"{self.train.digest} {self.streamed is None}".encode())
         valid = self.samples["valid"]
         arrays = [self.offsets, self.past_items, self.past_ratings, self.past_times]
@@ -209,7 +209,7 @@ class Dataset:
 
 
 def _warn_of_words(name: str, records: Iterable[Attributes | None]) -> None:
-    """Values that are no numbers get no bucket: nobody should learn that from a poor model."""
+    """Warn of values that are not numbers: they get no bucket."""
     values = Counter(text for record in records for text in (record or {}).get(name, ()))
     if odd := describe_amounts(values):
         _logger.warning("train.buckets.%s: values of training items and users: %s", name, odd)
@@ -220,15 +220,15 @@ def read_dataset(
     splits: Sequence[Split] = SPLITS,
     summarise: Summarise | None = None,
 ) -> Dataset:
-    """Arrays of the ingested tables.
+    """Read the ingested tables.
 
     Args:
         workspace: The run's tables.
-        splits: Whose samples are read; the others' files are not opened.
-        summarise: Makes the summary of the training samples; None reads and holds them.
+        splits: Splits whose samples are read.
+        summarise: Summarises the training samples; None reads and holds them.
 
     Raises:
-        DataError: A table is missing or damaged, names an unknown id, or has no training or no
+        DataError: A table is missing or damaged, contains an unknown id, or has no training or no
             validation samples.
     """
     users = workspace.read_table(USERS, columns=[USER_ID, ATTRIBUTES])
@@ -239,7 +239,7 @@ def read_dataset(
     item_places = {item: place for place, item in enumerate(item_ids)}
     where = workspace.path(INTERACTIONS.path)
     past_users = _places(past, USER_ID, user_places, where)
-    # Users stand in the order of their table, interactions in that of their ids' text.
+    # Users are in the order of their table, interactions in that of the ids' text.
     order = np.argsort(past_users, kind="stable")
     counts = np.bincount(past_users, minlength=len(user_ids))
     ratings = past.column(RATING).to_numpy()
@@ -275,7 +275,7 @@ def _read_samples(
 
 
 def no_samples(split: Split, where: str) -> DataError:
-    """The error of a split that must have samples and has none."""
+    """Error for a split without samples."""
     return DataError(
         f"there are no {split} samples",
         where=where,
@@ -284,16 +284,16 @@ def no_samples(split: Split, where: str) -> DataError:
 
 
 def unknown_id(column: str, key: object, where: str) -> DataError:
-    """The error of an id that its own table does not have."""
+    """Error for an id that is missing from its table."""
     return DataError(
-        f"{column} {key!r} stands in no row of its table",
+        f"{column} {key!r} is missing from its table",
         where=where,
-        todo="Run `reki ingest --force ingest` to write the tables anew.",
+        todo="Run `reki ingest --force ingest` to write the tables again.",
     )
 
 
 def _places(data: pa.Table, column: str, places: Mapping[str, int], where: str) -> Ints:
-    """Place of every row's id; the dictionary encoding looks each distinct id up once."""
+    """Index of every row's id; dictionary encoding looks each distinct id up once."""
     encoded = data.column(column).combine_chunks().dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()

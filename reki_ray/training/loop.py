@@ -1,4 +1,4 @@
-"""The training loop in plain torch; Ray comes in only through the two hooks that it is given."""
+"""The training loop in plain torch; Ray enters through `Workers` and a callback."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from reki_ray.config import TrainConfig
 from reki_ray.models.artifact import not_finite
@@ -24,7 +25,7 @@ from reki_ray.training.precision import chosen_precision, compiled
 from reki_ray.training.prefetch import Prefetched
 
 PREDICT_BATCH = 4096
-"""Samples a forward pass where no gradient is needed."""
+"""Samples per forward pass without gradient."""
 
 
 class Workers(Protocol):
@@ -46,21 +47,22 @@ class Workers(Protocol):
         ...
 
 
-class SingleWorker:
+class SingleWorker(Workers):
     """One worker alone."""
 
     rank = 0
     world = 1
 
+    @override
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model itself."""
         return model
 
+    @override
     def synchronise(self, model: nn.Module) -> None:
-        """Nothing to do."""
+        pass
 
+    @override
     def gather(self, values: Tensor) -> list[Tensor]:
-        """The tensor itself."""
         return [values]
 
 
@@ -108,9 +110,9 @@ class Trainer:
         splits: Batches.
         config: Sizes and rates.
         seed: Seed of batches and dropout.
-        fingerprint: Of the run; a state of another run is not gone on from.
+        fingerprint: Of the run; the state of another run is not resumed.
         workers: The workers that train together.
-        objective: What the model is trained for.
+        objective: Loss and metrics.
 
     Attributes:
         divergence: How the run failed, if it did.
@@ -152,16 +154,16 @@ class Trainer:
 
     @property
     def epochs(self) -> list[Epoch]:
-        """Figures of the finished epochs."""
+        """Metrics of the finished epochs."""
         return self._state.epochs
 
     @property
     def best(self) -> Epoch:
-        """Figures of the best epoch."""
+        """Metrics of the best epoch."""
         return best_of(self.epochs)
 
     def resume(self, state: RunState) -> None:
-        """Go on after the last epoch of a state; one of another run is ignored."""
+        """Continue after the last epoch of a state; a state of another run is ignored."""
         if state.fingerprint != self._state.fingerprint:
             return
         self._state = state
@@ -171,7 +173,7 @@ class Trainer:
     def run(self, after_epoch: Callable[[Epoch, RunState], None]) -> None:
         """Train until the last epoch or until patience ends, then load the best weights.
 
-        A run whose loss, scores or weights are no longer finite ends there with a `divergence`.
+        A run ends with a `divergence` when its loss, scores or weights are not finite.
 
         Args:
             after_epoch: Called on every worker after each epoch with its figures and the state.
@@ -212,7 +214,7 @@ class Trainer:
         return len(self.epochs) >= self._config.epochs or stale >= self._config.patience
 
     def _not_finite(self, loss: float, scores: npt.NDArray[np.float32]) -> str:
-        """What is not finite after an epoch, the same on every worker; empty where all is."""
+        """Reason why an epoch diverged, the same on every worker; empty if all is finite."""
         if not math.isfinite(loss):
             return f"the training loss is {loss}"
         broken = int((~np.isfinite(scores)).sum())
@@ -226,23 +228,24 @@ class Trainer:
         return WorkerShard(self._seed, epoch, workers.rank, workers.world, local_batch)
 
     def _train_epoch(self, number: int) -> tuple[float, float, float]:
-        """Mean loss, seconds, and share of them in which the slowest worker waited for batches."""
-        # Seeded anew every epoch, so that a resumed run draws what an unbroken one would.
+        """Mean loss, seconds, and largest share of them that a worker waited for batches."""
+        # Seeded per epoch, so that a resumed run draws the same as an uninterrupted one.
         entropy = np.random.SeedSequence([self._seed, number, self._workers.rank])
         torch.manual_seed(int(entropy.generate_state(1)[0]))
         self._wrapped.train()
-        # Read once an epoch: reading a loss waits until an accelerator has done all before it.
+        # Read once per epoch: reading a loss waits for all queued work of an accelerator.
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         count = 0
         started = time.perf_counter()
         batches = self._splits.train.epoch(self._share(number))
         with Prefetched(batches, self._config.prefetch) as prepared:
-            # Not one step more or less than the others take, who would wait for this worker.
+            # Exactly as many steps as the other workers, which would wait otherwise.
             for step in range(self.steps_per_epoch):
-                one = next(prepared)
+                step_input = next(prepared)
                 at = (number - 1) * self.steps_per_epoch + step
-                total += self._step(one, self._schedule.rate(at)).double() * len(one.labels)
-                count += len(one.labels)
+                step_loss = self._step(step_input, self._schedule.rate(at)).double()
+                total += step_loss * len(step_input.labels)
+                count += len(step_input.labels)
         loss = float(total) / count
         seconds = time.perf_counter() - started
         own = torch.tensor([loss, prepared.waited / seconds], dtype=torch.float64)
@@ -272,10 +275,10 @@ def predict(
     """Scores (N,) of all samples of a split, or (N, K) of all lists, on every worker.
 
     Args:
-        model: Put into evaluation mode here.
+        model: Set to evaluation mode here.
         batches: The split.
-        workers: Each computes its share, then all get the whole.
-        objective: What the model was trained for.
+        workers: Each computes its share, then all get all scores.
+        objective: Loss and metrics.
     """
     workers = workers or SingleWorker()
     workers.synchronise(model)
@@ -298,9 +301,9 @@ def predict(
 
 
 def _groups(model: EmbeddedModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """Groups of the optimiser, which tell the multiple of the learning rate that each has."""
+    """Parameter groups, each with its multiple of the learning rate."""
     knowledge = model.knowledge_parameters()
     known = {id(parameter) for parameter in knowledge}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups = [(rest, 1.0), (knowledge, config.hein.rate)]
-    return [{"params": some, "multiple": multiple} for some, multiple in groups if some]
+    return [{"params": group, "multiple": multiple} for group, multiple in groups if group]

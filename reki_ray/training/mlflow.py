@@ -1,4 +1,4 @@
-"""Trained runs told to MLflow, by the driver: workers need no access to the tracking server."""
+"""Logging of trained runs to MLflow by the driver: workers need no access to the server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reki_ray.training.runs import Run, effective
 
 
 def check(config: RekiConfig) -> None:
-    """Refuse settings whose package is missing, before any stage has taken its time.
+    """Check that MLflow is installed if it is configured, before any stage runs.
 
     Raises:
         ConfigError: `train.mlflow` is set, and MLflow is not installed.
@@ -33,7 +33,7 @@ def check(config: RekiConfig) -> None:
 
 
 _PATIENCE: Final = {
-    # MLflow's own retries keep a dead server's caller for minutes, each call anew.
+    # MLflow's own retries block the caller of a dead server for minutes per call.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
@@ -42,14 +42,13 @@ _logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Tells an MLflow server of runs: one MLflow run a trained run, in an experiment a config.
+    """Logs every trained run to MLflow, in an experiment per configuration name.
 
-    Whatever goes wrong is a warning, and that run is not told of any further: training must not
-    depend on who watches it.
+    An error is a warning, and that run is not logged further: training does not depend on MLflow.
 
     Args:
         config: With `train.mlflow` set.
-        runs: The runs that are about to be trained.
+        runs: The pending runs.
 
     Raises:
         ConfigError: MLflow is not installed.
@@ -64,8 +63,8 @@ class Tracker:
         self._mlflow = mlflow
         self._config = config
         self._runs = {run.name: run for run in runs}
-        self._ids: dict[str, str] = {}  # ids at MLflow of the runs that it knows
-        self._told: dict[str, int] = {}  # number of the last epoch told of a run
+        self._ids: dict[str, str] = {}  # MLflow ids of the runs begun
+        self._logged: dict[str, int] = {}  # number of the last epoch logged of a run
         self._given_up: set[str] = set()
 
     def __enter__(self) -> Tracker:
@@ -81,30 +80,20 @@ class Tracker:
             self._try(name, self._end, name, "FAILED")
 
     def epoch(self, name: str, epoch: Epoch) -> None:
-        """Tell of a finished epoch.
-
-        Args:
-            name: Name of the run.
-            epoch: Its figures.
-        """
+        """Log a finished epoch of the run of this name."""
         self._try(name, self._epochs, name, [epoch])
 
     def finish(self, run: Run, metrics: Mapping[str, Any]) -> None:
-        """Tell of a finished run.
-
-        Args:
-            run: Which run.
-            metrics: Content of its metrics.json.
-        """
+        """Log a finished run with the content of its metrics.json."""
         epochs = [Epoch(**figures) for figures in metrics["epochs"]]
         self._try(run.name, self._finish, run.name, epochs, metrics)
 
-    def _try(self, name: str, tell: Any, *arguments: Any) -> None:
+    def _try(self, name: str, log: Any, *arguments: Any) -> None:
         if name in self._given_up:
             return
         try:
-            tell(*arguments)
-        except Exception as error:  # noqa: BLE001  # stores and plugins raise what they like
+            log(*arguments)
+        except Exception as error:  # noqa: BLE001  # stores and plugins raise any type
             self._given_up.add(name)
             self._ids.pop(name, None)
             _logger.warning(
@@ -115,43 +104,43 @@ class Tracker:
             )
 
     def _epochs(self, name: str, epochs: Sequence[Epoch]) -> None:
-        known = self._told.get(name, 0)
-        told = []
+        known = self._logged.get(name, 0)
+        points = []
         for epoch in epochs:
             if epoch.epoch <= known:  # after a restart of the workers, or at the end
                 continue
             figures = {key: value for key, value in asdict(epoch).items() if key != "epoch"}
-            told += self._metrics(figures, epoch.epoch)
-            self._told[name] = epoch.epoch
-        if told:
-            self._client.log_batch(self._id(name), metrics=told)
+            points += self._metrics(figures, epoch.epoch)
+            self._logged[name] = epoch.epoch
+        if points:
+            self._client.log_batch(self._id(name), metrics=points)
 
     def _finish(self, name: str, epochs: Sequence[Epoch], metrics: Mapping[str, Any]) -> None:
         self._epochs(name, epochs)
         figures = {f"best_valid_{key}": value for key, value in flat(metrics["valid"]).items()}
         figures |= {key: metrics[key] for key in ("best_epoch", "parameters")}
-        told = self._metrics(figures, metrics["best_epoch"])
-        self._client.log_batch(self._id(name), metrics=told)
+        points = self._metrics(figures, metrics["best_epoch"])
+        self._client.log_batch(self._id(name), metrics=points)
         self._end(name, "FINISHED")
 
     def _end(self, name: str, status: str) -> None:
         self._client.set_terminated(self._ids.pop(name), status)
 
     def _id(self, name: str) -> str:
-        """The run's id at MLflow, where it is begun with its settings if it is new."""
+        """MLflow id of the run, which is begun with its settings if it is new."""
         if name not in self._ids:
             client, run = self._client, self._runs[name]
-            found = client.get_experiment_by_name(self._config.name)
+            known = client.get_experiment_by_name(self._config.name)
             experiment = (
-                found.experiment_id if found else client.create_experiment(self._config.name)
+                known.experiment_id if known else client.create_experiment(self._config.name)
             )
             tags = {"reki.workspace": shown(self._config.root), "reki.fingerprint": run.fingerprint}
-            made = client.create_run(experiment, run_name=name, tags=tags).info.run_id
-            self._ids[name] = made
+            new = client.create_run(experiment, run_name=name, tags=tags).info.run_id
+            self._ids[name] = new
             settings = flat(effective(self._config.train, run))
             settings |= {"backbone": run.backbone, "arm": run.arm, "seed": run.seed}
             parameter = self._mlflow.entities.Param
-            client.log_batch(made, params=[parameter(k, str(v)) for k, v in settings.items()])
+            client.log_batch(new, params=[parameter(k, str(v)) for k, v in settings.items()])
         return self._ids[name]
 
     @property

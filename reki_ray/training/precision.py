@@ -1,4 +1,4 @@
-"""In which precision HEIN multiplies in training."""
+"""Precision of HEIN in training, and compilation of the training step."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ _COMPILERS: Final = ("g++", "clang++", "c++")
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """A model that is compiled at its first call; parameters are those of the model given.
+    """Compile a model at its first call, for training alone; it shares the parameters.
 
-    Shapes differ from batch to batch with the number of distinct ids, so they stay symbols.
-
-    Args:
-        model: For training alone: evaluation would be compiled once more.
+    Shapes are dynamic: the number of distinct ids differs between batches.
 
     Raises:
         ConfigError: There is no C++ compiler.
@@ -29,30 +26,23 @@ def compiled(model: nn.Module) -> nn.Module:
     wanted = os.environ.get("CXX")
     if not any(shutil.which(name) for name in ([wanted] if wanted else _COMPILERS)):
         raise ConfigError(
-            f"there is no C++ compiler {wanted or ' or '.join(_COMPILERS)}, which torch.compile "
-            "needs",
+            f"torch.compile needs a C++ compiler: no {wanted or ' or '.join(_COMPILERS)} on PATH",
             where="train.compile",
             todo="Install g++ on all nodes, name yours in CXX, or set train.compile to false.",
         )
-    # Of a module it makes a module, which its annotation does not tell.
-    made: object = torch.compile(model, dynamic=True)
-    assert isinstance(made, nn.Module)
-    return made
+    network: object = torch.compile(model, dynamic=True)
+    assert isinstance(network, nn.Module)  # its annotation is any callable
+    return network
 
 
 _WITH_BFLOAT16: Final = ("BF16", "FP16", "AMX", "AVX10", "DEFAULT", "ALL")
-
 """Parts of the values of ONEDNN_MAX_CPU_ISA that leave oneDNN the units for bfloat16."""
 
 
 def chosen_precision(wanted: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """Precision of a run.
+    """Precision of a run for the value of `train.precision`.
 
-    On a GPU `auto` takes float32: with HEIN the steps wait for Python, not for its products.
-
-    Args:
-        wanted: As `train.precision` has it.
-        device: Where the run is trained.
+    On a GPU `auto` takes float32: HEIN's steps wait for Python, not for its products.
     """
     if wanted != "auto":
         return wanted
@@ -75,5 +65,5 @@ def multiplies_bfloat16() -> bool:
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if not any(part in allowed for part in _WITH_BFLOAT16):
         return False
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))

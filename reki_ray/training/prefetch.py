@@ -12,27 +12,26 @@ from typing import Generic, Self, TypeVar
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.05
-"""How often a thread that waits for room looks whether it is still wanted."""
+"""Interval at which a blocked producer checks whether it was cancelled."""
 
 _JOIN_SECONDS = 30.0
 
 
 class _End:
-    """Comes after the last element, with the error that ended them if there was one."""
+    """Marks the end of the elements, with the error that ended them, if any."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class Prefetched(Generic[T]):
-    """Elements of an iterator, the same and in the same order, computed ahead in a thread.
+    """Elements of an iterator, in order, computed ahead in a thread that ends with the block.
 
-    The thread ends with the block, whatever the reason; an error of the iterator is raised where
-    its element would have come.
+    An error of the iterator is raised in place of its element.
 
     Args:
-        source: Computes the elements; it is used in the thread alone, and closed there.
-        ahead: Most elements that wait; 0 computes each when it is asked for, without a thread.
+        source: Computes the elements; used in the thread alone, and closed there.
+        ahead: Most elements in the queue; 0 computes each on demand, without a thread.
     """
 
     def __init__(self, source: Iterator[T], ahead: int) -> None:
@@ -44,7 +43,7 @@ class Prefetched(Generic[T]):
             self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
         self._ended = False
         self.waited = 0.0
-        """Seconds in which an element was asked for and not there."""
+        """Seconds spent waiting for elements."""
 
     def __enter__(self) -> Self:
         if self._thread is not None:
@@ -61,7 +60,7 @@ class Prefetched(Generic[T]):
         if self._thread is None:
             _close(self._source)
         else:
-            # A source that hangs must not hide the error that ended the block.
+            # A hanging source must not hide the error that ended the block.
             self._thread.join(_JOIN_SECONDS)
 
     def __iter__(self) -> Iterator[T]:
@@ -79,12 +78,12 @@ class Prefetched(Generic[T]):
             return next(self._source)
         if self._ended:
             raise StopIteration
-        found = self._ready.get()
-        if not isinstance(found, _End):
-            return found
+        element = self._ready.get()
+        if not isinstance(element, _End):
+            return element
         self._ended = True
-        if found.error is not None:
-            raise found.error
+        if element.error is not None:
+            raise element.error
         raise StopIteration
 
     def _produce(self) -> None:
@@ -93,7 +92,7 @@ class Prefetched(Generic[T]):
             for element in self._source:
                 if not self._offer(element):
                     break
-        except BaseException as error:  # noqa: BLE001  # it is raised in the thread that asks
+        except BaseException as error:  # noqa: BLE001  # raised in the consuming thread
             end = _End(error)
         finally:
             _close(self._source)

@@ -1,15 +1,13 @@
-"""Lists of candidates for rerankers, made from the samples of a split.
+"""Lists of candidates for rerankers, built from the samples of a split.
 
-A user's positive samples are cut, in time order, into runs of at most `max_positives`; each run
+A user's positive samples are split, in time order, into runs of at most `max_positives`; each run
 begins a list. A negative sample of the user goes into the list during which it happened, the
-latest ones where there is no room for all. The rest of the list is sampled, evenly, from the items
-of the split's samples that the user never met in any interaction of the data set, before or
-after: a sampled negative is never a positive. So lists of training hold no item that the split
-keeps cold.
+latest ones if there is no room for all. The rest of the list is sampled uniformly from the items
+of the split's samples that the user never interacted with, before or after: a sampled negative is
+never a positive, and training lists contain no item that the split keeps cold.
 
-The initial order is by popularity: the number of training samples of an item from other users
-than the list's, ties in random order. The user's own samples are left out because they would
-tell the label: each real candidate of a training list would be counted once more than by chance.
+The initial order is by popularity: the number of training samples of an item from users other
+than the list's, ties in random order. The user's own samples would leak the label.
 """
 
 from __future__ import annotations
@@ -28,17 +26,12 @@ from reki_ray.training.dataset import Dataset, Ints, Samples
 Marks = npt.NDArray[np.bool_]
 
 NOTHING: Final = -1
-"""Item and label of a place in a list that is too short."""
+"""Item and label at padding."""
 
 
 @dataclass(frozen=True)
 class Real:
-    """Real candidates, one entry each.
-
-    Args:
-        rows: Rows of the split's samples (n,).
-        lists: List of each (n,), ascending.
-    """
+    """Real candidates: rows of the split's samples (n,), and their lists (n,), ascending."""
 
     rows: Ints
     lists: Ints
@@ -47,15 +40,10 @@ class Real:
 def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples:
     """Lists of a split; every positive sample is in exactly one of them.
 
-    Args:
-        dataset: The data set.
-        split: Which samples.
-        config: Sizes of the lists and seed.
-
     Returns:
         N lists: users (N,), items and labels (N, K) in the initial order, `NOTHING` after the
-        end of a list whose user has met nearly all items, and positions (N,) of the earliest
-        real candidates: what came before them is the history.
+        end of a list whose user knows nearly all items, and positions (N,) of the earliest
+        real candidates: the interactions before them are the history.
 
     Raises:
         DataError: The split has no positive sample.
@@ -94,15 +82,7 @@ def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples
 
 
 def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Real, Ints]:
-    """Which sample is in which list, and the users of the lists.
-
-    Args:
-        samples: Of one split.
-        config: Sizes of the lists.
-
-    Returns:
-        The candidates, positives first in each list, and users (N,).
-    """
+    """Candidates from the samples, positives first in each list, and users (N,) of the lists."""
     order = np.lexsort((samples.positions, samples.users))
     users, positive = samples.users[order], samples.labels[order] > 0
     own = np.cumsum(positive) - positive  # positives before, of all users
@@ -116,7 +96,7 @@ def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Real, Ints]
     key = users * (len(users) + 1) + number
     distinct, lists[has_list] = np.unique(key[has_list], return_inverse=True)
     kept = has_list & (positive | ~_liked_too_or_repeated(samples, order, lists, positive))
-    # Positives first, then the latest negatives: what finds no room stands at the end.
+    # Positives first, then the latest negatives: the surplus comes last.
     ranked = np.lexsort((-samples.positions[order], ~positive, lists))
     ranked = ranked[kept[ranked]]
     ranked = ranked[_places(lists[ranked]) < config.list_size]
@@ -124,7 +104,7 @@ def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Real, Ints]
 
 
 def _liked_too_or_repeated(samples: Samples, order: Ints, lists: Ints, positive: Marks) -> Marks:
-    """Marks of negatives whose item the user likes in another sample, and of repeated ones."""
+    """Mark negatives whose item is positive in another sample of the user, and repeated ones."""
     items = samples.items[order]
     size = int(items.max(initial=0)) + 1
     of_user = samples.users[order] * size + items
@@ -139,18 +119,18 @@ def _liked_too_or_repeated(samples: Samples, order: Ints, lists: Ints, positive:
 def sample_negatives(
     dataset: Dataset, users: Ints, pool: Ints, room: Ints, generator: np.random.Generator
 ) -> Ints:
-    """Items that the user of a list never met, each once a list.
+    """Items that the user of a list never interacted with, each once per list.
 
     Args:
         dataset: All interactions.
         users: User of every list (N,).
         pool: Items to choose from, ascending (P,).
-        room: How many each list wants (N,).
+        room: Free places of each list (N,).
         generator: Source of the draws.
 
     Returns:
-        Items (N, largest room), `NOTHING` after the end of a row; a list whose user has met
-        nearly the whole pool gets fewer than it wants.
+        Items (N, largest room), `NOTHING` after the end of a row; a list whose user knows nearly
+        the whole pool gets fewer than its room.
     """
     width, size = int(room.max(initial=0)), len(pool)
     people = np.repeat(np.arange(len(dataset.user_ids)), dataset.activity)
@@ -162,30 +142,27 @@ def sample_negatives(
     before = np.searchsorted(of_user, np.arange(len(dataset.user_ids) + 1))
     free = size - np.diff(before)
     ranks = distinct_draws(free[users], np.minimum(room, free[users]), width, generator)
-    # The rank-th item that a user did not meet lies behind as many met ones as have at most
-    # rank unmet items before them: their number is found by one search among all users.
+    # The rank-th unmet item of a user comes after as many met ones as have at most rank unmet
+    # items before them: one search over all users gives their number.
     unmet_before = met_place - (np.arange(len(met)) - before[of_user])
     behind = np.searchsorted(
         of_user * (size + 1) + unmet_before, users[:, None] * (size + 1) + ranks, side="right"
     )
     drawn = ranks >= 0
-    found = np.full(ranks.shape, NOTHING, dtype=np.int64)
+    negatives = np.full(ranks.shape, NOTHING, dtype=np.int64)
     places = ranks + behind - before[users][:, None]
-    found[drawn] = pool[places[drawn]]
-    return found
+    negatives[drawn] = pool[places[drawn]]
+    return negatives
 
 
 def distinct_draws(free: Ints, wanted: Ints, width: int, generator: np.random.Generator) -> Ints:
-    """Distinct random integers a row: every set of them is equally likely.
+    """Distinct random integers (N, width) per row, uniform over sets, `NOTHING` after the last.
 
     Args:
         free: Row n draws from 0 to free[n] - 1, (N,).
-        wanted: How many it draws, at most free[n], (N,).
+        wanted: Number of draws, at most free[n], (N,).
         width: Number of columns.
         generator: Source of the draws.
-
-    Returns:
-        Draws (N, width), `NOTHING` after the end of a row.
     """
     beyond = np.iinfo(np.int64).max
     drawn = np.full((len(free), width), beyond, dtype=np.int64)  # ascending in each row
@@ -199,26 +176,28 @@ def distinct_draws(free: Ints, wanted: Ints, width: int, generator: np.random.Ge
 
 
 def initial_order(train: Samples, users: Ints, items: Ints, generator: np.random.Generator) -> Ints:
-    """Places (N, K) by popularity among other users, falling; ties are random, padding last.
+    """Descending order (N, K) of popularity among other users; ties are random, padding last.
 
     Args:
-        train: Training samples, which popularity is counted in.
+        train: Training samples that popularity counts.
         users: User of every list (N,).
         items: Candidates (N, K), `NOTHING` at padding.
-        generator: Source of the ties.
+        generator: Breaks the ties.
     """
     size = int(max(train.items.max(initial=0), items.max(initial=0))) + 1
     counts = np.bincount(train.items, minlength=size)
     pairs, own = np.unique(train.users * size + train.items, return_counts=True)
-    asked = users[:, None] * size + items
-    found = np.minimum(np.searchsorted(pairs, asked), max(len(pairs) - 1, 0))
-    by_user = np.where(pairs[found] == asked, own[found], 0) if len(pairs) else np.zeros_like(asked)
+    wanted = users[:, None] * size + items
+    by_user = np.zeros_like(wanted)
+    if len(pairs):
+        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        by_user = np.where(pairs[place] == wanted, own[place], 0)
     popularity = np.where(items == NOTHING, NOTHING, counts[items] - by_user)
     order: Ints = np.lexsort((generator.random(items.shape), -popularity))
     return order
 
 
 def _places(lists: Ints) -> Ints:
-    """Place of every entry within its list, for ascending lists."""
+    """Index of every entry within its list, for ascending lists."""
     starts = np.flatnonzero(np.concatenate([[True], lists[1:] != lists[:-1]]))[: len(lists)]
     return np.arange(len(lists)) - np.repeat(starts, np.diff(np.append(starts, len(lists))))

@@ -27,8 +27,8 @@ _WITHOUT_EFFECT: Final = {
     *("max_failures", "device", "mlflow"),
     *("data", "max_held_samples", "prefetch"),
 }
-"""Keys of the configuration that do not change the result of a run. Whether its samples were held
-or streamed does; that is part of what it read."""
+"""Keys that do not change the result of a run. Whether its samples were held or streamed does, and
+is part of the digest of its data."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Run:
     """One model to train.
 
     Args:
-        backbone: Conventional model or, where it reranks, the reranker.
-        arm: What it sees.
+        backbone: Conventional model, or the reranker.
+        arm: Its inputs.
         seed: Seed of initialisation, batches and dropout.
-        fingerprint: Equal where training again would give the same model.
+        fingerprint: Equal if training again would give the same model.
         reranks: Whether it is a reranker, trained on lists of candidates.
     """
 
@@ -61,43 +61,42 @@ class Run:
 
 
 def slug(backbone: Backbone) -> str:
-    """Name of a backbone or reranker that may be a file's."""
+    """Name of a backbone or reranker, safe in file names."""
     return backbone.replace(":", ".")
 
 
 def planned(config: TrainConfig) -> list[Run]:
-    """All runs of models of clicks, without fingerprints; seeds of an arm stand together."""
-    return [
-        Run(backbone, arm, seed)
-        for backbone in config.backbones
-        for arm in config.arms
-        for seed in config.seeds
-    ]
+    """All runs of click models, without fingerprints, the seeds of an arm in a row."""
+    return _runs(config, config.backbones)
 
 
 def planned_rerankers(config: TrainConfig) -> list[Run]:
     """All runs of rerankers, as `planned`."""
+    return _runs(config, config.rerankers, reranks=True)
+
+
+def _runs(config: TrainConfig, names: Sequence[str], *, reranks: bool = False) -> list[Run]:
     return [
-        Run(reranker, arm, seed, reranks=True)
-        for reranker in config.rerankers
+        Run(name, arm, seed, reranks=reranks)
+        for name in names
         for arm in config.arms
         for seed in config.seeds
     ]
 
 
 def settings_of(config: TrainConfig, run: Run) -> TrainConfig:
-    """The configuration with what a run has of its own: tuned settings, or rates of rerankers."""
+    """The configuration of one run: with tuned settings, or the rates of rerankers."""
     return config.for_reranking() if run.reranks else config.of(run.backbone)
 
 
 def effective(config: TrainConfig, run: Run) -> dict[str, Any]:
-    """Settings that decide what a run becomes, JSON-ready."""
+    """Settings that change the result of a run, JSON-ready."""
     without = _WITHOUT_EFFECT if run.reranks else _WITHOUT_EFFECT | {"rerank"}
     return settings_of(config, run).model_dump(mode="json", exclude=without)
 
 
 def fingerprint(config: TrainConfig, run: Run, digests: Sequence[str]) -> str:
-    """Identity of a run: its configuration and name, digests of all that it reads, and the code."""
+    """Identity of a run: its configuration and name, digests of its inputs, and the code."""
     identity = {
         "config": effective(config, run),
         "run": run.name,
@@ -116,18 +115,15 @@ def finished(workspace: Workspace, run: Run) -> dict[str, Any] | None:
 
 
 def remove_stale(workspace: Workspace, runs: Sequence[Run]) -> None:
-    """Remove what earlier trainings of these runs left, and what was cut off; all others stay.
-
-    A run of an arm, backbone or seed that is not asked for now costs nothing, and may be later.
-    """
+    """Remove outdated folders of these runs, and all unfinished ones; other runs are kept."""
     files = workspace.filesystem
     folder = workspace.path(STAGE)
     if not files.exists(folder):
         return
-    asked = {run.name: run for run in runs}
+    by_name = {run.name: run for run in runs}
     for path in files.ls(folder, detail=False):
         name = path.rstrip("/").rpartition("/")[2]
-        run = asked.get(name)
+        run = by_name.get(name)
         whole = workspace.exists(STAGE, name, METRICS)
         if not whole or (run is not None and finished(workspace, run) is None):
             files.rm(path, recursive=True)
@@ -140,15 +136,7 @@ def write_run(
     valid: dict[str, Any],
     epochs: Sequence[Epoch],
 ) -> None:
-    """Write a finished run; metrics.json comes last and makes it count.
-
-    Args:
-        workspace: Where to.
-        run: Which run.
-        bundle: Its best model.
-        valid: Its metrics on the validation samples or lists.
-        epochs: Figures of its epochs.
-    """
+    """Write a finished run with its best model; metrics.json comes last and marks it finished."""
     model = bundle.model
     metrics = {
         **_identity(run, epochs),
@@ -173,14 +161,7 @@ def write_run(
 def write_diverged(
     workspace: Workspace, run: Run, divergence: Divergence, epochs: Sequence[Epoch]
 ) -> None:
-    """Write that a run has no result: it is not trained again, and nothing uses it.
-
-    Args:
-        workspace: Where to.
-        run: Which run.
-        divergence: How it failed.
-        epochs: Figures of its epochs before.
-    """
+    """Write that a run diverged: it is not trained again, and nothing uses it."""
     _remove(workspace, run)
     metrics = {**_identity(run, epochs), "diverged": asdict(divergence)}
     workspace.write_json(f"{run.folder}/{METRICS}", metrics)
@@ -193,16 +174,16 @@ def read_metrics(workspace: Workspace, run: Run) -> dict[str, Any]:
 
 
 def divergence_of(metrics: dict[str, Any]) -> Divergence | None:
-    """How a run failed, out of its metrics.json; None where it has a result."""
+    """Divergence of a run from its metrics.json; None if it has a result."""
     return Divergence(**metrics["diverged"]) if "diverged" in metrics else None
 
 
 def trained(workspace: Workspace, runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     """Finished runs that have a result, and those that diverged."""
-    kept: tuple[list[Run], list[Run]] = ([], [])
+    split: tuple[list[Run], list[Run]] = ([], [])
     for run in runs:
-        kept[divergence_of(read_metrics(workspace, run)) is not None].append(run)
-    return kept
+        split[divergence_of(read_metrics(workspace, run)) is not None].append(run)
+    return split
 
 
 def seeds_of(runs: Sequence[Run], backbone: Backbone, arm: Arm) -> list[int]:

@@ -25,7 +25,7 @@ from reki_ray.training.dataset import Ints, Samples, no_samples, unknown_id
 
 TABLE: Final = SAMPLES["train"]
 UNIT_ROWS: Final = 262_144
-"""Rows that one task reads: Ray Data notes some 30 KiB of each task until the epoch ends."""
+"""Rows read by one task: Ray Data keeps some 30 KiB per task until the epoch ends."""
 
 PackedSamples = npt.NDArray[np.int32]
 """User, item, position and label of N samples, (N, 4): 16 bytes each, one row to move."""
@@ -63,7 +63,7 @@ class SampleFiles:
 
     @classmethod
     def find(cls, workspace: Workspace) -> SampleFiles:
-        """The files of a workspace; reads what stands at their ends, no samples.
+        """The files of a workspace; reads their metadata, no samples.
 
         Raises:
             DataError: There are none, or one is damaged.
@@ -89,8 +89,8 @@ class SampleFiles:
     def pieces(self, share: WorkerShard) -> Pieces:
         """A worker's rows of an epoch, row groups in random order.
 
-        Where the number of workers does not divide the samples, the first ones of the order come
-        once more at its end.
+        If the number of workers does not divide the samples, the first ones are repeated at the
+        end of the order.
         """
         order = np.random.default_rng([share.seed, share.epoch]).permutation(len(self.groups))
         count = share.samples(len(self))
@@ -105,17 +105,17 @@ class SampleFiles:
         ends = np.cumsum(rows)
         first = np.maximum(start - (ends - rows), 0)
         last = np.minimum(stop - (ends - rows), rows)
-        found: Pieces = np.stack([file, group, first, last], axis=1)[first < last]
-        return found
+        pieces: Pieces = np.stack([file, group, first, last], axis=1)[first < last]
+        return pieces
 
     def read(self, pieces: Pieces, ids: Ids) -> PackedSamples:
         """Samples of some pieces, ids mapped to their places.
 
         Raises:
-            DataError: A file is damaged, or an id stands in no row of its table.
+            DataError: A file is damaged, or an id is missing from its table.
         """
         parts = [np.empty((0, 4), dtype=np.int32)]
-        # Each file is opened once: a long one has a long list of row groups at its end.
+        # Each file is opened once: a long one has long metadata.
         by_file = sorted(pieces.tolist())
         for number, of_file in groupby(by_file, key=lambda piece: piece[0]):
             parts += self._read_file(self.files[number], [piece[1:] for piece in of_file], ids)
@@ -125,7 +125,7 @@ class SampleFiles:
         columns = [USER_ID, ITEM_ID, POSITION, LABEL]
         filesystem = Workspace(self.workspace).filesystem
         with reading(TABLE, path), filesystem.open(path, "rb") as source:
-            # Ids as indices into the distinct ones, as they lie in the file: few to look up.
+            # Ids as dictionary indices, as in the file: few to look up.
             file = pq.ParquetFile(source, read_dictionary=[USER_ID, ITEM_ID])
             for group, start, stop in pieces:
                 rows = file.read_row_group(group, columns, use_threads=False)
@@ -133,15 +133,10 @@ class SampleFiles:
 
 
 def pack(rows: pa.Table, ids: Ids, where: str) -> PackedSamples:
-    """Samples of a table's rows, ids mapped to their places.
-
-    Args:
-        rows: Rows of the samples table.
-        ids: All ids of users and items.
-        where: File, for the error.
+    """Samples of a table's rows, ids mapped to their places; `where` is the file, for the error.
 
     Raises:
-        DataError: An id stands in no row of its table.
+        DataError: An id is missing from its table.
     """
     packed = np.empty((len(rows), 4), dtype=np.int32)
     packed[:, 0] = _places(rows, USER_ID, ids.users, where)
@@ -158,7 +153,7 @@ def unpack(packed: PackedSamples) -> Samples:
 
 
 def in_units(pieces: Pieces, rows: int = UNIT_ROWS) -> list[Pieces]:
-    """Divide pieces among tasks of about that many rows, in their order."""
+    """Split pieces into tasks of about `rows` rows, in their order."""
     lengths = pieces[:, 3] - pieces[:, 2]
     unit = (np.cumsum(lengths) - lengths) // rows
     return np.split(pieces, np.flatnonzero(np.diff(unit)) + 1)
@@ -175,5 +170,5 @@ def _places(rows: pa.Table, column: str, ids: pa.Array, where: str) -> npt.NDArr
     if places.null_count:
         missing = distinct.filter(places.is_null())[0].as_py()
         raise unknown_id(column, missing, where)
-    found: npt.NDArray[np.int32] = places.to_numpy()[encoded.indices.to_numpy()]
-    return found
+    place_of_row: npt.NDArray[np.int32] = places.to_numpy()[encoded.indices.to_numpy()]
+    return place_of_row

@@ -1,15 +1,14 @@
 """Training samples streamed by Ray Data: into the workers, and into a summary for the driver.
 
-Every worker runs a small pipeline of its own over its share of an epoch. A single pipeline that
-deals blocks out to all workers would give them different numbers of rows, or drop rows, and a
-different order each time; so the order of an epoch follows from seed and epoch alone, also after
-a restart.
+Every worker runs a small pipeline over its share of an epoch, so that the order of an epoch
+depends on seed and epoch alone, also after a restart. One pipeline for all workers would give
+them different numbers of rows, or drop rows, in a different order each time.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -37,11 +36,10 @@ from reki_ray.training.sample_files import (
     in_units,
     unpack,
 )
-from reki_ray.training.shuffle_buffer import shuffled_batches
 
 _COLUMNS: Final = (USER_ID, ITEM_ID, POSITION, LABEL)
 _AHEAD_BYTES: Final = 64 * 2**20
-"""Object store that a pipeline may fill with samples which no worker has taken yet."""
+"""Object store that a pipeline may fill with samples not taken yet."""
 
 _ERROR: Final = "error"
 
@@ -51,11 +49,11 @@ Process = Callable[[PackedSamples], Columns]
 
 @dataclass(frozen=True)
 class SampleStream:
-    """Where the workers get training samples from that are not held.
+    """Source of training samples that are not held in memory.
 
     Args:
         files: The files.
-        ids: Reference to `Ids`, in a list so that Ray hands it on unresolved.
+        ids: Reference to `Ids`, in a list so that Ray passes it on unresolved.
     """
 
     files: SampleFiles
@@ -63,13 +61,7 @@ class SampleStream:
 
 
 class StreamedSamples:
-    """Training samples of one run, streamed anew in every epoch.
-
-    Args:
-        stream: The samples.
-        builder: Makes batches of them.
-        buffer: Samples among which the next batch is drawn.
-    """
+    """Training samples of one run, streamed in every epoch; `buffer` of them are shuffled."""
 
     def __init__(self, stream: SampleStream, builder: BatchBuilder, buffer: int) -> None:
         self._stream = stream
@@ -80,7 +72,7 @@ class StreamedSamples:
         return len(self._stream.files)
 
     def epoch(self, share: WorkerShard) -> Iterator[Prepared]:
-        """See `TrainSamples`."""
+        """Batches of a share in random order."""
         pieces = self._stream.files.pieces(share)
         chunks = _packed(_pipeline(self._stream, pieces, _columns))
         seed = [share.seed, share.epoch, share.rank]
@@ -101,7 +93,7 @@ def streams(config: TrainConfig, workspace: Workspace) -> bool:
 
 
 def load_dataset(config: RekiConfig, workspace: Workspace) -> Dataset:
-    """The data set as `train.data` wants it: training samples held, or summarised from a stream.
+    """Read the data set as `train.data` says: training samples held, or summarised from a stream.
 
     Raises:
         DataError: See `read_dataset`.
@@ -115,11 +107,6 @@ def load_dataset(config: RekiConfig, workspace: Workspace) -> Dataset:
 
 def open_stream(workspace: Workspace, user_ids: list[str], item_ids: list[str]) -> SampleStream:
     """Stream of a workspace's training samples; needs a running Ray.
-
-    Args:
-        workspace: The run's tables.
-        user_ids: Users, in the order of their places.
-        item_ids: Items, in the order of their places.
 
     Raises:
         DataError: There are no samples, or a file is damaged.
@@ -153,7 +140,7 @@ def summarise(workspace: Workspace, user_ids: list[str], item_ids: list[str]) ->
 
 
 def _pipeline(stream: SampleStream, pieces: Pieces, process: Process) -> Iterator[Columns]:
-    """What `process` makes of the samples of each unit of pieces, in their order."""
+    """Results of `process` for the samples of each unit of pieces, in their order."""
     units = in_units(pieces)
     read = partial(_read_unit, stream.files, stream.ids, [ray.put(units)], process)
     data: ray.data.Dataset = ray.data.range(len(units), override_num_blocks=len(units)).map_batches(
@@ -214,13 +201,65 @@ def _counts(packed: PackedSamples) -> Columns:
 
 
 def _digest(packed: PackedSamples) -> npt.NDArray[np.int64]:
-    """Sum of a hash of every sample (1,): the same in whatever order and parts they are read."""
+    """Sum of a hash of every sample (1,), independent of order and chunks."""
     mixed = np.zeros(len(packed), dtype=np.uint64)
     for column in packed.T:
-        # One round of splitmix64 (Steele et al., OOPSLA 2014) a column.
+        # One round of splitmix64 (Steele et al., OOPSLA 2014) per column.
         mixed += column.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         mixed ^= mixed >> np.uint64(31)
     total: npt.NDArray[np.uint64] = mixed.sum(keepdims=True, dtype=np.uint64)
     return total.view(np.int64)
+
+
+def shuffled_batches(
+    chunks: Iterable[PackedSamples], batch_size: int, buffer: int, seed: list[int]
+) -> Iterator[PackedSamples]:
+    """Batches (batch_size, 4) of a stream, each drawn at random from a pool; the last is smaller.
+
+    Every sample comes exactly once, and a seed gives the same batches of the same chunks. A pool
+    as large as the stream shuffles it fully.
+
+    Args:
+        chunks: The stream, (n, 4) each.
+        batch_size: Samples per batch.
+        buffer: Samples that the pool holds at least when a batch is drawn, until the stream ends.
+        seed: Seed of the draws.
+    """
+    random = np.random.default_rng(seed)
+    pool = np.empty((0, 4), dtype=np.int32)
+    count = 0
+    least = max(buffer, batch_size)
+    for chunk in chunks:
+        pool = _append(pool, count, chunk)
+        count += len(chunk)
+        while count >= least:
+            yield _draw(pool, count, batch_size, random)
+            count -= batch_size
+    while count:
+        size = min(batch_size, count)
+        yield _draw(pool, count, size, random)
+        count -= size
+
+
+def _append(pool: PackedSamples, count: int, chunk: PackedSamples) -> PackedSamples:
+    """The pool with a chunk after its first `count` rows; it grows only if needed."""
+    needed = count + len(chunk)
+    if needed > len(pool):
+        larger = np.empty((needed, 4), dtype=np.int32)
+        larger[:count] = pool[:count]
+        pool = larger
+    pool[count:needed] = chunk
+    return pool
+
+
+def _draw(pool: PackedSamples, count: int, size: int, random: np.random.Generator) -> PackedSamples:
+    """Take `size` of the first `count` rows out; rows of the end fill the gaps."""
+    drawn = random.choice(count, size, replace=False)
+    batch = pool[drawn]
+    left = count - size
+    moving = np.ones(size, dtype=bool)  # the last `size` rows, without those drawn
+    moving[drawn[drawn >= left] - left] = False
+    pool[drawn[drawn < left]] = pool[left:count][moving]
+    return batch

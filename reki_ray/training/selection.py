@@ -1,10 +1,10 @@
-"""Which trained run is served."""
+"""Selection of the trained run to serve."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,15 +17,9 @@ from reki_ray.training.runs import Run, divergence_of, read_metrics
 
 
 def choose_reranker(config: RekiConfig, workspace: Workspace, arm: Arm) -> Run | None:
-    """The reranker to serve beside a model: of its arm, best by mean validation NDCG, best seed.
+    """The reranker to serve with a model of this arm: best mean validation NDCG, then best seed.
 
-    Args:
-        config: The run.
-        workspace: Holds the trained runs.
-        arm: Arm of the model that is served.
-
-    Returns:
-        Its run; None where none is wanted or, with auto, none was trained without diverging.
+    None if `publish.reranker` is none or, with auto, no reranker has a result.
 
     Raises:
         ConfigError: `publish.reranker` names one that is not trained, or that diverged.
@@ -41,36 +35,35 @@ def choose_reranker(config: RekiConfig, workspace: Workspace, arm: Arm) -> Run |
         )
 
     names = sorted(trained) if wanted == "auto" else [wanted]
-    by_name = {name: _by_seed(config, workspace, name, arm) for name in names}
-    found = {name: by_seed for name, by_seed in by_name.items() if by_seed}
-    if not found and wanted == "auto":
+    by_name = {
+        name: {seed: float(valid["ndcg"][str(HEADLINE)]) for seed, valid in by_seed.items()}
+        for name in names
+        if (by_seed := _valid_by_seed(config, workspace, name, arm))
+    }
+    if not by_name and wanted == "auto":
         return None
-    if not found:
+    if not by_name:
         raise ConfigError(
             f"all runs of reranker {wanted} with arm {arm} diverged",
             where="publish.reranker",
             todo="Lower train.rerank.learning_rate and train again, or set it to auto or none.",
         )
-    best = max(found, key=lambda name: np.mean(list(found[name].values())))
-    seeds = found[best]
+    best = max(by_name, key=lambda name: np.mean(list(by_name[name].values())))
+    seeds = by_name[best]
     return Run(best, arm, min(seeds, key=lambda seed: (-seeds[seed], seed)), reranks=True)
 
 
-def _by_seed(
-    config: RekiConfig, workspace: Workspace, name: Reranker, arm: Arm
-) -> dict[int, float]:
-    """Validation NDCG of a reranker's runs that did not diverge."""
-    found = {}
-    for seed in config.train.seeds:
-        metrics = read_metrics(workspace, Run(name, arm, seed))
-        if divergence_of(metrics) is None:
-            found[seed] = float(metrics["valid"]["ndcg"][str(HEADLINE)])
-    return found
+def _valid_by_seed(
+    config: RekiConfig, workspace: Workspace, name: Backbone | Reranker, arm: Arm
+) -> dict[int, Any]:
+    """Validation metrics, by seed, of the runs that did not diverge."""
+    metrics = {seed: read_metrics(workspace, Run(name, arm, seed)) for seed in config.train.seeds}
+    return {seed: of["valid"] for seed, of in metrics.items() if divergence_of(of) is None}
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training run and how good it is on validation, see `click_quality`."""
+    """A finished training run and its validation `click_quality`."""
 
     arm: Arm
     seed: int
@@ -79,7 +72,7 @@ class TrainedRun:
 
 
 def check(config: RekiConfig) -> None:
-    """Refuse arms that could not be published, before anything is trained.
+    """Check that the arms can be published, before anything is trained.
 
     Raises:
         ConfigError: An arm is not trained, or may not be served.
@@ -90,7 +83,7 @@ def check(config: RekiConfig) -> None:
 
 
 def with_arm(config: RekiConfig, arm: Arm) -> RekiConfig:
-    """The run with another arm to publish."""
+    """The configuration with another arm to publish."""
     publish = config.publish.model_copy(update={"arm": arm})
     return config.model_copy(update={"publish": publish})
 
@@ -98,16 +91,23 @@ def with_arm(config: RekiConfig, arm: Arm) -> RekiConfig:
 def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
     """The run to serve: best backbone and arm by mean validation AUC, then their best seed.
 
-    Where validation samples have a single label, the log-loss takes the place of the AUC. The test
-    split has no say in it. Runs that diverged do not count. Ties go to the first name and the
-    lowest seed.
+    With a single label in the validation samples, the log-loss replaces the AUC. The test split is
+    not used. Runs that diverged do not count. Ties go to the first name and the lowest seed.
 
     Raises:
         ConfigError: No trained arm may be served, or all their runs diverged.
     """
     arms = _servable(config)
     candidates = [
-        _runs(config, workspace, backbone, arm)
+        [
+            TrainedRun(
+                arm,
+                seed,
+                workspace.local_path(Run(backbone, arm, seed).folder),
+                click_quality(valid),
+            )
+            for seed, valid in _valid_by_seed(config, workspace, backbone, arm).items()
+        ]
         for backbone in sorted(config.train.backbones)
         for arm in arms
     ]
@@ -123,7 +123,7 @@ def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
 
 
 def _servable(config: RekiConfig) -> list[Arm]:
-    """The arm that is to be published, or all that may be."""
+    """The arm of `publish.arm`, or all arms that may be published."""
     wanted = config.publish.arm
     if wanted == "auto":
         arms = sorted(KNOWLEDGE_ARMS & set(config.train.arms))
@@ -147,17 +147,3 @@ def _servable(config: RekiConfig) -> list[Arm]:
             todo=f"Name another of {', '.join(get_args(Arm))}.",
         )
     return [wanted]
-
-
-def _runs(
-    config: RekiConfig, workspace: Workspace, backbone: Backbone, arm: Arm
-) -> list[TrainedRun]:
-    """Runs of all seeds that did not diverge."""
-    found = []
-    for seed in config.train.seeds:
-        run = Run(backbone, arm, seed)
-        metrics = read_metrics(workspace, run)
-        if divergence_of(metrics) is None:
-            quality = click_quality(metrics["valid"])
-            found.append(TrainedRun(arm, seed, workspace.local_path(run.folder), quality))
-    return found

@@ -1,4 +1,4 @@
-"""What a Ray Train worker does: train the runs that are still to be trained, one by one."""
+"""The Ray Train worker: trains the pending runs one by one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from ray.util.queue import Queue
 from torch import Tensor, nn
+from typing_extensions import override
 
 from reki_ray.config import Arm, TrainConfig
 from reki_ray.core.workspace import Workspace
@@ -30,7 +31,7 @@ from reki_ray.training.arms import ARMS, Representations, permute
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.loop import Splits, Trainer, predict
+from reki_ray.training.loop import Splits, Trainer, Workers, predict
 from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.rerank_lists import build_lists
@@ -40,15 +41,15 @@ from reki_ray.training.sample_stream import SampleStream, StreamedSamples
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that the runs of a stage read; lies once a node in Ray's object store.
+    """Inputs of all runs of a stage, stored once per node in Ray's object store.
 
     Args:
         features: Vocabularies.
         encoded: The data set in their rows.
-        samples: Validation samples, and training samples where they are held.
-        representations: By arm, not yet permuted; None for an arm without knowledge.
+        samples: Validation samples, and training samples if they are held.
+        representations: By arm, before `permute`; None for an arm without knowledge.
         lists: Training and validation lists; empty without rerankers.
-        stream: Where training samples come from that are not held.
+        stream: Source of training samples that are not held.
     """
 
     features: FeatureSpace
@@ -68,15 +69,9 @@ class TrainingData:
     ) -> TrainingData:
         """Training data of a data set, without its test samples.
 
-        Args:
-            dataset: The data set.
-            representations: By arm, not yet permuted.
-            config: Buckets of attributes, and sizes of the lists where there are rerankers.
-            stream: Where training samples come from that are not held.
-
         Raises:
-            ConfigError: An attribute that is to be put in buckets is nowhere.
-            DataError: There are to be lists, and no sample is positive.
+            ConfigError: No record has an attribute of `train.buckets`.
+            DataError: Rerankers need lists, and no sample is positive.
         """
         features = dataset.train_features(config.buckets)
         samples: dict[Split, Samples] = {
@@ -88,25 +83,24 @@ class TrainingData:
         return cls(features, encoded, samples, representations, lists, stream)
 
     def samples_of(self, run: Run) -> dict[Split, Samples]:
-        """What a run is trained and validated on."""
+        """Samples or lists that a run is trained and validated on."""
         return self.lists if run.reranks else self.samples
 
     def epoch_samples(self, run: Run) -> int:
-        """Samples, or lists, of an epoch of a run."""
+        """Number of samples or lists per epoch of a run."""
         return len(self.stream.files) if self.stream else len(self.samples_of(run)["train"])
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What the driver tells every worker.
+    """Task of every worker.
 
     Args:
         workspace: Root of the workspace, an absolute path or a URL.
         config: Sizes and rates.
         runs: All runs of the stage; finished ones are skipped.
-        data: Reference to the `TrainingData`, in a list so that Ray hands it on unresolved.
-        progress: Where the first worker tells of finished epochs and diverged runs, each with the
-            name of its run, and of what the user should know.
+        data: Reference to the `TrainingData`, in a list so that Ray passes it on unresolved.
+        progress: Receives (run name, epoch or divergence) and ("", warning) of the first worker.
     """
 
     workspace: str
@@ -116,7 +110,7 @@ class WorkerTask:
     progress: Queue
 
 
-class RayWorkers:
+class RayWorkers(Workers):
     """The workers of this Ray Train group."""
 
     def __init__(self) -> None:
@@ -126,32 +120,32 @@ class RayWorkers:
         self.device = ray.train.torch.get_device()
 
     def require(self, device: str) -> None:
-        """Refuse another kind of device than the one that is asked for.
+        """Check the kind of device.
 
         Raises:
-            EngineError: torch finds none on this node.
+            EngineError: torch finds no such device on this node.
         """
         if self.device.type != device:
             raise EngineError(
-                f"train.device is {device}, but torch finds none on a node that has one for Ray",
+                f"train.device is {device}, which Ray finds on this node, but torch does not",
                 where=f"node {ray.util.get_node_ip_address()}",
                 todo="Install a build of torch for CUDA on all nodes, or set train.device to cpu.",
             )
 
+    @override
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Model whose gradients are averaged over the workers."""
         if self.world == 1:
             return model
         return nn.parallel.DistributedDataParallel(model)
 
+    @override
     def synchronise(self, model: nn.Module) -> None:
-        """Give every worker the first one's running statistics."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
+    @override
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Equally long tensors of all workers, by rank."""
         if self.world == 1:
             return [values]
         gathered = [torch.empty_like(values) for _ in range(self.world)]
@@ -160,46 +154,42 @@ class RayWorkers:
 
 
 def train_runs(settings: dict[str, Any]) -> None:
-    """Train loop of a worker.
-
-    Args:
-        settings: {"assignment": Assignment}, as Ray Train wants a mapping.
-    """
-    assignment: WorkerTask = settings["assignment"]
-    workspace = Workspace(assignment.workspace)
+    """Train loop of a worker; Ray Train wants a mapping, {"task": WorkerTask}."""
+    task: WorkerTask = settings["task"]
+    workspace = Workspace(task.workspace)
     workers = RayWorkers()
-    workers.require(assignment.config.device)
-    # Ray sets one OpenMP thread a worker; the cores of the node are shared by its workers.
+    workers.require(task.config.device)
+    # Ray sets one OpenMP thread per worker; the workers of a node share its cores.
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, cores // ray.train.get_context().get_local_world_size()))
-    # Read before the first collective step: no worker can finish a run until all have looked.
-    pending = [run for run in assignment.runs if finished(workspace, run) is None]
+    # Read before the first collective step: no worker can finish a run before all have checked.
+    pending = [run for run in task.runs if finished(workspace, run) is None]
     slow = any(
         ARMS[run.arm].uses_knowledge
-        and emulates(settings_of(assignment.config, run).precision, workers.device)
+        and emulates(settings_of(task.config, run).precision, workers.device)
         for run in pending
     )
     if slow and workers.rank == 0:
-        assignment.progress.put(("", EMULATED))
-    data = ray.get(assignment.data[0])
+        task.progress.put(("", EMULATED))
+    data = ray.get(task.data[0])
     state = _latest_state()
     for run in pending:
-        _train_run(run, assignment, data, workers, state)
+        _train_run(run, task, data, workers, state)
 
 
 def _train_run(
     run: Run,
-    assignment: WorkerTask,
+    task: WorkerTask,
     data: TrainingData,
     workers: RayWorkers,
     state: RunState | None,
 ) -> None:
     new = new_reranker if run.reranks else new_bundle
-    config = settings_of(assignment.config, run)
+    config = settings_of(task.config, run)
     bundle: Bundle[Any, Any] = new(run, config, data)
     objective = LISTS if run.reranks else CLICKS
     model = bundle.model.to(workers.device)
-    splits = make_splits(run, bundle, data, workers.device, buffer=assignment.config.shuffle_buffer)
+    splits = make_splits(run, bundle, data, workers.device, buffer=task.config.shuffle_buffer)
     trainer = Trainer(
         model,
         splits,
@@ -214,31 +204,31 @@ def _train_run(
 
     def after_epoch(epoch: Epoch, state: RunState) -> None:
         if workers.rank == 0:
-            assignment.progress.put((run.name, epoch))
+            task.progress.put((run.name, epoch))
         _report(run, epoch, state, first=workers.rank == 0)
 
     trainer.run(after_epoch)
     if trainer.divergence is not None:
         if workers.rank == 0:
-            target = Workspace(assignment.workspace)
+            target = Workspace(task.workspace)
             write_diverged(target, run, trainer.divergence, trainer.epochs)
-            assignment.progress.put((run.name, trainer.divergence))
+            task.progress.put((run.name, trainer.divergence))
         return
     scores = predict(model, splits.valid, workers, objective)
     if workers.rank == 0:
         samples = data.samples_of(run)["valid"]
         valid = objective.summarise(samples.labels, scores, samples.users)
-        write_run(Workspace(assignment.workspace), run, bundle, valid, trainer.epochs)
+        write_run(Workspace(task.workspace), run, bundle, valid, trainer.epochs)
 
 
 def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle:
-    """Untrained model of a run, its parameters drawn with the run's seed."""
+    """Untrained model of a run, initialised with the run's seed."""
     layers = Architecture(**_layers(run, config, data))
     return ModelBundle(**_parts(run, config, data, layers, CTRModel))
 
 
 def new_reranker(run: Run, config: TrainConfig, data: TrainingData) -> RerankBundle:
-    """Untrained reranker of a run, its parameters drawn with the run's seed."""
+    """Untrained reranker of a run, initialised with the run's seed."""
     layers = RerankArchitecture(
         **_layers(run, config, data),
         reranker=config.rerank.network,
@@ -306,9 +296,9 @@ def make_splits(
     Args:
         run: Which run.
         bundle: Its model.
-        data: What all runs read.
-        device: Where the batches go.
-        buffer: Streamed samples among which the next batch is drawn.
+        data: Inputs of all runs.
+        device: Target of the batches.
+        buffer: Shuffle buffer of streamed samples.
     """
     representations = permute(data.representations[run.arm], run.arm, run.seed)
     encoded = data.encoded
@@ -333,7 +323,7 @@ def make_splits(
 
 
 def _report(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:
-    """Save the state of the epoch; all workers have the same, the first one writes it."""
+    """Save the state of the epoch, equal on all workers, on the first one."""
     metrics = {"run": run.name, "epoch": epoch.epoch, "quality": epoch.quality}
     if not first:
         ray.train.report(metrics)

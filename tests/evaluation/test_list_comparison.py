@@ -119,7 +119,7 @@ def test_batch_of_lists_holds_candidates_and_what_came_before_them(
     builder = BatchBuilder(encoded, lists, 6, found)
     indices = np.arange(len(lists))
     batch = builder.build(indices)
-    assert (lists.items == NOTHING).any()  # nobody has met so few items that 30 are left
+    assert (lists.items == NOTHING).any()  # every user has met too many items to leave 30
     assert batch.item_knowledge is not None
     assert batch.user_knowledge is not None
     for row in indices:

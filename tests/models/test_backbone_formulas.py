@@ -13,7 +13,7 @@ from reki_ray.models.backbones.fibinet import SENET, BilinearInteraction
 from reki_ray.models.backbones.fignn import FieldGraph
 from reki_ray.models.backbones.layers import stack_fields
 from reki_ray.models.backbones.xdeepfm import CIN
-from tests.support.backbone_inputs import CONFIG, FIELDS, SIZE, inputs
+from tests.support.backbone_inputs import FIELDS, SIZE, inputs
 
 M, B = 4, 3
 
@@ -155,7 +155,7 @@ def test_augru_with_full_attention_is_a_gru() -> None:
 
 def test_dien_teaches_a_state_the_next_interaction_against_a_strange_one() -> None:
     torch.manual_seed(0)
-    dien, given = DIEN(CONFIG, FIELDS, 0).train(), inputs(B, augmented=False)
+    dien, given = DIEN(SIZE, FIELDS, mlp=(16, 8)).train(), inputs(B, augmented=False)
     kept = [given.history[row][given.mask[row]] for row in range(B)]
     losses = []
     for row in range(B):
@@ -165,6 +165,6 @@ def test_dien_teaches_a_state_the_next_interaction_against_a_strange_one() -> No
             own = torch.sigmoid(states[step - 1] @ kept[row][step])
             other = torch.sigmoid(states[step - 1] @ strange[step])
             losses.append(-torch.log(own) - torch.log(1 - other))
-    expected = CONFIG.auxiliary_weight * torch.stack(losses).mean()
+    expected = dien.auxiliary_weight * torch.stack(losses).mean()
     torch.testing.assert_close(dien(given).auxiliary, expected, atol=1e-5, rtol=1e-4)
     assert dien.eval()(given).auxiliary is None

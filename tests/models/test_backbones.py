@@ -11,8 +11,9 @@ from torch import nn
 from reki_ray.config import NetworkConfig, TrainConfig
 from reki_ray.config.network import BACKBONES as NAMES
 from reki_ray.errors import ConfigError
-from reki_ray.models.backbones import BACKBONES, BackboneInputs, Output, build_backbone
+from reki_ray.models.backbones import BackboneInputs, Output
 from reki_ray.models.backbones.layers import Dice
+from reki_ray.models.registry import BACKBONES, build_backbone
 from reki_ray.training.runs import Run
 from tests.support.backbone_inputs import CONFIG, FIELDS, LENGTH, SIZE, Q, inputs, rows
 
@@ -137,7 +138,7 @@ def test_is_exportable(backbone: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_learns_an_interaction_of_user_and_item(name: str) -> None:
-    """The label is the sign of u . t: no sum over parts of a sample tells it."""
+    """The label is the sign of u . t: it depends on no sum over parts of a sample."""
     torch.manual_seed(0)
     network = build_backbone(name, CONFIG, FIELDS, 0)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)

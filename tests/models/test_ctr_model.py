@@ -13,11 +13,11 @@ from reki_ray.config import GateConfig, HeinConfig
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import ModelBundle, Origin
-from reki_ray.models.backbones import BACKBONES
 from reki_ray.models.base_model import Architecture
 from reki_ray.models.ctr_model import CTRModel, ModelBatch
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.hein import HEIN
+from reki_ray.models.registry import BACKBONES
 from tests.support.backbone_inputs import CONFIG, LENGTH, Q
 from tests.support.model_batch import model_batch, model_features
 

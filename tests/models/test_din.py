@@ -9,7 +9,7 @@ import torch
 
 from reki_ray.models.backbones.din import DIN, TargetAttention
 from reki_ray.models.backbones.layers import Dice
-from tests.support.backbone_inputs import CONFIG, LENGTH, SIZE, Q, inputs
+from tests.support.backbone_inputs import LENGTH, SIZE, Q, inputs
 
 
 def test_history_of_padding_alone_gives_zero_interest() -> None:
@@ -49,8 +49,8 @@ def test_dice_uses_batch_statistics_in_training_and_running_ones_in_evaluation()
 
 def test_zeroed_augmented_vectors_leave_the_logits_unchanged() -> None:
     torch.manual_seed(0)
-    din = DIN(CONFIG, user_fields=2, augmented=Q)
-    plain = DIN(CONFIG, user_fields=2, augmented=0)
+    din = DIN(SIZE, user_fields=2, augmented_dim=Q, mlp=(16, 8), dropout=0.0)
+    plain = DIN(SIZE, user_fields=2, mlp=(16, 8), dropout=0.0)
     weights = {k: v for k, v in din.state_dict().items() if "knowledge" not in k}
     plain.load_state_dict(weights)
     given = inputs(8)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from reki_ray.config import HeinConfig
-from reki_ray.models.knowledge_input import FactorMixture, KnowledgeReader
+from reki_ray.models.knowledge_input import FactorMixture, KnowledgeInput
 
 R = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -32,7 +31,7 @@ def test_gates_are_a_softmax_over_the_known_factors() -> None:
 
 
 def test_reader_mixes_what_is_there_and_gates_learn() -> None:
-    reader = KnowledgeReader(3, 4, HeinConfig(scaling="standardise"))
+    reader = KnowledgeInput(3, 4, scaling="standardise")
     r = R.clone()
     r[2, 1] = 0
     r[4] = 0
@@ -49,12 +48,12 @@ def test_reader_mixes_what_is_there_and_gates_learn() -> None:
 
 
 def test_factors_are_mixed_after_their_principal_components_are_taken() -> None:
-    reader = KnowledgeReader(3, 4, HeinConfig(scaling="principal", components=2))
+    reader = KnowledgeInput(3, 4, scaling="principal", components=2)
     reader.fit(R.view(5, 12))
     assert reader(R.view(5, 12)).shape == (5, 2) == (5, reader.output)
 
 
 def test_one_factor_has_no_gates() -> None:
-    reader = KnowledgeReader(1, 4, HeinConfig(scaling="length"))
+    reader = KnowledgeInput(1, 4, scaling="length")
     assert not list(reader.parameters())
     torch.testing.assert_close(reader(R[:, 0]), R[:, 0] * 2)

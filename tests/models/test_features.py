@@ -99,7 +99,7 @@ def test_a_price_is_the_same_however_it_is_written(price: Decimal) -> None:
 def test_what_is_odd_about_numbers_is_told_with_counts() -> None:
     assert describe_amounts({"1": 5, "2.5": 1}) == ""
     odd = describe_amounts({"$5": 6, "5 €": 2, "cheap": 3})
-    assert "3 of 11 are no numbers, as 'cheap'" in odd
+    assert "3 of 11 are not numbers, as 'cheap'" in odd
     assert "their units differ: $ (6), € (2)" in odd
 
 
@@ -166,6 +166,7 @@ KNOWN = FeatureSpace.build(
     ratings=np.array([1, 5], dtype=np.float32),
     buckets={"year": 2},
 )
+ROWS = {name: field.rows for name, field in KNOWN.item_fields.items()}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ KNOWN = FeatureSpace.build(
 def test_an_unseen_value_is_as_an_absent_one(
     unseen: dict[str, list[str]], absent: dict[str, list[str]]
 ) -> None:
-    embedding = AttributeEmbedding(KNOWN.item_fields, 4)
+    embedding = AttributeEmbedding(ROWS, 4)
     one, other = (
         embedding({k: torch.from_numpy(v) for k, v in rows.items()}, 1)
         for rows in (KNOWN.encode_items(["m0"], [record]).attributes for record in (unseen, absent))
@@ -190,9 +191,9 @@ def test_an_unseen_value_is_as_an_absent_one(
 
 
 def test_rows_that_training_cannot_reach_start_as_nothing() -> None:
-    assert not RatingEmbedding(KNOWN, 4).weight[UNKNOWN].any()
-    assert not ItemEmbedding(KNOWN, 4, id_dropout=0.0).ids.weight[UNKNOWN].any()
-    assert ItemEmbedding(KNOWN, 4, id_dropout=0.1).ids.weight[UNKNOWN].any()  # it is trained
+    assert not RatingEmbedding(KNOWN.rating_rows, 4).weight[UNKNOWN].any()
+    assert not ItemEmbedding(KNOWN.item_rows, ROWS, 4).ids.weight[UNKNOWN].any()
+    assert ItemEmbedding(KNOWN.item_rows, ROWS, 4, 0.1).ids.weight[UNKNOWN].any()  # it is trained
 
 
 def test_values_that_are_always_cut_have_no_row() -> None:

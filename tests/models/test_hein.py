@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from reki_ray.config import HeinConfig
 from reki_ray.models.hein import HEIN, ExpertBank
 
 Array = npt.NDArray[np.float64]
 
-CONFIG = HeinConfig(shared_experts=2, dedicated_experts=3, hidden=5, output=4)
+SHARED, DEDICATED, OUTPUT = 2, 3, 4
 
 
 @pytest.fixture
 def hein() -> HEIN:
     torch.manual_seed(0)
-    return HEIN(6, CONFIG).double()
+    return HEIN(
+        6, hidden=5, output=OUTPUT, shared_experts=SHARED, dedicated_experts=DEDICATED
+    ).double()
 
 
 def representations(rows: int) -> torch.Tensor:
@@ -37,11 +38,11 @@ def expert(bank: ExpertBank, number: int, r: Array) -> Array:
 def by_formula(hein: HEIN, r: Array, gate: nn.Linear, dedicated: ExpertBank) -> Array:
     logits = r @ gate.weight.detach().numpy().T + gate.bias.detach().numpy()
     gates = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    total = np.zeros((len(r), CONFIG.output))
-    for k in range(CONFIG.shared_experts):
+    total = np.zeros((len(r), OUTPUT))
+    for k in range(SHARED):
         total += gates[:, [k]] * expert(hein.shared, k, r)
-    for k in range(CONFIG.dedicated_experts):
-        total += gates[:, [CONFIG.shared_experts + k]] * expert(dedicated, k, r)
+    for k in range(DEDICATED):
+        total += gates[:, [SHARED + k]] * expert(dedicated, k, r)
     return total
 
 
@@ -55,7 +56,7 @@ def test_both_sides_follow_the_published_formula(hein: HEIN) -> None:
 
 
 def test_small_case_calculated_by_hand() -> None:
-    hein = HEIN(1, HeinConfig(shared_experts=1, dedicated_experts=1, hidden=1, output=1))
+    hein = HEIN(1, hidden=1, output=1, shared_experts=1, dedicated_experts=1)
     values = {
         "shared.hidden.weight": 2.0,  # S(r) = relu(3 relu(2 r) + 1)
         "shared.weight": 3.0,
@@ -95,7 +96,7 @@ def test_gates_sum_to_one(hein: HEIN) -> None:
             bank.weight.zero_()
             bank.bias.fill_(1.0)  # every expert answers ones
     torch.testing.assert_close(
-        hein.users(representations(9)), torch.ones(9, CONFIG.output, dtype=torch.float64)
+        hein.users(representations(9)), torch.ones(9, OUTPUT, dtype=torch.float64)
     )
 
 

@@ -18,11 +18,12 @@ from reki_ray.models.rerankers.layers import (
 )
 from reki_ray.models.rerankers.mir import MIR, Decay, SLAttention
 from reki_ray.models.rerankers.prm import PRM
+from reki_ray.models.rerankers.protocol import InputDims
 from reki_ray.models.rerankers.setrank import InducedBlock
-from tests.support.reranker_inputs import CANDIDATES, LENGTH, SIZE, SIZES, inputs, whole
+from tests.support.reranker_inputs import CANDIDATES, FIELDS, LENGTH, SIZE, Q, inputs, whole
 
-B, D = 4, SIZES.reranker.hidden
-HEADS = SIZES.reranker.heads
+B, D, HEADS, FEED_FORWARD = 4, 12, 2, 10
+DIMS = InputDims(SIZE, FIELDS, Q)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,10 +58,8 @@ def test_attention_is_that_of_torch() -> None:
 
 def test_block_of_self_attention_is_a_layer_of_torchs_encoder() -> None:
     torch.manual_seed(0)
-    block = AttentionBlock(SIZES)
-    layer = nn.TransformerEncoderLayer(
-        D, HEADS, SIZES.reranker.feed_forward, dropout=0.0, batch_first=True
-    )
+    block = AttentionBlock(D, HEADS, FEED_FORWARD, dropout=0.0)
+    layer = nn.TransformerEncoderLayer(D, HEADS, FEED_FORWARD, dropout=0.0, batch_first=True)
     copy_attention(block.attention, layer.self_attn)
     for own, name in (
         (block.first_norm, "norm1"),
@@ -78,7 +77,10 @@ def test_block_of_self_attention_is_a_layer_of_torchs_encoder() -> None:
 
 def test_induced_block_hears_the_candidates_and_tells_them() -> None:
     torch.manual_seed(0)
-    block, x = InducedBlock(SIZES), torch.randn(B, CANDIDATES, D)
+    block, x = (
+        InducedBlock(D, HEADS, FEED_FORWARD, inducing=3, dropout=0.0),
+        torch.randn(B, CANDIDATES, D),
+    )
     mask = inputs(B).mask
     for row in range(B):
         real = x[row][mask[row]][None]
@@ -91,7 +93,7 @@ def test_induced_block_hears_the_candidates_and_tells_them() -> None:
 
 def test_candidate_encoder_reads_every_part() -> None:
     torch.manual_seed(0)
-    encoder, given = CandidateEncoder(SIZES), inputs(B)
+    encoder, given = CandidateEncoder(DIMS, D, dropout=0.0), inputs(B)
     assert encoder.interest is not None
     assert encoder.of_profile is not None
     assert encoder.of_h_user is not None
@@ -131,7 +133,7 @@ def test_reader_skips_what_is_not_there(backwards: bool) -> None:
 
 def test_dlcm_compares_candidates_with_the_end_of_the_list() -> None:
     torch.manual_seed(0)
-    dlcm, given = DLCM(SIZES).eval(), inputs(B)
+    dlcm, given = DLCM(DIMS, hidden=D, heads=HEADS).eval(), inputs(B)
     x = dlcm.encoder(given)
     for row in range(B):
         real = x[row][given.mask[row]]
@@ -145,7 +147,7 @@ def test_dlcm_compares_candidates_with_the_end_of_the_list() -> None:
 
 def test_prm_gives_each_place_of_the_initial_order_its_vector() -> None:
     torch.manual_seed(0)
-    prm, given = PRM(SIZES).eval(), whole(B)
+    prm, given = PRM(DIMS, CANDIDATES, hidden=D, heads=HEADS).eval(), whole(B)
     personal = torch.relu(prm.encoder(given))
     for row in range(B):
         x = prm.input(torch.cat([given.candidates[row], personal[row]], 1) + prm.places.weight)
@@ -157,7 +159,7 @@ def test_prm_gives_each_place_of_the_initial_order_its_vector() -> None:
 
 def test_decay_falls_with_the_interactions_since() -> None:
     torch.manual_seed(0)
-    decay, given = Decay(SIZES), inputs(B)
+    decay, given = Decay(DIMS, D), inputs(B)
     assert decay.of_profile is not None
     found = decay(given)
     for row in range(B):
@@ -209,7 +211,7 @@ def test_set_to_list_attention_pair_by_pair() -> None:
 
 def test_mir_reads_the_history_both_ways() -> None:
     torch.manual_seed(0)
-    mir, given = MIR(SIZES).eval(), inputs(B)
+    mir, given = MIR(DIMS, hidden=D, heads=HEADS).eval(), inputs(B)
     lstm = nn.LSTM(SIZE, D, batch_first=True, bidirectional=True)
     own = {**mir.forwards.layer.state_dict()}
     own |= {f"{name}_reverse": w for name, w in mir.backwards.layer.state_dict().items()}

@@ -10,7 +10,8 @@ from torch import nn
 
 from reki_ray.config import RerankConfig, TrainConfig, rerank
 from reki_ray.errors import ConfigError
-from reki_ray.models.rerankers import RERANKERS, RerankerSizes, RerankInputs, build_reranker
+from reki_ray.models.registry import RERANKERS, build_reranker
+from reki_ray.models.rerankers import RerankerSizes, RerankInputs
 from reki_ray.training.objectives import LISTS
 from reki_ray.training.runs import planned_rerankers
 from tests.support.reranker_inputs import (
@@ -227,7 +228,7 @@ def test_is_exportable(reranker: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", RERANKERS)
 def test_learns_what_a_user_likes_by_their_profile(name: str) -> None:
-    """The best candidate is the one nearest to the user: no single input tells it."""
+    """The best candidate is the one nearest to the user: no single input is enough."""
     torch.manual_seed(0)
     reranker = build_reranker(name, replace(SIZES, augmented=0, user_fields=1))
     optimiser = torch.optim.Adam(reranker.parameters(), lr=1e-2)
@@ -262,11 +263,11 @@ def test_configuration_names_exactly_the_rerankers_that_there_are() -> None:
 def test_wrong_configurations_are_refused() -> None:
     with pytest.raises(ValueError, match="is not a reranker"):
         TrainConfig.model_validate({"rerankers": ["listnet"]})
-    with pytest.raises(ValueError, match="names one of them twice"):
+    with pytest.raises(ValueError, match="has duplicates"):
         TrainConfig.model_validate({"rerankers": ["prm", "prm"]})
     with pytest.raises(ValueError, match="no room for a negative"):
         RerankConfig(list_size=4, max_positives=4)
-    with pytest.raises(ValueError, match="no multiple of heads"):
+    with pytest.raises(ValueError, match="not a multiple of heads"):
         RerankConfig.model_validate({"network": {"hidden": 10, "heads": 3}})
     with pytest.raises(ConfigError, match="cannot import"):
         build_reranker("nowhere:Network", SIZES)

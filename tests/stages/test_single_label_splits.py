@@ -25,6 +25,7 @@ from reki_ray.stages import publish as publication
 from reki_ray.stages import report as report_stage
 from reki_ray.stages import train as train_stage
 from reki_ray.training import loop, worker
+from reki_ray.training.arms import read_representations
 from reki_ray.training.checkpoint import Divergence
 from reki_ray.training.dataset import read_dataset
 from reki_ray.training.runs import Run, read_bundle
@@ -79,14 +80,15 @@ def train(
         The stage's details, and what its worker told of its runs.
     """
     dataset = read_dataset(workspace)
-    vectors = train_stage._read_all(config.train, workspace, dataset)
+    ids = dataset.user_ids, dataset.item_ids
+    vectors = {arm: read_representations(workspace, arm, *ids) for arm in config.train.arms}
     runs = train_stage._identify(config.train, dataset, vectors)
     data = worker.TrainingData.of(dataset, vectors, config.train)
     told: Queue[Any] = Queue()
-    assignment = worker.WorkerTask(workspace.location, config.train, runs, [], cast(Any, told))
+    task = worker.WorkerTask(workspace.location, config.train, runs, [], cast(Any, told))
     monkeypatch.setattr(worker, "_report", lambda *arguments, **named: None)
     for run in runs:
-        worker._train_run(run, assignment, data, cast(Any, _Alone()), None)
+        worker._train_run(run, task, data, cast(Any, _Alone()), None)
     details = train_stage._details(workspace, runs, streamed=False)
     return details, [told.get_nowait() for _ in range(told.qsize())]
 

@@ -246,7 +246,7 @@ def test_two_workers_stream_uneven_files_in_as_many_steps(
 
     stranger = train.set_column(0, schema.USER_ID, pa.array(["nobody"] * len(train)))
     filled.write_table(schema.SAMPLES["train"], stranger, part="c")
-    with pytest.raises(DataError, match="user_id 'nobody' stands in no row"):
+    with pytest.raises(DataError, match="user_id 'nobody' is missing from its table"):
         load_dataset(config, filled)
 
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from reki_ray.config.network import BACKBONES
 from reki_ray.config.rerank import RERANKERS
-from reki_ray.models.backbones import build_backbone
 from reki_ray.models.backbones.layers import Dice
-from reki_ray.models.rerankers import build_reranker
+from reki_ray.models.registry import build_backbone, build_reranker
 from tests.support import backbone_inputs, reranker_inputs
 
 META = torch.device("meta")

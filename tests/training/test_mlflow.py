@@ -1,4 +1,4 @@
-"""MLflow is told of trained runs, in a real store; what is wrong with it stops no training."""
+"""Logging of trained runs to a real MLflow store; its errors do not stop training."""
 
 from __future__ import annotations
 

@@ -84,7 +84,6 @@ def test_what_a_worker_has_to_say_is_said(
 
     reporter = Reporter(workspace)
     with reporter.task("train: epochs", 1, "epochs") as task:
-        watch = train_stage._Watch(reporter, task, None)
-        extent = train_stage._Extent({}, {})
-        train_stage._follow(cast(Any, Done()), cast(Any, Told()), TrainConfig(), extent, watch)
+        watch = train_stage._Watch(reporter, task, None, {}, {})
+        train_stage._follow(cast(Any, Done()), cast(Any, Told()), TrainConfig(), watch)
     assert "emulates" in capsys.readouterr().err

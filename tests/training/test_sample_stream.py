@@ -15,8 +15,7 @@ from reki_ray.errors import DataError
 from reki_ray.training.batches import WorkerShard
 from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.training.sample_files import Ids, PackedSamples, SampleFiles, in_units, unpack
-from reki_ray.training.sample_stream import streams
-from reki_ray.training.shuffle_buffer import shuffled_batches
+from reki_ray.training.sample_stream import shuffled_batches, streams
 from tests.support.trained_workspace import fill
 
 TRAIN = schema.SAMPLES["train"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
-from reki_ray.models.backbones.layers import MLP, count_fields, stack_fields
+from reki_ray.models.backbones.layers import MLP, stack_fields
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
@@ -15,10 +14,10 @@ class InteractingLayer(nn.Module):
 
         e_m' = relu(sum over heads, side by side, of softmax_k(Q e_m . K e_k) V e_k + W e_m)
 
-    Args:
-        size: Length of a field.
-        heads: Number of heads.
-        head_size: Length of a field in a head.
+    Example::
+
+        layer = InteractingLayer(size=8, heads=2, head_size=16)
+        assert layer(torch.randn(4, 6, 8)).shape == (4, 6, 32)
     """
 
     def __init__(self, size: int, heads: int, head_size: int) -> None:
@@ -41,28 +40,44 @@ class AutoInt(nn.Module):
     """Interacting layers over the fields, and an MLP beside them.
 
     Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+        fields: Number M of fields, see `count_fields`.
+        embedding_dim: Length E of a field.
+        interaction_layers: Number of interacting layers.
+        heads: Attention heads.
+        head_size: Width of a head.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
+
+    Example::
+
+        model = AutoInt(fields=6, embedding_dim=8, interaction_layers=2)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        fields: int,
+        embedding_dim: int,
+        *,
+        interaction_layers: int = 3,
+        heads: int = 1,
+        head_size: int = 64,
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        fields = count_fields(user_fields, augmented)
-        width = config.heads * config.head_size
+        width = heads * head_size
         self.interacting = nn.Sequential(
             *(
-                InteractingLayer(
-                    width if layer else config.embedding, config.heads, config.head_size
-                )
-                for layer in range(config.interaction_layers)
+                InteractingLayer(width if layer else embedding_dim, heads, head_size)
+                for layer in range(interaction_layers)
             )
         )
-        self.deep = MLP(fields * config.embedding, config)
-        self.last = nn.Linear(fields * width + config.mlp[-1], 1)
+        self.deep = MLP(fields * embedding_dim, mlp, dropout)
+        self.last = nn.Linear(fields * width + mlp[-1], 1)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         fields = stack_fields(inputs)
         parts = [self.interacting(fields).flatten(1), self.deep(fields.flatten(1))]
         return Output(self.last(torch.cat(parts, dim=1)).squeeze(-1))

@@ -7,17 +7,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
-from reki_ray.models.backbones.layers import MLP, count_fields, stack_fields
+from reki_ray.models.backbones.layers import MLP, stack_fields
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
 class CrossVector(nn.Module):
     """Cross layers of DCN: x_l+1 = x_0 (x_l . w_l) + b_l + x_l.
 
-    Args:
-        width: Length of x.
-        layers: Number of layers.
+    Example::
+
+        cross = CrossVector(width=48, layers=3)
+        assert cross(torch.randn(4, 48)).shape == (4, 48)
     """
 
     def __init__(self, width: int, layers: int) -> None:
@@ -38,9 +38,10 @@ class CrossVector(nn.Module):
 class CrossMatrix(nn.Module):
     """Cross layers of DCNv2: x_l+1 = x_0 * (W_l x_l + b_l) + x_l.
 
-    Args:
-        width: Length of x.
-        layers: Number of layers.
+    Example::
+
+        cross = CrossMatrix(width=48, layers=3)
+        assert cross(torch.randn(4, 48)).shape == (4, 48)
     """
 
     def __init__(self, width: int, layers: int) -> None:
@@ -59,34 +60,56 @@ class _DeepAndCross(nn.Module):
     """Cross layers and an MLP side by side over all fields, and one linear layer over both.
 
     Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+        fields: Number M of fields, see `count_fields`.
+        embedding_dim: Length E of a field.
+        cross_layers: Number of cross layers.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
     """
 
-    cross_layers: ClassVar[type[CrossVector] | type[CrossMatrix]]
+    cross_type: ClassVar[type[CrossVector] | type[CrossMatrix]]
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        fields: int,
+        embedding_dim: int,
+        *,
+        cross_layers: int = 3,
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        width = count_fields(user_fields, augmented) * config.embedding
-        self.cross = self.cross_layers(width, config.cross_layers)
-        self.deep = MLP(width, config)
-        self.last = nn.Linear(width + config.mlp[-1], 1)
+        width = fields * embedding_dim
+        self.cross = self.cross_type(width, cross_layers)
+        self.deep = MLP(width, mlp, dropout)
+        self.last = nn.Linear(width + mlp[-1], 1)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         x = stack_fields(inputs).flatten(1)  # (B, M E)
         both = torch.cat([self.cross(x), self.deep(x)], dim=1)
         return Output(self.last(both).squeeze(-1))
 
 
 class DCNv1(_DeepAndCross):
-    """Deep and cross network, parallel structure; its cross layers have a vector each."""
+    """Deep and cross network, parallel structure, with a vector per cross layer.
 
-    cross_layers = CrossVector
+    Example::
+
+        model = DCNv1(fields=6, embedding_dim=8, cross_layers=3)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
+    """
+
+    cross_type = CrossVector
 
 
 class DCNv2(_DeepAndCross):
-    """Deep and cross network, parallel structure; its cross layers have a matrix each."""
+    """Deep and cross network, parallel structure, with a matrix per cross layer.
 
-    cross_layers = CrossMatrix
+    Example::
+
+        model = DCNv2(fields=6, embedding_dim=8, cross_layers=3)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
+    """
+
+    cross_type = CrossMatrix

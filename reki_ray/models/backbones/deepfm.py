@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
-from reki_ray.models.backbones.layers import MLP, count_fields, stack_fields
+from reki_ray.models.backbones.layers import MLP, stack_fields
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
 def factorization_machine(fields: Tensor) -> Tensor:
-    """Sum of the products of all pairs of fields, sum_i<j e_i . e_j.
-
-    Args:
-        fields: (B, M, E).
-
-    Returns:
-        (B,).
-    """
+    """Sum (B,) of the products of all pairs of fields (B, M, E), sum_i<j e_i . e_j."""
     return 0.5 * (fields.sum(dim=1).square() - fields.square().sum(dim=1)).sum(dim=1)
 
 
@@ -29,20 +21,33 @@ class DeepFM(nn.Module):
     The linear part weighs embeddings: fields may hold many values, or none of a vocabulary.
 
     Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+        fields: Number M of fields, see `count_fields`.
+        embedding_dim: Length E of a field.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
+
+    Example::
+
+        model = DeepFM(fields=6, embedding_dim=8, mlp=(64, 32))
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        fields: int,
+        embedding_dim: int,
+        *,
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        width = count_fields(user_fields, augmented) * config.embedding
+        width = fields * embedding_dim
         self.linear = nn.Linear(width, 1)
-        self.deep = MLP(width, config)
-        self.last = nn.Linear(config.mlp[-1], 1, bias=False)
+        self.deep = MLP(width, mlp, dropout)
+        self.last = nn.Linear(mlp[-1], 1, bias=False)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         fields = stack_fields(inputs)
         x = fields.flatten(1)  # (B, M E)
         linear = self.linear(x) + self.last(self.deep(x))  # (B, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
 from reki_ray.models.backbones.layers import DiceHead
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
@@ -16,10 +15,12 @@ class AUGRU(nn.Module):
         u_t = a_t sigmoid(W_u x_t + U_u h_t-1)     r_t = sigmoid(W_r x_t + U_r h_t-1)
         n_t = tanh(W_n x_t + r_t (U_n h_t-1))      h_t = (1 - u_t) h_t-1 + u_t n_t
 
-    A weight of 0 leaves the state as it is, so padding has that.
+    A weight of 0 keeps the state, so padding has weight 0.
 
-    Args:
-        size: Length E of inputs and state.
+    Example::
+
+        augru = AUGRU(size=8)
+        assert augru(torch.randn(4, 6, 8), torch.rand(4, 6)).shape == (4, 8)
     """
 
     def __init__(self, size: int) -> None:
@@ -31,8 +32,8 @@ class AUGRU(nn.Module):
         """Last state (B, E) over steps (B, L, E) with weights (B, L)."""
         of_inputs = self.inputs(steps).unbind(dim=1)
         state = steps.new_zeros(steps.shape[0], steps.shape[2])
-        for given, weight in zip(of_inputs, weights.unsqueeze(-1).unbind(dim=1), strict=True):
-            x_update, x_reset, x_new = given.chunk(3, dim=1)
+        for x, weight in zip(of_inputs, weights.unsqueeze(-1).unbind(dim=1), strict=True):
+            x_update, x_reset, x_new = x.chunk(3, dim=1)
             h_update, h_reset, h_new = self.state(state).chunk(3, dim=1)
             update = weight * torch.sigmoid(x_update + h_update)
             new = torch.tanh(x_new + torch.sigmoid(x_reset + h_reset) * h_new)
@@ -47,29 +48,46 @@ class DIEN(nn.Module):
         L_aux = - mean_t [log sigmoid(h_t . e_t+1) + log sigmoid(- h_t . n_t+1)]
 
     L_aux teaches a state the next interaction e_t+1 against n_t+1, which the paper samples from
-    all items; here it is what another user of the batch met at that place. The MLP takes
+    all items; here it is another user's interaction at that place of the batch. The MLP takes
     [profile, target, interest, target * interest, h_u, h_i].
 
     Args:
-        config: Sizes.
+        embedding_dim: Embedding size E.
         user_fields: Number F of profile fields.
-        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
+        augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
+        auxiliary_weight: Weight of L_aux.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
+
+    Example::
+
+        model = DIEN(embedding_dim=8, user_fields=2, augmented_dim=8)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        embedding_dim: int,
+        user_fields: int = 0,
+        augmented_dim: int = 0,
+        *,
+        auxiliary_weight: float = 0.5,
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        size = config.embedding
-        self.auxiliary_weight = config.auxiliary_weight
+        size = embedding_dim
+        self.auxiliary_weight = auxiliary_weight
         self.extraction = nn.GRU(size, size, batch_first=True)
         self.attention = nn.Linear(size, size, bias=False)
         self.evolution = AUGRU(size)
-        self.head = DiceHead((user_fields + 3) * size, config, augmented)
+        self.head = DiceHead((user_fields + 3) * size, augmented_dim, mlp, dropout)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,), in training with the weighted L_aux."""
         target = inputs.target
         history, mask = _real_first(inputs.history, inputs.mask)
-        states, _ = self.extraction(history)  # (B, L, E); what follows the real ones is not read
+        states, _ = self.extraction(history)  # (B, L, E); those at padding are unused
         scores = torch.bmm(states, self.attention(target).unsqueeze(-1)).squeeze(-1)  # (B, L)
         weights = torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=1)
         interest = self.evolution(states, torch.where(mask, weights, 0.0))  # (B, E)
@@ -81,7 +99,7 @@ class DIEN(nn.Module):
 
 
 def _real_first(history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """History and mask with the padding moved behind, so that no state starts with it."""
+    """History and mask with the padding moved to the end, so that no state starts with it."""
     order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)  # (B, L)
     mask = mask.gather(1, order)
     moved = history.gather(1, order.unsqueeze(-1).expand_as(history))
@@ -89,10 +107,10 @@ def _real_first(history: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _next_loss(states: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-    """Mean of L_aux over the steps that have a next interaction and one of another sample."""
+    """Mean of L_aux over the steps with a next interaction in this and the other sample."""
     following, others = history[:, 1:], history.roll(1, dims=0)[:, 1:]  # (B, L - 1, E)
     counted = mask[:, 1:] & mask.roll(1, dims=0)[:, 1:]
     own = (states[:, :-1] * following).sum(dim=-1)
-    strange = (states[:, :-1] * others).sum(dim=-1)
-    losses = nn.functional.softplus(-own) + nn.functional.softplus(strange)
+    negative = (states[:, :-1] * others).sum(dim=-1)
+    losses = nn.functional.softplus(-own) + nn.functional.softplus(negative)
     return (losses * counted).sum() / counted.sum().clamp_min(1)

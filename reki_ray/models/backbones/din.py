@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
 from reki_ray.models.backbones.layers import Dice, DiceHead
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
@@ -15,12 +14,14 @@ from reki_ray.models.backbones.protocol import BackboneInputs, Output
 class TargetAttention(nn.Module):
     """Weighted sum of the history, weights from an MLP on [h, t, h - t, h * t].
 
-    The weights are not normalised (the paper's section 4.3: their sum tells the strength of an
+    The weights are not normalised (the paper's section 4.3: their sum is the strength of an
     interest). Padding has weight zero, so an empty history gives zeros.
 
-    Args:
-        size: Embedding size E.
-        widths: Widths of the MLP.
+    Example::
+
+        attention = TargetAttention(size=8, widths=(32, 16))
+        mask = torch.ones(4, 6, dtype=torch.bool)
+        assert attention(torch.randn(4, 8), torch.randn(4, 6, 8), mask).shape == (4, 8)
     """
 
     def __init__(self, size: int, widths: tuple[int, ...]) -> None:
@@ -45,17 +46,15 @@ class TargetAttention(nn.Module):
         return torch.bmm(weights.unsqueeze(1), history).squeeze(1)
 
     def _first_layer(self, target: Tensor, history: Tensor) -> Tensor:
-        # W [h, t, h - t, h * t] = h (W_h + W_d) + (h * t) W_p + t (W_t - W_d): the four blocks,
-        # each B x L x E, are never laid out in memory.
+        # W [h, t, h - t, h * t] = h (W_h + W_d) + (h * t) W_p + t (W_t - W_d): this never
+        # allocates the four blocks, each B x L x E.
         of_h, of_t, of_difference, of_product = self.first.weight.t().chunk(4)  # (E, W)
-        offset = torch.addmm(self.first.bias, target, of_t - of_difference).unsqueeze(
-            1
-        )  # (B, 1, W)
+        offset = torch.addmm(self.first.bias, target, of_t - of_difference).unsqueeze(1)
         of_history = of_h + of_difference
         if history.shape[1] < self.first.out_features:
             product = history * target.unsqueeze(1)  # (B, L, E)
             return offset + history @ of_history + product @ of_product
-        # (h * t) W_p = h (t * W_p): one matrix a sample is smaller than a long history.
+        # (h * t) W_p = h (t * W_p): one matrix per sample is smaller than a long history.
         matrix = of_history + target.unsqueeze(-1) * of_product  # (B, E, W)
         return torch.baddbmm(offset, history, matrix)
 
@@ -64,18 +63,35 @@ class DIN(nn.Module):
     """Target attention and an MLP on [profile, target, interest, target * interest, h_u, h_i].
 
     Args:
-        config: Sizes.
+        embedding_dim: Embedding size E.
         user_fields: Number F of profile fields.
-        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
+        augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
+        attention: Widths of the attention MLP.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
+
+    Example::
+
+        model = DIN(embedding_dim=8, user_fields=2, augmented_dim=8)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        embedding_dim: int,
+        user_fields: int = 0,
+        augmented_dim: int = 0,
+        *,
+        attention: tuple[int, ...] = (32, 16),
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        self.attention = TargetAttention(config.embedding, config.attention)
-        self.head = DiceHead((user_fields + 3) * config.embedding, config, augmented)
+        self.attention = TargetAttention(embedding_dim, attention)
+        self.head = DiceHead((user_fields + 3) * embedding_dim, augmented_dim, mlp, dropout)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         target = inputs.target
         interest = self.attention(target, inputs.history, inputs.mask)  # (B, E)
         parts = [inputs.users.flatten(1), target, interest, target * interest]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
-from reki_ray.models.backbones.layers import MLP, count_fields, stack_fields
+from reki_ray.models.backbones.layers import MLP, stack_fields
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
@@ -17,7 +16,12 @@ class SENET(nn.Module):
 
     Args:
         fields: Number M of fields.
-        reduction: Fields for each number of the narrow layer.
+        reduction: Fields per number of the narrow layer.
+
+    Example::
+
+        senet = SENET(fields=6, reduction=3)
+        assert senet(torch.randn(4, 6, 8)).shape == (4, 6, 8)
     """
 
     def __init__(self, fields: int, reduction: int) -> None:
@@ -35,9 +39,10 @@ class SENET(nn.Module):
 class BilinearInteraction(nn.Module):
     """Products of all pairs of fields, p_ij = (e_i W_i) * e_j for i < j (type Field-Each).
 
-    Args:
-        fields: Number M of fields.
-        size: Embedding size E.
+    Example::
+
+        bilinear = BilinearInteraction(fields=6, size=8)
+        assert bilinear(torch.randn(4, 6, 8)).shape == (4, 15, 8)
     """
 
     first: Tensor
@@ -61,23 +66,37 @@ class FiBiNET(nn.Module):
     """Bilinear products of the fields and of the weighted fields, and an MLP over both.
 
     Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+        fields: Number M of fields, see `count_fields`.
+        embedding_dim: Length E of a field.
+        senet_reduction: Fields per number of SENET's narrow layer.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
+
+    Example::
+
+        model = FiBiNET(fields=6, embedding_dim=8, senet_reduction=3)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        fields: int,
+        embedding_dim: int,
+        *,
+        senet_reduction: int = 3,
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        fields = count_fields(user_fields, augmented)
-        self.senet = SENET(fields, config.senet_reduction)
-        self.bilinear = BilinearInteraction(fields, config.embedding)
-        self.weighted_bilinear = BilinearInteraction(fields, config.embedding)
-        self.linear = nn.Linear(fields * config.embedding, 1)
-        self.deep = MLP(fields * (fields - 1) * config.embedding, config)
-        self.last = nn.Linear(config.mlp[-1], 1, bias=False)
+        self.senet = SENET(fields, senet_reduction)
+        self.bilinear = BilinearInteraction(fields, embedding_dim)
+        self.weighted_bilinear = BilinearInteraction(fields, embedding_dim)
+        self.linear = nn.Linear(fields * embedding_dim, 1)
+        self.deep = MLP(fields * (fields - 1) * embedding_dim, mlp, dropout)
+        self.last = nn.Linear(mlp[-1], 1, bias=False)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         fields = stack_fields(inputs)
         products = [self.bilinear(fields), self.weighted_bilinear(self.senet(fields))]
         deep = self.deep(torch.cat(products, dim=1).flatten(1))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
 from reki_ray.models.backbones.autoint import InteractingLayer
-from reki_ray.models.backbones.layers import count_fields, stack_fields
+from reki_ray.models.backbones.layers import stack_fields
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
@@ -21,6 +20,11 @@ class FieldGraph(nn.Module):
         fields: Number M of fields.
         size: Length D of a state.
         steps: Number of rounds.
+
+    Example::
+
+        graph = FieldGraph(fields=6, size=8, steps=2)
+        assert graph(torch.randn(4, 6, 8)).shape == (4, 6, 8)
     """
 
     itself: Tensor
@@ -49,7 +53,7 @@ class FieldGraph(nn.Module):
         return states
 
     def _graph(self, states: Tensor) -> Tensor:
-        # w . [h_i, h_j] is a number of i and one of j: no pair is laid out.
+        # w . [h_i, h_j] is the sum of a number of i and one of j: no need to build the pairs.
         of_i, of_j = self.edges.weight.view(2, -1)
         scores = (states @ of_i).unsqueeze(2) + (states @ of_j).unsqueeze(1)  # (B, M, M)
         scores = nn.functional.leaky_relu(scores).masked_fill(self.itself, -torch.inf)
@@ -62,22 +66,38 @@ class FiGNN(nn.Module):
         y = sum_i a_i y_i,    y_i = v . h_i + c,    a_i = w . h_i + d
 
     Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+        fields: Number M of fields, see `count_fields`.
+        embedding_dim: Length E of a field.
+        interaction_layers: Rounds of messages between fields.
+        heads: Attention heads of the first states.
+        head_size: Width of a head.
+        dropout: Dropout of the last states.
+
+    Example::
+
+        model = FiGNN(fields=6, embedding_dim=8, interaction_layers=2)
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        fields: int,
+        embedding_dim: int,
+        *,
+        interaction_layers: int = 3,
+        heads: int = 1,
+        head_size: int = 64,
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        fields = count_fields(user_fields, augmented)
-        width = config.heads * config.head_size
-        self.states = InteractingLayer(config.embedding, config.heads, config.head_size)
-        self.graph = FieldGraph(fields, width, config.interaction_layers)
-        self.dropout = nn.Dropout(config.dropout)
+        width = heads * head_size
+        self.states = InteractingLayer(embedding_dim, heads, head_size)
+        self.graph = FieldGraph(fields, width, interaction_layers)
+        self.dropout = nn.Dropout(dropout)
         self.scores = nn.Linear(width, 1)
         self.weights = nn.Linear(width, 1)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         states = self.dropout(self.graph(self.states(stack_fields(inputs))))  # (B, M, D)
         return Output((self.weights(states) * self.scores(states)).sum(dim=1).squeeze(-1))

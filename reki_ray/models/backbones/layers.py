@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
 from reki_ray.models.backbones.protocol import BackboneInputs
 
 
@@ -24,6 +23,11 @@ class Dice(nn.Module):
     Args:
         size: Number of features.
         momentum: Weight of the newest batch in the running averages.
+
+    Example::
+
+        dice = Dice(size=16)
+        assert dice(torch.randn(4, 16)).shape == (4, 16)
     """
 
     running_mean: Tensor
@@ -38,12 +42,7 @@ class Dice(nn.Module):
         self.register_buffer("running_variance", torch.ones(size))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Activation of x (..., size).
-
-        Args:
-            x: Inputs.
-            mask: True at the rows (...) that count for the statistics; None counts all.
-        """
+        """Activation of x (..., size); the mask (...) is True at rows that the statistics count."""
         mean, variance = self._statistics(x.detach(), mask)
         scale = torch.rsqrt(variance + self.eps)
         p = torch.sigmoid(torch.addcmul(-mean * scale, x, scale))
@@ -55,10 +54,10 @@ class Dice(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         counted = rows.new_ones(len(rows)) if mask is None else mask.reshape(-1).to(rows.dtype)
         count = counted.sum()
-        # Products with a vector of marks: several times as fast as reductions over rows.
+        # Products with a 0/1 vector: several times as fast as reductions over rows.
         mean = counted @ rows / count
         variance = (counted @ rows.square() / count - mean.square()).clamp_min(0.0)
-        enough = count >= 2  # as a tensor: a condition in Python would wait for the device
+        enough = count >= 2  # a tensor: a condition in Python would wait for the device
         mean = torch.where(enough, mean, self.running_mean)
         variance = torch.where(enough, variance, self.running_variance)
         self.running_mean.lerp_(mean, self.momentum)
@@ -69,23 +68,32 @@ class Dice(nn.Module):
 class DiceHead(nn.Module):
     """MLP with Dice from the parts of a sample to its logit, and h_u and h_i beside them.
 
-    Augmented vectors enter the first layer through weights of their own without bias: zeros
-    leave the network as it is without knowledge.
+    Augmented vectors enter the first layer through separate weights without bias: with zeros the
+    network equals the one without knowledge.
 
     Args:
-        width: Length of the parts together.
-        config: Widths and dropout.
-        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
+        width: Total length of the parts.
+        augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
+        mlp: Widths of the hidden layers.
+        dropout: Dropout after each of them.
+
+    Example::
+
+        head = DiceHead(width=40, augmented_dim=8, mlp=(16, 8), dropout=0.2)
+        logits = head([torch.randn(4, 24), torch.randn(4, 16)], torch.randn(4, 2, 8))
     """
 
-    def __init__(self, width: int, config: NetworkConfig, augmented: int) -> None:
+    def __init__(
+        self, width: int, augmented_dim: int, mlp: tuple[int, ...], dropout: float
+    ) -> None:
         super().__init__()
-        self.first = nn.Linear(width, config.mlp[0])
-        self.dices = nn.ModuleList(Dice(width) for width in config.mlp)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((*config.mlp, 1)))
-        self.dropout = nn.Dropout(config.dropout)
-        # Last, so that with one seed the other layers start as they do without knowledge.
-        self.knowledge = nn.Linear(2 * augmented, config.mlp[0], bias=False) if augmented else None
+        self.first = nn.Linear(width, mlp[0])
+        self.dices = nn.ModuleList(Dice(size) for size in mlp)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((*mlp, 1)))
+        self.dropout = nn.Dropout(dropout)
+        # Last, so that a seed gives the other layers the same start as without knowledge.
+        knowledge = 2 * augmented_dim
+        self.knowledge = nn.Linear(knowledge, mlp[0], bias=False) if knowledge else None
 
     def forward(self, parts: list[Tensor], augmented: Tensor | None) -> Tensor:
         """Logits (B,) of parts (B, ...) and of augmented vectors (B, 2, q)."""
@@ -100,28 +108,29 @@ class DiceHead(nn.Module):
 class MLP(nn.Sequential):
     """Hidden layers with ReLU and dropout; its output has the last width.
 
-    Args:
-        width: Length of the input.
-        config: Widths and dropout.
+    Example::
+
+        mlp = MLP(48, (16, 8), dropout=0.2)
+        assert mlp(torch.randn(4, 48)).shape == (4, 8)
     """
 
-    def __init__(self, width: int, config: NetworkConfig) -> None:
+    def __init__(self, width: int, mlp: tuple[int, ...], dropout: float) -> None:
         layers: list[nn.Module] = []
-        for a, b in pairwise((width, *config.mlp)):
-            layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(config.dropout)]
+        for a, b in pairwise((width, *mlp)):
+            layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
         super().__init__(*layers)
 
 
-def count_fields(user_fields: int, augmented: int) -> int:
-    """Number M of the fields that `stack_fields` makes."""
+def count_fields(user_fields: int, *, augmented: bool) -> int:
+    """Number M of the fields that `stack_fields` returns."""
     return user_fields + 2 + (2 if augmented else 0)
 
 
 def stack_fields(inputs: BackboneInputs) -> Tensor:
     """Fields of a sample (B, M, E), for models of interactions between fields.
 
-    They are the profile, the item, the mean of the history (zeros where it is empty) and, with
-    knowledge, h_u and h_i, which therefore have the length E of an embedding.
+    They are the profile, the item, the mean of the history (zeros if it is empty) and, with
+    knowledge, h_u and h_i, which therefore need the length E of an embedding.
     """
     mask = inputs.mask.unsqueeze(-1)  # (B, L, 1)
     past = (inputs.history * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)  # (B, E)

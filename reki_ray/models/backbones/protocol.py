@@ -1,4 +1,4 @@
-"""What every conventional recommendation model gets and gives."""
+"""Inputs and outputs of every conventional recommendation model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ class BackboneInputs:
     """Embedded features of B samples.
 
     Args:
-        users: Profile fields (B, F, E); F is 0 where the model sees no profile.
-        target: Item to be scored (B, E).
+        users: Profile fields (B, F, E); F is 0 for a model without profile.
+        target: Item to score (B, E).
         history: Past interactions, oldest first (B, L, E), zeros at padding.
         mask: True at real past interactions (B, L).
         augmented: Augmented vectors of user and item (B, 2, q); None without knowledge.
+
+    Example::
+
+        inputs = BackboneInputs(
+            users=torch.randn(4, 2, 8),
+            target=torch.randn(4, 8),
+            history=torch.randn(4, 6, 8),
+            mask=torch.ones(4, 6, dtype=torch.bool),
+            augmented=torch.randn(4, 2, 8),
+        )
     """
 
     users: Tensor
@@ -28,11 +38,11 @@ class BackboneInputs:
 
 
 class Output(NamedTuple):
-    """What a network computes of B samples.
+    """Output of a network for B samples.
 
     Attributes:
         logits: (B,).
-        auxiliary: Scalar that training adds to its loss; None where there is none.
+        auxiliary: Scalar that training adds to its loss, if any.
     """
 
     logits: Tensor
@@ -42,9 +52,9 @@ class Output(NamedTuple):
 class Backbone(Protocol):
     """A conventional recommendation model over embedded features.
 
-    A sample's logit depends on nothing else in the batch once training is over.
+    After training, a sample's logit depends on nothing else in the batch.
     """
 
     def __call__(self, inputs: BackboneInputs) -> Output:
-        """Logits, and a loss of its own where the model has one."""
+        """Logits, and the model's own loss if it has one."""
         ...

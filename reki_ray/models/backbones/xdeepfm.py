@@ -7,8 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from reki_ray.config import NetworkConfig
-from reki_ray.models.backbones.layers import MLP, count_fields, stack_fields
+from reki_ray.models.backbones.layers import MLP, stack_fields
 from reki_ray.models.backbones.protocol import BackboneInputs, Output
 
 
@@ -20,6 +19,11 @@ class CIN(nn.Module):
     Args:
         fields: Number M of rows of X^0.
         widths: Rows H_k of each X^k.
+
+    Example::
+
+        cin = CIN(fields=6, widths=(5, 4))
+        assert cin(torch.randn(4, 6, 8)).shape == (4, 9)
     """
 
     def __init__(self, fields: int, widths: tuple[int, ...]) -> None:
@@ -42,21 +46,35 @@ class XDeepFM(nn.Module):
     """Linear part, compressed interaction network and MLP over the same fields.
 
     Args:
-        config: Sizes.
-        user_fields: Number F of profile fields.
-        augmented: Length q = E of an augmented vector; 0 builds the network without knowledge.
+        fields: Number M of fields, see `count_fields`.
+        embedding_dim: Length E of a field.
+        cin: Rows of each layer of the compressed interaction network.
+        mlp: Widths of the MLP.
+        dropout: Dropout of the MLP.
+
+    Example::
+
+        model = XDeepFM(fields=6, embedding_dim=8, cin=(50, 50))
+        logits = model(inputs).logits  # inputs as in the example of BackboneInputs
     """
 
-    def __init__(self, config: NetworkConfig, user_fields: int, augmented: int) -> None:
+    def __init__(
+        self,
+        fields: int,
+        embedding_dim: int,
+        *,
+        cin: tuple[int, ...] = (50, 50),
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        fields = count_fields(user_fields, augmented)
-        width = fields * config.embedding
-        self.cin = CIN(fields, config.cin)
-        self.deep = MLP(width, config)
-        self.last = nn.Linear(width + sum(config.cin) + config.mlp[-1], 1)
+        width = fields * embedding_dim
+        self.cin = CIN(fields, cin)
+        self.deep = MLP(width, mlp, dropout)
+        self.last = nn.Linear(width + sum(cin) + mlp[-1], 1)
 
     def forward(self, inputs: BackboneInputs) -> Output:
-        """See `Backbone`."""
+        """Logits (B,)."""
         fields = stack_fields(inputs)
         x = fields.flatten(1)  # (B, M E)
         parts = torch.cat([x, self.cin(fields), self.deep(x)], dim=1)

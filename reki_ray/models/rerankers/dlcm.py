@@ -6,40 +6,53 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.rerankers.layers import CandidateEncoder, MaskedReader
-from reki_ray.models.rerankers.protocol import RerankerSizes, RerankInputs
+from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 
 class DLCM(nn.Module):
-    """GRU from the last candidate to the first; its end is the context of the list.
+    """GRU from the last candidate to the first; its final state is the context of the list.
 
         z_k = elu(W_2 elu(W_1 x_k + b_1) + b_2);   x_k' = [x_k, z_k]      (input representation)
         o_k = GRU over x_K', ..., x_1';   s = o_1                         (encoding the list)
         logit_k = V . (o_k tanh(W s + b))                                 (re-ranking with it)
 
     These are the parts of the paper's section 4. The first candidates are read last, so that they
-    weigh most in s. tanh(W s + b) is a matrix of as many columns as there are comparisons, V
-    weighs them.
+    weigh most in s. tanh(W s + b) is a matrix with a column per comparison, V weighs them.
 
     The published x_k are the features of a document for a query; here they come from
     `CandidateEncoder`, with profile, history and knowledge.
 
     Args:
-        sizes: Sizes.
+        dims: Lengths of the inputs.
+        hidden: Length D of a candidate's vector in the list.
+        heads: Comparisons of a candidate with its list.
+        dropout: Dropout of the candidate encoder.
+
+    Example::
+
+        reranker = DLCM(InputDims(embedding=8, user_fields=2, augmented=8), hidden=16)
+        logits = reranker(inputs)  # inputs as in the example of RerankInputs
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(
+        self,
+        dims: InputDims,
+        *,
+        hidden: int = 64,
+        heads: int = 2,
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        width, comparisons = sizes.reranker.hidden, sizes.reranker.heads
         self.abstraction = nn.Sequential(
-            nn.Linear(width, width), nn.ELU(), nn.Linear(width, width), nn.ELU()
+            nn.Linear(hidden, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU()
         )
-        self.reader = MaskedReader(nn.GRU(2 * width, width, batch_first=True), backwards=True)
-        self.context = nn.Linear(width, width * comparisons)
-        self.last = nn.Linear(comparisons, 1, bias=False)
-        self.encoder = CandidateEncoder(sizes)
+        self.reader = MaskedReader(nn.GRU(2 * hidden, hidden, batch_first=True), backwards=True)
+        self.context = nn.Linear(hidden, hidden * heads)
+        self.last = nn.Linear(heads, 1, bias=False)
+        self.encoder = CandidateEncoder(dims, hidden, dropout)
 
     def forward(self, inputs: RerankInputs) -> Tensor:
-        """See `Reranker`."""
+        """Logits (B, K)."""
         x = self.encoder(inputs)  # (B, K, D)
         outputs = self.reader(torch.cat([x, self.abstraction(x)], dim=-1), inputs.mask)
         lists, _, width = x.shape

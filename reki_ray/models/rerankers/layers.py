@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from reki_ray.models.rerankers.protocol import RerankerSizes, RerankInputs
+from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the real entries of the last dimension; zeros where there is none.
+    """Softmax over the real entries of the last dimension; zeros if there are none.
 
     Args:
         scores: Any shape.
@@ -26,11 +26,16 @@ class Attention(nn.Module):
 
         head_j = softmax(Q W_j^Q (K W_j^K)^T / sqrt(D / heads)) K W_j^V;   [head_1, ...] W^O
 
-    Keys have no bias: the softmax would take it out again.
+    Keys have no bias: the softmax would cancel it.
 
     Args:
         size: Length D of queries and keys.
         heads: Number of heads, a divisor of D.
+
+    Example::
+
+        attention, x = Attention(size=16, heads=2), torch.randn(4, 5, 16)
+        assert attention(x, x, torch.ones(4, 5, dtype=torch.bool)).shape == (4, 5, 16)
     """
 
     def __init__(self, size: int, heads: int) -> None:
@@ -42,7 +47,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(size, size)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """What the queries read (B, M, D).
+        """Attention output (B, M, D) of every query.
 
         Args:
             queries: (B, M, D).
@@ -67,22 +72,23 @@ class AttentionBlock(nn.Module):
     With Q = K it is a block of the transformer's encoder (Vaswani et al. 2017, section 3.1), and
     in general the multi-head attention block MAB(Q, K, K) of SetRank.
 
-    Args:
-        sizes: Width, heads, dropout.
+    Example::
+
+        block, x = AttentionBlock(16, heads=2, feed_forward=32, dropout=0.2), torch.randn(4, 5, 16)
+        assert block(x, x, torch.ones(4, 5, dtype=torch.bool)).shape == (4, 5, 16)
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
-        width, inner = sizes.reranker.hidden, sizes.reranker.feed_forward
-        self.attention = Attention(width, sizes.reranker.heads)
+        self.attention = Attention(width, heads)
         self.first_norm = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, inner)
-        self.narrow = nn.Linear(inner, width)
+        self.widen = nn.Linear(width, feed_forward)
+        self.narrow = nn.Linear(feed_forward, width)
         self.second_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(sizes.network.dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """(B, M, D) of queries (B, M, D) and of keys (B, N, D) with mask (B, N)."""
+        """Output (B, M, D) of queries (B, M, D) and keys (B, N, D) with mask (B, N)."""
         x = self.first_norm(queries + self.dropout(self.attention(queries, keys, mask)))
         fed = self.narrow(self.dropout(torch.relu(self.widen(x))))
         output: Tensor = self.second_norm(x + self.dropout(fed))
@@ -95,34 +101,42 @@ class CandidateEncoder(nn.Module):
         s_k = sum_l softmax_l(t_k W e_l / sqrt(E)) e_l          interest of the history e in t_k
         x_k = W_2 relu(W_1 [t_k, s_k, t_k * s_k, profile] + b_1 + V [h_u, h_i]) + b_2
 
-    It is what makes the rerankers comparable: each is given the candidate, the profile, the
-    history and the knowledge through it, and none of them has its first signal of the user from
-    the knowledge. Augmented vectors enter through weights of their own without bias: zeros leave
-    the network as it is without knowledge.
+    It makes the rerankers comparable: each gets the candidate, the profile, the history and the
+    knowledge through it, and sees the user without knowledge too. Augmented vectors enter through
+    separate weights without bias: with zeros the network equals the one without knowledge.
 
     Args:
-        sizes: Sizes.
+        dims: Lengths of the inputs.
+        hidden: Length D of x_k.
+        dropout: Dropout of the hidden layer.
         interest: Whether s_k is read; without it the reranker must read the history itself.
+
+    Example::
+
+        encoder = CandidateEncoder(InputDims(embedding=8, user_fields=2, augmented=8), hidden=16)
+        assert encoder(inputs).shape == (4, 5, 16)  # inputs as in the example of RerankInputs
     """
 
-    def __init__(self, sizes: RerankerSizes, *, interest: bool = True) -> None:
+    def __init__(
+        self, dims: InputDims, hidden: int, dropout: float = 0.2, *, interest: bool = True
+    ) -> None:
         super().__init__()
-        size, width = sizes.network.embedding, sizes.reranker.hidden
+        size = dims.embedding
         self.interest = nn.Linear(size, size, bias=False) if interest else None
-        self.of_items = nn.Linear(3 * size if interest else size, width)
-        fields = sizes.user_fields
-        self.of_profile = nn.Linear(fields * size, width, bias=False) if fields else None
-        self.last = nn.Linear(width, width)
-        self.dropout = nn.Dropout(sizes.network.dropout)
-        # Last, so that with one seed the other layers start as they do without knowledge.
-        q = sizes.augmented
-        self.of_h_user = nn.Linear(q, width, bias=False) if q else None
-        self.of_h_items = nn.Linear(q, width, bias=False) if q else None
+        self.of_items = nn.Linear(3 * size if interest else size, hidden)
+        profile = dims.user_fields * size
+        self.of_profile = nn.Linear(profile, hidden, bias=False) if profile else None
+        self.last = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        # Last, so that a seed gives the other layers the same start as without knowledge.
+        q = dims.augmented
+        self.of_h_user = nn.Linear(q, hidden, bias=False) if q else None
+        self.of_h_items = nn.Linear(q, hidden, bias=False) if q else None
 
     def forward(self, inputs: RerankInputs) -> Tensor:
         """Vectors (B, K, D)."""
         x: Tensor = self.of_items(self._item_parts(inputs))
-        # What is the same for all candidates of a list is multiplied once a list.
+        # Inputs shared by all candidates of a list are multiplied once per list.
         if self.of_profile is not None:
             x = x + self.of_profile(inputs.users.flatten(1)).unsqueeze(1)
         if self.of_h_user is not None and inputs.augmented_user is not None:
@@ -148,8 +162,14 @@ class MaskedReader(nn.Module):
     """A recurrent layer over the real steps of a sequence, as if the others were not there.
 
     Args:
-        layer: With `batch_first`.
+        layer: A recurrent layer with `batch_first`.
         backwards: Whether it reads from the last step to the first.
+
+    Example::
+
+        reader = MaskedReader(nn.GRU(8, 16, batch_first=True), backwards=True)
+        mask = torch.tensor([[True, True, False]])
+        assert reader(torch.randn(1, 3, 8), mask).shape == (1, 3, 16)
     """
 
     def __init__(self, layer: nn.GRU | nn.LSTM, *, backwards: bool) -> None:
@@ -162,9 +182,9 @@ class MaskedReader(nn.Module):
         places = torch.arange(steps.shape[1], device=steps.device)
         if self.backwards:
             places = -places
-        # Real steps first, in reading order: what follows them does not reach their outputs.
+        # Real steps first, in reading order: later steps do not reach their outputs.
         order = torch.argsort(places + (~mask) * 2 * steps.shape[1], dim=1, stable=True)
         outputs, _ = self.layer(steps.gather(1, order.unsqueeze(-1).expand_as(steps)))
         back = torch.argsort(order, dim=1, stable=True).unsqueeze(-1).expand_as(outputs)
-        found: Tensor = outputs.gather(1, back) * mask.unsqueeze(-1)
-        return found
+        in_place: Tensor = outputs.gather(1, back) * mask.unsqueeze(-1)
+        return in_place

@@ -14,27 +14,28 @@ from reki_ray.models.rerankers.layers import (
     MaskedReader,
     masked_softmax,
 )
-from reki_ray.models.rerankers.protocol import RerankerSizes, RerankInputs
+from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 
 class Decay(nn.Module):
-    """How much less an older interaction counts, by user (personalised decay).
+    """Personalised decay: how much less a user's older interactions count.
 
         1 + exp(-theta_u log2(1 + n_l));   theta_u = softplus(w . relu(W profile + b) + c)
 
-    n_l is the number of interactions since l, where the paper has the time since then.
+    n_l is the number of interactions since l, in place of the paper's time since then.
 
-    Args:
-        sizes: Sizes.
+    Example::
+
+        decay = Decay(InputDims(embedding=8, user_fields=2, augmented=8), hidden=16)
+        assert decay(inputs).shape == (4, 6)  # inputs as in the example of RerankInputs
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(self, dims: InputDims, hidden: int) -> None:
         super().__init__()
-        width = sizes.reranker.hidden
-        self.bias = nn.Parameter(torch.zeros(width))
-        profile = sizes.user_fields * sizes.network.embedding
-        self.of_profile = nn.Linear(profile, width, bias=False) if profile else None
-        self.last = nn.Linear(width, 1)
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        profile = dims.user_fields * dims.embedding
+        self.of_profile = nn.Linear(profile, hidden, bias=False) if profile else None
+        self.last = nn.Linear(hidden, 1)
         nn.init.uniform_(self.bias, -0.1, 0.1)
 
     def forward(self, inputs: RerankInputs) -> Tensor:
@@ -53,20 +54,26 @@ class SLAttention(nn.Module):
 
         C = tanh(d * (G W S^T + e W_f t^T))                       affinity (L, K), decay d
         P = tanh(S W_s + C^T G W_g);   Q = tanh(G W_g + C S W_s)
-        v_k = sum_k' softmax_k'(P_k A P_k'^T / sqrt(D)) S_k'      what the set tells k
-        q_k = sum_l  softmax_l (P_k B Q_l^T  / sqrt(D)) G_l       what the history tells k
+        v_k = sum_k' softmax_k'(P_k A P_k'^T / sqrt(D)) S_k'      context of k in the set
+        q_k = sum_l  softmax_l (P_k B Q_l^T  / sqrt(D)) G_l       context of k in the history
 
-    The first term of the affinity is that of whole vectors, the second that of features: e_l and
-    t_k are sums of embeddings (id, attributes, rating), so e_l W_f t_k^T is the sum over all
-    pairs of their features. The paper's maps have one weight a place of the list; products of
-    hidden vectors stand in their place (ours), so that candidates in another order get the same
-    scores, as the paper wants it.
+    The first term of the affinity compares whole vectors, the second features: e_l and t_k are
+    sums of embeddings (id, attributes, rating), so e_l W_f t_k^T is the sum over all pairs of
+    their features. The paper's maps have one weight per place of the list; this layer uses
+    products of hidden vectors instead, so that the order of candidates does not change their
+    scores, as the paper intends.
 
     Args:
         size: Length E of an item vector.
         of_set: Length of the vectors S.
         of_list: Length of the vectors G.
         hidden: Length D of the hidden vectors.
+
+    Example::
+
+        attention = SLAttention(size=8, of_set=12, of_list=10, hidden=16)
+        s, g, decay = torch.randn(4, 5, 12), torch.randn(4, 6, 10), torch.ones(4, 6)
+        assert attention(s, g, decay, inputs).shape == (4, 5, 22)
     """
 
     def __init__(self, size: int, of_set: int, of_list: int, hidden: int) -> None:
@@ -101,7 +108,7 @@ class SLAttention(nn.Module):
 
 
 class MIR(nn.Module):
-    """Set of candidates and list of past interactions, each by itself and with each other.
+    """Interactions within the set of candidates, within the history, and between the two.
 
         S_k = [x_k, Attention(x, x)_k]                intra-set interaction
         G_l = [e_l, LSTM(e)_l, LSTM backwards(e)_l]   intra-list interaction
@@ -111,26 +118,43 @@ class MIR(nn.Module):
     the set-to-list interaction reads.
 
     Args:
-        sizes: Sizes.
+        dims: Lengths of the inputs.
+        hidden: Length D of a candidate's vector in the list.
+        heads: Attention heads.
+        mlp: Widths of the final MLP.
+        dropout: Dropout of MLP and candidate encoder.
+
+    Example::
+
+        reranker = MIR(InputDims(embedding=8, user_fields=2, augmented=8), hidden=16)
+        logits = reranker(inputs)  # inputs as in the example of RerankInputs
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(
+        self,
+        dims: InputDims,
+        *,
+        hidden: int = 64,
+        heads: int = 2,
+        mlp: tuple[int, ...] = (200, 80),
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        size, width = sizes.network.embedding, sizes.reranker.hidden
-        self.intra_set = Attention(width, sizes.reranker.heads)
+        size = dims.embedding
+        self.intra_set = Attention(hidden, heads)
         self.forwards, self.backwards = (
-            MaskedReader(nn.LSTM(size, width, batch_first=True), backwards=backwards)
+            MaskedReader(nn.LSTM(size, hidden, batch_first=True), backwards=backwards)
             for backwards in (False, True)
         )
-        of_set, of_list = 2 * width, size + 2 * width
-        self.set_to_list = SLAttention(size, of_set, of_list, width)
-        self.mlp = MLP(width + of_set + of_list, sizes.network)
-        self.last = nn.Linear(sizes.network.mlp[-1], 1, bias=False)
-        self.decay = Decay(sizes)
-        self.encoder = CandidateEncoder(sizes, interest=False)
+        of_set, of_list = 2 * hidden, size + 2 * hidden
+        self.set_to_list = SLAttention(size, of_set, of_list, hidden)
+        self.mlp = MLP(hidden + of_set + of_list, mlp, dropout)
+        self.last = nn.Linear(mlp[-1], 1, bias=False)
+        self.decay = Decay(dims, hidden)
+        self.encoder = CandidateEncoder(dims, hidden, dropout, interest=False)
 
     def forward(self, inputs: RerankInputs) -> Tensor:
-        """See `Reranker`."""
+        """Logits (B, K)."""
         x = self.encoder(inputs)  # (B, K, D)
         s = torch.cat([x, self.intra_set(x, x, inputs.mask)], dim=-1)
         mask = inputs.history_mask

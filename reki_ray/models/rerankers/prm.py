@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.rerankers.layers import AttentionBlock, CandidateEncoder
-from reki_ray.models.rerankers.protocol import RerankerSizes, RerankInputs
+from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 _INITIAL_STD = 0.05
 
@@ -25,22 +25,44 @@ class PRM(nn.Module):
     history and knowledge, and trains jointly.
 
     Args:
-        sizes: Sizes.
+        dims: Lengths of the inputs.
+        list_size: Largest number of candidates of a training list.
+        hidden: Length D of a candidate's vector in the list.
+        heads: Attention heads.
+        layers: Blocks of attention.
+        feed_forward: Width of the layer between two blocks.
+        dropout: Dropout of blocks and candidate encoder.
+
+    Example::
+
+        reranker = PRM(InputDims(embedding=8, user_fields=2, augmented=8), list_size=5)
+        logits = reranker(inputs)  # inputs as in the example of RerankInputs
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(
+        self,
+        dims: InputDims,
+        list_size: int,
+        *,
+        hidden: int = 64,
+        heads: int = 2,
+        layers: int = 2,
+        feed_forward: int = 128,
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        width = sizes.reranker.hidden
-        together = sizes.network.embedding + width
-        self.places = nn.Embedding(sizes.list_size, together)
+        width = dims.embedding + hidden
+        self.places = nn.Embedding(list_size, width)
         nn.init.normal_(self.places.weight, std=_INITIAL_STD)
-        self.input = nn.Linear(together, width)
-        self.blocks = nn.ModuleList(AttentionBlock(sizes) for _ in range(sizes.reranker.layers))
-        self.last = nn.Linear(width, 1, bias=False)
-        self.encoder = CandidateEncoder(sizes)
+        self.input = nn.Linear(width, hidden)
+        self.blocks = nn.ModuleList(
+            AttentionBlock(hidden, heads, feed_forward, dropout) for _ in range(layers)
+        )
+        self.last = nn.Linear(hidden, 1, bias=False)
+        self.encoder = CandidateEncoder(dims, hidden, dropout)
 
     def forward(self, inputs: RerankInputs) -> Tensor:
-        """See `Reranker`."""
+        """Logits (B, K)."""
         personal = torch.relu(self.encoder(inputs))  # (B, K, D)
         place = (inputs.mask.cumsum(dim=1) - 1).clamp(0, self.places.num_embeddings - 1)
         x = self.input(torch.cat([inputs.candidates, personal], dim=-1) + self.places(place))

@@ -1,18 +1,32 @@
-"""What every reranker is made from, gets and gives."""
+"""Sizes, inputs and outputs of every reranker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from reki_ray.config import NetworkConfig, RerankNetworkConfig
 
 
+class InputDims(NamedTuple):
+    """Lengths of a reranker's inputs.
+
+    Attributes:
+        embedding: Embedding size E.
+        user_fields: Number F of profile fields.
+        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
+    """
+
+    embedding: int
+    user_fields: int = 0
+    augmented: int = 0
+
+
 @dataclass(frozen=True)
 class RerankerSizes:
-    """What a reranker is built from.
+    """Argument of a user's own reranker class: all sizes of the configuration.
 
     Args:
         network: Embedding size E, final MLP, dropout.
@@ -34,13 +48,25 @@ class RerankInputs:
     """Embedded features of B lists; each holds at least one candidate.
 
     Args:
-        users: Profile fields (B, F, E); F is 0 where the model sees no profile.
-        candidates: Items to be put in order, in the initial order (B, K, E).
+        users: Profile fields (B, F, E); F is 0 for a model without profile.
+        candidates: Items in the initial order (B, K, E).
         mask: True at real candidates (B, K).
         history: Past interactions, oldest first (B, L, E), zeros at padding.
         history_mask: True at real past interactions (B, L).
         augmented_user: Augmented vector h_u (B, q); None without knowledge.
         augmented_items: Augmented vectors h_i of the candidates (B, K, q); None without knowledge.
+
+    Example::
+
+        inputs = RerankInputs(
+            users=torch.randn(4, 2, 8),
+            candidates=torch.randn(4, 5, 8),
+            mask=torch.ones(4, 5, dtype=torch.bool),
+            history=torch.randn(4, 6, 8),
+            history_mask=torch.ones(4, 6, dtype=torch.bool),
+            augmented_user=torch.randn(4, 8),
+            augmented_items=torch.randn(4, 5, 8),
+        )
     """
 
     users: Tensor
@@ -55,10 +81,10 @@ class RerankInputs:
 class Reranker(Protocol):
     """A network that scores the candidates of a list together.
 
-    A score depends on the user, their history, the knowledge and the real candidates of its own
-    list; on neither padding nor other lists, once training is over.
+    After training, a score depends on the user, the history, the knowledge and the real
+    candidates of its own list; on neither padding nor other lists.
     """
 
     def __call__(self, inputs: RerankInputs) -> Tensor:
-        """Logits (B, K), a larger one for a better place; those at padding have no meaning."""
+        """Logits (B, K), larger for a better place; those at padding are meaningless."""
         ...

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.rerankers.layers import AttentionBlock, CandidateEncoder
-from reki_ray.models.rerankers.protocol import RerankerSizes, RerankInputs
+from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 
 class InducedBlock(nn.Module):
@@ -14,52 +14,77 @@ class InducedBlock(nn.Module):
 
         IMSAB(X) = MAB(X, H, H);   H = MAB(I, X, X)
 
-    The candidates meet through few inducing points I, which are learnt, so the cost grows with
-    the number of candidates and not with its square, and lists of lengths that training did not
-    see are read in the same way.
+    The candidates interact through a few learned inducing points I, so the cost grows linearly
+    with the number of candidates, and longer lists than in training are handled alike.
 
-    Args:
-        sizes: Sizes.
+    Example::
+
+        block = InducedBlock(8, heads=2, feed_forward=16, inducing=3, dropout=0.2)
+        assert block(torch.randn(4, 5, 8), torch.ones(4, 5, dtype=torch.bool)).shape == (4, 5, 8)
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(
+        self, width: int, heads: int, feed_forward: int, inducing: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.points = nn.Parameter(torch.empty(sizes.reranker.inducing, sizes.reranker.hidden))
+        self.points = nn.Parameter(torch.empty(inducing, width))
         nn.init.xavier_uniform_(self.points)
-        self.gather = AttentionBlock(sizes)
-        self.spread = AttentionBlock(sizes)
+        self.gather = AttentionBlock(width, heads, feed_forward, dropout)
+        self.spread = AttentionBlock(width, heads, feed_forward, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, K, D) of candidates (B, K, D), mask (B, K)."""
         points = self.points.expand(x.shape[0], -1, -1)  # (B, inducing, D)
-        heard = self.gather(points, x, mask)
-        everywhere = torch.ones_like(heard[:, :, 0], dtype=torch.bool)
-        spread: Tensor = self.spread(x, heard, everywhere)
-        return spread
+        summary = self.gather(points, x, mask)
+        everywhere = torch.ones_like(summary[:, :, 0], dtype=torch.bool)
+        output: Tensor = self.spread(x, summary, everywhere)
+        return output
 
 
 class SetRank(nn.Module):
     """Induced blocks over the set of candidates, then a score of each.
 
-    The candidates are a set: in another order they get the same scores. The paper's ordinal
-    embedding of places in initial rankings is left out, as in the paper's main model: with it a
-    candidate would carry its place along.
+    The candidates are a set: their order does not change their scores. As in the paper's main
+    model there is no ordinal embedding of initial places, which would break that.
 
     The published x_k are the features of a document for a query; here they come from
     `CandidateEncoder`, with profile, history and knowledge.
 
     Args:
-        sizes: Sizes.
+        dims: Lengths of the inputs.
+        hidden: Length D of a candidate's vector in the list.
+        heads: Attention heads.
+        layers: Induced blocks.
+        feed_forward: Width of the layer between two blocks.
+        inducing: Inducing points of a block.
+        dropout: Dropout of blocks and candidate encoder.
+
+    Example::
+
+        reranker = SetRank(InputDims(embedding=8, user_fields=2, augmented=8), inducing=4)
+        logits = reranker(inputs)  # inputs as in the example of RerankInputs
     """
 
-    def __init__(self, sizes: RerankerSizes) -> None:
+    def __init__(
+        self,
+        dims: InputDims,
+        *,
+        hidden: int = 64,
+        heads: int = 2,
+        layers: int = 2,
+        feed_forward: int = 128,
+        inducing: int = 8,
+        dropout: float = 0.2,
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(InducedBlock(sizes) for _ in range(sizes.reranker.layers))
-        self.last = nn.Linear(sizes.reranker.hidden, 1, bias=False)
-        self.encoder = CandidateEncoder(sizes)
+        self.blocks = nn.ModuleList(
+            InducedBlock(hidden, heads, feed_forward, inducing, dropout) for _ in range(layers)
+        )
+        self.last = nn.Linear(hidden, 1, bias=False)
+        self.encoder = CandidateEncoder(dims, hidden, dropout)
 
     def forward(self, inputs: RerankInputs) -> Tensor:
-        """See `Reranker`."""
+        """Logits (B, K)."""
         x = self.encoder(inputs)  # (B, K, D)
         for block in self.blocks:
             x = block(x, inputs.mask)
