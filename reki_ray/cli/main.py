@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from reki_ray.cli import experiments, serving, stages, status
+from reki_ray.cli import experiments, stages, status
 from reki_ray.cli.failures import explain
 from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, names, open_run, show
 from reki_ray.cli.views import health, published
