@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from reki_ray.config.serve import MAX_LIST, RequestLimits
+from reki_ray.config.serve import MAX_LIST, GraphSettings
 from reki_ray.schema import MAX_ID_CHARS, Side, Source
 
 DEFAULT_K: Final = 10
@@ -296,7 +296,7 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
-def with_limits(schema: dict[str, Any], limits: RequestLimits) -> None:
+def with_limits(schema: dict[str, Any], limits: GraphSettings) -> None:
     """Write configured limits into a description of the interface, which else tells the widest.
 
     Args:

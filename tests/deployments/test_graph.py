@@ -22,7 +22,8 @@ from ray.serve.schema import ServeDeploySchema
 
 import deployments
 from deployments import launcher, load_check
-from deployments.graph import GraphArgs, build_app, build_fused_app
+from deployments.graph import build_app, build_fused_app
+from deployments.graph_args import GraphArgs
 from deployments.parts.lookup import StoreReader
 from deployments.parts.reranker import VersionOrder
 from reki_ray.config import RekiConfig

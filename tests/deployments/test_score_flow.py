@@ -17,7 +17,7 @@ from deployments.flows.deadline import Hooks
 from deployments.flows.graph_client import GraphClient, HandleClient
 from deployments.flows.recommend import Recommendation, RecommendFlow
 from deployments.flows.score import ScoringFlow
-from deployments.parts.records import Behind, SampledIds, Scores, UserRecord
+from deployments.parts.records import Explanation, SampledIds, Scores, UserRecord
 from deployments.schemas import HistoryItem, RecommendRequest
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
@@ -54,7 +54,7 @@ class Graph:
         await self._fail("titles")
         return [item.upper() for item in item_ids]
 
-    async def explain(self, side: Side, subject_id: str, version: int) -> Behind | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
         raise NotImplementedError
 
     async def sample(self, users: int, items: int, version: int) -> SampledIds:
@@ -284,7 +284,7 @@ def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> No
     with pytest.raises(ApiError):
         Graph(scorer=[RuntimeError("a defect")]).score_now()
     (told,) = [record for record in caplog.records if record.exc_info]
-    assert told.message == "scorer has failed"
+    assert told.message == "scorer failed"
 
 
 def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
