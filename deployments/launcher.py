@@ -187,7 +187,7 @@ def claim_port(host: str, port: int) -> int:
             raise EngineError(
                 f"port {port} of {host} cannot be used: {error.strerror}",
                 where=f"serve.host = {host}, serve.port = {port}",
-                todo="Stop the process that uses it, or set serve.port to another one (0: any free).",
+                todo="Stop the process that uses it, or change serve.port (0: any free port).",
             ) from error
         return int(probe.getsockname()[1])
 

@@ -78,7 +78,7 @@ def _unsupported() -> ApiError:
     return ApiError(
         415,
         "unsupported_media_type",
-        "The body has to be JSON, sent with Content-Type: application/json.",
+        "The body must be JSON, sent with Content-Type: application/json.",
         headers={"Accept": JSON},
     )
 

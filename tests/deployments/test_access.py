@@ -217,7 +217,7 @@ def test_one_token_for_callers_and_operators_is_refused(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("bad", ["short", "with space 0123456789", "ümlaut-0123456789abcdef"])
 def test_an_unusable_token_is_refused_without_being_shown(bad: str) -> None:
-    with pytest.raises(ConfigError, match="token 2 is no usable bearer token") as caught:
+    with pytest.raises(ConfigError, match="token 2 is not a valid bearer token") as caught:
         read_tokens("X", {"X": f"{TOKEN},{bad}"})
     assert bad not in str(caught.value)
 

@@ -539,7 +539,7 @@ def test_a_taken_port_is_told(client: httpx.Client) -> None:
 
 def test_a_second_service_on_the_cluster_is_refused(client: httpx.Client, root: Path) -> None:
     with (
-        pytest.raises(EngineError, match="runs on this cluster already"),
+        pytest.raises(EngineError, match="already running on this cluster"),
         launcher.start(_config(root), Workspace(root)),
     ):
         pass
