@@ -326,12 +326,19 @@ def test_calls_of_replicas_that_died_are_repeated_however_many() -> None:
     assert len(graph.retries) == 30
 
 
+class Method:
+    """A method of a handle that is never called."""
+
+    def remote(self, *_: object) -> None:
+        raise NotImplementedError
+
+
 class Handle:
     """The handle of a deployment whose replicas answer `prepare` as told."""
 
     def __init__(self, *answers: Exception | None) -> None:
         self.answers = answers
-        self.user = self.titles = self.explain = self.sample = self.score = None
+        self.user = self.titles = self.explain = self.sample = self.score = Method()
 
     def broadcast(self, method: str, version: int) -> Handle:
         return self
