@@ -1,4 +1,4 @@
-"""Each kind of work has a bound and threads of its own: what hangs takes nothing from the rest."""
+"""Bounds and threads per kind of work, so that one that hangs blocks only its own kind."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ T = TypeVar("T")
 
 
 class FullError(Exception):
-    """As much of this kind is in work as may be."""
+    """The bound on concurrent work of a kind is reached."""
 
 
 class Bound:
-    """Bounds what is in work in an event loop: beyond, waiting would only make all of it late.
-
-    Args:
-        most: Most at once.
-    """
+    """Limits concurrent work in an event loop to `most`; queueing would only delay all of it."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -30,10 +26,10 @@ class Bound:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Counts for the work in the block.
+        """Count the work in the block.
 
         Raises:
-            FullError: No more is taken in.
+            FullError: The bound is reached.
         """
         if self._taken >= self._most:
             raise FullError
@@ -45,42 +41,38 @@ class Bound:
 
 
 class Bulkhead:
-    """Runs blocking calls of one kind in threads of their own.
+    """Runs blocking calls of one kind in its own threads.
 
     Args:
-        name: Begin of the threads' names.
-        threads: Most calls at once. One that hangs keeps its thread until it ends, whoever has
-            given up waiting for it.
-        seconds: Time that a caller waits.
+        name: Prefix of the threads' names.
+        threads: Most concurrent calls. A call that hangs keeps its thread after its timeout.
+        seconds: Timeout of a call.
     """
 
     def __init__(self, name: str, threads: int, seconds: float) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._threads = threads
         self._seconds = seconds
-        self._begun: dict[Future[Any], float] = {}
+        self._started: dict[Future[Any], float] = {}
 
     @property
     def longest(self) -> float:
-        """Seconds for which the oldest call has been in work; 0 where none is."""
+        """Seconds since the oldest running call started; 0 if none runs."""
         now = time.monotonic()
-        return now - min(tuple(self._begun.values()), default=now)
+        return now - min(tuple(self._started.values()), default=now)
 
     async def run(self, call: Callable[[], T]) -> T:
-        """What a call returns.
+        """Return the result of a call.
 
         Raises:
-            FullError: All threads are at work.
-            TimeoutError: It takes too long; it goes on without its caller.
+            FullError: All threads are busy.
+            TimeoutError: It takes too long; it continues in its thread.
         """
-        if len(self._begun) >= self._threads:
+        if len(self._started) >= self._threads:
             raise FullError
-        # As `asyncio.to_thread` does: log lines name the request.
+        # Like asyncio.to_thread, so that log lines have the request's id.
         future = self._pool.submit(contextvars.copy_context().run, call)
-        self._begun[future] = time.monotonic()
-        future.add_done_callback(self._ended)
+        self._started[future] = time.monotonic()
+        future.add_done_callback(lambda done: self._started.pop(done, None))
         async with asyncio.timeout(self._seconds):
             return await asyncio.wrap_future(future)
-
-    def _ended(self, future: Future[Any]) -> None:
-        self._begun.pop(future, None)

@@ -1,4 +1,4 @@
-"""Every failure as {"error": {"code", "message", "details"}}; never a stack trace."""
+"""Errors as {"error": {"code", "message", "details"}}, never with a stack trace."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """A failure that the caller is told of.
+    """An error for the caller.
 
     Args:
         status: HTTP status.
-        code: Stable code, for programs.
+        code: Stable, for programs.
         message: For people.
         details: JSON-ready.
-        headers: Further headers, as Retry-After.
+        headers: Further headers, such as Retry-After.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class ApiError(Exception):
 
 
 def overloaded() -> ApiError:
-    """What the caller is told at once where too much is asked."""
+    """Return the error for requests beyond a bound."""
     return ApiError(
         503,
         OVERLOADED,
-        "More is asked than can be answered in time; ask again a little later.",
+        "The service is overloaded; try again later.",
         headers=RETRY_LATER,
     )
 
 
 def timed_out() -> ApiError:
-    """What the caller is told where an answer takes too long."""
-    return ApiError(504, "timeout", "The time budget is spent; ask again.", headers=RETRY_LATER)
+    """Return the error for requests past their deadline."""
+    return ApiError(504, "timeout", "The deadline has passed; try again.", headers=RETRY_LATER)
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """The answer that tells of a failure."""
+    """Return an error as a response."""
     body = ErrorResponse(
         error=ErrorBody(code=error.code, message=error.message, details=error.details)
     )
@@ -81,18 +81,18 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def defect_response() -> JSONResponse:
-    """The answer to whoever met a defect; the log of the service tells more."""
+    """Return the response for an unexpected error, whose details are only logged."""
     return error_response(
         ApiError(
             500,
             "internal",
-            "The service failed; its log tells more beside the X-Request-ID of this answer.",
+            "The service failed; see its log for the X-Request-ID of this answer.",
         )
     )
 
 
 def install(app: FastAPI) -> None:
-    """Give every failure of an application the common form."""
+    """Register handlers that give every error of an application this form."""
 
     async def on_api_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, ApiError)
@@ -109,10 +109,10 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         return error_response(_invalid(error))
 
-    async def on_full(_: Request, error: Exception) -> JSONResponse:
+    async def on_full(_: Request, __: Exception) -> JSONResponse:
         return error_response(overloaded())
 
-    async def on_timeout(_: Request, error: Exception) -> JSONResponse:
+    async def on_timeout(_: Request, __: Exception) -> JSONResponse:
         return error_response(timed_out())
 
     async def on_defect(request: Request, error: Exception) -> JSONResponse:
@@ -130,15 +130,15 @@ def install(app: FastAPI) -> None:
 def _invalid(error: RequestValidationError) -> ApiError:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
-        return ApiError(400, "malformed_json", "The body is no valid JSON.")
+        return ApiError(400, "malformed_json", "The body is not valid JSON.")
     if any(problem["type"] == "model_attributes_type" for problem in problems):
         return ApiError(
             422,
             "invalid_request",
-            "The body has to be a JSON object, sent with Content-Type: application/json.",
+            "The body must be a JSON object, sent with Content-Type: application/json.",
             details={"problems": [], "count": 1},
         )
-    # The offending input is not repeated: it may be long, and is not ours to log or echo.
+    # The input is not repeated: it may be long or private.
     shown = [
         {
             "field": ".".join(str(part) for part in problem["loc"][1:]),
@@ -149,6 +149,6 @@ def _invalid(error: RequestValidationError) -> ApiError:
     return ApiError(
         422,
         "invalid_request",
-        "The request breaks the rules of this endpoint; /openapi.json tells them.",
+        "The request is invalid for this endpoint; see /openapi.json.",
         details={"problems": shown, "count": len(problems)},
     )

@@ -5,34 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
 
 from fastapi import FastAPI, Response, Security
 from fastapi.security import HTTPBearer
 from ray import serve
-from ray.serve.context import _get_global_client  # no public way tells where Serve listens
+from ray.serve.context import _get_global_client  # no public API returns Serve's address
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bulkhead import Bulkhead
+from deployments.extensions import Extensions, open_extensions, open_recent
 from deployments.flows.deadline import Hooks
 from deployments.flows.graph_client import GraphClient, HandleClient, LocalClient
-from deployments.flows.version_router import (
-    Exposed,
-    RunningExperiment,
-    VersionRouter,
-    no_experiment,
-)
+from deployments.flows.version_router import VersionRouter
+from deployments.graph_args import GraphArgs
 from deployments.http.admin import Admin
-from deployments.http.api import Api, Append, GatewaySettings
+from deployments.http.api import Api
 from deployments.http.json_route import JsonRoute
 from deployments.middleware.install import install_edge
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.parts.lookup import Lookup, OpenRecent
+from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
-from deployments.parts.version_cache import StoreAccess
 from deployments.schemas import (
     ErrorResponse,
     EventsResponse,
@@ -46,81 +42,33 @@ from reki_ray import __version__
 BEARER: Final = [
     Security(HTTPBearer(auto_error=False, description="See docs/explanation/security.md."))
 ]
-"""Tells of the token at /openapi.json; `AccessGuard` asks for it."""
-
+"""Documents the token at /openapi.json; `AccessGuard` requires it."""
 
 CLOSE_SECONDS: Final = 3.0
-
-"""Time that the exposures of the last requests have for their way to the disk: within the grace
-of a replica that is shut down (`graceful_shutdown_timeout_s`)."""
+"""Time to write the last exposures to disk, within `graceful_shutdown_timeout_s`."""
 
 logger = logging.getLogger(__name__)
 
 
-class Exposures(Protocol):
-    """The log of what users of an experiment were shown (`online.ExposureSink`)."""
-
-    @property
-    def written(self) -> int:
-        """Exposures that are on the disk."""
-
-    @property
-    def dropped(self) -> int:
-        """Exposures that were not logged."""
-
-    def append(self, shown: Exposed) -> None:
-        """Note an exposure; does not wait."""
-
-    def close(self) -> None:
-        """Write what is queued."""
-
-
-@dataclass(frozen=True)
-class Extensions:
-    """What a graph may have beyond versions: each part is None where it has not.
-
-    Args:
-        append: Makes events durable.
-        experiment: Tells the running experiment, whenever it is asked.
-        exposures: Notes what a user of an experiment was shown.
-    """
-
-    append: Append | None = None
-    experiment: Callable[[], RunningExperiment | None] = no_experiment
-    exposures: Exposures | None = None
-
-
-Extend = Callable[[StoreAccess, str], Extensions]
-
-"""Makes a replica's extensions from where versions are and the replica's name."""
-
-
-def no_extensions(access: StoreAccess, replica: str) -> Extensions:
-    """A graph that serves versions and no more."""
-    return Extensions()
-
-
 def build_api(
-    backend: GraphClient,
-    access: StoreAccess,
-    settings: GatewaySettings,
+    client: GraphClient,
+    args: GraphArgs,
     metrics: GatewayMetrics,
     extensions: Extensions | None = None,
     *,
     answers_id: bool = True,
 ) -> FastAPI:
-    """The HTTP application over the rest of the graph.
+    """Build the HTTP application over the rest of the graph.
 
     Args:
-        backend: The rest of the graph.
-        access: Where versions are.
-        settings: Limits.
-        metrics: Counters of this replica.
-        extensions: What the graph has beyond versions.
-        answers_id: Whether answers carry X-Request-ID; not where the server writes it itself.
+        client: Calls the rest of the graph.
+        args: Arguments of the graph.
+        metrics: Metrics of this replica.
+        extensions: Event log, experiment and exposures.
+        answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:
-        ConfigError: A token is missing or unusable, or tracing lacks its packages.
+        ConfigError: A token is missing or invalid, or tracing lacks its packages.
     """
     extensions = extensions or Extensions()
     hooks = Hooks(
@@ -131,46 +79,38 @@ def build_api(
         refused=lambda _: metrics.version_refused(),
         serving=metrics.serving,
     )
-    served = VersionRouter(access, backend.prepare, extensions.experiment, hooks)
+    router = VersionRouter(args, client.prepare, extensions.experiment, hooks)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await served.start()
+        await router.start()
         yield
-        await served.stop()
+        await router.stop()
         await _close(extensions)
 
     app = FastAPI(
         title="reki-ray",
         version=__version__,
-        description="Scores with prestored LLM knowledge; no LLM is asked online.",
-        docs_url=None,  # the interactive pages load scripts from elsewhere
+        description="Scores with prestored LLM knowledge; no LLM is called online.",
+        docs_url=None,  # the interactive pages load scripts from other sites
         redoc_url=None,
         responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
         lifespan=lifespan,
     )
-    install_edge(app, settings.edge, metrics, answers_id=answers_id)
-    exposures = extensions.exposures
-    expose = None if exposures is None else exposures.append
-    if exposures is not None:
-        metrics.follow_exposures(
-            lambda: {"written": exposures.written, "dropped": exposures.dropped}
-        )
-    api = Api(backend, served, settings, metrics, hooks, extensions.append, expose)
-    _route(app, api, Admin(access.store(), served))
-    _describe_limits(app, settings)
-    return app
-
-
-def _describe_limits(app: FastAPI, settings: GatewaySettings) -> None:
+    install_edge(app, args.edge, metrics, answers_id=answers_id)
+    if extensions.exposures is not None:
+        metrics.follow_exposures(extensions.exposures.counts)
+    api = Api(client, router, args, metrics, hooks, extensions)
+    _add_routes(app, api, Admin(args.store(), router))
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            with_limits(describe(), settings)  # it keeps what it returns
+            with_limits(describe(), args)  # FastAPI caches the schema
         return describe()
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's documentation has it
+    app.openapi = openapi  # type: ignore[method-assign]  # as in FastAPI's documentation
+    return app
 
 
 async def _close(extensions: Extensions) -> None:
@@ -178,24 +118,24 @@ async def _close(extensions: Extensions) -> None:
         return
     try:
         await Bulkhead("close-exposures", 1, CLOSE_SECONDS).run(extensions.exposures.close)
-    except Exception as error:  # what cannot be written must not keep the replica
-        logger.error("exposures may be lost at this end", exc_info=error)
+    except Exception as error:  # never blocks the shutdown
+        logger.error("exposures may be lost at shutdown", exc_info=error)
 
 
-def _route(app: FastAPI, api: Api, admin: Admin) -> None:
-    described: tuple[tuple[str, Any, type], ...] = (
+def _add_routes(app: FastAPI, api: Api, admin: Admin) -> None:
+    posts: tuple[tuple[str, Any, type], ...] = (
         ("/v1/score", api.score, ScoreResponse),
         ("/v1/recommend", api.recommend, RecommendResponse),
         ("/v1/events", api.events, EventsResponse),
         ("/v1/admin/promote", admin.promote, PromotedResponse),
         ("/v1/admin/rollback", admin.rollback, PromotedResponse),
     )
-    for path, endpoint, answer in described:
+    for path, endpoint, response_model in posts:
         app.router.add_api_route(
             path,
             endpoint,
             methods=["POST"],
-            response_model=answer,
+            response_model=response_model,
             route_class_override=JsonRoute,
             responses=app.router.responses,
             dependencies=BEARER,
@@ -214,106 +154,67 @@ def _route(app: FastAPI, api: Api, admin: Admin) -> None:
 
 
 def _get(app: FastAPI, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-    """A route for GET, and for HEAD, which the server answers without the body."""
+    """Add a route for GET and HEAD; the server drops the body of HEAD."""
     app.get(path, **options)(endpoint)
     app.head(path, include_in_schema=False, **options)(endpoint)
 
 
 class HttpReplica:
-    """A replica that serves the HTTP interface over the rest of the graph.
+    """A replica that serves the HTTP interface over the rest of the graph."""
 
-    Args:
-        backend: The rest of the graph.
-        access: Where versions are.
-        settings: Limits.
-        extend: Makes what the graph has beyond versions; called once, in the replica.
-    """
+    def __init__(self, client: GraphClient, args: GraphArgs) -> None:
+        self._client = client
+        self._args = args
 
-    def __init__(
-        self, backend: GraphClient, access: StoreAccess, settings: GatewaySettings, extend: Extend
-    ) -> None:
-        self._backend = backend
-        self._access = access
-        self._settings = settings
-        self._extend = extend
-
-    def __serve_build_asgi_app__(self) -> FastAPI:  # Serve's name for it
+    def __serve_build_asgi_app__(self) -> FastAPI:  # the name is Serve's
         replica = serve.get_replica_context().replica_tag
         return build_api(
-            self._backend,
-            self._access,
-            self._settings.listening_at(_listener()),
+            self._client,
+            self._args.listening_at(_listener()),
             GatewayMetrics(replica),
-            self._extend(self._access, replica),
+            None if self._args.online is None else open_extensions(self._args, replica),
             answers_id=False,
         )
 
 
 def _listener() -> str:
-    """Address that Serve listens on; empty, which is not this machine alone, if it does not say."""
+    """Return the address that Serve listens on, or "" (not loopback) if it is unknown."""
     try:
         client = _get_global_client()
         return "" if client is None else str(client.http_config.host or "")
-    except Exception as error:  # noqa: BLE001  # Serve's own, without a promise
-        logger.warning("Serve does not tell where it listens: %s", error)
+    except Exception as error:  # noqa: BLE001  # a private API of Serve
+        logger.warning("the address that Serve listens on is unknown: %s", error)
         return ""
 
 
 @serve.ingress()
 class Gateway(HttpReplica):
-    """Serves the HTTP interface.
-
-    Args:
-        access: Where versions are.
-        settings: Limits.
-        lookup: Handle of `Lookup`.
-        scorer: Handle of `Scorer`.
-        retriever: Handle of a retriever; None in a graph without.
-        reranker: Handle of a reranker; None in a graph without.
-        extend: Makes what the graph has beyond versions; called once, in the replica.
-    """
+    """Serves the HTTP interface over other deployments."""
 
     def __init__(
         self,
-        access: StoreAccess,
-        settings: GatewaySettings,
+        args: GraphArgs,
         lookup: DeploymentHandle[Any],
         scorer: DeploymentHandle[Any],
         retriever: DeploymentHandle[Any] | None = None,
         reranker: DeploymentHandle[Any] | None = None,
-        extend: Extend = no_extensions,
     ) -> None:
-        backend = HandleClient(lookup, scorer, retriever, reranker)
-        super().__init__(backend, access, settings, extend)
+        super().__init__(HandleClient(lookup, scorer, retriever, reranker), args)
 
 
 @serve.ingress()
 class FusedGateway(HttpReplica):
-    """Serves the HTTP interface over parts of its own.
-
-    Args:
-        access: Where versions are.
-        settings: Limits.
-        max_batch_size: Most requests per forward pass.
-        recent: Opens recent interactions; None leaves them out.
-        extend: Makes what the graph has beyond versions; called once, in the replica.
+    """Serves the HTTP interface over parts in the same process.
 
     Raises:
         StoreError: Neither CURRENT nor an older version opens.
     """
 
-    def __init__(
-        self,
-        access: StoreAccess,
-        settings: GatewaySettings,
-        max_batch_size: int,
-        recent: OpenRecent | None = None,
-        extend: Extend = no_extensions,
-    ) -> None:
-        backend = LocalClient(
-            Lookup(access, recent),
-            Scorer(access, max_batch_size),
-            Retriever(access),
-            Reranker(access),
+    def __init__(self, args: GraphArgs) -> None:
+        client = LocalClient(
+            Lookup(args, None if args.online is None else partial(open_recent, args.online, args)),
+            Scorer(args, args.max_batch_size),
+            Retriever(args),
+            Reranker(args),
         )
-        super().__init__(backend, access, settings, extend)
+        super().__init__(client, args)

@@ -1,7 +1,7 @@
-"""The composed graph on this cluster: brought up, made ready, and stopped.
+"""Starts the graph on this cluster, waits until it is ready, and stops it.
 
-The graph is known by its import path alone, so that another application with the same HTTP
-contract can take its place (`serve.app`).
+The graph is only known by its import path, so that another application with the same HTTP contract
+can replace it (`serve.app`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ BUILDERS: Final = {
 }
 LOGGING: Final = {"log_level": "WARNING", "enable_access_log": False}
 READY_SECONDS: Final = 120.0
+_LOGS: Final = "See the replicas' logs in /tmp/ray/session_latest/logs/serve."
 
 
 def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> None:
@@ -49,13 +50,14 @@ def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) 
     """
     stop = threading.Event()
     with start(config, workspace, say=reporter.say) as url:
-        # After the start: Ray puts handlers of its own in place.
+        # After the start, as Ray installs its own handlers.
         signals = (signal.SIGINT, signal.SIGTERM)
         before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
         try:
             version = config.serve.version or store_of(config, workspace).current()
             reporter.say(f"serve: v{version} at {url}")
-            reporter.say(f"serve: page {url}/, interface {url}/openapi.json; Ctrl-C stops")
+            reporter.say(f"serve: page {url}/, API {url}/openapi.json; Ctrl-C stops")
+            reporter.say(f"serve: metrics of all replicas at {', '.join(metrics_urls())}")
             while not stop.wait(timeout=1.0):
                 pass
             reporter.say("serve: stopping")
@@ -68,26 +70,23 @@ def serve_forever(config: RekiConfig, workspace: Workspace, reporter: Reporter) 
 def start(
     config: RekiConfig, workspace: Workspace, *, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[str]:
-    """The graph over the current version, stopped at the end of the block.
+    """Serve the current version in the block; yields the base URL, such as http://127.0.0.1:8000.
 
     Args:
         config: The run.
         workspace: Its folder, on the local disk.
-        say: Told which HTTP proxy serves.
-
-    Yields:
-        Base URL, as http://127.0.0.1:8000.
+        say: Called with the choice of the HTTP proxy.
 
     Raises:
-        ConfigError: A token is missing or unusable, the server of vectors may take longer than a
+        ConfigError: A token is missing or invalid, the vector server's timeout exceeds that of a
             lookup, or an experiment needs more versions than replicas keep.
-        EngineError: The port is taken, Serve runs already, or the graph does not come up.
+        EngineError: The port is taken, Serve is running already, or the graph does not start.
         StoreError: Nothing is published, or the version is damaged.
     """
-    required_tokens(config.serve.edge)  # a missing token is told of here, not in a replica's log
+    # These raise here, rather than in a replica's log.
+    required_tokens(config.serve.edge)
     config.store.vectors.require_in_time(config.serve)
     store = store_of(config, workspace)
-    # A damaged version is told of here, not in a replica's log.
     store.open_served(config.serve.version).close()
     _require_room(config, store, say)
     say(_choose_ingress(config))  # before Ray is imported
@@ -103,33 +102,32 @@ def start(
             _start_refresher(config)
         yield url
     finally:
-        # Ray tells standard output that Serve's controller has died, which is what an end is.
+        # Ray prints that Serve's controller has died, also on a normal shutdown.
         with contextlib.redirect_stdout(io.StringIO()):
             stack.close()
 
 
 def _require_room(config: RekiConfig, store: VersionStore, say: Callable[[str], None]) -> None:
     try:
-        running = load_experiment(store.root)
+        experiment = load_experiment(store.root)
     except StoreError as error:  # scores need no experiment
         say(f"serve: without the experiment: {error}")
         return
-    if running is not None:
-        versions = [variant.version for variant in running.variants]
+    if experiment is not None:
+        versions = [variant.version for variant in experiment.variants]
         require_room(store.root, versions, config.serve.kept_versions)
 
 
 def _choose_ingress(config: RekiConfig) -> str:
-    import ray  # starting the command line must not cost Ray's import
+    import ray  # slow to import
 
     if ray.is_initialized() or cluster_address(config.ray) != "local":
-        return "HTTP proxy: as the running cluster has it"
+        return "HTTP proxy: that of the running cluster"
     return set_ingress(config.serve.ingress)
 
 
 def _start_refresher(config: RekiConfig) -> None:
-    # Both import Ray and torch.
-    from actors import refresher
+    from actors import refresher  # imports Ray and torch
     from reki_ray.stages.update import update
 
     refresher.start(config, update)
@@ -152,13 +150,13 @@ def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _serve_instance(host: str, port: int) -> Iterator[str]:
-    """Ray Serve with its HTTP proxy at an address; yields the base URL."""
-    from ray import serve  # after ray_session has set the environment
+    """Run Ray Serve with its HTTP proxy at an address; yields the base URL."""
+    from ray import serve  # needs the environment that ray_session sets
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         raise EngineError(
-            "Ray Serve runs on this cluster already",
+            "Ray Serve is already running on this cluster",
             where="ray.address",
             todo="Use `serve deploy deployments/serve.yaml` there, or set ray.address to local.",
         )
@@ -175,17 +173,12 @@ def _serve_instance(host: str, port: int) -> Iterator[str]:
 
 
 def claim_port(host: str, port: int) -> int:
-    """A port that nobody listens on.
-
-    Args:
-        host: Address to listen on.
-        port: Wanted port; 0 takes any free one.
+    """Return `port`, or any free port for 0.
 
     Raises:
         EngineError: The port is taken, or the address is not this machine's.
     """
-    # Serve's proxy shares ports (SO_REUSEPORT): without this check two services would
-    # answer in turn.
+    # Serve's proxy shares ports (SO_REUSEPORT): unchecked, two services would alternate.
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -194,21 +187,32 @@ def claim_port(host: str, port: int) -> int:
             raise EngineError(
                 f"port {port} of {host} cannot be used: {error.strerror}",
                 where=f"serve.host = {host}, serve.port = {port}",
-                todo="Stop what listens there, or set serve.port to another one (0: any free).",
+                todo="Stop the process that uses it, or change serve.port (0: any free port).",
             ) from error
         return int(probe.getsockname()[1])
 
 
+def metrics_urls() -> list[str]:
+    """Return the URLs of Ray's metrics, one per node, which have those of all replicas."""
+    import ray  # slow to import
+
+    return [
+        f"http://{address(node['NodeManagerAddress'], node['MetricsExportPort'])}/metrics"
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
 def _deploy(app: Any, config: ServeConfig) -> None:
-    from ray import serve  # see _serve_instance
+    from ray import serve  # needs the environment that ray_session sets
 
     try:
         serve.run(app, name=APP_NAME, route_prefix="/", logging_config=LOGGING)
     except RuntimeError as error:
         raise EngineError(
-            f"the graph does not come up: {error}",
+            f"the graph does not start: {error}",
             where=config.app or BUILDERS[config.graph],
-            todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
+            todo=_LOGS,
         ) from error
 
 
@@ -228,5 +232,5 @@ def _wait_until_ready(url: str) -> None:
     raise EngineError(
         f"the graph is not ready after {READY_SECONDS:.0f} s: {last}",
         where=f"{url}/readyz",
-        todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
+        todo=_LOGS,
     )

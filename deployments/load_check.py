@@ -1,4 +1,4 @@
-"""Stage serve: bring the graph up, measure it under a bounded load, and check its scores."""
+"""Stage serve: start the graph, measure it under a bounded load, and check its scores."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Json = dict[str, Any]
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
-    """Stage `serve`: start the graph, ask an example, measure a bounded load, check the scores.
+    """Run stage `serve`.
 
     Raises:
-        EngineError: The graph does not come up, or does not answer.
-        StoreError: The version is damaged, or HTTP scores differ from those computed here.
+        EngineError: The graph does not start or answer.
+        StoreError: The version is damaged, or scores over HTTP differ from the model's.
     """
     version = store_of(config, workspace).open(config.serve.version)
     requests = sample_requests(version, config.serve, seed=config.split.seed)
@@ -46,7 +46,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         raise StoreError(
             f"scores over HTTP differ by {difference:.2g} from those of the model",
             where=version.name,
-            todo="Publish again; if it stays, the application in serve.app scores otherwise.",
+            todo="Publish again; if it persists, the application in serve.app scores differently.",
         )
     return StageResult(
         rows_in=2 * len(requests),
@@ -66,13 +66,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 
 
 def sample_requests(version: StoreVersion, config: ServeConfig, *, seed: int) -> list[Json]:
-    """Bodies of score requests: users of the store, candidates of its catalogue.
-
-    Args:
-        version: The served version.
-        config: Number of requests and of candidates.
-        seed: Of the draw.
-    """
+    """Return bodies of score requests with random users and candidates of a version."""
     generator = np.random.default_rng(seed)
     users, items = version.profiles.ids(), version.catalogue.ids
     count = min(config.measure_candidates, config.max_candidates, len(items))
@@ -88,13 +82,7 @@ def sample_requests(version: StoreVersion, config: ServeConfig, *, seed: int) ->
 def score_difference(
     version: StoreVersion, requests: Sequence[Json], responses: Sequence[Json]
 ) -> float:
-    """Largest difference between scores over HTTP and those of the model itself.
-
-    Args:
-        version: The served version.
-        requests: Bodies of score requests.
-        responses: Their answers; the first ones are compared.
-    """
+    """Return the largest difference between scores over HTTP and those of the model."""
     scorer = version.load_scorer()
     largest = 0.0
     for request, response in list(zip(requests, responses, strict=True))[:CHECKED_REQUESTS]:
@@ -105,7 +93,7 @@ def score_difference(
 
 
 def user_input(version: StoreVersion, user_id: str) -> UserInput:
-    """What a version knows of a user, for the scorer."""
+    """Return the scorer's input for a user of a version."""
     vector = None if version.users is None else version.users.lookup([user_id])[0][0]
     profile = version.profile(user_id)
     if profile is None:
@@ -117,7 +105,7 @@ def user_input(version: StoreVersion, user_id: str) -> UserInput:
 def _one_client(
     url: str, requests: Sequence[Json], config: ServeConfig, reporter: Reporter
 ) -> tuple[list[float], list[Json]]:
-    """Latencies in milliseconds and answers, one request after the other."""
+    """Send requests sequentially; return latencies in milliseconds and answers."""
     latencies: list[float] = []
     responses: list[Json] = []
     with (
@@ -143,11 +131,11 @@ def _one_client(
 async def _many_clients(
     url: str, requests: Sequence[Json], config: ServeConfig, reporter: Reporter
 ) -> float:
-    """Requests a second of several clients at once."""
+    """Return the requests per second of several concurrent clients."""
     waiting = iter(requests)
 
     async def client_loop(client: httpx.AsyncClient, task: Task) -> None:
-        for body in waiting:  # shared: each request is taken once
+        for body in waiting:  # shared by all clients
             _checked(await client.post("/v1/score", json=body))
             task.advance()
 
@@ -167,6 +155,6 @@ def _checked(response: httpx.Response) -> Json:
         raise EngineError(
             f"the service failed or was degraded: {response.status_code} {response.text[:200]}",
             where=str(response.url),
-            todo="Look into the replicas' logs below /tmp/ray/session_latest/logs/serve.",
+            todo="See the replicas' logs in /tmp/ray/session_latest/logs/serve.",
         )
     return content

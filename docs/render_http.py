@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from deployments.flows.graph_client import GraphClient
 from deployments.gateway import build_api
-from deployments.http.api import GatewaySettings
+from deployments.graph_args import GraphArgs
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.config.edge import EdgeSettings
 
 TARGET = Path(__file__).with_name("reference") / "http.md"
@@ -69,8 +68,7 @@ def _openapi() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         app = build_api(
             cast("GraphClient", _NoBackend()),
-            StoreAccess(publish_root=folder),
-            GatewaySettings(edge=EdgeSettings(allow_anonymous=True)),
+            GraphArgs(publish_root=folder, edge=EdgeSettings(allow_anonymous=True)),
             GatewayMetrics("replica"),
         )
         return app.openapi()

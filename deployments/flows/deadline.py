@@ -1,7 +1,7 @@
-"""Calls of the rest of the graph: repeated once, within a request's time budget.
+"""Calls to the rest of the graph: retried once, within the deadline of a request.
 
-A call in flight on a replica that dies is not repeated by its handle, so this repeats it once.
-Whatever a hop raises, in another process or in this one, is the same failure of that hop.
+Serve's handle does not repeat a call that was in flight on a replica that died; this does, once.
+Any error of a hop, in this or another process, becomes a `HopError`.
 """
 
 from __future__ import annotations
@@ -29,26 +29,25 @@ GONE = (
     ReplicaUnavailableError,
     RequestCancelledError,  # by a replica that shuts down
 )
-"""Failures of a replica that another one does not have."""
+"""Errors of a replica that another replica does not have."""
 
 logger = logging.getLogger(__name__)
 
 
-def _ignore(_: str) -> None:
-    """Tell nobody."""
+def _ignore(_: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """Who is told of what happens on the way; by default nobody.
+    """Callbacks for metrics.
 
     Args:
-        retried: A call was repeated; told the hop.
-        rejected: A full queue refused a call; told the hop.
-        failed: A call failed for good; told the hop.
-        degraded: An answer lacks something; told what, one of `metrics.LACKS`.
-        refused: A promoted version could not be loaded; told its name.
-        serving: The version being served, as v3.
+        retried: A call was repeated; gets the hop.
+        rejected: A full queue refused a call; gets the hop.
+        failed: A call failed for good; gets the hop.
+        degraded: An answer lacks something; gets one of `metrics.LACKS`.
+        refused: A promoted version could not be loaded; gets its name.
+        serving: Another version is being served; gets its name, such as v3.
     """
 
     retried: Callable[[str], None] = _ignore
@@ -60,12 +59,7 @@ class Hooks:
 
 
 class HopError(Exception):
-    """A hop has not answered.
-
-    Args:
-        hop: Which one.
-        reason: What it raised.
-    """
+    """A hop has not answered, because of `reason`."""
 
     def __init__(self, hop: Hop, reason: Exception) -> None:
         self.hop = hop
@@ -74,11 +68,11 @@ class HopError(Exception):
 
 
 class RetryThrottle:
-    """Lets late calls be repeated as long as most are in time.
+    """Allows retries of late calls while most calls are in time.
 
-    A repetition finds another replica where one hangs; where all are slow it doubles their load.
-    So a late call costs a token, one in time earns a tenth, and with half of them spent nothing is
-    repeated (gRPC's retry throttling, gRFC A6).
+    A retry helps if one replica hangs; if all are slow, it doubles their load. A late call costs a
+    token, a call in time earns a tenth, and below half of the tokens nothing is retried (gRPC's
+    retry throttling, gRFC A6).
     """
 
     MOST: Final = 10.0
@@ -88,7 +82,7 @@ class RetryThrottle:
         self._tokens: dict[str, float] = dict.fromkeys(get_args(Hop), self.MOST)
 
     def allows(self, hop: Hop) -> bool:
-        """Whether a late call may be repeated."""
+        """Return whether a late call may be repeated."""
         return self._tokens[hop] > self.MOST / 2
 
     def answered(self, hop: Hop) -> None:
@@ -101,86 +95,85 @@ class RetryThrottle:
 
 
 class Deadline:
-    """The time of one request.
+    """The deadline of one request, which all of its calls share.
 
     Args:
-        seconds: All of it.
-        hooks: Who is told of repeated, refused and failed calls.
-        retries: Shared by all requests of a kind.
+        seconds: Time from now on.
+        hooks: Callbacks for metrics.
+        throttle: Shared by all requests of a kind.
     """
 
-    def __init__(self, seconds: float, hooks: Hooks, retries: RetryThrottle) -> None:
-        self._deadline = time.monotonic() + seconds
+    def __init__(self, seconds: float, hooks: Hooks, throttle: RetryThrottle) -> None:
+        self._end = time.monotonic() + seconds
         self._hooks = hooks
-        self._retries = retries
+        self._throttle = throttle
 
     @property
     def left(self) -> float:
-        """Seconds until the end; negative afterwards."""
-        return self._deadline - time.monotonic()
+        """Seconds until the deadline; negative afterwards."""
+        return self._end - time.monotonic()
 
     def lacks(self, what: str) -> None:
-        """Tell that the answer has to do without something."""
+        """Report that the answer lacks something."""
         self._hooks.degraded(what)
 
-    async def call(self, hop: Hop, ask: Callable[[], Awaitable[T]], share: float = 1.0) -> T:
-        """The answer of a hop, asked a second time where the first one fails for its replica.
+    async def call(self, hop: Hop, call: Callable[[], Awaitable[T]], share: float = 1.0) -> T:
+        """Return the answer of a hop; retry once if its replica is gone or late.
 
         Args:
-            hop: Whom is asked, for the counters.
-            ask: Asks.
-            share: Share of the time left that both attempts may take together.
+            hop: Name for the metrics.
+            call: Starts an attempt.
+            share: Share of the remaining time for both attempts together.
 
         Raises:
-            HopError: It was not answered, in time or at all.
-            ApiError: What `ask` has for the caller.
+            HopError: Both attempts failed.
+            ApiError: From `call`, for the caller of the service.
         """
         try:
-            answer = await self._attempts(hop, ask, self.left * share)
+            answer = await self._attempts(hop, call, self.left * share)
         except ApiError:
             raise
-        except Exception as error:  # whatever it is: nothing of the rest has failed with it
-            self._tell(hop, error)
+        except Exception as error:
+            self._report(hop, error)
             raise HopError(hop, error) from error
-        self._retries.answered(hop)
+        self._throttle.answered(hop)
         return answer
 
-    async def _attempts(self, hop: Hop, ask: Callable[[], Awaitable[T]], seconds: float) -> T:
+    async def _attempts(self, hop: Hop, call: Callable[[], Awaitable[T]], seconds: float) -> T:
         end = time.monotonic() + seconds
-        repeats = self._retries.allows(hop)
+        retries = self._throttle.allows(hop)
         try:
-            return await self._within(hop, seconds / 2 if repeats else seconds, ask)
+            return await self._within(hop, seconds / 2 if retries else seconds, call)
         except (*GONE, TimeoutError) as error:
-            if isinstance(error, TimeoutError) and not repeats:
+            if isinstance(error, TimeoutError) and not retries:
                 raise
             self._hooks.retried(hop)
-            return await self._within(hop, end - time.monotonic(), ask)
+            return await self._within(hop, end - time.monotonic(), call)
 
-    async def _within(self, hop: Hop, seconds: float, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _within(self, hop: Hop, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            # Not wait_for: that makes a task of every call.
-            async with asyncio.timeout(seconds):
-                return await ask()
+            async with asyncio.timeout(seconds):  # wait_for would create a task per call
+                return await call()
         except TimeoutError:
-            self._retries.late(hop)
+            self._throttle.late(hop)
             raise
 
-    def _tell(self, hop: Hop, error: Exception) -> None:
+    def _report(self, hop: Hop, error: Exception) -> None:
         if isinstance(error, BackPressureError):
             self._hooks.rejected(hop)
             return
         self._hooks.failed(hop)
-        told = cause_of(error)
-        if told is not None:
-            logger.warning("%s has failed: %s", hop, told)
+        cause = cause_of(error)
+        if cause is not None:
+            logger.warning("%s failed: %s", hop, cause)
         elif isinstance(error, (*GONE, TimeoutError)):
             logger.warning("%s does not answer: %s", hop, type(error).__name__)
         else:
-            logger.error("%s has failed", hop, exc_info=error)
+            logger.error("%s failed", hop, exc_info=error)
 
 
 def refusal(failure: HopError) -> ApiError:
-    """What the caller is told where a hop that nothing can replace has failed."""
+    """Return the error for the caller if a hop without fallback failed."""
     if isinstance(failure.reason, BackPressureError):
         return overloaded()
     if isinstance(failure.reason, TimeoutError):
@@ -191,7 +184,7 @@ def refusal(failure: HopError) -> ApiError:
 
 
 def unavailable(hop: Hop) -> ApiError:
-    """What the caller is told where nobody answers."""
+    """Return the error for the caller if no replica of a hop answers."""
     return ApiError(
-        503, f"{hop}_unavailable", f"No {hop} can be reached; ask again.", headers=RETRY_LATER
+        503, f"{hop}_unavailable", f"No {hop} is available; try again.", headers=RETRY_LATER
     )

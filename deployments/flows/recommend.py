@@ -1,7 +1,7 @@
-"""One recommendation: retrieve, score, rerank, within a time budget.
+"""A recommendation: retrieve, score, rerank, within its deadline.
 
-A reranker that fails leaves the order of the scores, titles that fail stay empty, and the answer
-says so; without a retriever or a scorer there is nothing to answer with.
+If the reranker fails, the order of the scores remains; if titles fail, they are empty; the answer
+says so. Without a retriever or a scorer it is an error.
 """
 
 from __future__ import annotations
@@ -22,22 +22,15 @@ from deployments.schemas import RecommendRequest
 RETRIEVER_SHARE: Final = 0.4
 SCORER_SHARE: Final = 0.7
 RERANKER_SHARE: Final = 0.6
-"""Shares of the time then left that both attempts of a hop may take."""
+"""Shares of the remaining time for both attempts of a hop."""
 
 RERANKED: Final = 50
-"""Items that the reranker sees at least: it looks at a list as a whole."""
+"""Least number of items for the reranker, which looks at a list as a whole."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Items, the best one first.
-
-    Args:
-        item_ids: Unseen items.
-        scores: Of the items, in the same order.
-        titles: Of the items; None where they could not be looked up.
-        degraded: Whether a part of the graph could not be asked.
-    """
+    """Unseen items, best first, with their scores and titles (None if not looked up)."""
 
     item_ids: list[str]
     scores: Scores
@@ -49,43 +42,44 @@ class RecommendFlow:
     """Carries recommendations through the graph.
 
     Args:
-        backend: The rest of the graph.
-        budget_seconds: Time of one request.
-        retrieved: Items that are scored for one answer; more where more are asked for.
-        hooks: Told of repeated and refused calls.
+        client: Calls the rest of the graph.
+        seconds: Deadline of a request.
+        retrieved: Items to score for an answer, at least.
+        hooks: Callbacks for metrics.
     """
 
     def __init__(
-        self,
-        backend: GraphClient,
-        budget_seconds: float,
-        retrieved: int,
-        hooks: Hooks | None = None,
+        self, client: GraphClient, seconds: float, retrieved: int, hooks: Hooks | None = None
     ) -> None:
-        self._backend = backend
-        self._seconds = budget_seconds
+        self._client = client
+        self._seconds = seconds
         self._retrieved = retrieved
         self._hooks = hooks or Hooks()
-        self._retries = RetryThrottle()
+        self._throttle = RetryThrottle()
 
     async def recommend(self, request: RecommendRequest, version: int) -> Recommendation:
-        """At most k unseen items for one user.
+        """Return at most k unseen items for a user.
 
         Raises:
-            ApiError: 404 in a graph without retriever, 503 where retriever or scorer cannot be
-                reached, 504 where the budget is spent.
+            ApiError: 404 in a graph without retriever, 503 if no retriever or scorer answers, 504
+                after the deadline.
         """
-        budget = Deadline(self._seconds, self._hooks, self._retries)
-        user = await find_user(self._backend, budget, request.user_id, version, request.history)
+        deadline, client = Deadline(self._seconds, self._hooks, self._throttle), self._client
+        user = await find_user(client, deadline, request.user_id, version, request.history)
         user = dataclasses.replace(user, user_id=request.user_id)
-        found = await self._candidates(budget, user, request, version)
-        scores = await self._scores(budget, user, found, version)
+        candidates = await self._candidates(deadline, user, request, version)
+        try:
+            scores = await deadline.call(
+                "scorer", lambda: client.score(user, candidates, version), SCORER_SHARE
+            )
+        except HopError as failure:
+            raise refusal(failure) from failure
         best = np.argsort(-np.array(scores.scores), kind="stable")[: max(request.k, RERANKED)]
-        items, scores = [found[place] for place in best], _at(scores, best.tolist())
-        order = await self._order(budget, user, items, scores, version)
+        items, scores = [candidates[place] for place in best], _at(scores, best.tolist())
+        order = await self._order(deadline, user, items, scores, version)
         chosen = (range(len(items)) if order is None else order)[: request.k]
         items, scores = [items[place] for place in chosen], _at(scores, chosen)
-        titles = await self._titles(budget, items, version)
+        titles = await self._titles(deadline, items, version)
         return Recommendation(
             items,
             scores,
@@ -94,71 +88,57 @@ class RecommendFlow:
         )
 
     async def _candidates(
-        self, budget: Deadline, user: UserRecord, request: RecommendRequest, version: int
+        self, deadline: Deadline, user: UserRecord, request: RecommendRequest, version: int
     ) -> list[str]:
         count = max(self._retrieved, request.k)
         try:
-            found = await budget.call(
+            candidates = await deadline.call(
                 "retriever",
-                lambda: self._backend.candidates(user, count, request.exclude, version),
+                lambda: self._client.candidates(user, count, request.exclude, version),
                 RETRIEVER_SHARE,
             )
         except HopError as failure:
             raise refusal(failure) from failure
-        # The retriever leaves these out too; an item that was seen must not come from any.
-        left_out = {*user.profile.item_ids, *user.met, *request.exclude}
-        return [item for item in found if item not in left_out]
-
-    async def _scores(
-        self, budget: Deadline, user: UserRecord, items: Sequence[str], version: int
-    ) -> Scores:
-        try:
-            return await budget.call(
-                "scorer", lambda: self._backend.score(user, items, version), SCORER_SHARE
-            )
-        except HopError as failure:
-            raise refusal(failure) from failure
+        # The retriever excludes these too; no retriever may return an item that was seen.
+        excluded = {*user.profile.item_ids, *user.met, *request.exclude}
+        return [item for item in candidates if item not in excluded]
 
     async def _order(
         self,
-        budget: Deadline,
+        deadline: Deadline,
         user: UserRecord,
         items: Sequence[str],
         scores: Scores,
         version: int,
     ) -> Sequence[int] | None:
-        """Places of the items, the best one first; None where the reranker cannot be asked."""
-        if not self._backend.reranks or not items:
+        """Return the places of the items, best first; None if the reranker does not answer."""
+        if not self._client.reranks or not items:
             return range(len(items))
         try:
-            return await budget.call(
+            return await deadline.call(
                 "reranker",
-                lambda: self._backend.rerank(user, items, scores.scores, version),
+                lambda: self._client.rerank(user, items, scores.scores, version),
                 RERANKER_SHARE,
             )
-        except HopError:  # the order of the scores stays
-            budget.lacks("reranker")
+        except HopError:
+            deadline.lacks("reranker")
             return None
 
     async def _titles(
-        self, budget: Deadline, items: Sequence[str], version: int
+        self, deadline: Deadline, items: Sequence[str], version: int
     ) -> list[str | None] | None:
         if not items:
             return []
         try:
-            return await budget.call("lookup", lambda: self._backend.titles(items, version))
+            return await deadline.call("lookup", lambda: self._client.titles(items, version))
         except HopError:
-            budget.lacks("titles")
+            deadline.lacks("titles")
             return None
 
 
 def _at(scores: Scores, places: Sequence[int]) -> Scores:
-    return Scores(
-        [scores.scores[place] for place in places],
-        [scores.sources[place] for place in places],
-        scores.user_source,
-        scores.degraded,
-        scores.variant,
-        scores.model_version,
-        scores.store_version,
+    return dataclasses.replace(
+        scores,
+        scores=[scores.scores[place] for place in places],
+        sources=[scores.sources[place] for place in places],
     )

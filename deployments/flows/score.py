@@ -1,7 +1,6 @@
-"""One score request through lookup and scorer, within a time budget.
+"""A score request: lookup, then scorer, within its deadline.
 
-Without a lookup the request is scored with fallbacks and says so; without a scorer there is
-nothing to answer with.
+Without a lookup, scores use fallbacks and the answer says so; without a scorer it is an error.
 """
 
 from __future__ import annotations
@@ -18,21 +17,13 @@ from reki_ray.store.tables import Profile
 
 
 class ScoringFlow:
-    """Carries score requests through the graph.
+    """Carries score requests through the graph, each with a deadline of `seconds`."""
 
-    Args:
-        backend: The rest of the graph.
-        budget_seconds: Time of one request.
-        hooks: Told of repeated and refused calls.
-    """
-
-    def __init__(
-        self, backend: GraphClient, budget_seconds: float, hooks: Hooks | None = None
-    ) -> None:
-        self._backend = backend
-        self._seconds = budget_seconds
+    def __init__(self, client: GraphClient, seconds: float, hooks: Hooks | None = None) -> None:
+        self._client = client
+        self._seconds = seconds
         self._hooks = hooks or Hooks()
-        self._retries = RetryThrottle()
+        self._throttle = RetryThrottle()
 
     async def score(
         self,
@@ -41,60 +32,42 @@ class ScoringFlow:
         version: int,
         history: Sequence[HistoryItem] | None = None,
     ) -> Scores:
-        """Scores of candidates, in their order.
-
-        Args:
-            user_id: The user.
-            candidates: Item ids, also unknown ones.
-            version: Number of the version to answer from.
-            history: Past interactions in place of the stored ones; None takes the stored ones.
+        """Score candidates in their order; `history` replaces the stored one.
 
         Raises:
-            ApiError: 503 where no scorer can be reached, 504 where the budget is spent.
+            ApiError: 503 if no scorer answers, 504 after the deadline.
         """
-        budget = Deadline(self._seconds, self._hooks, self._retries)
-        user = await find_user(self._backend, budget, user_id, version, history)
+        deadline = Deadline(self._seconds, self._hooks, self._throttle)
+        user = await find_user(self._client, deadline, user_id, version, history)
         try:
-            return await budget.call(
-                "scorer", lambda: self._backend.score(user, candidates, version)
+            return await deadline.call(
+                "scorer", lambda: self._client.score(user, candidates, version)
             )
         except HopError as failure:
             raise refusal(failure) from failure
 
 
 async def find_user(
-    backend: GraphClient,
-    budget: Deadline,
+    client: GraphClient,
+    deadline: Deadline,
     user_id: str,
     version: int,
     history: Sequence[HistoryItem] | None,
 ) -> UserRecord:
-    """What the lookup knows of a user; nothing where it cannot be asked, which scorers tell.
-
-    Args:
-        backend: The rest of the graph.
-        budget: Time of the request.
-        user_id: The user.
-        version: Number of the version to answer from.
-        history: Past interactions in place of the stored ones; None takes the stored ones.
-    """
+    """Look up a user; return an empty record if the lookup does not answer."""
     try:
-        user = await budget.call("lookup", lambda: backend.user(user_id, version), LOOKUP_SHARE)
+        user = await deadline.call("lookup", lambda: client.user(user_id, version), LOOKUP_SHARE)
     except HopError:
-        budget.lacks("lookup")
+        deadline.lacks("lookup")
         user = UserRecord()
     if user.lack:
-        budget.lacks(user.lack)
+        deadline.lacks(user.lack)
     if history is None:
         return user
-    return dataclasses.replace(user, profile=with_history(user.profile, history))
-
-
-def with_history(profile: Profile, history: Sequence[HistoryItem]) -> Profile:
-    """The profile with a request's history in place of the stored one."""
-    return Profile(
-        profile.attributes,
+    profile = Profile(
+        user.profile.attributes,
         tuple(event.item_id for event in history),
         tuple(event.rating for event in history),
         tuple(event.timestamp for event in history),
     )
+    return dataclasses.replace(user, profile=profile)

@@ -1,8 +1,7 @@
-"""Which version answers a user: the promoted one, or that of the user's variant.
+"""Routes users to versions: the promoted one, or that of the user's variant.
 
-A gateway follows CURRENT and the experiment, each by itself. Before it turns to other versions it
-has the rest of the graph open them; where that fails it stays with what it serves, and tells so
-once.
+A gateway follows CURRENT and the experiment independently. Before it switches to other versions,
+the rest of the graph opens them; if that fails, it keeps serving the old ones and logs it once.
 """
 
 from __future__ import annotations
@@ -16,31 +15,28 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from deployments.bulkhead import Bulkhead
-from deployments.errors import ApiError
+from deployments.errors import RETRY_LATER, ApiError
 from deployments.flows.deadline import Hooks
+from deployments.graph_args import StoreAccess
 from reki_ray.core.background import BackgroundTask
 from reki_ray.errors import ConfigError, RekiError
 
 START_SECONDS: Final = 60.0
-"""Time in which a starting gateway waits for the rest of the graph before it takes requests."""
-
+"""Longest wait of a starting gateway for the rest of the graph before it takes requests."""
 DIVIDE_SECONDS: Final = 10.0
-"""Time in which a starting gateway waits for its experiment, whose versions may open slowly."""
-
+"""Longest wait of a starting gateway for the versions of its experiment."""
 RETRY_SECONDS: Final = 30.0
-"""A refused version is tried again after so long: a server of vectors may have been away."""
-
+"""Time until a refused version is tried again, for instance because its vector server was down."""
 READ_SECONDS: Final = 5.0
-"""Time in which a pointer or an experiment is read from a disk that answers."""
-
+"""Timeout for reading a pointer or an experiment."""
 STALL_SECONDS: Final = 60.0
-"""A gateway that has waited for the disk for so long no longer follows what is promoted."""
+"""A gateway that has waited this long for the disk no longer follows what is promoted."""
 
 logger = logging.getLogger(__name__)
 
 
 class RunningVariant(Protocol):
-    """A part of an experiment: a name and the version that answers its users."""
+    """A variant of an experiment: a name and the version for its users."""
 
     @property
     def name(self) -> str:
@@ -52,7 +48,7 @@ class RunningVariant(Protocol):
 
 
 class RunningExperiment(Protocol):
-    """Divides users among variants."""
+    """Divides users among variants (`reki_ray.experiments.experiment.Experiment`)."""
 
     @property
     def name(self) -> str:
@@ -63,17 +59,11 @@ class RunningExperiment(Protocol):
         """All variants."""
 
     def assign(self, user_id: str) -> RunningVariant:
-        """The variant of a user: always the same one."""
+        """Return the variant of a user, which is always the same one."""
 
 
 class Route(NamedTuple):
-    """What answers a user: all of it read at one moment.
-
-    Args:
-        variant: Name of the variant; None without an experiment.
-        version: Number of the version.
-        experiment: Name of the experiment; empty without one.
-    """
+    """The version for a user, and the variant and experiment if there is one."""
 
     variant: str | None
     version: int
@@ -81,7 +71,7 @@ class Route(NamedTuple):
 
 
 class Exposed(NamedTuple):
-    """What a user of an experiment was shown: recommended items, or scored candidates."""
+    """What a user of an experiment was shown: recommended items or scored candidates."""
 
     request_id: str
     experiment: str
@@ -90,54 +80,21 @@ class Exposed(NamedTuple):
     item_ids: Sequence[str]
 
 
-Expose = Callable[[Exposed], None]
-"""Notes an exposure; does not wait."""
-
-
 def no_experiment() -> RunningExperiment | None:
-    """All users get the promoted version."""
+    """Return None: all users get the promoted version."""
     return None
 
 
-class Versioning(Protocol):
-    """Where the gateway learns what to serve (`StoreAccess`)."""
-
-    @property
-    def poll_seconds(self) -> float:
-        """Time between two looks."""
-
-    @property
-    def kept(self) -> int:
-        """Versions that replicas keep opened."""
-
-    def wanted(self) -> int:
-        """Number of the version to serve."""
-
-    def wanted_first(self) -> list[int]:
-        """Numbers to try at a start, the wanted one first."""
-
-    def arm(self, version: int) -> str:
-        """Arm of a version's model."""
-
-    def compared(self, served: int) -> int | None:
-        """Number of the version to compare the served one with; None where there is none."""
-
-
-class Openings:
-    """Has the rest of the graph open versions, and remembers those that it has refused.
-
-    Args:
-        prepare: Has the rest of the graph open a version.
-        hooks: Told of refused versions.
-    """
+class VersionOpener:
+    """Opens versions in the rest of the graph, and remembers those that it has refused."""
 
     def __init__(self, prepare: Callable[[int], Awaitable[None]], hooks: Hooks) -> None:
         self._prepare = prepare
         self._hooks = hooks
-        self._refused: dict[int, float] = {}  # when, by the monotonic clock
+        self._refused: dict[int, float] = {}  # version: time.monotonic()
 
     async def opens(self, number: int) -> bool:
-        """Whether the rest of the graph holds a version, which is asked to open it."""
+        """Make the rest of the graph open a version; return whether it did."""
         if time.monotonic() - self._refused.get(number, -math.inf) < RETRY_SECONDS:
             return False
         try:
@@ -150,7 +107,7 @@ class Openings:
         return True
 
     def keep(self, wanted: Collection[int]) -> None:
-        """Forget all others: they may be tried again at once when they are wanted again."""
+        """Forget refusals of all other versions, so that they are tried once wanted again."""
         self._refused = {k: at for k, at in self._refused.items() if k in wanted}
 
 
@@ -158,113 +115,108 @@ class VersionRouter:
     """The version of each user.
 
     Args:
-        versions: Tells the version to serve.
-        prepare: Has the rest of the graph open a version.
-        experiment: Tells the running experiment; None where there is none.
-        hooks: Told of refused versions and of the served one.
+        access: Which version to serve, and how many replicas keep open.
+        prepare: Makes the rest of the graph open a version.
+        experiment: Reads the running experiment, if any.
+        hooks: Callbacks for metrics.
     """
 
     def __init__(
         self,
-        versions: Versioning,
+        access: StoreAccess,
         prepare: Callable[[int], Awaitable[None]],
         experiment: Callable[[], RunningExperiment | None] = no_experiment,
         hooks: Hooks | None = None,
     ) -> None:
-        self._versions = versions
+        self._access = access
         self._read_experiment = experiment
         self._hooks = hooks or Hooks()
         self._prepare = prepare
         self._number: int | None = None
         self._experiment: RunningExperiment | None = None
         self._turning, self._dividing = asyncio.Lock(), asyncio.Lock()
-        self._looked = asyncio.Event()  # at the experiment, whatever came of it
-        self._pair: tuple[int | None, int | None] = (None, None)  # served, and compared with it
-        self._compare_after = 0.0  # by the monotonic clock
-        self._promoted = Openings(prepare, self._hooks)
-        self._variants = Openings(prepare, self._hooks)
-        # A thread each: a disk that hangs with one file must not hide the other.
+        self._looked = asyncio.Event()  # the experiment was read, successfully or not
+        self._pair: tuple[int | None, int | None] = (None, None)  # served, compared
+        self._compare_after = 0.0  # time.monotonic()
+        self._promoted = VersionOpener(prepare, self._hooks)
+        self._variants = VersionOpener(prepare, self._hooks)
+        # A thread each: one file that hangs must not block reads of the others.
         self._pointer_reads = Bulkhead("read-current", 1, READ_SECONDS)
         self._experiment_reads = Bulkhead("read-experiment", 1, READ_SECONDS)
         self._compared_reads = Bulkhead("read-compared", 1, READ_SECONDS)
-        follows: dict[str, Callable[[], Awaitable[None]]] = {
-            "follow-current": self.follow_current,
-            "follow-experiment": self.follow_experiment,
-            "follow-compared": self.follow_compared,
-        }
         self._loops = [
-            BackgroundTask(name, follow, versions.poll_seconds) for name, follow in follows.items()
+            BackgroundTask("follow-current", self.follow_current, access.poll_seconds),
+            BackgroundTask("follow-experiment", self.follow_experiment, access.poll_seconds),
+            BackgroundTask("follow-compared", self.follow_compared, access.poll_seconds),
         ]
 
     @property
     def number(self) -> int:
-        """Number of the version that is served.
+        """Number of the served version.
 
         Raises:
-            ApiError: 503 where the rest of the graph does not answer yet.
+            ApiError: 503 if the rest of the graph has not answered yet.
         """
         if self._number is None:
-            raise ApiError(
-                503, "not_ready", "The service is starting.", headers={"Retry-After": "1"}
-            )
+            raise ApiError(503, "not_ready", "The service is starting.", headers=RETRY_LATER)
         return self._number
 
     @property
     def variants(self) -> Sequence[RunningVariant]:
-        """Variants of the running experiment; none without one."""
+        """Variants of the running experiment; empty without one."""
         return () if self._experiment is None else self._experiment.variants
 
     @property
     def follows(self) -> bool:
-        """Whether what is promoted can be learned of: false where the disk hangs."""
+        """Whether this sees what is promoted: false while the disk hangs."""
         return self._pointer_reads.longest < STALL_SECONDS
 
     @property
     def compared(self) -> int | None:
-        """Number of the version that is kept to compare the served one with; None without."""
+        """Number of the version kept open for comparison, if any."""
         return self._pair[1]
 
     def arm_of(self, version: int) -> str | None:
-        """Arm of a version's model, read from the disk; None where it cannot be read."""
+        """Read the arm of a version's model from disk; None if that fails."""
         try:
-            return self._versions.arm(version)
+            return self._access.arm(version)
         except (RekiError, OSError) as error:
-            logger.warning("the arm of version %d cannot be read: %s", version, error)
+            logger.warning("cannot read the arm of version %d: %s", version, error)
             return None
 
     def of(self, user_id: str, named: str | None = None, store_version: str | None = None) -> Route:
-        """What answers a user.
+        """Return the route of a user.
 
         Args:
-            user_id: Who.
-            named: Variant to take in place of the user's own.
-            store_version: Version to take in place of the user's own, as v3.
+            user_id: The user.
+            named: Variant in place of the user's own.
+            store_version: Version in place of the user's own, such as v3.
 
         Raises:
-            ApiError: 422 where no such variant runs, or the version is not open here; 503 where
-                the rest of the graph does not answer yet.
+            ApiError: 422 if the variant does not run or the version is not open here; 503 if the
+                rest of the graph has not answered yet.
         """
         if store_version is not None:
-            return Route(None, self._open_one(store_version))
+            return Route(None, self._open_version(store_version))
         experiment = self._experiment
         if named is not None:
-            for part in self.variants:
-                if part.name == named:
-                    return Route(part.name, part.version)
+            for variant in self.variants:
+                if variant.name == named:
+                    return Route(variant.name, variant.version)
             raise ApiError(
                 422,
                 "unknown_variant",
                 "The running experiment has no such variant.",
-                details={"variants": [part.name for part in self.variants]},
+                details={"variants": [variant.name for variant in self.variants]},
             )
         if experiment is None:
             return Route(None, self.number)
         variant = experiment.assign(user_id)
         return Route(variant.name, variant.version, experiment.name)
 
-    def _open_one(self, store_version: str) -> int:
-        """Number of a version, if it is kept open: others would have to be loaded for a request."""
-        kept = {self.number, *(part.version for part in self.variants)}
+    def _open_version(self, store_version: str) -> int:
+        """Return the number of a version that is open; a request never loads another one."""
+        kept = {self.number, *(variant.version for variant in self.variants)}
         if self.compared is not None:
             kept.add(self.compared)
         for number in kept:
@@ -273,7 +225,7 @@ class VersionRouter:
         raise ApiError(
             422,
             "version_not_open",
-            "This version is not kept open here; /v1/versions lists those that are.",
+            "This version is not open here; /v1/versions lists those that are.",
             details={"versions": [f"v{number}" for number in sorted(kept)]},
         )
 
@@ -286,7 +238,7 @@ class VersionRouter:
                     if self._number is None:
                         await asyncio.sleep(0.1)
         except TimeoutError:
-            logger.error("the rest of the graph does not answer; taking requests all the same")
+            logger.error("the rest of the graph does not answer; taking requests anyway")
         for loop in self._loops:
             loop.start()
         with contextlib.suppress(TimeoutError):
@@ -294,89 +246,88 @@ class VersionRouter:
                 await self._looked.wait()
 
     async def stop(self) -> None:
-        """End the watch."""
+        """Stop following."""
         for loop in self._loops:
             loop.stop()
 
     async def refresh(self) -> None:
-        """Turn to what is promoted now; where that fails, what is served stays."""
+        """Switch to what is promoted now; if that fails, keep the served version."""
         try:
             await self.follow_current()
-        except Exception as error:  # noqa: BLE001  # the loop tells more, and tries again
+        except Exception as error:  # noqa: BLE001  # the background loop logs it and tries again
             logger.warning("cannot follow what is promoted yet: %s", type(error).__name__)
 
     async def follow_compared(self) -> None:
-        """Keep the version to compare with open, or none; nothing else waits for it."""
-        served, beside = self._number, None
+        """Keep the version for comparison open, if any; nothing else waits for it."""
+        served, compared = self._number, None
         if served is None or time.monotonic() < self._compare_after:
             return
         try:
-            if self._experiment is None and self._versions.kept > 1:
-                beside = await self._compared_reads.run(lambda: self._versions.compared(served))
-            if (served, beside) == self._pair:
+            if self._experiment is None and self._access.kept_versions > 1:
+                compared = await self._compared_reads.run(lambda: self._access.compared(served))
+            if (served, compared) == self._pair:
                 return
-            if beside is not None:
-                await self._prepare(beside)
-        except Exception as error:  # noqa: BLE001  # what is optional ends nothing
+            if compared is not None:
+                await self._prepare(compared)
+        except Exception as error:  # noqa: BLE001  # the comparison is optional
             logger.warning("no version to compare v%d with: %s", served, error)
             self._compare_after = time.monotonic() + RETRY_SECONDS
-            beside = None
-        self._pair = (served, beside)
+            compared = None
+        self._pair = (served, compared)
 
     async def follow_current(self) -> None:
-        """Turn to the promoted version, if the rest of the graph can open it.
+        """Switch to the promoted version if the rest of the graph can open it.
 
         Raises:
-            Exception: The pointer cannot be read, or the graph cannot be asked.
+            Exception: The pointer cannot be read, or the graph does not answer.
         """
         async with self._turning:
             first = self._number is None
             wanted = await self._pointer_reads.run(
-                self._versions.wanted_first if first else lambda: [self._versions.wanted()]
+                self._access.wanted_first if first else lambda: [self._access.wanted()]
             )
             self._promoted.keep(wanted)
             for number in wanted:
                 if number == self._number:
                     return
-                self._require_room(number, self._experiment)  # before it pushes another out
+                self._require_room(number, self._experiment)  # before it evicts another version
                 if self._is_served(number) or await self._promoted.opens(number):
-                    self._require_room(number, self._experiment)  # it may have changed meanwhile
+                    self._require_room(number, self._experiment)  # may have changed meanwhile
                     self._number = number
                     self._hooks.serving(f"v{number}")
                     return
 
     async def follow_experiment(self) -> None:
-        """Turn to the running experiment, if the rest of the graph can open all its versions.
+        """Switch to the running experiment if the rest of the graph can open all its versions.
 
         Raises:
-            Exception: The experiment cannot be read, or the graph cannot be asked.
+            Exception: The experiment cannot be read, or the graph does not answer.
         """
         try:
             async with self._dividing:
-                await self._divide()
+                experiment = await self._experiment_reads.run(self._read_experiment)
+                numbers = (
+                    [] if experiment is None else [part.version for part in experiment.variants]
+                )
+                self._variants.keep(numbers)
+                self._require_room(self.number, experiment)  # see `follow_current`
+                if all([self._is_served(n) or await self._variants.opens(n) for n in numbers]):
+                    self._require_room(self.number, experiment)
+                    self._experiment = experiment
         finally:
             self._looked.set()
-
-    async def _divide(self) -> None:
-        found = await self._experiment_reads.run(self._read_experiment)
-        own = [] if found is None else [part.version for part in found.variants]
-        self._variants.keep(own)
-        self._require_room(self.number, found)  # as above
-        if all([self._is_served(one) or await self._variants.opens(one) for one in own]):
-            self._require_room(self.number, found)
-            self._experiment = found
 
     def _is_served(self, number: int) -> bool:
         return number == self._number or any(number == part.version for part in self.variants)
 
     def _require_room(self, number: int, experiment: RunningExperiment | None) -> None:
-        """Refuse more versions than replicas keep: each request would open one anew."""
-        parts = () if experiment is None else experiment.variants
-        needed = len({number, *(part.version for part in parts)})
-        if needed > self._versions.kept:
+        """Refuse more versions than replicas keep open: each request would load one again."""
+        variants = () if experiment is None else experiment.variants
+        needed = len({number, *(variant.version for variant in variants)})
+        if needed > self._access.kept_versions:
             raise ConfigError(
-                f"{needed} versions would have to be open at once, replicas keep "
-                f"{self._versions.kept}; what is served stays",
+                f"{needed} versions would have to be open at once, but replicas keep "
+                f"{self._access.kept_versions}; the served ones stay",
                 where="serve.kept_versions",
-                todo=f"Set it to {needed} at least and serve again, or stop the experiment.",
+                todo=f"Set it to at least {needed} and serve again, or stop the experiment.",
             )

@@ -1,11 +1,10 @@
-"""What the endpoints for operators do: published versions, promotion, rollback."""
+"""Endpoints for operators: published versions, promotion, rollback."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from fastapi import Request, Response
 
@@ -21,11 +20,11 @@ from deployments.schemas import (
     VersionInfo,
 )
 from reki_ray.errors import RekiError
-from reki_ray.store.versions import MANIFEST, Manifest
+from reki_ray.store.versions import MANIFEST, Manifest, VersionStore
 
 MOVE_SECONDS: Final = 300.0
-"""Longest time of a promotion, which reads all of a version; one is in work at a time, and one
-rollback beside it: what is wrong with the served version must not wait for another one."""
+"""Timeout of a promotion, which reads a whole version. One promotion runs at a time, and one
+rollback beside it: a rollback must not wait for a promotion."""
 
 READERS: Final = 4
 READ_SECONDS: Final = 10.0
@@ -33,53 +32,29 @@ READ_SECONDS: Final = 10.0
 logger = logging.getLogger(__name__)
 
 
-class Pointer(Protocol):
-    """The versions, and which of them is promoted (`VersionStore`)."""
-
-    def current(self) -> int:
-        """Number of the promoted version."""
-
-    def versions(self) -> list[int]:
-        """Numbers of all versions."""
-
-    def folder(self, version: int) -> Path:
-        """Folder of a version."""
-
-    def promote(self, number: int, /, *, expected: int | None = None) -> None:
-        """Verify a version, and make it the promoted one, if the expected one still is."""
-
-    def rollback(self, *, expected: int | None = None) -> int:
-        """Make the version promoted before the promoted one again; returns its number."""
-
-
 class Admin:
-    """What operators may do.
+    """The endpoints, over the store and what this replica serves."""
 
-    Args:
-        store: The versions.
-        served: What this replica serves.
-    """
-
-    def __init__(self, store: Pointer, served: VersionRouter) -> None:
+    def __init__(self, store: VersionStore, router: VersionRouter) -> None:
         self._store = store
-        self._served = served
+        self._router = router
         self._promotions = Bulkhead("promote", 1, MOVE_SECONDS)
         self._rollbacks = Bulkhead("rollback", 1, MOVE_SECONDS)
-        self._reading = Bulkhead("list-versions", READERS, READ_SECONDS)
+        self._reads = Bulkhead("list-versions", READERS, READ_SECONDS)
 
     async def versions(self) -> AdminVersionsResponse:
-        """All published versions, the newest one first."""
+        """List all published versions, the newest one first."""
         try:
-            return await self._reading.run(self._describe)
+            return await self._reads.run(self._describe)
         except OSError as error:  # TimeoutError among them
-            raise _out_of_reach() from error
+            raise _store_unavailable() from error
 
     async def promote(self, request: Request, body: PromoteRequest) -> Response:
         """Serve another version from now on, without a restart."""
         return await self._move(self._promotions, lambda: self._promote(body))
 
     async def rollback(self, request: Request, body: RollbackRequest | None = None) -> Response:
-        """Serve the version that was promoted before this one."""
+        """Serve the version that was promoted before the current one."""
         expected = None if body is None else body.expected
         return await self._move(self._rollbacks, lambda: self._store.rollback(expected=expected))
 
@@ -90,21 +65,21 @@ class Admin:
 
         try:
             current = await bulkhead.run(moved)
-        except FullError as error:  # each reads whole versions: callers must not pile up
+        except FullError as error:  # each reads whole versions
             raise ApiError(
-                409, "busy", "Another call of this kind is in work; look at what came of it first."
+                409, "busy", "Another call of this kind is running; check its outcome first."
             ) from error
         except RekiError as error:
-            # What and what to do, but not where: paths of the machine are not the caller's.
+            # Without `where`: callers must not see paths of the machine.
             raise ApiError(409, "refused", f"{error.what}. {error.todo}") from error
         except TimeoutError as error:
             raise ApiError(
-                504, "timeout", "This takes long and goes on; /v1/admin/versions shows its outcome."
+                504, "timeout", "This continues; /v1/admin/versions shows its outcome."
             ) from error
         except OSError as error:
-            raise _out_of_reach() from error
-        await self._served.refresh()  # other gateways follow within one look at CURRENT
-        answer = PromotedResponse(current=current, served=self._served.number)
+            raise _store_unavailable() from error
+        await self._router.refresh()  # other gateways follow at their next poll of CURRENT
+        answer = PromotedResponse(current=current, served=self._router.number)
         return json_response(answer.model_dump())
 
     def _promote(self, body: PromoteRequest) -> None:
@@ -114,27 +89,27 @@ class Admin:
                 "unknown_version",
                 "There is no such version; /v1/admin/versions lists them.",
             )
-        # What is rolled back meanwhile stays so: it was meant to be the last word.
+        # A rollback meanwhile has priority.
         expected = self._current() if body.expected is None else body.expected
         self._store.promote(body.version, expected=expected)
 
     def _current(self) -> int | None:
         try:
             return self._store.current()
-        except (RekiError, OSError) as error:  # the versions are there all the same
-            logger.error("the pointer cannot be read: %s", error)
+        except (RekiError, OSError) as error:  # the versions are still there
+            logger.error("cannot read the pointer: %s", error)
             return None
 
     def _describe(self) -> AdminVersionsResponse:
         current = self._current()
-        found = []
+        versions = []
         for number in reversed(self._store.versions()):
             path = self._store.folder(number) / MANIFEST
             try:
                 manifest = Manifest.model_validate_json(path.read_bytes())
-            except (OSError, ValueError):  # removed or damaged: nothing to promote
+            except (OSError, ValueError):  # removed or damaged: cannot be promoted
                 continue
-            found.append(
+            versions.append(
                 VersionInfo(
                     version=number,
                     arm=manifest.arm,
@@ -144,16 +119,16 @@ class Admin:
                     items=manifest.items,
                     created_at=manifest.created_at,
                     current=number == current,
-                    served=number == self._served.number,
+                    served=number == self._router.number,
                 )
             )
-        return AdminVersionsResponse(versions=found)
+        return AdminVersionsResponse(versions=versions)
 
 
-def _out_of_reach() -> ApiError:
+def _store_unavailable() -> ApiError:
     return ApiError(
         503,
         "store_unavailable",
-        "The disk with the versions fails; look at /v1/admin/versions before you ask again.",
+        "The disk with the versions fails; check /v1/admin/versions before trying again.",
         headers=RETRY_LATER,
     )

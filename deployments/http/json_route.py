@@ -1,9 +1,8 @@
 """Routes that read and write JSON in one pass.
 
-FastAPI parses a body to Python objects, validates these, and on the way back copies the answer
-into models and those into JSON-ready objects. With a hundred candidates that takes longer than
-the model's forward. Here pydantic validates the bytes themselves, and an endpoint answers with
-bytes; the description at /openapi.json is FastAPI's all the same.
+FastAPI parses a body into Python objects and validates these, then copies the answer into models
+and these into JSON-ready objects. With a hundred candidates that takes longer than the model's
+forward. Here pydantic validates the bytes, and endpoints return bytes; /openapi.json is FastAPI's.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
+from typing_extensions import override
 
 from deployments.errors import ApiError
 
@@ -29,12 +29,12 @@ Endpoint = Callable[[Request, Any], Awaitable[Response]]
 class JsonRoute(APIRoute):
     """A route whose endpoint takes the request and its validated JSON body.
 
-    The endpoint's second parameter is annotated with the body's type, and may come without a body
-    where it has a default; it answers with a `Response`, which `response_model` only describes.
+    The annotation of the endpoint's second parameter is the type of the body, its default makes the
+    body optional. The endpoint returns a `Response`; `response_model` only documents it.
     """
 
+    @override
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """See `APIRoute`."""
         endpoint: Endpoint = self.endpoint
         _, body = inspect.signature(endpoint, eval_str=True).parameters.values()
         optional = body.default is not inspect.Parameter.empty
@@ -45,7 +45,7 @@ class JsonRoute(APIRoute):
             if not content and optional:
                 return await endpoint(request, body.default)
             if not _is_json(request.headers.get("content-type", "")):
-                raise _no_json()
+                raise _unsupported()
             try:
                 value = adapter.validate_json(content)
             except ValidationError as error:
@@ -56,17 +56,13 @@ class JsonRoute(APIRoute):
 
 
 def json_response(content: Mapping[str, Any], status: int = 200) -> Response:
-    """An answer of JSON-ready content.
-
-    Args:
-        content: As the route's `response_model`; it is not validated again.
-        status: HTTP status.
+    """Return JSON-ready content, unvalidated, as a response.
 
     Raises:
-        ValueError: It holds a number that JSON has not.
+        ValueError: It contains a number that is not valid JSON.
     """
     body = to_json(content)
-    if b"NaN" in body or b"Infinity" in body:  # in a text, or as a number
+    if b"NaN" in body or b"Infinity" in body:  # in a string or as a number
         json.dumps(content, allow_nan=False)
     return Response(body, status_code=status, media_type=JSON)
 
@@ -78,11 +74,11 @@ def _is_json(content_type: str) -> bool:
     return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _no_json() -> ApiError:
+def _unsupported() -> ApiError:
     return ApiError(
         415,
         "unsupported_media_type",
-        "The body has to be JSON, sent with Content-Type: application/json.",
+        "The body must be JSON, sent with Content-Type: application/json.",
         headers={"Accept": JSON},
     )
 
@@ -92,6 +88,6 @@ def _invalid(error: ValidationError, content: bytes) -> RequestValidationError:
         {**problem, "loc": ("body", *problem["loc"])}
         for problem in error.errors(include_url=False, include_context=False, include_input=False)
     ]
-    if not content:  # an empty body is no broken JSON
+    if not content:  # missing rather than malformed
         problems = [{"type": "missing", "loc": ("body",), "msg": "Field required"}]
     return RequestValidationError(problems)

@@ -1,9 +1,8 @@
-"""Who calls, and whether they may: bearer tokens (RFC 6750).
+"""Authentication and authorization by bearer tokens (RFC 6750).
 
-Open to everybody: /healthz and /readyz, which probes ask without a token and which tell one
-word; the page with its style and scripts, which hold no data; /openapi.json, which describes
-them. Everything else needs a token, /v1/admin that of operators. An operator's token opens the
-other calls too.
+Open to everyone: /healthz and /readyz for probes, the page with its style and scripts, which hold
+no data, and /openapi.json. Everything else needs a token, /v1/admin that of operators. An
+operator's token is also valid for the other calls.
 """
 
 from __future__ import annotations
@@ -32,31 +31,31 @@ _MAKE: Final = "Make one with `openssl rand -hex 32`."
 
 
 def read_tokens(variable: str, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Tokens of a variable, which separates them by commas; empty where it is not set.
+    """Return the comma-separated tokens of a variable; empty if it is unset.
 
     Raises:
-        ConfigError: One is too short, or has characters that no header may carry.
+        ConfigError: A token is too short or has characters that are not allowed in a header.
     """
-    found = tuple(part.strip() for part in environ.get(variable, "").split(",") if part.strip())
-    for place, token in enumerate(found, start=1):
+    tokens = tuple(part.strip() for part in environ.get(variable, "").split(",") if part.strip())
+    for place, token in enumerate(tokens, start=1):
         if len(token) < MIN_CHARS or not _FORM.fullmatch(token):
             raise ConfigError(
-                f"token {place} is no usable bearer token: it needs at least {MIN_CHARS} letters, "
-                "digits or -._~+/",
+                f"token {place} is not a valid bearer token: it needs at least {MIN_CHARS} "
+                "letters, digits or -._~+/",
                 where=f"environment variable {variable}",
                 todo=_MAKE,
             )
-    return found
+    return tokens
 
 
 def required_tokens(
     config: EdgeConfig, environ: Mapping[str, str] = os.environ
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tokens of callers and of operators.
+    """Return the tokens of callers and of operators.
 
     Raises:
-        ConfigError: None is set though callers need one, one is unusable, or a caller's token is
-            an operator's too.
+        ConfigError: Callers need a token but none is set, a token is invalid, or a caller's token
+            is an operator's too.
     """
     tokens = read_tokens(config.token_env, environ)
     admin = read_tokens(config.admin_token_env, environ)
@@ -64,7 +63,7 @@ def required_tokens(
         raise ConfigError(
             "callers need a bearer token, but none is set",
             where=f"environment variable {config.token_env}",
-            todo=f"Set it. {_MAKE} Or, for this machine alone, set serve.edge.allow_anonymous.",
+            todo=f"Set it. {_MAKE} Or, only on this machine, set serve.edge.allow_anonymous.",
         )
     if set(tokens) & set(admin):
         raise ConfigError(
@@ -76,7 +75,7 @@ def required_tokens(
 
 
 def bearer(config: EdgeConfig, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Headers with which a program beside the service calls it; empty without a token."""
+    """Return the headers to call the service with; empty without a token."""
     tokens = read_tokens(config.token_env, environ)
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
@@ -97,19 +96,18 @@ PASSED_ON: Final = frozenset(
         *("true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for"),
     }
 )
-
-"""Headers of proxies, beside x-forwarded-*: who sends them is not who asks."""
+"""Headers of proxies besides x-forwarded-*: their sender is not the client."""
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="reki-ray"'}
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from.
+    """The sender of a request.
 
     Args:
-        role: `anonymous` came without a token, `unknown` with a wrong one.
-        key: Tells clients apart for the rate limit; holds no token.
+        role: `anonymous` without a token, `unknown` with a wrong one.
+        key: Identifies the client for the rate limit; never a token.
     """
 
     role: Role
@@ -119,16 +117,13 @@ class Caller:
 class Authenticator:
     """Checks tokens in constant time.
 
-    Args:
-        settings: Names of the variables, and who may come without a token.
-
     Raises:
-        ConfigError: A token is missing or unusable.
+        ConfigError: A token is missing or invalid.
     """
 
     def __init__(self, settings: EdgeSettings) -> None:
         tokens, admin = required_tokens(settings)
-        # Digests are of one length, so that a comparison tells nothing of the token's either.
+        # Digests have a fixed length, so that a comparison does not leak that of the token.
         self._known: list[tuple[Role, bytes]] = [
             *(("admin", _digest(token.encode())) for token in admin),
             *(("user", _digest(token.encode())) for token in tokens),
@@ -137,7 +132,7 @@ class Authenticator:
         self._has_admin = bool(admin)
 
     def caller(self, scope: Scope) -> Caller:
-        """Who a request comes from."""
+        """Identify the sender of a request."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         peer = network_of((scope.get("client") or ("",))[0])
         if not sent:
@@ -147,33 +142,27 @@ class Authenticator:
             return Caller("unknown", peer)
         digest = _digest(token.strip())
         role: Role = "unknown"
-        for known_role, known in self._known:  # all of them: the time tells no place in the list
+        for known_role, known in self._known:  # all of them, in constant time
             if secrets.compare_digest(digest, known):
                 role = known_role
-        # A wrong token is charged to its sender: else each guess would be a client of its own.
+        # A wrong token counts for its sender: otherwise each guess would be a new client.
         return Caller(role, peer if role == "unknown" else digest.hex())
 
     def refusal(self, caller: Caller, path: str, scope: Scope) -> ApiError | None:
-        """Why a call may not pass; None if it may.
-
-        Args:
-            caller: Who calls.
-            path: Path below the application's root.
-            scope: The request.
-        """
+        """Return why a call to `path`, below the application's root, is refused, if it is."""
         if path in OPEN:
             return None
         if path == ADMIN or path.startswith(f"{ADMIN}/"):
             return self._admin_refusal(caller)
         if caller.role in ("admin", "user"):
             return None
-        open_here = self._settings.allow_anonymous or path == "/metrics"
-        if caller.role == "anonymous" and open_here and self._is_here(scope):
+        open_locally = self._settings.allow_anonymous or path == "/metrics"
+        if caller.role == "anonymous" and open_locally and self._is_local(scope):
             return None if _names_loopback(scope) else _foreign_host()
         return _unauthorized(caller)
 
-    def _is_here(self, scope: Scope) -> bool:
-        """Whether the caller is on this machine, and nobody else could be."""
+    def _is_local(self, scope: Scope) -> bool:
+        """Return whether the caller is on this machine, where the service only listens."""
         peer = (scope.get("client") or ("",))[0]
         return self._settings.loopback and is_loopback(peer) and not _is_passed_on(scope)
 
@@ -182,13 +171,13 @@ class Authenticator:
             return ApiError(
                 403,
                 "admin_disabled",
-                "Calls of operators are off: set the environment variable "
-                f"{self._settings.admin_token_env} of the service to a token, and start it again.",
+                "Operators' calls are disabled: set the environment variable "
+                f"{self._settings.admin_token_env} of the service to a token and restart it.",
             )
         if caller.role == "admin":
             return None
         if caller.role == "user":
-            return ApiError(403, "admin_only", "This call needs the token of operators.")
+            return ApiError(403, "admin_only", "This call needs an operator's token.")
         return _unauthorized(caller)
 
 
@@ -201,8 +190,8 @@ def _unauthorized(caller: Caller) -> ApiError:
 
 
 def _foreign_host() -> ApiError:
-    # A site can let its own name lead to 127.0.0.1 (DNS rebinding), and then read the answers
-    # in its visitors' browsers: without tokens, only this machine's names are answered.
+    # A site can point its name to 127.0.0.1 (DNS rebinding) and read answers in the browsers of its
+    # visitors: without tokens, the service only answers to names of this machine.
     return ApiError(
         403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
     )

@@ -1,4 +1,4 @@
-"""All that stands between callers and the endpoints, installed by one call."""
+"""Installs everything between callers and the endpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deployments import errors
 from deployments.middleware import logs
-from deployments.middleware.auth import Authenticator, Caller
+from deployments.middleware.auth import Authenticator
 from deployments.middleware.limits import AccessGuard, RequestGuard
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.middleware.rate_limiter import RateLimiter
@@ -28,8 +28,8 @@ PAGE_FILES: Final = {
     "/operator.js": ("operator.js", "text/javascript"),
 }
 PAGE_HEADERS: Final = {
-    # The page asks this service alone, runs its own scripts alone, never makes markup out of
-    # text (trusted types), and no other site may frame it.
+    # The page only connects to this service, only runs its own scripts, never turns text into
+    # markup (trusted types), and cannot be framed by other sites.
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; style-src 'self'; "
     "script-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
@@ -40,36 +40,35 @@ PAGE_HEADERS: Final = {
 def install_edge(
     app: FastAPI, settings: EdgeSettings, metrics: GatewayMetrics, *, answers_id: bool = True
 ) -> None:
-    """Put access, limits, logs, metrics, errors and the page around an application.
+    """Add access, limits, logs, metrics, errors and the page to an application.
 
     From outside in: client address, request context, access, sizes, the application.
 
     Args:
         app: Not started yet.
         settings: Access and limits.
-        metrics: Counters of this replica.
-        answers_id: Whether answers carry X-Request-ID; not where the server writes it itself.
+        metrics: Metrics of this replica.
+        answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:
-        ConfigError: A token is missing or unusable, or tracing lacks its packages.
+        ConfigError: A token is missing or invalid, or tracing lacks its packages.
     """
     limiter = None
     if settings.rate_per_second is not None:
         limiter = RateLimiter(settings.rate_per_second, settings.rate_burst, settings.rate_clients)
 
-    def on_limited(caller: Caller) -> None:
-        metrics.rate_limited(caller.role)
-
     errors.install(app)
-    _install_page(app)
+    for path, (name, media_type) in PAGE_FILES.items():
+        endpoint = _page_file(PAGE / name, media_type)
+        app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
     logs.configure(metrics.replica)
-    # The one added last is outermost.
+    # The last one added is outermost.
     app.add_middleware(RequestGuard, settings=settings)
     app.add_middleware(
         AccessGuard,
         authenticator=Authenticator(settings),
         limiter=limiter,
-        on_limited=on_limited,
+        on_limited=lambda caller: metrics.rate_limited(caller.role),
     )
     app.add_middleware(
         RequestContext,
@@ -78,18 +77,11 @@ def install_edge(
         answers_id=answers_id,
     )
     if settings.trusted_proxies:
-        # Takes the client's address from X-Forwarded-For, where a trusted proxy sends it.
         app.add_middleware(
             ProxyHeadersMiddleware, trusted_hosts=[*map(str, networks(settings.trusted_proxies))]
         )
     if settings.otlp_endpoint is not None:
         install_tracing(app, settings.otlp_endpoint.get_secret_value(), metrics.replica)
-
-
-def _install_page(app: FastAPI) -> None:
-    for path, (name, media_type) in PAGE_FILES.items():
-        endpoint = _page_file(PAGE / name, media_type)
-        app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
 
 
 def _page_file(file: Path, media_type: str) -> Callable[[Request], Awaitable[Response]]:

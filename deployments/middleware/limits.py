@@ -1,4 +1,4 @@
-"""ASGI middlewares that refuse requests: too many, without a token, too large."""
+"""ASGI middlewares that refuse requests: unauthorized, too many, too large."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from reki_ray.config.edge import EdgeSettings
 
 
 class AccessGuard:
-    """Lets only callers pass who may, and no more often than they may.
-
-    Puts `caller` into the request's state.
+    """Checks token and rate of a request, and adds `caller` to its state.
 
     Args:
         app: The application.
-        authenticator: Knows the tokens.
-        limiter: Counts requests; None does not limit.
-        on_limited: Told of the caller of every request above the limit.
+        authenticator: Checks tokens.
+        limiter: Counts requests; None for no limit.
+        on_limited: Called for every request above the limit.
     """
 
     def __init__(
@@ -39,14 +37,14 @@ class AccessGuard:
         self._on_limited = on_limited
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass on or refuse a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         caller = self._authenticator.caller(scope)
         scope.setdefault("state", {})["caller"] = caller
         path = route_path(scope)
-        refusal = self._too_often(caller, path)
+        refusal = self._rate_refusal(caller, path)
         if refusal is None:
             refusal = self._authenticator.refusal(caller, path, scope)
         if refusal is not None:
@@ -54,8 +52,8 @@ class AccessGuard:
             return
         await self._app(scope, receive, send)
 
-    def _too_often(self, caller: Caller, path: str) -> ApiError | None:
-        # A probe that is told 429 would take a busy replica for a dead one.
+    def _rate_refusal(self, caller: Caller, path: str) -> ApiError | None:
+        # A 429 would make a probe restart a busy replica.
         if self._limiter is None or path in PROBES:
             return None
         wait = self._limiter.wait(caller.key)
@@ -65,26 +63,21 @@ class AccessGuard:
         return ApiError(
             429,
             "rate_limited",
-            "Too many requests of this client; ask again later.",
+            "Too many requests from this client; try again later.",
             details={"retry_after_seconds": round(wait, 3)},
             headers={"Retry-After": str(math.ceil(wait))},
         )
 
 
 class RequestGuard:
-    """Refuses what is too large or too slow: headers, URL and body, also a chunked one.
-
-    Args:
-        app: The application.
-        settings: The limits.
-    """
+    """Refuses requests with too large headers or URL, or a too large or slow body."""
 
     def __init__(self, app: ASGIApp, settings: EdgeSettings) -> None:
         self._app = app
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Pass on or refuse a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -122,12 +115,12 @@ class RequestGuard:
     def _slow(self) -> ApiError:
         seconds = self._settings.body_seconds
         return ApiError(
-            408, "body_too_slow", "The body came too slowly.", details={"max_seconds": seconds}
+            408, "body_too_slow", "The body arrived too slowly.", details={"max_seconds": seconds}
         )
 
 
 def route_path(scope: Scope) -> str:
-    """The path below the application's root, by which the router finds its route."""
+    """Return the path below the application's root, as the router matches it."""
     path: str = scope["path"]
     root = scope.get("root_path", "")
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):

@@ -1,188 +1,213 @@
-"""Metrics of one gateway replica in the Prometheus text format.
+"""Metrics of a gateway replica, at its `/metrics` and among Ray's metrics of its node.
 
-The values of every label are of a fixed set, so that no caller can make series: routes are
-templates, and what is not in a set counts as `other`.
+Behind a proxy `/metrics` answers for one replica; Ray's endpoint has all replicas of a node
+(docs/adr/0020-metrics-of-all-replicas.md). The values of every label come from a fixed set, so
+that callers cannot create series: routes are templates, and unknown values count as `other`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, Final, TypeVar, get_args
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final, Literal, get_args
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
+from ray import serve
+from ray.serve import metrics as ray_metrics
+from ray.serve.exceptions import RayServeException
 
-from reki_ray.core.background import loop_failures
+from reki_ray.core.background import BackgroundThread, loop_failures
 from reki_ray.schema import Source
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
 OTHER: Final = "other"
 HOPS: Final = ("lookup", "retriever", "scorer", "reranker")
 LACKS: Final = ("lookup", "vectors_unavailable", "vectors_lost", "reranker", "titles")
-"""What degraded answers had to do without."""
+"""What degraded answers may lack."""
 CALLERS: Final = ("admin", "user", "anonymous", "unknown")
+EXPORT_SECONDS: Final = 5.0
+"""Time between two exports of the exposure counts to Ray."""
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
-Metric = TypeVar("Metric", Counter, Gauge, Histogram)
+
+class _Metric:
+    """A metric at `/metrics` and, in a replica of Serve, its twin among Ray's metrics.
+
+    Ray itself adds the labels `application`, `deployment` and `replica`.
+    """
+
+    def __init__(
+        self,
+        owner: GatewayMetrics,
+        kind: Literal["Counter", "Gauge", "Histogram"],
+        name: str,
+        text: str,
+        *labels: str,
+    ) -> None:
+        self._labels, self._replica = labels, owner.replica
+        name = f"reki_{name}"
+        buckets: dict[str, Any] = {"buckets": _SECONDS} if kind == "Histogram" else {}
+        self._local = getattr(prometheus, kind)(
+            name, text, [*labels, "replica"], registry=owner.registry, **buckets
+        )
+        if not labels:  # starts at 0, so that a rate sees the first increment
+            self._local.labels(self._replica)
+        boundaries: dict[str, Any] = {"boundaries": list(_SECONDS)} if buckets else {}
+        self._exported = (
+            getattr(ray_metrics, kind)(name, text, tag_keys=labels, **boundaries)
+            if owner.in_serve
+            else None
+        )
+
+    def inc(self, *values: str, by: int = 1) -> None:
+        self._local.labels(*values, self._replica).inc(by)
+        if self._exported is not None:
+            self._exported.inc(by, tags=self._tags(values))
+
+    def observe(self, number: float, *values: str) -> None:
+        self._local.labels(*values, self._replica).observe(number)
+        if self._exported is not None:
+            self._exported.observe(number, tags=self._tags(values))
+
+    def replace(self, value: str, old: str | None) -> None:
+        """Set the series of `value` to 1, and remove that of `old`."""
+        self._local.clear()
+        self._local.labels(value, self._replica).set(1)
+        if self._exported is not None:
+            if old is not None:  # Ray keeps the last value of a series
+                self._exported.set(0, tags=self._tags((old,)))
+            self._exported.set(1, tags=self._tags((value,)))
+
+    def _tags(self, values: tuple[str, ...]) -> dict[str, str]:
+        return dict(zip(self._labels, values, strict=True))
 
 
 class GatewayMetrics:
-    """Counters of one replica; the label `replica` keeps several apart in one scrape target.
+    """Metrics of one replica.
 
     Args:
-        replica: Name of the replica.
+        replica: Name of the replica, in the label `replica`.
     """
 
     def __init__(self, replica: str) -> None:
         self.replica = replica
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._requests = self._make(
-            Counter, "requests", "Requests by route and status.", "route", "status"
+        self.registry = prometheus.CollectorRegistry()
+        self.in_serve = _is_in_serve()
+        self._version: str | None = None
+        prometheus.ProcessCollector(registry=self.registry)
+        counter = partial(_Metric, self, "Counter")
+        self._requests = counter("requests", "Requests by route and status.", "route", "status")
+        self._seconds = _Metric(
+            self, "Histogram", "request_seconds", "Time from request to answer, seconds.", "route"
         )
-        self._seconds = self._make(
-            Histogram,
-            "request_seconds",
-            "Time from request to answer, seconds.",
-            "route",
-            buckets=_SECONDS,
-        )
-        self._retries = self._make(
-            Counter, "retries", "Calls of a deployment that were repeated.", "hop"
-        )
-        self._scored = self._make(
-            Counter,
+        self._retries = counter("retries", "Calls of a deployment that were repeated.", "hop")
+        self._scored = counter(
             "scored",
             "Scored requests by the source of the user's knowledge.",
             *("user_source", "degraded"),
         )
-        self._limited = self._make(
-            Counter, "rate_limited", "Requests above a client's rate.", "caller"
+        self._limited = counter("rate_limited", "Requests above a client's rate.", "caller")
+        self._rejections = counter(
+            "queue_rejections", "Calls of a deployment that a full queue refused.", "hop"
         )
-        self._rejections = self._make(
-            Counter, "queue_rejections", "Calls that a full queue refused.", "hop"
+        self._failures = counter(
+            "hop_failures", "Calls of a deployment that were not answered.", "hop"
         )
-        self._failures = self._make(
-            Counter, "hop_failures", "Calls of a deployment that were not answered.", "hop"
+        self._degraded = counter("degraded", "Answers that lack something.", "lack")
+        self._refused = counter("versions_refused", "Promoted versions that could not be loaded.")
+        self._events = counter("events_accepted", "Events that are durable in the log.")
+        self._served = _Metric(
+            self, "Gauge", "served_version", "1 for the version being served.", "version"
         )
-        self._degraded = self._make(
-            Counter, "degraded", "Answers that had to do without something.", "lack"
-        )
-        # Without a label of their own they count from 0 on, so that a rate sees the first.
-        self._refused = self._make(
-            Counter, "versions_refused", "Promoted versions that could not be loaded."
-        ).labels(replica)
-        self._events = self._make(
-            Counter, "events_accepted", "Events that are durable in the log."
-        ).labels(replica)
-        self._version = self._make(
-            Gauge, "served_version", "1 for the version being served.", "version"
-        )
-        self._follow(
-            "loop_failures", "Failed steps of a loop in the background.", "loop", loop_failures
-        )
+        self._register("loop_failures", "Failed steps of a background loop.", "loop", loop_failures)
 
     def observe(self, route: str, status: int, seconds: float) -> None:
-        """Count an answered request.
-
-        Args:
-            route: Template of the path.
-            status: HTTP status.
-            seconds: From request to answer.
-        """
-        self._requests.labels(route, str(status), self.replica).inc()
-        self._seconds.labels(route, self.replica).observe(seconds)
+        """Count an answered request by the template of its path."""
+        self._requests.inc(route, str(status))
+        self._seconds.observe(seconds, route)
 
     def retried(self, hop: str) -> None:
         """Count a repeated call."""
-        self._retries.labels(_one_of(hop, HOPS), self.replica).inc()
+        self._retries.inc(_one_of(hop, HOPS))
 
     def scored(self, user_source: str, *, degraded: bool) -> None:
         """Count a scored request."""
         source = _one_of(user_source, get_args(Source))
-        self._scored.labels(source, str(degraded).lower(), self.replica).inc()
+        self._scored.inc(source, str(degraded).lower())
 
     def rate_limited(self, caller: str) -> None:
         """Count a request above a client's rate, by the role of the client."""
-        self._limited.labels(_one_of(caller, CALLERS), self.replica).inc()
+        self._limited.inc(_one_of(caller, CALLERS))
 
     def queue_rejected(self, hop: str) -> None:
         """Count a call that a full queue refused."""
-        self._rejections.labels(_one_of(hop, HOPS), self.replica).inc()
+        self._rejections.inc(_one_of(hop, HOPS))
 
     def hop_failed(self, hop: str) -> None:
         """Count a call that was not answered."""
-        self._failures.labels(_one_of(hop, HOPS), self.replica).inc()
+        self._failures.inc(_one_of(hop, HOPS))
 
     def degraded(self, lack: str) -> None:
-        """Count an answer that had to do without something."""
-        self._degraded.labels(_one_of(lack, LACKS), self.replica).inc()
+        """Count an answer that lacks something."""
+        self._degraded.inc(_one_of(lack, LACKS))
 
     def version_refused(self) -> None:
         """Count a promoted version that could not be loaded."""
         self._refused.inc()
 
     def events_accepted(self, count: int) -> None:
-        """Count events that are durable."""
-        self._events.inc(count)
+        """Count durable events."""
+        self._events.inc(by=count)
 
     def serving(self, version: str) -> None:
-        """Tell the version being served, as v3; the one before is no longer told."""
-        self._version.clear()
-        self._version.labels(version, self.replica).set(1)
+        """Report the version being served, such as v3, in place of the one before."""
+        self._served.replace(version, self._version)
+        self._version = version
 
     def follow_exposures(self, read: Callable[[], Mapping[str, int]]) -> None:
-        """Tell how many exposures were written and dropped, as they are when somebody looks."""
-        self._follow("exposures", "Exposures by what became of them.", "outcome", read)
+        """Report the exposures by outcome, as `read` returns them."""
+        self._register("exposures", "Exposures by outcome.", "outcome", read)
+        if not self.in_serve:
+            return
+        exported: dict[str, int] = {}
+        counter = ray_metrics.Counter("reki_exposures", "Exposures by outcome.", ("outcome",))
+
+        def export() -> None:
+            for outcome, count in read().items():
+                if count > exported.get(outcome, 0):
+                    counter.inc(count - exported.get(outcome, 0), tags={"outcome": outcome})
+                    exported[outcome] = count
+
+        BackgroundThread("export-exposures", export, EXPORT_SECONDS).start()
 
     def render(self) -> bytes:
-        """All metrics in the text format."""
-        return generate_latest(self._registry)
+        """Return all metrics of this replica in the text format."""
+        return prometheus.generate_latest(self.registry)
 
-    def _follow(
+    def _register(
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
     ) -> None:
-        self._registry.register(_Readings(f"reki_{name}", text, (label, self.replica), read))
+        replica = self.replica
 
-    def _make(
-        self, kind: type[Metric], name: str, text: str, *labels: str, **options: Any
-    ) -> Metric:
-        return kind(f"reki_{name}", text, [*labels, "replica"], registry=self._registry, **options)
+        class Readings(Collector):
+            def collect(self) -> Iterator[CounterMetricFamily]:
+                family = CounterMetricFamily(f"reki_{name}", text, labels=[label, "replica"])
+                for value, count in read().items():
+                    family.add_metric([value, replica], count)
+                yield family
 
-
-class _Readings(Collector):
-    """Counts that something else keeps.
-
-    Args:
-        name: Of the metric.
-        text: What it counts.
-        label: Name of the label that tells the counts apart, and the replica.
-        read: The counts by the value of the label.
-    """
-
-    def __init__(
-        self, name: str, text: str, label: tuple[str, str], read: Callable[[], Mapping[str, int]]
-    ) -> None:
-        self._name, self._text, self._read = name, text, read
-        self._label, self._replica = label
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """The counts as they are now."""
-        family = CounterMetricFamily(self._name, self._text, labels=[self._label, "replica"])
-        for value, count in self._read().items():
-            family.add_metric([value, self._replica], count)
-        yield family
+        self.registry.register(Readings())
 
 
-def _one_of(value: str, known: Collection[str]) -> str:
+def _is_in_serve() -> bool:
+    with contextlib.suppress(RayServeException):
+        return serve.get_replica_context() is not None
+    return False
+
+
+def _one_of(value: str, known: tuple[str, ...]) -> str:
     return value if value in known else OTHER

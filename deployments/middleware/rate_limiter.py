@@ -3,8 +3,7 @@
 A client has a theoretical arrival time TAT, one float. With emission interval T = 1 / rate and
 burst b, a request at time t conforms if max(TAT, t) - t <= (b - 1) T; then TAT = max(TAT, t) + T.
 
-Not the library `limits`: its store in memory (5.8) sweeps all clients in a thread every 10 ms
-while requests come, keeps a list of times a client, and does not bound the number of clients.
+docs/adr/0016-gcra-rate-limit.md says why not with the library `limits`.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from reki_ray.config.edge import address_of
 
 
 class RateLimiter:
-    """Decides in constant time and with bounded memory.
+    """Limits clients in constant time and bounded memory.
 
     Args:
-        per_second: Requests a second of one client.
-        burst: Requests at once after a rest.
-        clients: Most clients remembered; the one longest silent is forgotten first, which is
-            the one nearest to a full allowance.
+        per_second: Requests per second of a client.
+        burst: Requests that an idle client may send at once.
+        clients: Most clients remembered; the least recent one, nearest to a full allowance, is
+            forgotten first.
         clock: Seconds, monotonic.
     """
 
@@ -46,15 +45,11 @@ class RateLimiter:
         return len(self._arrivals)
 
     def wait(self, client: str) -> float:
-        """Count a request.
-
-        Returns:
-            0 if it may pass; else the seconds until one may, and this one does not count.
-        """
+        """Count a request and return 0, or the seconds until one is allowed without counting it."""
         now = self._clock()
         arrival = max(self._arrivals.get(client, now), now)
         excess = arrival - now - self._tolerance
-        if excess > 1e-9:  # rounding alone never refuses
+        if excess > 1e-9:  # tolerates rounding
             self._arrivals.move_to_end(client)
             return excess
         self._arrivals[client] = arrival + self._interval
@@ -65,16 +60,16 @@ class RateLimiter:
 
 
 TRANSLATED: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::ffff:0:0:0/96"))
-"""IPv4 clients behind a translator (NAT64, RFC 6052; SIIT, RFC 2765): the last 32 bits tell who."""
+"""IPv4 clients behind a translator (NAT64, RFC 6052; SIIT, RFC 2765), in the last 32 bits."""
 
 
 def network_of(address: str) -> str:
-    """The part of an address that one client cannot change at will: of IPv6, the /64 network."""
-    found = address_of(address)
-    if found is None:
+    """Return the part of an address that a client cannot choose: for IPv6, the /64 network."""
+    parsed = address_of(address)
+    if parsed is None:
         return address
-    if found.version == 4:
-        return str(found)
-    if any(found in network for network in TRANSLATED):
-        return str(ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF))
-    return str(ipaddress.ip_network((int(found), 64), strict=False))
+    if parsed.version == 4:
+        return str(parsed)
+    if any(parsed in network for network in TRANSLATED):
+        return str(ipaddress.IPv4Address(int(parsed) & 0xFFFF_FFFF))
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))

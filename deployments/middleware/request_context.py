@@ -1,7 +1,6 @@
-"""ASGI middleware around everything: request id, headers of safety, log line, metrics.
+"""The outermost ASGI middleware: request id, security headers, log line, metrics.
 
-It is also the last boundary of a defect: the caller is told of it in the common form, and its
-trace goes to the log alone.
+It also turns unexpected exceptions into an error response; their traceback is only logged.
 """
 
 from __future__ import annotations
@@ -21,33 +20,32 @@ from deployments.errors import defect_response
 from deployments.middleware.logs import REQUEST_ID
 
 UNMATCHED: Final = "unmatched"
-CLIENT_GONE: Final = 499  # nginx's name for it; nobody receives it
-SAFETY: Final = {
+CLIENT_GONE: Final = 499  # as in nginx; never sent
+SECURITY: Final = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-"""For answers that set none of their own."""
+"""Security headers for answers that do not set them."""
 
-_SAFETY: Final = [(name.lower().encode(), value.encode()) for name, value in SAFETY.items()]
+_SECURITY: Final = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 
 logger = logging.getLogger(__name__)
 
 
 class RequestContext:
-    """Names, times, counts and logs every request.
+    """Identifies, times, counts and logs every request.
 
-    The request's state holds `request_id`; handlers may add `variant` and `version` for the log.
+    The request's state has `request_id`; endpoints may add `variant` and `version` for the log.
 
     Args:
         app: The application.
-        observe: Told route, status and seconds of every request.
-        log_requests: Whether each request writes a line.
-        answers_id: Whether answers carry X-Request-ID from here; not behind a server that writes
-            it itself, as Ray Serve does.
+        observe: Called with route, status and seconds of every request.
+        log_requests: Whether to log a line per request.
+        answers_id: Whether to add X-Request-ID to answers; False if the server does, as Ray Serve.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] == "websocket":  # no endpoint is one, and no guard looks at them
+        if scope["type"] == "websocket":  # there are none
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -72,7 +70,7 @@ class RequestContext:
             return
         started = time.monotonic()
         request_id = _request_id(scope)
-        # A dict of this request's own: the server may hand the same one to all.
+        # A copy: the server may share one dict between requests.
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
         token = REQUEST_ID.set(request_id)
         status: int | None = None
@@ -89,16 +87,16 @@ class RequestContext:
         except asyncio.CancelledError:
             status = CLIENT_GONE
             raise
-        except Exception as error:  # whatever it is, the caller sees no trace of it
+        except Exception as error:  # the caller must not see a traceback
             logger.error("a request failed", exc_info=error, extra={"route": _route(scope)})
             if status is not None:
-                raise  # half an answer is out: the server has to cut the connection
+                raise  # the answer has started: the server must close the connection
             await defect_response()(scope, receive, completing)
         finally:
-            self._told(scope, status or 500, time.monotonic() - started)
+            self._record(scope, status or 500, time.monotonic() - started)
             REQUEST_ID.reset(token)
 
-    def _told(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
         self._observe(route, status, seconds)
         if not self._log_requests:
@@ -121,7 +119,7 @@ class RequestContext:
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
-        # Anything else could forge log lines, or fill them.
+        # Other values could forge or flood log lines.
         if name == b"x-request-id" and _SANE_ID.fullmatch(value):
             return str(value, "ascii")
     return uuid.uuid4().hex
@@ -130,16 +128,16 @@ def _request_id(scope: Scope) -> str:
 def _complete(message: Message, request_id: str | None) -> None:
     headers = list(message["headers"])
     present = {name.lower() for name, _ in headers}
-    headers += [header for header in _SAFETY if header[0] not in present]
+    headers += [header for header in _SECURITY if header[0] not in present]
     if request_id is not None:
         headers.append((b"x-request-id", request_id.encode("ascii")))
     message["headers"] = headers
 
 
 def _route(scope: Scope) -> str:
-    """The template, not the path: ids in labels would make a series an id, and a log personal."""
+    """Return the template of the path, which contains no ids."""
     route = scope.get("route")
-    if route is None:  # refused before the router saw it
+    if route is None:  # refused before routing
         for known in getattr(scope.get("app"), "routes", ()):
             if known.matches(scope)[0] is not Match.NONE:
                 route = known

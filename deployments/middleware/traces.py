@@ -1,4 +1,4 @@
-"""Optional traces of requests by OpenTelemetry; spans hold no ids of users and no addresses."""
+"""Optional OpenTelemetry traces of requests, without ids of users and addresses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PERSONAL: Final = (
     *("net.peer.ip", "net.peer.port", "client.address", "client.port", "network.peer.address"),
     *("http.user_agent", "user_agent.original"),
 )
-"""Attributes that hold a path with ids, or tell who asked."""
+"""Attributes with paths, which contain ids, or about the client."""
 
 
 def install_tracing(
@@ -28,9 +28,9 @@ def install_tracing(
 
     Args:
         app: Not started yet.
-        endpoint: Where spans go, OTLP over HTTP.
+        endpoint: Receives spans, OTLP over HTTP.
         replica: Name of the replica.
-        processor: Takes finished spans; None sends them to the endpoint in batches.
+        processor: Processes finished spans; None sends them to the endpoint in batches.
 
     Raises:
         ConfigError: The packages of the extra `tracing` are missing.
@@ -49,19 +49,19 @@ def install_tracing(
         }
     )
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(processor or _to_endpoint(endpoint))
+    provider.add_span_processor(processor or _exporter(endpoint))
     FastAPIInstrumentor.instrument_app(
         app,
         tracer_provider=provider,
-        server_request_hook=_without_persons,
-        # Probes and scrapes come all the time and tell nothing.
+        server_request_hook=_anonymize,
+        # Probes and scrapes are frequent and uninteresting.
         excluded_urls="/healthz,/readyz,/metrics",
-        # A span for every part of a body would outnumber all others.
+        # No span per part of a body.
         exclude_spans=["receive", "send"],
     )
 
 
-def _to_endpoint(endpoint: str) -> SpanProcessor:
+def _exporter(endpoint: str) -> SpanProcessor:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -70,14 +70,14 @@ def _to_endpoint(endpoint: str) -> SpanProcessor:
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
 
 
-def _without_persons(span: Span, scope: dict[str, Any]) -> None:
+def _anonymize(span: Span, scope: dict[str, Any]) -> None:
     if not span.is_recording():
         return
     present = getattr(span, "attributes", None) or {}
     for name in PERSONAL:
         if name in present:
             span.set_attribute(name, "")
-    # The log line of the request names its trace.
+    # For the log line of the request.
     trace_id = format(span.get_span_context().trace_id, "032x")
     scope["state"] = {**scope.get("state", {}), "trace_id": trace_id}
 

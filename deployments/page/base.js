@@ -1,12 +1,12 @@
-// What both parts of the page use: elements, calls of the service, failures.
+// Shared by both parts of the page: elements, calls to the service, errors.
 //
 // Texts come from data and from a language model: they enter the page as text, never as markup.
-// Tokens live in their fields alone; nothing is stored.
+// Tokens are only kept in their fields; nothing is stored.
 
 const SHOWN_CALLS = 10;
 
-// lists: what a user's recommendations are asked of, each with a name, an arm and the keys of a
-// request that choose it; one without keys is what the service would answer anyway.
+// lists: what to compare, each with a name, an arm and the keys of a request that select it; without
+// keys it is what the service answers by default.
 export const state = { served: null, lists: [], titles: new Map() };
 
 export const byId = (id) => document.getElementById(id);
@@ -60,12 +60,12 @@ export async function call(method, path, label, { body, tokenField = "token" } =
   }
   const answer = await response.json().catch(() => null);
   const milliseconds = performance.now() - started;
-  // Ray Serve adds the header once more.
+  // Ray Serve adds the header again.
   const [requestId] = (response.headers.get("X-Request-ID") ?? "").split(",");
   note(label, response.status, milliseconds, answer, requestId);
   if (!response.ok) {
     const error = answer?.error ?? {};
-    throw new Failure(response.status, error.code ?? "", error.message ?? `The service answers ${response.status}.`);
+    throw new Failure(response.status, error.code ?? "", error.message ?? `The service answered ${response.status}.`);
   }
   return { answer, milliseconds };
 }

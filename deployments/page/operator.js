@@ -89,7 +89,7 @@ byId("operator").addEventListener("submit", (event) => {
   event.preventDefault();
   operate(async () => {
     await showVersions();
-    say("admin-status", "Versions are shown.");
+    say("admin-status", "Versions loaded.");
   });
 });
 byId("rollback").addEventListener("click", rollback);

@@ -27,7 +27,7 @@ function titled(entry) { return entry.title ?? state.titles.get(entry.item_id) ?
 
 function row(entry, index, list, other) {
   const name = titled(entry);
-  // Without knowledge there is no vector that could come from somewhere.
+  // Without knowledge there is no vector, and so no source.
   const notes = [name === entry.item_id ? "" : entry.item_id, isWithout(list) ? "" : entry.source];
   const there = other ? other.findIndex((item) => item.item_id === entry.item_id) : index;
   if (there < 0) notes.push("only here");
@@ -59,7 +59,7 @@ function card(list, outcome, other) {
       `store ${answer.store_version} · model ${answer.model_version}${source} · ` +
       `${milliseconds.toFixed(0)} ms${degraded}`),
     element("ol", { class: "list" }, ...answer.items.map((entry, index) => row(entry, index, list, other))));
-  if (!answer.items.length) made.append(element("p", {}, "No item is left to recommend."));
+  if (!answer.items.length) made.append(element("p", {}, "There are no items left to recommend."));
   return made;
 }
 
@@ -74,7 +74,7 @@ async function outcomeOf(user, count, list) {
   } catch (error) {
     if (error.code !== "no_retrieval" || !state.titles.size) return { error };
   }
-  try { // the graph retrieves nothing by itself: the best of some items, which it scores
+  try { // without a retriever: score some items and take the best
     const candidates = [...state.titles.keys()];
     const outcome = await ask("score", { user_id: user, candidates }, list);
     const best = [...outcome.answer.scores].sort((a, b) => b.score - a.score).slice(0, count);
@@ -87,11 +87,11 @@ async function outcomeOf(user, count, list) {
 async function recommend(user, count) {
   const turn = ++turns.asked;
   say("problem", "");
-  say("status", "Asking…");
+  say("status", "Loading…");
   byId("lists").setAttribute("aria-busy", "true");
   byId("scored").hidden = true;
   try {
-    await loadVersions(); // others may have promoted one, or started an experiment
+    await loadVersions(); // another version or experiment may have started
   } catch (error) {
     byId("lists").removeAttribute("aria-busy");
     say("status", "");
@@ -100,9 +100,9 @@ async function recommend(user, count) {
   }
   const asked = state.lists;
   const outcomes = [];
-  // One after the other: their times are compared, so they must not wait for each other.
+  // Sequentially, so that their times can be compared.
   for (const list of asked) outcomes.push(await outcomeOf(user, count, list));
-  if (turn !== turns.asked) return; // a later question has taken the place
+  if (turn !== turns.asked) return; // replaced by a later request
   const items = outcomes.map((outcome) => outcome.answer?.items);
   byId("lists").replaceChildren(...outcomes.map((outcome, index) => {
     const shown = { ...asked[index], name: asked[index].name ?? outcome.answer?.variant ?? "served version" };
@@ -188,7 +188,7 @@ function knowledge(found) {
   return children;
 }
 
-async function behind(side, id) {
+async function explain(side, id) {
   const list = state.lists.length > 1 ? state.lists.find(hasKnowledge) : undefined;
   const version = list ? `?store_version=${named(list.version)}` : "";
   const path = `v1/${side}/${encodeURIComponent(id)}/knowledge${version}`;
@@ -202,7 +202,7 @@ async function behind(side, id) {
 
 async function openUser(user) {
   const turn = turns.asked;
-  const [, children] = await behind("users", user);
+  const [, children] = await explain("users", user);
   if (turn !== turns.asked) return;
   say("user-title", `User ${user}`);
   byId("user-text").replaceChildren(...children);
@@ -211,7 +211,7 @@ async function openUser(user) {
 
 async function openItem(item, button) {
   const turn = ++turns.opened;
-  const [title, children] = await behind("items", item);
+  const [title, children] = await explain("items", item);
   if (turn !== turns.opened) return;
   for (const marked of document.querySelectorAll(".list [aria-current]")) marked.removeAttribute("aria-current");
   button.setAttribute("aria-current", "true");
@@ -225,8 +225,8 @@ async function openItem(item, button) {
 
 // ---- Start ----
 
-const NOTHING_TO_COMPARE = "There is nothing to compare with: this is the list of the served version alone. " +
-  "Set publish.compare to an arm without knowledge, as fair_base, publish and start the service again; or start an experiment.";
+const NOTHING_TO_COMPARE = "There is nothing to compare with: only the served version is open. Set publish.compare to an arm " +
+  "without knowledge, such as fair_base, publish and restart the service; or start an experiment.";
 
 async function loadVersions() {
   const { answer } = await call("GET", "v1/versions", "served version");
@@ -234,12 +234,12 @@ async function loadVersions() {
   const served = { name: answer.arm ?? named(answer.current), version: answer.current, arm: answer.arm };
   if (answer.variants.length > 1) {
     state.lists = answer.variants.map((variant) => ({ ...variant, keys: { variant: variant.name } }));
-    state.compared = "The same user, asked of every variant of the running experiment.";
+    state.compared = "The same user, with every variant of the running experiment.";
   } else if (answer.compared) {
     const pair = [answer.compared, served].map((version) =>
       ({ ...version, keys: { store_version: named(version.version) } }));
     state.lists = pair.sort((a, b) => hasKnowledge(a) - hasKnowledge(b));
-    state.compared = `The same user, asked of ${pair.map(({ name, version }) => `${name} (${named(version)})`).join(" and ")}. ` +
+    state.compared = `The same user, with ${pair.map(({ name, version }) => `${name} (${named(version)})`).join(" and ")}. ` +
       `Callers get ${named(answer.current)}.`;
   } else {
     state.lists = [{ ...served, keys: {} }];
@@ -263,7 +263,7 @@ async function load() {
 
 byId("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (state.served === null) await load(); // the token may have come since
+  if (state.served === null) await load(); // the token may be new
   if (state.served !== null) await recommend(byId("user").value, Number(byId("count").value));
 });
 byId("sample").addEventListener("change", () => { byId("user").value = byId("sample").value || byId("user").value; });

@@ -1,9 +1,8 @@
-"""Adaptive batching: what arrives while a batch is worked on makes the next batch.
+"""Adaptive batching: what arrives while a batch is processed becomes the next batch.
 
-A lone question is answered at once, in the same turn of the event loop; under load batches grow
-by themselves. Serve's own `@serve.batch` waits on timers and makes several tasks a batch even
-with a waiting time of zero, which would cost a request more than the batch saves, and it works
-inside a replica alone.
+A single question is answered in the same turn of the event loop; batches grow under load. Serve's
+own `@serve.batch` relies on timers and creates several tasks per batch even with a wait time of
+zero, which costs more than the batch saves, and only works inside a replica.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ A = TypeVar("A")
 
 
 class Batcher(Generic[Q, A]):
-    """Collects questions of one event loop.
+    """Batches questions of one event loop.
 
     Args:
-        answer: Answers to questions, in their order; an exception in the place of an answer goes
-            to whoever asked that question. Where it raises, each question is asked alone.
-        max_batch_size: Most questions a batch.
-        max_weight: Largest sum of weights a batch; a heavier question goes alone.
-        weigh: Weight of a question.
+        answer: Answers a batch in order; an exception in place of an answer is raised to the caller
+            of that question. If it raises, each question is answered alone.
+        max_batch_size: Most questions per batch.
+        max_weight: Largest sum of weights per batch; a heavier question goes alone.
+        weigh: Returns the weight of a question.
     """
 
     def __init__(
@@ -44,20 +43,26 @@ class Batcher(Generic[Q, A]):
         self._scheduled = False
 
     async def ask(self, question: Q) -> A:
-        """The answer to one question."""
+        """Return the answer to a question."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[A] = loop.create_future()
         self._waiting.append((question, future))
         if not self._scheduled:
             self._scheduled = True
-            # After everything that is ready to run now, which may ask too.
-            loop.call_soon(self._work, loop)
+            loop.call_soon(self._work, loop)  # after other callbacks, which may ask too
         return await future
 
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = self._take()
         try:
-            self._settle(batch, self._answers([question for question, _ in batch]))
+            answers = self._answers([question for question, _ in batch])
+            for (_, future), answer in zip(batch, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(answer)
         finally:
             self._scheduled = bool(self._waiting)
             if self._scheduled:
@@ -67,20 +72,20 @@ class Batcher(Generic[Q, A]):
         if not questions:
             return ()
         try:
-            found = zip(questions, self._answer(questions), strict=True)
-            return [answer for _, answer in found]
-        except Exception as error:  # noqa: BLE001  # whoever asked is told, whatever it is
+            pairs = zip(questions, self._answer(questions), strict=True)
+            return [answer for _, answer in pairs]
+        except Exception as error:  # noqa: BLE001  # propagated to the waiting callers
             if len(questions) == 1:
                 return [error]
-            # One misfit must not fail the others.
-            return [answer for one in questions for answer in self._answers([one])]
+            # One bad question must not fail the others.
+            return [answer for question in questions for answer in self._answers([question])]
 
     def _take(self) -> list[tuple[Q, asyncio.Future[A]]]:
         batch: list[tuple[Q, asyncio.Future[A]]] = []
         weight = 0
         while self._waiting and len(batch) < self._max_batch_size:
             question, future = self._waiting[0]
-            if future.done():  # nobody waits for it any more
+            if future.done():  # the caller has gone
                 self._waiting.popleft()
                 continue
             weight += self._weigh(question)
@@ -88,14 +93,3 @@ class Batcher(Generic[Q, A]):
                 break
             batch.append(self._waiting.popleft())
         return batch
-
-    def _settle(
-        self, batch: Sequence[tuple[Q, asyncio.Future[A]]], answers: Sequence[A | Exception]
-    ) -> None:
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)

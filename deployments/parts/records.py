@@ -1,4 +1,4 @@
-"""What the deployments tell each other."""
+"""Records that deployments exchange."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from reki_ray.store.tables import Profile
 
 NO_PROFILE = Profile(attributes=None, item_ids=(), ratings=(), timestamps=())
 
-
 Lack = Literal["", "vectors_unavailable", "vectors_lost"]
-"""Why a lookup gives no vector: the server of vectors does not answer, or was emptied."""
+"""Why a record has no vector: the vector server does not answer, or was emptied."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,12 @@ class UserRecord:
 
     Args:
         profile: Attributes and past interactions.
-        vector: Augmented vector h_u (q,); None where the served model takes none, or where the
-            lookup could not be asked and the scorer has to take its fallback.
+        vector: Augmented vector h_u (q,); None if the model takes none or the lookup failed.
         source: Where the vector comes from.
-        store_version: Version that the vector was read from; empty where it was not read.
-        user_id: Of whom; empty where nobody needs it.
-        met: Items of recent events, of more than the profile holds: not to be recommended.
-        lack: Why there is no vector; empty where there is nothing to say.
+        store_version: Version of the vector; empty without.
+        user_id: Set for the retriever and the reranker.
+        met: Items of recent events, also beyond the profile: not to be recommended.
+        lack: Why there is no vector; empty if there is nothing to report.
     """
 
     profile: Profile = NO_PROFILE
@@ -42,8 +40,7 @@ class UserRecord:
     lack: Lack = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As bytes: Ray ships arrays apart from the object that holds them, which costs a call more
-        # than all the rest of a record.
+        # As bytes: Ray ships arrays out of band, which costs more than the rest of the record.
         vector = None if self.vector is None else self.vector.tobytes()
         rest = (self.source, self.store_version, self.user_id, self.met, self.lack)
         return _received, (self.profile, vector, *rest)
@@ -55,7 +52,7 @@ def _received(profile: Profile, vector: bytes | None, *rest: Any) -> UserRecord:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the scorer answers; scores and sources are in the order of the candidates."""
+    """Scores and sources in the order of the candidates."""
 
     scores: list[float]
     sources: list[Source]
@@ -67,8 +64,8 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """What stands behind the vector of an id."""
+class Explanation:
+    """What the vector of an id was made from."""
 
     title: str | None
     attributes: dict[str, list[str]] | None
@@ -80,7 +77,7 @@ class Behind:
 
 @dataclass(frozen=True)
 class SampledIds:
-    """Some ids of the store; items with their titles."""
+    """Ids of the store; items with their titles."""
 
     users: list[str]
     items: list[tuple[str, str]]

@@ -1,4 +1,4 @@
-"""Deployment `Reranker`: puts what was scored in order, as a list."""
+"""Deployment `Reranker`: orders scored items as a list."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deployments.graph_args import StoreAccess
 from deployments.parts.records import UserRecord
-from deployments.parts.version_cache import StoreAccess
+from deployments.parts.version_cache import VersionedPart
 from reki_ray.store.versions import StoreVersion
 
-if TYPE_CHECKING:  # torch is large, and a version without a reranker does without it
+if TYPE_CHECKING:  # torch is large, and only needed for a version with a reranker
     from reki_ray.store.reranker import VersionReranker
 
 
 class VersionOrder:
-    """Order of lists by one opened version; as they came where it has no reranker.
-
-    Args:
-        version: The opened version.
+    """Orders lists with the reranker of one opened version, if it has one.
 
     Raises:
         StoreError: A file of its reranker is missing or damaged.
@@ -27,8 +25,7 @@ class VersionOrder:
     def __init__(self, version: StoreVersion) -> None:
         self._name = version.name
         self._reranker = _open(version)
-        # The first forward sets up what later ones reuse: no request has to wait for it.
-        self.order(UserRecord(), version.catalogue.ids[:1])
+        self.order(UserRecord(), version.catalogue.ids[:1])  # warm-up of the first forward
 
     @property
     def reranks(self) -> bool:
@@ -36,53 +33,33 @@ class VersionOrder:
         return self._reranker is not None
 
     def order(self, user: UserRecord, item_ids: Sequence[str]) -> list[int]:
-        """Places of items, the best one first.
-
-        Args:
-            user: What is known of the user.
-            item_ids: Items, best guess first.
-        """
+        """Return the places of the items, best first; `item_ids` start with the best guess."""
         if self._reranker is None:
             return list(range(len(item_ids)))
-        # Another version's vector means nothing; without a lookup there is none.
-        stored = user.vector if user.store_version == self._name else None
-        return self._reranker.order(user.user_id, user.profile, stored, item_ids)
+        # The vector of another version is meaningless.
+        vector = user.vector if user.store_version == self._name else None
+        return self._reranker.order(user.user_id, user.profile, vector, item_ids)
 
 
-class Reranker:
-    """Serves a `VersionOrder` of each version that it is asked for.
-
-    Args:
-        access: Where versions are.
+class Reranker(VersionedPart[VersionOrder]):
+    """Serves a `VersionOrder` per version.
 
     Raises:
         StoreError: Neither CURRENT nor an older version opens.
     """
 
     def __init__(self, access: StoreAccess) -> None:
-        self._versions = access.cache(VersionOrder)
-
-    async def prepare(self, version: int) -> None:
-        """Load a version, if it is not yet.
-
-        Raises:
-            StoreError: It is missing or damaged.
-        """
-        await self._versions.open(version)
+        super().__init__(access, VersionOrder)
 
     async def rerank(
         self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int
     ) -> list[int]:
-        """See `VersionOrder.order`; rerankers have learned from items, not from their scores."""
-        found = await self._versions.get(version)
-        if not found.reranks:
+        """Return the places of the items, best first; rerankers were trained without scores."""
+        order = await self._versions.get(version)
+        if not order.reranks:
             return list(range(len(item_ids)))
-        # Milliseconds, in which others may be answered.
-        return await asyncio.to_thread(found.order, user, item_ids)
-
-    def close(self) -> None:
-        """End what runs in the background."""
-        self._versions.close()
+        # It takes milliseconds: a thread lets other requests proceed.
+        return await asyncio.to_thread(order.order, user, item_ids)
 
 
 def _open(version: StoreVersion) -> VersionReranker | None:
@@ -92,6 +69,5 @@ def _open(version: StoreVersion) -> VersionReranker | None:
 
     from reki_ray.store.reranker import open_reranker
 
-    # A list's matrices are small: more threads only wait for each other.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # the matrices of a list are too small for more
     return open_reranker(version)

@@ -6,56 +6,37 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from deployments.graph_args import StoreAccess
 from deployments.parts.records import UserRecord
-from deployments.parts.version_cache import StoreAccess
-from reki_ray.retrieval.load import open_candidates
+from deployments.parts.version_cache import VersionedPart
+from reki_ray.retrieval.candidates import Candidates
+from reki_ray.retrieval.load import PopularItems, open_candidates
 
 INLINE_ITEMS: Final = 20_000
-"""A search of so few takes less than a millisecond: a thread would cost more than it frees."""
+"""Catalogue size up to which a search takes less than a millisecond, and a thread costs more."""
 
 
-class Retriever:
-    """Serves the candidates of each version that it is asked for.
-
-    Args:
-        access: Where versions are.
+class Retriever(VersionedPart[Candidates | PopularItems]):
+    """Serves the candidates per version.
 
     Raises:
         StoreError: Neither CURRENT nor an older version opens.
     """
 
     def __init__(self, access: StoreAccess) -> None:
-        self._versions = access.cache(open_candidates)
-
-    async def prepare(self, version: int) -> None:
-        """Open a version, if it is not yet.
-
-        Raises:
-            StoreError: It is missing or damaged.
-        """
-        await self._versions.open(version)
+        super().__init__(access, open_candidates)
 
     async def candidates(
         self, user: UserRecord, k: int, exclude: Sequence[str], version: int
     ) -> list[str]:
-        """At most k items for a user, best guess first, without those they have met.
-
-        Args:
-            user: What is known of the user.
-            k: Most items.
-            exclude: Items to leave out besides.
-            version: Number of the version to answer from.
+        """Return at most k items, best guess first, without excluded items and those of the user.
 
         Raises:
             StoreError: The version is missing or damaged.
         """
-        found = await self._versions.get(version)
+        candidates = await self._versions.get(version)
         history = list(zip(user.profile.item_ids, user.profile.ratings, strict=True))
-        left_out = [*exclude, *user.met]
-        if len(found) <= INLINE_ITEMS:
-            return found.of(user.user_id, history, k, left_out)
-        return await asyncio.to_thread(found.of, user.user_id, history, k, left_out)
-
-    def close(self) -> None:
-        """End what runs in the background."""
-        self._versions.close()
+        excluded = [*exclude, *user.met]
+        if len(candidates) <= INLINE_ITEMS:
+            return candidates.of(user.user_id, history, k, excluded)
+        return await asyncio.to_thread(candidates.of, user.user_id, history, k, excluded)

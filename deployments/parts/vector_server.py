@@ -1,4 +1,4 @@
-"""Asking a server of vectors: in threads of its own, within its time, and not while it is away."""
+"""Calls to a vector server: in their own threads, with a timeout, and not while it is down."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from reki_ray.store.kv import VectorsLostError
 T = TypeVar("T")
 
 THREADS: Final = 16
-"""Questions to the server at once, of one replica."""
+"""Concurrent calls of one replica to the server."""
 
 
 class CircuitBreaker:
-    """Spares callers the wait for somebody who does not answer.
-
-    After some failures in a row it lets one call through from time to time, until one succeeds.
+    """Spares callers the wait for a server that does not answer.
 
     Args:
         failures: Failures in a row after which it opens.
-        seconds: Time between two calls while it is open.
+        seconds: Time between two trial calls while it is open.
         clock: Seconds, monotonic.
     """
 
@@ -41,7 +39,7 @@ class CircuitBreaker:
         self._next = 0.0
 
     def allows(self) -> bool:
-        """Whether to call now; counts as the one call while it is open."""
+        """Return whether to call now; while open, this takes the one trial call."""
         if self._in_row < self._most:
             return True
         now = self._clock()
@@ -51,35 +49,31 @@ class CircuitBreaker:
         return True
 
     def succeeded(self) -> None:
-        """A call was answered."""
+        """Record an answered call."""
         self._in_row = 0
 
     def failed(self) -> None:
-        """A call was not answered."""
+        """Record a failed call."""
         self._in_row += 1
         self._next = self._clock() + self._seconds
 
 
 class VectorServer:
-    """The server that one replica looks vectors up on.
-
-    Args:
-        settings: Its address, and the time of a call.
-    """
+    """The vector server as one replica calls it."""
 
     def __init__(self, settings: AdapterSettings) -> None:
         self._bulkhead = Bulkhead("vectors", THREADS, settings.timeout_seconds)
         self._breaker = CircuitBreaker()
 
-    async def ask(self, call: Callable[[], T]) -> T:
-        """The answer to a question.
+    async def run(self, call: Callable[[], T]) -> T:
+        """Return the result of a call to the server.
 
         Raises:
             VectorsLostError: The server was emptied.
-            StoreError: It does not answer, or has not of late.
+            StoreError: It does not answer, or recently has not.
         """
         if not self._breaker.allows():
-            raise _silent("has not answered of late")
+            raise _silent("has not answered recently")
         try:
             answer = await self._bulkhead.run(call)
         except VectorsLostError:
@@ -97,7 +91,7 @@ class VectorServer:
 
 def _silent(what: str) -> StoreError:
     return StoreError(
-        f"the server of vectors {what}",
+        f"the vector server {what}",
         where="store.vectors.url",
-        todo="See whether it runs, and set store.vectors.timeout_seconds.",
+        todo="Check that it runs, and store.vectors.timeout_seconds.",
     )

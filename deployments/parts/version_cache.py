@@ -1,9 +1,8 @@
-"""Versions that a replica holds opened, by number, so that promotion needs no restart.
+"""Versions that a replica keeps open, so that a promotion needs no restart.
 
-Every call names the version it wants. A replica opens one in a thread when it is first asked
-for, keeps the latest few, and watches CURRENT, so that a promoted version is there before the
-first request for it. Why a version did not open is remembered: files that were found to be
-damaged are not read again before somebody writes to them.
+Every call names its version. A replica opens a version in a thread at its first call, keeps the
+most recently used ones, and polls CURRENT, so that a promoted version is open before its first
+request. Why a version did not open is remembered: damaged files are only read again once changed.
 """
 
 from __future__ import annotations
@@ -18,116 +17,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from reki_ray.config import AdapterSettings, Arm
+from deployments.graph_args import StoreAccess
 from reki_ray.core.background import BackgroundThread
 from reki_ray.errors import RekiError, StoreError
-from reki_ray.store.manifest import DamagedError, folder_of, read_manifest, seal_of
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.store.manifest import DamagedError, seal_of
+from reki_ray.store.versions import StoreVersion
 
 T = TypeVar("T")
 
-FALL_BACKS = 2
-"""Older versions that a replica tries at its start where CURRENT does not open."""
-
 OPENERS: Final = 32
-"""Most versions that are being opened, or wait for their turn: what hangs keeps its thread."""
-
+"""Most versions being opened or waiting to be; one that hangs keeps its thread."""
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 30.0
-"""Seconds for which requests for a version that did not open are refused without another look;
-they double with each look."""
+"""Seconds until a version that did not open is tried again; they double with each attempt."""
 
 logger = logging.getLogger(__name__)
-
-
-class StoreAccess(BaseModel):
-    """Where a replica finds versions, and how many it keeps opened."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    publish_root: str = Field(description="Folder of the published versions.")
-    version: int | None = Field(
-        None, ge=1, description="The only version to serve; null follows CURRENT."
-    )
-    vectors: AdapterSettings = Field(
-        AdapterSettings(), description="Where vectors are looked up, as `store.vectors` of a run."
-    )
-    kept: int = Field(3, ge=1, description="Opened versions kept; the longest unused one goes.")
-    poll_seconds: float = Field(0.5, gt=0, description="Time between two looks at CURRENT.")
-    compare: Arm | None = Field(
-        None, description="Arm whose newest version is kept beside the served one; null: none."
-    )
-
-    def store(self) -> VersionStore:
-        """The versions."""
-        return VersionStore(self.publish_root, self.vectors)
-
-    def cache(self, load: Callable[[StoreVersion], T]) -> VersionCache[T]:
-        """Opened versions, the first one loaded, CURRENT watched.
-
-        Args:
-            load: Makes of an opened version what the replica answers from.
-
-        Raises:
-            StoreError: Neither CURRENT nor an older version opens.
-        """
-        cache = VersionCache(self, load)
-        cache.start()
-        return cache
-
-    def wanted(self) -> int:
-        """Number of the version to serve.
-
-        Raises:
-            StoreError: Nothing is published, or the pointer is damaged.
-        """
-        return self.store().current() if self.version is None else self.version
-
-    def compared(self, served: int) -> int | None:
-        """Number of the newest version of the arm to compare the served one with.
-
-        Where the served one is of that arm itself, it is the newest one of another; None where
-        there is no such version, or none is to be kept.
-
-        Raises:
-            StoreError: The served version is missing or damaged.
-        """
-        if self.compare is None:
-            return None
-        own = _arm(self.publish_root, served) == self.compare
-        for number in reversed(self.store().versions()):
-            try:
-                if (_arm(self.publish_root, number) == self.compare) != own:
-                    return number
-            except StoreError:  # a damaged one is not compared with
-                continue
-        return None
-
-    def arm(self, version: int) -> str:
-        """Arm of a version's model.
-
-        Raises:
-            StoreError: The version is missing or damaged.
-        """
-        return read_manifest(self.store().folder(version)).arm
-
-    def wanted_first(self) -> list[int]:
-        """Numbers to try at a start: the wanted one, then the latest before it.
-
-        Raises:
-            StoreError: Nothing is published, or the pointer is damaged.
-        """
-        number = self.wanted()
-        if self.version is not None:
-            return [number]
-        older = [other for other in self.store().versions() if other < number]
-        return [number, *older[: -FALL_BACKS - 1 : -1]]
 
 
 @dataclass(frozen=True)
@@ -136,9 +43,9 @@ class _Refusal:
 
     Args:
         error: The reason.
-        seal: Seal of its files at that time; empty where they could not be listed.
-        wait: Seconds for which this is said without another look.
-        until: End of that time.
+        seal: Seal of its files at that time; empty if they could not be listed.
+        wait: Seconds until the next attempt.
+        until: End of these.
     """
 
     error: RekiError
@@ -147,18 +54,12 @@ class _Refusal:
     until: float
 
 
-@lru_cache(maxsize=1024)
-def _arm(root: str, version: int) -> str:
-    """Arm of a version, which never changes: gateways ask again and again."""
-    return read_manifest(folder_of(Path(root), version)).arm
-
-
 class VersionCache(Generic[T]):
-    """Opened versions by number.
+    """Open versions by number.
 
     Args:
         access: Where versions are, and how many are kept.
-        load: Makes of an opened version what the replica answers from; called in a thread.
+        load: Turns an opened version into what the replica answers from; called in a thread.
         clock: Seconds, monotonic.
     """
 
@@ -176,17 +77,14 @@ class VersionCache(Generic[T]):
         self._refused: dict[int, _Refusal] = {}
         self._lock = threading.Lock()
         self._openers = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-version")
-        # One at a time, beside the promoted one, which waits for none: opening reads whole files,
-        # and requests want the disk and a core too.
+        # Opens one version at a time besides the promoted one: it reads whole files, and requests
+        # need disk and cores too.
         self._turn = threading.Lock()
-        self._watch = BackgroundThread("watch-current", self._look, access.poll_seconds)
+        self._watch = BackgroundThread("watch-current", self._poll, access.poll_seconds)
         self._seen: int | None = None
 
     def start(self) -> int:
-        """Open the first version, and watch CURRENT from then on.
-
-        Returns:
-            Number of the version that was opened.
+        """Open the first version, start to poll CURRENT, and return the version's number.
 
         Raises:
             StoreError: Neither CURRENT nor an older version opens.
@@ -199,47 +97,47 @@ class VersionCache(Generic[T]):
         return number
 
     def close(self) -> None:
-        """End the watch."""
+        """Stop polling."""
         self._watch.stop(1.0)
         self._openers.shutdown(wait=False)
 
     def numbers(self) -> list[int]:
-        """Numbers of the opened versions, the latest used one last."""
+        """Return the numbers of the open versions, the most recently used one last."""
         with self._lock:
             return list(self._opened)
 
     async def get(self, number: int) -> T:
-        """An opened version, for a request; see `open`.
+        """Return an open version for a request, opening it if needed.
 
         Raises:
-            StoreError: See `open`; for a while the same reason is given without another look.
+            StoreError: See `open`; repeated for a while without another attempt.
         """
-        found = self._at_hand(number)
-        if found is not None:
-            return found
+        version = self._cached(number)
+        if version is not None:
+            return version
         refusal = self._refused.get(number)
         if refusal is not None and self._clock() < refusal.until:
             raise copy.copy(refusal.error)
         return await self.open(number)
 
     async def open(self, number: int) -> T:
-        """An opened version; opens it where it is not yet, once for all who ask meanwhile.
+        """Open a version unless it is open; concurrent callers share one attempt.
 
         Raises:
-            StoreError: It is missing or damaged, or its parts do not fit together.
+            StoreError: It is missing or damaged, or its parts do not match.
         """
-        found = self._at_hand(number)
-        if found is not None:
-            return found
-        # Shielded: who gives up waiting must not cancel it for the others.
+        version = self._cached(number)
+        if version is not None:
+            return version
+        # Shielded: a caller's cancellation must not affect the others.
         return await asyncio.shield(asyncio.wrap_future(self._begin(number)))
 
-    def _at_hand(self, number: int) -> T | None:
+    def _cached(self, number: int) -> T | None:
         with self._lock:
-            found = self._opened.get(number)
-            if found is not None:
+            version = self._opened.get(number)
+            if version is not None:
                 self._opened.move_to_end(number)
-            return found
+            return version
 
     def _begin(self, number: int) -> Future[T]:
         with self._lock:
@@ -250,23 +148,23 @@ class VersionCache(Generic[T]):
 
     def _open(self, number: int) -> T:
         try:
-            found = self._at_hand(number)
-            if found is None:
+            version = self._cached(number)
+            if version is None:
                 with self._turn_of(number):
-                    found = self._read(number)
+                    version = self._read(number)
             with self._lock:
-                self._opened[number] = found
+                self._opened[number] = version
                 self._opened.move_to_end(number)
-                while len(self._opened) > self._access.kept:
+                while len(self._opened) > self._access.kept_versions:
                     self._opened.popitem(last=False)
-            return found
+            return version
         finally:
             with self._lock:
                 del self._opening[number]
 
     @contextmanager
     def _turn_of(self, number: int) -> Iterator[None]:
-        """Wait until no other version is opened, or until this one is promoted."""
+        """Wait until no other version is being opened, or this one is promoted."""
         while not self._is_promoted(number):
             if self._turn.acquire(timeout=self._access.poll_seconds):
                 try:
@@ -279,7 +177,7 @@ class VersionCache(Generic[T]):
     def _is_promoted(self, number: int) -> bool:
         try:
             return self._access.wanted() == number
-        except Exception:  # noqa: BLE001  # a broken pointer keeps no other version from opening
+        except Exception:  # noqa: BLE001  # a broken pointer must not block other versions
             return False
 
     def _read(self, number: int) -> T:
@@ -287,19 +185,22 @@ class VersionCache(Generic[T]):
         store, seal = self._access.store(), ""
         try:
             seal = seal_of(store.layers(number))
-            if earlier is not None and earlier.seal == seal:
-                _raise_damage(earlier.error)
-            found = self._load(store.open_served(number))
-        except Exception as error:  # whatever it is, this version does not open and others do
-            refusal = _as_refusal(error, str(store.folder(number)))
+            # Unchanged files stay damaged; any other reason may be gone.
+            if earlier and earlier.seal == seal and isinstance(earlier.error, DamagedError):
+                raise copy.copy(earlier.error)
+            version = self._load(store.open_served(number))
+        except Exception as error:  # other versions open regardless
+            refusal = (
+                error if isinstance(error, RekiError) else _defect(error, store.folder(number))
+            )
             wait = FIRST_WAIT if earlier is None else min(2 * earlier.wait, LONGEST_WAIT)
-            # A copy: the error itself holds on to all that it passed.
+            # A copy: the error itself holds references to all frames it passed.
             self._refused[number] = _Refusal(copy.copy(refusal), seal, wait, self._clock() + wait)
             if refusal is error:
                 raise
             raise refusal from error
         self._refused.pop(number, None)
-        return found
+        return version
 
     def _open_first(self, numbers: Sequence[int]) -> int:
         refusals: list[StoreError] = []
@@ -313,32 +214,52 @@ class VersionCache(Generic[T]):
                 return number
         raise refusals[0]
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         number = self._access.wanted()
         if number == self._seen:
             return
-        self._seen = number  # also where it fails: told once, not at every look
-        # Not waited for: the next promoted one must be seen also where this one hangs.
-        self._begin(number).add_done_callback(_tell)
+        self._seen = number  # also if it fails, to log it once
+        # Not awaited: the next promoted version must be seen even if this one hangs.
+        self._begin(number).add_done_callback(_log_failure)
 
 
-def _tell(opened: Future[T]) -> None:
+class VersionedPart(Generic[T]):
+    """A deployment that answers from several versions.
+
+    Args:
+        access: Where versions are.
+        load: Turns an opened version into what the replica answers from.
+
+    Raises:
+        StoreError: Neither CURRENT nor an older version opens.
+    """
+
+    def __init__(self, access: StoreAccess, load: Callable[[StoreVersion], T]) -> None:
+        self._versions = VersionCache(access, load)
+        self._versions.start()
+
+    async def prepare(self, version: int) -> None:
+        """Open a version unless it is open.
+
+        Raises:
+            StoreError: It is missing or damaged, or its parts do not match.
+        """
+        await self._versions.open(version)
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
+        self._versions.close()
+
+
+def _log_failure(opened: Future[T]) -> None:
     error = opened.exception()
     if error is not None:
         logger.error("the promoted version does not open: %s", error)
 
 
-def _raise_damage(error: RekiError) -> None:
-    """Damage stays as long as nobody writes to the files; any other reason may be gone."""
-    if isinstance(error, DamagedError):
-        raise copy.copy(error)
-
-
-def _as_refusal(error: Exception, where: str) -> RekiError:
-    if isinstance(error, RekiError):
-        return error
+def _defect(error: Exception, folder: Path) -> StoreError:
     return StoreError(
         f"the version cannot be opened: {type(error).__name__}: {error}",
-        where=where,
-        todo="It is tried again; look for errors of the disk and the rights of its files.",
+        where=str(folder),
+        todo="It is tried again; check the disk and the permissions of the files.",
     )

@@ -1,4 +1,4 @@
-"""Section of the service's edge: who may ask, how much, and what is told of it."""
+"""Access to the service: tokens, rate and size limits, request logs, traces."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ class EdgeConfig(Section):
         "REKI_TOKEN",
         pattern=_VARIABLE,
         description="Environment variable with the bearer token; several, separated by commas, "
-        "are valid at once, so that they can be rotated.",
+        "are valid at the same time, for rotation.",
     )
     admin_token_env: str = Field(
         "REKI_ADMIN_TOKEN",
         pattern=_VARIABLE,
-        description="Environment variable with the token of /v1/admin; where it is not set, these "
-        "calls are refused.",
+        description="Environment variable with the token of /v1/admin; if unset, these calls are "
+        "refused.",
     )
     allow_anonymous: bool = Field(
         False,
-        description="Answer callers without a token; only where serve.host is this machine alone. "
-        "/v1/admin needs its token all the same.",
+        description="Answer callers without a token; only if serve.host is a loopback address. "
+        "/v1/admin always needs its token.",
     )
     rate_per_second: float | None = Field(
         200.0, gt=0, description="Requests per second of one client on one replica; null: no limit."
     )
     rate_burst: int = Field(
-        1000, ge=1, description="Requests that a client may send at once after a rest."
+        1000, ge=1, description="Requests that an idle client may send at once."
     )
     rate_clients: int = Field(
-        100_000, ge=1, description="Clients remembered; beyond, those longest silent are forgotten."
+        100_000, ge=1, description="Clients remembered; the least recent ones are forgotten first."
     )
     trusted_proxies: tuple[str, ...] = Field(
         (),
         description="Addresses or networks of proxies whose X-Forwarded-For names the client.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest body, bytes.")
-    max_header_bytes: int = Field(16_384, ge=1024, description="All headers together, bytes.")
-    max_url_bytes: int = Field(8_192, ge=256, description="Path and query together, bytes.")
-    body_seconds: float = Field(10.0, gt=0, description="Time in which a body has to arrive.")
+    max_header_bytes: int = Field(16_384, ge=1024, description="Largest sum of all headers, bytes.")
+    max_url_bytes: int = Field(8_192, ge=256, description="Longest path and query together, bytes.")
+    body_seconds: float = Field(10.0, gt=0, description="Timeout for receiving a body.")
     request_logs: bool = Field(
         True, description="One JSON line per request, without ids of users and items."
     )
     otlp_endpoint: SecretStr | None = Field(
         None,
-        description="Where traces go (OTLP over HTTP), as http://127.0.0.1:4318/v1/traces; shown "
-        "nowhere, as it may hold a token. Null: no tracing.",
+        description="Endpoint for traces (OTLP/HTTP), such as http://127.0.0.1:4318/v1/traces; "
+        "never shown, as it may hold a token. Null: no tracing.",
     )
 
     @field_validator("trusted_proxies")
@@ -73,17 +73,17 @@ class EdgeConfig(Section):
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_http(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None or value.get_secret_value() == HIDDEN:  # out of something that was shown
+        if value is None or value.get_secret_value() == HIDDEN:  # read back from shown settings
             return None
         if not value.get_secret_value().startswith(("http://", "https://")):
             raise ValueError("write it as http://127.0.0.1:4318/v1/traces")
         return value
 
     def at(self, host: str) -> EdgeSettings:
-        """These settings for a service at an address.
+        """Return these settings for a service at an address.
 
         Raises:
-            ValidationError: The service is open to other machines, but asks no token.
+            ValidationError: Other machines reach the service, but it requires no token.
         """
         return EdgeSettings.model_validate({**self.model_dump(), "host": host})
 
@@ -102,7 +102,7 @@ class EdgeSettings(EdgeConfig):
     def _is_closed_to_others(self) -> Self:
         if self.allow_anonymous and not self.loopback:
             raise ValueError(
-                f"allow_anonymous is for a service on this machine alone, but serve.host is "
+                f"allow_anonymous is only for a service on this machine, but serve.host is "
                 f"{self.host}: set serve.host to 127.0.0.1, or allow_anonymous to false and a "
                 f"token in the variable {self.token_env}"
             )
@@ -110,16 +110,16 @@ class EdgeSettings(EdgeConfig):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address means this machine alone."""
+    """Return whether a host name or address is this machine's loopback."""
     if host == "localhost":
         return True
     address = address_of(host)
     return address is not None and address.is_loopback  # any other name may lead anywhere
 
 
-def networks(written: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
-    """Networks as they are written, those of IPv4 also as ::ffff:a.b.c.d, see `address_of`."""
-    for network in map(ipaddress.ip_network, written):
+def networks(texts: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Parse networks; those of IPv4 also as ::ffff:a.b.c.d, see `address_of`."""
+    for network in map(ipaddress.ip_network, texts):
         yield network
         if network.version == 4:
             mapped = int(ipaddress.IPv6Address(f"::ffff:{network.network_address}"))
@@ -127,9 +127,9 @@ def networks(written: Iterable[str]) -> Iterator[ipaddress.IPv4Network | ipaddre
 
 
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address as it is written; None for what is none.
+    """Parse an address; None if it is not one.
 
-    A listener for both protocols has IPv4 peers as ::ffff:a.b.c.d, which are a.b.c.d.
+    A listener for both protocols shows IPv4 peers as ::ffff:a.b.c.d, which become a.b.c.d.
     """
     try:
         address = ipaddress.ip_address(text)

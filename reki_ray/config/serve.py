@@ -19,46 +19,14 @@ from reki_ray.config.train import Arm
 from reki_ray.errors import ConfigError
 
 MAX_LIST: Final = 10_000
-
-"""No configuration may allow longer lists in a request."""
-
+"""Longest list that any configuration allows in a request."""
 
 LOOKUP_SHARE: Final = 0.4
-
-"""Share of a request's time that the lookup may take; most is left to the scorer."""
-
-
-class RequestLimits(Section):
-    """Limits of the HTTP interface."""
-
-    max_candidates: int = Field(
-        1000, ge=1, le=MAX_LIST, description="Candidates a request may name."
-    )
-    max_history: int = Field(
-        200, ge=0, le=MAX_LIST, description="Interactions a request may carry."
-    )
-    max_recommended: int = Field(
-        100, ge=1, le=MAX_LIST, description="Items that may be recommended at once."
-    )
-    retrieved: int = Field(
-        200, ge=1, le=MAX_LIST, description="Items that are scored for one recommendation."
-    )
-    max_ongoing_requests: int = Field(
-        64,
-        ge=1,
-        description="Requests of a kind that a gateway works on at once: scores and "
-        "recommendations, events, and what is read; more are answered 503 at once.",
-    )
-    timeout_seconds: float = Field(2.0, gt=0, description="Time budget of a request, seconds.")
-
-    @property
-    def lookup_seconds(self) -> float:
-        """Time of the lookup in a request, the first of two attempts."""
-        return LOOKUP_SHARE * self.timeout_seconds / 2
+"""Share of a request's time for the lookup; most of the rest goes to the scorer."""
 
 
-class GraphSettings(RequestLimits):
-    """Version, replicas, scaling, queues and limits of the graph."""
+class VersionSettings(Section):
+    """Versions that replicas serve and keep open."""
 
     version: int | None = Field(
         None, ge=1, description="The only version to serve; null follows what is promoted."
@@ -66,53 +34,82 @@ class GraphSettings(RequestLimits):
     kept_versions: int = Field(
         3,
         ge=1,
-        description="Opened versions kept in a replica: the promoted one, the one compared with it "
-        "or those of an experiment, and one to turn to. An experiment that needs more is refused.",
+        description="Versions a replica keeps open: the promoted one, the one compared with it "
+        "or those of an experiment, and one to roll back to. An experiment that needs more is "
+        "refused.",
     )
-    gateway_replicas: int = Field(1, ge=1, description="Replicas of the gateway, at least.")
-    lookup_replicas: int = Field(1, ge=1, description="Replicas of the lookup, at least.")
-    scorer_replicas: int = Field(1, ge=1, description="Replicas of the scorer, at least.")
+
+
+class GraphSettings(VersionSettings):
+    """Versions, request limits, replicas, scaling and queues of the graph."""
+
+    max_candidates: int = Field(1000, ge=1, le=MAX_LIST, description="Most candidates per request.")
+    max_history: int = Field(200, ge=0, le=MAX_LIST, description="Most interactions per request.")
+    max_recommended: int = Field(
+        100, ge=1, le=MAX_LIST, description="Most items per recommendation."
+    )
+    retrieved: int = Field(
+        200, ge=1, le=MAX_LIST, description="Items scored for one recommendation."
+    )
+    max_ongoing_requests: int = Field(
+        64,
+        ge=1,
+        description="Concurrent requests per gateway and kind (scores and recommendations, events, "
+        "reads); more are answered 503 at once.",
+    )
+    timeout_seconds: float = Field(2.0, gt=0, description="Deadline of a request, seconds.")
+    gateway_replicas: int = Field(1, ge=1, description="Minimum number of gateway replicas.")
+    lookup_replicas: int = Field(1, ge=1, description="Minimum number of lookup replicas.")
+    scorer_replicas: int = Field(1, ge=1, description="Minimum number of scorer replicas.")
     max_replicas: int | None = Field(
-        None, ge=1, description="Most replicas of a deployment under load; null: no autoscaling."
+        None, ge=1, description="Maximum replicas per deployment under load; null: no autoscaling."
     )
     target_ongoing_requests: float = Field(
-        8.0, gt=0, description="Requests in progress per replica that autoscaling aims at."
+        8.0, gt=0, description="Ongoing requests per replica that autoscaling aims at."
     )
     max_queued_requests: int = Field(
-        64, ge=1, description="Calls that wait in a gateway for a busy part; more are refused."
+        64,
+        ge=1,
+        description="Calls that wait in a gateway for a busy deployment; more are refused.",
     )
     max_batch_size: int = Field(16, ge=1, description="Most requests per forward pass.")
     node_resource: str | None = Field(
         None,
         min_length=1,
-        description="Custom resource of the nodes that have the published versions, as vectors of "
-        "`ray start --resources '{\"vectors\": 1}'`: replicas run on these alone. Null: all have.",
+        description="Custom resource of the nodes that have the published versions, such as "
+        "vectors of `ray start --resources '{\"vectors\": 1}'`: replicas run only on these. Null: "
+        "all nodes have them.",
         json_schema_extra=OPERATIONAL,
     )
 
     @model_validator(mode="after")
-    def _ranges_are_no_empty_ones(self) -> Self:
+    def _max_is_at_least_min(self) -> Self:
         least = max(self.gateway_replicas, self.lookup_replicas, self.scorer_replicas)
         if self.max_replicas is not None and self.max_replicas < least:
-            raise ValueError(f"max_replicas is {self.max_replicas}, but {least} are asked for")
+            raise ValueError(f"max_replicas is {self.max_replicas}, below the minimum of {least}")
         return self
+
+    @property
+    def lookup_seconds(self) -> float:
+        """Time for the first of two attempts of the lookup."""
+        return LOOKUP_SHARE * self.timeout_seconds / 2
 
 
 EventRule = Literal["own", "positive"] | float
 
-"""Rating of an event that has none: none at all, a positive one, or a number."""
+"""Rating of an event without one: none, a positive one, or a number."""
 
 
 class PublishConfig(Section):
-    """What is prestored."""
+    """What a version stores."""
 
     arm: Arm | Literal["auto"] = Field(
         "auto", description="Arm to serve; auto takes the knowledge arm best on validation."
     )
     compare: Arm | None = Field(
         None,
-        description="Arm to publish beside it, not promoted, for the comparison that the "
-        "service's page shows, as fair_base; null: none.",
+        description="Arm to publish as well, without promoting it, for the comparison on the "
+        "service's page, such as fair_base; null: none.",
     )
     history: int = Field(50, ge=1, description="Latest interactions kept per user for the scorer.")
     dtype: Literal["float32", "float16"] = Field(
@@ -124,14 +121,14 @@ class PublishConfig(Section):
     )
     reranker: Reranker | Literal["auto", "none"] = Field(
         "auto",
-        description="What puts recommendations in order: auto takes the reranker best on "
-        "validation of those in train.rerankers, none keeps the order of the scores.",
+        description="What orders recommendations: auto takes the reranker of train.rerankers that "
+        "is best on validation, none keeps the order of the scores.",
     )
     retrieval: RetrievalConfig = RetrievalConfig()
 
 
 class AdapterSettings(Section):
-    """Where replicas look vectors up."""
+    """Where replicas look up vectors."""
 
     kind: Literal["arrow", "lmdb", "redis"] = Field(
         "arrow",
@@ -139,55 +136,56 @@ class AdapterSettings(Section):
         "or Valkey server. The last two are loaded when a version is published, or by "
         "`reki export`.",
     )
-    url: str = Field("", description="Folder of lmdb, or URL of redis, as redis://host:6379/0.")
+    url: str = Field(
+        "", description="Folder of lmdb, or URL of redis, such as redis://host:6379/0."
+    )
     password: SecretStr | None = Field(
         None,
-        description="Password of redis, also if it is in url; shown nowhere. Null takes "
-        "the variable password_env.",
+        description="Password of redis, also if it is part of url; never shown. Null reads the "
+        "variable password_env.",
     )
     url_secrets: dict[str, SecretStr] = Field(
         {},
         json_schema_extra=OPERATIONAL,
-        description="Other secrets of redis by the names of its URL's query, as ssl_password or "
-        "username; also where they stand in url. Shown nowhere.",
+        description="Other secrets of redis by their names in the URL's query, such as "
+        "ssl_password or username; also if they are part of url. Never shown.",
     )
     password_env: str = Field(
         "REKI_VECTORS_PASSWORD",
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Environment variable with the password of redis, on every node that runs a "
-        "replica; not set, none is sent.",
+        "replica; if unset, no password is sent.",
     )
     namespace: str = Field(
         "reki",
         pattern=r"^[A-Za-z0-9_.-]{1,64}$",
-        description="Begin of every key, so that several stores can share a server.",
+        description="Prefix of every key, so that several stores can share a server.",
     )
     timeout_seconds: float = Field(
         0.2,
         gt=0,
-        description="Time that a lookup on the server may take, seconds; shorter than a fifth of "
-        "serve.timeout_seconds, so that a server that hangs costs no more than its vectors.",
+        description="Timeout of a lookup on the server, seconds; below a fifth of "
+        "serve.timeout_seconds, so that a server that hangs costs only the vectors.",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _secrets_leave_the_url(cls, content: object) -> object:
-        # Whatever the kind: the URL of a server may be left from before.
         if not isinstance(content, Mapping):
             return content
-        found = dict(content)
-        if isinstance(found.get("url"), str):
-            found["url"], secrets = without_secrets(found["url"])
+        fields = dict(content)
+        if isinstance(fields.get("url"), str):
+            fields["url"], secrets = without_secrets(fields["url"])
             password = secrets.pop("password", None)
-            if password is not None and found.get("password") is None:
-                found["password"] = password
-            given = found.get("url_secrets") or {}
+            if password is not None and fields.get("password") is None:
+                fields["password"] = password
+            given = fields.get("url_secrets") or {}
             if isinstance(given, Mapping):
                 given = {name: value for name, value in given.items() if value != HIDDEN}
-                found["url_secrets"] = {**secrets, **given}
-        if found.get("password") == HIDDEN:  # out of something that was shown
-            found["password"] = None
-        return found
+                fields["url_secrets"] = {**secrets, **given}
+        if fields.get("password") == HIDDEN:  # read back from shown settings
+            fields["password"] = None
+        return fields
 
     @model_validator(mode="after")
     def _url_is_given(self) -> AdapterSettings:
@@ -198,28 +196,24 @@ class AdapterSettings(Section):
         return self
 
     def secret(self, environ: Mapping[str, str] = os.environ) -> str | None:
-        """Password of the server; None where none is set."""
+        """Return the password of the server, if any."""
         if self.password is not None:
             return self.password.get_secret_value()
         return environ.get(self.password_env) or None
 
-    def require_in_time(self, limits: RequestLimits) -> None:
-        """Refuse a server that may take longer than the lookup, which would then answer nothing.
-
-        Raises:
-            ConfigError: It may.
-        """
+    def require_in_time(self, limits: GraphSettings) -> None:
+        """Raise ConfigError if the server's timeout exceeds that of the waiting lookup."""
         if self.kind == "redis" and self.timeout_seconds >= limits.lookup_seconds:
             raise ConfigError(
-                f"a lookup may take {limits.lookup_seconds:g} s of a request's "
-                f"{limits.timeout_seconds:g} s, its server of vectors alone "
+                f"a lookup has {limits.lookup_seconds:g} s of a request's "
+                f"{limits.timeout_seconds:g} s, but its vector server may take "
                 f"{self.timeout_seconds:g} s",
                 where="store.vectors.timeout_seconds",
                 todo=f"Set it below {limits.lookup_seconds:g}, or raise serve.timeout_seconds.",
             )
 
     def resolved(self) -> AdapterSettings:
-        """The same for processes that work in another folder."""
+        """Return settings for processes with another working directory."""
         if self.kind != "lmdb":
             return self
         return self.model_copy(update={"url": str(Path(self.url).resolve())})
@@ -228,14 +222,14 @@ class AdapterSettings(Section):
 def _is_server(url: str) -> bool:
     try:
         split = urlsplit(url)
-        _ = split.port  # raises where it is no number
+        _ = split.port  # raises unless it is a number
     except ValueError:
         return False
     return split.scheme in ("redis", "rediss", "unix")
 
 
 class StoreConfig(Section):
-    """The store as replicas open it."""
+    """The store that replicas open."""
 
     vectors: AdapterSettings = AdapterSettings()
 
@@ -245,21 +239,18 @@ class ServeConfig(GraphSettings):
 
     graph: Literal["composed", "fused"] = Field(
         "composed",
-        description="composed: each part is a deployment, which scales and fails by itself; "
-        "fused: all parts in one replica, without a hop.",
+        description="composed: each part is a deployment that scales and fails by itself; "
+        "fused: all parts in one replica, without calls between processes.",
     )
     app: str | None = Field(
-        None, description="Import path of another application builder; null takes that of `graph`."
+        None, description="Import path of another application builder; null: the one of `graph`."
     )
     ingress: Literal["auto", "haproxy", "serve"] = Field(
         "auto",
-        description="HTTP proxy: HAProxy, or that of Ray Serve; auto takes HAProxy where it is "
-        "installed.",
+        description="HTTP proxy: HAProxy or Ray Serve's own; auto takes HAProxy if installed.",
     )
     host: str = Field("127.0.0.1", description="Address of the HTTP proxy.")
-    port: int = Field(
-        8000, ge=0, le=65535, description="Port of the HTTP proxy; 0 takes a free one."
-    )
+    port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0: any free port.")
     edge: EdgeConfig = EdgeConfig()
     measure_candidates: int = Field(100, ge=1, description="Candidates per measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")
@@ -275,29 +266,29 @@ class RefreshConfig(Section):
 
     enabled: bool = Field(False, description="Whether `reki serve` starts the refresher.")
     every_seconds: float = Field(
-        3600.0, gt=0, description="Waiting events are taken in this long after the last time."
+        3600.0, gt=0, description="Longest time between two refreshes while events are waiting."
     )
     min_events: int = Field(
-        10_000, ge=1, description="Or at once, when so many interactions are waiting."
+        10_000, ge=1, description="Waiting interactions that start a refresh at once."
     )
     max_events: int = Field(
-        200_000, ge=1, description="Most interactions of one batch; they are held in memory."
+        200_000, ge=1, description="Most interactions per refresh; they are held in memory."
     )
-    poll_seconds: float = Field(5.0, gt=0, description="Time between two looks at the event log.")
+    poll_seconds: float = Field(5.0, gt=0, description="Time between two polls of the event log.")
     backoff_seconds: float = Field(
-        30.0, gt=0, description="Wait after a failure; it doubles with each further one."
+        30.0, gt=0, description="Wait after a failure; doubles with each further failure."
     )
     max_backoff_seconds: float = Field(3600.0, gt=0, description="Longest wait after a failure.")
     keep_days: float = Field(
         30.0,
         ge=2,
-        description="Age at which events that were taken in and exposures leave the logs, days; "
+        description="Age at which processed events and exposures are removed from the logs, days; "
         "an experiment should end before.",
     )
     events: dict[str, EventRule] = Field(
         {"click": "positive", "purchase": "positive", "rating": "own"},
-        description="Types of events that are interactions, and the rating of an event without "
-        "one: own leaves it out, positive takes the middle between data.positive_above and "
-        "data.rating_max, a number is taken as it is. Prompts and histories show these ratings "
-        "as any other. Other types stay in the log and are never taken in.",
+        description="Types of events that count as interactions, and the rating of an event "
+        "without one: own leaves it out, positive is halfway between data.positive_above and "
+        "data.rating_max, a number is the rating itself. Prompts and histories show these like any "
+        "other rating. Other types of events stay in the log.",
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deployments import launcher
-from deployments.graph import GraphArgs
+from deployments.graph_args import GraphArgs
 from reki_ray.config import AdapterSettings, RekiConfig
 from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.secrets import HIDDEN, shown, without_secrets
@@ -59,8 +59,8 @@ def texts(run: RekiConfig, tmp_path: Path) -> dict[str, str]:
         "str": str(run.store.vectors),
         "arguments": repr(args),
         "graph": repr(parsed),
-        "access": repr(parsed.access),
-        "access as json": parsed.access.model_dump_json(),
+        "access": repr(parsed.resolved()),
+        "access as json": parsed.resolved().model_dump_json(),
         "fingerprint": json.dumps(run.store.identity()),
     }
 
@@ -79,7 +79,7 @@ def test_no_text_holds_the_password(tmp_path: Path, way: str) -> None:
 def test_replicas_and_actors_get_the_password(tmp_path: Path, way: str) -> None:
     run = config(WAYS[way])
     store = VersionStore(tmp_path, run.store.vectors.resolved())
-    access = GraphArgs.model_validate(launcher._graph_args(run, store)).access
+    access = GraphArgs.model_validate(launcher._graph_args(run, store)).resolved()
     for settings in (
         pickle.loads(pickle.dumps(access)).vectors,
         pickle.loads(pickle.dumps(run)).store.vectors,
@@ -227,7 +227,7 @@ def test_no_text_holds_a_secret_of_a_server(tmp_path: Path, vectors: dict[str, A
     for name, text in texts(run, tmp_path).items():
         assert "s3cr3t" not in text, name
     store = VersionStore(tmp_path, run.store.vectors.resolved())
-    access = GraphArgs.model_validate(launcher._graph_args(run, store)).access
+    access = GraphArgs.model_validate(launcher._graph_args(run, store)).resolved()
     kept = pickle.loads(pickle.dumps(access)).vectors
     found = [kept.secret({}), *(one.get_secret_value() for one in kept.url_secrets.values())]
     assert "s3cr3t" in str(found)
@@ -266,7 +266,7 @@ def test_no_text_holds_where_traces_go(tmp_path: Path, endpoint: str) -> None:
     for name, text in texts(run, tmp_path).items():
         assert "s3cr3t" not in text, name
     store = VersionStore(tmp_path, run.store.vectors)
-    edge = GraphArgs.model_validate(launcher._graph_args(run, store)).settings.edge
+    edge = GraphArgs.model_validate(launcher._graph_args(run, store)).edge
     assert edge.otlp_endpoint is not None
     assert edge.otlp_endpoint.get_secret_value() == endpoint
     assert RekiConfig.model_validate_json(run.model_dump_json()).serve.edge.otlp_endpoint is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deployments.http.api import GatewaySettings
+from deployments.graph_args import GraphArgs
 from deployments.middleware.auth import bearer, read_tokens
 from deployments.middleware.install import PAGE_FILES
 from deployments.middleware.rate_limiter import network_of
@@ -173,19 +173,21 @@ def test_a_peer_on_this_machine_is_known_by_all_its_addresses(peer: str) -> None
 
 @pytest.mark.parametrize("listener", ["0.0.0.0", "::", "10.0.0.1", "host.example", ""])
 def test_where_the_service_listens_counts_more_than_what_is_set(listener: str) -> None:
-    settings = GatewaySettings().listening_at(listener)
+    settings = GraphArgs(publish_root="publish").listening_at(listener)
     made = edge_app.app(settings.edge)
     error(client(made, host="localhost").get("/metrics"), 401)
     assert client(made, TOKEN).get("/metrics").status_code == 200
     with pytest.raises(ValidationError, match="allow_anonymous"):
-        GatewaySettings(edge=EdgeSettings(allow_anonymous=True)).listening_at(listener)
+        GraphArgs(publish_root="publish", edge=EdgeSettings(allow_anonymous=True)).listening_at(
+            listener
+        )
 
 
 def test_what_is_set_may_be_stricter_than_where_the_service_listens() -> None:
     for host, listener in (("0.0.0.0", "127.0.0.1"), ("10.0.0.1", "0.0.0.0")):
-        settings = GatewaySettings(edge=EdgeSettings(host=host))
+        settings = GraphArgs(publish_root="publish", edge=EdgeSettings(host=host))
         assert settings.listening_at(listener).edge.host == host
-    assert GatewaySettings().listening_at("127.0.0.1").edge.loopback
+    assert GraphArgs(publish_root="publish").listening_at("127.0.0.1").edge.loopback
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org"])
@@ -215,7 +217,7 @@ def test_one_token_for_callers_and_operators_is_refused(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("bad", ["short", "with space 0123456789", "ümlaut-0123456789abcdef"])
 def test_an_unusable_token_is_refused_without_being_shown(bad: str) -> None:
-    with pytest.raises(ConfigError, match="token 2 is no usable bearer token") as caught:
+    with pytest.raises(ConfigError, match="token 2 is not a valid bearer token") as caught:
         read_tokens("X", {"X": f"{TOKEN},{bad}"})
     assert bad not in str(caught.value)
 

@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
 
 from deployments import extensions
-from deployments.extensions import OnlineArgs, open_extensions
+from deployments.extensions import open_extensions
 from deployments.flows.graph_client import LocalClient
+from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
-from deployments.parts.version_cache import StoreAccess
+from deployments.parts.scorer import Scorer
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.experiments.experiment import EXPERIMENT, start_experiment, stop_experiment
 from reki_ray.experiments.exposures import ExposureReader
@@ -41,8 +43,8 @@ async def gateway(root: Path, scorer: HeldScorer) -> AsyncIterator[httpx.AsyncCl
     """A client of a gateway with all that a graph has beyond versions."""
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup = Lookup(access)
-    extensions = open_extensions(OnlineArgs(), access, "replica")
-    app = gateway_app.make(LocalClient(lookup, scorer), access, extensions)
+    extensions = open_extensions(access, "replica")
+    app = gateway_app.make(LocalClient(lookup, cast(Scorer, scorer)), access, extensions)
     async with gateway_app.running(app) as client:
         yield client
     lookup.close()

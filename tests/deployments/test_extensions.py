@@ -17,16 +17,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from deployments import extensions
-from deployments.extensions import OnlineArgs, RecentHistories, open_extensions, open_recent
+from deployments.extensions import RecentHistories, open_extensions, open_recent
 from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
-from deployments.http.api import GatewaySettings
+from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts.lookup import Lookup
 from deployments.parts.records import NO_PROFILE, UserRecord
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.config.edge import EdgeSettings
 from reki_ray.errors import StoreError
 from reki_ray.events.log import Event, EventLog, EventReader
@@ -65,10 +64,9 @@ def graph(store: VersionStore, args: OnlineArgs | None = None) -> Iterator[TestC
             stack.callback(part.close)
         app = build_api(
             LocalClient(*parts),
-            access,
-            GatewaySettings(timeout_seconds=60, edge=EDGE),
+            GraphArgs(**access.model_dump(), timeout_seconds=60, edge=EDGE),
             GatewayMetrics("replica"),
-            open_extensions(args, access, "replica"),
+            open_extensions(access, "replica"),
         )
         yield stack.enter_context(
             TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 4000))

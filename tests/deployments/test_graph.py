@@ -22,7 +22,8 @@ from ray.serve.schema import ServeDeploySchema
 
 import deployments
 from deployments import launcher, load_check
-from deployments.graph import GraphArgs, build_app, build_fused_app
+from deployments.graph import build_app, build_fused_app
+from deployments.graph_args import GraphArgs
 from deployments.parts.lookup import StoreReader
 from deployments.parts.reranker import VersionOrder
 from reki_ray.config import RekiConfig
@@ -538,7 +539,7 @@ def test_a_taken_port_is_told(client: httpx.Client) -> None:
 
 def test_a_second_service_on_the_cluster_is_refused(client: httpx.Client, root: Path) -> None:
     with (
-        pytest.raises(EngineError, match="runs on this cluster already"),
+        pytest.raises(EngineError, match="already running on this cluster"),
         launcher.start(_config(root), Workspace(root)),
     ):
         pass

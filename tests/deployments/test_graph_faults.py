@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from reki_ray.store.versions import CURRENT, VersionStore
 from tests.support import store_factory
@@ -63,6 +64,34 @@ def test_requests_come_in_through_haproxy(graph: LiveGraph, truth: Truth) -> Non
     assert settings.parent.parent.stat().st_mode & 0o077 == 0
     with graph.client() as client:
         truth.check([ask(client)])
+
+
+def test_one_scrape_of_ray_has_the_requests_of_all_gateways(graph: LiveGraph) -> None:
+    sent = 40
+
+    def counts() -> dict[str, float]:
+        text = httpx.get(graph.metrics_url, timeout=30, trust_env=False).text
+        samples = (
+            sample
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "ray_reki_requests_total"
+        )
+        return {
+            sample.labels["replica"]: sample.value
+            for sample in samples
+            if (sample.labels["route"], sample.labels["status"]) == ("/v1/score", "200")
+        }
+
+    before = sum(counts().values())
+    for _ in range(sent):  # connections of their own, which HAProxy spreads over the gateways
+        with graph.client() as client:
+            assert client.post("/v1/score", json=BODY).status_code == 200
+    wait_until(lambda: sum(counts().values()) >= before + sent, 60)
+    assert len(counts()) == len(graph.replicas("Gateway")) == 2
+    text = httpx.get(graph.metrics_url, timeout=30, trust_env=False).text
+    assert "ray_reki_request_seconds_bucket{" in text
+    assert "ray_reki_served_version{" in text
 
 
 def test_without_the_store_answers_come_in_time_and_say_that_they_are_degraded(

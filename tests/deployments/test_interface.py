@@ -12,13 +12,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray.serve._private.http_util import RequestIdMiddleware
 
-from deployments.extensions import OnlineArgs, open_extensions
+from deployments.extensions import open_extensions
 from deployments.flows.graph_client import LocalClient
+from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.store.versions import VersionStore
 from tests.support import gateway_app, store_factory
 
@@ -40,7 +40,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalClien
 
 def made(parts: tuple[LocalClient, StoreAccess], **options: Any) -> FastAPI:
     backend, access = parts
-    extensions = open_extensions(OnlineArgs(), access, "replica")
+    extensions = open_extensions(access, "replica")
     return gateway_app.make(backend, access, extensions, **LIMITS, **options)
 
 

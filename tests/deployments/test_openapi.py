@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from deployments.extensions import OnlineArgs, open_extensions, open_recent
+from deployments.extensions import open_extensions, open_recent
 from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
-from deployments.http.api import GatewaySettings
+from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.config.edge import EdgeSettings
 from reki_ray.store.versions import VersionStore
 from tests.support import page_server, store_factory
@@ -55,10 +54,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("REKI_ADMIN_TOKEN", ADMIN)
         app = build_api(
             LocalClient(lookup, scorer, Retriever(access), Reranker(access)),
-            access,
-            GatewaySettings(edge=EDGE),
+            GraphArgs(publish_root=str(store.root), edge=EDGE),
             GatewayMetrics("replica"),
-            open_extensions(args, access, "replica"),
+            open_extensions(access, "replica"),
         )
     with page_server.running(app) as url:
         yield url

@@ -8,16 +8,17 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 
+from deployments.extensions import Extensions
 from deployments.flows.graph_client import LocalClient
-from deployments.gateway import Extensions
+from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
-from deployments.parts.records import Behind, Scores, UserRecord
-from deployments.parts.version_cache import StoreAccess
+from deployments.parts.records import Explanation, Scores, UserRecord
+from deployments.parts.scorer import Scorer
 from deployments.schemas import EventItem
 from reki_ray.errors import StoreError
 from reki_ray.experiments.experiment import load_experiment, start_experiment
@@ -82,7 +83,7 @@ async def gateway(
     access = StoreAccess(publish_root=root, poll_seconds=0.01)
     lookup = Lookup(access)
     app = gateway_app.make(
-        LocalClient(lookup, scorer),
+        LocalClient(lookup, cast(Scorer, scorer)),
         access,
         Extensions(append, lambda: load_experiment(root)),
         max_ongoing_requests=IN_WORK,
@@ -193,7 +194,7 @@ class Hang:
 
         return waiting
 
-    async def _behind(self, side: Side, subject_id: str, version: int) -> Behind | None:
+    async def _behind(self, side: Side, subject_id: str, version: int) -> Explanation | None:
         self.held += 1
         while not self.go_on.is_set():
             await asyncio.sleep(0.01)

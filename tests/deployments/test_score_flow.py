@@ -17,7 +17,7 @@ from deployments.flows.deadline import Hooks
 from deployments.flows.graph_client import GraphClient, HandleClient
 from deployments.flows.recommend import Recommendation, RecommendFlow
 from deployments.flows.score import ScoringFlow
-from deployments.parts.records import Behind, SampledIds, Scores, UserRecord
+from deployments.parts.records import Explanation, SampledIds, Scores, UserRecord
 from deployments.schemas import HistoryItem, RecommendRequest
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
@@ -54,7 +54,7 @@ class Graph:
         await self._fail("titles")
         return [item.upper() for item in item_ids]
 
-    async def explain(self, side: Side, subject_id: str, version: int) -> Behind | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
         raise NotImplementedError
 
     async def sample(self, users: int, items: int, version: int) -> SampledIds:
@@ -284,7 +284,7 @@ def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> No
     with pytest.raises(ApiError):
         Graph(scorer=[RuntimeError("a defect")]).score_now()
     (told,) = [record for record in caplog.records if record.exc_info]
-    assert told.message == "scorer has failed"
+    assert told.message == "scorer failed"
 
 
 def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
@@ -326,12 +326,19 @@ def test_calls_of_replicas_that_died_are_repeated_however_many() -> None:
     assert len(graph.retries) == 30
 
 
+class Method:
+    """A method of a handle that is never called."""
+
+    def remote(self, *_: object) -> None:
+        raise NotImplementedError
+
+
 class Handle:
     """The handle of a deployment whose replicas answer `prepare` as told."""
 
     def __init__(self, *answers: Exception | None) -> None:
         self.answers = answers
-        self.user = self.titles = self.explain = self.sample = self.score = None
+        self.user = self.titles = self.explain = self.sample = self.score = Method()
 
     def broadcast(self, method: str, version: int) -> Handle:
         return self

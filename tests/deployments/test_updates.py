@@ -62,7 +62,7 @@ def test_an_update_that_does_not_come_up_leaves_the_old_graph(
     tokens = {"token_env": "REKI_NO_SUCH_TOKEN"}
     before = graph.replicas()
     with Load(graph).running() as load:
-        with pytest.raises(RuntimeError, match="does not come up"):
+        with pytest.raises(RuntimeError, match="does not start"):
             graph.update(make_config(root, **made_of, edge=tokens))
         load.wait_for_more()
         assert set(before) & set(graph.replicas())

@@ -20,16 +20,16 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from deployments.extensions import Extensions
 from deployments.flows.graph_client import LocalClient
-from deployments.gateway import Extensions
-from deployments.graph import GraphArgs, build_app, build_fused_app
+from deployments.graph import build_app, build_fused_app
+from deployments.graph_args import GraphArgs, StoreAccess
 from deployments.parts.lookup import Lookup
 from deployments.parts.records import UserRecord
 from deployments.parts.scorer import Scorer
 from deployments.parts.vector_server import THREADS, CircuitBreaker, VectorServer
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.config import AdapterSettings
-from reki_ray.config.serve import RequestLimits
+from reki_ray.config.serve import GraphSettings
 from reki_ray.core.progress import Reporter
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.experiments.experiment import load_experiment, start_experiment
@@ -364,7 +364,7 @@ def test_a_server_may_not_take_longer_than_the_lookup(
 
 
 def test_the_defaults_of_server_and_graph_fit_together() -> None:
-    AdapterSettings(kind="redis", url="redis://host").require_in_time(RequestLimits())
+    AdapterSettings(kind="redis", url="redis://host").require_in_time(GraphSettings())
 
 
 LOST = VectorsLostError("lost", where="there", todo="Export again.")
@@ -406,7 +406,7 @@ def test_damaged_vectors_of_one_user_keep_nobody_else_from_the_server() -> None:
         server = VectorServer(AdapterSettings(kind="redis", url="redis://nowhere"))
         for _ in range(10):
             with pytest.raises(VectorsLostError):
-                await server.ask(damaged)
-        return await server.ask(lambda: 7)
+                await server.run(damaged)
+        return await server.run(lambda: 7)
 
     assert asyncio.run(ask()) == 7

@@ -15,7 +15,8 @@ from deployments.errors import ApiError
 from deployments.flows import version_router as served_versions
 from deployments.flows.deadline import Hooks
 from deployments.flows.version_router import Route, RunningExperiment, VersionRouter
-from deployments.parts.version_cache import StoreAccess, VersionCache
+from deployments.graph_args import StoreAccess
+from deployments.parts.version_cache import VersionCache
 from reki_ray.config import Arm
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
@@ -60,6 +61,12 @@ class Opened:
         return version.name
 
 
+def started(access: StoreAccess, load: Callable[[StoreVersion], str]) -> VersionCache[str]:
+    cache = VersionCache(access, load)
+    cache.start()
+    return cache
+
+
 def test_a_version_is_opened_once_for_all_who_ask_meanwhile(root: Path) -> None:
     opened = Opened()
     cache = VersionCache(StoreAccess(publish_root=str(root)), opened)
@@ -73,7 +80,7 @@ def test_a_version_is_opened_once_for_all_who_ask_meanwhile(root: Path) -> None:
 
 
 def test_the_longest_unused_version_goes(root: Path) -> None:
-    cache = VersionCache(StoreAccess(publish_root=str(root), kept=2), Opened())
+    cache = VersionCache(StoreAccess(publish_root=str(root), kept_versions=2), Opened())
 
     async def ask() -> None:
         for number in (1, 2, 1, 3):
@@ -102,18 +109,18 @@ def test_a_replica_starts_with_an_older_version_where_the_promoted_one_is_damage
     root: Path,
 ) -> None:
     point_to(root, 4)
-    cache = StoreAccess(publish_root=str(root)).cache(Opened())
+    cache = started(StoreAccess(publish_root=str(root)), Opened())
     assert cache.numbers() == [3]
     cache.close()
     with pytest.raises(StoreError, match="damaged"):
-        StoreAccess(publish_root=str(root), version=4).cache(Opened())
+        started(StoreAccess(publish_root=str(root), version=4), Opened())
 
 
 def test_a_promoted_version_is_opened_before_anybody_asks(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     point_to(root, 1)
-    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(Opened())
+    cache = started(StoreAccess(publish_root=str(root), poll_seconds=0.01), Opened())
     point_to(root, 2)
     wait_until(lambda: 2 in cache.numbers())
     point_to(root, 4)
@@ -150,7 +157,7 @@ FAILURES_TO_OPEN = [
 def test_following_goes_on_after_any_failure_to_open(root: Path, failure: Exception) -> None:
     point_to(root, 1)
     load = Flaky()
-    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(load)
+    cache = started(StoreAccess(publish_root=str(root), poll_seconds=0.01), load)
     load.failures = [failure]
     point_to(root, 2)
     wait_until(lambda: "v2" in load.asked)
@@ -232,7 +239,7 @@ class Hanging:
 def test_a_version_that_hangs_while_it_opens_holds_up_no_promoted_one(root: Path) -> None:
     point_to(root, 1)
     load = Hanging("v2")
-    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(load)
+    cache = started(StoreAccess(publish_root=str(root), poll_seconds=0.01), load)
 
     async def follow() -> None:
         held = asyncio.create_task(cache.open(2))
@@ -257,7 +264,7 @@ def test_a_version_that_hangs_while_it_opens_holds_up_no_promoted_one(root: Path
 def test_a_promoted_version_that_hangs_while_it_opens_holds_up_no_later_one(root: Path) -> None:
     point_to(root, 1)
     load = Hanging("v2")
-    cache = StoreAccess(publish_root=str(root), poll_seconds=0.01).cache(load)
+    cache = started(StoreAccess(publish_root=str(root), poll_seconds=0.01), load)
     try:
         point_to(root, 2)
         wait_until(lambda: "v2" in load.asked)
@@ -576,7 +583,7 @@ def test_more_versions_than_replicas_keep_are_not_served_together(
     running: list[Halves | None] = [None]
 
     async def follow() -> None:
-        access = StoreAccess(publish_root=str(root), kept=2, poll_seconds=0.01)
+        access = StoreAccess(publish_root=str(root), kept_versions=2, poll_seconds=0.01)
         rest = Rest()
         served = VersionRouter(access, rest.prepare, lambda: running[0])
         await served.follow_current()
@@ -631,7 +638,7 @@ def test_the_newest_version_of_the_other_arm_is_kept_to_compare_with(arms: Path)
         assert rest.asked == [1, 3]  # once
         assert served.of("u", store_version="v3") == Route(None, 3)
         assert served.of("u", store_version="v1") == Route(None, 1)
-        with pytest.raises(ApiError, match="not kept open") as refused:
+        with pytest.raises(ApiError, match="not open") as refused:
             served.of("u", store_version="v2")
         assert refused.value.details == {"versions": ["v1", "v3"]}
         point_to(arms, 3)  # now the other side is the newest one with knowledge

@@ -69,7 +69,7 @@ def recommend(page: Page, user: str) -> None:
 
 
 def show_versions(page: Page, token: str = ADMIN) -> None:
-    page.get_by_label("Token of operators").fill(token)
+    page.get_by_label("Operator token").fill(token)
     page.get_by_role("button", name="Show versions").click()
 
 
@@ -130,7 +130,7 @@ def test_the_served_version_is_compared_with_the_one_that_is_kept_beside_it(
     expect(cards.nth(0)).to_contain_text("store v1")
     expect(cards.nth(1)).to_contain_text("store v3")
     expect(page.locator("#compared")).to_have_text(
-        "The same user, asked of fair_base (v1) and reki_c (v3). Callers get v3."
+        "The same user, with fair_base (v1) and reki_c (v3). Callers get v3."
     )
     # Differences of the lists are marked, in words and not by colour alone.
     expect(cards.nth(0).locator("li.only")).to_contain_text(["only here"] * 4)
@@ -235,7 +235,7 @@ def test_an_unknown_user_has_no_knowledge_but_a_list(open_page: Open) -> None:
 def test_a_service_with_a_token_asks_for_it_once(open_page: Open) -> None:
     page = open_page(with_token=True)
     expect(page.locator("#problem")).to_contain_text("(token_needed)")
-    field = page.get_by_label("Token of the service")
+    field = page.get_by_label("Service token")
     expect(field).to_be_focused()
     field.fill(TOKEN)
     recommend(page, "u1")
@@ -292,7 +292,7 @@ def test_tokens_are_stored_nowhere(open_page: Open) -> None:
     )
     assert ADMIN not in kept
     page.reload()
-    expect(page.get_by_label("Token of operators")).to_have_value("")
+    expect(page.get_by_label("Operator token")).to_have_value("")
 
 
 def test_the_keyboard_alone_is_enough(open_page: Open) -> None:
@@ -310,7 +310,7 @@ def test_the_keyboard_alone_is_enough(open_page: Open) -> None:
     page.locator("#lists button").first.focus()
     page.keyboard.press("Enter")
     expect(page.locator("#item-title")).to_be_focused()
-    page.get_by_label("Token of operators").focus()
+    page.get_by_label("Operator token").focus()
     page.keyboard.type(ADMIN)
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Promote v2").focus()

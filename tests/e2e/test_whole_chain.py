@@ -16,11 +16,11 @@ import yaml
 
 from deployments.flows.graph_client import LocalClient
 from deployments.flows.recommend import RecommendFlow
+from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
-from deployments.parts.version_cache import StoreAccess
 from deployments.schemas import RecommendRequest
 from reki_ray import schema
 from reki_ray.config import RekiConfig

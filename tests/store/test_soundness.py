@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deployments.flows.graph_client import LocalClient
+from deployments.graph_args import StoreAccess
 from deployments.http.json_route import json_response
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.cli.options import show
 from reki_ray.core.strict_json import strict_json
 from reki_ray.core.workspace import Workspace

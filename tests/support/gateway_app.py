@@ -10,18 +10,18 @@ import httpx
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from deployments.extensions import Extensions
 from deployments.flows.graph_client import LocalClient
-from deployments.gateway import Extensions, build_api
-from deployments.http.api import GatewaySettings
+from deployments.gateway import build_api
+from deployments.graph_args import GraphArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.parts.version_cache import StoreAccess
 from reki_ray.config.edge import EdgeSettings
 
 EDGE = EdgeSettings(allow_anonymous=True, request_logs=False)
 
 
 def make(
-    backend: LocalClient,
+    graph: LocalClient,
     access: StoreAccess,
     extensions: Extensions | None = None,
     *,
@@ -30,9 +30,8 @@ def make(
 ) -> FastAPI:
     """The application over parts, with patience for a busy machine."""
     return build_api(
-        backend,
-        access,
-        GatewaySettings(**{"timeout_seconds": 60, "edge": EDGE, **settings}),
+        graph,
+        GraphArgs(**{**access.model_dump(), "timeout_seconds": 60, "edge": EDGE, **settings}),
         GatewayMetrics("replica"),
         extensions,
         answers_id=answers_id,

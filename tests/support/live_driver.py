@@ -3,8 +3,8 @@
 python -m tests.support.live_driver
 
 Reads a configuration a line, as JSON: the first one is served, each later one updates the running
-graph; an empty line asks for the health. Answers each with a line of JSON, {"url"}, {"error"} or
-{"healthy"}; ends at the end of its input.
+graph; an empty line asks for the health. Answers each with a line of JSON, {"url"} (the first with
+{"metrics"}, the URL of Ray's metrics), {"error"} or {"healthy"}; ends at the end of its input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     """Serve, update, end."""
     config = RekiConfig.model_validate_json(sys.stdin.readline())
     with launcher.start(config, Workspace(config.workspace)) as url:
-        _tell(url=url)
+        _tell(url=url, metrics=launcher.metrics_urls()[0])
         for line in sys.stdin:
             if not line.strip():
                 _tell(healthy=_is_healthy())

@@ -56,6 +56,7 @@ class LiveGraph:
     def __init__(self, process: subprocess.Popen[str], config: RekiConfig) -> None:
         self._process = process
         self._root = psutil.Process(process.pid)
+        self.metrics_url = ""
         self.url = self.update(config)
 
     def update(self, config: RekiConfig) -> str:
@@ -67,6 +68,7 @@ class LiveGraph:
         answer = self._tell(config.model_dump_json())
         if "error" in answer:
             raise RuntimeError(answer["error"])
+        self.metrics_url = answer.get("metrics", self.metrics_url)
         return str(answer["url"])
 
     def is_healthy(self) -> bool:
