@@ -100,8 +100,8 @@ class RetrievalBuilder:
         reporter: Shows progress.
         model: Fingerprint of the served model.
         seed: Of all that is random.
-        earlier: Retrieval files of the version before, whose towers are taken over where they
-            would come out the same; None where there are none.
+        earlier: Retrieval files of the version before, see `retrieval_folders`, whose towers are
+            taken over where they would come out the same.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class RetrievalBuilder:
         *,
         model: str,
         seed: int,
-        earlier: Path | None,
+        earlier: Sequence[Path],
     ) -> None:
         self._config = config
         self._settings = config.publish.retrieval
@@ -146,19 +146,20 @@ class RetrievalBuilder:
 
     def _taken_over(self, catalogue: TowerItems) -> Learned | None:
         """What the version before learned; None where it would come out otherwise now."""
-        folder = self._earlier
-        if folder is None or not (folder / TOWERS_FILE).exists():
+        if not self._earlier or not (self._earlier[0] / TOWERS_FILE).exists():
             return None
+        folder = self._earlier[0]
         description = read_description(folder)
         if description.fingerprint != self._key:
             return None
         towers = load_towers(folder)
-        items = IndexedTable(folder / ITEMS_FILE, ITEM_ID)
-        stored = item_vectors(items)
-        assert stored is not None
         vectors = towers.new_item_vectors(torch.from_numpy(catalogue.content)).numpy()
-        rows = items.find(catalogue.ids)
-        vectors[rows >= 0] = stored[rows[rows >= 0]]
+        for part in self._earlier:
+            items = IndexedTable(part / ITEMS_FILE, ITEM_ID)
+            stored = item_vectors(items)
+            assert stored is not None
+            rows = items.find(catalogue.ids)
+            vectors[rows >= 0] = stored[rows[rows >= 0]]
         return Learned(description, towers, vectors)
 
     def _trained(self, catalogue: TowerItems) -> Learned:

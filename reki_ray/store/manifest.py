@@ -24,13 +24,15 @@ VERIFIED: Final = "VERIFIED"
 MODEL_FOLDER: Final = "model"
 RERANKER_FOLDER: Final = "reranker"
 RETRIEVAL_FOLDER: Final = "retrieval"
+LATER_FOLDER: Final = "later"
+"""Below a compacted version's retrieval files: those of the deltas that were compacted."""
 PROFILES_FILE: Final = "profiles.arrow"
 CATALOGUE_FILE: Final = "catalogue.arrow"
 KNOWLEDGE_FILE: Final = "knowledge.arrow"
 VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.arrow"}
 
 MAX_LAYERS: Final = 9
-"""Every layer costs a lookup a search; `reki compact` makes one of all."""
+"""A lookup searches every layer in turn; `reki compact` merges them."""
 
 _READ_ONLY: Final = 0o444
 _OPEN_FOLDER: Final = 0o755
@@ -91,6 +93,11 @@ class Description(BaseModel):
         None, description="What puts recommendations in order; null: nothing does."
     )
     base: Base | None = Field(None, description="Version below a delta; null for a full version.")
+
+    @property
+    def vector_lengths(self) -> dict[Side, int]:
+        """Length of the stored vectors of each side that has any."""
+        return {side: len(vector) for side, vector in self.fallback.items()}
 
 
 class Manifest(Description):
@@ -189,6 +196,23 @@ def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
     return found
 
 
+def retrieval_folders(layers: Sequence[tuple[Path, Manifest]]) -> list[Path]:
+    """Retrieval files of a version and of its deltas, oldest first; empty for one without.
+
+    Args:
+        layers: Folder and manifest of the version, then of what it lies over.
+    """
+    folders = [folder / RETRIEVAL_FOLDER for folder, _ in reversed(layers)]
+    if not folders[0].is_dir():
+        return []
+    return [
+        part
+        for folder in folders
+        if folder.is_dir()
+        for part in (folder, *sorted(folder.glob(f"{LATER_FOLDER}/*")))
+    ]
+
+
 def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
     """Refuse a base that is not the one that a delta was made for.
 
@@ -196,8 +220,10 @@ def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> N
         StoreError: Its manifest is another one, or does not fit the delta's.
     """
     delta, base = above[1], below[1]
-    names = ("model_fingerprint", "dimension", "dtype", "prestore", "fallback")
+    names = ("model_fingerprint", "dimension", "dtype", "prestore")
     differing = [name for name in names if getattr(delta, name) != getattr(base, name)]
+    if delta.vector_lengths != base.vector_lengths:
+        differing.append("fallback")
     assert delta.base is not None
     if differing or checksum(below[0] / MANIFEST) != delta.base.manifest:
         what = ", ".join(differing) or "its manifest"

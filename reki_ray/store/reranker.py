@@ -20,6 +20,7 @@ from reki_ray.models.candidate_scorer import CatalogueInputs, HistoryEvent, User
 from reki_ray.models.list_scorer import ListScorer
 from reki_ray.schema import Side
 from reki_ray.store.hash_index import REPUBLISH
+from reki_ray.store.layers import LayeredVectors
 from reki_ray.store.manifest import RERANKER_FOLDER, VECTOR_FILES, RerankerDescription
 from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.vectors import VectorTable
@@ -44,8 +45,9 @@ class VersionReranker:
         description: RerankerDescription,
         items: Sequence[CatalogueItem] | None = None,
     ) -> None:
-        # A delta has the reranker of its base: ids that it adds get the fallback.
-        self._folder = version.layers[-1][0] / RERANKER_FOLDER
+        # A delta has the reranker of its base, and may have vectors of its own for it.
+        self._folders = [folder / RERANKER_FOLDER for folder, _ in version.layers]
+        self._folder = self._folders[-1]
         self._description = description
         self._fallback = {
             side: np.array(vector, np.float32) for side, vector in description.fallback.items()
@@ -111,8 +113,10 @@ class VersionReranker:
             )
         return loaded
 
-    def _table(self, side: Side) -> VectorTable:
-        return VectorTable(self._folder / VECTOR_FILES[side], self._fallback[side])
+    def _table(self, side: Side) -> LayeredVectors:
+        paths = [folder / VECTOR_FILES[side] for folder in self._folders]
+        paths = [path for path in paths[:-1] if path.exists()] + paths[-1:]
+        return LayeredVectors([VectorTable(path, self._fallback[side]) for path in paths])
 
 
 def open_reranker(version: StoreVersion) -> VersionReranker | None:

@@ -19,6 +19,7 @@ from reki_ray.schema import (
     ID,
     ITEM_ID,
     ITEM_IDS,
+    ITEMS_SCHEMA,
     MODEL,
     OF_CLUSTER,
     OF_ONE,
@@ -49,6 +50,9 @@ KNOWLEDGE_SCHEMA = pa.schema(
         pa.field(CREATED_AT, pa.int64()),
     ]
 )
+
+
+CATALOGUE_SCHEMA = pa.schema([ITEMS_SCHEMA.field(name) for name in (ITEM_ID, TITLE, ATTRIBUTES)])
 
 
 def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
@@ -93,7 +97,7 @@ def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.
 
 def catalogue_table(items: pa.Table) -> pa.Table:
     """Id, title and attributes of every item of table `ingest/items`."""
-    return items.select([ITEM_ID, TITLE, ATTRIBUTES])
+    return items.select(CATALOGUE_SCHEMA.names)
 
 
 def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]]) -> pa.Table:
