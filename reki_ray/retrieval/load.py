@@ -57,10 +57,12 @@ def open_candidates(version: StoreVersion) -> Candidates | PopularItems:
     towers make of their content.
 
     Raises:
-        StoreError: A file is missing or damaged, or they do not fit together.
+        StoreError: A file is missing or damaged, they do not fit together, or the version has no
+            model.
     """
     folders = retrieval_folders(version.layers)
     if not folders:
+        version.require_model()
         return PopularItems(version)
     tables = [IndexedTable(folder / ITEMS_FILE, ITEM_ID) for folder in folders]
     if len(version.catalogue) == sum(len(table) for table in tables):

@@ -261,7 +261,7 @@ def _differ(ours: pa.Array, theirs: pa.Array) -> Flags:
         any_part: Flags = np.stack(parts).any(axis=0)
         return any_part
     valid, other = (array.is_valid().to_numpy(zero_copy_only=False) for array in (ours, theirs))
-    differ: Flags = np.asarray(valid != other)
+    differ: Flags = np.bitwise_xor(valid, other)
     if not pa.types.is_nested(kind):
         unequal = pc.fill_null(pc.not_equal(ours, theirs), fill_value=False)
         differ |= unequal.to_numpy(zero_copy_only=False)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from reki_ray.errors import NotFiniteError
 from reki_ray.schema import VECTOR
-from reki_ray.store.manifest import RETRIEVAL_FOLDER
+from reki_ray.store.manifest import NO_MODEL, RETRIEVAL_FOLDER
 from reki_ray.store.tables import Profile
 from reki_ray.store.version import StoreVersion
 
@@ -53,6 +53,8 @@ def require_sound(version: StoreVersion) -> None:
                 _require_weights(path, masks=path.parent.name != RETRIEVAL_FOLDER)
             elif path.suffix == ".arrow":
                 _require_vectors(path)
+    if version.manifest.model_fingerprint == NO_MODEL:
+        return
     require_finite_scores(version, version.load_scorer(version.catalogue.first(_ITEMS)))
     _require_finite_orders(version)
 

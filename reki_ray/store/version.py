@@ -19,6 +19,7 @@ from reki_ray.store.manifest import (
     KNOWLEDGE_FILE,
     MANIFEST,
     MODEL_FOLDER,
+    NO_MODEL,
     PROFILES_FILE,
     VECTOR_FILES,
     Manifest,
@@ -104,13 +105,28 @@ class StoreVersion:
             self._check_table(table, side)
         return tables[0] if len(tables) == 1 else LayeredVectors(tables)
 
+    def require_model(self) -> None:
+        """Refuse a version that holds vectors alone.
+
+        Raises:
+            StoreError: It does.
+        """
+        if self.manifest.model_fingerprint == NO_MODEL:
+            raise StoreError(
+                f"version {self.name} holds vectors without a model: it answers lookups, but "
+                "scores and recommends nothing",
+                where=str(self.folder),
+                todo="Promote a version that `reki publish` wrote; `reki versions` lists them.",
+            )
+
     def load_model(self) -> ModelBundle:
         """The model that the vectors were computed with.
 
         Raises:
-            StoreError: The model's fingerprint is not the manifest's, or its vectors have
-                another length than the stored ones.
+            StoreError: The version holds vectors alone, the model's fingerprint is not the
+                manifest's, or its vectors have another length than the stored ones.
         """
+        self.require_model()
         from reki_ray.models import artifact  # see TYPE_CHECKING above
 
         folder = self.layers[-1][0] / MODEL_FOLDER  # a delta has the model of its base

@@ -22,21 +22,24 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from reki_ray.config import AdapterSettings, RekiConfig
 from reki_ray.core import atomic
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import StoreError
-from reki_ray.schema import SIDES
+from reki_ray.schema import ID, ITEM_ID, PROFILES_SCHEMA, SIDES, USER_ID, Side
 from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
 from reki_ray.store.export import export_side
+from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.kv import Advance, tell_nobody
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
@@ -44,6 +47,7 @@ from reki_ray.store.manifest import (
     MANIFEST,
     MANIFEST_FORMAT,
     MODEL_FOLDER,
+    NO_MODEL,
     PROFILES_FILE,
     VECTOR_FILES,
     Description,
@@ -60,6 +64,8 @@ from reki_ray.store.manifest import (
 from reki_ray.store.manifest import verify as verify_files
 from reki_ray.store.promotions import Promotion
 from reki_ray.store.soundness import require_sound
+from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA
+from reki_ray.store.vectors import DType, write_vectors
 from reki_ray.store.version import StoreVersion
 
 STORE_FOLDER: Final = "publish"
@@ -97,6 +103,9 @@ __all__ = [
 ]
 
 CURRENT: Final = "CURRENT"
+
+VectorsById = tuple[Sequence[str], npt.NDArray[Any]]
+"""N distinct ids and their vectors, shape (N, q)."""
 
 _SCRATCH: Final = ".scratch-"
 
@@ -270,6 +279,73 @@ class VersionStore:
             if promote:
                 self._promote_built(number, expected)
         return number
+
+    def publish_vectors(
+        self,
+        *,
+        users: VectorsById | None = None,
+        items: VectorsById | None = None,
+        dtype: DType = "float32",
+        promote: bool = True,
+    ) -> int:
+        """Publish vectors by id, of any origin and without a model; they serve lookups only.
+
+        Unknown ids get the mean vector of their side.
+
+        Args:
+            users: N distinct ids and their vectors, shape (N, q).
+            items: The same for items, whose vectors may have another length.
+            dtype: Stored type; float16 halves the files.
+            promote: Make it the current version.
+
+        Returns:
+            The new version's number.
+
+        Raises:
+            StoreError: An id occurs twice, or ids and vectors do not fit together.
+            NotFiniteError: A vector is not finite.
+
+        Example:
+            >>> import numpy as np, tempfile
+            >>> store = VersionStore(tempfile.mkdtemp())
+            >>> store.publish_vectors(items=(["m1", "m2"], np.eye(2, dtype=np.float32)))
+            1
+            >>> vectors, sources = store.open().items.lookup(["m2", "unknown"])
+            >>> vectors.tolist(), sources
+            ([[0.0, 1.0], [0.5, 0.5]], ['individual', 'fallback'])
+        """
+
+        def fill(folder: Path) -> Description:
+            for name, schema, key in (
+                (PROFILES_FILE, PROFILES_SCHEMA, USER_ID),
+                (CATALOGUE_FILE, CATALOGUE_SCHEMA, ITEM_ID),
+                (KNOWLEDGE_FILE, KNOWLEDGE_SCHEMA, ID),
+            ):
+                write_indexed(folder / name, schema.empty_table(), key)
+            fallback: dict[Side, list[float]] = {}
+            given: dict[Side, VectorsById | None] = {"users": users, "items": items}
+            for side, pair in given.items():
+                if pair is None:
+                    continue
+                ids, vectors = list(pair[0]), np.asarray(pair[1])
+                sources = ["individual"] * len(ids)
+                write_vectors(folder / VECTOR_FILES[side], ids, vectors, sources, dtype=dtype)
+                mean = vectors.mean(axis=0) if ids else np.zeros(vectors.shape[1])
+                fallback[side] = [float(value) for value in mean]
+            return Description(
+                arm="",
+                backbone="",
+                seed=0,
+                model_fingerprint=NO_MODEL,
+                dimension=0,
+                dtype=dtype,
+                prestore="r",
+                users=0,
+                items=0,
+                fallback=fallback,
+            )
+
+        return self.publish(fill, promote=promote)
 
     def upsert(self, delta: Delta, *, base: int | None = None, promote: bool = True) -> int:
         """Write a small version that lies over another.

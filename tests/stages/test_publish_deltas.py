@@ -147,7 +147,7 @@ def answers(version: StoreVersion, users: Sequence[str], items: Sequence[str]) -
         "sources": [version.users.sources(users), version.items.sources(items)],
         "knowledge": [
             [(version.cluster_of(side, name), version.knowledge(side, name)) for name in ids]
-            for side, ids in (("users", users), ("items", items))
+            for side, ids in zip(schema.SIDES, (users, items), strict=True)
         ],
         "candidates": {
             user: candidates.of(

@@ -212,7 +212,7 @@ def test_an_upsert_has_the_columns_of_its_base(store: VersionStore) -> None:
     assert version.catalogue.known(["m new"]) == [True]
     assert len(version.catalogue.ids) == len(version.catalogue)
     without_an_id = nullable.set_column(0, "item_id", pa.array(["m3", None], pa.string()))
-    with pytest.raises(StoreError, match="do not have the columns of catalogue.arrow"):
+    with pytest.raises(StoreError, match="do not have the columns of catalogue"):
         store.upsert(_delta(store, catalogue=without_an_id))
     assert store.current() == 2
 
