@@ -258,10 +258,10 @@ def _differ(ours: pa.Array, theirs: pa.Array) -> Flags:
         return far
     if pa.types.is_struct(kind):
         parts = [_differ(ours.field(i), theirs.field(i)) for i in range(kind.num_fields)]
-        any_part: Flags = np.stack(parts).any(axis=0)
+        any_part: Flags = np.logical_or.reduce(parts)
         return any_part
     valid, other = (array.is_valid().to_numpy(zero_copy_only=False) for array in (ours, theirs))
-    differ: Flags = np.bitwise_xor(valid, other)
+    differ: Flags = valid != other
     if not pa.types.is_nested(kind):
         unequal = pc.fill_null(pc.not_equal(ours, theirs), fill_value=False)
         differ |= unequal.to_numpy(zero_copy_only=False)

@@ -45,8 +45,6 @@ OTHERWISE = {
     "reki_ray/data/compression.py": {"_arrow"},
     # Lives as long as its process.
     "deployments/ingress.py": {"_own_folder"},
-    # `StreaKHC.save`, which is atomic.
-    "reki_ray/clustering/streakhc/durable.py": {"DurableStream.snapshot"},
 }
 """Functions that write without `reki_ray.core.atomic`, and why that does no harm."""
 
