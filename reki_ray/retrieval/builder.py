@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,17 +32,19 @@ from reki_ray.retrieval.files import (
     write_seen,
 )
 from reki_ray.retrieval.positives import Likes, Positives, held_positives, streamed_positives
-from reki_ray.retrieval.recall import drawn, recall
 from reki_ray.retrieval.tower_trainer import Fitting, all_item_vectors, fit
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.schema import ITEM_ID
 from reki_ray.store.hash_index import IndexedTable
-from reki_ray.training.dataset import read_dataset
+from reki_ray.training.dataset import Dataset, Ints, read_dataset
 from reki_ray.training.sample_stream import streams
 
 Vectors = npt.NDArray[np.float32]
+CANDIDATES: Final = 100
+_MEASURED: Final = 2000
+"""Samples that recall is measured on: the standard error of a share is then about 0.01."""
 IDS = "ids.weight"
-"""What was learned of ids: it lies in the items' vectors."""
+"""What was learned of ids: it is part of the items' vectors."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class RetrievalBuilder:
         return found or self._trained(catalogue)
 
     def _taken_over(self, catalogue: TowerItems) -> Learned | None:
-        """What the version before learned; None where it would come out otherwise now."""
+        """What the version before learned; None if training now would give something else."""
         if not self._earlier or not (self._earlier[0] / TOWERS_FILE).exists():
             return None
         folder = self._earlier[0]
@@ -207,7 +210,7 @@ def write_retrieval(
     Args:
         folder: Where to; made here.
         catalogue: Items of the version.
-        learned: What was learned of them.
+        learned: What was learned about them.
         history: All interactions, by user.
         exact_below: Items below which there is no index.
     """
@@ -251,3 +254,42 @@ def _scores(towers: TwoTower, vectors: Vectors, likes: Likes, samples: Positives
         users = towers.user_vectors(items, torch.from_numpy(liked), torch.from_numpy(there))
         scores: Vectors = (users @ items.T).numpy()
     return scores
+
+
+def drawn(positives: Positives, seed: int) -> Positives:
+    """At most `_MEASURED` of the samples, evenly drawn."""
+    order = np.random.default_rng(seed).permutation(len(positives))[:_MEASURED]
+    return positives.take(np.sort(order))
+
+
+def recall(dataset: Dataset, samples: Positives, scores: Vectors) -> float | None:
+    """Share of samples whose item is among the best ones that the user had not seen.
+
+    Args:
+        dataset: What users saw.
+        samples: N positive samples.
+        scores: Of all items for each (N, I); items of one score count in their order.
+
+    Returns:
+        None where there are no samples.
+    """
+    hits = [
+        _is_hit(row, int(item), _seen(dataset, int(user), int(position)))
+        for row, item, user, position in zip(
+            scores, samples.items, samples.users, samples.positions, strict=True
+        )
+    ]
+    return float(np.mean(hits)) if hits else None
+
+
+def _seen(dataset: Dataset, user: int, position: int) -> Ints:
+    start = dataset.offsets[user]
+    return dataset.past_items[start : start + position]
+
+
+def _is_hit(scores: Vectors, item: int, seen: Ints) -> bool:
+    """Whether fewer than `CANDIDATES` unseen items stand before it."""
+    before = scores > scores[item]
+    before[:item] |= scores[:item] == scores[item]
+    before[seen] = False
+    return item not in seen and int(before.sum()) < CANDIDATES

@@ -88,7 +88,7 @@ class Candidates:
         count: int,
         exclude: Sequence[str] = (),
     ) -> list[str]:
-        """Distinct unseen items, the best guess first; fewer than `count` where no more are left.
+        """Distinct unseen items, the best guess first; fewer than `count` if no more are left.
 
         Args:
             user_id: The user, whose stored interactions are all left out; any text.
@@ -106,7 +106,7 @@ class Candidates:
         return names
 
     def _rows(self, ids: Sequence[str]) -> Rows:
-        """Row of every item; -1 where there is none."""
+        """Row of every item; -1 for unknown items."""
         rows = self._items.find(ids)
         if self._new:
             for place in np.flatnonzero(rows < 0).tolist():
@@ -138,7 +138,7 @@ class Candidates:
 
     def _popular(self, count: int, excluded: Rows, found: Rows) -> Rows:
         left_out = np.append(excluded, found)
-        # No more of them than are left out can stand before the ones wanted.
+        # At most as many as are left out can precede the ones wanted.
         first = self._by_popularity[: count + len(left_out)]
         rows: Rows = first[~np.isin(first, left_out)][:count]
         return rows

@@ -63,7 +63,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     Raises:
         ConfigError: The configured arm cannot be served, or the workspace is remote.
         DataError: The representations do not cover the ids.
-        StoreError: What was built does not open; the old version stays in force.
+        StoreError: What was built does not open; the served version is unchanged.
     """
     chosen = choose_run(config, workspace)
     history = workspace.read_table(INTERACTIONS)
@@ -106,10 +106,10 @@ def publish_compared(
         workspace: Its workspace, which holds the store.
         tables: As in `publish_version`.
         history: As in `publish_version`.
-        reporter: Shows progress; also told why there is nothing to compare with.
+        reporter: Shows progress, and why there is nothing to compare with.
 
     Returns:
-        Number of the version; None where none is asked for, or it cannot be published: what is
+        Number of the version; None if none is configured or it cannot be published: what is
         served does not depend on it.
     """
     arm = config.publish.compare
@@ -154,7 +154,7 @@ def publish_version(
     Raises:
         ConfigError: The workspace is remote.
         DataError: The representations do not cover the ids.
-        StoreError: What was built does not open; the old version stays in force.
+        StoreError: What was built does not open; the served version is unchanged.
     """
     store = store_of(config, workspace)
     builder = VersionBuilder(config, workspace, tables, reporter, chosen, history)

@@ -29,7 +29,7 @@ class Regrouped:
         new: Ids that the round before did not know.
         moved: Ids that changed their cluster.
         clusters: Drift of every cluster.
-        again: Those of them that are to be asked about again.
+        again: Those to ask about again.
     """
 
     ids: int

@@ -132,7 +132,7 @@ def check_fits(delta: Delta, base: StoreVersion) -> None:
         raise StoreError(
             f"version {base.name} has {len(base.layers)} layers already",
             where=str(base.folder),
-            todo="Run `reki compact`, which makes one full version of them; then upsert again.",
+            todo="Run `reki compact`, which merges them into one full version; then upsert again.",
         )
 
 
@@ -202,7 +202,7 @@ def changes_over(
         base: Version that the delta would lie over.
 
     Returns:
-        None where a full version is due: a delta cannot express the change, the chain would be
+        None if a full version is due: a delta cannot express the change, the chain would be
         longer than MAX_LAYERS, or its deltas would hold more than DELTA_SHARE of the rows below.
     """
     ours, theirs = description, base.manifest

@@ -153,10 +153,10 @@ class IndexedTable:
         """Row of every key.
 
         Args:
-            keys: Keys, N of them, with repetitions and in any order.
+            keys: N keys, with repetitions and in any order.
 
         Returns:
-            First row of each key, shape (N,); -1 where there is none.
+            First row of each key, shape (N,); -1 for unknown keys.
         """
         found = np.full(len(keys), -1, dtype=np.int64)
         if not len(self) or not len(keys):

@@ -47,7 +47,7 @@ class LayeredTable:
         return sum(len(t) - len(h) for t, h in zip(self._tables, self._hidden, strict=True))
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """First row of a key; None where there is none."""
+        """First row of a key; None for an unknown one."""
         for table in self._tables:
             row = int(table.find([key])[0])
             if row >= 0:
@@ -106,7 +106,7 @@ class LayeredTable:
             rows: As `write_indexed` returns them.
 
         Returns:
-            All rows (N,) of keys that differ in any; None where no newer layer can make this table
+            All rows (N,) of keys that differ in any; None if no newer layer can make this table
             of these, because a key is missing or a column is of another type.
         """
         if any(not table.rows.schema.equals(rows.schema) for table in self._tables):
@@ -180,7 +180,7 @@ class LayeredVectors:
         return found
 
     def sources(self, ids: Sequence[str]) -> list[str]:
-        """Source of the vector of each id, as `lookup` tells it."""
+        """Source of the vector of each id, as `lookup` returns it."""
         named: list[str] = [FALLBACK for _ in ids]
         for table, places, rows in self._found(ids):
             for place, source in zip(places.tolist(), table.sources_at(rows), strict=True):
@@ -215,7 +215,7 @@ class LayeredVectors:
     def _found(
         self, ids: Sequence[str]
     ) -> Iterator[tuple[VectorTable, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Per layer: places in `ids` that it answers, and its rows of them."""
+        """Per layer: places in `ids` that it answers, and its rows."""
         pending = np.arange(len(ids))
         for table in self._tables:
             rows = table.find([ids[place] for place in pending.tolist()])

@@ -251,7 +251,7 @@ def write_manifest(folder: Path, description: Description, number: int) -> Manif
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in (*files, folder / MANIFEST):
-        # Replicas map these files: one that is cut short kills all of them by SIGBUS.
+        # Replicas map these files: one that is cut short kills every reader by SIGBUS.
         path.chmod(_READ_ONLY)
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
@@ -263,7 +263,7 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
     """What shows that files were written to since: manifests, sizes, times of the last change.
 
     Who verifies a version and notes its seal spares those who find the same seal to read all
-    files again. What a disk loses by itself leaves the seal as it is; only checksums find that.
+    files again. What a disk loses by itself leaves the seal unchanged; only checksums find that.
 
     Args:
         layers: Folder and manifest of a version and of all that it lies over.
@@ -301,7 +301,7 @@ def note_verified(root: Path, seal: str) -> None:
     """Spare later replicas the checksums of a version; a root that cannot be written to costs time.
 
     A promotion notes its seal in HISTORY. A copy of the root, as on another node, has other times
-    of change and so another seal, which nobody has noted.
+    of change and so another seal, which is not noted yet.
     """
     with contextlib.suppress(OSError), (root / VERIFIED).open("a", encoding="ascii") as file:
         file.write(f"{seal}\n")

@@ -87,7 +87,7 @@ class VersionReranker:
         Args:
             user_id: The user.
             profile: Attributes and past interactions.
-            stored: The version's vector of the user; None where it could not be read.
+            stored: The version's vector of the user; None if it could not be read.
             item_ids: Items, best guess first.
         """
         return self.scorer.order(self.user_input(user_id, profile, stored), item_ids)
@@ -120,7 +120,7 @@ class VersionReranker:
 
 
 def open_reranker(version: StoreVersion) -> VersionReranker | None:
-    """The reranker of an opened version; None where it has none.
+    """The reranker of an opened version; None if it has none.
 
     Raises:
         StoreError: A file is missing or damaged, or is not what the manifest says.

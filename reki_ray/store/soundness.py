@@ -1,4 +1,4 @@
-"""Whether a version's numbers are numbers: weights, vectors, and the scores of real ids.
+"""Checks that a version's weights, vectors and scores are finite.
 
 Training that has diverged leaves NaN behind, checksums of which are as good as any. A version that
 holds them is neither published nor promoted nor served.
@@ -30,11 +30,11 @@ _ITEMS: Final = 64
 _USERS: Final = 8
 _VALUES_A_STEP: Final = 1 << 22
 _LARGEST: Final = 1e18
-"""The square of a larger weight is no finite number."""
+"""The square of a larger weight is not finite."""
 
 
 def require_sound(version: StoreVersion) -> None:
-    """Refuse a version whose weights, vectors or scores are no finite numbers.
+    """Refuse a version whose weights, vectors or scores are not finite.
 
     Args:
         version: The opened version; all of its vectors are read.
@@ -67,7 +67,7 @@ def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> Non
         scorer: Its scorer.
 
     Raises:
-        NotFiniteError: A score is no finite number.
+        NotFiniteError: A score is not finite.
     """
     items = [item.item_id for item in version.catalogue.first(_ITEMS)]
     questions = [(user, [*items, ""]) for user in _users(version)]

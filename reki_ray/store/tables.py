@@ -139,7 +139,7 @@ def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]
 
 def knowledge_key(kind: str, subject_id: str) -> str:
     """Key of a subject's rows in the table of knowledge."""
-    # A kind holds no slash, so that the first one divides kind and id.
+    # A kind has no slash: the first one divides kind and id.
     return f"{kind}/{subject_id}"
 
 
@@ -199,7 +199,7 @@ class Profiles:
         return len(self.layers)
 
     def get(self, user_id: str) -> Profile | None:
-        """Profile of a user; None where there is none."""
+        """Profile of a user; None for an unknown one."""
         found = self.layers.get(user_id)
         if found is None:
             return None
@@ -246,7 +246,7 @@ class Catalogue:
         return [attributes_of(pairs) for pairs in stored]
 
     def get(self, item_id: str) -> CatalogueItem | None:
-        """An item; None where there is none."""
+        """An item; None for an unknown one."""
         found = self.layers.get(item_id)
         return None if found is None else _catalogue_item(found)
 
@@ -273,7 +273,7 @@ class Knowledge:
         self.layers = LayeredTable(paths, ID)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
-        """Cluster whose knowledge the id shares; None where it has its own or none."""
+        """Cluster whose knowledge the id shares; None if it has its own or none."""
         for row in self._rows(OF_ONE[side], subject_id):
             if row[CLUSTER_ID] is not None:
                 return str(row[CLUSTER_ID])

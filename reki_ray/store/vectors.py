@@ -64,7 +64,9 @@ def write_vectors(
     codes = pc.index_in(pa.array(sources, pa.string()), value_set=pa.array(SOURCES))
     if codes.null_count:
         raise StoreError(
-            "a source is none of " + ", ".join(SOURCES), where=str(path), todo="Name one of them."
+            "a source is not one of " + ", ".join(SOURCES),
+            where=str(path),
+            todo="Name one of them.",
         )
     factors = pa.array(np.zeros(len(ids), np.uint8))
     columns = {
@@ -140,7 +142,7 @@ class VectorTable:
         """Nothing to close: the mapping goes with its last reader."""
 
     def find(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Row of every id, shape (N,); -1 where there is none."""
+        """Row of every id, shape (N,); -1 for unknown ids."""
         return self.index.find(ids)
 
     def holds(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -165,7 +167,7 @@ class VectorTable:
         return vectors, self.sources_at(rows)
 
     def sources(self, ids: Sequence[str]) -> list[str]:
-        """Source of the vector of each id, as `lookup` tells it."""
+        """Source of the vector of each id, as `lookup` returns it."""
         return self.sources_at(self.index.find(ids))
 
     def sources_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
@@ -182,6 +184,6 @@ def _source_codes(rows: pa.Table, path: Path) -> tuple[list[str], npt.NDArray[np
     """Names of sources, with `fallback` once more at the end, and the mapped codes (N,)."""
     column = single_chunk(rows, SOURCE)
     if column.type != pa.dictionary(pa.uint8(), pa.string()):
-        raise StoreError("the sources are no codes", where=str(path), todo=REPUBLISH)
+        raise StoreError("the sources are not codes", where=str(path), todo=REPUBLISH)
     codes = column.indices.to_numpy(zero_copy_only=True)
     return [*column.dictionary.to_pylist(), FALLBACK], codes

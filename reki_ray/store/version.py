@@ -83,19 +83,19 @@ class StoreVersion:
         return self.manifest.prestore
 
     def profile(self, user_id: str) -> Profile | None:
-        """Attributes and latest interactions of a user; None where the user is unknown."""
+        """Attributes and latest interactions of a user; None for an unknown one."""
         return self.profiles.get(user_id)
 
     def knowledge(self, side: Side, subject_id: str) -> list[KnowledgeEntry]:
-        """The text behind the vector of an id; empty where there is none."""
+        """The text behind the vector of an id; empty if there is none."""
         return self.knowledge_rows.of(side, subject_id)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
-        """Cluster whose knowledge an id shares; None where it has its own or none."""
+        """Cluster whose knowledge an id shares; None if it has its own or none."""
         return self.knowledge_rows.cluster_of(side, subject_id)
 
     def stored_vectors(self, side: Side) -> StoredVectors | None:
-        """The vectors of a side in the version's own files; None where there are none."""
+        """The vectors of a side in the version's own files; None if there are none."""
         fallback = self.manifest.fallback.get(side)
         if fallback is None:
             return None

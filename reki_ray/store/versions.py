@@ -6,11 +6,11 @@
     <root>/HISTORY                         which versions were promoted when
 
 A version is built in a scratch folder, checked, and renamed into place; then the pointer
-moves by a rename. A crash at any moment leaves the old version in force. A delta has no
+moves by a rename. A crash at any moment leaves the served version unchanged. A delta has no
 model/ and names the version that it lies over, which must stay.
 
 Writers of versions take turns by one lock; the pointer has a lock of its own, which is held for
-its move alone: nobody who promotes waits for a version that is being built or exported.
+its move alone: a promotion never waits for a version that is being built or exported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
 from reki_ray.store.export import export_side
 from reki_ray.store.hash_index import write_indexed
-from reki_ray.store.kv import Advance, tell_nobody
+from reki_ray.store.kv import Advance, ignore_progress
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -170,7 +170,7 @@ class VersionStore:
             ) from error
         if _NUMBER.fullmatch(content) is None:
             raise StoreError(
-                "the pointer holds no version number",
+                "the pointer does not hold a version number",
                 where=str(pointer),
                 todo=f"Run `reki promote N` with one of {self.versions()}.",
             )
@@ -256,7 +256,7 @@ class VersionStore:
 
         Raises:
             StoreError: The disk refuses, what was built does not open or cannot be exported, or
-                another version than the expected one is current; the old version stays in force.
+                another version than the expected one is current; the served version is unchanged.
         """
         atomic.make_folder(self.root)
         with FileLock(self.root / ".lock", mode=_LOCK_MODE):
@@ -359,7 +359,7 @@ class VersionStore:
             The new version's number.
 
         Raises:
-            StoreError: The delta does not fit the base; the old version stays in force.
+            StoreError: The delta does not fit the base; the served version is unchanged.
         """
 
         def fill(folder: Path) -> Description:
@@ -381,7 +381,7 @@ class VersionStore:
             The full version's number; the given one's where it is full already.
 
         Raises:
-            StoreError: A layer is missing or damaged; the old version stays in force.
+            StoreError: A layer is missing or damaged; the served version is unchanged.
         """
         manifest = self.open(version).manifest
         if manifest.base is None:
@@ -404,7 +404,7 @@ class VersionStore:
 
         Raises:
             StoreError: The version is missing, damaged, or its vectors do not fit its model, or
-                another version than the expected one is current; the old version stays in force.
+                another version than the expected one is current; the served version is unchanged.
         """
         self._require_current(expected)
         self._promote(version, expected=expected, rollback=False)
@@ -421,7 +421,7 @@ class VersionStore:
 
         Raises:
             StoreError: There is none, or it is damaged, or another version than the expected one
-                is current, or becomes so meanwhile; the old version stays in force.
+                is current, or becomes so meanwhile; the served version is unchanged.
         """
         self._require_current(expected)
         present = self.current()
@@ -475,7 +475,7 @@ class VersionStore:
 
     def _seal_of_built(self, number: int) -> str:
         layers = self.layers(number)
-        base = layers[0][1].base  # nobody has compared its checksums now
+        base = layers[0][1].base  # its checksums were not compared now
         return seal_of(layers) if base is None or self._is_sealed(base.version) else ""
 
     def _is_sealed(self, number: int) -> bool:
@@ -551,14 +551,14 @@ class VersionStore:
 
 
 def export_vectors(
-    version: StoreVersion, settings: AdapterSettings, advance: Advance = tell_nobody
+    version: StoreVersion, settings: AdapterSettings, advance: Advance = ignore_progress
 ) -> int:
     """Load the vectors of an opened version into LMDB or a server; does nothing the second time.
 
     Args:
         version: Any opened version; layers are flattened.
         settings: Where to; kind arrow needs no export.
-        advance: Told how many vectors were written since it was told last.
+        advance: Receives the number of vectors written since its last call.
 
     Returns:
         Number of vectors that are there now.

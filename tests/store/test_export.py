@@ -141,7 +141,7 @@ def test_an_unfinished_export_is_refused_and_can_be_repeated(
     prefix = prefix_of(settings.namespace, 1, "users")
     with redis.Redis.from_url(settings.url) as client:
         client.delete(meta_key(prefix))
-        with pytest.raises(StoreError, match="no whole export"):
+        with pytest.raises(StoreError, match="no complete export"):
             open_vectors(settings, 1, "users", FALLBACK, "manifest")
         export_side(settings, 1, "users", table, "manifest")
         client.set(prefix + b"=a", b"short")
