@@ -98,9 +98,7 @@ class RetrievalBuilder:
     """Learns what the retrieval of a version needs.
 
     Args:
-        config: The run.
         run: Its workspace, which holds the samples.
-        reporter: Shows progress.
         model: Fingerprint of the served model.
         seed: Of all that is random.
         earlier: Retrieval files of the version before, see `retrieval_folders`, whose towers are
@@ -209,8 +207,6 @@ def write_retrieval(
 
     Args:
         folder: Where to; made here.
-        catalogue: Items of the version.
-        learned: What was learned about them.
         history: All interactions, by user.
         exact_below: Items below which there is no index.
     """

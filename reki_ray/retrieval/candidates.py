@@ -93,7 +93,6 @@ class Candidates:
         Args:
             user_id: The user, whose stored interactions are all left out; any text.
             history: Items that the user met and their ratings, oldest first; left out too.
-            count: Most items.
             exclude: Items to leave out besides.
         """
         met = self._rows([item for item, _ in history])

@@ -94,7 +94,6 @@ def write_items(
     """Write the items, and the index over their vectors where it pays.
 
     Args:
-        folder: Where to.
         ids: I distinct ids.
         samples: Training samples of each (I,).
         vectors: Their vectors (I, D); None without.

@@ -58,7 +58,6 @@ class ItemIndex:
 
         Args:
             query: (D,).
-            count: Most items.
             excluded: Distinct rows that must not be among them (E,).
         """
         wide = count + len(excluded)

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 class PopularItems:
-    """The most popular unseen items, for a version that was published without retrieval files.
-
-    Args:
-        version: The opened version.
-    """
+    """The most popular unseen items, for a version that was published without retrieval files."""
 
     def __init__(self, version: StoreVersion) -> None:
         path = version.layers[-1][0] / MODEL_FOLDER / "model.json"

@@ -102,7 +102,6 @@ def publish_compared(
     """Publish the arm of `publish.compare` beside the served one.
 
     Args:
-        config: The run.
         workspace: Its workspace, which holds the store.
         tables: As in `publish_version`.
         history: As in `publish_version`.
@@ -142,14 +141,10 @@ def publish_version(
     `changes_over`.
 
     Args:
-        config: The run.
         workspace: Its workspace, which holds the store.
         tables: Holds users, items, clusters, knowledge and representations: of the run itself, or
             of a later round over new events.
-        chosen: Trained run to serve.
         history: All interactions, by user, then time; profiles keep the latest.
-        reporter: Shows progress.
-        promote: Make it current.
 
     Raises:
         ConfigError: The workspace is remote.
@@ -196,11 +191,7 @@ class VersionBuilder:
     """Writes the files of a version.
 
     Args:
-        config: The run.
         run: Its workspace, which holds samples and trained runs.
-        tables: Holds the tables of the version.
-        reporter: Shows progress.
-        chosen: Trained run to serve.
         history: All interactions, by user, then time.
     """
 

@@ -45,10 +45,8 @@ def regroup(
     """Write the cluster tables of a round, on the Ray cluster that is initialised.
 
     Args:
-        config: The run.
         earlier: Of the round before, or of the run itself.
         workspace: Of this round; holds the tables of stage ingest.
-        reporter: Shows progress.
 
     Raises:
         DataError: A table is missing or damaged.

@@ -107,9 +107,7 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
     """Keep a batch, and bring the published version up to date.
 
     Args:
-        config: A run that is trained.
         files: Files of a batch; None takes up what was kept, as after a round that was cut off.
-        reporter: Shows progress.
 
     Raises:
         ConfigError: The run is not trained, its workspace is remote, or another run holds it.
@@ -148,7 +146,6 @@ def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]
     """Tables and interactions of the latest round over a run; of the run itself before the first.
 
     Args:
-        workspace: Of the run.
         base: Fingerprint of its training.
 
     Raises:
@@ -271,14 +268,8 @@ def publish_arm(
     """Publish a trained arm over the same tables as the latest version of the run.
 
     Args:
-        config: A run that is trained.
-        workspace: Its folder.
-        reporter: Shows progress.
         arm: Which one; None takes that of `publish.arm`.
         promote: Serve it from now on.
-
-    Returns:
-        All versions.
 
     Raises:
         ConfigError: The run is not trained, the arm is not one of its arms or cannot be served, the

@@ -18,7 +18,6 @@ class VersionEntry(BaseModel):
     """One version.
 
     Attributes:
-        version: Its number.
         current: Whether it is served.
         base: Version that it lies over; None for a full version.
         layers: Number of layers; 0 if it does not open.
@@ -62,7 +61,6 @@ class Exported(BaseModel):
     """An export.
 
     Attributes:
-        version: Number of the version.
         kind: lmdb or redis.
         namespace: Begin of its keys.
         vectors: Vectors that are there now.

@@ -64,7 +64,6 @@ class NewVectors:
     """Vectors of new or changed ids.
 
     Attributes:
-        ids: N distinct ids.
         vectors: As the base prestores them, h or r, shape (N, q).
         sources: Where each comes from: individual, cluster or fallback.
     """
@@ -85,7 +84,6 @@ class Delta:
         prestore: Whether they are h or r.
         vectors: New or changed vectors, a side.
         profiles: Table of PROFILES_SCHEMA, as `profiles_table` makes it.
-        catalogue: Table of `catalogue_table`.
         knowledge: Table of `knowledge_table`; it replaces all rows of the subjects in it.
     """
 

@@ -33,10 +33,6 @@ def export_side(  # what names an export
     """Load one side; see `versions.export_vectors`.
 
     Args:
-        settings: Where to.
-        version: Number of the version.
-        side: Users or items.
-        vectors: What to load.
         manifest: SHA-256 of the version's manifest; readers ask for the same.
         advance: Receives the number of vectors written since its last call.
     """
@@ -63,11 +59,7 @@ def open_vectors(  # what names an export
     """Open one side of an export.
 
     Args:
-        settings: Kind lmdb or redis.
-        version: Number of the version.
-        side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
-        manifest: SHA-256 of the version's manifest.
         exported: What was exported, to distinguish lost ids from unknown ones.
 
     Raises:

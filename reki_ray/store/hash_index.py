@@ -50,7 +50,6 @@ def write_indexed(
     """Write a table as an Arrow IPC file that `IndexedTable` finds rows in.
 
     Args:
-        path: New file.
         data: Rows in any order.
         key: Column of strings to find rows by; a key may occur in several rows, which then
             keep their order.
@@ -113,7 +112,6 @@ class IndexedTable:
     """A file of `write_indexed`, memory-mapped.
 
     Args:
-        path: The file.
         key: Column to find rows by.
         hashing: Hash that the file was written with.
 

@@ -87,7 +87,6 @@ class Meta(BaseModel):
     Attributes:
         rows: Number of ids.
         dimension: Length of a vector.
-        dtype: Stored type.
         manifest: SHA-256 of the exported version's manifest.
     """
 

@@ -77,10 +77,7 @@ class LmdbVectors(ServedVectors):
     Args:
         root: Folder of all exports.
         namespace: Begin of every key.
-        version: Number of the version.
-        side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
-        manifest: SHA-256 of the version's manifest.
         exported: What was exported, see `ServedVectors`.
 
     Raises:

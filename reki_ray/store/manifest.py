@@ -171,10 +171,6 @@ def folder_of(root: Path, version: int) -> Path:
 def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
     """Folders and manifests of a version and of all that it lies over, newest first.
 
-    Args:
-        root: Folder of all versions.
-        version: Number of the version.
-
     Raises:
         StoreError: One is missing, was changed, or does not fit the one above it.
     """

@@ -78,7 +78,6 @@ def extended(root: Path, current: int | None, move: Promotion) -> bytes:
         root: Folder of the versions.
         current: The present version, which a crash may have kept out of the history: then it is
             noted too; None if nothing is served.
-        move: The promotion.
     """
     path = root / HISTORY
     content = path.read_bytes() if path.exists() else b""

@@ -38,10 +38,7 @@ class RedisVectors(ServedVectors):
 
     Args:
         settings: Address, namespace and time of a call.
-        version: Number of the version.
-        side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
-        manifest: SHA-256 of the version's manifest.
         exported: What was exported, see `ServedVectors`.
 
     Raises:

@@ -31,7 +31,6 @@ class VersionReranker:
     """Puts lists in order with the reranker of one opened version.
 
     Args:
-        version: The opened version.
         description: What its manifest says of the reranker.
         items: Part of the catalogue to put in order; None takes all of it.
 

@@ -62,10 +62,6 @@ def require_sound(version: StoreVersion) -> None:
 def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> None:
     """Score some of a version's own users and items, which also sets up what later scores reuse.
 
-    Args:
-        version: The opened version.
-        scorer: Its scorer.
-
     Raises:
         NotFiniteError: A score is not finite.
     """

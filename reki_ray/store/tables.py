@@ -59,7 +59,6 @@ def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.
     """Profiles with the latest interactions of every user.
 
     Args:
-        users: Table `ingest/users`.
         interactions: Table `ingest/interactions`, sorted by user, then time.
         history: Largest number of interactions kept a user.
 

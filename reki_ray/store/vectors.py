@@ -41,8 +41,6 @@ def write_vectors(
     """Write the vectors of one side.
 
     Args:
-        path: New file.
-        ids: N distinct ids.
         vectors: Augmented vectors h, shape (N, q).
         sources: Where each vector comes from: individual, cluster or fallback.
         dtype: Stored type; float16 halves the file and costs about 3 decimal digits.
@@ -151,9 +149,6 @@ class VectorTable:
 
     def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """Vectors of ids.
-
-        Args:
-            ids: N ids, with repetitions and in any order.
 
         Returns:
             Vectors, shape (N, q), and the source of each; an unknown id gets the fallback

@@ -198,7 +198,6 @@ class VersionStore:
         """Open a version.
 
         Args:
-            version: Its number; None opens the current one.
             verify: Compare every file of every layer with its checksum, which reads all of it.
             vectors: Where vectors are looked up; None: in the version's own files.
 
@@ -218,9 +217,6 @@ class VersionStore:
 
         Vectors are those of `vectors`. Checksums are compared only where the files are not those
         that a promotion, or a replica before, has compared.
-
-        Args:
-            version: Its number; None opens the current one.
 
         Raises:
             StoreError: See `open`.
@@ -248,11 +244,7 @@ class VersionStore:
 
         Args:
             fill: Writes the version's files into a folder, and describes them.
-            promote: Make it the current one.
             expected: Promote it only if this version is current at the end; None: whichever is.
-
-        Returns:
-            The new version's number.
 
         Raises:
             StoreError: The disk refuses, what was built does not open or cannot be exported, or
@@ -297,9 +289,6 @@ class VersionStore:
             items: The same for items, whose vectors may have another length.
             dtype: Stored type; float16 halves the files.
             promote: Make it the current version.
-
-        Returns:
-            The new version's number.
 
         Raises:
             StoreError: An id occurs twice, or ids and vectors do not fit together.
@@ -353,10 +342,6 @@ class VersionStore:
         Args:
             delta: New and changed rows.
             base: Version to lie over; None takes the current one.
-            promote: Make it the current one.
-
-        Returns:
-            The new version's number.
 
         Raises:
             StoreError: The delta does not fit the base; the served version is unchanged.
@@ -399,7 +384,6 @@ class VersionStore:
         """Make a version the current one, after its checksums were verified and it was opened.
 
         Args:
-            version: Its number.
             expected: Do so only if this version is current; None: whichever is.
 
         Raises:
@@ -415,9 +399,6 @@ class VersionStore:
         Args:
             expected: Do so only if this version is current, so that a command that is sent twice
                 goes back once; None: whichever is.
-
-        Returns:
-            Its number.
 
         Raises:
             StoreError: There is none, or it is damaged, or another version than the expected one
