@@ -170,7 +170,7 @@ class VersionStore:
             ) from error
         if _NUMBER.fullmatch(content) is None:
             raise StoreError(
-                "the pointer does not hold a version number",
+                "the pointer holds no version number",
                 where=str(pointer),
                 todo=f"Run `reki promote N` with one of {self.versions()}.",
             )
