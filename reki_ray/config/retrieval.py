@@ -45,6 +45,6 @@ class RetrievalConfig(Section):
     exact_below: int = Field(
         100_000,
         ge=0,
-        description="Items below which all of them are looked at, which is exact and takes a "
-        "millisecond; more get an approximate index (HNSW).",
+        description="Catalogues below this size are searched whole, which is exact and takes a "
+        "millisecond; larger ones get an approximate index (HNSW).",
     )

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -31,17 +32,19 @@ from reki_ray.retrieval.files import (
     write_seen,
 )
 from reki_ray.retrieval.positives import Likes, Positives, held_positives, streamed_positives
-from reki_ray.retrieval.recall import drawn, recall
 from reki_ray.retrieval.tower_trainer import Fitting, all_item_vectors, fit
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.schema import ITEM_ID
 from reki_ray.store.hash_index import IndexedTable
-from reki_ray.training.dataset import read_dataset
+from reki_ray.training.dataset import Dataset, Ints, read_dataset
 from reki_ray.training.sample_stream import streams
 
 Vectors = npt.NDArray[np.float32]
+CANDIDATES: Final = 100
+_MEASURED: Final = 2000
+"""Samples that recall is measured on: the standard error of a share is then about 0.01."""
 IDS = "ids.weight"
-"""What was learned of ids: it lies in the items' vectors."""
+"""What was learned of ids: it is part of the items' vectors."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,11 @@ class RetrievalBuilder:
     """Learns what the retrieval of a version needs.
 
     Args:
-        config: The run.
         run: Its workspace, which holds the samples.
-        reporter: Shows progress.
         model: Fingerprint of the served model.
         seed: Of all that is random.
-        earlier: Retrieval files of the version before, whose towers are taken over where they
-            would come out the same; None where there are none.
+        earlier: Retrieval files of the version before, see `retrieval_folders`, whose towers are
+            taken over where they would come out the same.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class RetrievalBuilder:
         *,
         model: str,
         seed: int,
-        earlier: Path | None,
+        earlier: Sequence[Path],
     ) -> None:
         self._config = config
         self._settings = config.publish.retrieval
@@ -145,20 +146,21 @@ class RetrievalBuilder:
         return found or self._trained(catalogue)
 
     def _taken_over(self, catalogue: TowerItems) -> Learned | None:
-        """What the version before learned; None where it would come out otherwise now."""
-        folder = self._earlier
-        if folder is None or not (folder / TOWERS_FILE).exists():
+        """What the version before learned; None if training now would give something else."""
+        if not self._earlier or not (self._earlier[0] / TOWERS_FILE).exists():
             return None
+        folder = self._earlier[0]
         description = read_description(folder)
         if description.fingerprint != self._key:
             return None
         towers = load_towers(folder)
-        items = IndexedTable(folder / ITEMS_FILE, ITEM_ID)
-        stored = item_vectors(items)
-        assert stored is not None
         vectors = towers.new_item_vectors(torch.from_numpy(catalogue.content)).numpy()
-        rows = items.find(catalogue.ids)
-        vectors[rows >= 0] = stored[rows[rows >= 0]]
+        for part in self._earlier:
+            items = IndexedTable(part / ITEMS_FILE, ITEM_ID)
+            stored = item_vectors(items)
+            assert stored is not None
+            rows = items.find(catalogue.ids)
+            vectors[rows >= 0] = stored[rows[rows >= 0]]
         return Learned(description, towers, vectors)
 
     def _trained(self, catalogue: TowerItems) -> Learned:
@@ -205,8 +207,6 @@ def write_retrieval(
 
     Args:
         folder: Where to; made here.
-        catalogue: Items of the version.
-        learned: What was learned of them.
         history: All interactions, by user.
         exact_below: Items below which there is no index.
     """
@@ -250,3 +250,42 @@ def _scores(towers: TwoTower, vectors: Vectors, likes: Likes, samples: Positives
         users = towers.user_vectors(items, torch.from_numpy(liked), torch.from_numpy(there))
         scores: Vectors = (users @ items.T).numpy()
     return scores
+
+
+def drawn(positives: Positives, seed: int) -> Positives:
+    """At most `_MEASURED` of the samples, evenly drawn."""
+    order = np.random.default_rng(seed).permutation(len(positives))[:_MEASURED]
+    return positives.take(np.sort(order))
+
+
+def recall(dataset: Dataset, samples: Positives, scores: Vectors) -> float | None:
+    """Share of samples whose item is among the best ones that the user had not seen.
+
+    Args:
+        dataset: What users saw.
+        samples: N positive samples.
+        scores: Of all items for each (N, I); items of one score count in their order.
+
+    Returns:
+        None where there are no samples.
+    """
+    hits = [
+        _is_hit(row, int(item), _seen(dataset, int(user), int(position)))
+        for row, item, user, position in zip(
+            scores, samples.items, samples.users, samples.positions, strict=True
+        )
+    ]
+    return float(np.mean(hits)) if hits else None
+
+
+def _seen(dataset: Dataset, user: int, position: int) -> Ints:
+    start = dataset.offsets[user]
+    return dataset.past_items[start : start + position]
+
+
+def _is_hit(scores: Vectors, item: int, seen: Ints) -> bool:
+    """Whether fewer than `CANDIDATES` unseen items stand before it."""
+    before = scores > scores[item]
+    before[:item] |= scores[:item] == scores[item]
+    before[seen] = False
+    return item not in seen and int(before.sum()) < CANDIDATES

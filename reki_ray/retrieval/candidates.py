@@ -23,7 +23,8 @@ from reki_ray.retrieval.files import (
 )
 from reki_ray.retrieval.index import ItemIndex, best_rows
 from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID
-from reki_ray.store.hash_index import REPUBLISH, IndexedTable, column_values, single_chunk
+from reki_ray.store.hash_index import REPUBLISH, IndexedTable, column_values, hash_keys
+from reki_ray.store.layers import LayeredTable
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -33,7 +34,7 @@ NOTHING: Rows = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class NewItems:
-    """Items that came after the retrieval files were written.
+    """Items that the retrieval files do not hold.
 
     Args:
         ids: N ids.
@@ -48,26 +49,27 @@ class Candidates:
     """Finds unseen items: near a user who is known by what they liked, popular for others.
 
     Args:
-        folder: The retrieval files.
-        new: Later items.
+        folders: The retrieval files, and those of deltas over them, oldest first.
+        new: Items of no file.
 
     Raises:
         StoreError: A file is missing or damaged, or they do not fit together.
     """
 
-    def __init__(self, folder: Path, new: NewItems | None = None) -> None:
+    def __init__(self, folders: Sequence[Path], new: NewItems | None = None) -> None:
+        folder, *later = folders
         items = IndexedTable(folder / ITEMS_FILE, ITEM_ID)
         self._items = items
-        self._seen = IndexedTable(folder / SEEN_FILE, USER_ID)
+        self._seen = LayeredTable([part / SEEN_FILE for part in reversed(folders)], USER_ID)
         self._description = read_description(folder)
-        new = new or NewItems((), None)
+        new = _later_items([IndexedTable(part / ITEMS_FILE, ITEM_ID) for part in later], new)
         self._keys = pa.chunked_array([items.keys, pa.array(new.ids, pa.large_string())])
         self._new = {item: row for row, item in enumerate(new.ids, len(items))}
-        # Later items stand behind all others.
-        popular = np.argsort(
-            -column_values(items.rows, SAMPLE_COUNT).astype(np.int64), kind="stable"
-        )
-        self._by_popularity: Rows = np.append(popular, np.arange(len(items), len(self._keys)))
+        # No later item was in the training. Ties by hash, as the rows of one file are sorted.
+        counts = np.zeros(len(self._keys), np.int64)
+        counts[: len(items)] = column_values(items.rows, SAMPLE_COUNT)
+        hashes = np.append(items.hashes, hash_keys(new.ids))
+        self._by_popularity: Rows = np.lexsort((hashes, -counts))
         self._vectors = item_vectors(items)
         if self._vectors is not None:
             path = folder / INDEX_FILE
@@ -86,12 +88,11 @@ class Candidates:
         count: int,
         exclude: Sequence[str] = (),
     ) -> list[str]:
-        """Distinct unseen items, the best guess first; fewer than `count` where no more are left.
+        """Distinct unseen items, the best guess first; fewer than `count` if no more are left.
 
         Args:
             user_id: The user, whose stored interactions are all left out; any text.
             history: Items that the user met and their ratings, oldest first; left out too.
-            count: Most items.
             exclude: Items to leave out besides.
         """
         met = self._rows([item for item, _ in history])
@@ -104,7 +105,7 @@ class Candidates:
         return names
 
     def _rows(self, ids: Sequence[str]) -> Rows:
-        """Row of every item; -1 where there is none."""
+        """Row of every item; -1 for unknown items."""
         rows = self._items.find(ids)
         if self._new:
             for place in np.flatnonzero(rows < 0).tolist():
@@ -112,12 +113,8 @@ class Candidates:
         return rows
 
     def _stored(self, user_id: str) -> Rows:
-        row = int(self._seen.find([user_id])[0])
-        if row < 0:
-            return NOTHING
-        met = single_chunk(self._seen.rows, ITEM_ROWS)[row].values
-        rows: Rows = met.to_numpy().astype(np.int64)
-        return rows
+        met = self._seen.list_of(user_id, ITEM_ROWS)
+        return NOTHING if met is None else met.to_numpy().astype(np.int64)
 
     def _near(self, ratings: Sequence[float | None], met: Rows, count: int, excluded: Rows) -> Rows:
         """Rows of the items nearest to what the user liked last; none where nothing is known."""
@@ -140,10 +137,20 @@ class Candidates:
 
     def _popular(self, count: int, excluded: Rows, found: Rows) -> Rows:
         left_out = np.append(excluded, found)
-        # No more of them than are left out can stand before the ones wanted.
+        # At most as many as are left out can precede the ones wanted.
         first = self._by_popularity[: count + len(left_out)]
         rows: Rows = first[~np.isin(first, left_out)][:count]
         return rows
+
+
+def _later_items(tables: Sequence[IndexedTable], new: NewItems | None) -> NewItems:
+    """Items of deltas, then those of no file."""
+    ids = [item for table in tables for item in table.keys.to_pylist()]
+    vectors = [part for table in tables if (part := item_vectors(table)) is not None]
+    if new is not None:
+        ids += new.ids
+        vectors += [] if new.vectors is None else [new.vectors]
+    return NewItems(ids, np.concatenate(vectors) if vectors else None)
 
 
 def _user_tower(path: Path, dimension: int) -> tuple[Vectors, Vectors]:

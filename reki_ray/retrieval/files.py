@@ -23,7 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from reki_ray.errors import StoreError
 from reki_ray.retrieval.index import build_index
 from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID, VECTOR
-from reki_ray.store.hash_index import REPUBLISH, IndexedTable, write_indexed
+from reki_ray.store.hash_index import (
+    REPUBLISH,
+    IndexedTable,
+    keep_rows,
+    single_chunk,
+    write_indexed,
+)
+from reki_ray.store.layers import LayeredTable
 
 Vectors = npt.NDArray[np.float32]
 
@@ -87,7 +94,6 @@ def write_items(
     """Write the items, and the index over their vectors where it pays.
 
     Args:
-        folder: Where to.
         ids: I distinct ids.
         samples: Training samples of each (I,).
         vectors: Their vectors (I, D); None without.
@@ -103,6 +109,53 @@ def write_items(
         stored = item_vectors(IndexedTable(path, ITEM_ID))
         assert stored is not None
         build_index(folder / INDEX_FILE, stored)
+
+
+def reduce_retrieval(folder: Path, earlier: Sequence[Path]) -> bool:
+    """Keep of a version's new retrieval files only what a delta over another version needs.
+
+    Items are numbered on from those of the earlier files, whose users keep their rows.
+
+    Args:
+        folder: The new files.
+        earlier: Those of the version below, see `retrieval_folders`.
+
+    Returns:
+        Whether that was possible: nothing is changed where towers, index or known items differ.
+    """
+    indexed = (folder / INDEX_FILE).exists()
+    if (
+        read_description(folder) != read_description(earlier[0])
+        or indexed != (earlier[0] / INDEX_FILE).exists()
+    ):
+        return False
+    items = IndexedTable(folder / ITEMS_FILE, ITEM_ID)
+    rows = np.full(len(items), -1, dtype=np.int64)
+    start = 0
+    for part in earlier:
+        table = IndexedTable(part / ITEMS_FILE, ITEM_ID)
+        places = items.find(table.keys.to_pylist())
+        if (places < 0).any() or not items.rows.take(pa.array(places)).equals(table.rows):
+            return False
+        rows[places] = np.arange(start, start + len(table))
+        start += len(table)
+    new = np.flatnonzero(rows < 0)
+    rows[new] = np.arange(start, start + len(new))
+    seen = IndexedTable(folder / SEEN_FILE, USER_ID).rows
+    lists = single_chunk(seen, ITEM_ROWS)
+    numbers = np.append(rows, -1).astype(np.int32)[lists.values.to_numpy()]
+    place = seen.schema.get_field_index(ITEM_ROWS)
+    lists = pa.ListArray.from_arrays(lists.offsets, pa.array(numbers))
+    seen = seen.set_column(place, seen.schema.field(place), lists)
+    layers = LayeredTable([part / SEEN_FILE for part in reversed(earlier)], USER_ID)
+    changed = layers.changed_rows(seen)
+    if changed is None:
+        return False
+    keep_rows(folder / ITEMS_FILE, items.rows.take(pa.array(new)))
+    keep_rows(folder / SEEN_FILE, seen.take(pa.array(changed)))
+    for name in (INDEX_FILE, TOWERS_FILE, DESCRIPTION_FILE):
+        (folder / name).unlink(missing_ok=True)
+    return True
 
 
 def item_vectors(items: IndexedTable) -> Vectors | None:

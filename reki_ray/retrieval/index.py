@@ -1,7 +1,7 @@
 """Items with the largest inner products: exact in a small catalogue, approximate in a large one.
 
 The approximate index is an HNSW graph of usearch (https://github.com/unum-cloud/usearch): one
-file, memory-mapped by all replicas of a machine, that holds no code. One thread builds it, so
+file, memory-mapped by all replicas of a machine, without code in it. One thread builds it, so
 that the same vectors give the same file.
 """
 
@@ -22,11 +22,11 @@ Rows = npt.NDArray[np.int64]
 
 _BREADTH: Final = 512
 """Vertices that a search keeps in view at least. Of 200,000 vectors in clusters it then finds 99 %
-of the 100 nearest to a query beside some of them and 86 % for one amid all, in about 1 ms; looking
-at all of them takes 2.6 ms."""
+of the 100 nearest to a query beside some of them and 86 % for one amid all, in about 1 ms; a search
+of all vectors takes 2.6 ms."""
 
 _EXACT_SHARE: Final = 0.05
-"""Share of the catalogue above which looking at all of it is cheaper than a search that wide."""
+"""Share of the catalogue above which searching all of it is cheaper than a search that wide."""
 
 
 def build_index(path: Path, vectors: Vectors) -> None:
@@ -58,7 +58,6 @@ class ItemIndex:
 
         Args:
             query: (D,).
-            count: Most items.
             excluded: Distinct rows that must not be among them (E,).
         """
         wide = count + len(excluded)

@@ -13,19 +13,17 @@ from reki_ray.retrieval.candidates import Candidates, NewItems
 from reki_ray.retrieval.files import ITEMS_FILE, TOWERS_FILE
 from reki_ray.schema import ITEM_ID
 from reki_ray.store.hash_index import IndexedTable
-from reki_ray.store.manifest import MODEL_FOLDER, RETRIEVAL_FOLDER
+from reki_ray.store.manifest import MODEL_FOLDER, retrieval_folders
 from reki_ray.store.version import StoreVersion
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from reki_ray.retrieval.candidates import Vectors
 
 
 class PopularItems:
-    """The most popular unseen items, for a version that was published without retrieval files.
-
-    Args:
-        version: The opened version.
-    """
+    """The most popular unseen items, for a version that was published without retrieval files."""
 
     def __init__(self, version: StoreVersion) -> None:
         path = version.layers[-1][0] / MODEL_FOLDER / "model.json"
@@ -51,26 +49,33 @@ class PopularItems:
 def open_candidates(version: StoreVersion) -> Candidates | PopularItems:
     """What finds candidates in a version.
 
-    A delta has the retrieval files of its base. Items that it adds, or that were compacted with
-    it, lie where their content puts them, and stand behind all others in popularity.
+    Items that came by `VersionStore.upsert`, without retrieval files, get the vectors that the
+    towers make of their content.
 
     Raises:
-        StoreError: A file is missing or damaged, or they do not fit together.
+        StoreError: A file is missing or damaged, they do not fit together, or the version has no
+            model.
     """
-    folder = version.layers[-1][0] / RETRIEVAL_FOLDER
-    if not folder.is_dir():
+    folders = retrieval_folders(version.layers)
+    if not folders:
+        version.require_model()
         return PopularItems(version)
-    items = IndexedTable(folder / ITEMS_FILE, ITEM_ID)
-    if len(version.catalogue) == len(items):
-        return Candidates(folder)
+    tables = [IndexedTable(folder / ITEMS_FILE, ITEM_ID) for folder in folders]
+    if len(version.catalogue) == sum(len(table) for table in tables):
+        return Candidates(folders)
     ids = version.catalogue.ids
-    places = np.flatnonzero(items.find(ids) < 0).tolist()
+    known = np.logical_or.reduce([table.find(ids) >= 0 for table in tables])
+    places = np.flatnonzero(~known).tolist()
     new = [ids[place] for place in places]
-    vectors = _new_vectors(version, places, new) if (folder / TOWERS_FILE).exists() else None
-    return Candidates(folder, NewItems(new, vectors))
+    vectors = None
+    if (folders[0] / TOWERS_FILE).exists():
+        vectors = _new_vectors(version, folders[0], places, new)
+    return Candidates(folders, NewItems(new, vectors))
 
 
-def _new_vectors(version: StoreVersion, places: Sequence[int], ids: Sequence[str]) -> Vectors:
+def _new_vectors(
+    version: StoreVersion, retrieval: Path, places: Sequence[int], ids: Sequence[str]
+) -> Vectors:
     # torch is slow to import, and only items that came later need it
     import torch
 
@@ -86,6 +91,6 @@ def _new_vectors(version: StoreVersion, places: Sequence[int], ids: Sequence[str
         None if version.items is None else version.items.fallback,
         prestored=version.prestore,
     )
-    towers = load_towers(version.layers[-1][0] / RETRIEVAL_FOLDER)
+    towers = load_towers(retrieval)
     vectors: Vectors = towers.new_item_vectors(torch.from_numpy(content_of(inputs))).numpy()
     return vectors

@@ -52,7 +52,6 @@ def streamed_positives(workspace: Workspace, dataset: Dataset, most: int, seed: 
         workspace: Holds the files.
         dataset: Ids of users and items.
         most: Enough.
-        seed: Of the order.
 
     Raises:
         DataError: There are no samples, a file is damaged, or an id is unknown.

@@ -39,10 +39,7 @@ def fit(data: Fitting, config: RetrievalConfig, seed: int, reporter: Reporter) -
     """Train the towers; the same seed gives the same ones.
 
     Args:
-        data: What they learn from.
-        config: Sizes and rates.
         seed: Of initialisation, order and dropout.
-        reporter: Shows progress.
     """
     with torch.random.fork_rng(devices=[]):  # who calls keeps a generator of their own
         torch.manual_seed(seed)

@@ -99,7 +99,7 @@ class TwoTower(nn.Module):
         Args:
             users: u (B, D).
             items: v_i of the samples' items (B, D).
-            targets: These items (B,); a sample's own item is no negative of it.
+            targets: These items (B,); a sample's own item is not a negative.
             log_q: Logarithm of their share among the positive samples (B,).
         """
         logits = users @ items.T * torch.exp(self.scale) - log_q

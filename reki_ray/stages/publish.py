@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from reki_ray.config import KNOWLEDGE_ARMS, RekiConfig
+from reki_ray.core.formats import counted
 from reki_ray.core.progress import Reporter
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
@@ -17,7 +19,7 @@ from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import Bundle
 from reki_ray.models.candidate_scorer import CatalogueInputs
 from reki_ray.retrieval.builder import RetrievalBuilder, TowerItems, write_retrieval
-from reki_ray.retrieval.files import read_description
+from reki_ray.retrieval.files import read_description, reduce_retrieval
 from reki_ray.schema import (
     ATTRIBUTES,
     CLUSTER_ID,
@@ -33,8 +35,14 @@ from reki_ray.schema import (
     Side,
 )
 from reki_ray.stages.publish_vectors import augmentation, read_side, write_side
+from reki_ray.store.deltas import changes_over, reduce_to_delta
 from reki_ray.store.hash_index import write_indexed
-from reki_ray.store.manifest import RERANKER_FOLDER, RETRIEVAL_FOLDER, RerankerDescription
+from reki_ray.store.manifest import (
+    RERANKER_FOLDER,
+    RETRIEVAL_FOLDER,
+    RerankerDescription,
+    retrieval_folders,
+)
 from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.versions import (
     CATALOGUE_FILE,
@@ -55,7 +63,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     Raises:
         ConfigError: The configured arm cannot be served, or the workspace is remote.
         DataError: The representations do not cover the ids.
-        StoreError: What was built does not open; the old version stays in force.
+        StoreError: What was built does not open; the served version is unchanged.
     """
     chosen = choose_run(config, workspace)
     history = workspace.read_table(INTERACTIONS)
@@ -94,14 +102,13 @@ def publish_compared(
     """Publish the arm of `publish.compare` beside the served one.
 
     Args:
-        config: The run.
         workspace: Its workspace, which holds the store.
         tables: As in `publish_version`.
         history: As in `publish_version`.
-        reporter: Shows progress; also told why there is nothing to compare with.
+        reporter: Shows progress, and why there is nothing to compare with.
 
     Returns:
-        Number of the version; None where none is asked for, or it cannot be published: what is
+        Number of the version; None if none is configured or it cannot be published: what is
         served does not depend on it.
     """
     arm = config.publish.compare
@@ -130,27 +137,51 @@ def publish_version(
 ) -> StoreVersion:
     """Build a version and make it current.
 
+    A version of a later round becomes a delta over the current one if few rows differ, see
+    `changes_over`.
+
     Args:
-        config: The run.
         workspace: Its workspace, which holds the store.
         tables: Holds users, items, clusters, knowledge and representations: of the run itself, or
             of a later round over new events.
-        chosen: Trained run to serve.
         history: All interactions, by user, then time; profiles keep the latest.
-        reporter: Shows progress.
-        promote: Make it current.
 
     Raises:
         ConfigError: The workspace is remote.
         DataError: The representations do not cover the ids.
-        StoreError: What was built does not open; the old version stays in force.
+        StoreError: What was built does not open; the served version is unchanged.
     """
     store = store_of(config, workspace)
     builder = VersionBuilder(config, workspace, tables, reporter, chosen, history)
     # Before the store is locked: it takes longest, and promotions wait for the lock.
     builder.learn(_retrieval_of(store))
-    number = store.publish(builder.fill, promote=promote)
+
+    def fill(folder: Path) -> Description:
+        description = builder.fill(folder)
+        if tables is workspace or not promote:
+            return description
+        return _over_current(store, folder, description, reporter)
+
+    number = store.publish(fill, promote=promote)
     return store.open(number, verify=False)
+
+
+def _over_current(
+    store: VersionStore, folder: Path, description: Description, reporter: Reporter
+) -> Description:
+    """Make a full version's files a delta over the current version if few rows differ."""
+    try:
+        base = store.open(verify=False)
+    except StoreError as error:  # nothing is published, or it is damaged
+        reporter.say(f"publish: writing a full version: {error}")
+        return description
+    changes = changes_over(folder, description, base)
+    earlier = retrieval_folders(base.layers)
+    if changes is None or not earlier or not reduce_retrieval(folder / RETRIEVAL_FOLDER, earlier):
+        return description
+    rows = sum(map(len, changes.values()))
+    reporter.say(f"publish: {counted(rows, 'row')} changed, writing a delta over {base.name}")
+    return reduce_to_delta(folder, description, base, changes)
 
 
 # --- what goes into a version ------------------------------------------------------------------
@@ -160,11 +191,7 @@ class VersionBuilder:
     """Writes the files of a version.
 
     Args:
-        config: The run.
         run: Its workspace, which holds samples and trained runs.
-        tables: Holds the tables of the version.
-        reporter: Shows progress.
-        chosen: Trained run to serve.
         history: All interactions, by user, then time.
     """
 
@@ -186,11 +213,11 @@ class VersionBuilder:
         self._bundle = bundles.load(chosen.folder)
         self._items = tables.read_table(ITEMS)
 
-    def learn(self, earlier: Path | None) -> None:
+    def learn(self, earlier: Sequence[Path]) -> None:
         """Learn what retrieval needs.
 
         Args:
-            earlier: Retrieval files of the version before; None where there are none.
+            earlier: Retrieval files of the version before; empty if it has none.
         """
         items = self._items
         ids = items.column(ITEM_ID).to_pylist()
@@ -294,13 +321,12 @@ class VersionBuilder:
         return knowledge_table(self._workspace.read_table(KNOWLEDGE), clusters)
 
 
-def _retrieval_of(store: VersionStore) -> Path | None:
-    """Retrieval files of the version that is current; None where it has none."""
+def _retrieval_of(store: VersionStore) -> list[Path]:
+    """Retrieval files of the current version; empty if it has none."""
     try:
-        folder = store.layers(store.current())[-1][0] / RETRIEVAL_FOLDER
+        return retrieval_folders(store.layers(store.current()))
     except StoreError:  # nothing is published, or it is damaged
-        return None
-    return folder if folder.is_dir() else None
+        return []
 
 
 def _copy_model(source: Path, target: Path) -> None:

@@ -52,9 +52,6 @@ def read_side(
     """Representations of a side, as a model takes them.
 
     Args:
-        workspace: Holds them.
-        bundle: The model.
-        side: Which side.
         expected: All ids of it.
 
     Raises:
@@ -96,12 +93,7 @@ def write_side(
     """Write the vectors of a side.
 
     Args:
-        folder: Where to.
-        side: Which side.
-        found: Its representations.
         augment: Makes of representations (n, K d) what is stored.
-        dtype: Stored type.
-        task: Advances by every id.
 
     Returns:
         That of an id that nothing is known of.

@@ -29,7 +29,7 @@ class Regrouped:
         new: Ids that the round before did not know.
         moved: Ids that changed their cluster.
         clusters: Drift of every cluster.
-        again: Those of them that are to be asked about again.
+        again: Those to ask about again.
     """
 
     ids: int
@@ -45,10 +45,8 @@ def regroup(
     """Write the cluster tables of a round, on the Ray cluster that is initialised.
 
     Args:
-        config: The run.
         earlier: Of the round before, or of the run itself.
         workspace: Of this round; holds the tables of stage ingest.
-        reporter: Shows progress.
 
     Raises:
         DataError: A table is missing or damaged.

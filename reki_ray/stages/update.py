@@ -5,8 +5,8 @@
     <workspace>/live/round.json            that round; written last, so that a round is whole
 
 The run itself, its samples and its model stay as they are: what comes after the training is never
-seen by a measurement. A round that was cut off is done anew; answers that it got are in the
-ledger. Until its end the old version is served.
+seen by a measurement. An interrupted round starts over, with its answers
+in the cache. Until it ends the old version is served.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Update(BaseModel):
         users: What it did to users.
         items: What it did to items.
         prompts: Prompts of its plan.
-        prompts_asked: Those of them that were not answered before.
+        prompts_asked: Those not answered before.
         dead: Subjects without an answer.
         version: Published version.
         changed: Whether this call did the round; false where it found it done.
@@ -105,15 +105,13 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
     """Keep a batch, and bring the published version up to date.
 
     Args:
-        config: A run that is trained.
         files: Files of a batch; None takes up what was kept, as after a round that was cut off.
-        reporter: Shows progress.
 
     Raises:
         ConfigError: The run is not trained, its workspace is remote, or another run holds it.
         DataError: A file is missing or damaged, or too much of it is unusable; nothing is kept.
         EngineError: The engine is unavailable; the batch is kept, and the next call goes on.
-        StoreError: What was built does not open; the old version stays in force.
+        StoreError: What was built does not open; the served version is unchanged.
     """
     workspace = Workspace(config.root)
     live = Workspace(workspace.local_path(LIVE))
@@ -146,7 +144,6 @@ def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]
     """Tables and interactions of the latest round over a run; of the run itself before the first.
 
     Args:
-        workspace: Of the run.
         base: Fingerprint of its training.
 
     Raises:
@@ -175,7 +172,7 @@ def _round(
     base: str,
     reporter: Reporter,
 ) -> Update:
-    # A round of a run that has been trained anew since is no start for the next.
+    # A round over an earlier training is not a start for the next one.
     earlier = workspace if last is None or last.base != base else _tables(live, last.number)
     number = 1 if last is None else last.number + 1
     current = _tables(live, number)
@@ -249,21 +246,15 @@ def publish_arm(
     """Publish a trained arm over the same tables as the latest version of the run.
 
     Args:
-        config: A run that is trained.
-        workspace: Its folder.
-        reporter: Shows progress.
         arm: Which one; None takes that of `publish.arm`.
         promote: Serve it from now on.
 
-    Returns:
-        All versions.
-
     Raises:
-        ConfigError: The run is not trained, the arm is none of its arms or cannot be served, the
+        ConfigError: The run is not trained, the arm is not one of its arms or cannot be served, the
             workspace is remote, another run holds it, or events wait for `reki update`.
         DataError: A table is missing or damaged.
-        StoreError: What was built does not open, or cannot be exported; the old version stays in
-            force.
+        StoreError: What was built does not open, or cannot be exported; the served version is
+            unchanged.
     """
     if arm is not None:
         config = with_arm(config, arm)

@@ -14,12 +14,11 @@ class VersionEntry(BaseModel):
     """One version.
 
     Attributes:
-        version: Its number.
         current: Whether it is served.
         base: Version that it lies over; None for a full version.
-        layers: Number of layers; 0 where it does not open.
-        manifest: What it holds; None where it does not open.
-        problem: Why it does not open; empty where it does. Files are not read for this.
+        layers: Number of layers; 0 if it does not open.
+        manifest: What it holds; None if it does not open.
+        problem: Why it does not open; empty if it does. Files are not read for this.
         promoted_at: When it was last promoted, seconds since the epoch.
     """
 
@@ -39,10 +38,10 @@ class Versions(BaseModel):
 
     Attributes:
         root: The folder.
-        current: Version that is served; None where nothing is.
+        current: Version that is served; None if nothing is published.
         versions: Ascending.
-        problem: Why no version is served; empty where one is.
-        done: What the command did; empty where it only looked.
+        problem: Why no version is served; empty if one is.
+        done: What the command did; empty if it only looked.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,11 +57,10 @@ class Exported(BaseModel):
     """An export.
 
     Attributes:
-        version: Number of the version.
         kind: lmdb or redis.
         namespace: Begin of its keys.
         vectors: Vectors that are there now.
-        written: Those of them that were not there before.
+        written: Those that were not there before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,7 +97,7 @@ def promote(store: VersionStore, version: int, *, expected: int | None = None) -
     """`reki promote N`.
 
     Raises:
-        StoreError: See `VersionStore.promote`; the old version stays in force.
+        StoreError: See `VersionStore.promote`; the served version is unchanged.
     """
     store.promote(version, expected=expected)
     return _after(store, f"version v{version} is served now")
@@ -109,7 +107,7 @@ def rollback(store: VersionStore, *, expected: int | None = None) -> Versions:
     """`reki rollback`.
 
     Raises:
-        StoreError: See `VersionStore.rollback`; the old version stays in force.
+        StoreError: See `VersionStore.rollback`; the served version is unchanged.
     """
     return _after(store, f"back to version v{store.rollback(expected=expected)}")
 
@@ -118,7 +116,7 @@ def compact(store: VersionStore, version: int | None = None) -> Versions:
     """`reki compact`: one full version of the current one's layers, or of another's.
 
     Raises:
-        StoreError: See `VersionStore.compact`; the old version stays in force.
+        StoreError: See `VersionStore.compact`; the served version is unchanged.
     """
     before = store.current() if version is None else version
     # Only the served version's twin takes its place.
@@ -131,7 +129,7 @@ def compact(store: VersionStore, version: int | None = None) -> Versions:
 def export(store: VersionStore, version: int | None, reporter: Reporter) -> Exported:
     """`reki export`: load a version's vectors to where replicas look them up.
 
-    An export that was cut off is done anew; a whole one stays as it is.
+    An interrupted export starts over; a complete one is left alone.
 
     Raises:
         ConfigError: Replicas look vectors up in the version's own files, or a package is missing.

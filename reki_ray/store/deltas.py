@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,18 +16,18 @@ from reki_ray.errors import StoreError
 from reki_ray.schema import (
     ID,
     ITEM_ID,
-    ITEMS_SCHEMA,
     KEY_HASH,
     PROFILES_SCHEMA,
     SIDES,
     USER_ID,
     Side,
 )
-from reki_ray.store.hash_index import write_indexed
+from reki_ray.store.hash_index import IndexedTable, keep_rows, write_indexed
 from reki_ray.store.layers import LayeredTable
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
+    LATER_FOLDER,
     MANIFEST,
     MAX_LAYERS,
     MODEL_FOLDER,
@@ -39,12 +39,24 @@ from reki_ray.store.manifest import (
     Description,
     Prestore,
     checksum,
+    retrieval_folders,
 )
-from reki_ray.store.tables import KNOWLEDGE_SCHEMA, catalogue_table
+from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA
 from reki_ray.store.vectors import DType, write_vectors
 from reki_ray.store.version import StoreVersion
 
-_ROWS_A_STEP: Final = 65_536
+DELTA_SHARE: Final = 0.2
+"""Largest share of the full version's rows in the deltas over it; past it `reki update` writes a
+full version."""
+
+_KEYS: Final = {
+    PROFILES_FILE: USER_ID,
+    CATALOGUE_FILE: ITEM_ID,
+    KNOWLEDGE_FILE: ID,
+    **dict.fromkeys(VECTOR_FILES.values(), ID),
+    **{f"{RERANKER_FOLDER}/{name}": ID for name in VECTOR_FILES.values()},
+}
+"""Files that are found in by key, and the column of the key."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,6 @@ class NewVectors:
     """Vectors of new or changed ids.
 
     Attributes:
-        ids: N distinct ids.
         vectors: As the base prestores them, h or r, shape (N, q).
         sources: Where each comes from: individual, cluster or fallback.
     """
@@ -73,7 +84,6 @@ class Delta:
         prestore: Whether they are h or r.
         vectors: New or changed vectors, a side.
         profiles: Table of PROFILES_SCHEMA, as `profiles_table` makes it.
-        catalogue: Table of `catalogue_table`.
         knowledge: Table of `knowledge_table`; it replaces all rows of the subjects in it.
     """
 
@@ -83,7 +93,7 @@ class Delta:
     prestore: Prestore = "h"
     vectors: dict[Side, NewVectors] = field(default_factory=dict)
     profiles: pa.Table = field(default_factory=PROFILES_SCHEMA.empty_table)
-    catalogue: pa.Table = field(default_factory=lambda: catalogue_table(ITEMS_SCHEMA.empty_table()))
+    catalogue: pa.Table = field(default_factory=CATALOGUE_SCHEMA.empty_table)
     knowledge: pa.Table = field(default_factory=KNOWLEDGE_SCHEMA.empty_table)
 
 
@@ -120,7 +130,7 @@ def check_fits(delta: Delta, base: StoreVersion) -> None:
         raise StoreError(
             f"version {base.name} has {len(base.layers)} layers already",
             where=str(base.folder),
-            todo="Run `reki compact`, which makes one full version of them; then upsert again.",
+            todo="Run `reki compact`, which merges them into one full version; then upsert again.",
         )
 
 
@@ -130,10 +140,20 @@ def write_delta(delta: Delta, base: StoreVersion, folder: Path) -> Description:
     Raises:
         StoreError: An id occurs twice, or ids, vectors and sources do not fit together.
     """
-    profiles = delta.profiles.cast(PROFILES_SCHEMA)
-    write_indexed(folder / PROFILES_FILE, profiles, USER_ID, unique=True)
-    write_indexed(folder / CATALOGUE_FILE, delta.catalogue, ITEM_ID, unique=True)
-    write_indexed(folder / KNOWLEDGE_FILE, delta.knowledge, ID)
+    for name, rows, schema, key in (
+        (PROFILES_FILE, delta.profiles, PROFILES_SCHEMA, USER_ID),
+        (CATALOGUE_FILE, delta.catalogue, CATALOGUE_SCHEMA, ITEM_ID),
+        (KNOWLEDGE_FILE, delta.knowledge, KNOWLEDGE_SCHEMA, ID),
+    ):
+        try:
+            cast = rows.cast(schema)
+        except (pa.ArrowException, ValueError) as error:
+            raise StoreError(
+                f"the upsert's rows do not have the columns of {name}: {error}",
+                where=str(base.folder),
+                todo="Give the columns of that file, with a value in those that must have one.",
+            ) from error
+        write_indexed(folder / name, cast, key, unique=key != ID)
     for side in SIDES:
         if side not in base.manifest.fallback:
             continue
@@ -145,42 +165,93 @@ def write_delta(delta: Delta, base: StoreVersion, folder: Path) -> Description:
         base,
         users=len(base.profiles) + _unknown(base.profiles.layers, delta.profiles, USER_ID),
         items=len(base.catalogue) + _unknown(base.catalogue.layers, delta.catalogue, ITEM_ID),
-        base=Base(
-            version=base.manifest.version,
-            manifest=checksum(base.folder / MANIFEST),
-        ),
+        base=_base_of(base),
     )
 
 
 def write_compacted(version: StoreVersion, folder: Path) -> Description:
     """Write a full version of the same content as a version in layers, and describe it."""
-    for name, layers, key in (
-        (PROFILES_FILE, version.profiles.layers, USER_ID),
-        (CATALOGUE_FILE, version.catalogue.layers, ITEM_ID),
-        (KNOWLEDGE_FILE, version.knowledge_rows.layers, ID),
-    ):
-        write_indexed(folder / name, layers.rows().drop_columns([KEY_HASH]), key)
-    for side in SIDES:
-        stored = version.stored_vectors(side)
-        if stored is None:
-            continue
-        ids: list[str] = []
-        sources: list[str] = []
-        parts: list[npt.NDArray[Any]] = [np.zeros((0, stored.dimension), version.manifest.dtype)]
-        for some_ids, vectors, some_sources in stored.batches(_ROWS_A_STEP):
-            ids += some_ids
-            parts.append(vectors)
-            sources += some_sources
-        path = folder / VECTOR_FILES[side]
-        dtype = version.manifest.dtype
-        write_vectors(path, ids, np.concatenate(parts), sources, dtype=dtype)
-    for name in (MODEL_FOLDER, RERANKER_FOLDER, RETRIEVAL_FOLDER):
-        source = version.layers[-1][0] / name
-        if source.exists():
-            shutil.copytree(source, folder / name)
+    base = version.layers[-1][0]
+    for name in (MODEL_FOLDER, RERANKER_FOLDER):
+        if (base / name).exists():
+            shutil.copytree(base / name, folder / name, ignore=shutil.ignore_patterns("*.arrow"))
+    for path, key in _KEYS.items():
+        if (base / path).exists():
+            rows = _layered(version, path, key).rows().drop_columns([KEY_HASH])
+            write_indexed(folder / path, rows, key)
+    for place, source in enumerate(retrieval_folders(version.layers)):
+        target = folder / RETRIEVAL_FOLDER
+        if place:
+            target = target / LATER_FOLDER / f"{place:06d}"
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns(LATER_FOLDER))
     return _description(
         version, users=len(version.profiles), items=len(version.catalogue), base=None
     )
+
+
+def changes_over(
+    folder: Path, description: Description, base: StoreVersion
+) -> dict[str, pa.Table] | None:
+    """Rows of a full version that a delta over another version would hold, by file.
+
+    Args:
+        folder: Files of the full version, which has no manifest yet.
+        description: What its builder says of it.
+        base: Version that the delta would lie over.
+
+    Returns:
+        None if a full version is due: a delta cannot express the change, the chain would be
+        longer than MAX_LAYERS, or its deltas would hold more than DELTA_SHARE of the rows below.
+    """
+    ours, theirs = description, base.manifest
+    same = ("arm", "backbone", "seed", "model_fingerprint", "dimension", "dtype", "prestore")
+    if (
+        any(getattr(ours, name) != getattr(theirs, name) for name in same)
+        or ours.vector_lengths != theirs.vector_lengths
+        or (ours.reranker is None) != (theirs.reranker is None)
+        or (
+            ours.reranker is not None
+            and theirs.reranker is not None
+            and ours.reranker.fingerprint != theirs.reranker.fingerprint
+        )
+        or max(len(base.layers), len(retrieval_folders(base.layers))) >= MAX_LAYERS
+    ):
+        return None
+    changes, upper, lower = {}, 0, 0
+    for path, key in _KEYS.items():
+        if not (folder / path).exists():
+            continue
+        rows, layers = IndexedTable(folder / path, key).rows, _layered(base, path, key)
+        changed = layers.changed_rows(rows)
+        if changed is None:
+            return None
+        changes[path] = rows.take(pa.array(changed))
+        *newer, oldest = layers.sizes()
+        upper, lower = upper + len(changed) + sum(newer), lower + oldest
+    return changes if upper <= DELTA_SHARE * lower else None
+
+
+def reduce_to_delta(
+    folder: Path, description: Description, base: StoreVersion, changes: Mapping[str, pa.Table]
+) -> Description:
+    """Make a full version's files a delta, but for its retrieval files, and describe it."""
+    for path, rows in changes.items():
+        keep_rows(folder / path, rows)
+    for name in (MODEL_FOLDER, RERANKER_FOLDER):
+        for model_file in (folder / name).glob("model.*"):
+            model_file.unlink()
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+    return description.model_copy(update={"base": _base_of(base)})
+
+
+def _base_of(version: StoreVersion) -> Base:
+    return Base(version=version.manifest.version, manifest=checksum(version.folder / MANIFEST))
+
+
+def _layered(version: StoreVersion, path: str, key: str) -> LayeredTable:
+    files = [folder / path for folder, _ in version.layers]
+    return LayeredTable([file for file in files[:-1] if file.exists()] + files[-1:], key)
 
 
 def _unknown(layers: LayeredTable, rows: pa.Table, key: str) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError
 from reki_ray.schema import Side
-from reki_ray.store.kv import Advance, KeyedVectors, StoredVectors, tell_nobody
+from reki_ray.store.kv import Advance, KeyedVectors, StoredVectors, ignore_progress
 
 if TYPE_CHECKING:
     pass
@@ -28,17 +28,13 @@ def export_side(  # what names an export
     side: Side,
     vectors: StoredVectors,
     manifest: str,
-    advance: Advance = tell_nobody,
+    advance: Advance = ignore_progress,
 ) -> None:
     """Load one side; see `versions.export_vectors`.
 
     Args:
-        settings: Where to.
-        version: Number of the version.
-        side: Users or items.
-        vectors: What to load.
         manifest: SHA-256 of the version's manifest; readers ask for the same.
-        advance: Told how many vectors were written since it was told last.
+        advance: Receives the number of vectors written since its last call.
     """
     _need_package(settings)
     if settings.kind == "lmdb":
@@ -63,12 +59,8 @@ def open_vectors(  # what names an export
     """Open one side of an export.
 
     Args:
-        settings: Kind lmdb or redis.
-        version: Number of the version.
-        side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
-        manifest: SHA-256 of the version's manifest.
-        exported: What was exported, to tell what is lost from what is unknown.
+        exported: What was exported, to distinguish lost ids from unknown ones.
 
     Raises:
         ConfigError: The package of this kind is not installed.

@@ -50,7 +50,6 @@ def write_indexed(
     """Write a table as an Arrow IPC file that `IndexedTable` finds rows in.
 
     Args:
-        path: New file.
         data: Rows in any order.
         key: Column of strings to find rows by; a key may occur in several rows, which then
             keep their order.
@@ -77,9 +76,20 @@ def write_indexed(
         raise StoreError("an id occurs twice", where=str(path), todo="Give each id once.")
     index = pa.field(KEY_HASH, pa.uint64(), nullable=False)
     rows = rows.add_column(0, index, pa.array(hashes[order], pa.uint64()))
+    _write_rows(path, rows)
+    return rows
+
+
+def keep_rows(path: Path, rows: pa.Table) -> None:
+    """Replace a file of `write_indexed` by some of its rows, in the order of the index."""
+    shorter = path.with_name(f"{path.name}.shorter")  # the rows may be mapped from the file itself
+    _write_rows(shorter, rows.combine_chunks())
+    shorter.replace(path)
+
+
+def _write_rows(path: Path, rows: pa.Table) -> None:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as writer:
         writer.write_table(rows)
-    return rows
 
 
 def _hash_column(column: pa.ChunkedArray, hashing: HashKeys) -> npt.NDArray[np.uint64]:
@@ -102,7 +112,6 @@ class IndexedTable:
     """A file of `write_indexed`, memory-mapped.
 
     Args:
-        path: The file.
         key: Column to find rows by.
         hashing: Hash that the file was written with.
 
@@ -121,7 +130,7 @@ class IndexedTable:
             ) from error
         if not {KEY_HASH, key} <= set(self.rows.column_names) or self._batches() > 1:
             raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
-        self._hashes = column_values(self.rows, KEY_HASH)
+        self.hashes = column_values(self.rows, KEY_HASH)
         self._keys = single_chunk(self.rows, key)
         if not pa.types.is_large_string(self._keys.type):
             raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
@@ -142,22 +151,22 @@ class IndexedTable:
         """Row of every key.
 
         Args:
-            keys: Keys, N of them, with repetitions and in any order.
+            keys: N keys, with repetitions and in any order.
 
         Returns:
-            First row of each key, shape (N,); -1 where there is none.
+            First row of each key, shape (N,); -1 for unknown keys.
         """
         found = np.full(len(keys), -1, dtype=np.int64)
         if not len(self) or not len(keys):
             return found
         encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
         hashes = self._hashing(keys)
-        rows = np.searchsorted(self._hashes, hashes).astype(np.int64)
+        rows = np.searchsorted(self.hashes, hashes).astype(np.int64)
         last = len(self) - 1
         pending = np.arange(len(keys))
         while True:
             at = rows[pending]
-            same_hash = (at <= last) & (self._hashes[np.minimum(at, last)] == hashes[pending])
+            same_hash = (at <= last) & (self.hashes[np.minimum(at, last)] == hashes[pending])
             pending = pending[same_hash]
             if not pending.size:
                 return found
@@ -169,7 +178,7 @@ class IndexedTable:
     def rows_of(self, key: str) -> npt.NDArray[np.int64]:
         """All rows of one key, in the order in which they were written, shape (R,)."""
         wanted = self._hashing([key])[0]
-        low, high = (int(np.searchsorted(self._hashes, wanted, side)) for side in _SIDES)
+        low, high = (int(np.searchsorted(self.hashes, wanted, side)) for side in _SIDES)
         rows = np.arange(low, high, dtype=np.int64)
         encoded = key.encode("utf-8", "surrogatepass")
         return rows[self._holds(rows, [encoded] * len(rows))]

@@ -1,4 +1,4 @@
-"""Vectors by id, wherever they lie: the protocol, and how servers of keys and values hold them.
+"""Vectors by id, in any place: the protocol, and how key-value servers hold them.
 
 A key names namespace, version and side; its value is one byte, the code of the source, and the
 vector's bytes (little endian). The key `<prefix>@meta` is written last: without it an export is
@@ -29,11 +29,11 @@ _READABLE_BYTES: Final = 300
 
 
 Advance = Callable[[int], None]
-"""Told how many vectors were written since it was told last."""
+"""Receives the number of vectors written since its last call."""
 
 
-def tell_nobody(_: int) -> None:
-    """An `Advance` that nobody sees."""
+def ignore_progress(_: int) -> None:
+    """An `Advance` that shows nothing."""
 
 
 class KeyedVectors(Protocol):
@@ -54,7 +54,7 @@ class KeyedVectors(Protocol):
         """Vectors (N, q) and sources of N ids; an unknown id gets the fallback and its name."""
 
     def sources(self, ids: Sequence[str]) -> list[str]:
-        """Source of the vector of each id, as `lookup` tells it."""
+        """Source of the vector of each id, as `lookup` returns it."""
 
     def close(self) -> None:
         """Close connections; a lookup afterwards is a StoreError where there are any."""
@@ -87,7 +87,6 @@ class Meta(BaseModel):
     Attributes:
         rows: Number of ids.
         dimension: Length of a vector.
-        dtype: Stored type.
         manifest: SHA-256 of the exported version's manifest.
     """
 
@@ -135,7 +134,7 @@ class ServedVectors(abc.ABC):
         prefix: Begin of its keys.
         fallback: Vector of ids that it does not hold, shape (q,).
         manifest: SHA-256 of the manifest of the version that is wanted.
-        exported: What was exported, which tells ids that the server has lost from unknown ones;
+        exported: What was exported, to distinguish ids that the server has lost from unknown ones;
             None takes all that it does not hold for unknown.
 
     Raises:
@@ -156,7 +155,7 @@ class ServedVectors(abc.ABC):
         self._mark = self.fetch([meta_key(prefix)])[0]
         meta = read_meta(self._mark, where, prefix)
         if meta is None or meta.manifest != manifest:
-            what = "holds no whole export" if meta is None else "holds another store's export"
+            what = "holds no complete export" if meta is None else "holds another store's export"
             raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
         if fallback.shape != (meta.dimension,):
             raise StoreError(
@@ -172,7 +171,7 @@ class ServedVectors(abc.ABC):
 
     @abc.abstractmethod
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Value of each key; None where there is none.
+        """Value of each key; None for unknown keys.
 
         Raises:
             StoreError: The server is unreachable or closed.
@@ -213,7 +212,7 @@ class ServedVectors(abc.ABC):
         for value in values:
             if value is not None and (len(value) != size or value[0] >= len(SOURCES)):
                 raise VectorsLostError(
-                    f"a value below {self._prefix.decode()} is no vector of length "
+                    f"a value below {self._prefix.decode()} is not a vector of length "
                     f"{self.dimension}: it is damaged",
                     where=self._where,
                     todo=EXPORT_AGAIN,
@@ -230,7 +229,7 @@ class ServedVectors(abc.ABC):
 
 
 def read_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:
-    """`Meta` of an export; None where there is none.
+    """`Meta` of an export; None if there is none.
 
     Raises:
         StoreError: It is damaged.
@@ -246,7 +245,7 @@ def read_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:
 
 
 def replaceable_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | None:
-    """`Meta` of an export that may be written again; None where it is missing or damaged."""
+    """`Meta` of an export that may be written again; None if it is missing or damaged."""
     with contextlib.suppress(StoreError):
         return read_meta(value, where, prefix)
     return None

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from reki_ray.store.hash_index import IndexedTable
+from reki_ray.schema import KEY_HASH
+from reki_ray.store.hash_index import IndexedTable, single_chunk
 from reki_ray.store.vectors import FALLBACK, VectorTable
+
+Rows = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Hashes = npt.NDArray[np.uint64]
+NO_HASHES: Final[Hashes] = np.zeros(0, np.uint64)
+ROUNDING: Final = 1e-6
+"""Differences of vectors up to this share of their largest value come from the order of sums."""
+_ROWS_A_STEP: Final = 65_536
 
 Batch = tuple[list[str], npt.NDArray[Any], list[str]]
 """Ids, vectors (N, q) as they are stored, and sources."""
@@ -37,12 +47,20 @@ class LayeredTable:
         return sum(len(t) - len(h) for t, h in zip(self._tables, self._hidden, strict=True))
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """First row of a key; None where there is none."""
+        """First row of a key; None for an unknown one."""
         for table in self._tables:
             row = int(table.find([key])[0])
             if row >= 0:
-                found: dict[str, Any] = table.rows.slice(row, 1).to_pylist()[0]
-                return found
+                values: dict[str, Any] = table.rows.slice(row, 1).to_pylist()[0]
+                return values
+        return None
+
+    def list_of(self, key: str, column: str) -> pa.Array | None:
+        """Values of a list in the first row of a key, without a copy; None for unknown keys."""
+        for table in self._tables:
+            row = int(table.find([key])[0])
+            if row >= 0:
+                return single_chunk(table.rows, column)[row].values
         return None
 
     def known(self, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -76,6 +94,49 @@ class LayeredTable:
                 missing -= len(part)
             parts.append(part)
         return pa.concat_tables(parts)
+
+    def sizes(self) -> list[int]:
+        """Rows of each layer, hidden ones included, the newest layer first."""
+        return [len(table) for table in self._tables]
+
+    def changed_rows(self, rows: pa.Table) -> Rows | None:
+        """Rows of another table, indexed by the same key, that these layers do not hold alike.
+
+        Args:
+            rows: As `write_indexed` returns them.
+
+        Returns:
+            All rows (N,) of keys that differ in any; None if no newer layer can make this table
+            of these, because a key is missing or a column is of another type.
+        """
+        if any(not table.rows.schema.equals(rows.schema) for table in self._tables):
+            return None
+        places = np.concatenate([np.arange(len(table)) for table in self._tables])
+        layers = np.repeat(np.arange(len(self._tables)), self.sizes())
+        hashes = np.concatenate([table.hashes for table in self._tables])
+        for layer, hidden in enumerate(self._hidden):
+            layers[np.flatnonzero(layers == layer)[hidden]] = -1
+        visible = np.flatnonzero(layers >= 0)
+        visible = visible[np.argsort(hashes[visible], kind="stable")]
+        ours = rows.column(KEY_HASH).to_numpy()
+        if not np.isin(hashes[visible], ours).all():
+            return None
+        first, count = _runs(ours, ours)
+        theirs, their_count = _runs(hashes[visible], ours)
+        changed = count != their_count
+        pairs = np.flatnonzero(~changed)
+        partners = visible[theirs[pairs] + pairs - first[pairs]]
+        for layer, table in enumerate(self._tables):
+            here = layers[partners] == layer
+            a, b = pairs[here], places[partners[here]]
+            for start in range(0, len(a), _ROWS_A_STEP):
+                step = slice(start, start + _ROWS_A_STEP)
+                one, other = rows.take(pa.array(a[step])), table.rows.take(pa.array(b[step]))
+                for name in set(rows.column_names) - {KEY_HASH}:
+                    changed[a[step]] |= _differ(
+                        one.column(name).combine_chunks(), other.column(name).combine_chunks()
+                    )
+        return np.flatnonzero(np.isin(first, first[changed]))
 
     def keys(self, limit: int | None = None) -> list[str]:
         """Keys of `rows`."""
@@ -119,7 +180,7 @@ class LayeredVectors:
         return found
 
     def sources(self, ids: Sequence[str]) -> list[str]:
-        """Source of the vector of each id, as `lookup` tells it."""
+        """Source of the vector of each id, as `lookup` returns it."""
         named: list[str] = [FALLBACK for _ in ids]
         for table, places, rows in self._found(ids):
             for place, source in zip(places.tolist(), table.sources_at(rows), strict=True):
@@ -154,7 +215,7 @@ class LayeredVectors:
     def _found(
         self, ids: Sequence[str]
     ) -> Iterator[tuple[VectorTable, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Per layer: places in `ids` that it answers, and its rows of them."""
+        """Per layer: places in `ids` that it answers, and its rows."""
         pending = np.arange(len(ids))
         for table in self._tables:
             rows = table.find([ids[place] for place in pending.tolist()])
@@ -163,11 +224,56 @@ class LayeredVectors:
             pending = pending[~hit]
 
 
-def _hidden_rows(tables: Sequence[IndexedTable]) -> list[npt.NDArray[np.int64]]:
+def _hidden_rows(tables: Sequence[IndexedTable]) -> list[Rows]:
     """Rows of each layer that a newer one hides, ascending."""
     hidden = []
     for place, table in enumerate(tables):
         newer = {key for other in tables[:place] for key in other.keys.to_pylist()}
-        rows = [table.rows_of(key) for key in newer]
-        hidden.append(np.sort(np.concatenate([np.zeros(0, np.int64), *rows])))
+        hashes = np.unique(np.concatenate([NO_HASHES, *(t.hashes for t in tables[:place])]))
+        first, count = _runs(table.hashes, hashes)
+        rows = np.repeat(first - (np.cumsum(count) - count), count) + np.arange(count.sum())
+        # Another key may have the same hash.
+        same = [key in newer for key in table.keys.take(pa.array(rows, pa.int64())).to_pylist()]
+        hidden.append(rows[np.array(same, dtype=bool)])
     return hidden
+
+
+def _runs(hashes: Hashes, wanted: Hashes) -> tuple[Rows, Rows]:
+    """First place of each wanted hash among sorted ones, and how often it occurs."""
+    first = np.searchsorted(hashes, wanted, "left").astype(np.int64)
+    return first, np.searchsorted(hashes, wanted, "right") - first
+
+
+def _differ(ours: pa.Array, theirs: pa.Array) -> Flags:
+    """Whether the values at each place differ; vectors do beyond rounding errors alone."""
+    kind = ours.type
+    if pa.types.is_dictionary(kind):
+        return _differ(ours.dictionary_decode(), theirs.dictionary_decode())
+    if pa.types.is_fixed_size_list(kind):
+        a, b = (
+            array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1).astype("f4")
+            for array in (ours, theirs)
+        )
+        far: Flags = ~(np.abs(a - b) <= ROUNDING * np.abs(b).max(1, keepdims=True)).all(axis=1)
+        return far
+    if pa.types.is_struct(kind):
+        parts = [_differ(ours.field(i), theirs.field(i)) for i in range(kind.num_fields)]
+        any_part: Flags = np.logical_or.reduce(parts)
+        return any_part
+    valid, other = (array.is_valid().to_numpy(zero_copy_only=False) for array in (ours, theirs))
+    differ: Flags = valid != other
+    if not pa.types.is_nested(kind):
+        unequal = pc.fill_null(pc.not_equal(ours, theirs), fill_value=False)
+        differ |= unequal.to_numpy(zero_copy_only=False)
+        return differ
+    lengths, others = (np.diff(array.offsets.to_numpy()) for array in (ours, theirs))
+    compared = valid & other & (lengths == others)
+    differ |= valid & other & (lengths != others)
+    if pa.types.is_map(kind):
+        entries = pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)]))
+        ours, theirs = ours.cast(entries), theirs.cast(entries)
+    inner = _differ(*(array.filter(pa.array(compared)).flatten() for array in (ours, theirs)))
+    total = np.concatenate([[0], np.cumsum(inner)])
+    ends = np.cumsum(lengths[compared])
+    differ[compared] = total[ends] > total[ends - lengths[compared]]
+    return differ

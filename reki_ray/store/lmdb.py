@@ -13,6 +13,7 @@ from typing import Final
 import lmdb
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from reki_ray.core import atomic
 from reki_ray.errors import StoreError
@@ -47,12 +48,12 @@ class _Environment:
     _lock: Final = threading.Lock()
 
     def __init__(self, path: Path) -> None:
-        # Nobody writes into a finished folder: readers need no lock file.
+        # A finished folder is never written to: readers need no lock file.
         self.handle = lmdb.open(str(path), readonly=True, lock=False, create=False)
 
     @classmethod
     def of(cls, path: Path) -> _Environment:
-        """The folder as it is now: written again, it is another one than who reads it may have.
+        """The folder at this path now; readers of an earlier export keep theirs.
 
         Raises:
             _UnreadableError: It is missing or damaged.
@@ -76,10 +77,7 @@ class LmdbVectors(ServedVectors):
     Args:
         root: Folder of all exports.
         namespace: Begin of every key.
-        version: Number of the version.
-        side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
-        manifest: SHA-256 of the version's manifest.
         exported: What was exported, see `ServedVectors`.
 
     Raises:
@@ -101,8 +99,8 @@ class LmdbVectors(ServedVectors):
         prefix = prefix_of(namespace, version, side)
         super().__init__(str(path), prefix, fallback, manifest, exported)
 
+    @override
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `ServedVectors.fetch`."""
         environment = self._environment
         if environment is None:
             raise StoreError(
@@ -116,9 +114,9 @@ class LmdbVectors(ServedVectors):
                 f"LMDB cannot read: {error}", where=self._where, todo=EXPORT_AGAIN
             ) from error
 
+    @override
     def close(self) -> None:
-        """See `ServedVectors.close`; the folder closes with its last reader."""
-        self._environment = None
+        self._environment = None  # the folder closes with its last reader
 
 
 def folder_of(root: Path, namespace: str, version: int, side: Side) -> Path:

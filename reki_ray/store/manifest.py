@@ -22,15 +22,19 @@ MANIFEST: Final = "manifest.json"
 VERIFIED: Final = "VERIFIED"
 """File beside CURRENT: seals of versions whose checksums were compared there."""
 MODEL_FOLDER: Final = "model"
+NO_MODEL: Final = ""
+"""Fingerprint in the manifest of a version that holds vectors alone."""
 RERANKER_FOLDER: Final = "reranker"
 RETRIEVAL_FOLDER: Final = "retrieval"
+LATER_FOLDER: Final = "later"
+"""Below a compacted version's retrieval files: those of the deltas that were compacted."""
 PROFILES_FILE: Final = "profiles.arrow"
 CATALOGUE_FILE: Final = "catalogue.arrow"
 KNOWLEDGE_FILE: Final = "knowledge.arrow"
 VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.arrow"}
 
 MAX_LAYERS: Final = 9
-"""Every layer costs a lookup a search; `reki compact` makes one of all."""
+"""A lookup searches every layer in turn; `reki compact` merges them."""
 
 _READ_ONLY: Final = 0o444
 _OPEN_FOLDER: Final = 0o755
@@ -91,6 +95,11 @@ class Description(BaseModel):
         None, description="What puts recommendations in order; null: nothing does."
     )
     base: Base | None = Field(None, description="Version below a delta; null for a full version.")
+
+    @property
+    def vector_lengths(self) -> dict[Side, int]:
+        """Length of the stored vectors of each side that has any."""
+        return {side: len(vector) for side, vector in self.fallback.items()}
 
 
 class Manifest(Description):
@@ -162,10 +171,6 @@ def folder_of(root: Path, version: int) -> Path:
 def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
     """Folders and manifests of a version and of all that it lies over, newest first.
 
-    Args:
-        root: Folder of all versions.
-        version: Number of the version.
-
     Raises:
         StoreError: One is missing, was changed, or does not fit the one above it.
     """
@@ -189,6 +194,23 @@ def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
     return found
 
 
+def retrieval_folders(layers: Sequence[tuple[Path, Manifest]]) -> list[Path]:
+    """Retrieval files of a version and of its deltas, oldest first; empty for one without.
+
+    Args:
+        layers: Folder and manifest of the version, then of what it lies over.
+    """
+    folders = [folder / RETRIEVAL_FOLDER for folder, _ in reversed(layers)]
+    if not folders[0].is_dir():
+        return []
+    return [
+        part
+        for folder in folders
+        if folder.is_dir()
+        for part in (folder, *sorted(folder.glob(f"{LATER_FOLDER}/*")))
+    ]
+
+
 def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
     """Refuse a base that is not the one that a delta was made for.
 
@@ -196,8 +218,10 @@ def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> N
         StoreError: Its manifest is another one, or does not fit the delta's.
     """
     delta, base = above[1], below[1]
-    names = ("model_fingerprint", "dimension", "dtype", "prestore", "fallback")
+    names = ("model_fingerprint", "dimension", "dtype", "prestore")
     differing = [name for name in names if getattr(delta, name) != getattr(base, name)]
+    if delta.vector_lengths != base.vector_lengths:
+        differing.append("fallback")
     assert delta.base is not None
     if differing or checksum(below[0] / MANIFEST) != delta.base.manifest:
         what = ", ".join(differing) or "its manifest"
@@ -223,7 +247,7 @@ def write_manifest(folder: Path, description: Description, number: int) -> Manif
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in (*files, folder / MANIFEST):
-        # Replicas map these files: one that is cut short kills all of them by SIGBUS.
+        # Replicas map these files: one that is cut short kills every reader by SIGBUS.
         path.chmod(_READ_ONLY)
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
@@ -235,7 +259,7 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
     """What shows that files were written to since: manifests, sizes, times of the last change.
 
     Who verifies a version and notes its seal spares those who find the same seal to read all
-    files again. What a disk loses by itself leaves the seal as it is; only checksums find that.
+    files again. What a disk loses by itself leaves the seal unchanged; only checksums find that.
 
     Args:
         layers: Folder and manifest of a version and of all that it lies over.
@@ -273,7 +297,7 @@ def note_verified(root: Path, seal: str) -> None:
     """Spare later replicas the checksums of a version; a root that cannot be written to costs time.
 
     A promotion notes its seal in HISTORY. A copy of the root, as on another node, has other times
-    of change and so another seal, which nobody has noted.
+    of change and so another seal, which is not noted yet.
     """
     with contextlib.suppress(OSError), (root / VERIFIED).open("a", encoding="ascii") as file:
         file.write(f"{seal}\n")

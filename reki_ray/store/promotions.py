@@ -77,8 +77,7 @@ def extended(root: Path, current: int | None, move: Promotion) -> bytes:
     Args:
         root: Folder of the versions.
         current: The present version, which a crash may have kept out of the history: then it is
-            noted too; None where there is none.
-        move: The promotion.
+            noted too; None if nothing is served.
     """
     path = root / HISTORY
     content = path.read_bytes() if path.exists() else b""
@@ -91,7 +90,7 @@ def extended(root: Path, current: int | None, move: Promotion) -> bytes:
             content = content[:whole]
     moves = [move]
     if current is not None:
-        with contextlib.suppress(StoreError):  # a damaged history goes on as it is
+        with contextlib.suppress(StoreError):  # a damaged history is left alone
             stack = _stack(read(root))
             if stack and stack[-1] != current:
                 back = current in stack[-2:-1]

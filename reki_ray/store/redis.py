@@ -11,6 +11,7 @@ import numpy.typing as npt
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from typing_extensions import override
 
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
@@ -37,14 +38,11 @@ class RedisVectors(ServedVectors):
 
     Args:
         settings: Address, namespace and time of a call.
-        version: Number of the version.
-        side: Users or items.
         fallback: Vector of ids that it does not hold, shape (q,).
-        manifest: SHA-256 of the version's manifest.
         exported: What was exported, see `ServedVectors`.
 
     Raises:
-        StoreError: The server is unreachable, or holds no whole export of this version.
+        StoreError: The server is unreachable, or holds no complete export of this version.
     """
 
     def __init__(
@@ -69,22 +67,22 @@ class RedisVectors(ServedVectors):
             self.close()
             raise
 
+    @override
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """See `ServedVectors.fetch`."""
         client = self._client
         if client is None:
             raise StoreError(
                 "the vectors are closed", where=self._where, todo="Open the version again."
             )
         found: list[bytes | None] = []
-        with told(self._where):
+        with store_errors(self._where):
             for start in range(0, len(keys), _ROWS_A_STEP):
                 step = list(keys[start : start + _ROWS_A_STEP])
                 found += cast(list[bytes | None], client.mget(step))
         return found
 
+    @override
     def close(self) -> None:
-        """See `ServedVectors.close`."""
         if self._client is not None:
             self._client.close()
         self._client = None
@@ -98,7 +96,7 @@ def export_side(  # what names an export
     manifest: str,
     advance: Advance,
 ) -> None:
-    """Write a side to the server; what is there whole of the same version stays as it is.
+    """Write a side to the server; a complete export of the same version is left alone.
 
     Raises:
         StoreError: The server is unreachable or full, or it holds another store's version of
@@ -111,7 +109,7 @@ def export_side(  # what names an export
     )
     client = connect(settings, max(settings.timeout_seconds, _EXPORT_SECONDS))
     try:
-        with told(where):
+        with store_errors(where):
             found = cast("bytes | None", client.get(meta_key(prefix)))
             there = replaceable_meta(found, where, prefix)
             if there not in (None, meta):
@@ -136,7 +134,7 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
     """A client with a pool of connections, safe to share between threads.
 
     Raises:
-        ConfigError: The URL is none of Redis.
+        ConfigError: The URL is not one of Redis.
     """
     secrets = {name: value.get_secret_value() for name, value in settings.url_secrets.items()}
     try:
@@ -155,7 +153,7 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
     except (ValueError, TypeError):
         # Neither quoted nor kept: redis-py's text repeats the part that it does not understand.
         raise ConfigError(
-            "the address is no URL of a server",
+            "the address is not a URL of a server",
             where="store.vectors.url",
             todo="Write it as redis://host:6379/0; redis-py's documentation lists its fields.",
         ) from None
@@ -163,7 +161,7 @@ def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def store_errors(where: str) -> Iterator[None]:
     """Turn a server's errors into a StoreError."""
     try:
         yield

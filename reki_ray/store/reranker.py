@@ -20,6 +20,7 @@ from reki_ray.models.candidate_scorer import CatalogueInputs, HistoryEvent, User
 from reki_ray.models.list_scorer import ListScorer
 from reki_ray.schema import Side
 from reki_ray.store.hash_index import REPUBLISH
+from reki_ray.store.layers import LayeredVectors
 from reki_ray.store.manifest import RERANKER_FOLDER, VECTOR_FILES, RerankerDescription
 from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.vectors import VectorTable
@@ -30,7 +31,6 @@ class VersionReranker:
     """Puts lists in order with the reranker of one opened version.
 
     Args:
-        version: The opened version.
         description: What its manifest says of the reranker.
         items: Part of the catalogue to put in order; None takes all of it.
 
@@ -44,8 +44,9 @@ class VersionReranker:
         description: RerankerDescription,
         items: Sequence[CatalogueItem] | None = None,
     ) -> None:
-        # A delta has the reranker of its base: ids that it adds get the fallback.
-        self._folder = version.layers[-1][0] / RERANKER_FOLDER
+        # A delta has the reranker of its base, and may have vectors of its own for it.
+        self._folders = [folder / RERANKER_FOLDER for folder, _ in version.layers]
+        self._folder = self._folders[-1]
         self._description = description
         self._fallback = {
             side: np.array(vector, np.float32) for side, vector in description.fallback.items()
@@ -85,7 +86,7 @@ class VersionReranker:
         Args:
             user_id: The user.
             profile: Attributes and past interactions.
-            stored: The version's vector of the user; None where it could not be read.
+            stored: The version's vector of the user; None if it could not be read.
             item_ids: Items, best guess first.
         """
         return self.scorer.order(self.user_input(user_id, profile, stored), item_ids)
@@ -111,12 +112,14 @@ class VersionReranker:
             )
         return loaded
 
-    def _table(self, side: Side) -> VectorTable:
-        return VectorTable(self._folder / VECTOR_FILES[side], self._fallback[side])
+    def _table(self, side: Side) -> LayeredVectors:
+        paths = [folder / VECTOR_FILES[side] for folder in self._folders]
+        paths = [path for path in paths[:-1] if path.exists()] + paths[-1:]
+        return LayeredVectors([VectorTable(path, self._fallback[side]) for path in paths])
 
 
 def open_reranker(version: StoreVersion) -> VersionReranker | None:
-    """The reranker of an opened version; None where it has none.
+    """The reranker of an opened version; None if it has none.
 
     Raises:
         StoreError: A file is missing or damaged, or is not what the manifest says.

@@ -1,4 +1,4 @@
-"""Whether a version's numbers are numbers: weights, vectors, and the scores of real ids.
+"""Checks that a version's weights, vectors and scores are finite.
 
 Training that has diverged leaves NaN behind, checksums of which are as good as any. A version that
 holds them is neither published nor promoted nor served.
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from reki_ray.errors import NotFiniteError
 from reki_ray.schema import VECTOR
-from reki_ray.store.manifest import RETRIEVAL_FOLDER
+from reki_ray.store.manifest import NO_MODEL, RETRIEVAL_FOLDER
 from reki_ray.store.tables import Profile
 from reki_ray.store.version import StoreVersion
 
@@ -30,11 +30,11 @@ _ITEMS: Final = 64
 _USERS: Final = 8
 _VALUES_A_STEP: Final = 1 << 22
 _LARGEST: Final = 1e18
-"""The square of a larger weight is no finite number."""
+"""The square of a larger weight is not finite."""
 
 
 def require_sound(version: StoreVersion) -> None:
-    """Refuse a version whose weights, vectors or scores are no finite numbers.
+    """Refuse a version whose weights, vectors or scores are not finite.
 
     Args:
         version: The opened version; all of its vectors are read.
@@ -53,6 +53,8 @@ def require_sound(version: StoreVersion) -> None:
                 _require_weights(path, masks=path.parent.name != RETRIEVAL_FOLDER)
             elif path.suffix == ".arrow":
                 _require_vectors(path)
+    if version.manifest.model_fingerprint == NO_MODEL:
+        return
     require_finite_scores(version, version.load_scorer(version.catalogue.first(_ITEMS)))
     _require_finite_orders(version)
 
@@ -60,12 +62,8 @@ def require_sound(version: StoreVersion) -> None:
 def require_finite_scores(version: StoreVersion, scorer: CandidateScorer) -> None:
     """Score some of a version's own users and items, which also sets up what later scores reuse.
 
-    Args:
-        version: The opened version.
-        scorer: Its scorer.
-
     Raises:
-        NotFiniteError: A score is no finite number.
+        NotFiniteError: A score is not finite.
     """
     items = [item.item_id for item in version.catalogue.first(_ITEMS)]
     questions = [(user, [*items, ""]) for user in _users(version)]

@@ -19,6 +19,7 @@ from reki_ray.schema import (
     ID,
     ITEM_ID,
     ITEM_IDS,
+    ITEMS_SCHEMA,
     MODEL,
     OF_CLUSTER,
     OF_ONE,
@@ -51,11 +52,13 @@ KNOWLEDGE_SCHEMA = pa.schema(
 )
 
 
+CATALOGUE_SCHEMA = pa.schema([ITEMS_SCHEMA.field(name) for name in (ITEM_ID, TITLE, ATTRIBUTES)])
+
+
 def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
     """Profiles with the latest interactions of every user.
 
     Args:
-        users: Table `ingest/users`.
         interactions: Table `ingest/interactions`, sorted by user, then time.
         history: Largest number of interactions kept a user.
 
@@ -93,7 +96,7 @@ def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.
 
 def catalogue_table(items: pa.Table) -> pa.Table:
     """Id, title and attributes of every item of table `ingest/items`."""
-    return items.select([ITEM_ID, TITLE, ATTRIBUTES])
+    return items.select(CATALOGUE_SCHEMA.names)
 
 
 def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]]) -> pa.Table:
@@ -135,7 +138,7 @@ def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]
 
 def knowledge_key(kind: str, subject_id: str) -> str:
     """Key of a subject's rows in the table of knowledge."""
-    # A kind holds no slash, so that the first one divides kind and id.
+    # A kind has no slash: the first one divides kind and id.
     return f"{kind}/{subject_id}"
 
 
@@ -195,7 +198,7 @@ class Profiles:
         return len(self.layers)
 
     def get(self, user_id: str) -> Profile | None:
-        """Profile of a user; None where there is none."""
+        """Profile of a user; None for an unknown one."""
         found = self.layers.get(user_id)
         if found is None:
             return None
@@ -242,7 +245,7 @@ class Catalogue:
         return [attributes_of(pairs) for pairs in stored]
 
     def get(self, item_id: str) -> CatalogueItem | None:
-        """An item; None where there is none."""
+        """An item; None for an unknown one."""
         found = self.layers.get(item_id)
         return None if found is None else _catalogue_item(found)
 
@@ -269,7 +272,7 @@ class Knowledge:
         self.layers = LayeredTable(paths, ID)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
-        """Cluster whose knowledge the id shares; None where it has its own or none."""
+        """Cluster whose knowledge the id shares; None if it has its own or none."""
         for row in self._rows(OF_ONE[side], subject_id):
             if row[CLUSTER_ID] is not None:
                 return str(row[CLUSTER_ID])

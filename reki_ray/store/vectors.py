@@ -41,8 +41,6 @@ def write_vectors(
     """Write the vectors of one side.
 
     Args:
-        path: New file.
-        ids: N distinct ids.
         vectors: Augmented vectors h, shape (N, q).
         sources: Where each vector comes from: individual, cluster or fallback.
         dtype: Stored type; float16 halves the file and costs about 3 decimal digits.
@@ -64,7 +62,9 @@ def write_vectors(
     codes = pc.index_in(pa.array(sources, pa.string()), value_set=pa.array(SOURCES))
     if codes.null_count:
         raise StoreError(
-            "a source is none of " + ", ".join(SOURCES), where=str(path), todo="Name one of them."
+            "a source is not one of " + ", ".join(SOURCES),
+            where=str(path),
+            todo="Name one of them.",
         )
     factors = pa.array(np.zeros(len(ids), np.uint8))
     columns = {
@@ -140,7 +140,7 @@ class VectorTable:
         """Nothing to close: the mapping goes with its last reader."""
 
     def find(self, ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Row of every id, shape (N,); -1 where there is none."""
+        """Row of every id, shape (N,); -1 for unknown ids."""
         return self.index.find(ids)
 
     def holds(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -149,9 +149,6 @@ class VectorTable:
 
     def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
         """Vectors of ids.
-
-        Args:
-            ids: N ids, with repetitions and in any order.
 
         Returns:
             Vectors, shape (N, q), and the source of each; an unknown id gets the fallback
@@ -165,7 +162,7 @@ class VectorTable:
         return vectors, self.sources_at(rows)
 
     def sources(self, ids: Sequence[str]) -> list[str]:
-        """Source of the vector of each id, as `lookup` tells it."""
+        """Source of the vector of each id, as `lookup` returns it."""
         return self.sources_at(self.index.find(ids))
 
     def sources_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
@@ -182,6 +179,6 @@ def _source_codes(rows: pa.Table, path: Path) -> tuple[list[str], npt.NDArray[np
     """Names of sources, with `fallback` once more at the end, and the mapped codes (N,)."""
     column = single_chunk(rows, SOURCE)
     if column.type != pa.dictionary(pa.uint8(), pa.string()):
-        raise StoreError("the sources are no codes", where=str(path), todo=REPUBLISH)
+        raise StoreError("the sources are not codes", where=str(path), todo=REPUBLISH)
     codes = column.indices.to_numpy(zero_copy_only=True)
     return [*column.dictionary.to_pylist(), FALLBACK], codes

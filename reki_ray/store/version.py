@@ -19,6 +19,7 @@ from reki_ray.store.manifest import (
     KNOWLEDGE_FILE,
     MANIFEST,
     MODEL_FOLDER,
+    NO_MODEL,
     PROFILES_FILE,
     VECTOR_FILES,
     Manifest,
@@ -82,19 +83,19 @@ class StoreVersion:
         return self.manifest.prestore
 
     def profile(self, user_id: str) -> Profile | None:
-        """Attributes and latest interactions of a user; None where the user is unknown."""
+        """Attributes and latest interactions of a user; None for an unknown one."""
         return self.profiles.get(user_id)
 
     def knowledge(self, side: Side, subject_id: str) -> list[KnowledgeEntry]:
-        """The text behind the vector of an id; empty where there is none."""
+        """The text behind the vector of an id; empty if there is none."""
         return self.knowledge_rows.of(side, subject_id)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
-        """Cluster whose knowledge an id shares; None where it has its own or none."""
+        """Cluster whose knowledge an id shares; None if it has its own or none."""
         return self.knowledge_rows.cluster_of(side, subject_id)
 
     def stored_vectors(self, side: Side) -> StoredVectors | None:
-        """The vectors of a side in the version's own files; None where there are none."""
+        """The vectors of a side in the version's own files; None if there are none."""
         fallback = self.manifest.fallback.get(side)
         if fallback is None:
             return None
@@ -104,13 +105,28 @@ class StoreVersion:
             self._check_table(table, side)
         return tables[0] if len(tables) == 1 else LayeredVectors(tables)
 
+    def require_model(self) -> None:
+        """Refuse a version that holds vectors alone.
+
+        Raises:
+            StoreError: It does.
+        """
+        if self.manifest.model_fingerprint == NO_MODEL:
+            raise StoreError(
+                f"version {self.name} holds vectors without a model: it answers lookups, but "
+                "scores and recommends nothing",
+                where=str(self.folder),
+                todo="Promote a version that `reki publish` wrote; `reki versions` lists them.",
+            )
+
     def load_model(self) -> ModelBundle:
         """The model that the vectors were computed with.
 
         Raises:
-            StoreError: The model's fingerprint is not the manifest's, or its vectors have
-                another length than the stored ones.
+            StoreError: The version holds vectors alone, the model's fingerprint is not the
+                manifest's, or its vectors have another length than the stored ones.
         """
+        self.require_model()
         from reki_ray.models import artifact  # see TYPE_CHECKING above
 
         folder = self.layers[-1][0] / MODEL_FOLDER  # a delta has the model of its base

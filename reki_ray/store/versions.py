@@ -6,11 +6,11 @@
     <root>/HISTORY                         which versions were promoted when
 
 A version is built in a scratch folder, checked, and renamed into place; then the pointer
-moves by a rename. A crash at any moment leaves the old version in force. A delta has no
+moves by a rename. A crash at any moment leaves the served version unchanged. A delta has no
 model/ and names the version that it lies over, which must stay.
 
 Writers of versions take turns by one lock; the pointer has a lock of its own, which is held for
-its move alone: nobody who promotes waits for a version that is being built or exported.
+its move alone: a promotion never waits for a version that is being built or exported.
 """
 
 from __future__ import annotations
@@ -22,28 +22,32 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from reki_ray.config import AdapterSettings, RekiConfig
 from reki_ray.core import atomic
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import StoreError
-from reki_ray.schema import SIDES
+from reki_ray.schema import ID, ITEM_ID, PROFILES_SCHEMA, SIDES, USER_ID, Side
 from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
 from reki_ray.store.export import export_side
-from reki_ray.store.kv import Advance, tell_nobody
+from reki_ray.store.hash_index import write_indexed
+from reki_ray.store.kv import Advance, ignore_progress
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MANIFEST,
     MANIFEST_FORMAT,
     MODEL_FOLDER,
+    NO_MODEL,
     PROFILES_FILE,
     VECTOR_FILES,
     Description,
@@ -60,6 +64,8 @@ from reki_ray.store.manifest import (
 from reki_ray.store.manifest import verify as verify_files
 from reki_ray.store.promotions import Promotion
 from reki_ray.store.soundness import require_sound
+from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA
+from reki_ray.store.vectors import DType, write_vectors
 from reki_ray.store.version import StoreVersion
 
 STORE_FOLDER: Final = "publish"
@@ -97,6 +103,9 @@ __all__ = [
 ]
 
 CURRENT: Final = "CURRENT"
+
+VectorsById = tuple[Sequence[str], npt.NDArray[Any]]
+"""N distinct ids and their vectors, shape (N, q)."""
 
 _SCRATCH: Final = ".scratch-"
 
@@ -189,7 +198,6 @@ class VersionStore:
         """Open a version.
 
         Args:
-            version: Its number; None opens the current one.
             verify: Compare every file of every layer with its checksum, which reads all of it.
             vectors: Where vectors are looked up; None: in the version's own files.
 
@@ -209,9 +217,6 @@ class VersionStore:
 
         Vectors are those of `vectors`. Checksums are compared only where the files are not those
         that a promotion, or a replica before, has compared.
-
-        Args:
-            version: Its number; None opens the current one.
 
         Raises:
             StoreError: See `open`.
@@ -239,15 +244,11 @@ class VersionStore:
 
         Args:
             fill: Writes the version's files into a folder, and describes them.
-            promote: Make it the current one.
             expected: Promote it only if this version is current at the end; None: whichever is.
-
-        Returns:
-            The new version's number.
 
         Raises:
             StoreError: The disk refuses, what was built does not open or cannot be exported, or
-                another version than the expected one is current; the old version stays in force.
+                another version than the expected one is current; the served version is unchanged.
         """
         atomic.make_folder(self.root)
         with FileLock(self.root / ".lock", mode=_LOCK_MODE):
@@ -271,19 +272,79 @@ class VersionStore:
                 self._promote_built(number, expected)
         return number
 
+    def publish_vectors(
+        self,
+        *,
+        users: VectorsById | None = None,
+        items: VectorsById | None = None,
+        dtype: DType = "float32",
+        promote: bool = True,
+    ) -> int:
+        """Publish vectors by id, of any origin and without a model; they serve lookups only.
+
+        Unknown ids get the mean vector of their side.
+
+        Args:
+            users: N distinct ids and their vectors, shape (N, q).
+            items: The same for items, whose vectors may have another length.
+            dtype: Stored type; float16 halves the files.
+            promote: Make it the current version.
+
+        Raises:
+            StoreError: An id occurs twice, or ids and vectors do not fit together.
+            NotFiniteError: A vector is not finite.
+
+        Example:
+            >>> import numpy as np, tempfile
+            >>> store = VersionStore(tempfile.mkdtemp())
+            >>> store.publish_vectors(items=(["m1", "m2"], np.eye(2, dtype=np.float32)))
+            1
+            >>> vectors, sources = store.open().items.lookup(["m2", "unknown"])
+            >>> vectors.tolist(), sources
+            ([[0.0, 1.0], [0.5, 0.5]], ['individual', 'fallback'])
+        """
+
+        def fill(folder: Path) -> Description:
+            for name, schema, key in (
+                (PROFILES_FILE, PROFILES_SCHEMA, USER_ID),
+                (CATALOGUE_FILE, CATALOGUE_SCHEMA, ITEM_ID),
+                (KNOWLEDGE_FILE, KNOWLEDGE_SCHEMA, ID),
+            ):
+                write_indexed(folder / name, schema.empty_table(), key)
+            fallback: dict[Side, list[float]] = {}
+            given: dict[Side, VectorsById | None] = {"users": users, "items": items}
+            for side, pair in given.items():
+                if pair is None:
+                    continue
+                ids, vectors = list(pair[0]), np.asarray(pair[1])
+                sources = ["individual"] * len(ids)
+                write_vectors(folder / VECTOR_FILES[side], ids, vectors, sources, dtype=dtype)
+                mean = vectors.mean(axis=0) if ids else np.zeros(vectors.shape[1])
+                fallback[side] = [float(value) for value in mean]
+            return Description(
+                arm="",
+                backbone="",
+                seed=0,
+                model_fingerprint=NO_MODEL,
+                dimension=0,
+                dtype=dtype,
+                prestore="r",
+                users=0,
+                items=0,
+                fallback=fallback,
+            )
+
+        return self.publish(fill, promote=promote)
+
     def upsert(self, delta: Delta, *, base: int | None = None, promote: bool = True) -> int:
         """Write a small version that lies over another.
 
         Args:
             delta: New and changed rows.
             base: Version to lie over; None takes the current one.
-            promote: Make it the current one.
-
-        Returns:
-            The new version's number.
 
         Raises:
-            StoreError: The delta does not fit the base; the old version stays in force.
+            StoreError: The delta does not fit the base; the served version is unchanged.
         """
 
         def fill(folder: Path) -> Description:
@@ -305,7 +366,7 @@ class VersionStore:
             The full version's number; the given one's where it is full already.
 
         Raises:
-            StoreError: A layer is missing or damaged; the old version stays in force.
+            StoreError: A layer is missing or damaged; the served version is unchanged.
         """
         manifest = self.open(version).manifest
         if manifest.base is None:
@@ -323,12 +384,11 @@ class VersionStore:
         """Make a version the current one, after its checksums were verified and it was opened.
 
         Args:
-            version: Its number.
             expected: Do so only if this version is current; None: whichever is.
 
         Raises:
             StoreError: The version is missing, damaged, or its vectors do not fit its model, or
-                another version than the expected one is current; the old version stays in force.
+                another version than the expected one is current; the served version is unchanged.
         """
         self._require_current(expected)
         self._promote(version, expected=expected, rollback=False)
@@ -340,12 +400,9 @@ class VersionStore:
             expected: Do so only if this version is current, so that a command that is sent twice
                 goes back once; None: whichever is.
 
-        Returns:
-            Its number.
-
         Raises:
             StoreError: There is none, or it is damaged, or another version than the expected one
-                is current, or becomes so meanwhile; the old version stays in force.
+                is current, or becomes so meanwhile; the served version is unchanged.
         """
         self._require_current(expected)
         present = self.current()
@@ -399,7 +456,7 @@ class VersionStore:
 
     def _seal_of_built(self, number: int) -> str:
         layers = self.layers(number)
-        base = layers[0][1].base  # nobody has compared its checksums now
+        base = layers[0][1].base  # its checksums were not compared now
         return seal_of(layers) if base is None or self._is_sealed(base.version) else ""
 
     def _is_sealed(self, number: int) -> bool:
@@ -475,14 +532,14 @@ class VersionStore:
 
 
 def export_vectors(
-    version: StoreVersion, settings: AdapterSettings, advance: Advance = tell_nobody
+    version: StoreVersion, settings: AdapterSettings, advance: Advance = ignore_progress
 ) -> int:
     """Load the vectors of an opened version into LMDB or a server; does nothing the second time.
 
     Args:
         version: Any opened version; layers are flattened.
         settings: Where to; kind arrow needs no export.
-        advance: Told how many vectors were written since it was told last.
+        advance: Receives the number of vectors written since its last call.
 
     Returns:
         Number of vectors that are there now.

@@ -19,7 +19,7 @@ from reki_ray.config import AdapterSettings, RekiConfig
 from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.secrets import HIDDEN, shown, without_secrets
 from reki_ray.errors import ConfigError, RekiError
-from reki_ray.store.redis import connect, told
+from reki_ray.store.redis import connect, store_errors
 from reki_ray.store.versions import VersionStore
 from reki_ray.tuning.sweep import _changed
 from tests.support import store_factory
@@ -137,7 +137,11 @@ def test_a_server_with_a_password_is_asked_with_it(
         assert store.publish(store_factory.fill) == 1
         assert store.open_served().users is not None
         wrong = AdapterSettings(kind="redis", url=server.url, password="s3cr3t-but-wrong")
-        with pytest.raises(RekiError) as caught, told(wrong.url), connect(wrong, 20) as client:
+        with (
+            pytest.raises(RekiError) as caught,
+            store_errors(wrong.url),
+            connect(wrong, 20) as client,
+        ):
             client.ping()
         assert "s3cr3t" not in str(caught.value)
 
@@ -254,7 +258,7 @@ def test_what_is_no_url_of_a_server_is_refused_and_not_quoted(url: str) -> None:
 @pytest.mark.parametrize("query", ["socket_timeout=s3cr3t", "PASSWORD=s3cr3t", "s3cr3t=1"])
 def test_what_redis_py_refuses_is_an_error_that_does_not_quote_it(query: str) -> None:
     settings = AdapterSettings(kind="redis", url=f"redis://h:1/0?{query}")
-    with pytest.raises(ConfigError, match="no URL of a server") as caught:
+    with pytest.raises(ConfigError, match="not a URL of a server") as caught:
         connect(settings, 1)
     assert "s3cr3t" not in str(caught.value)
     assert caught.value.__suppress_context__

@@ -24,7 +24,7 @@ OTHERWISE = {
     "reki_ray/models/artifact.py": {"save"},
     "reki_ray/retrieval/builder.py": {"write_retrieval"},
     "reki_ray/retrieval/index.py": {"build_index"},
-    "reki_ray/store/hash_index.py": {"write_indexed"},
+    "reki_ray/store/hash_index.py": {"_write_rows", "keep_rows"},
     "reki_ray/store/lmdb.py": {"export_side"},
     # The second one appends a line that costs only time where it is lost.
     "reki_ray/store/manifest.py": {"write_manifest", "note_verified"},
@@ -44,8 +44,6 @@ OTHERWISE = {
     # Lives as long as its process.
     "deployments/ingress.py": {"_own_folder"},
     "reki_ray/tuning/searcher.py": {"Study.__init__"},
-    # `StreaKHC.save`, which is atomic.
-    "reki_ray/clustering/streakhc/durable.py": {"DurableStream.snapshot"},
 }
 """Functions that write without `reki_ray.core.atomic`, and why that does no harm."""
 

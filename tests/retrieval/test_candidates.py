@@ -59,11 +59,11 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Candidates]:
     exact = write(root / "exact")
     later = np.eye(DIMENSION, dtype=np.float32)[:2]
     return {
-        "exact": Candidates(exact),
-        "index": Candidates(write(root / "index", exact_below=0)),
-        "new": Candidates(exact, NewItems(NEW, later)),
-        "popular": Candidates(write(root / "popular", near=False)),
-        "popular, new": Candidates(root / "popular", NewItems(NEW, None)),
+        "exact": Candidates([exact]),
+        "index": Candidates([write(root / "index", exact_below=0)]),
+        "new": Candidates([exact], NewItems(NEW, later)),
+        "popular": Candidates([write(root / "popular", near=False)]),
+        "popular, new": Candidates([root / "popular"], NewItems(NEW, None)),
     }
 
 
@@ -126,10 +126,10 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     towers = folder / files.TOWERS_FILE
     save_file({"users.weight": np.eye(3), "users.bias": np.zeros(3)}, towers)
     with pytest.raises(StoreError, match="length 3, items have 4"):
-        Candidates(folder)
+        Candidates([folder])
     towers.write_bytes(b"x")
     with pytest.raises(StoreError, match="towers are missing or damaged"):
-        Candidates(folder)
+        Candidates([folder])
     (folder / files.DESCRIPTION_FILE).write_text("{")
     with pytest.raises(StoreError, match="description of retrieval"):
-        Candidates(folder)
+        Candidates([folder])

@@ -11,8 +11,8 @@ import torch
 from reki_ray.config import RetrievalConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
+from reki_ray.retrieval.builder import CANDIDATES, recall
 from reki_ray.retrieval.positives import Likes, held_positives, streamed_positives
-from reki_ray.retrieval.recall import COUNT, recall
 from reki_ray.retrieval.tower_trainer import Fitting, all_item_vectors, fit
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.training.dataset import Dataset
@@ -114,8 +114,8 @@ def test_recall_counts_unseen_items_that_stand_before(dataset: Dataset) -> None:
     samples = held_positives(dataset, "valid").take(np.arange(3))
     scores = np.zeros((3, len(dataset.item_ids)), dtype=np.float32)
     assert recall(dataset, samples, scores) == 1.0  # of 40 items, all are among the candidates
-    many = dataclasses.replace(dataset, item_ids=[str(k) for k in range(3 * COUNT)])
-    scores = np.ones((3, 3 * COUNT), dtype=np.float32)
+    many = dataclasses.replace(dataset, item_ids=[str(k) for k in range(3 * CANDIDATES)])
+    scores = np.ones((3, 3 * CANDIDATES), dtype=np.float32)
     scores[0, samples.items[0]] = 2.0
     scores[1:, samples.items[1:]] = 0.0
     assert recall(many, samples, scores) == pytest.approx(1 / 3)

@@ -203,6 +203,20 @@ def test_a_delta_that_does_not_fit_is_refused(
     assert (store.versions(), store.current()) == ([1], 1)
 
 
+def test_an_upsert_has_the_columns_of_its_base(store: VersionStore) -> None:
+    nullable = catalogue_table(ITEMS).cast(
+        pa.schema([field.with_nullable(True) for field in catalogue_table(ITEMS).schema])
+    )
+    store.upsert(_delta(store, catalogue=nullable))
+    version = store.open()
+    assert version.catalogue.known(["m new"]) == [True]
+    assert len(version.catalogue.ids) == len(version.catalogue)
+    without_an_id = nullable.set_column(0, "item_id", pa.array(["m3", None], pa.string()))
+    with pytest.raises(StoreError, match="do not have the columns of catalogue"):
+        store.upsert(_delta(store, catalogue=without_an_id))
+    assert store.current() == 2
+
+
 def test_a_chain_is_bounded(store: VersionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deltas, "MAX_LAYERS", 2)
     store.upsert(_delta(store))

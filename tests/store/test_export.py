@@ -141,12 +141,12 @@ def test_an_unfinished_export_is_refused_and_can_be_repeated(
     prefix = prefix_of(settings.namespace, 1, "users")
     with redis.Redis.from_url(settings.url) as client:
         client.delete(meta_key(prefix))
-        with pytest.raises(StoreError, match="no whole export"):
+        with pytest.raises(StoreError, match="no complete export"):
             open_vectors(settings, 1, "users", FALLBACK, "manifest")
         export_side(settings, 1, "users", table, "manifest")
         client.set(prefix + b"=a", b"short")
     held = open_vectors(settings, 1, "users", FALLBACK, "manifest")
-    with pytest.raises(StoreError, match="no vector of length 3"):
+    with pytest.raises(StoreError, match="not a vector of length 3"):
         held.lookup(["a"])
 
 
@@ -191,7 +191,7 @@ def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(
     with pytest.raises(ValueError, match="none of a server"):
         AdapterSettings(kind="redis", url="no url")
     settings = AdapterSettings(kind="redis", url="redis://host/?no_field=1")
-    with pytest.raises(ConfigError, match="no URL"):
+    with pytest.raises(ConfigError, match="not a URL"):
         export_side(settings, 1, "users", table, "manifest")
     with pytest.raises(ValueError, match="needs url"):
         AdapterSettings(kind="redis")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
+from reki_ray.retrieval.load import open_candidates
 from reki_ray.store import versions
 from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.vectors import write_vectors
@@ -216,3 +218,38 @@ def test_the_catalogue_knows_titles_and_attributes(store: VersionStore) -> None:
 
 def _visible(store: VersionStore) -> list[str]:
     return sorted(path.name for path in store.root.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_vectors_without_a_model_are_looked_up_but_score_nothing(tmp_path: Path) -> None:
+    store = VersionStore(tmp_path)
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    users, items = (["u1", "u2"], rows), (["m1"], np.ones((1, 2), np.float32))
+    assert store.publish_vectors(users=users, items=items) == store.current() == 1
+    version = store.open_served()
+    assert version.users is not None
+    assert version.items is not None
+    vectors, sources = version.users.lookup(["u2", "u1", "nobody"])
+    np.testing.assert_array_equal(vectors, [rows[1], rows[0], rows.mean(axis=0)])
+    assert sources == ["individual", "individual", "fallback"]
+    np.testing.assert_array_equal(version.items.lookup(["m1"])[0], items[1])
+    assert version.profile("u1") is None
+    for use in (version.load_scorer, partial(open_candidates, version)):
+        with pytest.raises(StoreError, match="version v1 holds vectors without a model") as caught:
+            use()
+        assert "reki publish" in caught.value.todo
+    assert store.publish_vectors(items=items, dtype="float16", promote=False) == 2
+    assert store.current() == 1
+    assert store.open(2).users is None
+    store.promote(2)
+    assert store.rollback() == 1
+    for ids, wrong, error in (
+        (["a", "a"], rows, "twice"),
+        (["a"], rows, "do not fit together"),
+        (["a", "b"], rows * np.nan, "not all finite"),
+    ):
+        with pytest.raises(StoreError, match=error):
+            store.publish_vectors(users=(ids, wrong))
+
+
+def test_the_example_of_the_docstring_works() -> None:
+    assert doctest.testmod(versions) == doctest.TestResults(failed=0, attempted=5)
