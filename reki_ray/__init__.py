@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from reki_ray.config import RekiConfig, load_config
     from reki_ray.core.workspace import StageEntry, Workspace
-    from reki_ray.encoding import encode_texts
-    from reki_ray.extraction import extract_knowledge
+    from reki_ray.encoding.texts import encode_texts
     from reki_ray.models.hein import HEIN
+    from reki_ray.stages.extract import extract_knowledge
     from reki_ray.store.versions import VersionStore
 
 __version__ = "0.1.0"
@@ -34,8 +34,8 @@ _MODULES: Final = {
     "HEIN": "reki_ray.models.hein",
     "VersionStore": "reki_ray.store.versions",
     "Workspace": "reki_ray.core.workspace",
-    "encode_texts": "reki_ray.encoding",
-    "extract_knowledge": "reki_ray.extraction",
+    "encode_texts": "reki_ray.encoding.texts",
+    "extract_knowledge": "reki_ray.stages.extract",
     "load_config": "reki_ray.config",
 }
 
@@ -45,6 +45,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from reki_ray.core.imports import load
 
+    if name == "extract_knowledge":
+        from reki_ray.core.ray_cluster import set_environment
+
+        set_environment()  # before Ray is imported
     globals()[name] = value = load(f"{_MODULES[name]}:{name}")
     return value
 
