@@ -1,7 +1,9 @@
-"""Use HEIN inside a PyTorch model of your own: no Ray, no LLM, random data.
+"""Use HEIN inside a PyTorch model of your own: no Ray, no LLM.
 
     pip install reki-ray
     python examples/hein_only.py
+
+The data are random, and the model learns them in about two seconds.
 """
 
 import torch
