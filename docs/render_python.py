@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,7 +74,8 @@ def _signature(title: str, value: Any) -> str:
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
             parts.append("*")
-        parts.append(str(parameter))
+        default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        parts.append(f"{parameter.name}: {parameter.annotation}{default}")
     returns = inspect.signature(value).return_annotation
     arrow = "" if returns is inspect.Signature.empty or inspect.isclass(value) else f" -> {returns}"
     line = f"{title}({', '.join(parts)}){arrow}"
@@ -90,7 +92,7 @@ def _body(value: Any) -> str:
         head, _, rest = block.partition("\n")
         title = SECTION.fullmatch(head.strip())
         section = title[1] if title else (section if block.startswith("    ") else None)
-        content = inspect.cleandoc(rest) if title else inspect.cleandoc(block)
+        content = textwrap.dedent(rest if title else block)
         if title and section in ("Args", "Attributes", "Raises"):
             text += f"**{section}**\n\n{_entries(content)}\n"
         elif section is not None and section.startswith("Example"):

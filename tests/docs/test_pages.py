@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 PAGES: Final = sorted(DOCS.rglob("*.md"))
 DOCUMENTS: Final = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
-GENERATED: Final = ("cli", "config", "http", "metrics", "workspace")
+GENERATED: Final = ("cli", "config", "http", "metrics", "python", "workspace")
 MARKDOWN: Final = MarkdownIt("commonmark").enable("table")
 
 
