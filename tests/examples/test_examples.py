@@ -45,7 +45,10 @@ def test_hein_only(tmp_path: Path) -> None:
 
 
 def test_store_only(tmp_path: Path) -> None:
-    assert "current version: 1" in run("store_only", folder=tmp_path)
+    output = run("store_only", folder=tmp_path)
+    assert "versions: [1, 2], current: 1" in output
+    assert "(3, 32)" in output
+    assert "rolled back to: 1" in output
 
 
 @pytest.mark.ray
