@@ -81,6 +81,13 @@ def test_pages_that_code_and_configurations_name_exist(package: str) -> None:
                 assert (ROOT / page).exists(), f"{file}: {page}"
 
 
+def test_the_architecture_page_names_modules_that_exist() -> None:
+    text = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(?:reki_ray/)?((?!extract/)[a-z_]+/[a-z_]+)`", text):  # not tables
+        places = [folder / name for folder in (ROOT / "reki_ray", ROOT, ROOT / "deployments")]
+        assert any(p.exists() or p.with_suffix(".py").exists() for p in places), name
+
+
 def links(file: Path) -> list[str]:
     """Targets of all links of a page."""
     blocks = MARKDOWN.parse(file.read_text(encoding="utf-8"))
