@@ -2,7 +2,7 @@
 #
 #   PYTHON        interpreter, 3.11 or newer
 #   CONFIG        configuration of the demo
-#   TORCH_INDEX   index that holds PyTorch's CPU wheels, where pip does not find them by itself
+#   TORCH_INDEX   index of PyTorch's CPU wheels, if pip does not find them by itself
 #   EXTRAS        cpu,dev on a machine without GPU; gpu,dev on one with CUDA
 
 PYTHON      ?= python3
@@ -18,7 +18,7 @@ READY       := $(VENV)/.ready
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
 
-setup: $(READY)  ## Create .venv with the tested versions; does nothing when it is there
+setup: $(READY)  ## Create .venv with the tested versions, unless it is up to date
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[$(EXTRAS)]'
-	@# Their CPU builds do not import beside a CPU torch, and transformers then fails on them.
+	@# They do not import with a CPU build of torch, and break transformers.
 	@$(if $(findstring cpu,$(EXTRAS)),$(VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec)
 	@touch $@
 
@@ -44,7 +44,7 @@ lint: setup  ## Format, lint, types and the direction of imports
 test: lint  ## Lint, types and all tests but the slow ones
 	@$(VENV)/bin/python -m pytest
 
-# What torch, oneDNN, MKL, OpenBLAS and numpy take for the widest instructions of the processor.
+# Limits the instructions that torch, oneDNN, MKL, OpenBLAS and numpy use to AVX2.
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	OPENBLAS_CORETYPE=Haswell NPY_DISABLE_CPU_FEATURES="AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL"
 
@@ -54,7 +54,7 @@ test-avx2: setup  ## The tests without Ray as on an x86 processor without AVX512
 	@for seed in 1 2; do env $(AVX2) OMP_NUM_THREADS=1 PYTHONHASHSEED=$$seed \
 		$(VENV)/bin/python -m pytest -m "$(FAST)" || exit 1; done
 
-slow: setup  ## The tests that last longer, for which `make test` has no time
+slow: setup  ## The tests that take too long for `make test`
 	@$(VENV)/bin/python -m pytest -m slow
 
 bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/results/benchmarks.md
@@ -66,7 +66,7 @@ bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then d
 	@$(VENV)/bin/python docs/render_benchmarks.py
 
 reference: setup  ## The generated pages of docs/reference
-	@for page in cli config http metrics workspace; do $(VENV)/bin/python docs/render_$$page.py || exit 1; done
+	@for page in cli config http metrics python workspace; do $(VENV)/bin/python docs/render_$$page.py || exit 1; done
 
 docs: setup  ## The documentation as a site in build/site
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -55,7 +55,7 @@ def _section(model: type[BaseModel], path: str) -> str:
 
 
 def _code(value: Any) -> str:
-    """A default as it is written in the file."""
+    """A default as written in the file."""
     text = yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False)
     text = text.removesuffix("...\n").strip()
     # A bar would end the cell, also within backticks.

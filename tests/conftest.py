@@ -44,6 +44,14 @@ def pytest_configure() -> None:
     os.environ["REKI_ADMIN_TOKEN"] = secrets.token_hex(32)  # replicas take it from Ray's start
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that starts Ray, so that `-m "not ray"` runs without it."""
+    for item in items:
+        if "ray_local" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path / "workspace")

@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
 PAGES: Final = sorted(DOCS.rglob("*.md"))
 DOCUMENTS: Final = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
-GENERATED: Final = ("cli", "config", "http", "metrics", "workspace")
+GENERATED: Final = ("cli", "config", "http", "metrics", "python", "workspace")
 MARKDOWN: Final = MarkdownIt("commonmark").enable("table")
 
 
@@ -79,6 +79,13 @@ def test_pages_that_code_and_configurations_name_exist(package: str) -> None:
         if file.suffix in {".py", ".yaml"}:
             for page in re.findall(r"docs/[\w/-]+\.md", file.read_text(encoding="utf-8")):
                 assert (ROOT / page).exists(), f"{file}: {page}"
+
+
+def test_the_architecture_page_names_modules_that_exist() -> None:
+    text = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(?:reki_ray/)?((?!extract/)[a-z_]+/[a-z_]+)`", text):  # not tables
+        places = [folder / name for folder in (ROOT / "reki_ray", ROOT, ROOT / "deployments")]
+        assert any(p.exists() or p.with_suffix(".py").exists() for p in places), name
 
 
 def links(file: Path) -> list[str]:
