@@ -243,8 +243,7 @@ def _ask(folder: str, source: dict[str, str], mode: str, arms: list[Arm]) -> _As
 
 
 def _stream(sample: np.ndarray, seed: int) -> Any:
-    from reki_ray.clustering.streakhc.kernel import IsolationKernel
-    from reki_ray.clustering.streakhc.stream import StreaKHC
+    from reki_ray.clustering.streakhc.stream import IsolationKernel, StreaKHC
 
     return StreaKHC(IsolationKernel.drawn(sample, 200, 256, seed), max_leaves=1024)
 

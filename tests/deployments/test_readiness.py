@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from deployments.errors import ApiError, overloaded
-from deployments.http import readiness
-from deployments.http.readiness import Readiness
+from deployments.http import api
+from deployments.http.api import Readiness
 
 
 class Graph:
@@ -51,7 +51,7 @@ def codes(graph: Graph, *steps: ApiError | None) -> list[str]:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that was seen counts any more."""
-    monkeypatch.setattr(readiness, "FRESH_SECONDS", -1.0)
+    monkeypatch.setattr(api, "FRESH_SECONDS", -1.0)
 
 
 def test_it_turns_back_and_comes_again(fresh: None) -> None:

@@ -1,9 +1,6 @@
-"""A stream of points and its hierarchy: insert, cut, save and load."""
+"""A stream of points and its hierarchy: insert and cut."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from typing_extensions import override
@@ -12,11 +9,8 @@ from reki_ray.clustering.assignment import nearest
 from reki_ray.clustering.base import Clusterer
 from reki_ray.clustering.pca import Projection, is_one_point
 from reki_ray.clustering.streakhc.cut import flat_cut
-from reki_ray.clustering.streakhc.kernel import IsolationKernel
-from reki_ray.clustering.streakhc.tree import NONE, ROOT, Tree, empty_tree, insert
+from reki_ray.clustering.streakhc.tree import NONE, ROOT, empty_tree, insert
 from reki_ray.config import StreaKhcConfig
-from reki_ray.core import atomic
-from reki_ray.errors import DataError
 
 
 class StreaKhcClusterer(Clusterer):
@@ -83,28 +77,43 @@ class StreaKHC:
         """Centres (K, d) of a flat clustering of the current tree; see `flat_cut`."""
         return flat_cut(self._tree, clusters, min_size)
 
-    def save(self, path: Path) -> None:
-        """Write a file for `load`, without pickle."""
-        with atomic.writing(path) as file:
-            np.savez(file, samples=self._kernel.samples, **self._tree._asdict())
+
+_CHUNK_BYTES = 64 * 2**20
+"""Bound of the matrix of distances in memory."""
+
+
+class IsolationKernel:
+    """Maps a point to the index of its nearest sample in each of t random subsamples.
+
+    The similarity of two points is the share of subsamples in which they map to the same sample;
+    samples are dense where data are, so the kernel adapts to density.
+
+    Args:
+        samples: (t, psi, d) float32 subsamples, psi at most 65,536.
+    """
+
+    def __init__(self, samples: np.ndarray) -> None:
+        self.samples = np.ascontiguousarray(samples, dtype=np.float32)
+        t, psi, dimension = self.samples.shape
+        self._flat = self.samples.reshape(t * psi, dimension)
+        # |x - s|^2 is least where x.s - |s|^2 / 2 is greatest.
+        self._half_norms = 0.5 * np.einsum("sd,sd->s", self._flat, self._flat)
 
     @classmethod
-    def load(cls, path: Path) -> StreaKHC:
-        """Read a file of `save`.
+    def drawn(cls, vectors: np.ndarray, t: int, psi: int, seed: int) -> IsolationKernel:
+        """Draw t subsamples of at most psi of the N >= 1 points (N, d), without replacement."""
+        random = np.random.default_rng(seed)
+        size = min(psi, len(vectors))
+        rows = np.stack([random.choice(len(vectors), size, replace=False) for _ in range(t)])
+        return cls(vectors[rows])
 
-        Raises:
-            DataError: The file is damaged.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                kernel = IsolationKernel(arrays["samples"])
-                tree = Tree(*(arrays[name] for name in Tree._fields))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise DataError(
-                f"a saved stream of StreaKHC is damaged: {error}",
-                where=str(path),
-                todo="Delete it; the stream is rebuilt from the logged inserts.",
-            ) from error
-        stream = cls.__new__(cls)
-        stream._kernel, stream._tree = kernel, tree
-        return stream
+    def maps(self, vectors: np.ndarray) -> np.ndarray:
+        """Map points (N, d): (N, t) uint16, the lowest index on a tie."""
+        t, psi, _ = self.samples.shape
+        nearest = np.empty((len(vectors), t), dtype=np.uint16)
+        rows = max(1, _CHUNK_BYTES // (4 * t * psi))
+        for start in range(0, len(vectors), rows):
+            chunk = np.asarray(vectors[start : start + rows], dtype=np.float32)
+            nearness = chunk @ self._flat.T - self._half_norms  # (chunk, t * psi)
+            nearest[start : start + rows] = nearness.reshape(-1, t, psi).argmax(axis=2)
+        return nearest
