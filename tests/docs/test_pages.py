@@ -17,7 +17,7 @@ from reki_ray.cli import bench
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
-PAGES: Final = sorted(DOCS.rglob("*.md"))
+PAGES: Final = sorted(set(DOCS.rglob("*.md")) - {DOCS / "plan.md"})
 DOCUMENTS: Final = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
 GENERATED: Final = ("cli", "config", "http", "metrics", "python", "workspace")
 MARKDOWN: Final = MarkdownIt("commonmark").enable("table")
