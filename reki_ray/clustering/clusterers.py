@@ -36,10 +36,6 @@ class KMeansClusterer(Clusterer):
     """Mini-batch k-means on the unit sphere: the control that a better method has to beat.
 
     Source: Sculley, "Web-scale k-means clustering", WWW 2010; implementation: scikit-learn.
-
-    Args:
-        clusters: Number of clusters; at most one per row.
-        seed: Seed of initialisation and batches.
     """
 
     method = "kmeans"
@@ -105,7 +101,6 @@ def group(
     Args:
         ids: N >= 1 distinct ids.
         vectors: (N, d), rows of unit length.
-        clusterer: The algorithm.
         prefix: First letter of the cluster ids.
         min_size: Smallest cluster, members; only `min_similarity` makes smaller ones.
         min_similarity: Lowest cosine of a member to its centre.
@@ -131,9 +126,7 @@ def describe(vectors: np.ndarray, raw: np.ndarray, assignment: Assignment) -> di
     """Measure the clusters of one side.
 
     Args:
-        vectors: (N, d).
         raw: (N,) labels of the algorithm, noise included.
-        assignment: The total assignment made from them.
 
     Returns:
         JSON-ready: clusters; noise_share of the algorithm; mean_similarity of rows to their

@@ -23,8 +23,6 @@ class Weighting:
 
     Attributes:
         half_life: Number of newer interactions that halves the weight.
-        rating_min: Lowest valid rating.
-        rating_max: Highest valid rating.
     """
 
     half_life: float
@@ -58,9 +56,7 @@ def user_vectors(
     Args:
         user_ids: U ids, in the order of the result.
         visible: Interactions before the cutoff, from `leak_guard.before_cut`.
-        item_ids: I ids.
         item_vectors: (I, d), rows of unit length.
-        weighting: Weight of an interaction.
 
     Returns:
         (U, d) float32, rows of unit length. A user without a visible known item gets the mean

@@ -68,7 +68,6 @@ class ContentIndex:
     """Digest -> place of its row; sorted by digest, the first row of each.
 
     Attributes:
-        files: Paths of the store's files.
         digests: (N,) of type `DIGEST`.
         file: (N,) index into `files`.
         row: (N,) row in that file.
@@ -93,7 +92,6 @@ class ContentStore:
     """One content-addressed table of a workspace.
 
     Args:
-        workspace: The run's folder.
         table: Folder and schema; files of earlier releases may lack nullable columns.
         key: Column of digests, 64 hexadecimal digits.
         what: Name of the store in error messages, such as `the answer cache`.

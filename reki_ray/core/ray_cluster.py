@@ -172,10 +172,6 @@ def cpu_share(processes: int) -> float:
 def require_gpus(count: int, where: str) -> None:
     """Refuse work that would wait for GPUs forever.
 
-    Args:
-        count: GPUs needed at the same time.
-        where: Configuration keys that require them.
-
     Raises:
         EngineError: The cluster has fewer, and cannot start more.
     """

@@ -23,12 +23,7 @@ ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Row group of a file of a table.
-
-    Attributes:
-        path: The Parquet file.
-        number: Number of the row group, from 0.
-    """
+    """Row group of a file of a table."""
 
     path: str
     number: int
@@ -71,11 +66,7 @@ def rows_of(
     """Read the rows of a table with these ids; unknown ids are skipped.
 
     Args:
-        workspace: Holds the table.
-        table: A table with a fixed schema.
         key: Its id column.
-        ids: Ids of the rows.
-        columns: Subset of the columns; None reads all.
 
     Raises:
         DataError: The table is damaged, or has another schema.

@@ -29,11 +29,6 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 def require_finite(ids: Sequence[str], vectors: np.ndarray, *, what: str) -> None:
     """Refuse NaN and infinity.
 
-    Args:
-        ids: N ids.
-        vectors: (N, d).
-        what: Name of the vectors, for the message.
-
     Raises:
         DataError: A vector is not finite.
     """

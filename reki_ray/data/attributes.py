@@ -36,7 +36,6 @@ def attribute_maps(attributes: Mapping[str, Sequence[Sequence[str]]], size: int)
 
     Args:
         attributes: Name -> N lists of values; a row without values omits the name.
-        size: Number of rows N.
 
     Returns:
         map<str, list<str>> (N,), all null without attributes.

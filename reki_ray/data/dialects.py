@@ -151,7 +151,6 @@ def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
     """Suggest settings for cells that are not numbers, or an empty string.
 
     Args:
-        cells: Samples.
         delimited: Whether they come from a text file, which may have words for missing values.
     """
     if cells and all(re.fullmatch(r"[+-]?\d*,\d+", cell) for cell in cells):

@@ -58,13 +58,7 @@ _NAME: Final = re.compile(rf"[0-9]{{6,}}-[0-9a-f]{{{_DIGEST_CHARS}}}")
 
 @dataclass(frozen=True)
 class BatchFiles:
-    """Parquet or CSV files of a batch, each optional.
-
-    Attributes:
-        interactions: New events, also of new users.
-        items: New or changed items.
-        users: New or changed users.
-    """
+    """Parquet or CSV files of a batch, each optional."""
 
     interactions: Path | None = None
     items: Path | None = None
@@ -73,14 +67,7 @@ class BatchFiles:
 
 @dataclass(frozen=True)
 class KeptBatch:
-    """A stored batch.
-
-    Attributes:
-        name: Its number and content digest.
-        is_new: Whether it was not stored before.
-        events: Usable events.
-        quarantined: Unusable rows of all its files.
-    """
+    """A stored batch."""
 
     name: str
     is_new: bool
@@ -93,8 +80,6 @@ class Merged:
     """The run's own data merged with all batches.
 
     Attributes:
-        users: Rows of `USERS_SCHEMA`.
-        items: Rows of `ITEMS_SCHEMA`.
         visible: Interactions that prompts may see: those before the run's cutoffs, and all events
             of batches, which never become samples.
         history: All interactions, for the served profiles.

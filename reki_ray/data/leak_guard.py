@@ -38,12 +38,7 @@ def before_cut(interactions: pa.Table, cuts: pa.Table) -> pa.Table:
 
 
 class Visible(NamedTuple):
-    """Data visible to prompts and texts about some users.
-
-    Attributes:
-        interactions: Those before each user's cutoff, as `before_cut` returns them.
-        items: Id, title and attributes of their items.
-    """
+    """Data visible to prompts and texts about some users."""
 
     interactions: pa.Table
     items: pa.Table

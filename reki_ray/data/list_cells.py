@@ -58,7 +58,6 @@ def to_lists(
     Args:
         column: Lists of text or numbers, or text or numbers, (N,).
         separator: Between the values of a text cell; if empty, cells are never split or parsed.
-        where: Name of the column for the error message.
 
     Returns:
         N lists without blanks and duplicates, in order; the mask (N,) of cells that are not UTF-8;

@@ -44,7 +44,6 @@ class Rejections:
         """Reject rows that are not rejected yet.
 
         Args:
-            mask: Rows to reject, (N,) bool.
             reason: Short and without values, since rows are counted by it.
         """
         self._code[mask & (self._code < 0)] = len(self._reasons)
@@ -70,11 +69,7 @@ class CheckedTable:
     """Usable and rejected rows of a table.
 
     Args:
-        kind: Which table.
         rows: Usable rows in the table's schema, in the order of the source.
-        rejected: All other rows.
-        rows_in: Rows of the source.
-        files: Files that were read.
         hints: Reason of rejected rows -> a sentence on what the user can do.
         known_reasons: Reasons that were checked, with or without rows.
         notes: Sentences on accepted rows for the user.

@@ -49,13 +49,10 @@ class RawTable:
     """Rows of a table as in its files.
 
     Args:
-        kind: Which table.
         rows: Columns under the files' own names, N rows.
-        files: Files that were read, in order.
         file_of: Index into `files` of each row, (N,) int32.
         number_of: Line or row number of each row in its file, from 1, (N,) int64.
         mark: Joins file and number: ":" before a line, "#" before a row.
-        rejected: Lines that are not rows.
         hints: Reason of rejected rows -> a sentence on what the user can set.
         notes: Sentences on the files for the user.
     """
@@ -131,7 +128,6 @@ class MappedTable:
     """A raw table with mapped, unchecked columns.
 
     Args:
-        raw: The rows as read.
         columns: Column of the schema -> N values of any type.
         problems: Reason -> mask (N,) of rows that the source rejects.
         decimal: Decimal mark of numbers in text.

@@ -29,7 +29,6 @@ class Timeline:
         timestamp: Seconds since the epoch, ascending within a user, (N,).
         item: Index of the item, (N,).
         users: Number of users U, including those without interactions.
-        items: Number of items I.
     """
 
     user: np.ndarray

@@ -74,8 +74,6 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
         column: Numbers, text, or Arrow timestamps and dates, (N,).
         unit: For all but Arrow's time types: a key of `EPOCH_UNITS` for numbers since the epoch,
             iso (ISO 8601), or a format of `datetime.strptime`; UTC without an offset.
-        where: Name of the column for the error message.
-        decimal: Decimal mark of numbers in text.
 
     Raises:
         DataError: The column has another type.
@@ -122,7 +120,6 @@ def guess_units(cells: Sequence[str], latest: int) -> list[str]:
     """Guess `timestamp_unit` from some cells.
 
     Args:
-        cells: Samples, stripped.
         latest: Latest valid time, seconds.
 
     Returns:

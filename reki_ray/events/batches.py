@@ -48,9 +48,6 @@ class EventBatches:
     that a client with unknown items does not hold up all others.
 
     Args:
-        rules: Which events are interactions.
-        data: Column names and valid ranges.
-        known_items: Called for every batch.
         holds: Called for every batch: of equal interactions an update takes the latest, which must
             not replace a sent rating by that of a rule.
     """

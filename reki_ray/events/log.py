@@ -28,9 +28,6 @@ class Event:
     """An interaction of a user with an item.
 
     Args:
-        user_id: The user.
-        item_id: The item.
-        event: Type, for example click or rating.
         timestamp: Time given by the sender, seconds since the epoch, UTC.
         rating: On the training scale; optional.
         request_id: Answer that showed the item; None if unknown.
@@ -60,11 +57,6 @@ class Event:
 class EventLog:
     """Appends the events of one process durably.
 
-    Args:
-        folder: Segments of all processes, `OnlineFolders.events`; created if missing.
-        writer: Name of this process, unique among running ones, such as its replica's tag.
-        segment_bytes: Size at which a new segment begins.
-
     Raises:
         ConfigError: The name is empty or too long.
         StoreError: The folder cannot be created.
@@ -92,14 +84,7 @@ class EventLog:
 
 
 class EventReader:
-    """Reads new events of all processes, each line once. Not thread-safe.
-
-    Args:
-        folder: Segments of all processes; may not exist yet.
-        place: Where to resume; None starts at the beginning.
-        patience: See `SegmentReader`.
-        since: See `SegmentReader`.
-    """
+    """Reads new events of all processes, each line once. Not thread-safe."""
 
     def __init__(
         self,

@@ -67,12 +67,9 @@ class RecentEvents:
     One thread calls `refresh` repeatedly; any number call `of` and `met`, which never wait.
 
     Args:
-        folder: Segments of the event log, `OnlineFolders.events`; may not exist yet.
         events_per_user: Latest interactions kept per user.
         items_per_user: Items kept per user, for longer than the interactions themselves.
         most_bytes: Memory for all users; the longest inactive ones are dropped.
-        interaction: Maps events to interactions; the default keeps all.
-        since: Skip segments last written before this time.
     """
 
     def __init__(

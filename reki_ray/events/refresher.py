@@ -44,8 +44,6 @@ class PendingBatch(BaseModel):
     """A batch that is written but not yet published.
 
     Attributes:
-        file: Name in the refresher's folder.
-        events: Its interactions.
         place: Position in the log after it.
     """
 
@@ -61,17 +59,12 @@ class RefreshState(BaseModel):
 
     Attributes:
         place: Published position in the log: bytes of each segment.
-        pending: The batch in progress.
-        batches: Batches begun so far.
         events: Interactions published so far.
         attempts: Updates begun so far.
         refreshes: Updates that published.
         failures_in_row: Attempts since the last success; counted when an attempt begins, so that
             one that kills the process is not repeated at once.
-        last_error: Message of the last failure; None after a success.
-        last_version: Version published last, if any.
         last_at: Time of the last refresh, or of the start, seconds since the epoch.
-        next_attempt_at: Earliest time of the next attempt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,13 +92,6 @@ class Refresher:
 
     One thread calls `run` or `step`. Of several refreshers of a workspace one holds the lock, and
     the others are on standby.
-
-    Args:
-        folders: Of the workspace.
-        config: When to refresh, and how to back off after failures.
-        batches: Writes events to a file.
-        apply: Publishes such a file.
-        clock: Seconds since the epoch.
     """
 
     def __init__(

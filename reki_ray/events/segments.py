@@ -103,10 +103,7 @@ class SegmentWriter:
     the disk, the others queue, and the next one writes all of theirs.
 
     Args:
-        folder: Segments of all writers; created if missing.
         writer: Name of this process, unique among running ones.
-        segment_bytes: Size at which a new segment begins.
-        segment_seconds: Age at which a new segment begins.
 
     Raises:
         ConfigError: The name is empty or too long.
@@ -266,7 +263,6 @@ class SegmentReader:
     position. Not thread-safe.
 
     Args:
-        folder: The segments; may not exist yet.
         place: Where to resume; None starts at the beginning.
         patience: Seconds to wait at a damaged line of a segment that changed as recently, before
             it is skipped; 0 does not wait.
@@ -399,7 +395,6 @@ def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float
     A segment that cannot be read or removed is logged and stays.
 
     Args:
-        folder: The segments; may not exist yet.
         place: Position of the reader that must not miss anything; None without one.
         older_than: Age of a segment's last line, seconds; at least twice the age at which a
             writer leaves a segment.

@@ -42,17 +42,11 @@ class VariantResult(BaseModel):
     """Clicks of a variant's users.
 
     Attributes:
-        name: Of the variant.
         version: Published version of its users.
-        share: Configured share of users.
-        users: Users with exposures.
         exposures: Items shown, each once per answer.
-        clicks: Clicked exposures.
         ctr: Clicks over exposures; None without exposures.
         lift: CTR over the first variant's, minus 1; None if undefined.
-        lift_interval: Of the lift.
         difference: CTR minus the first variant's.
-        difference_interval: Of the difference.
         verdict: ahead or behind if that interval excludes zero.
     """
 
@@ -74,16 +68,13 @@ class AbResult(BaseModel):
     """Comparison of an experiment's variants with the first one, the base.
 
     Attributes:
-        experiment: Its name.
         since: Time of the first exposure that counts, seconds since the epoch.
         window: Longest time from an exposure to a click that names no request, seconds.
         confidence: Level of each interval over all looks; not corrected for several variants.
-        variants: In the order of the experiment.
         srm_p: p-value of the sample ratio over all looks; None without users.
         srm: Sample ratio mismatch: the p-value is below .001.
         mixed_users: Users excluded because they were shown several variants.
         unmatched_clicks: Clicks of these users on items that the experiment did not show them.
-        damaged_lines: Unreadable lines of the logs.
     """
 
     experiment: str
@@ -115,7 +106,6 @@ def ab(  # all but the first have defaults
         since: Time of the first exposure that counts, seconds since the epoch; None is the last
             change of shares, since users under different shares are not comparable.
         window: Longest time from an exposure to a click that names no request, seconds.
-        clicks: Types of events that count as clicks.
         confidence: Level of the intervals over all looks.
 
     Raises:

@@ -53,7 +53,6 @@ class ClickAttribution:
     click is no later than its receipt, and at most `_SLOW_SECONDS` later than its timestamp.
 
     Args:
-        variants: Names of the variants to count.
         window: Longest time from an exposure to a click that names no request, seconds.
     """
 
@@ -89,7 +88,6 @@ class ClickAttribution:
         """Add clicks, after all exposures; users without exposures are ignored.
 
         Args:
-            clicks: Events that count as clicks.
             hasher: The one that the exposures were written with.
         """
         for click in clicks:

@@ -35,7 +35,6 @@ class Rate:
     """A click-through rate and its variance over samples of users.
 
     Attributes:
-        value: Clicks over exposures.
         variance: Of the value, by linearisation over users, since a user's answers are dependent.
     """
 

@@ -125,8 +125,6 @@ def start_experiment(
     their variants as far as the shares allow.
 
     Args:
-        root: Folder of the versions.
-        name: Name of the experiment.
         variants: Version and share of each variant by name; the first is the base.
         salt: Divides users; None keeps the experiment's, or draws a new one.
         kept_versions: Versions that a replica keeps open, `serve.kept_versions`; None skips the

@@ -32,11 +32,7 @@ class Exposure:
     """An answer given to a user.
 
     Args:
-        request_id: Of the answer.
         experiment: Name of the running experiment, or empty.
-        variant: Name of the user's variant.
-        user_hash: Keyed hash of the user id.
-        item_ids: Items shown, in order.
         timestamp: Seconds since the epoch, UTC.
     """
 
@@ -55,11 +51,7 @@ class ExposureLog:
     never wait. `close` writes the queue.
 
     Args:
-        folder: Segments of all processes, `OnlineFolders.exposures`; created if missing.
         writer: Name of this process, unique among running ones.
-        hasher: Hashes user ids.
-        capacity: Size of the queue.
-        seconds: Interval between writes.
 
     Raises:
         ConfigError: The name is empty or too long.

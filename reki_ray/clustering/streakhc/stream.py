@@ -14,13 +14,7 @@ from reki_ray.config import StreaKhcConfig
 
 
 class StreaKhcClusterer(Clusterer):
-    """StreaKHC over all rows, then the nearest centre of a flat cut.
-
-    Args:
-        clusters: Clusters wanted.
-        min_size: Smallest cluster, rows.
-        config: Kernel and tree.
-    """
+    """StreaKHC over all rows, then the nearest centre of a flat cut."""
 
     method = "streakhc"
     order_independent = False

@@ -37,12 +37,7 @@ _BAD_AGE = "age is not a number of years"
 
 
 class MovieLens100K:
-    """Reads the three tab-separated files, whose header names include a type.
-
-    Args:
-        config: A folder, or null to fetch the bundled copy at the first read.
-        say: Called before a download starts.
-    """
+    """Reads the three tab-separated files, whose header names include a type."""
 
     timestamp_unit = "s"
 
