@@ -10,10 +10,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from typing_extensions import override
 
 from reki_ray.core.background import BackgroundThread
 from reki_ray.errors import DataError, RekiError
@@ -58,7 +60,7 @@ class ExposureLog:
         StoreError: The folder cannot be created.
     """
 
-    def __init__(  # all but three have defaults
+    def __init__(
         self,
         folder: Path | str,
         writer: str,
@@ -71,22 +73,12 @@ class ExposureLog:
         self._hasher = hasher
         self._queue: queue.Queue[Exposure] = queue.Queue(capacity)
         self._counts = threading.Lock()
-        self._dropped = 0
-        self._written = 0
+        self.dropped = 0  # exposures not logged: the queue was full, or a write failed
+        self.written = 0  # exposures on disk
         self._warned_at = -_WARN_SECONDS
         self._closing = threading.Event()
         self._thread = BackgroundThread("write-exposures", self._flush, seconds)
         self._thread.start()
-
-    @property
-    def dropped(self) -> int:
-        """Exposures not logged: the queue was full, or a write failed."""
-        return self._dropped
-
-    @property
-    def written(self) -> int:
-        """Exposures on disk."""
-        return self._written
 
     def append(
         self,
@@ -119,7 +111,12 @@ class ExposureLog:
 
     def _flush(self) -> None:
         while batch := self._next_batch():
-            lines = [line for exposure in batch if (line := self._line(exposure)) is not None]
+            lines = []
+            for exposure in batch:
+                try:
+                    lines.append(encode_line(dataclasses.asdict(exposure)))
+                except DataError as error:  # the others are kept
+                    self._drop(1, error.what)
             try:
                 self._writer.append_lines(lines)
             except RekiError as error:
@@ -129,15 +126,7 @@ class ExposureLog:
                 raise  # the thread logs it and continues
             else:
                 with self._counts:
-                    self._written += len(lines)
-
-    def _line(self, exposure: Exposure) -> bytes | None:
-        """Encode an exposure; None, so that others are kept, if that fails."""
-        try:
-            return encode_line(dataclasses.asdict(exposure))
-        except DataError as error:
-            self._drop(1, error.what)
-            return None
+                    self.written += len(lines)
 
     def _next_batch(self) -> list[Exposure]:
         batch: list[Exposure] = []
@@ -150,39 +139,20 @@ class ExposureLog:
 
     def _drop(self, count: int, why: str) -> None:
         with self._counts:
-            self._dropped += count
+            self.dropped += count
             now = time.monotonic()
             warn = now - self._warned_at >= _WARN_SECONDS
             if warn:
                 self._warned_at = now
         if warn:  # a full disk must not flood the process's own log
-            _logger.warning("dropped exposures, %d so far: %s", self._dropped, why)
+            _logger.warning("dropped exposures, %d so far: %s", self.dropped, why)
 
 
-class ExposureReader:
-    """Reads the exposures of all processes, each line once; the folder may not exist yet."""
+class ExposureReader(SegmentReader[Exposure]):
+    """Reads the exposures of all processes, each line once, see `SegmentReader`."""
 
-    def __init__(self, folder: Path | str) -> None:
-        self._reader = SegmentReader(folder)
-        self._invalid = 0
-
-    @property
-    def damaged(self) -> int:
-        """Lines skipped so far: damaged, torn, or not exposures."""
-        return self._reader.damaged + self._invalid
-
-    def read(self) -> Iterator[Exposure]:
-        """New exposures."""
-        for record in self._reader.read():
-            exposure = _exposure(record)
-            if exposure is None:
-                self._invalid += 1
-            else:
-                yield exposure
-
-
-def _exposure(record: dict[str, Any]) -> Exposure | None:
-    try:
+    @override
+    def parse(self, record: dict[str, Any]) -> Exposure:
         return Exposure(
             request_id=str(record["request_id"]),
             experiment=str(record["experiment"]),
@@ -191,5 +161,3 @@ def _exposure(record: dict[str, Any]) -> Exposure | None:
             item_ids=tuple(str(item) for item in record["item_ids"]),
             timestamp=int(record["timestamp"]),
         )
-    except (KeyError, TypeError, ValueError):
-        return None
