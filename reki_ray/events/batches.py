@@ -36,11 +36,6 @@ Holds = Callable[[pa.Table], npt.NDArray[np.bool_]]
 """Mask of the users, items and times of which an update already holds an interaction."""
 
 
-def holds_nothing(keys: pa.Table) -> npt.NDArray[np.bool_]:
-    """A `Holds` before the first update."""
-    return np.zeros(len(keys), dtype=bool)
-
-
 class EventBatches:
     """Writes interactions under the column names of the run's configuration.
 
@@ -57,7 +52,7 @@ class EventBatches:
         rules: EventRules,
         data: DataConfig,
         known_items: KnownItems,
-        holds: Holds = holds_nothing,
+        holds: Holds = lambda keys: np.zeros(len(keys), dtype=bool),
     ) -> None:
         self._rules = rules
         self._data = data
@@ -101,7 +96,12 @@ class EventBatches:
             for ((user, _, _), interaction), is_known in zip(distinct.items(), known, strict=True)
             if is_known
         ]
-        held = self._holds(_keys(rows)).tolist()
+        keys = {
+            USER_ID: pa.array([user for user, _ in rows], pa.string()),
+            ITEM_ID: pa.array([row.item_id for _, row in rows], pa.string()),
+            TIMESTAMP: pa.array([row.time for _, row in rows], pa.int64()),
+        }
+        held = self._holds(pa.table(keys)).tolist()
         rows = [row for row, is_held in zip(rows, held, strict=True) if row[1].own or not is_held]
         if len(rows) < len(events):
             _logger.warning(
@@ -133,16 +133,6 @@ class EventBatches:
             labels = [int(self._rules.positive(row)) for _, row in rows]
             columns[names.label] = pa.array(labels, pa.int8())
         return pa.table(columns)
-
-
-def _keys(rows: Sequence[Row]) -> pa.Table:
-    return pa.table(
-        {
-            USER_ID: pa.array([user for user, _ in rows], pa.string()),
-            ITEM_ID: pa.array([row.item_id for _, row in rows], pa.string()),
-            TIMESTAMP: pa.array([row.time for _, row in rows], pa.int64()),
-        }
-    )
 
 
 def is_whole(path: Path) -> bool:

@@ -144,7 +144,8 @@ class Refresher:
             if self._state is None and not self._begin():
                 return "standby"
             state = self._known()
-            if not self._backs_off(state) and self._lacks_its_batch(state):
+            pending = state.pending
+            if pending and not self._backs_off(state) and not is_whole(self._file(pending)):
                 self._resume(state)
             self._read()
             return self._refresh_if_due(self._known())
@@ -168,17 +169,13 @@ class Refresher:
 
     def _resume(self, state: RefreshState) -> None:
         """Read the log from a state on; events of a lost or damaged batch are read again."""
-        if self._lacks_its_batch(state):
-            assert state.pending is not None
+        if state.pending is not None and not is_whole(self._file(state.pending)):
             _logger.warning("%s is missing or damaged: rereading its events", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
         self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
         self._waiting.clear()
         self._state = state
-
-    def _lacks_its_batch(self, state: RefreshState) -> bool:
-        return state.pending is not None and not is_whole(self._file(state.pending))
 
     def _read(self) -> None:
         if len(self._waiting) >= self._config.max_events:

@@ -9,6 +9,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from reki_ray.events.log import Event
 from reki_ray.experiments.exposures import Exposure
@@ -159,13 +161,8 @@ def _first_of_each(request: Ints, item: Ints, items: int, time: Ints) -> Ints:
 
 def _exact(keys: Ints, wanted: Ints) -> Ints:
     """Row of each wanted key, or -1; keys are distinct."""
-    rows = np.full(len(wanted), -1, dtype=np.int64)
-    if len(keys):
-        order = np.argsort(keys, kind="stable")
-        places = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-        hit = keys[order[places]] == wanted
-        rows[hit] = order[places[hit]]
-    return rows
+    rows: Ints = pc.index_in(pa.array(wanted), value_set=pa.array(keys)).fill_null(-1).to_numpy()
+    return rows.astype(np.int64)
 
 
 def _bounds(click: Event) -> tuple[int, int]:

@@ -136,7 +136,14 @@ def start_experiment(
         StoreError: A file is damaged.
     """
     root = Path(root)
-    _require_versions(root, variants)
+    existing = VersionStore(root).versions()
+    missing = sorted({version for version, _ in variants.values()} - set(existing))
+    if missing:
+        raise ConfigError(
+            f"there is no version {', '.join(map(str, missing))}",
+            where=str(root),
+            todo=f"Choose from {existing}; `reki versions` lists them.",
+        )
     if kept_versions is not None:
         require_room(root, [version for version, _ in variants.values()], kept_versions)
     with FileLock(root / _LOCK):
@@ -188,17 +195,20 @@ def stop_experiment(root: Path | str) -> Experiment:
         StoreError: The file is damaged.
     """
     root = Path(root)
-    if _read(root / EXPERIMENT) is None:
-        raise _none_runs(root)
-    with FileLock(root / _LOCK):
-        running = _read(root / EXPERIMENT)
-        if running is None:
-            raise _none_runs(root)
-        ended = running.model_copy(update={"ended_at": int(time.time())})
-        _write(_ended(root, ended.name), ended)
-        (root / EXPERIMENT).unlink(missing_ok=True)
-        atomic.sync(root)
-    return ended
+    if _read(root / EXPERIMENT) is not None:
+        with FileLock(root / _LOCK):
+            running = _read(root / EXPERIMENT)
+            if running is not None:
+                ended = running.model_copy(update={"ended_at": int(time.time())})
+                _write(_ended(root, ended.name), ended)
+                (root / EXPERIMENT).unlink(missing_ok=True)
+                atomic.sync(root)
+                return ended
+    raise ConfigError(
+        "no experiment is running",
+        where=str(root / EXPERIMENT),
+        todo="Start an experiment first.",
+    )
 
 
 def _divided(
@@ -230,25 +240,6 @@ def _divided(
         variant.model_copy(update={"slots": allotted[variant.name]}) for variant in fresh.variants
     ]
     return fresh.model_copy(update={"variants": tuple(kept)})
-
-
-def _require_versions(root: Path, variants: Mapping[str, tuple[int, float]]) -> None:
-    existing = VersionStore(root).versions()
-    missing = sorted({version for version, _ in variants.values()} - set(existing))
-    if missing:
-        raise ConfigError(
-            f"there is no version {', '.join(map(str, missing))}",
-            where=str(root),
-            todo=f"Choose from {existing}; `reki versions` lists them.",
-        )
-
-
-def _none_runs(root: Path) -> ConfigError:
-    return ConfigError(
-        "no experiment is running",
-        where=str(root / EXPERIMENT),
-        todo="Start an experiment first.",
-    )
 
 
 def _read(path: Path) -> Experiment | None:
