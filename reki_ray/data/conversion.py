@@ -142,7 +142,7 @@ def _text(cells: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.nd
             cells = _integral(cells)
         elif pa.types.is_timestamp(kind) and kind.tz is not None:  # its zone may not exist here
             cells = cells.cast(pa.int64()).cast(pa.timestamp(kind.unit))
-        if _is_text(kind) or _is_binary(kind):
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind):
             pairs = [_utf8(chunk) for chunk in cells.chunks]
             text = pa.chunked_array([strings for strings, _ in pairs], pa.string())
             if pairs:
@@ -153,10 +153,6 @@ def _text(cells: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.nd
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text), bad
     except pa.ArrowException as error:
         raise unfit(kind, error, where=where) from error
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -177,16 +173,15 @@ def _utf8(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return text, np.zeros(len(array), dtype=bool)
     except pa.ArrowInvalid:
         cells = array.cast(pa.large_binary()).to_pylist()
-    decoded = [_decode(cell) for cell in cells]
-    bad = [cell is not None and text is None for cell, text in zip(cells, decoded, strict=True)]
-    return pa.array(decoded, pa.string()), np.array(bad, dtype=bool)
-
-
-def _decode(cell: bytes | None) -> str | None:
-    try:
-        return cell.decode("utf-8") if cell is not None else None
-    except UnicodeDecodeError:
-        return None
+    decoded: list[str | None] = []
+    bad = np.zeros(len(cells), dtype=bool)
+    for row, cell in enumerate(cells):
+        try:
+            decoded.append(None if cell is None else cell.decode("utf-8"))
+        except UnicodeDecodeError:
+            decoded.append(None)
+            bad[row] = True
+    return pa.array(decoded, pa.string()), bad
 
 
 def _holds_keys(cells: pa.ChunkedArray) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from reki_ray.data.raw_tables import unreadable
+from reki_ray.data.raw_tables import reading_file
 from reki_ray.errors import DataError
 
 _LOGS: Final = {
@@ -84,12 +84,10 @@ def _divided(place: str, suffixes: Sequence[str]) -> tuple[list[Path], list[Path
     """Data files of a place, and files skipped for their suffixes, in name order."""
     data: set[str] = set()
     others: set[str] = set()
-    try:
+    with reading_file(Path(place)):
         for file, is_named in _matches(Path(place).expanduser()):
             is_data = is_named or file.lower().endswith(tuple(suffixes))
             (data if is_data else others).add(os.path.abspath(file))
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, no home
-        raise unreadable(Path(place).absolute(), error) from error
     return sorted(map(Path, data)), sorted(map(Path, others - data))
 
 
@@ -135,7 +133,7 @@ def _raise(error: OSError) -> None:
 
 def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
     """Reject tables whose log decides which files count, and files inside, following links."""
-    try:
+    with reading_file(place):
         folders = {place.absolute(), *(file.parent for file in files)}
         folders |= {place.resolve(), *(file.resolve().parent for file in files)}
         for folder in folders.union(*(folder.parents for folder in folders)):
@@ -144,8 +142,6 @@ def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
             for mark, kind in _LOGS.items():
                 if next(folder.glob(mark), None) is not None:
                     raise _log_error(folder, kind)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise unreadable(place.absolute(), error) from error
 
 
 def _log_error(folder: Path, kind: str) -> DataError:

@@ -21,7 +21,6 @@ from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
     CheckedTable,
     enforce_threshold,
-    quarantine_counts,
     require_reasons,
     save_quarantine,
 )
@@ -69,7 +68,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         tables = read_tables(source, config.data, task)
         require_reasons(tables, config.data.max_quarantine_shares)
         enforce_threshold(workspace, tables, config.data)
-        for note in _notes(tables):
+        for note in (note for checked in tables.values() for note in checked.notes):
             reporter.say(f"ingest: {note}")
         interactions = sort_interactions(tables["interactions"].rows)
         items = tables["items"].rows
@@ -182,10 +181,6 @@ def _positive_share(rows: pa.Table) -> float:
     return float(np.mean(rows[LABEL].to_numpy()))
 
 
-def _notes(tables: Mapping[TableKind, CheckedTable]) -> list[str]:
-    return [note for checked in tables.values() for note in checked.notes]
-
-
 def _details(
     name: str, tables: dict[TableKind, CheckedTable], users: int, divided: SampleTables
 ) -> dict[str, Any]:
@@ -205,7 +200,7 @@ def _details(
             }
             for kind, checked in tables.items()
         },
-        "quarantined": quarantine_counts(tables),
-        "notes": _notes(tables),
+        "quarantined": {kind: checked.reasons() for kind, checked in tables.items()},
+        "notes": [note for checked in tables.values() for note in checked.notes],
         "cold_items_dropped": divided.cold_dropped,
     }
