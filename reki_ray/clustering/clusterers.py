@@ -6,6 +6,7 @@ Separate from the stage, so that a worker loads no encoder to group vectors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ _SIZE_TO_SMALLEST: Final = 4
 _SILHOUETTE_ROWS: Final = 2000  # its cost is quadratic
 
 
+@dataclass(frozen=True)
 class KMeansClusterer(Clusterer):
     """Mini-batch k-means on the unit sphere: the control that a better method has to beat.
 
@@ -41,16 +43,15 @@ class KMeansClusterer(Clusterer):
     method = "kmeans"
     order_independent = False
 
-    def __init__(self, clusters: int, seed: int) -> None:
-        self._clusters = clusters
-        self._seed = seed
+    clusters: int
+    seed: int
 
     @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         if is_one_point(vectors):
             return np.zeros(len(vectors), dtype=np.int64)
         algorithm = MiniBatchKMeans(
-            min(self._clusters, len(vectors)), batch_size=4096, n_init=3, random_state=self._seed
+            min(self.clusters, len(vectors)), batch_size=4096, n_init=3, random_state=self.seed
         )
         return np.asarray(algorithm.fit_predict(vectors), dtype=np.int64)
 

@@ -134,7 +134,15 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
     factors = tuple(sorted(pc.unique(table[FACTOR]).to_pylist()))
     columns = pc.index_in(table[FACTOR], value_set=pa.array(factors, pa.string())).to_numpy()
     rows = ids.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    _require_distinct(ids.dictionary, rows, rows * len(factors) + columns)
+    cells = rows * len(factors) + columns
+    order = np.argsort(cells, kind="stable")
+    duplicates = np.flatnonzero(np.diff(cells[order]) == 0)
+    if len(duplicates):
+        raise DataError(
+            counted(len(duplicates), "duplicate vector"),
+            where=f"id {ids.dictionary[int(rows[order[duplicates[0]]])].as_py()}",
+            todo="Run `reki run --until encode --force encode`.",
+        )
     stacked = stack(table[VECTOR])
     if len(factors) == 1:
         vectors = stacked  # one row per id, already in order: avoids a copy of large tables
@@ -149,18 +157,6 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
         vectors.reshape(len(vectors), -1),
         table[SOURCE].take(pa.array(first)).to_pylist(),
     )
-
-
-def _require_distinct(ids: pa.Array, rows: np.ndarray, cells: np.ndarray) -> None:
-    """Refuse duplicate cells; `rows` (R,) are their ids' positions."""
-    order = np.argsort(cells, kind="stable")
-    duplicates = np.flatnonzero(np.diff(cells[order]) == 0)
-    if len(duplicates):
-        raise DataError(
-            counted(len(duplicates), "duplicate vector"),
-            where=f"id {ids[int(rows[order[duplicates[0]]])].as_py()}",
-            todo="Run `reki run --until encode --force encode`.",
-        )
 
 
 def encoder_of(table: pa.Table) -> dict[str, str]:
