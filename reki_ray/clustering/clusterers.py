@@ -59,11 +59,7 @@ class KMeansClusterer(Clusterer):
 def build_clusterer(
     config: ClusterConfig, side: SideClusterConfig, rows: int, map_parts: MapParts = map_here
 ) -> Clusterer:
-    """Build the configured clusterer of one side of so many rows.
-
-    Raises:
-        ConfigError: StreaKHC's tree is too small for the number of clusters.
-    """
+    """Build the configured clusterer of one side of so many rows."""
     if config.method == "hdbscan":
         return HdbscanClusterer(config, side, map_parts)
     clusters = side.clusters or max(1, rows // (_SIZE_TO_SMALLEST * side.min_cluster_size))
@@ -124,10 +120,7 @@ def group(
 
 
 def describe(vectors: np.ndarray, raw: np.ndarray, assignment: Assignment) -> dict[str, Any]:
-    """Measure the clusters of one side.
-
-    Args:
-        raw: (N,) labels of the algorithm, noise included.
+    """Measure the clusters of one side, from (N, d) vectors and (N,) labels with noise.
 
     Returns:
         JSON-ready: clusters; noise_share of the algorithm; mean_similarity of rows to their

@@ -19,11 +19,7 @@ LOWEST_RATING_WEIGHT = 0.2
 
 @dataclass(frozen=True)
 class Weighting:
-    """How much an interaction counts in a user vector.
-
-    Attributes:
-        half_life: Number of newer interactions that halves the weight.
-    """
+    """How much an interaction counts; it halves with `half_life` newer interactions."""
 
     half_life: float
     rating_min: float

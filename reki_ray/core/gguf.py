@@ -1,7 +1,6 @@
 """Conversion of a quantised GGUF file into a folder that vLLM loads on any device.
 
-vLLM reads GGUF only on CUDA. Dequantising to bfloat16 safetensors costs two bytes of disk per
-parameter, and no further accuracy.
+vLLM reads GGUF only on CUDA. Bfloat16 safetensors cost two bytes of disk per parameter.
 """
 
 from __future__ import annotations

@@ -30,11 +30,7 @@ class RowGroup:
 
 
 def row_groups(workspace: Workspace, table: Table) -> list[RowGroup]:
-    """All row groups of a table, in row order.
-
-    Raises:
-        DataError: The table is missing or damaged.
-    """
+    """All row groups of a table, in row order."""
     workspace.read_table(table, columns=[])  # raises if it is missing
     groups = []
     for path in workspace.parts(table):
@@ -45,11 +41,7 @@ def row_groups(workspace: Workspace, table: Table) -> list[RowGroup]:
 
 
 def read_row_group(workspace: Workspace, table: Table, group: RowGroup) -> pa.Table:
-    """Read a row group of a table with a fixed schema.
-
-    Raises:
-        DataError: The file is damaged, or has another schema.
-    """
+    """Read a row group of a table with a fixed schema."""
     assert table.schema is not None
     with reading(table, group.path), workspace.filesystem.open(group.path, "rb") as source:
         rows = pq.ParquetFile(source).read_row_group(group.number)

@@ -47,12 +47,9 @@ def vectors_table(
     sources: Sequence[Source],
     encoder: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """Vector table of whole-answer vectors, one row per id.
+    """Vector table of whole-answer vectors (N, d), one row for each of N distinct ids.
 
     Args:
-        ids: N distinct ids.
-        vectors: (N, d).
-        sources: N sources.
         encoder: Identity of the encoder, as `{"model": ...}`; becomes metadata of the table.
 
     Raises:
@@ -87,14 +84,10 @@ def factors_table(
     """Vector table of vectors by factor; zero vectors have no row.
 
     Args:
-        ids: N distinct ids.
+        ids: N distinct ids, each with a nonzero vector.
         factors: K names.
-        vectors: (N, K, d), for each id at least one nonzero.
+        vectors: (N, K, d).
         sources: N sources.
-        encoder: Identity of the encoder.
-
-    Raises:
-        DataError: A vector is not finite.
     """
     rows, columns = np.nonzero(vectors.any(axis=2))
     places = pa.array(rows)

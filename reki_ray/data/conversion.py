@@ -37,9 +37,6 @@ def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np
 
     Returns:
         Strings with null for empty cells (N,), and the mask (N,) of cells that are not UTF-8.
-
-    Raises:
-        DataError: The column is nested.
     """
     return _text(plain(column, where=where), where=where)
 
@@ -60,9 +57,6 @@ def to_number(
     Returns:
         Values (N,) float64, NaN if missing; mask (N,) of missing cells; mask (N,) of cells that are
         not finite numbers.
-
-    Raises:
-        DataError: The column is nested.
     """
     cells = plain(column, where=where)
     if any(is_kind(cells.type) for is_kind in _NUMERIC):
@@ -86,13 +80,7 @@ def with_point(text: pa.ChunkedArray, decimal: str) -> pa.ChunkedArray:
 
 
 def plain(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
-    """Decode dictionaries, runs, views and extension types, in chunks of few rows.
-
-    UUIDs become text.
-
-    Raises:
-        DataError: The values cannot be decoded.
-    """
+    """Decode dictionaries, runs, views and extension types (UUIDs as text), in small chunks."""
     try:
         chunks = [
             _plain(chunk.slice(start, _ROWS))

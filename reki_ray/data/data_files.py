@@ -34,15 +34,11 @@ _SHOWN: Final = 5
 
 
 def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
-    """Files of a place, absolute, in name order.
+    """Files of a place (file, folder or glob, relative to the working directory) in name order.
 
-    In folders, including those that a glob matches, files with one of the suffixes count. Names
-    that begin with `.` or `_`, or are in such a folder, are skipped, as in Spark, Hive and Jupyter;
-    so are temporary Office files and system folders.
-
-    Args:
-        place: File, folder or glob; relative to the working directory.
-        suffixes: In lower case.
+    In folders, including those that a glob matches, files with one of the suffixes (lower case)
+    count. Names that begin with `.` or `_`, or are in such a folder, are skipped, as in Spark, Hive
+    and Jupyter; so are temporary Office files and system folders.
 
     Raises:
         DataError: There is no file, a folder cannot be read, or it is a table with a log.
@@ -64,11 +60,7 @@ def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
 
 
 def left_out(place: str, suffixes: Sequence[str]) -> str:
-    """A sentence on the skipped files of a place, or an empty string; see `find_files`.
-
-    Raises:
-        DataError: A folder cannot be read.
-    """
+    """A sentence on the skipped files of a place, or an empty string; see `find_files`."""
     _, others = _divided(place, suffixes)
     if not others:
         return ""

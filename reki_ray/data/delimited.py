@@ -94,11 +94,7 @@ def read_delimited(
 
 
 def read_header(path: Path, layout: TextFormat) -> list[str]:
-    """Column names of a text file.
-
-    Raises:
-        DataError: The file is missing, empty or damaged.
-    """
+    """Column names of a text file."""
     with _reading(path, layout) as lines:
         return _header(path, lines, layout, ())[0]
 

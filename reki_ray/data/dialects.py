@@ -148,10 +148,9 @@ def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width:
 
 
 def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
-    """Suggest settings for cells that are not numbers, or an empty string.
+    """Suggest settings for sample cells that are not numbers, or an empty string.
 
-    Args:
-        delimited: Whether they come from a text file, which may have words for missing values.
+    Text files (`delimited`) may have words for missing values.
     """
     if cells and all(re.fullmatch(r"[+-]?\d*,\d+", cell) for cell in cells):
         return f"{cells[0]!r} has a decimal comma: set {_SET}.decimal: ','."

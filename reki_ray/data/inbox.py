@@ -68,7 +68,7 @@ class BatchFiles:
 
 @dataclass(frozen=True)
 class KeptBatch:
-    """A stored batch."""
+    """A stored batch: its number and digest, and its usable and unusable rows."""
 
     name: str
     is_new: bool
@@ -81,8 +81,8 @@ class Merged:
     """The run's own data merged with all batches.
 
     Attributes:
-        visible: Interactions that prompts may see: those before the run's cutoffs, and all events
-            of batches, which never become samples.
+        visible: Interactions for prompts: those before the run's cutoffs, and all events of
+            batches, which never become samples.
         history: All interactions, for the served profiles.
         events: Events of batches that are not in the run's own data.
     """
@@ -107,11 +107,7 @@ class Inbox:
         return [name for part in parts if _NAME.fullmatch(name := Path(part).stem)]
 
     def known_items(self) -> pa.ChunkedArray:
-        """Ids of the items of the run and of its batches.
-
-        Raises:
-            DataError: A table is missing or damaged.
-        """
+        """Ids of the items of the run and of its batches."""
         began = self._base.read_table(schema.ITEMS, columns=[ITEM_ID])
         return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
 
@@ -157,11 +153,7 @@ class Inbox:
         )
 
     def merged(self) -> Merged:
-        """Merge the run's own data with all batches.
-
-        Raises:
-            DataError: A table is missing or damaged.
-        """
+        """Merge the run's own data with all batches."""
         began = self._base.read_table(schema.INTERACTIONS)
         events = self._rows("interactions")
         # Of equal events the run's own counts, else the latest batch's, as for items and users.
@@ -181,11 +173,7 @@ class Inbox:
         )
 
     def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
-        """Mask (N,): whether a batch has an event of each user, item and time in `keys` (N rows).
-
-        Raises:
-            DataError: A table is damaged.
-        """
+        """Mask (N,): whether a batch has an event of the user, item and time of each key (N rows)."""
         held = self._rows("interactions").select(keys.column_names)
         return repeated(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
 

@@ -52,11 +52,7 @@ def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]
 
 
 def read_header(path: Path) -> list[str]:
-    """Column names of a Parquet file.
-
-    Raises:
-        DataError: The file is missing, empty or damaged.
-    """
+    """Column names of a Parquet file."""
     with reading_file(path), pq.ParquetFile(path) as file:
         names: list[str] = file.schema_arrow.names
     return names

@@ -84,11 +84,7 @@ class CheckedTable:
 def finish_check(
     mapped: MappedTable, rejections: Rejections, rows: pa.Table, notes: Iterable[str] = ()
 ) -> CheckedTable:
-    """Split a table as read from all its rows in the table's schema; rejected ones may be invalid.
-
-    Raises:
-        DataError: The numbers of rows do not reconcile, which is a bug.
-    """
+    """Split a table as read from its rows in the table's schema; rejected ones may be invalid."""
     raw = mapped.raw
     bad = np.flatnonzero(~rejections.accepted)
     reasons = zip(bad, rejections.reasons(bad), raw.raw(bad), strict=True)

@@ -217,10 +217,8 @@ def require_columns(
 def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[int, _T]]:
     """Read the files of a table: index and content of each readable one, at least one.
 
-    `read` raises `EmptyFileError` if a file cannot be read and no row is lost.
-
     Raises:
-        EmptyFileError: No file could be read.
+        EmptyFileError: `read` raised it for all of them: no row is lost.
     """
     parts: list[tuple[int, _T]] = []
     empty: EmptyFileError | None = None
@@ -235,11 +233,7 @@ def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[
 
 
 def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
-    """Names and hashes of files: equal if their content is, wherever they are.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
+    """Names and hashes of files: equal if their content is, wherever they are."""
     identities: list[dict[str, object]] = []
     for path in paths:
         with reading_file(path):

@@ -49,20 +49,12 @@ _FLOAT_ID: Final = r"^(-?[0-9]+)\.0$"
 
 
 def check_items(table: MappedTable) -> CheckedTable:
-    """Check items: each needs a unique id and a title.
-
-    Raises:
-        DataError: A column has an unsuitable type.
-    """
+    """Check items: each needs a unique id and a title."""
     return _check_catalogue(table, ITEM_ID, ITEMS_SCHEMA)
 
 
 def check_users(table: MappedTable) -> CheckedTable:
-    """Check users: each needs a unique id.
-
-    Raises:
-        DataError: A column has an unsuitable type.
-    """
+    """Check users: each needs a unique id."""
     return _check_catalogue(table, USER_ID, USERS_SCHEMA)
 
 

@@ -40,11 +40,8 @@ class EventBatches:
     """Writes interactions under the column names of the run's configuration.
 
     An update rejects a batch with too many unusable rows as a whole. Such rows are dropped here, so
-    that a client with unknown items does not hold up all others.
-
-    Args:
-        holds: Called for every batch: of equal interactions an update takes the latest, which must
-            not replace a sent rating by that of a rule.
+    that a client with unknown items does not hold up all others. Of equal interactions an update
+    takes the latest, which must not replace a sent rating by that of a rule: `holds` finds those.
     """
 
     def __init__(
@@ -68,10 +65,6 @@ class EventBatches:
         """Write a batch to a Parquet file, replacing it; returns the number of rows.
 
         `combine` merges events of the same user, item and time. Without rows no file is written.
-
-        Raises:
-            DataError: The known items cannot be read.
-            OSError: The write failed.
         """
         rows = self._usable(events)
         if rows:

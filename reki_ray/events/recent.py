@@ -106,11 +106,7 @@ class RecentEvents:
         return self._reader.damaged
 
     def refresh(self) -> int:
-        """Read new events; returns their number.
-
-        Raises:
-            OSError: The folder cannot be listed.
-        """
+        """Read new events; returns their number."""
         count = 0
         with self._refreshing:
             events = self._reader.read()

@@ -41,11 +41,7 @@ _DAY: Final = 86_400.0
 
 
 class PendingBatch(BaseModel):
-    """A batch that is written but not yet published.
-
-    Attributes:
-        place: Position in the log after it.
-    """
+    """A batch that is written but not yet published, and the position in the log after it."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -103,7 +103,7 @@ class SegmentWriter:
     """Appends records of one process from many threads.
 
     Concurrent appends are written and synced together (group commit): while one thread waits for
-    the disk, the others queue, and the next one writes all of theirs.
+    the disk, the others queue, and the next one writes all of theirs. Segments end at a size or age.
 
     Args:
         writer: Name of this process, unique among running ones.
@@ -143,12 +143,7 @@ class SegmentWriter:
             raise self._refused(error) from error
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append JSON-ready records durably, all or none.
-
-        Raises:
-            DataError: A record cannot be encoded.
-            StoreError: The write failed, for example on a full disk; nothing is acknowledged.
-        """
+        """Append JSON-ready records durably, all or none, see `append_lines`."""
         self.append_lines([encode_line(record) for record in records])
 
     def append_lines(self, lines: Sequence[bytes]) -> None:
@@ -399,8 +394,7 @@ def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float
 
     Args:
         place: Position of the reader that must not miss anything; None without one.
-        older_than: Age of a segment's last line, seconds; at least twice the age at which a
-            writer leaves a segment.
+        older_than: Age of a segment's last line, seconds; at least twice `SEGMENT_SECONDS` counts.
     """
     limit = time.time() - max(older_than, 2 * SEGMENT_SECONDS)
     removed = 0

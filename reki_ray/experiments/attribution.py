@@ -87,11 +87,7 @@ class ClickAttribution:
                     column.append(value)
 
     def click(self, clicks: Iterable[Event], hasher: UserHasher) -> None:
-        """Add clicks, after all exposures; users without exposures are ignored.
-
-        Args:
-            hasher: The one that the exposures were written with.
-        """
+        """Add clicks, after all exposures and with their hasher; other users are ignored."""
         for click in clicks:
             user = self._users.get(hasher(click.user_id))
             if user is None:

@@ -32,11 +32,7 @@ _CONCENTRATION: Final = 100.0
 
 @dataclass(frozen=True)
 class Rate:
-    """A click-through rate and its variance over samples of users.
-
-    Attributes:
-        variance: Of the value, by linearisation over users, since a user's answers are dependent.
-    """
+    """A click-through rate and its variance over samples of users, by linearisation."""
 
     value: float
     variance: float

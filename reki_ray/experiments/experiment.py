@@ -100,11 +100,7 @@ def slot_of(salt: str, user_id: str) -> int:
 
 
 def load_experiment(root: Path | str, name: str | None = None) -> Experiment | None:
-    """Load the running experiment, or a running or ended one by name; None if there is none.
-
-    Raises:
-        StoreError: The file is damaged or cannot be read.
-    """
+    """Load the running experiment, or a running or ended one by name; None if there is none."""
     running = _read(Path(root) / EXPERIMENT)
     if name is None or (running is not None and running.name == name):
         return running

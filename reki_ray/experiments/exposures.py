@@ -47,17 +47,10 @@ class Exposure:
 
 
 class ExposureLog:
-    """Writes exposures in a background thread.
+    """Writes exposures in a background thread, see `SegmentWriter`.
 
     Exposures that do not fit into the queue or cannot be written are dropped and counted: answers
     never wait. `close` writes the queue.
-
-    Args:
-        writer: Name of this process, unique among running ones.
-
-    Raises:
-        ConfigError: The name is empty or too long.
-        StoreError: The folder cannot be created.
     """
 
     def __init__(

@@ -47,11 +47,7 @@ from reki_ray.schema import (
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """Identity of the input files, without network: equal if their content is.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
+    """Identity of the input files, without network: equal if their content is."""
     return open_source(config.data).identity()
 
 
@@ -105,11 +101,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 def read_tables(
     source: DataSource, config: DataConfig, task: Task
 ) -> dict[TableKind, CheckedTable]:
-    """Read and check all tables of a source, catalogues first, one step of `task` per table.
-
-    Raises:
-        DataError: A file is missing or damaged, or a column has an unsuitable type.
-    """
+    """Read and check all tables of a source, catalogues first, one step of `task` per table."""
     tables: dict[TableKind, CheckedTable] = {"items": check_items(source.items())}
     task.advance()
     mapped = source.users()
@@ -130,11 +122,7 @@ def read_tables(
 def require_both_labels(
     samples: Mapping[Split, pa.Table], interactions: pa.Table, config: DataConfig
 ) -> None:
-    """Reject training samples that are all positive or all negative.
-
-    Raises:
-        DataError: They are.
-    """
+    """Reject training samples that are all positive or all negative."""
     shares = {split: _positive_share(rows) for split, rows in samples.items()}
     if shares["train"] not in (0.0, 1.0):
         return
@@ -163,11 +151,7 @@ def require_both_labels(
 
 
 def require_positives(samples: Mapping[Split, pa.Table]) -> None:
-    """Reject a split without positive samples: rerankers would have no lists.
-
-    Raises:
-        DataError: A split has none.
-    """
+    """Reject a split without positive samples: rerankers would have no lists."""
     for split, rows in samples.items():
         if not _positive_share(rows):
             raise DataError(

@@ -112,16 +112,10 @@ def run_stages(
     *,
     force: frozenset[str] = frozenset(),
 ) -> dict[str, StageEntry]:
-    """Run stages in order, and skip those whose output is unchanged.
+    """Run stages in order, and skip those whose output is unchanged; returns their entries.
 
     Args:
-        config: The run.
-        stages: Stages to run, in order.
-        reporter: Shows progress.
         force: Names of stages that run even if unchanged; later stages then run, too.
-
-    Returns:
-        Manifest entries of these stages, by name.
 
     Raises:
         ConfigError: `force` names an unknown stage, a stage refuses the configuration, an earlier
@@ -180,12 +174,9 @@ def _run_one(
 def require_done(
     names: Sequence[str], wanted: dict[str, str], workspace: Workspace, *, what: str, until: str
 ) -> None:
-    """Check that stages are done, before building on them.
+    """Check that stages are done with their wanted fingerprints, before building on them.
 
     Args:
-        names: Stages that must be done with these fingerprints.
-        wanted: Fingerprints of the configuration.
-        workspace: The run's folder.
         what: What needs them, for the message.
         until: Stage to run up to, for the message.
 
