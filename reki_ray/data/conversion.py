@@ -27,7 +27,6 @@ _ENCODINGS: Final[tuple[tuple[Callable[..., bool], Callable[..., Any]], ...]] = 
 )
 """Encodings of a column, and how to undo each."""
 _CONTROL: Final = r"[\x00-\x1f\x7f]"
-_UUID_BYTES: Final = 16
 _ROWS: Final = 65_536
 """Rows of a chunk: a string array holds at most 2 GiB."""
 
@@ -184,12 +183,12 @@ def _holds_keys(cells: pa.ChunkedArray) -> bool:
 
 
 def _key_text(array: pa.Array) -> pa.Array:
-    cells = array.to_pylist()
-    return pa.array([None if cell is None else _key(cell) for cell in cells], pa.string())
-
-
-def _key(cell: bytes) -> str:
-    return str(uuid.UUID(bytes=cell)) if len(cell) == _UUID_BYTES else cell.hex()
+    keys: list[str | None] = []
+    for cell in array.to_pylist():
+        is_uuid = cell is not None and len(cell) == 16
+        text = None if cell is None else cell.hex()
+        keys.append(str(uuid.UUID(bytes=cell)) if is_uuid else text)
+    return pa.array(keys, pa.string())
 
 
 def _integral(cells: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -173,7 +173,7 @@ class Inbox:
         )
 
     def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
-        """Mask (N,): whether a batch has an event of the user, item and time of each key (N rows)."""
+        """Mask (N,): whether a batch has an event of the user, item and time of a key."""
         held = self._rows("interactions").select(keys.column_names)
         return repeated(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
 

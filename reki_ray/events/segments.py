@@ -103,7 +103,7 @@ class SegmentWriter:
     """Appends records of one process from many threads.
 
     Concurrent appends are written and synced together (group commit): while one thread waits for
-    the disk, the others queue, and the next one writes all of theirs. Segments end at a size or age.
+    the disk, the others queue, and the next one writes all of theirs. Segments end by size or age.
 
     Args:
         writer: Name of this process, unique among running ones.

@@ -103,7 +103,9 @@ class ExposureLog:
         self._writer.close()
 
     def _flush(self) -> None:
-        while batch := self._next_batch():
+        # The only consumer, so that as many are in the queue.
+        while size := min(self._queue.qsize(), _BATCH):
+            batch = [self._queue.get_nowait() for _ in range(size)]
             lines = []
             for exposure in batch:
                 try:
@@ -120,15 +122,6 @@ class ExposureLog:
             else:
                 with self._counts:
                     self.written += len(lines)
-
-    def _next_batch(self) -> list[Exposure]:
-        batch: list[Exposure] = []
-        while len(batch) < _BATCH:
-            try:
-                batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
-        return batch
 
     def _drop(self, count: int, why: str) -> None:
         with self._counts:

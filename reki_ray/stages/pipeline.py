@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -138,7 +139,12 @@ def run_stages(
                 continue
             what = f"stage {stage.name}"
             require_done(stage.after, wanted, workspace, what=what, until=stage.name)
-            _forget_later(stage, workspace)
+            stale = {stage.name}
+            for later in STAGES[STAGE_NAMES.index(stage.name) + 1 :]:
+                if stale.intersection(later.after):
+                    stale.add(later.name)
+            for name in stale & workspace.stages().keys():
+                workspace.forget(name)
             _run_one(stage, config, workspace, reporter, wanted[stage.name])
         done = workspace.stages()
     return {stage.name: done[stage.name] for stage in stages}
@@ -198,21 +204,9 @@ def require_done(
         )
 
 
-def _forget_later(stage: Stage, workspace: Workspace) -> None:
-    """Remove the manifest entries of a stage that runs again, and of stages that depend on it."""
-    stale = {stage.name}
-    for later in STAGES[STAGE_NAMES.index(stage.name) + 1 :]:
-        if stale.intersection(later.after):
-            stale.add(later.name)
-    for name in stale & workspace.stages().keys():
-        workspace.forget(name)
-
-
 def _versions() -> dict[str, str]:
     versions = {}
     for name in (*_VERSIONED, "reki-ray"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
