@@ -6,6 +6,7 @@ Separate from the stage, so that a worker loads no encoder to group vectors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,29 +33,25 @@ _SIZE_TO_SMALLEST: Final = 4
 _SILHOUETTE_ROWS: Final = 2000  # its cost is quadratic
 
 
+@dataclass(frozen=True)
 class KMeansClusterer(Clusterer):
     """Mini-batch k-means on the unit sphere: the control that a better method has to beat.
 
     Source: Sculley, "Web-scale k-means clustering", WWW 2010; implementation: scikit-learn.
-
-    Args:
-        clusters: Number of clusters; at most one per row.
-        seed: Seed of initialisation and batches.
     """
 
     method = "kmeans"
     order_independent = False
 
-    def __init__(self, clusters: int, seed: int) -> None:
-        self._clusters = clusters
-        self._seed = seed
+    clusters: int
+    seed: int
 
     @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         if is_one_point(vectors):
             return np.zeros(len(vectors), dtype=np.int64)
         algorithm = MiniBatchKMeans(
-            min(self._clusters, len(vectors)), batch_size=4096, n_init=3, random_state=self._seed
+            min(self.clusters, len(vectors)), batch_size=4096, n_init=3, random_state=self.seed
         )
         return np.asarray(algorithm.fit_predict(vectors), dtype=np.int64)
 
@@ -62,11 +59,7 @@ class KMeansClusterer(Clusterer):
 def build_clusterer(
     config: ClusterConfig, side: SideClusterConfig, rows: int, map_parts: MapParts = map_here
 ) -> Clusterer:
-    """Build the configured clusterer of one side of so many rows.
-
-    Raises:
-        ConfigError: StreaKHC's tree is too small for the number of clusters.
-    """
+    """Build the configured clusterer of one side of so many rows."""
     if config.method == "hdbscan":
         return HdbscanClusterer(config, side, map_parts)
     clusters = side.clusters or max(1, rows // (_SIZE_TO_SMALLEST * side.min_cluster_size))
@@ -105,7 +98,6 @@ def group(
     Args:
         ids: N >= 1 distinct ids.
         vectors: (N, d), rows of unit length.
-        clusterer: The algorithm.
         prefix: First letter of the cluster ids.
         min_size: Smallest cluster, members; only `min_similarity` makes smaller ones.
         min_similarity: Lowest cosine of a member to its centre.
@@ -128,12 +120,7 @@ def group(
 
 
 def describe(vectors: np.ndarray, raw: np.ndarray, assignment: Assignment) -> dict[str, Any]:
-    """Measure the clusters of one side.
-
-    Args:
-        vectors: (N, d).
-        raw: (N,) labels of the algorithm, noise included.
-        assignment: The total assignment made from them.
+    """Measure the clusters of one side, from (N, d) vectors and (N,) labels with noise.
 
     Returns:
         JSON-ready: clusters; noise_share of the algorithm; mean_similarity of rows to their

@@ -23,9 +23,7 @@ class Earlier:
     """Clusters of one side after the previous update.
 
     Attributes:
-        ids: N ids.
         vectors: (N, d), rows of unit length.
-        clusters: Cluster of each id.
         asked: Cluster -> its members at its last prompt.
         centres: Cluster -> its centre (d,) at its last prompt.
     """
@@ -42,12 +40,9 @@ class Placement:
     """The cluster of every id now.
 
     Attributes:
-        clusters: Cluster of each id.
         similarities: (N,) float32, cosine of each id to its centre.
         centres: Cluster -> its centre (d,).
         placed: (N,) bool, ids that are new or moved.
-        new: Number of ids that are new.
-        moved: Number of ids that changed their cluster.
     """
 
     clusters: list[str]
@@ -63,8 +58,6 @@ class ClusterDrift:
     """Distance of a cluster from its state at its last prompt.
 
     Attributes:
-        cluster_id: The cluster.
-        size: Its members now.
         moved_share: Share of its members, past and present, that joined or left since.
         centre_shift: 1 - cosine of its centres then and now.
     """

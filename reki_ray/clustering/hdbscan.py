@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
@@ -35,41 +36,39 @@ def map_here(
     return map(function, parts)
 
 
+@dataclass(frozen=True)
 class HdbscanClusterer(Clusterer):
     """HDBSCAN after PCA, on the unit sphere; part by part if there are too many rows."""
 
     method = "hdbscan"
     order_independent = True
 
-    def __init__(
-        self, config: ClusterConfig, side: SideClusterConfig, map_parts: MapParts = map_here
-    ) -> None:
-        self._config = config
-        self._side = side
-        self._map_parts = map_parts
+    config: ClusterConfig
+    side: SideClusterConfig
+    map_parts: MapParts = map_here
 
     @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         if len(vectors) > 1 and is_one_point(vectors):
-            enough = len(vectors) >= self._side.min_cluster_size
+            enough = len(vectors) >= self.side.min_cluster_size
             return np.full(len(vectors), 0 if enough else NOISE, dtype=np.int64)
         points = vectors
         if len(vectors) > 1:
-            points = Projection.fitted(vectors, self._config.dimensions)(vectors)
+            points = Projection.fitted(vectors, self.config.dimensions)(vectors)
         fit = partial(
             fit_points,
-            side=self._side,
-            selection=self._config.selection,
-            engine=self._config.hdbscan_engine,
+            side=self.side,
+            selection=self.config.selection,
+            engine=self.config.hdbscan_engine,
         )
-        if len(points) <= self._config.part_rows:
+        if len(points) <= self.config.part_rows:
             return fit(points)
         return fit_parts(
             points,
             fit,
-            part_rows=self._config.part_rows,
-            min_size=self._side.min_cluster_size,
-            map_parts=self._map_parts,
+            part_rows=self.config.part_rows,
+            min_size=self.side.min_cluster_size,
+            map_parts=self.map_parts,
         )
 
 

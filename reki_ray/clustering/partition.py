@@ -74,7 +74,11 @@ def cut_at_medians(points: np.ndarray, part_rows: int) -> tuple[list[np.ndarray]
 def _join_across_cuts(
     points: np.ndarray, labels: np.ndarray, part_of: np.ndarray, gaps: np.ndarray, min_size: int
 ) -> np.ndarray:
-    near = np.flatnonzero((labels != NOISE) & (gaps <= _neighbour_distance(points)))
+    # Within this distance most rows of a sample have their nearest neighbours.
+    sample = np.random.default_rng(0).permutation(len(points))[:_SAMPLE]
+    usual, _ = KDTree(points).query(points[sample], k=_NEIGHBOURS + 1)
+    reach = float(np.quantile(usual[:, -1], _NEAR))
+    near = np.flatnonzero((labels != NOISE) & (gaps <= reach))
     if len(near) <= _NEIGHBOURS:
         return labels
     distances, neighbours = KDTree(points[near]).query(points[near], k=_NEIGHBOURS + 1)
@@ -83,7 +87,9 @@ def _join_across_cuts(
     lengths = distances[:, 1:].ravel()
     count = int(labels.max()) + 1
     inner = labels[own] == labels[other]
-    longest = _mean_by(labels[own[inner]], lengths[inner], count)
+    keys = labels[own[inner]]
+    sums = np.bincount(keys, weights=lengths[inner], minlength=count)
+    longest = sums / np.maximum(np.bincount(keys, minlength=count), 1)
     crossing = (part_of[own] != part_of[other]) & (
         lengths <= np.maximum(longest[labels[own]], longest[labels[other]])
     )
@@ -94,17 +100,3 @@ def _join_across_cuts(
     links.eliminate_zeros()
     _, joined = connected_components(links, directed=False)
     return np.where(labels == NOISE, NOISE, joined[np.maximum(labels, 0)]).astype(np.int64)
-
-
-def _neighbour_distance(points: np.ndarray) -> float:
-    """Distance within which most rows of a sample have their nearest neighbours."""
-    rows = np.random.default_rng(0).permutation(len(points))[:_SAMPLE]
-    distances, _ = KDTree(points).query(points[rows], k=_NEIGHBOURS + 1)
-    return float(np.quantile(distances[:, -1], _NEAR))
-
-
-def _mean_by(keys: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """(count,) mean of the values of each key; 0 without any."""
-    sums = np.bincount(keys, weights=values, minlength=count)
-    means: np.ndarray = sums / np.maximum(np.bincount(keys, minlength=count), 1)
-    return means

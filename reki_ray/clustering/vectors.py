@@ -19,13 +19,7 @@ LOWEST_RATING_WEIGHT = 0.2
 
 @dataclass(frozen=True)
 class Weighting:
-    """How much an interaction counts in a user vector.
-
-    Attributes:
-        half_life: Number of newer interactions that halves the weight.
-        rating_min: Lowest valid rating.
-        rating_max: Highest valid rating.
-    """
+    """How much an interaction counts; it halves with `half_life` newer interactions."""
 
     half_life: float
     rating_min: float
@@ -58,9 +52,7 @@ def user_vectors(
     Args:
         user_ids: U ids, in the order of the result.
         visible: Interactions before the cutoff, from `leak_guard.before_cut`.
-        item_ids: I ids.
         item_vectors: (I, d), rows of unit length.
-        weighting: Weight of an interaction.
 
     Returns:
         (U, d) float32, rows of unit length. A user without a visible known item gets the mean

@@ -16,11 +16,9 @@ from reki_ray.config.cluster import (
     NODES_PER_CLUSTER,
     ClusterConfig,
     DriftConfig,
-    IdEmbeddingsConfig,
     SideClusterConfig,
     StreaKhcConfig,
 )
-from reki_ray.config.edge import EdgeConfig
 from reki_ray.config.encode import EncodeConfig
 from reki_ray.config.extract import (
     ExtractConfig,
@@ -29,7 +27,6 @@ from reki_ray.config.extract import (
     PromptsConfig,
     SamplingConfig,
     ScriptedEngine,
-    SpeedConfig,
     VllmEngine,
 )
 from reki_ray.config.files import read_mapping, read_tuned
@@ -70,7 +67,6 @@ __all__ = [
     "Dialect",
     "Domain",
     "DriftConfig",
-    "EdgeConfig",
     "EncodeConfig",
     "EvaluateConfig",
     "EventRule",
@@ -79,7 +75,6 @@ __all__ = [
     "GateConfig",
     "HeinConfig",
     "HeinScaling",
-    "IdEmbeddingsConfig",
     "MovieLens1MSource",
     "MovieLens100KSource",
     "NetworkConfig",
@@ -99,7 +94,6 @@ __all__ = [
     "Section",
     "ServeConfig",
     "SideClusterConfig",
-    "SpeedConfig",
     "SplitConfig",
     "StoreConfig",
     "StreaKhcConfig",

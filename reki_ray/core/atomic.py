@@ -19,11 +19,7 @@ _NO_FOLDER_SYNC: Final = {errno.EINVAL, errno.ENOTSUP}
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's entries, to the disk.
-
-    Raises:
-        OSError: The disk refuses.
-    """
+    """Flush a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,11 +32,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, and sync their entries.
-
-    Raises:
-        OSError: The disk refuses, or a file is in the way.
-    """
+    """Create a folder and its parents, and sync their entries."""
     missing = []
     while not path.is_dir():
         missing.append(path)
@@ -98,11 +90,9 @@ def create_file(path: Path, content: bytes, mode: int | None = None) -> bool:
 
 
 def move(scratch: Path, target: Path) -> None:
-    """Sync a finished file or folder, and move it into place.
+    """Sync a finished file or folder, and move it into place on the same filesystem.
 
-    Args:
-        scratch: On the same filesystem as the target.
-        target: Its folder is created; an existing file is replaced, a folder must be empty.
+    An existing file is replaced; an existing folder must be empty.
 
     Raises:
         OSError: The disk refuses, or the target is a folder with content.

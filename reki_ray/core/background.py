@@ -56,7 +56,6 @@ class BackgroundLoop:
     """Base of threads and tasks.
 
     Args:
-        name: Name in logs and metrics.
         seconds: Time between two steps; doubles with each consecutive failure.
     """
 
@@ -97,13 +96,7 @@ class BackgroundLoop:
 
 
 class BackgroundThread(BackgroundLoop):
-    """Daemon thread that calls a step repeatedly.
-
-    Args:
-        name: Name of the thread.
-        step: Called each time.
-        seconds: See `BackgroundLoop`.
-    """
+    """Daemon thread that calls a step repeatedly."""
 
     def __init__(self, name: str, step: Callable[[], object], seconds: float) -> None:
         super().__init__(name, seconds)
@@ -130,13 +123,7 @@ class BackgroundThread(BackgroundLoop):
 
 
 class BackgroundTask(BackgroundLoop):
-    """Task of an event loop that awaits a step repeatedly.
-
-    Args:
-        name: Name of the task.
-        step: Called each time.
-        seconds: See `BackgroundLoop`.
-    """
+    """Task of an event loop that awaits a step repeatedly."""
 
     def __init__(self, name: str, step: Callable[[], Awaitable[object]], seconds: float) -> None:
         super().__init__(name, seconds)

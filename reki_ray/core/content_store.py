@@ -40,12 +40,7 @@ def digest_texts(texts: Sequence[str]) -> np.ndarray:
 
 
 def parse_digests(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Convert N digests of 64 hexadecimal digits into (N,) of type `DIGEST`.
-
-    Raises:
-        ValueError: One has another length or other characters.
-        TypeError: One is null.
-    """
+    """Convert N digests of 64 hexadecimal digits into (N,) of type `DIGEST`."""
     joined = bytes.fromhex("".join(column.to_pylist()))
     if len(joined) != DIGEST_BYTES * len(column):
         raise ValueError("a digest has another length")
@@ -68,7 +63,6 @@ class ContentIndex:
     """Digest -> place of its row; sorted by digest, the first row of each.
 
     Attributes:
-        files: Paths of the store's files.
         digests: (N,) of type `DIGEST`.
         file: (N,) index into `files`.
         row: (N,) row in that file.
@@ -93,7 +87,6 @@ class ContentStore:
     """One content-addressed table of a workspace.
 
     Args:
-        workspace: The run's folder.
         table: Folder and schema; files of earlier releases may lack nullable columns.
         key: Column of digests, 64 hexadecimal digits.
         what: Name of the store in error messages, such as `the answer cache`.
@@ -148,13 +141,10 @@ class ContentStore:
             ) from error
 
     def compact(self) -> int:
-        """Merge small files into large ones; a kill at any point loses nothing.
+        """Merge small files into large ones; a kill at any point loses nothing. Returns how many.
 
         Other writers and compactors may run at the same time: a row that is in two files for a
         moment has one digest and counts once.
-
-        Returns:
-            Number of merged files.
         """
         # In the order of time: units of one shard of a plan end up in one or two files.
         files = sorted(self._workspace.identify(self._table), key=lambda file: (file[2], file[0]))
@@ -200,22 +190,11 @@ class ContentStore:
         return frozenset(path.rpartition("/")[2] for path in paths)
 
     def read_all(self) -> list[pa.Table]:
-        """Read all files, in name order.
-
-        Raises:
-            DataError: A file is damaged.
-        """
+        """Read all files, in name order."""
         return list(self._map(lambda path: self._load(path, None)).values())
 
     def index(self, columns: Sequence[str] = ()) -> ContentIndex:
-        """Index all rows; a second call reads only the files that are new.
-
-        Args:
-            columns: Further columns of numbers to keep in the index, the same in each call.
-
-        Raises:
-            DataError: A file is damaged.
-        """
+        """Index all rows, with further columns of numbers; later calls read only new files."""
         known = self._indexed
         self._indexed = self._map(lambda path: known.get(path) or self._index_file(path, columns))
         lengths = [len(arrays[0]) for arrays in self._indexed.values()]

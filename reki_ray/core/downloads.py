@@ -34,8 +34,6 @@ class Package:
     """A file or folder inside a pinned wheel.
 
     Args:
-        name: Name of the distribution.
-        version: Its version.
         sha256: Hash of the wheel, hexadecimal.
         member: Path inside the wheel.
     """
@@ -77,12 +75,6 @@ def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = Non
 
     The folder appears atomically, also with concurrent callers.
 
-    Args:
-        name: Name of the distribution.
-        version: Exact version.
-        sha256: Expected hash of the wheel, hexadecimal.
-        say: Called before a download starts.
-
     Raises:
         DataError: The wheel has another hash, or is damaged.
         EngineError: The wheel cannot be fetched, or the cache cannot be written.
@@ -103,7 +95,7 @@ def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = Non
             )
         _unpack(wheel, scratch / "content")
 
-    return _build_once(target, "content", build)
+    return _build_once(target, build)
 
 
 def package_path(package: Package, *, say: Say | None = None) -> Path:
@@ -129,7 +121,6 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
 
     Args:
         reference: `packaged:<name>`, a local folder or a Hugging Face id.
-        say: Called before a download or a conversion starts.
 
     Raises:
         ConfigError: There is no such packaged model.
@@ -142,7 +133,19 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
     if name == "all-minilm-l6-v2":
         return str(package_path(ALL_MINILM_L6_V2, say=say))
     if name == "smollm2-135m-instruct":
-        return str(_converted(SMOLLM2_135M_INSTRUCT, name, say))
+        package = SMOLLM2_135M_INSTRUCT
+        # The last number is that of the conversion: raise it to replace copies of older ones.
+        target = cache_folder() / "models" / f"{name}-{package.sha256[:12]}-1"
+
+        def build(scratch: Path) -> None:
+            from reki_ray.core.gguf import convert  # imports transformers
+
+            source = package_path(package, say=say)
+            if say is not None:
+                say(f"converting {name} once, about half a minute")
+            convert(source, scratch / "content")
+
+        return str(_build_once(target, build))
     raise ConfigError(
         f"there is no packaged model {name!r}",
         where=reference,
@@ -151,24 +154,8 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
     )
 
 
-def _converted(package: Package, name: str, say: Say | None) -> Path:
-    # Part of the cache key: raise it to replace the copies of older conversions.
-    conversion = 1
-    target = cache_folder() / "models" / f"{name}-{package.sha256[:12]}-{conversion}"
-
-    def build(scratch: Path) -> None:
-        from reki_ray.core.gguf import convert  # imports transformers
-
-        source = package_path(package, say=say)
-        if say is not None:
-            say(f"converting {name} once, about half a minute")
-        convert(source, scratch / "content")
-
-    return _build_once(target, "content", build)
-
-
-def _build_once(target: Path, content: str, build: Callable[[Path], None]) -> Path:
-    """Build a cache entry in a scratch folder, and move `content` into place."""
+def _build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Build a cache entry in a scratch folder, and move its `content` into place."""
     if target.exists():
         return target
     try:
@@ -178,7 +165,7 @@ def _build_once(target: Path, content: str, build: Callable[[Path], None]) -> Pa
                 return target
             with tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent) as scratch:
                 build(Path(scratch))
-                atomic.move(Path(scratch, content), target)
+                atomic.move(Path(scratch, "content"), target)
     except OSError as error:
         raise EngineError(
             f"the cache cannot be written: {error}",

@@ -47,11 +47,7 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 of the names and contents of a folder's files, without hidden and `.md` files.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
+    """SHA-256 of the names and contents of a folder's files, without hidden and `.md` files."""
     digest = hashlib.sha256()
     for path in sorted(_files(folder)):
         digest.update(json.dumps([str(path.relative_to(folder)), file_digest(path)]).encode())

@@ -44,8 +44,6 @@ class Task:
     """A piece of work with a known or unknown number of steps.
 
     Args:
-        reporter: Shows the progress.
-        label: As `extract: asking`.
         total: Number of steps; None if unknown.
         unit: Unit of a step, as `prompts`.
 
@@ -67,7 +65,6 @@ class Task:
         """Count finished steps.
 
         Args:
-            steps: How many.
             **counters: Other amounts, as `generated_tokens=512`; shown as rates.
         """
         self.done += steps
@@ -110,22 +107,20 @@ class Reporter:
         """Show the progress of the block, see `Task`."""
         task = Task(self, label, total, unit)
         self._last_line, self._last_done = time.monotonic(), 0
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self._heartbeat(task))
-            if self._console.is_terminal and not self._quiet:
-                self._bar = stack.enter_context(
-                    Progress(
-                        TextColumn("{task.description}"),
-                        BarColumn(),
-                        MofNCompleteColumn(),
-                        TextColumn("{task.fields[rates]}"),
-                        TimeElapsedColumn(),
-                        TimeRemainingColumn(),
-                        console=self._console,
-                        transient=True,
-                    )
-                )
-                self._bar.add_task(label, total=total, rates="")
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal or self._quiet,
+        )
+        bar.add_task(label, total=total, rates="")
+        with self._heartbeat(task), bar:
+            self._bar = None if bar.disable else bar
             try:
                 yield task
             finally:
@@ -148,10 +143,8 @@ class Reporter:
         if self._workspace is None:
             yield
             return
-        self._beat(task, finished=False)
-        beats = BackgroundThread(
-            "heartbeat", lambda: self._beat(task, finished=False), HEARTBEAT_SECONDS
-        )
+        beats = BackgroundThread("heartbeat", lambda: self._beat(task), HEARTBEAT_SECONDS)
+        self._beat(task)
         beats.start()
         try:
             yield
@@ -159,7 +152,7 @@ class Reporter:
             beats.stop(_LAST_BEAT_SECONDS)
             self._beat(task, finished=True)
 
-    def _beat(self, task: Task, *, finished: bool) -> None:
+    def _beat(self, task: Task, *, finished: bool = False) -> None:
         assert self._workspace is not None
         try:
             self._workspace.write_json(

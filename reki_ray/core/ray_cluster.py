@@ -170,11 +170,7 @@ def cpu_share(processes: int) -> float:
 
 
 def require_gpus(count: int, where: str) -> None:
-    """Refuse work that would wait for GPUs forever.
-
-    Args:
-        count: GPUs needed at the same time.
-        where: Configuration keys that require them.
+    """Refuse work that would wait forever for GPUs; `where` names the keys that require them.
 
     Raises:
         EngineError: The cluster has fewer, and cannot start more.
@@ -189,11 +185,9 @@ def require_gpus(count: int, where: str) -> None:
 
 
 def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) -> Iterator[Any]:
-    """Run Ray tasks, a bounded number at a time, and yield results in order of completion.
+    """Run calls of Ray tasks and yield results in order of completion.
 
-    Args:
-        calls: Remote functions, each with its arguments.
-        pending: Most tasks submitted and not yet done; bounds the driver's memory.
+    At most `pending` are submitted and not yet done, which bounds the driver's memory.
 
     Raises:
         RekiError: A task raised it.

@@ -51,13 +51,11 @@ class Stage:
     """One stage of the pipeline.
 
     Args:
-        name: Name of the command and of the folder.
         run: Import path of a `RunStage`, loaded when the stage runs.
         sections: Sections of the configuration that change its output.
         after: Stages whose output it reads.
         inputs: Import path of a function `RekiConfig -> JSON-ready` that identifies files outside
             the workspace; empty without such files.
-        always: Whether to run it even if unchanged.
         check: Import path of a function `RekiConfig -> None` that refuses impossible settings
             before the first stage runs; empty without one.
     """

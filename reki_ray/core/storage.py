@@ -20,14 +20,7 @@ from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
 
 
 class Storage:
-    """A folder, local or on any fsspec filesystem.
-
-    Args:
-        root: Folder or URL, as `runs/demo` or `s3://bucket/demo`.
-
-    Raises:
-        ConfigError: The URL is of an unknown kind, or the package for it is not installed.
-    """
+    """A folder, local or on any fsspec filesystem, see `Workspace`."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root).rstrip("/")
@@ -180,8 +173,7 @@ class Storage:
     def guarded(self, action: str) -> Iterator[None]:
         """Turn errors of the storage into an `EngineError`.
 
-        Args:
-            action: read or written; when reading, `FileNotFoundError` passes unchanged.
+        While it is `read` (not `written`), `FileNotFoundError` passes unchanged.
         """
         try:
             yield

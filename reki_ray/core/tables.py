@@ -23,23 +23,14 @@ ENTITIES: Final[dict[Side, tuple[Table, str]]] = {
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Row group of a file of a table.
-
-    Attributes:
-        path: The Parquet file.
-        number: Number of the row group, from 0.
-    """
+    """Row group of a file of a table."""
 
     path: str
     number: int
 
 
 def row_groups(workspace: Workspace, table: Table) -> list[RowGroup]:
-    """All row groups of a table, in row order.
-
-    Raises:
-        DataError: The table is missing or damaged.
-    """
+    """All row groups of a table, in row order."""
     workspace.read_table(table, columns=[])  # raises if it is missing
     groups = []
     for path in workspace.parts(table):
@@ -50,11 +41,7 @@ def row_groups(workspace: Workspace, table: Table) -> list[RowGroup]:
 
 
 def read_row_group(workspace: Workspace, table: Table, group: RowGroup) -> pa.Table:
-    """Read a row group of a table with a fixed schema.
-
-    Raises:
-        DataError: The file is damaged, or has another schema.
-    """
+    """Read a row group of a table with a fixed schema."""
     assert table.schema is not None
     with reading(table, group.path), workspace.filesystem.open(group.path, "rb") as source:
         rows = pq.ParquetFile(source).read_row_group(group.number)
@@ -71,11 +58,7 @@ def rows_of(
     """Read the rows of a table with these ids; unknown ids are skipped.
 
     Args:
-        workspace: Holds the table.
-        table: A table with a fixed schema.
         key: Its id column.
-        ids: Ids of the rows.
-        columns: Subset of the columns; None reads all.
 
     Raises:
         DataError: The table is damaged, or has another schema.

@@ -29,11 +29,6 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 def require_finite(ids: Sequence[str], vectors: np.ndarray, *, what: str) -> None:
     """Refuse NaN and infinity.
 
-    Args:
-        ids: N ids.
-        vectors: (N, d).
-        what: Name of the vectors, for the message.
-
     Raises:
         DataError: A vector is not finite.
     """
@@ -52,12 +47,9 @@ def vectors_table(
     sources: Sequence[Source],
     encoder: Mapping[str, str] | None = None,
 ) -> pa.Table:
-    """Vector table of whole-answer vectors, one row per id.
+    """Vector table of whole-answer vectors (N, d), one row for each of N distinct ids.
 
     Args:
-        ids: N distinct ids.
-        vectors: (N, d).
-        sources: N sources.
         encoder: Identity of the encoder, as `{"model": ...}`; becomes metadata of the table.
 
     Raises:
@@ -92,14 +84,10 @@ def factors_table(
     """Vector table of vectors by factor; zero vectors have no row.
 
     Args:
-        ids: N distinct ids.
+        ids: N distinct ids, each with a nonzero vector.
         factors: K names.
-        vectors: (N, K, d), for each id at least one nonzero.
+        vectors: (N, K, d).
         sources: N sources.
-        encoder: Identity of the encoder.
-
-    Raises:
-        DataError: A vector is not finite.
     """
     rows, columns = np.nonzero(vectors.any(axis=2))
     places = pa.array(rows)
@@ -139,7 +127,15 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
     factors = tuple(sorted(pc.unique(table[FACTOR]).to_pylist()))
     columns = pc.index_in(table[FACTOR], value_set=pa.array(factors, pa.string())).to_numpy()
     rows = ids.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    _require_distinct(ids.dictionary, rows, rows * len(factors) + columns)
+    cells = rows * len(factors) + columns
+    order = np.argsort(cells, kind="stable")
+    duplicates = np.flatnonzero(np.diff(cells[order]) == 0)
+    if len(duplicates):
+        raise DataError(
+            counted(len(duplicates), "duplicate vector"),
+            where=f"id {ids.dictionary[int(rows[order[duplicates[0]]])].as_py()}",
+            todo="Run `reki run --until encode --force encode`.",
+        )
     stacked = stack(table[VECTOR])
     if len(factors) == 1:
         vectors = stacked  # one row per id, already in order: avoids a copy of large tables
@@ -154,18 +150,6 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
         vectors.reshape(len(vectors), -1),
         table[SOURCE].take(pa.array(first)).to_pylist(),
     )
-
-
-def _require_distinct(ids: pa.Array, rows: np.ndarray, cells: np.ndarray) -> None:
-    """Refuse duplicate cells; `rows` (R,) are their ids' positions."""
-    order = np.argsort(cells, kind="stable")
-    duplicates = np.flatnonzero(np.diff(cells[order]) == 0)
-    if len(duplicates):
-        raise DataError(
-            counted(len(duplicates), "duplicate vector"),
-            where=f"id {ids[int(rows[order[duplicates[0]]])].as_py()}",
-            todo="Run `reki run --until encode --force encode`.",
-        )
 
 
 def encoder_of(table: pa.Table) -> dict[str, str]:

@@ -80,10 +80,8 @@ class Workspace(Storage):
         """Write one Parquet file of a table.
 
         Args:
-            table: Which table.
             data: Rows; columns in any order, cast to the table's schema.
             part: File name without suffix; an existing file is replaced.
-            row_group_rows: Rows of a row group.
 
         Raises:
             DataError: The columns do not fit the schema, see `conform`.
@@ -227,11 +225,6 @@ def reading(table: Table, where: str) -> Iterator[None]:
 
 def conform(data: pa.Table, schema: pa.Schema, *, where: str) -> pa.Table:
     """Select and cast the columns of a table's schema.
-
-    Args:
-        data: Rows with at least the schema's columns.
-        schema: Of the table.
-        where: Place for the error message.
 
     Raises:
         DataError: A column is missing, has another type, or holds nulls against the schema.

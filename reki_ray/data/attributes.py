@@ -32,15 +32,7 @@ _TITLE_YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 
 def attribute_maps(attributes: Mapping[str, Sequence[Sequence[str]]], size: int) -> pa.Array:
-    """Column of attribute maps.
-
-    Args:
-        attributes: Name -> N lists of values; a row without values omits the name.
-        size: Number of rows N.
-
-    Returns:
-        map<str, list<str>> (N,), all null without attributes.
-    """
+    """Column (N,) of maps of names to their N lists, without empty ones; null without any."""
     kind = ITEMS_SCHEMA.field(ATTRIBUTES).type
     if not attributes:
         return pa.nulls(size, kind)

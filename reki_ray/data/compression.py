@@ -91,11 +91,7 @@ def open_text(path: Path, encoding: str) -> IO[str]:
 
 
 def refuse_foreign(path: Path, head: bytes) -> None:
-    """Reject a file whose first bytes are those of another format.
-
-    Raises:
-        DataError: It is such a file.
-    """
+    """Reject a file whose first bytes are those of another format."""
     kind = next((kind for magic, kind in _FOREIGN.items() if head.startswith(magic)), None)
     if kind:
         raise _foreign(path, kind)

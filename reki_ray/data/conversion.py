@@ -27,7 +27,6 @@ _ENCODINGS: Final[tuple[tuple[Callable[..., bool], Callable[..., Any]], ...]] = 
 )
 """Encodings of a column, and how to undo each."""
 _CONTROL: Final = r"[\x00-\x1f\x7f]"
-_UUID_BYTES: Final = 16
 _ROWS: Final = 65_536
 """Rows of a chunk: a string array holds at most 2 GiB."""
 
@@ -37,9 +36,6 @@ def to_text(column: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np
 
     Returns:
         Strings with null for empty cells (N,), and the mask (N,) of cells that are not UTF-8.
-
-    Raises:
-        DataError: The column is nested.
     """
     return _text(plain(column, where=where), where=where)
 
@@ -60,9 +56,6 @@ def to_number(
     Returns:
         Values (N,) float64, NaN if missing; mask (N,) of missing cells; mask (N,) of cells that are
         not finite numbers.
-
-    Raises:
-        DataError: The column is nested.
     """
     cells = plain(column, where=where)
     if any(is_kind(cells.type) for is_kind in _NUMERIC):
@@ -86,13 +79,7 @@ def with_point(text: pa.ChunkedArray, decimal: str) -> pa.ChunkedArray:
 
 
 def plain(column: pa.ChunkedArray, *, where: str) -> pa.ChunkedArray:
-    """Decode dictionaries, runs, views and extension types, in chunks of few rows.
-
-    UUIDs become text.
-
-    Raises:
-        DataError: The values cannot be decoded.
-    """
+    """Decode dictionaries, runs, views and extension types (UUIDs as text), in small chunks."""
     try:
         chunks = [
             _plain(chunk.slice(start, _ROWS))
@@ -142,7 +129,7 @@ def _text(cells: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.nd
             cells = _integral(cells)
         elif pa.types.is_timestamp(kind) and kind.tz is not None:  # its zone may not exist here
             cells = cells.cast(pa.int64()).cast(pa.timestamp(kind.unit))
-        if _is_text(kind) or _is_binary(kind):
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or _is_binary(kind):
             pairs = [_utf8(chunk) for chunk in cells.chunks]
             text = pa.chunked_array([strings for strings, _ in pairs], pa.string())
             if pairs:
@@ -153,10 +140,6 @@ def _text(cells: pa.ChunkedArray, *, where: str) -> tuple[pa.ChunkedArray, np.nd
         return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text), bad
     except pa.ArrowException as error:
         raise unfit(kind, error, where=where) from error
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -177,16 +160,15 @@ def _utf8(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return text, np.zeros(len(array), dtype=bool)
     except pa.ArrowInvalid:
         cells = array.cast(pa.large_binary()).to_pylist()
-    decoded = [_decode(cell) for cell in cells]
-    bad = [cell is not None and text is None for cell, text in zip(cells, decoded, strict=True)]
-    return pa.array(decoded, pa.string()), np.array(bad, dtype=bool)
-
-
-def _decode(cell: bytes | None) -> str | None:
-    try:
-        return cell.decode("utf-8") if cell is not None else None
-    except UnicodeDecodeError:
-        return None
+    decoded: list[str | None] = []
+    bad = np.zeros(len(cells), dtype=bool)
+    for row, cell in enumerate(cells):
+        try:
+            decoded.append(None if cell is None else cell.decode("utf-8"))
+        except UnicodeDecodeError:
+            decoded.append(None)
+            bad[row] = True
+    return pa.array(decoded, pa.string()), bad
 
 
 def _holds_keys(cells: pa.ChunkedArray) -> bool:
@@ -201,12 +183,12 @@ def _holds_keys(cells: pa.ChunkedArray) -> bool:
 
 
 def _key_text(array: pa.Array) -> pa.Array:
-    cells = array.to_pylist()
-    return pa.array([None if cell is None else _key(cell) for cell in cells], pa.string())
-
-
-def _key(cell: bytes) -> str:
-    return str(uuid.UUID(bytes=cell)) if len(cell) == _UUID_BYTES else cell.hex()
+    keys: list[str | None] = []
+    for cell in array.to_pylist():
+        is_uuid = cell is not None and len(cell) == 16
+        text = None if cell is None else cell.hex()
+        keys.append(str(uuid.UUID(bytes=cell)) if is_uuid else text)
+    return pa.array(keys, pa.string())
 
 
 def _integral(cells: pa.ChunkedArray) -> pa.ChunkedArray:

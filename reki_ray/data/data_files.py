@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from reki_ray.data.raw_tables import unreadable
+from reki_ray.data.raw_tables import reading_file
 from reki_ray.errors import DataError
 
 _LOGS: Final = {
@@ -34,15 +34,11 @@ _SHOWN: Final = 5
 
 
 def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
-    """Files of a place, absolute, in name order.
+    """Files of a place (file, folder or glob, relative to the working directory) in name order.
 
-    In folders, including those that a glob matches, files with one of the suffixes count. Names
-    that begin with `.` or `_`, or are in such a folder, are skipped, as in Spark, Hive and Jupyter;
-    so are temporary Office files and system folders.
-
-    Args:
-        place: File, folder or glob; relative to the working directory.
-        suffixes: In lower case.
+    In folders, including those that a glob matches, files with one of the suffixes (lower case)
+    count. Names that begin with `.` or `_`, or are in such a folder, are skipped, as in Spark, Hive
+    and Jupyter; so are temporary Office files and system folders.
 
     Raises:
         DataError: There is no file, a folder cannot be read, or it is a table with a log.
@@ -64,11 +60,7 @@ def find_files(place: str, suffixes: Sequence[str]) -> list[Path]:
 
 
 def left_out(place: str, suffixes: Sequence[str]) -> str:
-    """A sentence on the skipped files of a place, or an empty string; see `find_files`.
-
-    Raises:
-        DataError: A folder cannot be read.
-    """
+    """A sentence on the skipped files of a place, or an empty string; see `find_files`."""
     _, others = _divided(place, suffixes)
     if not others:
         return ""
@@ -84,12 +76,10 @@ def _divided(place: str, suffixes: Sequence[str]) -> tuple[list[Path], list[Path
     """Data files of a place, and files skipped for their suffixes, in name order."""
     data: set[str] = set()
     others: set[str] = set()
-    try:
+    with reading_file(Path(place)):
         for file, is_named in _matches(Path(place).expanduser()):
             is_data = is_named or file.lower().endswith(tuple(suffixes))
             (data if is_data else others).add(os.path.abspath(file))
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name, no home
-        raise unreadable(Path(place).absolute(), error) from error
     return sorted(map(Path, data)), sorted(map(Path, others - data))
 
 
@@ -135,7 +125,7 @@ def _raise(error: OSError) -> None:
 
 def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
     """Reject tables whose log decides which files count, and files inside, following links."""
-    try:
+    with reading_file(place):
         folders = {place.absolute(), *(file.parent for file in files)}
         folders |= {place.resolve(), *(file.resolve().parent for file in files)}
         for folder in folders.union(*(folder.parents for folder in folders)):
@@ -144,8 +134,6 @@ def _refuse_logs(place: Path, files: Sequence[Path]) -> None:
             for mark, kind in _LOGS.items():
                 if next(folder.glob(mark), None) is not None:
                     raise _log_error(folder, kind)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise unreadable(place.absolute(), error) from error
 
 
 def _log_error(folder: Path, kind: str) -> DataError:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import lzma
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -38,8 +36,8 @@ from reki_ray.data.raw_tables import (
     RejectedRow,
     TableKind,
     read_parts,
+    reading_file,
     require_columns,
-    unreadable,
 )
 from reki_ray.errors import DataError, printable
 
@@ -96,11 +94,7 @@ def read_delimited(
 
 
 def read_header(path: Path, layout: TextFormat) -> list[str]:
-    """Column names of a text file.
-
-    Raises:
-        DataError: The file is missing, empty or damaged.
-    """
+    """Column names of a text file."""
     with _reading(path, layout) as lines:
         return _header(path, lines, layout, ())[0]
 
@@ -112,7 +106,8 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _File
     place = printable(str(path))  # names need not be UTF-8
     with _reading(path, layout) as lines:
         header, first, rows = _header(path, lines, layout, required)
-        records = _records(rows, layout, width=len(header), number=first)
+        judge = _csv_records if layout.is_csv else _line_by_line
+        records = judge(rows, layout, len(header), first)
         while batch := list(islice(records, _BATCH)):
             good, bad = _divide(batch, layout.separator)
             batches.append(_batch_table(good, header, layout))
@@ -128,20 +123,17 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _File
 @contextlib.contextmanager
 def _reading(path: Path, layout: TextFormat) -> Iterator[IO[str]]:
     """Open a text file, converting its errors and those of decompression."""
-    try:
-        with open_text(path, layout.encoding) as lines:
-            yield lines
-    except UnicodeError as error:
-        raise DataError(
-            f"the file is not {layout.encoding}: {error}",
-            where=str(path),
-            todo="Set data.source.dialect.encoding to that of the file, or convert it to UTF-8.",
-        ) from error
-    except (
-        *(OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
-        *(csv.Error, pa.ArrowException),
-    ) as error:
-        raise unreadable(path, error) from error
+    with reading_file(path):
+        try:
+            with open_text(path, layout.encoding) as lines:
+                yield lines
+        except UnicodeError as error:
+            raise DataError(
+                f"the file is not {layout.encoding}: {error}",
+                where=str(path),
+                todo="Set data.source.dialect.encoding to that of the file, or convert it to "
+                "UTF-8.",
+            ) from error
 
 
 def _header(
@@ -178,19 +170,15 @@ def _header(
     if layout.is_csv:
         header = next(layout.reader([line.rstrip("\r\n")], strict=False))
     following = []
-    if missing := [name for name in required if name not in header]:
+    if missing := set(required) - set(header):
         following = [lines.readline(_LONGEST_HEADER) for _ in range(MOST_SKIPPED)]
-    try:
-        require_columns(
-            header,
-            required,
-            where=str(path),
-            hint=header_hint(line, header, required, layout, following),
-        )
-    except DataError as error:
-        if missing and not following[0]:
-            raise EmptyFileError(error.what, where=error.where, todo=error.todo) from error
-        raise
+    require_columns(
+        header,
+        required,
+        where=str(path),
+        hint=header_hint(line, header, required, layout, following),
+        is_empty=bool(missing) and not following[0],
+    )
     return header, number + 1, lines
 
 
@@ -200,20 +188,6 @@ def _numbers(lines: Iterator[str], layout: TextFormat) -> tuple[list[str], Itera
     is_csv = layout.is_csv
     fields = next(layout.reader(tape, strict=False), []) if is_csv else layout.split(next(tape))
     return [str(number) for number in range(1, len(fields) + 1)], chain(tape.current, lines)
-
-
-def _records(
-    lines: Iterator[str], layout: TextFormat, *, width: int, number: int
-) -> Iterator[_Record]:
-    if layout.is_csv:
-        yield from _csv_records(lines, layout, width, number)
-        return
-    for at, line in enumerate(lines, start=number):
-        text = line.rstrip("\r\n")
-        if text:
-            fields = layout.split(text)
-            wrong = len(fields) != width
-            yield _Record(at, [], WRONG_FIELDS, text) if wrong else _Record(at, fields)
 
 
 class _Tape:
@@ -253,15 +227,15 @@ def _csv_records(
 
 
 def _line_by_line(
-    lines: Sequence[str], layout: TextFormat, width: int, number: int
+    lines: Iterable[str], layout: TextFormat, width: int, number: int
 ) -> Iterator[_Record]:
-    """Judge each line of a broken record by itself: a stray quote must cost its own line only."""
+    """Judge each line by itself: a stray quote must cost its own line only."""
     for at, line in enumerate(lines, start=number):
         text = line.rstrip("\r\n")
         if not text:
             continue
         try:
-            fields = next(layout.reader([text]))
+            fields = next(layout.reader([text])) if layout.is_csv else layout.split(text)
         except csv.Error:
             yield _Record(at, [], BROKEN_QUOTES, text)
             continue
@@ -312,13 +286,8 @@ def _batch_table(records: Sequence[_Record], header: Sequence[str], layout: Text
 
 def _hints(rejected: Sequence[RejectedRow], layout: TextFormat, width: int) -> dict[str, str]:
     """Hints for each reason, from samples of its lines."""
-    samples: dict[str, list[str]] = {}
+    lines: defaultdict[str, list[str]] = defaultdict(list)
     for row in rejected:
-        lines = samples.setdefault(row.reason, [])
-        if len(lines) < _SAMPLES:
-            lines.append(row.raw)
-    return {
-        reason: hint
-        for reason, lines in samples.items()
-        if (hint := rejection_hint(reason, lines, layout, width))
-    }
+        lines[row.reason].append(row.raw)
+    hints = {r: rejection_hint(r, raw[:_SAMPLES], layout, width) for r, raw in lines.items()}
+    return {reason: hint for reason, hint in hints.items() if hint}

@@ -81,8 +81,10 @@ def header_hint(
     following: Sequence[str] = (),
 ) -> str:
     """Suggest settings for a header line without required columns, or an empty string."""
-    if hint := _other_kind(line):
-        return hint
+    if "\0" in line:
+        return encoding_hint(line)
+    if kind := next((kind for kind, start in _NO_TABLES.items() if start.match(line)), ""):
+        return f"It looks like {kind}: write it as CSV."
     for quote in _QUOTES:
         for separator in _SEPARATORS:
             fields = [field.strip().strip(quote) for field in line.split(separator)]
@@ -101,17 +103,8 @@ def header_hint(
         )
     counts = {separator: line.count(separator) for separator in _SEPARATORS}
     best = max(counts, key=lambda separator: counts[separator])
-    if len(header) == 1 and counts[best]:
-        return _looks_like(layout, best, layout.quote)
-    return ""
-
-
-def _other_kind(line: str) -> str:
-    """Hint for a file that does not look like delimited text, or an empty string."""
-    if "\0" in line:
-        return encoding_hint(line)
-    kind = next((kind for kind, start in _NO_TABLES.items() if start.match(line)), "")
-    return f"It looks like {kind}: write it as CSV." if kind else ""
+    is_other = len(header) == 1 and counts[best]
+    return _looks_like(layout, best, layout.quote) if is_other else ""
 
 
 def encoding_hint(line: str) -> str:
@@ -137,7 +130,7 @@ def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width:
     if reason == WRONG_ENCODING:
         return encoding_hint("")
     if reason == BROKEN_QUOTES and any(f"\\{layout.quote}" in line for line in lines):
-        return f"Quotes look escaped: set {_SET}.escape: {_yaml(chr(92))}."
+        return f"Quotes look escaped: set {_SET}.escape: {json.dumps(chr(92))}."
     if reason == BROKEN_QUOTES:
         return f"If quotes are ordinary characters in this file, set {_SET}.quote: null."
     if reason == WRONG_FIELDS:
@@ -148,17 +141,17 @@ def rejection_hint(reason: str, lines: Sequence[str], layout: TextFormat, width:
 
 
 def number_hint(cells: Sequence[str], *, delimited: bool) -> str:
-    """Suggest settings for cells that are not numbers, or an empty string.
+    """Suggest settings for sample cells that are not numbers, or an empty string.
 
-    Args:
-        cells: Samples.
-        delimited: Whether they come from a text file, which may have words for missing values.
+    Text files (`delimited`) may have words for missing values.
     """
     if cells and all(re.fullmatch(r"[+-]?\d*,\d+", cell) for cell in cells):
         return f"{cells[0]!r} has a decimal comma: set {_SET}.decimal: ','."
     words = sorted(set(cells))
     if delimited and len(words) == 1 and re.fullmatch(r"[^\d\0-\x1f]{1,12}", words[0]):
-        return f"If {words[0]!r} stands for no value, set {_SET}.null_words: [{_yaml(words[0])}]."
+        return (
+            f"If {words[0]!r} stands for no value, set {_SET}.null_words: [{json.dumps(words[0])}]."
+        )
     return ""
 
 
@@ -176,12 +169,7 @@ def _wide_text(content: bytes, encoding: str) -> str:
 def _looks_like(layout: TextFormat, separator: str, quote: str | None, skip: str = "") -> str:
     settings = [skip] if skip else []
     if separator != layout.separator:
-        settings.append(f"{_SET}.separator: {_yaml(separator)}")
+        settings.append(f"{_SET}.separator: {json.dumps(separator)}")
     if quote != layout.quote or (len(separator) > 1 and quote):
-        settings.append(f"{_SET}.quote: {_yaml(quote if len(separator) == 1 else None)}")
+        settings.append(f"{_SET}.quote: {json.dumps(quote if len(separator) == 1 else None)}")
     return f"The file looks like another dialect: set {' and '.join(settings)}." if settings else ""
-
-
-def _yaml(value: str | None) -> str:
-    """A value in YAML."""
-    return json.dumps(value)

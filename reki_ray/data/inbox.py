@@ -8,6 +8,7 @@ repeat what it is not sure of.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -31,7 +32,7 @@ from reki_ray.data.leak_guard import before_cut
 from reki_ray.data.quarantine import CheckedTable, enforce_threshold, save_quarantine
 from reki_ray.data.raw_tables import TableKind, identify_files
 from reki_ray.data.samples import sort_interactions
-from reki_ray.data.sources.files import SUFFIXES, FileFormat, Files, text_format
+from reki_ray.data.sources.files import SUFFIXES, Files, text_format
 from reki_ray.data.validation import (
     bare_users,
     check_interactions,
@@ -40,7 +41,7 @@ from reki_ray.data.validation import (
     repeated,
 )
 from reki_ray.errors import ConfigError, DataError
-from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, TIMESTAMP, USER_ID, Table
+from reki_ray.schema import ATTRIBUTES, CUT, CUTS_SCHEMA, ITEM_ID, USER_ID, Table
 
 INBOX: Final[dict[TableKind, Table]] = {
     "interactions": Table("inbox/interactions", schema.INTERACTIONS_SCHEMA),
@@ -58,13 +59,7 @@ _NAME: Final = re.compile(rf"[0-9]{{6,}}-[0-9a-f]{{{_DIGEST_CHARS}}}")
 
 @dataclass(frozen=True)
 class BatchFiles:
-    """Parquet or CSV files of a batch, each optional.
-
-    Attributes:
-        interactions: New events, also of new users.
-        items: New or changed items.
-        users: New or changed users.
-    """
+    """Parquet or CSV files of a batch, each optional."""
 
     interactions: Path | None = None
     items: Path | None = None
@@ -73,14 +68,7 @@ class BatchFiles:
 
 @dataclass(frozen=True)
 class KeptBatch:
-    """A stored batch.
-
-    Attributes:
-        name: Its number and content digest.
-        is_new: Whether it was not stored before.
-        events: Usable events.
-        quarantined: Unusable rows of all its files.
-    """
+    """A stored batch: its number and digest, and its usable and unusable rows."""
 
     name: str
     is_new: bool
@@ -93,10 +81,8 @@ class Merged:
     """The run's own data merged with all batches.
 
     Attributes:
-        users: Rows of `USERS_SCHEMA`.
-        items: Rows of `ITEMS_SCHEMA`.
-        visible: Interactions that prompts may see: those before the run's cutoffs, and all events
-            of batches, which never become samples.
+        visible: Interactions for prompts: those before the run's cutoffs, and all events of
+            batches, which never become samples.
         history: All interactions, for the served profiles.
         events: Events of batches that are not in the run's own data.
     """
@@ -121,11 +107,7 @@ class Inbox:
         return [name for part in parts if _NAME.fullmatch(name := Path(part).stem)]
 
     def known_items(self) -> pa.ChunkedArray:
-        """Ids of the items of the run and of its batches.
-
-        Raises:
-            DataError: A table is missing or damaged.
-        """
+        """Ids of the items of the run and of its batches."""
         began = self._base.read_table(schema.ITEMS, columns=[ITEM_ID])
         return pa.concat_tables([began, self._rows("items").select([ITEM_ID])])[ITEM_ID]
 
@@ -145,9 +127,11 @@ class Inbox:
         before = self.batches()
         name = next((name for name in before if name.endswith(digest)), None)
         if name is not None:
-            if self._is_whole(name):
+            with contextlib.suppress(DataError):  # a stored part is damaged
+                for kind in INBOX:
+                    self._read(kind, {name})
                 return KeptBatch(name, is_new=False, events=0, quarantined=0)
-            self._live.remove(_part(INBOX["interactions"], name))  # unmarks it
+            self._live.remove(f"{INBOX['interactions'].path}/{name}.parquet")  # unmarks it
         tables = self._checked(files, config)
         enforce_threshold(self._live, tables, config)
         if name is None:
@@ -169,15 +153,11 @@ class Inbox:
         )
 
     def merged(self) -> Merged:
-        """Merge the run's own data with all batches.
-
-        Raises:
-            DataError: A table is missing or damaged.
-        """
+        """Merge the run's own data with all batches."""
         began = self._base.read_table(schema.INTERACTIONS)
         events = self._rows("interactions")
         # Of equal events the run's own counts, else the latest batch's, as for items and users.
-        twice = _twice(pa.concat_tables([began, events[::-1]]))[len(began) :]
+        twice = repeated(pa.concat_tables([began, events[::-1]]))[len(began) :]
         fresh = events.filter(pa.array(~twice[::-1]))
         seen = before_cut(began, self._base.read_table(schema.CUTS)).select(began.column_names)
         items = _latest(self._base.read_table(schema.ITEMS), self._rows("items"), ITEM_ID)
@@ -193,22 +173,9 @@ class Inbox:
         )
 
     def holds(self, keys: pa.Table) -> npt.NDArray[np.bool_]:
-        """Mask (N,): whether a batch has an event of each user, item and time in `keys` (N rows).
-
-        Raises:
-            DataError: A table is damaged.
-        """
+        """Mask (N,): whether a batch has an event of the user, item and time of a key."""
         held = self._rows("interactions").select(keys.column_names)
-        return _twice(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
-
-    def _is_whole(self, name: str) -> bool:
-        """Whether all stored parts of a batch can be read."""
-        try:
-            for kind in INBOX:
-                self._read(kind, {name})
-        except DataError:
-            return False
-        return True
+        return repeated(pa.concat_tables([held, keys.cast(held.schema)]))[len(held) :]
 
     def _rows(self, kind: TableKind) -> pa.Table:
         return self._read(kind, set(self.batches()))
@@ -244,18 +211,37 @@ class Inbox:
         if files.interactions:
             source = self._open(files.interactions, "interactions", config)
             tables["interactions"] = check_interactions(
-                source.interactions(),
-                config,
-                source.timestamp_unit,
-                users=None,
-                items=known,
+                source.interactions(), config, source.timestamp_unit, users=None, items=known
             )
         return tables
 
     def _open(self, path: Path, kind: TableKind, config: DataConfig) -> Files:
-        form, place = _form(path), str(path)
-        own = config.source if config.source.kind == form else None
-        columns = self._columns(path, kind, config)
+        """Open a file under the run's own mapping, or the tables' names as far as it has them."""
+        suffix = path.name.lower()
+        form = next((form for form, ends in SUFFIXES.items() if suffix.endswith(ends)), None)
+        if form is None:
+            raise ConfigError(
+                f"{path.name} is neither Parquet nor CSV",
+                where=str(path.absolute()),
+                todo=f"Give a file whose name ends in {', '.join(sum(SUFFIXES.values(), ()))}.",
+            )
+        source, dialect = config.source, Dialect()
+        if isinstance(source, FileSource):
+            columns = source.columns
+            dialect = source.dialect if source.kind == form else dialect
+        else:
+            present = (
+                parquet.read_header(path)
+                if form == "parquet"
+                else delimited.read_header(path, text_format(dialect))
+            )
+            columns = ColumnMapping(
+                rating="rating" if "rating" in present else None,
+                text="text" if "text" in present else None,
+                item_attributes=self._attributes(schema.ITEMS, present) if kind == "items" else (),
+                user_attributes=self._attributes(schema.USERS, present) if kind == "users" else (),
+            )
+        place = str(path)
         return Files(
             FileSource(
                 kind=form,
@@ -263,20 +249,8 @@ class Inbox:
                 items=place,
                 users=place,
                 columns=columns,
-                dialect=own.dialect if isinstance(own, FileSource) else Dialect(),
+                dialect=dialect,
             )
-        )
-
-    def _columns(self, path: Path, kind: TableKind, config: DataConfig) -> ColumnMapping:
-        """The run's own mapping, or the tables' names as far as the file has them."""
-        if isinstance(config.source, FileSource):
-            return config.source.columns
-        present = _header(path)
-        return ColumnMapping(
-            rating="rating" if "rating" in present else None,
-            text="text" if "text" in present else None,
-            item_attributes=self._attributes(schema.ITEMS, present) if kind == "items" else (),
-            user_attributes=self._attributes(schema.USERS, present) if kind == "users" else (),
         )
 
     def _attributes(self, table: Table, present: Sequence[str]) -> tuple[str, ...]:
@@ -300,39 +274,8 @@ def write_round(merged: Merged, workspace: Workspace) -> None:
         scratch.write_table(schema.CUTS, cuts)
 
 
-def _twice(events: pa.Table) -> npt.NDArray[np.bool_]:
-    """Mask of events that equal an earlier one in user, item and time."""
-    every = np.ones(len(events), dtype=bool)
-    mask: npt.NDArray[np.bool_] = repeated(
-        events[USER_ID], events[ITEM_ID], events[TIMESTAMP].to_numpy(), every
-    )
-    return mask
-
-
-def _part(table: Table, name: str) -> str:
-    return f"{table.path}/{name}.parquet"
-
-
 def _latest(began: pa.Table, added: pa.Table, key: str) -> pa.Table:
     """Latest row of each id, in order of first appearance."""
     rows = pa.concat_tables([began, added])
     last = {identifier: row for row, identifier in enumerate(rows[key].to_pylist())}
     return rows.take(pa.array(list(last.values()), pa.int64()))
-
-
-def _form(path: Path) -> FileFormat:
-    for form, suffixes in SUFFIXES.items():
-        if path.name.lower().endswith(suffixes):
-            return form
-    raise ConfigError(
-        f"{path.name} is neither Parquet nor CSV",
-        where=str(path.absolute()),
-        todo=f"Give a file whose name ends in {', '.join(sum(SUFFIXES.values(), ()))}.",
-    )
-
-
-def _header(path: Path) -> list[str]:
-    """Column names of a file."""
-    if _form(path) == "parquet":
-        return parquet.read_header(path)
-    return delimited.read_header(path, text_format(Dialect()))

@@ -23,11 +23,7 @@ Activity = dict[Side, pa.Table]
 
 @ray.remote
 def count_visible(location: str) -> Activity:
-    """Count the interactions visible to prompts, in a task: no driver holds all of them.
-
-    Raises:
-        DataError: A table of stage ingest is missing or damaged.
-    """
+    """Count the interactions visible to prompts, in a task: no driver holds all of them."""
     workspace = Workspace(location)
     columns = [schema.USER_ID, schema.ITEM_ID]
     visible = before_cut(

@@ -15,15 +15,14 @@ from reki_ray.schema import ATTRIBUTES, CUT, ITEM_ID, POSITION, TITLE, USER_ID
 
 
 def before_cut(interactions: pa.Table, cuts: pa.Table) -> pa.Table:
-    """Keep the first `cut` interactions of every user (the leak rule).
+    """Keep the first `cut` interactions of every user (the leak rule), and number them.
 
     Args:
         interactions: Rows of `INTERACTIONS_SCHEMA`, sorted by user, then time.
         cuts: Rows of `CUTS_SCHEMA`; a user without a row has cut 0.
 
     Returns:
-        Rows of `INTERACTIONS_SCHEMA` with a column `position`, int32: index among the user's
-        interactions, oldest first.
+        The rows with a column `position`, int32: index among the user's interactions.
     """
     if interactions.num_rows == 0:
         return interactions.append_column(POSITION, pa.array([], pa.int32()))
@@ -38,23 +37,14 @@ def before_cut(interactions: pa.Table, cuts: pa.Table) -> pa.Table:
 
 
 class Visible(NamedTuple):
-    """Data visible to prompts and texts about some users.
-
-    Attributes:
-        interactions: Those before each user's cutoff, as `before_cut` returns them.
-        items: Id, title and attributes of their items.
-    """
+    """Interactions before the cutoffs of users, and id, title and attributes of their items."""
 
     interactions: pa.Table
     items: pa.Table
 
 
 def visible_to_prompts(workspace: Workspace, users: pa.Array | pa.ChunkedArray) -> Visible:
-    """Load the data visible to prompts and texts about these users.
-
-    Raises:
-        DataError: A table is damaged.
-    """
+    """Load the data visible to prompts and texts about these users."""
     interactions = before_cut(
         rows_of(workspace, schema.INTERACTIONS, USER_ID, users),
         rows_of(workspace, schema.CUTS, USER_ID, users),

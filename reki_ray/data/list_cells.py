@@ -58,7 +58,6 @@ def to_lists(
     Args:
         column: Lists of text or numbers, or text or numbers, (N,).
         separator: Between the values of a text cell; if empty, cells are never split or parsed.
-        where: Name of the column for the error message.
 
     Returns:
         N lists without blanks and duplicates, in order; the mask (N,) of cells that are not UTF-8;
@@ -118,7 +117,7 @@ def _written_list(cell: str, separator: str) -> list[object] | None:
     if cell[-1] != _CLOSED_BY.get(cell[0]):
         return None
     try:
-        parsed = json.loads(cell, parse_int=str, parse_float=str, parse_constant=_nothing)
+        parsed = json.loads(cell, parse_int=str, parse_float=str, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         items = _items(cell, separator)
         is_nested = items is None and ("array([" in cell or _is_literal(cell))
@@ -132,10 +131,6 @@ def _value(value: Any) -> object:
     if isinstance(value, list | dict):
         return _NESTED
     return str(value).lower() if isinstance(value, bool) else value
-
-
-def _nothing(_: str) -> None:
-    """Replaces NaN and Infinity in JSON."""
 
 
 def _items(cell: str, separator: str) -> list[object] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +12,13 @@ import pyarrow.parquet as pq
 from reki_ray.data.compression import HEAD, refuse_foreign
 from reki_ray.data.conversion import plain
 from reki_ray.data.raw_tables import (
-    EmptyFileError,
     RawTable,
     TableKind,
     read_parts,
+    reading_file,
     require_columns,
-    unreadable,
 )
 from reki_ray.errors import DataError, printable
-
-_MAGIC: Final = b"PAR1"
 
 
 def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
@@ -56,47 +52,34 @@ def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]
 
 
 def read_header(path: Path) -> list[str]:
-    """Column names of a Parquet file.
-
-    Raises:
-        DataError: The file is missing, empty or damaged.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            names: list[str] = file.schema_arrow.names
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
+    """Column names of a Parquet file."""
+    with reading_file(path), pq.ParquetFile(path) as file:
+        names: list[str] = file.schema_arrow.names
     return names
 
 
 def _read_file(path: Path, columns: list[str]) -> pa.Table:
-    try:
+    with reading_file(path):
         if path.stat().st_size == 0:
             raise DataError("the file is empty", where=str(path), todo="Write rows into it.")
         with path.open("rb") as start:
             head = start.read(HEAD)
-            if not head.startswith(_MAGIC):
-                refuse_foreign(path, head)
-                raise DataError(
-                    "the file cannot be read: it is not Parquet",
-                    where=str(path),
-                    todo="Write it as Parquet; if it is CSV, set data.source.kind: csv.",
-                )
+        if not head.startswith(b"PAR1"):
+            refuse_foreign(path, head)
+            raise DataError(
+                "the file cannot be read: it is not Parquet",
+                where=str(path),
+                todo="Write it as Parquet; if it is CSV, set data.source.kind: csv.",
+            )
         # In nanoseconds, the default, the year 9999 of Spark and Hive wraps around.
         with pq.ParquetFile(path, coerce_int96_timestamp_unit="us") as file:
-            try:
-                require_columns(file.schema_arrow.names, columns, where=str(path))
-            except DataError as error:
-                if not file.metadata.num_rows:
-                    raise EmptyFileError(error.what, where=error.where, todo=error.todo) from error
-                raise
+            names, is_empty = file.schema_arrow.names, not file.metadata.num_rows
+            require_columns(names, columns, where=str(path), is_empty=is_empty)
             # In batches: strings in lists are limited to 2 GiB per piece.
             batches = list(file.iter_batches(columns=columns))
             # Nested columns are mapped by their top-level name.
             kind = pa.schema([file.schema_arrow.field(name) for name in columns])
             table = pa.Table.from_batches([batch.select(columns) for batch in batches], kind)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
     # Encodings of single files, such as dictionaries, would prevent concatenation.
     arrays = [plain(table[name], where=f"{path}, column {name}") for name in columns]
     return pa.table(arrays, names=columns)

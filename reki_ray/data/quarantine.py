@@ -32,28 +32,19 @@ class Rejections:
     """Reasons for the rejection of N rows; the first reason of a row counts.
 
     Attributes:
+        known_reasons: Reasons that were checked, with or without rows.
         hints: Reason -> a sentence on what the user can do.
     """
 
     def __init__(self, size: int) -> None:
         self._code = np.full(size, -1, dtype=np.int16)
-        self._reasons: list[str] = []
+        self.known_reasons: list[str] = []
         self.hints: dict[str, str] = {}
 
     def reject(self, mask: np.ndarray, reason: str) -> None:
-        """Reject rows that are not rejected yet.
-
-        Args:
-            mask: Rows to reject, (N,) bool.
-            reason: Short and without values, since rows are counted by it.
-        """
-        self._code[mask & (self._code < 0)] = len(self._reasons)
-        self._reasons.append(reason)
-
-    @property
-    def known_reasons(self) -> list[str]:
-        """Reasons that were checked, with or without rows."""
-        return self._reasons
+        """Reject the rows of a mask (N,), for a reason without values: rows are counted by it."""
+        self._code[mask & (self._code < 0)] = len(self.known_reasons)
+        self.known_reasons.append(reason)
 
     @property
     def accepted(self) -> np.ndarray:
@@ -62,7 +53,7 @@ class Rejections:
 
     def reasons(self, rows: np.ndarray) -> list[str]:
         """Reasons of rejected rows (K,)."""
-        return [self._reasons[code] for code in self._code[rows]]
+        return [self.known_reasons[code] for code in self._code[rows]]
 
 
 @dataclass(frozen=True)
@@ -70,11 +61,7 @@ class CheckedTable:
     """Usable and rejected rows of a table.
 
     Args:
-        kind: Which table.
         rows: Usable rows in the table's schema, in the order of the source.
-        rejected: All other rows.
-        rows_in: Rows of the source.
-        files: Files that were read.
         hints: Reason of rejected rows -> a sentence on what the user can do.
         known_reasons: Reasons that were checked, with or without rows.
         notes: Sentences on accepted rows for the user.
@@ -97,11 +84,7 @@ class CheckedTable:
 def finish_check(
     mapped: MappedTable, rejections: Rejections, rows: pa.Table, notes: Iterable[str] = ()
 ) -> CheckedTable:
-    """Split a table as read from all its rows in the table's schema; rejected ones may be invalid.
-
-    Raises:
-        DataError: The numbers of rows do not reconcile, which is a bug.
-    """
+    """Split a table as read from its rows in the table's schema; rejected ones may be invalid."""
     raw = mapped.raw
     bad = np.flatnonzero(~rejections.accepted)
     reasons = zip(bad, rejections.reasons(bad), raw.raw(bad), strict=True)
@@ -203,8 +186,3 @@ def require_reasons(tables: Mapping[TableKind, CheckedTable], named: Iterable[st
                 where="data.max_quarantine_shares",
                 todo=f"Use one of {'; '.join(known)}.",
             )
-
-
-def quarantine_counts(tables: Mapping[TableKind, CheckedTable]) -> dict[str, dict[str, int]]:
-    """Rejected rows by table and reason, for the manifest."""
-    return {kind: checked.reasons() for kind, checked in tables.items()}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+import lzma
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -12,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from reki_ray.core.file_digests import file_digest
+from reki_ray.data.attributes import attribute_maps
 from reki_ray.errors import DataError
-from reki_ray.schema import LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
+from reki_ray.schema import ATTRIBUTES, LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
 
 TableKind = Literal["interactions", "items", "users"]
 
@@ -49,13 +55,10 @@ class RawTable:
     """Rows of a table as in its files.
 
     Args:
-        kind: Which table.
         rows: Columns under the files' own names, N rows.
-        files: Files that were read, in order.
         file_of: Index into `files` of each row, (N,) int32.
         number_of: Line or row number of each row in its file, from 1, (N,) int64.
         mark: Joins file and number: ":" before a line, "#" before a row.
-        rejected: Lines that are not rows.
         hints: Reason of rejected rows -> a sentence on what the user can set.
         notes: Sentences on the files for the user.
     """
@@ -86,20 +89,16 @@ class RawTable:
 
     def raw(self, rows: np.ndarray) -> Iterator[str]:
         """Content of rows (K,), ascending, as JSON objects under the file's column names."""
-        for piece in self._pieces(rows):
-            for row in _lossless(piece):
-                yield json.dumps(row, ensure_ascii=False, default=str)
-
-    def _pieces(self, rows: np.ndarray) -> Iterator[pa.Table]:
         chosen = np.zeros(len(self.rows), dtype=bool)
         chosen[rows] = True
         try:  # filter works by chunk; take would concatenate a column, which has a size limit
-            chosen_rows = self.rows.filter(pa.array(chosen))
+            kept = self.rows.filter(pa.array(chosen))
+            pieces = (kept.slice(start, _BATCH) for start in range(0, len(kept), _BATCH))
         except pa.ArrowException:  # not implemented for all types, such as views in lists
-            yield from (self.rows.slice(row, 1) for row in rows)
-            return
-        for start in range(0, len(chosen_rows), _BATCH):
-            yield chosen_rows.slice(start, _BATCH)
+            pieces = (self.rows.slice(row, 1) for row in rows)
+        for piece in pieces:
+            for row in _lossless(piece):
+                yield json.dumps(row, ensure_ascii=False, default=str)
 
 
 _NO_PYTHON_VALUE = (ValueError, OverflowError, LookupError, pa.ArrowException)
@@ -131,7 +130,6 @@ class MappedTable:
     """A raw table with mapped, unchecked columns.
 
     Args:
-        raw: The rows as read.
         columns: Column of the schema -> N values of any type.
         problems: Reason -> mask (N,) of rows that the source rejects.
         decimal: Decimal mark of numbers in text.
@@ -141,6 +139,25 @@ class MappedTable:
     columns: dict[str, pa.ChunkedArray]
     problems: dict[str, np.ndarray] = field(default_factory=dict)
     decimal: str = "."
+
+    @classmethod
+    def of(
+        cls,
+        raw: RawTable,
+        names: Mapping[str, str],
+        attributes: Mapping[str, Sequence[Sequence[str]]] | None = None,
+        problems: Mapping[str, np.ndarray] | None = None,
+        decimal: str = ".",
+    ) -> MappedTable:
+        """Map columns of the schema to names of the file, and add attributes by name, N lists."""
+        columns = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
+        if attributes is not None:
+            columns[ATTRIBUTES] = attribute_maps(attributes, len(raw.rows))
+        return cls(raw, columns, dict(problems or {}), decimal)
+
+    def where(self, name: str) -> str:
+        """Place of a column for messages."""
+        return f"{self.raw.files[0]}, column for {name}"
 
 
 class DataSource(Protocol):
@@ -169,12 +186,18 @@ class DataSource(Protocol):
 
 
 def require_columns(
-    present: Sequence[str], required: Sequence[str], *, where: str, hint: str = ""
+    present: Sequence[str],
+    required: Sequence[str],
+    *,
+    where: str,
+    hint: str = "",
+    is_empty: bool = False,
 ) -> None:
     """Check that the header of a file has the required columns, once; `hint` joins the error.
 
     Raises:
         DataError: A required column is missing or repeated.
+        EmptyFileError: So it is, in a file without rows.
     """
     missing = [name for name in dict.fromkeys(required) if name not in present]
     twice = [name for name in dict.fromkeys(required) if list(present).count(name) > 1]
@@ -184,7 +207,7 @@ def require_columns(
         shown = ", ".join(present[:_SHOWN_COLUMNS]) or "none"
         more = f" and {len(present) - _SHOWN_COLUMNS} more" * (len(present) > _SHOWN_COLUMNS)
         name = "Name the file's own columns under data.source.columns; null if it has none."
-        raise DataError(
+        raise (EmptyFileError if is_empty else DataError)(
             f"{problem}; the file has {shown[:_SHOWN_CHARS]}{more}",
             where=where,
             todo=f"{hint} {name}".strip(),
@@ -194,10 +217,8 @@ def require_columns(
 def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[int, _T]]:
     """Read the files of a table: index and content of each readable one, at least one.
 
-    `read` raises `EmptyFileError` if a file cannot be read and no row is lost.
-
     Raises:
-        EmptyFileError: No file could be read.
+        EmptyFileError: `read` raised it for all of them: no row is lost.
     """
     parts: list[tuple[int, _T]] = []
     empty: EmptyFileError | None = None
@@ -212,28 +233,29 @@ def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[
 
 
 def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:
-    """Names and hashes of files: equal if their content is, wherever they are.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
+    """Names and hashes of files: equal if their content is, wherever they are."""
     identities: list[dict[str, object]] = []
     for path in paths:
-        try:
-            digest = file_digest(path)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        identities.append({"file": path.name, "sha256": digest})
+        with reading_file(path):
+            identities.append({"file": path.name, "sha256": file_digest(path)})
     return identities
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
-    """Error for a file that cannot be opened or is damaged."""
-    return DataError(
-        f"the file cannot be read: {error}",
-        where=str(path.absolute()),
-        todo="Check the path under data.source, the permissions, and whether the copy is complete.",
-    )
+@contextlib.contextmanager
+def reading_file(path: Path) -> Iterator[None]:
+    """Turn the errors of a file that cannot be opened or is damaged into a `DataError`."""
+    try:
+        yield
+    except (
+        *(OSError, EOFError, ValueError, RuntimeError, pa.ArrowException),
+        *(csv.Error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    ) as error:
+        raise DataError(
+            f"the file cannot be read: {error}",
+            where=str(path.absolute()),
+            todo="Check the path under data.source, the permissions, and whether the copy is "
+            "complete.",
+        ) from error
 
 
 def quarantine_table(kind: TableKind, rejected: Sequence[RejectedRow]) -> pa.Table:

@@ -30,7 +30,6 @@ class SampleTables:
     """Tables of a division.
 
     Args:
-        cuts: A row per user.
         samples: A table per split, sorted like the interactions.
         cold_dropped: Training and validation samples dropped for their cold item.
     """

@@ -29,7 +29,6 @@ class Timeline:
         timestamp: Seconds since the epoch, ascending within a user, (N,).
         item: Index of the item, (N,).
         users: Number of users U, including those without interactions.
-        items: Number of items I.
     """
 
     user: np.ndarray
@@ -95,10 +94,9 @@ def prompt_cuts(counts: np.ndarray, longest: int, share: float) -> np.ndarray:
 
 
 def user_splits(eligible: np.ndarray, config: SplitConfig) -> np.ndarray:
-    """Draw the split of each user among the eligible ones (U,), those with samples.
+    """Draw a split (U,), an index into `SPLITS`, of each eligible user; others are in the first.
 
-    Of three users or more, every split gets at least one. Returns indices into `SPLITS` (U,); users
-    without samples are in the first.
+    Of three users or more, every split gets at least one.
     """
     users = np.random.default_rng(config.seed).permutation(np.flatnonzero(eligible))
     size = len(users)

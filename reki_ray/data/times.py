@@ -74,8 +74,6 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
         column: Numbers, text, or Arrow timestamps and dates, (N,).
         unit: For all but Arrow's time types: a key of `EPOCH_UNITS` for numbers since the epoch,
             iso (ISO 8601), or a format of `datetime.strptime`; UTC without an offset.
-        where: Name of the column for the error message.
-        decimal: Decimal mark of numbers in text.
 
     Raises:
         DataError: The column has another type.
@@ -103,11 +101,7 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
 
 
 def iso_time(text: str) -> tuple[int, int]:
-    """Seconds and nanoseconds of an ISO 8601 time, also with `UTC` or `GMT` at its end.
-
-    Raises:
-        ValueError: The text is not such a time.
-    """
+    """Seconds and nanoseconds of an ISO 8601 time, also with `UTC` or `GMT` at its end."""
     if text.isdecimal() and len(text) != _BASIC_DATE_DIGITS:
         raise ValueError(f"{text} is a number")  # Python reads some numbers of 13 digits as times
     text = _SPACED_OFFSET.sub("", _ZONE.sub("", text))
@@ -119,11 +113,7 @@ def iso_time(text: str) -> tuple[int, int]:
 
 
 def guess_units(cells: Sequence[str], latest: int) -> list[str]:
-    """Guess `timestamp_unit` from some cells.
-
-    Args:
-        cells: Samples, stripped.
-        latest: Latest valid time, seconds.
+    """Guess `timestamp_unit` from sample cells (stripped) and the latest valid time, seconds.
 
     Returns:
         The units, `iso` or formats under which most cells, and as many as under any other, are

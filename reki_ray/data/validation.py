@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,20 +49,12 @@ _FLOAT_ID: Final = r"^(-?[0-9]+)\.0$"
 
 
 def check_items(table: MappedTable) -> CheckedTable:
-    """Check items: each needs a unique id and a title.
-
-    Raises:
-        DataError: A column has an unsuitable type.
-    """
+    """Check items: each needs a unique id and a title."""
     return _check_catalogue(table, ITEM_ID, ITEMS_SCHEMA)
 
 
 def check_users(table: MappedTable) -> CheckedTable:
-    """Check users: each needs a unique id.
-
-    Raises:
-        DataError: A column has an unsuitable type.
-    """
+    """Check users: each needs a unique id."""
     return _check_catalogue(table, USER_ID, USERS_SCHEMA)
 
 
@@ -93,8 +86,6 @@ def check_interactions(
         rejections.reject(mask, reason)
     notes += _require_usual_times(table, times, config, unit, rejections.accepted)
     seconds = np.where(rejections.accepted, times.seconds, 0)
-    again = repeated(user_ids, item_ids, seconds, rejections.accepted)
-    rejections.reject(again, "duplicate interaction")
     rows = pa.table(
         {
             USER_ID: user_ids,
@@ -104,6 +95,7 @@ def check_interactions(
             LABEL: pa.array(labels),
         }
     ).select(INTERACTIONS_SCHEMA.names)
+    rejections.reject(repeated(rows, rejections.accepted), "duplicate interaction")
     checked = finish_check(table, rejections, rows, notes)
     nanoseconds = times.nanoseconds[rejections.accepted]
     if not nanoseconds.any():
@@ -117,36 +109,27 @@ def _check_catalogue(table: MappedTable, key: str, schema: pa.Schema) -> Checked
     size = len(table.raw.rows)
     rejections = Rejections(size)
     ids = _ids(table, key, rejections)
-    columns = {key: ids}
-    if TITLE in schema.names:
-        columns[TITLE] = _text(table, TITLE, rejections)
-        rejections.reject(as_mask(pc.is_null(columns[TITLE])), f"{TITLE} is missing")
-    for name in (TEXT, IMAGE):
-        columns[name] = pa.nulls(size, pa.string())
+    columns = {field.name: pa.nulls(size, field.type) for field in schema} | {key: ids}
+    if ATTRIBUTES in table.columns:
+        columns[ATTRIBUTES] = table.columns[ATTRIBUTES]
+    for name in (TITLE, TEXT, IMAGE):
         if name in table.columns:
-            columns[name] = _text(table, name, rejections)
-    columns[ATTRIBUTES] = table.columns.get(
-        ATTRIBUTES, pa.nulls(size, schema.field(ATTRIBUTES).type)
-    )
+            columns[name], bad = to_text(table.columns[name], where=table.where(name))
+            rejections.reject(bad, WRONG_ENCODING)
+            if name == TITLE:
+                rejections.reject(as_mask(pc.is_null(columns[name])), f"{TITLE} is missing")
     for reason, mask in table.problems.items():
         rejections.reject(mask, reason)
     # Only usable rows count: a broken row must not take the id of a good one.
-    order = np.flatnonzero(rejections.accepted)
-    _, first = np.unique(_codes(ids)[order], return_index=True)
-    again = np.zeros(size, dtype=bool)
-    again[np.delete(order, first)] = True
+    again = rejections.accepted.copy()
+    order = np.flatnonzero(again)
+    again[order[np.unique(_codes(ids)[order], return_index=True)[1]]] = False
     rejections.reject(again, f"duplicate {key}")
     return finish_check(table, rejections, pa.table(columns).select(schema.names))
 
 
-def _text(table: MappedTable, name: str, rejections: Rejections) -> pa.ChunkedArray:
-    values, bad = to_text(table.columns[name], where=_where(table, name))
-    rejections.reject(bad, WRONG_ENCODING)
-    return values
-
-
 def _ids(table: MappedTable, name: str, rejections: Rejections) -> pa.ChunkedArray:
-    values, bad = to_id(table.columns[name], where=_where(table, name))
+    values, bad = to_id(table.columns[name], where=table.where(name))
     rejections.reject(bad, WRONG_ENCODING)
     rejections.reject(as_mask(pc.is_null(values)), f"{name} is missing")
     long = pc.fill_null(pc.greater(pc.utf8_length(values), MAX_ID_CHARS), False)
@@ -198,7 +181,7 @@ def _matched(
 
 
 def _timestamps(table: MappedTable, config: DataConfig, unit: str, rejections: Rejections) -> Times:
-    column, where = table.columns[TIMESTAMP], _where(table, TIMESTAMP)
+    column, where = table.columns[TIMESTAMP], table.where(TIMESTAMP)
     times = to_times(column, unit, where=where, decimal=table.decimal)
     rejections.reject(times.missing, f"{TIMESTAMP} is missing")
     wrong = {"iso": "no ISO 8601 time"}.get(unit, f"{TIMESTAMP} does not fit {unit!r}")
@@ -268,7 +251,7 @@ def _require_usual_times(
         if any(USUAL_SINCE <= median * 1000**power <= config.latest for power in (2, 3)):
             raise DataError(
                 f"{when}: they look like numbers read in another unit",
-                where=_where(table, TIMESTAMP),
+                where=table.where(TIMESTAMP),
                 todo="Convert the numbers again with their unit, in pandas with "
                 f"to_datetime(numbers, unit='s'). {right}",
             )
@@ -278,7 +261,7 @@ def _require_usual_times(
             raise DataError(
                 f"{when}: they look like {_UNIT_NAMES.get(units[0], units[0])}, not "
                 f"{_UNIT_NAMES[unit]}",
-                where=_where(table, TIMESTAMP),
+                where=table.where(TIMESTAMP),
                 todo=f"Set {_UNIT_KEY}: {units[0]!r}. {right}",
             )
     return [f"{when}; kept unchanged"]
@@ -289,7 +272,7 @@ def _cells(table: MappedTable, name: str, mask: np.ndarray) -> list[str]:
     column, rows = table.columns[name], np.flatnonzero(mask)
     rows = rows[:: max(1, len(rows) // _SAMPLES)]
     pieces = [piece for row in rows for piece in column.slice(row, 1).chunks]
-    text, _ = to_text(pa.chunked_array(pieces, column.type), where=_where(table, name))
+    text, _ = to_text(pa.chunked_array(pieces, column.type), where=table.where(name))
     return [cell for cell in text.to_pylist() if cell]
 
 
@@ -301,7 +284,7 @@ def _ratings_and_labels(
     ratings = np.full(size, np.nan)
     if RATING in table.columns:
         ratings, missing, wrong = to_number(
-            table.columns[RATING], where=_where(table, RATING), decimal=table.decimal
+            table.columns[RATING], where=table.where(RATING), decimal=table.decimal
         )
         rejections.reject(wrong, f"{RATING} is no number")
         cells = _cells(table, RATING, wrong)
@@ -312,16 +295,12 @@ def _ratings_and_labels(
         outside = (ratings < config.rating_min) | (ratings > config.rating_max)
         rejections.reject(outside, f"{RATING} is out of range")
     if LABEL in table.columns:
-        values, _, _ = to_number(table.columns[LABEL], where=_where(table, LABEL))
+        values, _, _ = to_number(table.columns[LABEL], where=table.where(LABEL))
         rejections.reject((values != 0) & (values != 1), f"{LABEL} is neither 0 nor 1")
         return ratings, (values == 1).astype(np.int8)
     if RATING in table.columns:
         return ratings, (ratings > config.positive_above).astype(np.int8)
     return ratings, np.ones(size, dtype=np.int8)  # an interaction without a rating is positive
-
-
-def _where(table: MappedTable, name: str) -> str:
-    return f"{table.raw.files[0]}, column for {name}"
 
 
 def _is_in(values: pa.ChunkedArray, known: pa.ChunkedArray) -> np.ndarray:
@@ -337,18 +316,21 @@ def _codes(values: pa.ChunkedArray) -> np.ndarray:
     return codes
 
 
-def repeated(
-    users: pa.ChunkedArray, items: pa.ChunkedArray, seconds: np.ndarray, accepted: np.ndarray
-) -> np.ndarray:
-    """Mask (N,) of accepted rows that equal an earlier accepted one in user, item and time."""
-    rows = np.flatnonzero(accepted)
-    user, item = _codes(users)[rows], _codes(items)[rows]
+def repeated(events: pa.Table, counted: np.ndarray | None = None) -> npt.NDArray[np.bool_]:
+    """Mask (N,) of rows that equal an earlier one in user, item and time.
+
+    Args:
+        events: N interactions.
+        counted: Mask (N,) of rows to compare; None compares all.
+    """
+    rows = np.arange(len(events)) if counted is None else np.flatnonzero(counted)
+    user, item = _codes(events[USER_ID])[rows], _codes(events[ITEM_ID])[rows]
     pair = user * (item.max(initial=0) + 1) + item
-    time = seconds[rows]
+    time = events[TIMESTAMP].to_numpy()[rows]
     order = np.lexsort((time, pair))  # stable: the first of equal rows stays first
     pair, time = pair[order], time[order]
     same = (pair[1:] == pair[:-1]) & (time[1:] == time[:-1])
-    mask = np.zeros(len(accepted), dtype=bool)
+    mask = np.zeros(len(events), dtype=bool)
     mask[rows[order[1:][same]]] = True
     return mask
 

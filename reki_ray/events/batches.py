@@ -36,23 +36,12 @@ Holds = Callable[[pa.Table], npt.NDArray[np.bool_]]
 """Mask of the users, items and times of which an update already holds an interaction."""
 
 
-def holds_nothing(keys: pa.Table) -> npt.NDArray[np.bool_]:
-    """A `Holds` before the first update."""
-    return np.zeros(len(keys), dtype=bool)
-
-
 class EventBatches:
     """Writes interactions under the column names of the run's configuration.
 
     An update rejects a batch with too many unusable rows as a whole. Such rows are dropped here, so
-    that a client with unknown items does not hold up all others.
-
-    Args:
-        rules: Which events are interactions.
-        data: Column names and valid ranges.
-        known_items: Called for every batch.
-        holds: Called for every batch: of equal interactions an update takes the latest, which must
-            not replace a sent rating by that of a rule.
+    that a client with unknown items does not hold up all others. Of equal interactions an update
+    takes the latest, which must not replace a sent rating by that of a rule: `holds` finds those.
     """
 
     def __init__(
@@ -60,7 +49,7 @@ class EventBatches:
         rules: EventRules,
         data: DataConfig,
         known_items: KnownItems,
-        holds: Holds = holds_nothing,
+        holds: Holds = lambda keys: np.zeros(len(keys), dtype=bool),
     ) -> None:
         self._rules = rules
         self._data = data
@@ -76,10 +65,6 @@ class EventBatches:
         """Write a batch to a Parquet file, replacing it; returns the number of rows.
 
         `combine` merges events of the same user, item and time. Without rows no file is written.
-
-        Raises:
-            DataError: The known items cannot be read.
-            OSError: The write failed.
         """
         rows = self._usable(events)
         if rows:
@@ -104,7 +89,12 @@ class EventBatches:
             for ((user, _, _), interaction), is_known in zip(distinct.items(), known, strict=True)
             if is_known
         ]
-        held = self._holds(_keys(rows)).tolist()
+        keys = {
+            USER_ID: pa.array([user for user, _ in rows], pa.string()),
+            ITEM_ID: pa.array([row.item_id for _, row in rows], pa.string()),
+            TIMESTAMP: pa.array([row.time for _, row in rows], pa.int64()),
+        }
+        held = self._holds(pa.table(keys)).tolist()
         rows = [row for row, is_held in zip(rows, held, strict=True) if row[1].own or not is_held]
         if len(rows) < len(events):
             _logger.warning(
@@ -136,16 +126,6 @@ class EventBatches:
             labels = [int(self._rules.positive(row)) for _, row in rows]
             columns[names.label] = pa.array(labels, pa.int8())
         return pa.table(columns)
-
-
-def _keys(rows: Sequence[Row]) -> pa.Table:
-    return pa.table(
-        {
-            USER_ID: pa.array([user for user, _ in rows], pa.string()),
-            ITEM_ID: pa.array([row.item_id for _, row in rows], pa.string()),
-            TIMESTAMP: pa.array([row.time for _, row in rows], pa.int64()),
-        }
-    )
 
 
 def is_whole(path: Path) -> bool:

@@ -13,9 +13,7 @@ class Interaction(NamedTuple):
     """An event as an entry of a user's history.
 
     Attributes:
-        item_id: The item.
         rating: On the training scale; None in a run without ratings.
-        time: Effective time, seconds since the epoch.
         sent: Time given by the sender; interactions of a user with the same item and this time
             are one.
         own: Whether the event itself had a rating.
@@ -53,7 +51,6 @@ class EventRules:
 
     Args:
         rules: Rule of each type of event that is an interaction; other types are ignored.
-        data: Range of ratings, threshold of positive ones, and whether the run has ratings.
     """
 
     def __init__(self, rules: Mapping[str, EventRule], data: DataConfig) -> None:

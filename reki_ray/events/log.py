@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from reki_ray.errors import DataError
-from reki_ray.events.segments import SEGMENT_BYTES, Place, SegmentReader, SegmentWriter
+from typing_extensions import override
 
-_LATEST: Final = 2**40
+from reki_ray.errors import DataError
+from reki_ray.events.segments import SEGMENT_BYTES, SegmentReader, SegmentWriter
 
 AHEAD_SECONDS: Final = 3_600
 """Tolerance for a sender's clock that is ahead."""
@@ -28,9 +28,6 @@ class Event:
     """An interaction of a user with an item.
 
     Args:
-        user_id: The user.
-        item_id: The item.
-        event: Type, for example click or rating.
         timestamp: Time given by the sender, seconds since the epoch, UTC.
         rating: On the training scale; optional.
         request_id: Answer that showed the item; None if unknown.
@@ -58,22 +55,13 @@ class Event:
 
 
 class EventLog:
-    """Appends the events of one process durably.
-
-    Args:
-        folder: Segments of all processes, `OnlineFolders.events`; created if missing.
-        writer: Name of this process, unique among running ones, such as its replica's tag.
-        segment_bytes: Size at which a new segment begins.
-
-    Raises:
-        ConfigError: The name is empty or too long.
-        StoreError: The folder cannot be created.
-    """
+    """Appends the events of one process durably; for the arguments see `SegmentWriter`."""
 
     def __init__(
         self, folder: Path | str, writer: str, *, segment_bytes: int = SEGMENT_BYTES
     ) -> None:
         self._writer = SegmentWriter(folder, writer, segment_bytes=segment_bytes)
+        self.close = self._writer.close
 
     def append(self, events: Sequence[Event]) -> None:
         """Append events, all or none; on return they survive a kill and a power cut. Thread-safe.
@@ -84,92 +72,40 @@ class EventLog:
             DataError: An event cannot be encoded, for example a rating that is not finite.
             StoreError: The write failed, for example on a full disk.
         """
-        self._writer.append([_record(event) for event in events])
-
-    def close(self) -> None:
-        """Close the segment; a later append opens a new one."""
-        self._writer.close()
-
-
-class EventReader:
-    """Reads new events of all processes, each line once. Not thread-safe.
-
-    Args:
-        folder: Segments of all processes; may not exist yet.
-        place: Where to resume; None starts at the beginning.
-        patience: See `SegmentReader`.
-        since: See `SegmentReader`.
-    """
-
-    def __init__(
-        self,
-        folder: Path | str,
-        place: Mapping[str, int] | None = None,
-        *,
-        patience: float = 0.0,
-        since: float = 0.0,
-    ) -> None:
-        self._reader = SegmentReader(folder, place, patience=patience, since=since)
-        self._invalid = 0
-
-    @property
-    def place(self) -> Place:
-        """Position of the reader, to resume from."""
-        return self._reader.place
-
-    @property
-    def damaged(self) -> int:
-        """Lines skipped so far: damaged, torn, or not events."""
-        return self._reader.damaged + self._invalid
-
-    def read(self) -> Iterator[Event]:
-        """New events; a loop that is left early resumes with the next call."""
-        for record in self._reader.read():
-            event = _event(record)
-            if event is None:
-                self._invalid += 1
-            else:
-                yield event
+        for event in events:
+            if event.rating is not None and not math.isfinite(event.rating):
+                raise DataError(
+                    f"the rating is {event.rating}",
+                    where="event",
+                    todo="Send a finite number, or no rating.",
+                )
+        rows = [dataclasses.asdict(event).items() for event in events]
+        # Omit empty fields to save space.
+        self._writer.append([{k: v for k, v in row if v is not None} for row in rows])
 
 
-def _record(event: Event) -> dict[str, Any]:
-    if event.rating is not None and not math.isfinite(event.rating):
-        raise DataError(
-            f"the rating is {event.rating}",
-            where="event",
-            todo="Send a finite number, or no rating.",
-        )
-    # Omit empty fields to save space.
-    return {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
+class EventReader(SegmentReader[Event]):
+    """Reads new events of all processes, each line once, see `SegmentReader`."""
 
-
-def _event(record: dict[str, Any]) -> Event | None:
-    """Parse an event; later releases may add fields, and missing ones make it None."""
-    try:
+    @override
+    def parse(self, record: dict[str, Any]) -> Event:
         rating, request = record.get("rating"), record.get("request_id")
         received = record.get("received_at")
+        if rating is not None and not math.isfinite(rating := float(rating)):
+            raise ValueError("the rating is not finite")
         return Event(
             user_id=str(record["user_id"]),
             item_id=str(record["item_id"]),
             event=str(record["event"]),
             timestamp=_time(record["timestamp"]),
-            rating=None if rating is None else _finite(rating),
+            rating=rating,
             request_id=None if request is None else str(request),
             received_at=None if received is None else _time(received),
         )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
 
 
 def _time(value: Any) -> int:
     seconds = int(value)
-    if abs(seconds) > _LATEST:
+    if abs(seconds) > 2**40:
         raise ValueError("the time is out of range")
     return seconds
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError("the rating is not finite")
-    return number

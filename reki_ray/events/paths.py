@@ -15,32 +15,16 @@ ONLINE: Final = "online"
 
 
 class OnlineFolders:
-    """Folders below `<workspace>/online` (`root`), on storage that all nodes share."""
+    """Folders and files below `<workspace>/online` (`root`), on storage that all nodes share."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+        self.events = self.root / "events"
+        self.exposures = self.root / "exposures"
+        self.refresh = self.root / "refresh"
+        self.key = self.root / "key"
 
     @classmethod
     def beside(cls, publish_root: Path | str) -> OnlineFolders:
         """Folders of the workspace with versions in `publish_root`."""
         return cls(Path(publish_root).parent / ONLINE)
-
-    @property
-    def events(self) -> Path:
-        """Segments of the event log."""
-        return self.root / "events"
-
-    @property
-    def exposures(self) -> Path:
-        """Segments of the exposure log."""
-        return self.root / "exposures"
-
-    @property
-    def refresh(self) -> Path:
-        """State of the refresher."""
-        return self.root / "refresh"
-
-    @property
-    def key(self) -> Path:
-        """Key of the hashes of user ids."""
-        return self.root / "key"

@@ -61,18 +61,18 @@ class _Known(NamedTuple):
         ]
 
 
+_NOTHING: Final = _Known((), b"", (), 0, 0)
+
+
 class RecentEvents:
     """Follows the event log of all processes in bounded memory.
 
     One thread calls `refresh` repeatedly; any number call `of` and `met`, which never wait.
 
     Args:
-        folder: Segments of the event log, `OnlineFolders.events`; may not exist yet.
         events_per_user: Latest interactions kept per user.
         items_per_user: Items kept per user, for longer than the interactions themselves.
         most_bytes: Memory for all users; the longest inactive ones are dropped.
-        interaction: Maps events to interactions; the default keeps all.
-        since: Skip segments last written before this time.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class RecentEvents:
         self._most_bytes = most_bytes
         self._interaction = interaction
         self._users: dict[str, _Known] = {}
-        self._size = 0
+        self.size = 0  # estimated bytes of all users, an upper bound
         self._texts: dict[str, str] = {}
         self._texts_size = 0
         self._refreshing = threading.Lock()
@@ -101,21 +101,12 @@ class RecentEvents:
         return len(self._users)
 
     @property
-    def size(self) -> int:
-        """Estimated bytes of all users, an upper bound."""
-        return self._size
-
-    @property
     def damaged(self) -> int:
         """Lines of the log skipped so far."""
         return self._reader.damaged
 
     def refresh(self) -> int:
-        """Read new events; returns their number.
-
-        Raises:
-            OSError: The folder cannot be listed.
-        """
+        """Read new events; returns their number."""
         count = 0
         with self._refreshing:
             events = self._reader.read()
@@ -126,13 +117,12 @@ class RecentEvents:
 
     def of(self, user_id: str) -> list[Interaction]:
         """A user's latest interactions, oldest first."""
-        known = self._users.get(user_id)
-        return [] if known is None else known.interactions()
+        return self._users.get(user_id, _NOTHING).interactions()
 
     def met(self, user_id: str) -> tuple[str, ...]:
         """Items of a user's recent interactions, more than `of` holds."""
-        known = self._users.get(user_id)
-        return () if known is None else (*known.met, *known.items)
+        known = self._users.get(user_id, _NOTHING)
+        return (*known.met, *known.items)
 
     def _take(self, events: Iterable[Event]) -> None:
         by_user: dict[str, list[Interaction]] = {}
@@ -144,24 +134,21 @@ class RecentEvents:
                 by_user.setdefault(user, []).append(counted)
                 heard[user] = max(heard.get(user, 0), event.received_at or event.timestamp)
         for user, new in by_user.items():
-            before = self._users.get(user)
-            after = self._joined(user, before, new, heard[user])
-            self._size += after.size - (0 if before is None else before.size)
-            self._users[user] = after
-        if self._size > self._most_bytes:
+            before = self._users.get(user, _NOTHING)
+            after = self._users[user] = self._joined(user, before, new, heard[user])
+            self.size += after.size - before.size
+        if self.size > self._most_bytes:
             self._forget()
 
-    def _joined(
-        self, user: str, before: _Known | None, new: Iterable[Interaction], heard: int
-    ) -> _Known:
+    def _joined(self, user: str, before: _Known, new: Iterable[Interaction], heard: int) -> _Known:
         known: dict[tuple[str, int], Interaction] = {}
-        for other in (*(() if before is None else before.interactions()), *new):
+        for other in (*before.interactions(), *new):
             key = other.item_id, other.sent
             known[key] = combine(known[key], other) if key in known else other
         ordered = sorted(known.values(), key=lambda row: (row.time, row.sent, row.item_id))
         left = max(0, len(ordered) - self._per_user)
         kept, dropped = ordered[left:], [row.item_id for row in ordered[:left]]
-        met = [*(() if before is None else before.met), *dropped]
+        met = [*before.met, *dropped]
         # A dict keeps the first of equal keys; the latest is wanted.
         distinct = list(dict.fromkeys(reversed(met)))[: max(0, self._most_items - len(kept))]
         items = tuple(self._shared(row.item_id) for row in kept)
@@ -170,7 +157,7 @@ class RecentEvents:
             items,
             b"".join(map(_row, kept)),
             others,
-            heard if before is None else max(before.heard, heard),
+            max(before.heard, heard),
             _USER_BYTES
             + sys.getsizeof(user)
             + sum(_ROW.size + 8 + sys.getsizeof(item) for item in items)
@@ -182,9 +169,9 @@ class RecentEvents:
         users = list(self._users)
         heard = np.fromiter((self._users[user].heard for user in users), np.int64, len(users))
         for place in np.argsort(heard, kind="stable").tolist():
-            if self._size <= _KEPT * self._most_bytes:
+            if self.size <= _KEPT * self._most_bytes:
                 return
-            self._size -= self._users.pop(users[place]).size
+            self.size -= self._users.pop(users[place]).size
 
     def _shared(self, text: str) -> str:
         """Intern a text in a bounded table; `sys.intern` would never free one."""

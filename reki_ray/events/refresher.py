@@ -41,13 +41,7 @@ _DAY: Final = 86_400.0
 
 
 class PendingBatch(BaseModel):
-    """A batch that is written but not yet published.
-
-    Attributes:
-        file: Name in the refresher's folder.
-        events: Its interactions.
-        place: Position in the log after it.
-    """
+    """A batch that is written but not yet published, and the position in the log after it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,17 +55,12 @@ class RefreshState(BaseModel):
 
     Attributes:
         place: Published position in the log: bytes of each segment.
-        pending: The batch in progress.
-        batches: Batches begun so far.
         events: Interactions published so far.
         attempts: Updates begun so far.
         refreshes: Updates that published.
         failures_in_row: Attempts since the last success; counted when an attempt begins, so that
             one that kills the process is not repeated at once.
-        last_error: Message of the last failure; None after a success.
-        last_version: Version published last, if any.
         last_at: Time of the last refresh, or of the start, seconds since the epoch.
-        next_attempt_at: Earliest time of the next attempt.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -99,13 +88,6 @@ class Refresher:
 
     One thread calls `run` or `step`. Of several refreshers of a workspace one holds the lock, and
     the others are on standby.
-
-    Args:
-        folders: Of the workspace.
-        config: When to refresh, and how to back off after failures.
-        batches: Writes events to a file.
-        apply: Publishes such a file.
-        clock: Seconds since the epoch.
     """
 
     def __init__(
@@ -158,7 +140,8 @@ class Refresher:
             if self._state is None and not self._begin():
                 return "standby"
             state = self._known()
-            if not self._backs_off(state) and self._lacks_its_batch(state):
+            pending = state.pending
+            if pending and not self._backs_off(state) and not is_whole(self._file(pending)):
                 self._resume(state)
             self._read()
             return self._refresh_if_due(self._known())
@@ -182,17 +165,13 @@ class Refresher:
 
     def _resume(self, state: RefreshState) -> None:
         """Read the log from a state on; events of a lost or damaged batch are read again."""
-        if self._lacks_its_batch(state):
-            assert state.pending is not None
+        if state.pending is not None and not is_whole(self._file(state.pending)):
             _logger.warning("%s is missing or damaged: rereading its events", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
         self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
         self._waiting.clear()
         self._state = state
-
-    def _lacks_its_batch(self, state: RefreshState) -> bool:
-        return state.pending is not None and not is_whole(self._file(state.pending))
 
     def _read(self) -> None:
         if len(self._waiting) >= self._config.max_events:

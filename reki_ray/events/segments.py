@@ -17,15 +17,18 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote
 
 from reki_ray.core import atomic
 from reki_ray.errors import ConfigError, DataError, StoreError
 
 _logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 SUFFIX: Final = ".jsonl"
 SEGMENT_BYTES: Final = 64 * 2**20
@@ -87,26 +90,23 @@ def decode_line(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+@dataclass
 class _Pending:
     """Lines waiting to be written."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.settled = False
-        self.failure: OSError | None = None
+    data: bytes
+    settled: bool = False
+    failure: OSError | None = None
 
 
 class SegmentWriter:
     """Appends records of one process from many threads.
 
     Concurrent appends are written and synced together (group commit): while one thread waits for
-    the disk, the others queue, and the next one writes all of theirs.
+    the disk, the others queue, and the next one writes all of theirs. Segments end by size or age.
 
     Args:
-        folder: Segments of all writers; created if missing.
         writer: Name of this process, unique among running ones.
-        segment_bytes: Size at which a new segment begins.
-        segment_seconds: Age at which a new segment begins.
 
     Raises:
         ConfigError: The name is empty or too long.
@@ -143,12 +143,7 @@ class SegmentWriter:
             raise self._refused(error) from error
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append JSON-ready records durably, all or none.
-
-        Raises:
-            DataError: A record cannot be encoded.
-            StoreError: The write failed, for example on a full disk; nothing is acknowledged.
-        """
+        """Append JSON-ready records durably, all or none, see `append_lines`."""
         self.append_lines([encode_line(record) for record in records])
 
     def append_lines(self, lines: Sequence[bytes]) -> None:
@@ -200,33 +195,28 @@ class SegmentWriter:
             self._turn.notify_all()
 
     def _write(self, data: bytes) -> None:
-        descriptor = self._segment()
-        before = self._size
-        try:
-            view = memoryview(data)
-            while view:
-                written = os.write(descriptor, view)
-                self._size += written
-                view = view[written:]
-            os.fsync(descriptor)
-        except OSError:
-            # These lines are not acknowledged: try to remove them.
-            with contextlib.suppress(OSError):
-                os.ftruncate(descriptor, before)
-            raise
-
-    def _segment(self) -> int:
         if self._descriptor is not None and (
             self._size >= self._segment_bytes
             or not 0 <= time.time() - self._opened_at < self._segment_seconds
         ):
             self._abandon()
         if self._descriptor is None:
-            self._descriptor = self._create()
-            self._size = 0
+            self._descriptor, self._size = self._create(), 0
             self._opened_at = time.time()
             atomic.sync(self.folder)
-        return self._descriptor
+        before = self._size
+        try:
+            view = memoryview(data)
+            while view:
+                written = os.write(self._descriptor, view)
+                self._size += written
+                view = view[written:]
+            os.fsync(self._descriptor)
+        except OSError:
+            # These lines are not acknowledged: try to remove them.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, before)
+            raise
 
     def _create(self) -> int:
         taken = [number_of(path) for path in self.folder.glob(f"{self._name}-*{SUFFIX}")]
@@ -258,22 +248,21 @@ def number_of(segment: Path) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-class SegmentReader:
+class SegmentReader(Generic[_T]):
     """Reads each complete line of a folder's segments once, oldest segment first, as they grow.
 
-    A damaged or torn line is logged, counted and skipped. A segment that cannot be read, for
-    example because it was just pruned, is logged once and retried at the next read; it keeps its
-    position. Not thread-safe.
+    Subclasses parse records. A damaged or torn line is logged, counted and skipped. A segment that
+    cannot be read, for example because it was just pruned, is logged once and retried at the next
+    read; it keeps its position. Not thread-safe.
 
     Args:
-        folder: The segments; may not exist yet.
         place: Where to resume; None starts at the beginning.
         patience: Seconds to wait at a damaged line of a segment that changed as recently, before
             it is skipped; 0 does not wait.
         since: Skip segments last written before this time, seconds since the epoch.
 
     Attributes:
-        damaged: Lines skipped so far.
+        damaged: Lines skipped so far, including records that `parse` rejects.
     """
 
     def __init__(
@@ -298,7 +287,15 @@ class SegmentReader:
         """Position of the reader."""
         return dict(self._place)
 
-    def read(self) -> Iterator[dict[str, Any]]:
+    def parse(self, record: dict[str, Any]) -> _T:
+        """Convert a record; later releases may add fields.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: The record is invalid.
+        """
+        raise NotImplementedError
+
+    def read(self) -> Iterator[_T]:
         """New records; a loop that is left early resumes with the next call.
 
         Raises:
@@ -311,25 +308,19 @@ class SegmentReader:
         for name in self._place.keys() - names:  # pruned
             del self._place[name]
         self._unreadable &= names
-        states = self._states(names)
-        by_age = sorted(states.items(), key=lambda item: (item[1][0], item[0]))
-        for name, (changed_at, size) in by_age:
-            if changed_at >= self._since and size > self._place.get(name, 0):
-                yield from self._segment(name, changed_at)
-
-    def _states(self, names: Iterable[str]) -> dict[str, tuple[float, int]]:
-        """Modification time and size in bytes of the readable segments."""
-        states = {}
+        segments = []
         for name in names:
             try:
                 state = (self._folder / name).stat()
             except OSError as error:
                 self._cannot_read(name, error)
             else:
-                states[name] = (state.st_mtime, state.st_size)
-        return states
+                segments.append((state.st_mtime, name, state.st_size))
+        for changed_at, name, size in sorted(segments):
+            if changed_at >= self._since and size > self._place.get(name, 0):
+                yield from self._segment(name, changed_at)
 
-    def _segment(self, name: str, changed_at: float) -> Iterator[dict[str, Any]]:
+    def _segment(self, name: str, changed_at: float) -> Iterator[_T]:
         try:
             with (self._folder / name).open("rb") as file:
                 while True:
@@ -339,7 +330,10 @@ class SegmentReader:
                     self._unreadable.discard(name)
                     end = chunk.rfind(b"\n") + 1
                     if not end and len(chunk) < _CHUNK_BYTES:
-                        self._report_torn(name, start, len(chunk), changed_at)
+                        age = time.time() - changed_at
+                        if chunk and name not in self._torn and age > _TORN_AFTER_SECONDS:
+                            self._torn.add(name)
+                            self._skip(name, start)
                         return
                     if not end:  # longer than any line
                         self._skip(name, start)
@@ -357,7 +351,7 @@ class SegmentReader:
 
     def _lines(
         self, name: str, start: int, lines: bytes, changed_at: float
-    ) -> Generator[dict[str, Any], None, bool]:
+    ) -> Generator[_T, None, bool]:
         """Yield the records of lines; returns whether all of them were read."""
         for line in lines.removesuffix(b"\n").split(b"\n"):
             record = decode_line(line)
@@ -368,7 +362,12 @@ class SegmentReader:
             start += len(line) + 1
             self._place[name] = start
             if record is not None:
-                yield record
+                try:
+                    parsed = self.parse(record)
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    self.damaged += 1
+                else:
+                    yield parsed
         return True
 
     def _may_become_whole(self, name: str, start: int, changed_at: float) -> bool:
@@ -383,36 +382,27 @@ class SegmentReader:
             self._suspects.pop(name, None)
         return waits
 
-    def _report_torn(self, name: str, start: int, length: int, changed_at: float) -> None:
-        if length and name not in self._torn and time.time() - changed_at > _TORN_AFTER_SECONDS:
-            self._torn.add(name)
-            self._skip(name, start)
-
     def _skip(self, name: str, start: int) -> None:
         self.damaged += 1
         _logger.warning("%s: skipped the damaged line at byte %d", name, start)
 
 
 def prune(folder: Path | str, place: Mapping[str, int] | None, older_than: float) -> int:
-    """Remove segments that were read to their end and have no writer any more.
+    """Remove segments that were read to their end and have no writer any more; returns how many.
 
     A segment that cannot be read or removed is logged and stays.
 
     Args:
-        folder: The segments; may not exist yet.
         place: Position of the reader that must not miss anything; None without one.
-        older_than: Age of a segment's last line, seconds; at least twice the age at which a
-            writer leaves a segment.
-
-    Returns:
-        Number of segments removed.
+        older_than: Age of a segment's last line, seconds; at least twice `SEGMENT_SECONDS` counts.
     """
     limit = time.time() - max(older_than, 2 * SEGMENT_SECONDS)
     removed = 0
     for path in Path(folder).glob(f"*{SUFFIX}"):
         try:
-            is_old = path.stat().st_mtime < limit
-            if is_old and (place is None or _is_read(path, place.get(path.name, 0))):
+            if path.stat().st_mtime < limit and (
+                place is None or _is_read(path, place.get(path.name, 0))
+            ):
                 path.unlink()
                 removed += 1
         except OSError as error:

@@ -42,17 +42,11 @@ class VariantResult(BaseModel):
     """Clicks of a variant's users.
 
     Attributes:
-        name: Of the variant.
         version: Published version of its users.
-        share: Configured share of users.
-        users: Users with exposures.
         exposures: Items shown, each once per answer.
-        clicks: Clicked exposures.
         ctr: Clicks over exposures; None without exposures.
         lift: CTR over the first variant's, minus 1; None if undefined.
-        lift_interval: Of the lift.
         difference: CTR minus the first variant's.
-        difference_interval: Of the difference.
         verdict: ahead or behind if that interval excludes zero.
     """
 
@@ -74,16 +68,13 @@ class AbResult(BaseModel):
     """Comparison of an experiment's variants with the first one, the base.
 
     Attributes:
-        experiment: Its name.
         since: Time of the first exposure that counts, seconds since the epoch.
         window: Longest time from an exposure to a click that names no request, seconds.
         confidence: Level of each interval over all looks; not corrected for several variants.
-        variants: In the order of the experiment.
         srm_p: p-value of the sample ratio over all looks; None without users.
         srm: Sample ratio mismatch: the p-value is below .001.
         mixed_users: Users excluded because they were shown several variants.
         unmatched_clicks: Clicks of these users on items that the experiment did not show them.
-        damaged_lines: Unreadable lines of the logs.
     """
 
     experiment: str
@@ -98,7 +89,7 @@ class AbResult(BaseModel):
     damaged_lines: int
 
 
-def ab(  # all but the first have defaults
+def ab(
     publish_root: Path | str,
     name: str | None = None,
     *,
@@ -115,36 +106,12 @@ def ab(  # all but the first have defaults
         since: Time of the first exposure that counts, seconds since the epoch; None is the last
             change of shares, since users under different shares are not comparable.
         window: Longest time from an exposure to a click that names no request, seconds.
-        clicks: Types of events that count as clicks.
         confidence: Level of the intervals over all looks.
 
     Raises:
         ConfigError: There is no such experiment.
         StoreError: Its file or the key of the hashes is damaged.
     """
-    experiment = _find(publish_root, name)
-    since = experiment.changed_at if since is None else since
-    folders = OnlineFolders.beside(publish_root)
-    joined, damaged = _join(experiment, folders, since, window, frozenset(clicks))
-    measured = _measure(experiment, joined, confidence)
-    srm_p = sample_ratio(
-        [variant.users for variant in measured], [variant.share for variant in measured]
-    )
-    return AbResult(
-        experiment=experiment.name,
-        since=since,
-        window=window,
-        confidence=confidence,
-        variants=measured,
-        srm_p=srm_p,
-        srm=srm_p is not None and srm_p < SRM_P,
-        mixed_users=joined.mixed,
-        unmatched_clicks=joined.unmatched,
-        damaged_lines=damaged,
-    )
-
-
-def _find(publish_root: Path | str, name: str | None) -> Experiment:
     experiment = load_experiment(publish_root, name)
     if experiment is None:
         raise ConfigError(
@@ -152,30 +119,34 @@ def _find(publish_root: Path | str, name: str | None) -> Experiment:
             where=str(publish_root),
             todo="Start an experiment, or name an ended one.",
         )
-    return experiment
-
-
-def _join(
-    experiment: Experiment,
-    folders: OnlineFolders,
-    since: int,
-    window: int,
-    clicks: frozenset[str],
-) -> tuple[Joined, int]:
+    begin = experiment.changed_at if since is None else since
+    end = math.inf if experiment.ended_at is None else experiment.ended_at
+    folders = OnlineFolders.beside(publish_root)
     exposures, events = ExposureReader(folders.exposures), EventReader(folders.events)
-    until = experiment.ended_at
     attribution = ClickAttribution([variant.name for variant in experiment.variants], window)
     attribution.show(
         exposure
         for exposure in exposures.read()
-        if exposure.experiment == experiment.name
-        and since <= exposure.timestamp
-        and (until is None or exposure.timestamp <= until)
+        if exposure.experiment == experiment.name and begin <= exposure.timestamp <= end
     )
     if len(attribution):  # without users there may be no key, and a reader must not create it
         hasher = open_hasher(folders.key)
         attribution.click((event for event in events.read() if event.event in clicks), hasher)
-    return attribution.join(), exposures.damaged + events.damaged
+    joined = attribution.join()
+    measured = _measure(experiment, joined, confidence)
+    srm_p = sample_ratio([v.users for v in measured], [v.share for v in measured])
+    return AbResult(
+        experiment=experiment.name,
+        since=begin,
+        window=window,
+        confidence=confidence,
+        variants=measured,
+        srm_p=srm_p,
+        srm=srm_p is not None and srm_p < SRM_P,
+        mixed_users=joined.mixed,
+        unmatched_clicks=joined.unmatched,
+        damaged_lines=exposures.damaged + events.damaged,
+    )
 
 
 def _measure(experiment: Experiment, joined: Joined, confidence: float) -> list[VariantResult]:

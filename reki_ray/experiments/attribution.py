@@ -9,6 +9,8 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from reki_ray.events.log import Event
 from reki_ray.experiments.exposures import Exposure
@@ -53,7 +55,6 @@ class ClickAttribution:
     click is no later than its receipt, and at most `_SLOW_SECONDS` later than its timestamp.
 
     Args:
-        variants: Names of the variants to count.
         window: Longest time from an exposure to a click that names no request, seconds.
     """
 
@@ -86,12 +87,7 @@ class ClickAttribution:
                     column.append(value)
 
     def click(self, clicks: Iterable[Event], hasher: UserHasher) -> None:
-        """Add clicks, after all exposures; users without exposures are ignored.
-
-        Args:
-            clicks: Events that count as clicks.
-            hasher: The one that the exposures were written with.
-        """
+        """Add clicks, after all exposures and with their hasher; other users are ignored."""
         for click in clicks:
             user = self._users.get(hasher(click.user_id))
             if user is None:
@@ -161,13 +157,8 @@ def _first_of_each(request: Ints, item: Ints, items: int, time: Ints) -> Ints:
 
 def _exact(keys: Ints, wanted: Ints) -> Ints:
     """Row of each wanted key, or -1; keys are distinct."""
-    rows = np.full(len(wanted), -1, dtype=np.int64)
-    if len(keys):
-        order = np.argsort(keys, kind="stable")
-        places = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-        hit = keys[order[places]] == wanted
-        rows[hit] = order[places[hit]]
-    return rows
+    rows: Ints = pc.index_in(pa.array(wanted), value_set=pa.array(keys)).fill_null(-1).to_numpy()
+    return rows.astype(np.int64)
 
 
 def _bounds(click: Event) -> tuple[int, int]:

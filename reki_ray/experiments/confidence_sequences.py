@@ -32,12 +32,7 @@ _CONCENTRATION: Final = 100.0
 
 @dataclass(frozen=True)
 class Rate:
-    """A click-through rate and its variance over samples of users.
-
-    Attributes:
-        value: Clicks over exposures.
-        variance: Of the value, by linearisation over users, since a user's answers are dependent.
-    """
+    """A click-through rate and its variance over samples of users, by linearisation."""
 
     value: float
     variance: float

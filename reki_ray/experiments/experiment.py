@@ -100,11 +100,7 @@ def slot_of(salt: str, user_id: str) -> int:
 
 
 def load_experiment(root: Path | str, name: str | None = None) -> Experiment | None:
-    """Load the running experiment, or a running or ended one by name; None if there is none.
-
-    Raises:
-        StoreError: The file is damaged or cannot be read.
-    """
+    """Load the running experiment, or a running or ended one by name; None if there is none."""
     running = _read(Path(root) / EXPERIMENT)
     if name is None or (running is not None and running.name == name):
         return running
@@ -125,8 +121,6 @@ def start_experiment(
     their variants as far as the shares allow.
 
     Args:
-        root: Folder of the versions.
-        name: Name of the experiment.
         variants: Version and share of each variant by name; the first is the base.
         salt: Divides users; None keeps the experiment's, or draws a new one.
         kept_versions: Versions that a replica keeps open, `serve.kept_versions`; None skips the
@@ -138,7 +132,14 @@ def start_experiment(
         StoreError: A file is damaged.
     """
     root = Path(root)
-    _require_versions(root, variants)
+    existing = VersionStore(root).versions()
+    missing = sorted({version for version, _ in variants.values()} - set(existing))
+    if missing:
+        raise ConfigError(
+            f"there is no version {', '.join(map(str, missing))}",
+            where=str(root),
+            todo=f"Choose from {existing}; `reki versions` lists them.",
+        )
     if kept_versions is not None:
         require_room(root, [version for version, _ in variants.values()], kept_versions)
     with FileLock(root / _LOCK):
@@ -190,17 +191,20 @@ def stop_experiment(root: Path | str) -> Experiment:
         StoreError: The file is damaged.
     """
     root = Path(root)
-    if _read(root / EXPERIMENT) is None:
-        raise _none_runs(root)
-    with FileLock(root / _LOCK):
-        running = _read(root / EXPERIMENT)
-        if running is None:
-            raise _none_runs(root)
-        ended = running.model_copy(update={"ended_at": int(time.time())})
-        _write(_ended(root, ended.name), ended)
-        (root / EXPERIMENT).unlink(missing_ok=True)
-        atomic.sync(root)
-    return ended
+    if _read(root / EXPERIMENT) is not None:
+        with FileLock(root / _LOCK):
+            running = _read(root / EXPERIMENT)
+            if running is not None:
+                ended = running.model_copy(update={"ended_at": int(time.time())})
+                _write(_ended(root, ended.name), ended)
+                (root / EXPERIMENT).unlink(missing_ok=True)
+                atomic.sync(root)
+                return ended
+    raise ConfigError(
+        "no experiment is running",
+        where=str(root / EXPERIMENT),
+        todo="Start an experiment first.",
+    )
 
 
 def _divided(
@@ -232,25 +236,6 @@ def _divided(
         variant.model_copy(update={"slots": allotted[variant.name]}) for variant in fresh.variants
     ]
     return fresh.model_copy(update={"variants": tuple(kept)})
-
-
-def _require_versions(root: Path, variants: Mapping[str, tuple[int, float]]) -> None:
-    existing = VersionStore(root).versions()
-    missing = sorted({version for version, _ in variants.values()} - set(existing))
-    if missing:
-        raise ConfigError(
-            f"there is no version {', '.join(map(str, missing))}",
-            where=str(root),
-            todo=f"Choose from {existing}; `reki versions` lists them.",
-        )
-
-
-def _none_runs(root: Path) -> ConfigError:
-    return ConfigError(
-        "no experiment is running",
-        where=str(root / EXPERIMENT),
-        todo="Start an experiment first.",
-    )
 
 
 def _read(path: Path) -> Experiment | None:

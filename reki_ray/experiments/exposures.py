@@ -10,10 +10,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from typing_extensions import override
 
 from reki_ray.core.background import BackgroundThread
 from reki_ray.errors import DataError, RekiError
@@ -32,11 +34,7 @@ class Exposure:
     """An answer given to a user.
 
     Args:
-        request_id: Of the answer.
         experiment: Name of the running experiment, or empty.
-        variant: Name of the user's variant.
-        user_hash: Keyed hash of the user id.
-        item_ids: Items shown, in order.
         timestamp: Seconds since the epoch, UTC.
     """
 
@@ -49,24 +47,13 @@ class Exposure:
 
 
 class ExposureLog:
-    """Writes exposures in a background thread.
+    """Writes exposures in a background thread, see `SegmentWriter`.
 
     Exposures that do not fit into the queue or cannot be written are dropped and counted: answers
     never wait. `close` writes the queue.
-
-    Args:
-        folder: Segments of all processes, `OnlineFolders.exposures`; created if missing.
-        writer: Name of this process, unique among running ones.
-        hasher: Hashes user ids.
-        capacity: Size of the queue.
-        seconds: Interval between writes.
-
-    Raises:
-        ConfigError: The name is empty or too long.
-        StoreError: The folder cannot be created.
     """
 
-    def __init__(  # all but three have defaults
+    def __init__(
         self,
         folder: Path | str,
         writer: str,
@@ -79,22 +66,12 @@ class ExposureLog:
         self._hasher = hasher
         self._queue: queue.Queue[Exposure] = queue.Queue(capacity)
         self._counts = threading.Lock()
-        self._dropped = 0
-        self._written = 0
+        self.dropped = 0  # exposures not logged: the queue was full, or a write failed
+        self.written = 0  # exposures on disk
         self._warned_at = -_WARN_SECONDS
         self._closing = threading.Event()
         self._thread = BackgroundThread("write-exposures", self._flush, seconds)
         self._thread.start()
-
-    @property
-    def dropped(self) -> int:
-        """Exposures not logged: the queue was full, or a write failed."""
-        return self._dropped
-
-    @property
-    def written(self) -> int:
-        """Exposures on disk."""
-        return self._written
 
     def append(
         self,
@@ -126,8 +103,15 @@ class ExposureLog:
         self._writer.close()
 
     def _flush(self) -> None:
-        while batch := self._next_batch():
-            lines = [line for exposure in batch if (line := self._line(exposure)) is not None]
+        # The only consumer, so that as many are in the queue.
+        while size := min(self._queue.qsize(), _BATCH):
+            batch = [self._queue.get_nowait() for _ in range(size)]
+            lines = []
+            for exposure in batch:
+                try:
+                    lines.append(encode_line(dataclasses.asdict(exposure)))
+                except DataError as error:  # the others are kept
+                    self._drop(1, error.what)
             try:
                 self._writer.append_lines(lines)
             except RekiError as error:
@@ -137,60 +121,24 @@ class ExposureLog:
                 raise  # the thread logs it and continues
             else:
                 with self._counts:
-                    self._written += len(lines)
-
-    def _line(self, exposure: Exposure) -> bytes | None:
-        """Encode an exposure; None, so that others are kept, if that fails."""
-        try:
-            return encode_line(dataclasses.asdict(exposure))
-        except DataError as error:
-            self._drop(1, error.what)
-            return None
-
-    def _next_batch(self) -> list[Exposure]:
-        batch: list[Exposure] = []
-        while len(batch) < _BATCH:
-            try:
-                batch.append(self._queue.get_nowait())
-            except queue.Empty:
-                break
-        return batch
+                    self.written += len(lines)
 
     def _drop(self, count: int, why: str) -> None:
         with self._counts:
-            self._dropped += count
+            self.dropped += count
             now = time.monotonic()
             warn = now - self._warned_at >= _WARN_SECONDS
             if warn:
                 self._warned_at = now
         if warn:  # a full disk must not flood the process's own log
-            _logger.warning("dropped exposures, %d so far: %s", self._dropped, why)
+            _logger.warning("dropped exposures, %d so far: %s", self.dropped, why)
 
 
-class ExposureReader:
-    """Reads the exposures of all processes, each line once; the folder may not exist yet."""
+class ExposureReader(SegmentReader[Exposure]):
+    """Reads the exposures of all processes, each line once, see `SegmentReader`."""
 
-    def __init__(self, folder: Path | str) -> None:
-        self._reader = SegmentReader(folder)
-        self._invalid = 0
-
-    @property
-    def damaged(self) -> int:
-        """Lines skipped so far: damaged, torn, or not exposures."""
-        return self._reader.damaged + self._invalid
-
-    def read(self) -> Iterator[Exposure]:
-        """New exposures."""
-        for record in self._reader.read():
-            exposure = _exposure(record)
-            if exposure is None:
-                self._invalid += 1
-            else:
-                yield exposure
-
-
-def _exposure(record: dict[str, Any]) -> Exposure | None:
-    try:
+    @override
+    def parse(self, record: dict[str, Any]) -> Exposure:
         return Exposure(
             request_id=str(record["request_id"]),
             experiment=str(record["experiment"]),
@@ -199,5 +147,3 @@ def _exposure(record: dict[str, Any]) -> Exposure | None:
             item_ids=tuple(str(item) for item in record["item_ids"]),
             timestamp=int(record["timestamp"]),
         )
-    except (KeyError, TypeError, ValueError):
-        return None

@@ -30,11 +30,7 @@ _PREFIX: Final[dict[Side, str]] = {"users": "u", "items": "i"}
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """Fingerprint of the model of `cluster.id_embeddings`; None without one.
-
-    Raises:
-        StoreError: The model cannot be read.
-    """
+    """Fingerprint of the model of `cluster.id_embeddings`; None without one."""
     if config.cluster.id_embeddings is None:
         return None
     from reki_ray.models import artifact  # imports torch

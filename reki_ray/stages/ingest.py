@@ -21,7 +21,6 @@ from reki_ray.data.quarantine import (
     FAILED_QUARANTINE,
     CheckedTable,
     enforce_threshold,
-    quarantine_counts,
     require_reasons,
     save_quarantine,
 )
@@ -48,11 +47,7 @@ from reki_ray.schema import (
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """Identity of the input files, without network: equal if their content is.
-
-    Raises:
-        DataError: A file cannot be read.
-    """
+    """Identity of the input files, without network: equal if their content is."""
     return open_source(config.data).identity()
 
 
@@ -69,7 +64,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         tables = read_tables(source, config.data, task)
         require_reasons(tables, config.data.max_quarantine_shares)
         enforce_threshold(workspace, tables, config.data)
-        for note in _notes(tables):
+        for note in (note for checked in tables.values() for note in checked.notes):
             reporter.say(f"ingest: {note}")
         interactions = sort_interactions(tables["interactions"].rows)
         items = tables["items"].rows
@@ -106,11 +101,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
 def read_tables(
     source: DataSource, config: DataConfig, task: Task
 ) -> dict[TableKind, CheckedTable]:
-    """Read and check all tables of a source, catalogues first, one step of `task` per table.
-
-    Raises:
-        DataError: A file is missing or damaged, or a column has an unsuitable type.
-    """
+    """Read and check all tables of a source, catalogues first, one step of `task` per table."""
     tables: dict[TableKind, CheckedTable] = {"items": check_items(source.items())}
     task.advance()
     mapped = source.users()
@@ -131,11 +122,7 @@ def read_tables(
 def require_both_labels(
     samples: Mapping[Split, pa.Table], interactions: pa.Table, config: DataConfig
 ) -> None:
-    """Reject training samples that are all positive or all negative.
-
-    Raises:
-        DataError: They are.
-    """
+    """Reject training samples that are all positive or all negative."""
     shares = {split: _positive_share(rows) for split, rows in samples.items()}
     if shares["train"] not in (0.0, 1.0):
         return
@@ -164,11 +151,7 @@ def require_both_labels(
 
 
 def require_positives(samples: Mapping[Split, pa.Table]) -> None:
-    """Reject a split without positive samples: rerankers would have no lists.
-
-    Raises:
-        DataError: A split has none.
-    """
+    """Reject a split without positive samples: rerankers would have no lists."""
     for split, rows in samples.items():
         if not _positive_share(rows):
             raise DataError(
@@ -180,10 +163,6 @@ def require_positives(samples: Mapping[Split, pa.Table]) -> None:
 
 def _positive_share(rows: pa.Table) -> float:
     return float(np.mean(rows[LABEL].to_numpy()))
-
-
-def _notes(tables: Mapping[TableKind, CheckedTable]) -> list[str]:
-    return [note for checked in tables.values() for note in checked.notes]
 
 
 def _details(
@@ -205,7 +184,7 @@ def _details(
             }
             for kind, checked in tables.items()
         },
-        "quarantined": quarantine_counts(tables),
-        "notes": _notes(tables),
+        "quarantined": {kind: checked.reasons() for kind, checked in tables.items()},
+        "notes": [note for checked in tables.values() for note in checked.notes],
         "cold_items_dropped": divided.cold_dropped,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -112,16 +113,10 @@ def run_stages(
     *,
     force: frozenset[str] = frozenset(),
 ) -> dict[str, StageEntry]:
-    """Run stages in order, and skip those whose output is unchanged.
+    """Run stages in order, and skip those whose output is unchanged; returns their entries.
 
     Args:
-        config: The run.
-        stages: Stages to run, in order.
-        reporter: Shows progress.
         force: Names of stages that run even if unchanged; later stages then run, too.
-
-    Returns:
-        Manifest entries of these stages, by name.
 
     Raises:
         ConfigError: `force` names an unknown stage, a stage refuses the configuration, an earlier
@@ -144,7 +139,12 @@ def run_stages(
                 continue
             what = f"stage {stage.name}"
             require_done(stage.after, wanted, workspace, what=what, until=stage.name)
-            _forget_later(stage, workspace)
+            stale = {stage.name}
+            for later in STAGES[STAGE_NAMES.index(stage.name) + 1 :]:
+                if stale.intersection(later.after):
+                    stale.add(later.name)
+            for name in stale & workspace.stages().keys():
+                workspace.forget(name)
             _run_one(stage, config, workspace, reporter, wanted[stage.name])
         done = workspace.stages()
     return {stage.name: done[stage.name] for stage in stages}
@@ -180,12 +180,9 @@ def _run_one(
 def require_done(
     names: Sequence[str], wanted: dict[str, str], workspace: Workspace, *, what: str, until: str
 ) -> None:
-    """Check that stages are done, before building on them.
+    """Check that stages are done with their wanted fingerprints, before building on them.
 
     Args:
-        names: Stages that must be done with these fingerprints.
-        wanted: Fingerprints of the configuration.
-        workspace: The run's folder.
         what: What needs them, for the message.
         until: Stage to run up to, for the message.
 
@@ -207,21 +204,9 @@ def require_done(
         )
 
 
-def _forget_later(stage: Stage, workspace: Workspace) -> None:
-    """Remove the manifest entries of a stage that runs again, and of stages that depend on it."""
-    stale = {stage.name}
-    for later in STAGES[STAGE_NAMES.index(stage.name) + 1 :]:
-        if stale.intersection(later.after):
-            stale.add(later.name)
-    for name in stale & workspace.stages().keys():
-        workspace.forget(name)
-
-
 def _versions() -> dict[str, str]:
     versions = {}
     for name in (*_VERSIONED, "reki-ray"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions

@@ -140,11 +140,11 @@ def test_streakhc_and_its_control_make_as_many_clusters_or_it_is_an_error(
     wanted = rows // (4 * MIN_SIZE)
     control = build_clusterer(kmeans, side, rows)
     assert isinstance(control, KMeansClusterer)
-    assert control._clusters == wanted
+    assert control.clusters == wanted
     if 3 * wanted <= leaves:
         own = build_clusterer(streakhc, side, rows)
         assert isinstance(own, StreaKhcClusterer)
-        assert own._clusters == wanted
+        assert own.clusters == wanted
         return
     with pytest.raises(ConfigError, match=f"call for {wanted} clusters") as caught:
         build_clusterer(streakhc, side, rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from typing_extensions import override
 
@@ -13,37 +15,30 @@ from reki_ray.clustering.streakhc.tree import NONE, ROOT, empty_tree, insert
 from reki_ray.config import StreaKhcConfig
 
 
+@dataclass(frozen=True)
 class StreaKhcClusterer(Clusterer):
-    """StreaKHC over all rows, then the nearest centre of a flat cut.
-
-    Args:
-        clusters: Clusters wanted.
-        min_size: Smallest cluster, rows.
-        config: Kernel and tree.
-    """
+    """StreaKHC over all rows, then the nearest centre of a flat cut."""
 
     method = "streakhc"
     order_independent = False
 
-    def __init__(self, clusters: int, min_size: int, config: StreaKhcConfig) -> None:
-        self._clusters = clusters
-        self._min_size = min_size
-        self._config = config
+    clusters: int
+    min_size: int
+    config: StreaKhcConfig
 
     @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         if is_one_point(vectors):
             return np.zeros(len(vectors), dtype=np.int64)
-        config = self._config
+        config = self.config
         points = Projection.fitted(vectors, config.dimensions, config.seed)(vectors)
-        kernel = IsolationKernel.drawn(
-            points, config.subsamples, config.subsample_points, config.seed
-        )
+        drawn = config.subsamples, config.subsample_points, config.seed
+        kernel = IsolationKernel.drawn(points, *drawn)
         stream = StreaKHC(kernel, config.max_leaves)
         stream.insert(points)
         # Evicted rows are missing from the tree: scale the smallest cluster down accordingly.
-        min_size = max(1, round(self._min_size * stream.points / len(points)))
-        return nearest(points, stream.cut(self._clusters, min_size))[0]
+        min_size = max(1, round(self.min_size * stream.points / len(points)))
+        return nearest(points, stream.cut(self.clusters, min_size))[0]
 
 
 class StreaKHC:

@@ -11,12 +11,7 @@ from reki_ray.data.sources.movielens_100k import MovieLens100K
 
 
 def open_source(config: DataConfig, say: Say | None = None) -> DataSource:
-    """Source of section `data`; nothing is read yet.
-
-    Args:
-        config: Section `data`.
-        say: Called before a download starts.
-    """
+    """Source of section `data`; nothing is read yet, and `say` announces downloads."""
     if isinstance(config.source, MovieLens100KSource):
         return MovieLens100K(config.source, say)
     if isinstance(config.source, MovieLens1MSource):

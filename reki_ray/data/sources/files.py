@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from reki_ray.config import Dialect, FileSource
-from reki_ray.data.attributes import attribute_maps
 from reki_ray.data.compression import COMPRESSED
 from reki_ray.data.data_files import find_files, left_out
 from reki_ray.data.delimited import read_delimited
@@ -25,7 +23,7 @@ from reki_ray.data.raw_tables import (
     TableKind,
     identify_files,
 )
-from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
+from reki_ray.schema import ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
 
 FileFormat = Literal["parquet", "csv"]
 
@@ -81,8 +79,7 @@ class Files:
             **{ours: theirs for ours, theirs in optional.items() if theirs is not None},
         }
         raw = self._read("interactions", self._config.interactions, list(names.values()))
-        mapped = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
-        return MappedTable(raw, mapped, decimal=self._config.dialect.decimal)
+        return MappedTable.of(raw, names, decimal=self._config.dialect.decimal)
 
     def items(self) -> MappedTable:
         """Items with title, attributes and description."""
@@ -90,39 +87,30 @@ class Files:
         names = {ITEM_ID: columns.item_id, TITLE: columns.title}
         if columns.text is not None:
             names[TEXT] = columns.text
-        wanted = [*names.values(), *columns.item_attributes]
-        raw = self._read("items", self._config.items, wanted)
-        mapped = {ours: raw.rows.column(theirs) for ours, theirs in names.items()}
-        return self._with_attributes(raw, mapped, columns.item_attributes)
+        return self._catalogue("items", self._config.items, names, columns.item_attributes)
 
     def users(self) -> MappedTable | None:
         """Users with attributes, or None without a configured file."""
         if self._config.users is None:
             return None
-        columns = self._columns
-        wanted = [columns.user_id, *columns.user_attributes]
-        raw = self._read("users", self._config.users, wanted)
-        mapped = {USER_ID: raw.rows.column(columns.user_id)}
-        return self._with_attributes(raw, mapped, columns.user_attributes)
+        names = {USER_ID: self._columns.user_id}
+        return self._catalogue("users", self._config.users, names, self._columns.user_attributes)
 
-    def _with_attributes(
-        self, raw: RawTable, columns: dict[str, pa.ChunkedArray], names: Sequence[str]
+    def _catalogue(
+        self, kind: TableKind, place: str, names: dict[str, str], attributes: Sequence[str]
     ) -> MappedTable:
+        raw = self._read(kind, place, [*names.values(), *attributes])
         values = {}
-        bad = np.zeros(len(raw.rows), dtype=bool)
-        problems = {}
-        for name in names:
+        problems = {WRONG_ENCODING: np.zeros(len(raw.rows), dtype=bool)}
+        for name in attributes:
             values[name], unreadable, nested = to_lists(
                 raw.rows.column(name),
                 self._columns.list_separator,
                 where=f"{raw.files[0]}, column {name}",
             )
-            bad |= unreadable
+            problems[WRONG_ENCODING] |= unreadable
             problems[f"{name} holds lists of lists or of objects"] = nested
-        attributes = attribute_maps(values, len(raw.rows))
-        return MappedTable(
-            raw, {**columns, ATTRIBUTES: attributes}, {WRONG_ENCODING: bad, **problems}
-        )
+        return MappedTable.of(raw, names, values, problems)
 
     def _read(self, kind: TableKind, place: str, required: list[str]) -> RawTable:
         paths = self._find(place)

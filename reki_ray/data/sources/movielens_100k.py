@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from reki_ray.config import MovieLens100KSource
@@ -16,7 +14,6 @@ from reki_ray.data.attributes import (
     OCCUPATION,
     YEAR,
     age_bucket,
-    attribute_maps,
     years_and_decades,
 )
 from reki_ray.data.conversion import to_number
@@ -24,7 +21,7 @@ from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
 from reki_ray.data.raw_tables import MappedTable, RawTable, TableKind, identify_files
-from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+from reki_ray.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 _LAYOUT = TextFormat(separator="\t", quote=None)
 _FILES: dict[TableKind, str] = {
@@ -33,16 +30,10 @@ _FILES: dict[TableKind, str] = {
     "users": "ml-100k.user",
 }
 _UNKNOWN = {"unknown", "unkonwn"}  # the second is how the file writes it
-_BAD_AGE = "age is not a number of years"
 
 
 class MovieLens100K:
-    """Reads the three tab-separated files, whose header names include a type.
-
-    Args:
-        config: A folder, or null to fetch the bundled copy at the first read.
-        say: Called before a download starts.
-    """
+    """Reads the three tab-separated files, whose header names include a type."""
 
     timestamp_unit = "s"
 
@@ -68,14 +59,13 @@ class MovieLens100K:
             RATING: "rating:float",
             TIMESTAMP: "timestamp:float",
         }
-        raw = self._read("interactions", list(names.values()))
-        return MappedTable(raw, {ours: raw.rows.column(theirs) for ours, theirs in names.items()})
+        return MappedTable.of(self._read("interactions", list(names.values())), names)
 
     def items(self) -> MappedTable:
         """Films with all their genres and the year."""
         names = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
         raw = self._read("items", names)
-        item_id, title, year, genre = (raw.rows.column(name) for name in names)
+        year, genre = raw.rows.column(names[2]), raw.rows.column(names[3])
         genres, _, _ = to_lists(genre, " ", where=names[3])
         years, decades = years_and_decades(year.to_pylist())
         values = {
@@ -83,14 +73,13 @@ class MovieLens100K:
             YEAR: years,
             DECADE: decades,
         }
-        attributes = attribute_maps(values, len(raw.rows))
-        return MappedTable(raw, {ITEM_ID: item_id, TITLE: title, ATTRIBUTES: attributes})
+        return MappedTable.of(raw, {ITEM_ID: names[0], TITLE: names[1]}, values)
 
     def users(self) -> MappedTable:
         """Users with gender, age bucket and occupation; the zip code is dropped."""
         names = ["user_id:token", "age:token", "gender:token", "occupation:token"]
         raw = self._read("users", names)
-        user_id, age, gender, occupation = (raw.rows.column(name) for name in names)
+        age, gender, occupation = (raw.rows.column(name) for name in names[1:])
         years, missing, wrong = to_number(age, where=names[1])
         wrong |= ~missing & ~((years >= 0) & (years < 150))
         usable = ~(missing | wrong)
@@ -99,14 +88,9 @@ class MovieLens100K:
             AGE: [[age_bucket(int(y))] if u else [] for y, u in zip(years, usable, strict=True)],
             OCCUPATION: to_lists(occupation, "", where=names[3])[0],
         }
-        attributes = attribute_maps(values, len(raw.rows))
-        return MappedTable(
-            raw, {USER_ID: user_id, ATTRIBUTES: attributes}, {_BAD_AGE: np.array(wrong)}
-        )
+        problems = {"age is not a number of years": np.array(wrong)}
+        return MappedTable.of(raw, {USER_ID: names[0]}, values, problems)
 
     def _read(self, kind: TableKind, required: list[str]) -> RawTable:
-        folder = self._folder or self._packaged()
+        folder = self._folder or package_path(MOVIELENS_100K, say=self._say)
         return read_delimited(kind, [folder / _FILES[kind]], _LAYOUT, required)
-
-    def _packaged(self) -> Path:
-        return package_path(MOVIELENS_100K, say=self._say)

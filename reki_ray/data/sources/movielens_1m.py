@@ -15,17 +15,15 @@ from reki_ray.data.attributes import (
     GENRE,
     OCCUPATION,
     YEAR,
-    attribute_maps,
     year_of_title,
     years_and_decades,
 )
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
-from reki_ray.data.raw_tables import MappedTable, identify_files
-from reki_ray.schema import ATTRIBUTES, ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
+from reki_ray.data.raw_tables import MappedTable, RawTable, TableKind, identify_files
+from reki_ray.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
-_SEPARATOR = "::"
 _AGES = {str(low): name for low, name in AGE_BUCKETS.items()}
 _OCCUPATIONS = (
     "other",
@@ -69,30 +67,23 @@ class MovieLens1M:
     def interactions(self) -> MappedTable:
         """Ratings from 1 to 5 with seconds."""
         names = (USER_ID, ITEM_ID, RATING, TIMESTAMP)
-        layout = TextFormat(_SEPARATOR, quote=None, encoding="utf-8", header=names)
-        raw = read_delimited("interactions", [self._ratings()], layout, names)
-        return MappedTable(raw, {name: raw.rows.column(name) for name in names})
+        raw = _read("interactions", self._ratings(), "utf-8", names)
+        return MappedTable.of(raw, {name: name for name in names})
 
     def items(self) -> MappedTable:
         """Films; the year is split from the title, which stays whole."""
         path = self._folder / "movies.dat"
-        names = (ITEM_ID, TITLE, GENRE)
-        layout = TextFormat(_SEPARATOR, quote=None, encoding=_encoding(path), header=names)
-        raw = read_delimited("items", [path], layout, names)
-        titles = raw.rows.column(TITLE)
-        years, decades = years_and_decades([year_of_title(t) for t in titles.to_pylist()])
+        raw = _read("items", path, _encoding(path), (ITEM_ID, TITLE, GENRE))
+        titles = raw.rows.column(TITLE).to_pylist()
+        years, decades = years_and_decades([year_of_title(title) for title in titles])
         genres, _, _ = to_lists(raw.rows.column(GENRE), "|", where=f"{path}, genres")
         values = {GENRE: genres, YEAR: years, DECADE: decades}
-        attributes = attribute_maps(values, len(raw.rows))
-        return MappedTable(
-            raw, {ITEM_ID: raw.rows.column(ITEM_ID), TITLE: titles, ATTRIBUTES: attributes}
-        )
+        return MappedTable.of(raw, {ITEM_ID: ITEM_ID, TITLE: TITLE}, values)
 
     def users(self) -> MappedTable:
         """Users with gender, age bucket and occupation; the zip code is dropped."""
         names = (USER_ID, GENDER, AGE, OCCUPATION, "zip_code")
-        layout = TextFormat(_SEPARATOR, quote=None, encoding="latin-1", header=names)
-        raw = read_delimited("users", [self._folder / "users.dat"], layout, names)
+        raw = _read("users", self._folder / "users.dat", "latin-1", names)
         ages = raw.rows.column(AGE).to_pylist()
         occupations = raw.rows.column(OCCUPATION).to_pylist()
         values = {
@@ -104,15 +95,17 @@ class MovieLens1M:
             "unknown age code": np.array([code not in _AGES for code in ages], dtype=bool),
             "unknown occupation code": np.array([c not in _CODES for c in occupations], dtype=bool),
         }
-        attributes = attribute_maps(values, len(raw.rows))
-        return MappedTable(
-            raw, {USER_ID: raw.rows.column(USER_ID), ATTRIBUTES: attributes}, problems
-        )
+        return MappedTable.of(raw, {USER_ID: USER_ID}, values, problems)
 
     def _ratings(self) -> Path:
         plain = self._folder / "ratings.dat"
         packed = self._folder / "ratings.dat.gz"
         return packed if packed.exists() and not plain.exists() else plain
+
+
+def _read(kind: TableKind, path: Path, encoding: str, names: tuple[str, ...]) -> RawTable:
+    layout = TextFormat("::", quote=None, encoding=encoding, header=names)
+    return read_delimited(kind, [path], layout, names)
 
 
 def _encoding(path: Path) -> str:
