@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deployments.flows.version_router import Exposed, RunningExperiment, no_experiment
 from deployments.graph_args import OnlineArgs, StoreAccess
 from deployments.parts.records import UserRecord
 from deployments.schemas import EventItem
@@ -25,7 +24,7 @@ from reki_ray.events.event_mapping import EventRules, as_it_is
 from reki_ray.events.log import Event, EventLog
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.events.recent import RecentEvents, merge
-from reki_ray.experiments.experiment import load_experiment
+from reki_ray.experiments.experiment import Experiment, load_experiment
 from reki_ray.experiments.exposures import ExposureLog
 from reki_ray.experiments.user_hash import open_hasher
 from reki_ray.store.manifest import PROFILES_FILE
@@ -53,32 +52,30 @@ class ExposureSink:
         self._opener = BackgroundThread("open-exposures", self._open, OPEN_SECONDS)
         self._opener.start()
 
-    @property
-    def written(self) -> int:
-        """Exposures on disk."""
-        return 0 if self._log is None else self._log.written
-
-    @property
-    def dropped(self) -> int:
-        """Exposures that were lost."""
-        return self._missed + (0 if self._log is None else self._log.dropped)
-
     def counts(self) -> Mapping[str, int]:
-        """Return the exposures by outcome."""
-        return {"written": self.written, "dropped": self.dropped}
+        """Return the exposures by outcome: on disk, or lost."""
+        written, dropped = (0, 0) if self._log is None else (self._log.written, self._log.dropped)
+        return {"written": written, "dropped": self._missed + dropped}
 
-    def append(self, exposed: Exposed) -> None:
-        """Queue an exposure without waiting or raising."""
+    def append(
+        self,
+        request_id: str,
+        experiment: str,
+        variant: str,
+        user_id: str,
+        item_ids: Sequence[str],
+    ) -> None:
+        """Queue what a user was shown, without waiting or raising."""
         try:
             if self._log is None:
                 self._missed += 1
                 return
             self._log.append(
-                request_id=exposed.request_id,
-                experiment=exposed.experiment,
-                variant=exposed.variant,
-                user_id=exposed.user_id,
-                item_ids=exposed.item_ids,
+                request_id=request_id,
+                experiment=experiment,
+                variant=variant,
+                user_id=user_id,
+                item_ids=item_ids,
             )
         except Exception as error:
             self._missed += 1
@@ -132,7 +129,7 @@ class Extensions:
     """
 
     append: Callable[[Sequence[EventItem]], None] | None = None
-    experiment: Callable[[], RunningExperiment | None] = no_experiment
+    experiment: Callable[[], Experiment | None] = lambda: None
     exposures: ExposureSink | None = None
 
 

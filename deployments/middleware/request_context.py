@@ -16,7 +16,7 @@ from typing import Final
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import defect_response
+from deployments.errors import defect, error_response
 from deployments.middleware.logs import REQUEST_ID
 
 UNMATCHED: Final = "unmatched"
@@ -91,7 +91,7 @@ class RequestContext:
             logger.error("a request failed", exc_info=error, extra={"route": _route(scope)})
             if status is not None:
                 raise  # the answer has started: the server must close the connection
-            await defect_response()(scope, receive, completing)
+            await error_response(defect())(scope, receive, completing)
         finally:
             self._record(scope, status or 500, time.monotonic() - started)
             REQUEST_ID.reset(token)

@@ -36,20 +36,21 @@ def install_tracing(
         ConfigError: The packages of the extra `tracing` are missing.
     """
     try:  # here: the packages are optional
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise _missing(error) from error
-    resource = Resource.create(
-        {
-            "service.name": "reki-ray",
-            "service.version": __version__,
-            "service.instance.id": replica,
-        }
-    )
+        raise ConfigError(
+            f"tracing needs a package that is not installed: {error.name}",
+            where="serve.edge.otlp_endpoint",
+            todo="Install reki-ray[tracing], or leave the endpoint out.",
+        ) from error
+    names = {"name": "reki-ray", "version": __version__, "instance.id": replica}
+    resource = Resource.create({f"service.{name}": value for name, value in names.items()})
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(processor or _exporter(endpoint))
+    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(endpoint)))
     FastAPIInstrumentor.instrument_app(
         app,
         tracer_provider=provider,
@@ -59,15 +60,6 @@ def install_tracing(
         # No span per part of a body.
         exclude_spans=["receive", "send"],
     )
-
-
-def _exporter(endpoint: str) -> SpanProcessor:
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise _missing(error) from error
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
 
 
 def _anonymize(span: Span, scope: dict[str, Any]) -> None:
@@ -80,11 +72,3 @@ def _anonymize(span: Span, scope: dict[str, Any]) -> None:
     # For the log line of the request.
     trace_id = format(span.get_span_context().trace_id, "032x")
     scope["state"] = {**scope.get("state", {}), "trace_id": trace_id}
-
-
-def _missing(error: ImportError) -> ConfigError:
-    return ConfigError(
-        f"tracing needs a package that is not installed: {error.name}",
-        where="serve.edge.otlp_endpoint",
-        todo="Install reki-ray[tracing], or leave the endpoint out.",
-    )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import cast
 
 from typing_extensions import override
 
-from deployments.graph_args import StoreAccess
+from deployments.extensions import open_recent
+from deployments.graph_args import OnlineArgs, StoreAccess
 from deployments.parts.records import NO_PROFILE, Explanation, Lack, SampledIds, UserRecord
 from deployments.parts.vector_server import VectorServer
 from deployments.parts.version_cache import VersionedPart
@@ -19,20 +20,6 @@ from reki_ray.store.kv import VectorsLostError
 from reki_ray.store.versions import StoreVersion
 
 logger = logging.getLogger(__name__)
-
-
-class AddRecent(Protocol):
-    """Adds the interactions since a version was built (`extensions.RecentHistories`)."""
-
-    def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
-        """Return the record with the user's recent interactions."""
-
-    def close(self) -> None:
-        """Stop what runs in the background."""
-
-
-OpenRecent = Callable[[], AddRecent]
-"""Called once per replica."""
 
 
 class StoreReader:
@@ -88,7 +75,7 @@ class StoreReader:
             attributes=attributes,
             source=cast(Source, source),
             cluster_id=self._version.cluster_of(side, subject_id),
-            texts=[dataclasses.asdict(text) for text in texts],
+            knowledge=[dataclasses.asdict(text) for text in texts],
             store_version=self._version.name,
         )
 
@@ -106,16 +93,16 @@ class Lookup(VersionedPart[StoreReader]):
 
     Args:
         access: Where versions are.
-        recent: Opens recent interactions, which are added to the stored ones.
+        online: Which events are interactions to add to the stored ones; None adds none.
 
     Raises:
         StoreError: Neither CURRENT nor an older version opens.
     """
 
-    def __init__(self, access: StoreAccess, recent: OpenRecent | None = None) -> None:
+    def __init__(self, access: StoreAccess, online: OnlineArgs | None = None) -> None:
         super().__init__(access, StoreReader)
         self._server = VectorServer(access.vectors)
-        self._add_recent = None if recent is None else recent()
+        self._add_recent = None if online is None else open_recent(online, access)
 
     async def user(self, user_id: str, version: int) -> UserRecord:
         """Return profile, recent interactions and vector of a user.

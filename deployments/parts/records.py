@@ -71,7 +71,7 @@ class Explanation:
     attributes: dict[str, list[str]] | None
     source: Source
     cluster_id: str | None
-    texts: list[dict[str, str | int]]
+    knowledge: list[dict[str, str | int]]
     store_version: str
 
 

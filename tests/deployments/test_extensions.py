@@ -58,7 +58,7 @@ def graph(store: VersionStore, args: OnlineArgs | None = None) -> Iterator[TestC
     args = args or OnlineArgs()
     access = StoreAccess(publish_root=str(store.root), poll_seconds=3600)
     with ExitStack() as stack:
-        lookup = Lookup(access, partial(open_recent, args, access))
+        lookup = Lookup(access, args)
         parts = lookup, Scorer(access, 4), Retriever(access)
         for part in parts:
             stack.callback(part.close)
