@@ -13,7 +13,7 @@ from deployments.extensions import open_recent
 from deployments.graph_args import OnlineArgs, StoreAccess
 from deployments.parts.records import NO_PROFILE, Explanation, Lack, SampledIds, UserRecord
 from deployments.parts.vector_server import VectorServer
-from deployments.parts.version_cache import VersionedPart
+from deployments.parts.version_cache import VersionCache
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
 from reki_ray.store.kv import VectorsLostError
@@ -88,19 +88,17 @@ class StoreReader:
         )
 
 
-class Lookup(VersionedPart[StoreReader]):
+class Lookup(VersionCache[StoreReader]):
     """Serves a `StoreReader` per version.
 
     Args:
         access: Where versions are.
         online: Which events are interactions to add to the stored ones; None adds none.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
     """
 
     def __init__(self, access: StoreAccess, online: OnlineArgs | None = None) -> None:
         super().__init__(access, StoreReader)
+        self.start()
         self._server = VectorServer(access.vectors)
         self._add_recent = None if online is None else open_recent(online, access)
 
@@ -110,7 +108,7 @@ class Lookup(VersionedPart[StoreReader]):
         If the vector cannot be looked up, the record lacks it: the history still counts, and the
         scorer marks the answer as degraded.
         """
-        reader = await self._versions.get(version)
+        reader = await self.get(version)
         stored = reader.profile(user_id)  # first, so that it never waits for a server
         try:
             # Mapped files answer in microseconds: a thread would cost more.
@@ -128,18 +126,18 @@ class Lookup(VersionedPart[StoreReader]):
 
     async def titles(self, item_ids: Sequence[str], version: int) -> list[str | None]:
         """Return the title of each item; None for unknown ones."""
-        return (await self._versions.get(version)).titles(item_ids)
+        return (await self.get(version)).titles(item_ids)
 
     async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
         """Return what a vector was made from; None for an unknown id."""
-        reader = await self._versions.get(version)
+        reader = await self.get(version)
         if not reader.waits:
             return reader.explain(side, subject_id)
         return await self._server.run(lambda: reader.explain(side, subject_id))
 
     async def sample(self, users: int, items: int, version: int) -> SampledIds:
         """Return the first ids in the order of the store."""
-        return (await self._versions.get(version)).sample(users, items)
+        return (await self.get(version)).sample(users, items)
 
     @override
     def close(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from deployments.graph_args import StoreAccess
 from deployments.parts.batcher import Batcher
 from deployments.parts.records import Scores, UserRecord
-from deployments.parts.version_cache import VersionedPart
+from deployments.parts.version_cache import VersionCache
 from reki_ray.errors import NotFiniteError
 from reki_ray.models.candidate_scorer import HistoryEvent, UserInput
 from reki_ray.schema import Source
@@ -93,16 +93,13 @@ class VersionScorer:
         )
 
 
-class Scorer(VersionedPart[VersionScorer]):
-    """Serves a `VersionScorer` per version, with at most `max_batch_size` requests per forward.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
+class Scorer(VersionCache[VersionScorer]):
+    """Serves a `VersionScorer` per version, with at most `max_batch_size` requests per forward."""
 
     def __init__(self, access: StoreAccess, max_batch_size: int) -> None:
         torch.set_num_threads(1)  # the matrices of a request are too small for more
         super().__init__(access, VersionScorer)
+        self.start()
         self._batcher: Batcher[tuple[VersionScorer, Question], Scores] = Batcher(
             _score_by_version,
             max_batch_size=max_batch_size,
@@ -116,7 +113,7 @@ class Scorer(VersionedPart[VersionScorer]):
         Raises:
             StoreError: The version does not open, or has no finite score.
         """
-        scorer = await self._versions.get(version)
+        scorer = await self.get(version)
         return await self._batcher.ask((scorer, Question(user, candidates)))
 
 

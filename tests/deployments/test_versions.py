@@ -174,7 +174,8 @@ def test_every_failure_to_open_is_a_refusal_of_that_version(root: Path, failure:
     async def ask() -> None:
         with pytest.raises(StoreError):
             await cache.get(2)
-        assert await cache.open(2) == "v2"  # an operator's question is no guess: it is tried
+        await cache.prepare(2)  # an operator's question is no guess: it is tried
+        assert await cache.get(2) == "v2"
 
     asyncio.run(ask())
     cache.close()
@@ -191,12 +192,13 @@ def test_a_damaged_version_is_read_once_and_not_again_before_it_is_written_to(
 
     async def ask() -> None:
         for _ in range(20):
-            for question in (cache.get, cache.open):
+            for question in (cache.get, cache.prepare):
                 with pytest.raises(StoreError, match="damaged"):
                     await question(1)
         assert compared == ["v1"]
         (store.folder(1) / "users.arrow").write_bytes(whole)
-        assert await cache.open(1) == "v1"
+        await cache.prepare(1)
+        assert await cache.get(1) == "v1"
 
     asyncio.run(ask())
     cache.close()
@@ -243,10 +245,10 @@ def test_a_version_that_hangs_while_it_opens_holds_up_no_promoted_one(root: Path
     cache = started(StoreAccess(publish_root=str(root), poll_seconds=0.01), load)
 
     async def follow() -> None:
-        held = asyncio.create_task(cache.open(2))
+        held = asyncio.create_task(cache.get(2))
         while "v2" not in load.asked:
             await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(cache.open(3))
+        waiting = asyncio.create_task(cache.get(3))
         await asyncio.sleep(0.1)
         assert load.asked == ["v1", "v2"]  # others are opened one at a time
         point_to(root, 3)
