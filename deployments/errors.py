@@ -28,15 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """An error for the caller.
-
-    Args:
-        status: HTTP status.
-        code: Stable, for programs.
-        message: For people.
-        details: JSON-ready.
-        headers: Further headers, such as Retry-After.
-    """
+    """An error for the caller: `code` is stable, `details` are JSON-ready."""
 
     def __init__(
         self,
@@ -50,8 +42,8 @@ class ApiError(Exception):
         self.status = status
         self.code = code
         self.message = message
-        self.details = dict(details or {})
-        self.headers = dict(headers or {})
+        self.details = details or {}
+        self.headers = headers
         super().__init__(message)
 
 

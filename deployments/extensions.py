@@ -43,10 +43,11 @@ logger = logging.getLogger(__name__)
 
 
 class ExposureSink:
-    """The exposure log, opened by `open_log` in the background: answers never wait for it."""
+    """The exposure log of a replica, opened in the background: answers never wait for it."""
 
-    def __init__(self, open_log: Callable[[], ExposureLog]) -> None:
-        self._open_log = open_log
+    def __init__(self, folders: OnlineFolders, replica: str) -> None:
+        self._folders = folders
+        self._replica = replica
         self._log: ExposureLog | None = None
         self._missed = 0
         self._opener = BackgroundThread("open-exposures", self._open, OPEN_SECONDS)
@@ -88,17 +89,13 @@ class ExposureSink:
             self._log.close()
 
     def _open(self) -> None:
-        self._log = self._open_log()
+        hasher = open_hasher(self._folders.key)
+        self._log = ExposureLog(self._folders.exposures, self._replica, hasher)
         self._opener.stop()
 
 
 class EventSink:
-    """The event log, opened at the first write.
-
-    Args:
-        folder: Segments of all processes.
-        writer: Name of this process.
-    """
+    """The event log of `writer` in `folder`, opened at the first write."""
 
     def __init__(self, folder: Path, writer: str) -> None:
         self._folder = folder
@@ -120,13 +117,7 @@ class EventSink:
 
 @dataclass(frozen=True)
 class Extensions:
-    """What a graph may offer besides scores.
-
-    Args:
-        append: Makes events durable; blocks.
-        experiment: Reads the running experiment.
-        exposures: Logs what users of an experiment were shown.
-    """
+    """What a graph may offer besides scores."""
 
     append: Callable[[Sequence[EventItem]], None] | None = None
     experiment: Callable[[], Experiment | None] = lambda: None
@@ -136,31 +127,24 @@ class Extensions:
 def open_extensions(access: StoreAccess, replica: str) -> Extensions:
     """Open event log, exposures and experiment of a gateway replica, which writes its own files."""
     folders = OnlineFolders.beside(access.publish_root)
-    exposures = ExposureSink(
-        lambda: ExposureLog(folders.exposures, replica, open_hasher(folders.key))
-    )
     return Extensions(
         append=EventSink(folders.events, replica).append,
         experiment=partial(load_experiment, access.publish_root),
-        exposures=exposures,
+        exposures=ExposureSink(folders, replica),
     )
 
 
 class RecentHistories:
-    """Adds recent interactions to user records; follows the event log in a thread.
+    """Adds recent interactions to user records; follows the log of all gateways in a thread.
 
     The constructor waits until the log has been read, at most `REPLAY_SECONDS`, so that a starting
     replica does not answer from half of it.
-
-    Args:
-        open_recent: Opens the latest events; called in the thread.
-        history: Longest history.
     """
 
-    def __init__(self, open_recent: Callable[[], RecentEvents], history: int) -> None:
-        self._open_recent = open_recent
+    def __init__(self, args: OnlineArgs, access: StoreAccess) -> None:
+        self._args = args
+        self._access = access
         self._recent: RecentEvents | None = None
-        self._history = history
         self._replayed = threading.Event()
         self._follower = BackgroundThread("recent-events", self._follow, POLL_SECONDS)
         self._follower.start()
@@ -175,7 +159,7 @@ class RecentHistories:
         interactions = [] if recent is None else recent.of(user_id)
         if recent is None or not interactions:
             return record
-        profile = merge(record.profile, interactions, self._history)
+        profile = merge(record.profile, interactions, self._args.history)
         return dataclasses.replace(record, profile=profile, met=recent.met(user_id))
 
     def close(self) -> None:
@@ -184,18 +168,12 @@ class RecentHistories:
 
     def _follow(self) -> None:
         if self._recent is None:
-            self._recent = self._open_recent()
+            args = self._args
+            rules = as_it_is if args.data is None else EventRules(args.rules, args.data).interaction
+            folder = OnlineFolders.beside(self._access.publish_root).events
+            self._recent = RecentEvents(folder, interaction=rules, since=_held_until(self._access))
         self._recent.refresh()
         self._replayed.set()
-
-
-def open_recent(args: OnlineArgs, access: StoreAccess) -> RecentHistories:
-    """Open recent histories of a lookup replica from the event log of all gateways."""
-    rules = as_it_is if args.data is None else EventRules(args.rules, args.data).interaction
-    folder = OnlineFolders.beside(access.publish_root).events
-    return RecentHistories(
-        lambda: RecentEvents(folder, interaction=rules, since=_held_until(access)), args.history
-    )
 
 
 def _held_until(access: StoreAccess) -> float:

@@ -59,10 +59,6 @@ def build_api(
     """Build the HTTP application over the rest of the graph.
 
     Args:
-        client: Calls the rest of the graph.
-        args: Arguments of the graph.
-        metrics: Metrics of this replica.
-        extensions: Event log, experiment and exposures.
         answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:

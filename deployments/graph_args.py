@@ -68,10 +68,10 @@ class StoreAccess(VersionSettings):
         """
         if self.compare is None:
             return None
-        same = self.arm(served) == self.compare
+        same = _arm(self.publish_root, served) == self.compare
         for number in reversed(self.store().versions()):
             try:
-                if (self.arm(number) == self.compare) != same:
+                if (_arm(self.publish_root, number) == self.compare) != same:
                     return number
             except StoreError:  # skip damaged versions
                 continue
@@ -83,7 +83,7 @@ class StoreAccess(VersionSettings):
         Raises:
             StoreError: The version is missing or damaged.
         """
-        return _arm(self.publish_root, version)
+        return read_manifest(self.store().folder(version)).arm
 
 
 @lru_cache(maxsize=1024)

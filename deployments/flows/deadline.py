@@ -75,7 +75,6 @@ class Deadline:
 
     Args:
         seconds: Time from now on.
-        metrics: Metrics of this replica.
         throttle: Shared by all requests of a kind.
     """
 
@@ -93,8 +92,6 @@ class Deadline:
         """Return the answer of a hop; retry once if its replica is gone or late.
 
         Args:
-            hop: Name for the metrics.
-            call: Starts an attempt.
             share: Share of the remaining time for both attempts together.
 
         Raises:

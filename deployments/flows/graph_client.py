@@ -11,7 +11,8 @@ from typing_extensions import override
 
 from deployments.errors import ApiError
 from deployments.flows.deadline import GONE
-from deployments.parts.records import Explanation, SampledIds, Scores, UserRecord
+from deployments.parts.records import Scores, UserRecord
+from deployments.schemas import KnowledgeResponse, SampleResponse
 from reki_ray.core.ray_cluster import cause_of
 from reki_ray.schema import Side
 
@@ -33,10 +34,12 @@ class GraphClient(Protocol):
     def titles(self, item_ids: Sequence[str], version: int) -> Awaitable[list[str | None]]:
         """Look up titles."""
 
-    def explain(self, side: Side, subject_id: str, version: int) -> Awaitable[Explanation | None]:
+    def explain(
+        self, side: Side, subject_id: str, version: int
+    ) -> Awaitable[KnowledgeResponse | None]:
         """Look up the texts behind a vector."""
 
-    def sample(self, users: int, items: int, version: int) -> Awaitable[SampledIds]:
+    def sample(self, users: int, items: int, version: int) -> Awaitable[SampleResponse]:
         """Return some ids of the store."""
 
     def candidates(

@@ -38,14 +38,7 @@ class Recommendation:
 
 
 class RecommendFlow(ScoringFlow):
-    """Carries recommendations through the graph.
-
-    Args:
-        client: Calls the rest of the graph.
-        seconds: Deadline of a request.
-        retrieved: Items to score for an answer, at least.
-        metrics: Metrics of this replica.
-    """
+    """Carries recommendations through the graph, each with at least `retrieved` scored items."""
 
     def __init__(
         self, client: GraphClient, seconds: float, retrieved: int, metrics: GatewayMetrics

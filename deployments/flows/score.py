@@ -19,13 +19,7 @@ from reki_ray.store.tables import Profile
 
 
 class ScoringFlow:
-    """Carries score requests through the graph.
-
-    Args:
-        client: Calls the rest of the graph.
-        seconds: Deadline of a request.
-        metrics: Metrics of this replica.
-    """
+    """Carries score requests through the graph, each with a deadline of `seconds`."""
 
     def __init__(self, client: GraphClient, seconds: float, metrics: GatewayMetrics) -> None:
         self._client = client

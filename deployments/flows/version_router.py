@@ -71,14 +71,7 @@ class VersionOpener:
 
 
 class VersionRouter:
-    """The version of each user.
-
-    Args:
-        access: Which version to serve, and how many replicas keep open.
-        prepare: Makes the rest of the graph open a version.
-        metrics: Metrics of this replica.
-        experiment: Reads the running experiment, if any.
-    """
+    """The version of each user."""
 
     def __init__(
         self,
@@ -147,7 +140,6 @@ class VersionRouter:
         """Return the route of a user.
 
         Args:
-            user_id: The user.
             named: Variant in place of the user's own.
             store_version: Version in place of the user's own, such as v3.
 

@@ -27,7 +27,6 @@ from deployments.schemas import (
     Events,
     KnowledgeResponse,
     RecommendRequest,
-    SampleItem,
     SampleResponse,
     ScoreRequest,
     StatusResponse,
@@ -51,15 +50,7 @@ READERS: Final = 4
 
 
 class Api:
-    """The endpoints.
-
-    Args:
-        client: Calls the rest of the graph.
-        router: The version of each user.
-        settings: Limits.
-        metrics: Metrics of this replica.
-        extensions: Event log and exposures.
-    """
+    """The endpoints."""
 
     def __init__(
         self,
@@ -166,9 +157,7 @@ class Api:
         """Return some ids of the store to try the service with."""
         number = self._router.number
         with self._lookups.taken():
-            sample = await self._lookup(lambda: self._client.sample(users, items, number))
-        titled = [SampleItem(item_id=item, title=title) for item, title in sample.items]
-        return SampleResponse(users=sample.users, items=titled, store_version=sample.store_version)
+            return await self._lookup(lambda: self._client.sample(users, items, number))
 
     async def healthz(self) -> StatusResponse:
         """Report that this replica is alive."""
@@ -189,7 +178,7 @@ class Api:
         number = self._router.number
         sample = await self._lookup(lambda: self._client.sample(1, 1, number))
         user = next(iter(sample.users), "unknown")
-        items = [item for item, _ in sample.items] or ["unknown"]
+        items = [item.item_id for item in sample.items] or ["unknown"]
         scores = await self._scoring.score(user, items, number)
         if first and scores.degraded:  # later, degraded answers are better than none
             raise ApiError(503, "not_ready", "The lookup does not answer yet.")
@@ -229,9 +218,7 @@ class Api:
             )
         if explanation is None:
             raise ApiError(404, "unknown_id", f"The store knows no such id among its {side}.")
-        return KnowledgeResponse.model_validate(
-            {"id": subject_id, "side": side, **vars(explanation)}
-        )
+        return explanation
 
     async def _lookup(self, call: Callable[[], Awaitable[T]]) -> T:
         try:

@@ -12,8 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -100,17 +99,11 @@ def bearer(config: EdgeConfig, environ: Mapping[str, str] = os.environ) -> dict[
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
 
-@dataclass(frozen=True)
-class Caller:
-    """The sender of a request.
+class Caller(NamedTuple):
+    """The sender of a request; `key` identifies the client for the rate limit."""
 
-    Args:
-        role: `anonymous` without a token, `unknown` with a wrong one.
-        key: Identifies the client for the rate limit; never a token.
-    """
-
-    role: Role
-    key: str
+    role: Role  # `anonymous` without a token, `unknown` with a wrong one
+    key: str  # never a token
 
 
 class Authenticator:

@@ -38,9 +38,6 @@ def install_edge(
     From outside in: client address, request context, access, sizes, the application.
 
     Args:
-        app: Not started yet.
-        settings: Access and limits.
-        metrics: Metrics of this replica.
         answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:

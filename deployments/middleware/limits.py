@@ -18,9 +18,6 @@ class AccessGuard:
     """Checks token and rate of a request, and adds `caller` to its state.
 
     Args:
-        app: The application.
-        authenticator: Checks tokens.
-        limiter: Counts requests; None for no limit.
         on_limited: Called with the caller's role for every request above the limit.
     """
 

@@ -90,11 +90,7 @@ class _Metric:
 
 
 class GatewayMetrics:
-    """Metrics of one replica.
-
-    Args:
-        replica: Name of the replica, in the label `replica`.
-    """
+    """Metrics of one replica, which the label `replica` names."""
 
     def __init__(self, replica: str) -> None:
         self.replica = replica

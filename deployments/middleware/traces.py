@@ -27,9 +27,7 @@ def install_tracing(
     """Trace the requests of an application.
 
     Args:
-        app: Not started yet.
         endpoint: Receives spans, OTLP over HTTP.
-        replica: Name of the replica.
         processor: Processes finished spans; None sends them to the endpoint in batches.
 
     Raises:

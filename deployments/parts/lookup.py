@@ -9,14 +9,16 @@ from typing import cast
 
 from typing_extensions import override
 
-from deployments.extensions import open_recent
+from deployments.extensions import RecentHistories
 from deployments.graph_args import OnlineArgs, StoreAccess
-from deployments.parts.records import NO_PROFILE, Explanation, Lack, SampledIds, UserRecord
+from deployments.parts.records import NO_PROFILE, Lack, UserRecord
 from deployments.parts.vector_server import VectorServer
 from deployments.parts.version_cache import VersionCache
+from deployments.schemas import KnowledgeResponse, KnowledgeText, SampleItem, SampleResponse
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
 from reki_ray.store.kv import VectorsLostError
+from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.versions import StoreVersion
 
 logger = logging.getLogger(__name__)
@@ -55,52 +57,46 @@ class StoreReader:
         items = [self._version.catalogue.get(item_id) for item_id in item_ids]
         return [None if item is None else item.title for item in items]
 
-    def explain(self, side: Side, subject_id: str) -> Explanation | None:
+    def explain(self, side: Side, subject_id: str) -> KnowledgeResponse | None:
         """Return what a vector was made from; None for an unknown id."""
-        title: str | None = None
+        subject: CatalogueItem | Profile | None
         if side == "items":
-            vectors, item = self._version.items, self._version.catalogue.get(subject_id)
-            if item is None:
-                return None
-            title, attributes = item.title, item.attributes
+            vectors, subject = self._version.items, self._version.catalogue.get(subject_id)
         else:
-            vectors, profile = self._version.users, self._version.profile(subject_id)
-            if profile is None:
-                return None
-            attributes = profile.attributes
+            vectors, subject = self._version.users, self._version.profile(subject_id)
+        if subject is None:
+            return None
         source = vectors.sources([subject_id])[0] if vectors is not None else "individual"
         texts = self._version.knowledge(side, subject_id)
-        return Explanation(
-            title=title,
-            attributes=attributes,
+        return KnowledgeResponse(
+            id=subject_id,
+            side=side,
+            title=getattr(subject, "title", None),
+            attributes=subject.attributes,
             source=cast(Source, source),
             cluster_id=self._version.cluster_of(side, subject_id),
-            knowledge=[dataclasses.asdict(text) for text in texts],
+            knowledge=[KnowledgeText(**vars(text)) for text in texts],
             store_version=self._version.name,
         )
 
-    def sample(self, users: int, items: int) -> SampledIds:
+    def sample(self, users: int, items: int) -> SampleResponse:
         """Return the first ids in the order of the store."""
-        return SampledIds(
-            self._version.profiles.ids(users),
-            [(item.item_id, item.title) for item in self._version.catalogue.first(items)],
-            self._version.name,
+        first = self._version.catalogue.first(items)
+        return SampleResponse(
+            users=self._version.profiles.ids(users),
+            items=[SampleItem(item_id=item.item_id, title=item.title) for item in first],
+            store_version=self._version.name,
         )
 
 
 class Lookup(VersionCache[StoreReader]):
-    """Serves a `StoreReader` per version.
-
-    Args:
-        access: Where versions are.
-        online: Which events are interactions to add to the stored ones; None adds none.
-    """
+    """Serves a `StoreReader` per version; without `online`, recent events are not added."""
 
     def __init__(self, access: StoreAccess, online: OnlineArgs | None = None) -> None:
         super().__init__(access, StoreReader)
         self.start()
         self._server = VectorServer(access.vectors)
-        self._add_recent = None if online is None else open_recent(online, access)
+        self._add_recent = None if online is None else RecentHistories(online, access)
 
     async def user(self, user_id: str, version: int) -> UserRecord:
         """Return profile, recent interactions and vector of a user.
@@ -128,14 +124,14 @@ class Lookup(VersionCache[StoreReader]):
         """Return the title of each item; None for unknown ones."""
         return (await self.get(version)).titles(item_ids)
 
-    async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse | None:
         """Return what a vector was made from; None for an unknown id."""
         reader = await self.get(version)
         if not reader.waits:
             return reader.explain(side, subject_id)
         return await self._server.run(lambda: reader.explain(side, subject_id))
 
-    async def sample(self, users: int, items: int, version: int) -> SampledIds:
+    async def sample(self, users: int, items: int, version: int) -> SampleResponse:
         """Return the first ids in the order of the store."""
         return (await self.get(version)).sample(users, items)
 

@@ -71,7 +71,7 @@ class VersionScorer:
                 where=f"model {self._manifest.model_fingerprint[:12]}",
                 todo="Go back to an older version: `reki rollback`.",
             )
-        fits = self._fits(question.user)
+        fits = question.user.store_version == self.name
         return Scores(
             scores=scores.tolist(),
             sources=[self._source_of.get(item, FALLBACK) for item in question.candidates],
@@ -82,11 +82,9 @@ class VersionScorer:
             store_version=self.name,
         )
 
-    def _fits(self, user: UserRecord) -> bool:
-        return user.store_version == self.name  # the vector of another model is meaningless
-
     def _input(self, user: UserRecord) -> UserInput:
-        vector = user.vector if self._fits(user) else None
+        # The vector of another model is meaningless.
+        vector = user.vector if user.store_version == self.name else None
         events = [HistoryEvent(*event) for event in user.profile.latest(self._scorer.history)]
         return UserInput(
             user.profile.attributes, events, self._fallback if vector is None else vector
@@ -120,11 +118,8 @@ class Scorer(VersionCache[VersionScorer]):
 def _score_by_version(
     pairs: Sequence[tuple[VersionScorer, Question]],
 ) -> list[Scores | Exception]:
-    places_of: dict[VersionScorer, list[int]] = {}
-    for place, (scorer, _) in enumerate(pairs):
-        places_of.setdefault(scorer, []).append(place)
-    answers: dict[int, Scores | Exception] = {}
-    for scorer, places in places_of.items():
-        scores = scorer.score_batch([pairs[place][1] for place in places])
-        answers.update(zip(places, scores, strict=True))
-    return [answers[place] for place in range(len(pairs))]
+    questions: dict[VersionScorer, list[Question]] = {}
+    for scorer, question in pairs:
+        questions.setdefault(scorer, []).append(question)
+    answers = {scorer: iter(scorer.score_batch(batch)) for scorer, batch in questions.items()}
+    return [next(answers[scorer]) for scorer, _ in pairs]

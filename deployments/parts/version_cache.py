@@ -189,13 +189,15 @@ class VersionCache(Generic[T]):
                 raise copy.copy(earlier.error)
             version = self._load(store.open_served(number))
         except Exception as error:  # other versions open regardless
-            refusal = error
-            if not isinstance(error, RekiError):
-                refusal = StoreError(
+            refusal = (
+                error
+                if isinstance(error, RekiError)
+                else StoreError(
                     f"the version cannot be opened: {type(error).__name__}: {error}",
                     where=str(store.folder(number)),
                     todo="It is tried again; check the disk and the permissions of the files.",
                 )
+            )
             wait = FIRST_WAIT if earlier is None else min(2 * earlier.wait, LONGEST_WAIT)
             # A copy: the error itself holds references to all frames it passed.
             self._refused[number] = _Refusal(copy.copy(refusal), seal, wait, self._clock() + wait)

@@ -17,7 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from deployments import extensions
-from deployments.extensions import RecentHistories, open_extensions, open_recent
+from deployments.extensions import RecentHistories, open_extensions
 from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
 from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
@@ -90,7 +90,7 @@ def opened(store: VersionStore) -> Iterator[Callable[[], RecentHistories]]:
 
         def open_() -> RecentHistories:
             access = StoreAccess(publish_root=str(store.root))
-            return stack.enter_context(closing(open_recent(OnlineArgs(), access)))
+            return stack.enter_context(closing(RecentHistories(OnlineArgs(), access)))
 
         yield open_
 
@@ -233,7 +233,7 @@ def test_the_log_is_read_from_where_the_histories_of_all_served_versions_end(
     [segment] = folders(store).events.iterdir()
     week_ago = time.time() - 7 * 86_400
     os.utime(segment, (week_ago, week_ago))
-    with closing(open_recent(OnlineArgs(), StoreAccess(publish_root=str(store.root)))) as add:
+    with closing(RecentHistories(OnlineArgs(), StoreAccess(publish_root=str(store.root)))) as add:
         assert len(add("new", UserRecord()).met) == expected
 
 

@@ -17,8 +17,8 @@ from deployments.flows.graph_client import GraphClient, HandleClient
 from deployments.flows.recommend import Recommendation, RecommendFlow
 from deployments.flows.score import ScoringFlow
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.parts.records import Explanation, SampledIds, Scores, UserRecord
-from deployments.schemas import HistoryItem, RecommendRequest
+from deployments.parts.records import Scores, UserRecord
+from deployments.schemas import HistoryItem, KnowledgeResponse, RecommendRequest, SampleResponse
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
 from reki_ray.store.tables import Profile
@@ -58,10 +58,10 @@ class Graph:
         await self._fail("titles")
         return [item.upper() for item in item_ids]
 
-    async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse | None:
         raise NotImplementedError
 
-    async def sample(self, users: int, items: int, version: int) -> SampledIds:
+    async def sample(self, users: int, items: int, version: int) -> SampleResponse:
         raise NotImplementedError
 
     async def candidates(
