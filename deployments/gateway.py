@@ -190,11 +190,7 @@ class Gateway(HttpReplica):
 
 @serve.ingress()
 class FusedGateway(HttpReplica):
-    """Serves the HTTP interface over parts in the same process.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
+    """Serves the HTTP interface over parts in the same process."""
 
     def __init__(self, args: GraphArgs) -> None:
         client = LocalClient(

@@ -46,12 +46,7 @@ def build_app(args: GraphArgs) -> Application:
 
 
 def build_fused_app(args: GraphArgs) -> Application:
-    """Build the same graph as a single deployment with the gateway's number of replicas.
-
-    Raises:
-        ConfigError: The vector server's timeout exceeds that of the lookup.
-        StoreError: Nothing is published at `publish_root`.
-    """
+    """Build the same graph as a single deployment with the gateway's number of replicas."""
     args = _checked(args)
     return _ingress(args, FusedGateway, cpus=0.5).bind(args)
 

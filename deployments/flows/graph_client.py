@@ -9,7 +9,6 @@ from typing import Any, Final, Protocol
 from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
-from deployments.errors import ApiError
 from deployments.flows.deadline import GONE
 from deployments.parts.records import Scores, UserRecord
 from deployments.schemas import KnowledgeResponse, SampleResponse
@@ -56,11 +55,7 @@ class GraphClient(Protocol):
         """Return the places of the items, best first."""
 
     def prepare(self, version: int) -> Awaitable[None]:
-        """Make every replica open a version.
-
-        Raises:
-            StoreError: A replica cannot open it.
-        """
+        """Make every replica open a version; raises StoreError if one cannot."""
 
 
 class LocalClient:
@@ -78,7 +73,8 @@ class LocalClient:
         self.explain = self._method(lookup.explain)
         self.sample = self._method(lookup.sample)
         self.score = self._method(scorer.score)
-        self.candidates = self._method(retriever.candidates) if self.retrieves else _no_retrieval
+        if retriever is not None:
+            self.candidates = self._method(retriever.candidates)
         if reranker is not None:
             self.rerank = self._method(reranker.rerank)
 
@@ -114,14 +110,3 @@ class HandleClient(LocalClient):
         if failures or (errors and len(errors) == len(answers)):
             error = (failures or errors)[0]
             raise cause_of(error) or error
-
-
-def no_retrieval() -> ApiError:
-    """Return the error of a graph without retriever."""
-    return ApiError(
-        404, "no_retrieval", "This graph has no retriever; name candidates to /v1/score."
-    )
-
-
-def _no_retrieval(*_: Any) -> Any:
-    raise no_retrieval()

@@ -50,8 +50,7 @@ class RecommendFlow(ScoringFlow):
         """Return at most k unseen items for a user.
 
         Raises:
-            ApiError: 404 in a graph without retriever, 503 if no retriever or scorer answers, 504
-                after the deadline.
+            ApiError: 503 if no retriever or scorer answers, 504 after the deadline.
         """
         deadline, client = self._deadline(), self._client
         user = await self._user(deadline, request.user_id, version, request.history)

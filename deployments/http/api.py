@@ -16,7 +16,7 @@ from deployments.bulkhead import Bound, Bulkhead
 from deployments.errors import OVERLOADED, ApiError, retry_later
 from deployments.extensions import Extensions
 from deployments.flows.deadline import Deadline, HopError, RetryThrottle, unavailable
-from deployments.flows.graph_client import GraphClient, no_retrieval
+from deployments.flows.graph_client import GraphClient
 from deployments.flows.recommend import RecommendFlow
 from deployments.flows.score import ScoringFlow
 from deployments.flows.version_router import Route, VersionRouter
@@ -95,7 +95,9 @@ class Api:
         self._limit("history", len(body.history or ()), self._settings.max_history)
         self._limit("exclude", len(body.exclude), self._settings.max_candidates)
         if not self._client.retrieves:
-            raise no_retrieval()
+            raise ApiError(
+                404, "no_retrieval", "This graph has no retriever; name candidates to /v1/score."
+            )
         route = self._router.of(body.user_id, body.variant, body.store_version)
         with self._scores.taken():
             answer = await self._recommending.recommend(body, route.version)

@@ -24,10 +24,9 @@ PERSONAL: Final = (
 def install_tracing(
     app: FastAPI, endpoint: str, replica: str, processor: SpanProcessor | None = None
 ) -> None:
-    """Trace the requests of an application.
+    """Trace the requests of an application; send spans to `endpoint`, OTLP over HTTP.
 
     Args:
-        endpoint: Receives spans, OTLP over HTTP.
         processor: Processes finished spans; None sends them to the endpoint in batches.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import cast
 
 from typing_extensions import override
 
-from deployments.extensions import RecentHistories
 from deployments.graph_args import OnlineArgs, StoreAccess
+from deployments.parts.recent_histories import RecentHistories
 from deployments.parts.records import NO_PROFILE, Lack, UserRecord
 from deployments.parts.vector_server import VectorServer
 from deployments.parts.version_cache import VersionCache
@@ -38,15 +38,15 @@ class StoreReader:
         return UserRecord(profile or NO_PROFILE, source=source)
 
     def user(self, user_id: str) -> UserRecord:
-        """Return profile and vector of a user, or fallbacks for an unknown one.
+        """Return profile and vector of a user, or fallbacks for an unknown one."""
+        return self.with_vector(user_id, self.profile(user_id))
+
+    def with_vector(self, user_id: str, record: UserRecord) -> UserRecord:
+        """Add the vector to the record of a user.
 
         Raises:
             StoreError: A vector server does not answer, or has lost its vectors.
         """
-        return self.with_vector(user_id, self.profile(user_id))
-
-    def with_vector(self, user_id: str, record: UserRecord) -> UserRecord:
-        """Add the vector to the record of a user; raises as `user`."""
         if self._version.users is None:
             return dataclasses.replace(record, store_version=self._version.name)
         vectors, sources = self._version.users.lookup([user_id])
