@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from deployments.bulkhead import FullError
-from deployments.schemas import ErrorBody, ErrorResponse
 
 _CODES = {
     400: "bad_request",
@@ -23,22 +22,13 @@ _CODES = {
 }
 _SHOWN_PROBLEMS = 10
 
-RETRY_LATER: Final = {"Retry-After": "1"}
 OVERLOADED: Final = "overloaded"
 
 logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """An error for the caller.
-
-    Args:
-        status: HTTP status.
-        code: Stable, for programs.
-        message: For people.
-        details: JSON-ready.
-        headers: Further headers, such as Retry-After.
-    """
+    """An error for the caller: `code` is stable, `details` are JSON-ready."""
 
     def __init__(
         self,
@@ -52,79 +42,67 @@ class ApiError(Exception):
         self.status = status
         self.code = code
         self.message = message
-        self.details = dict(details or {})
-        self.headers = dict(headers or {})
+        self.details = details or {}
+        self.headers = headers
         super().__init__(message)
+
+
+def retry_later(code: str, message: str, *, status: int = 503) -> ApiError:
+    """Return an error that may be gone at the next attempt."""
+    return ApiError(status, code, message, headers={"Retry-After": "1"})
 
 
 def overloaded() -> ApiError:
     """Return the error for requests beyond a bound."""
-    return ApiError(
-        503,
-        OVERLOADED,
-        "The service is overloaded; try again later.",
-        headers=RETRY_LATER,
-    )
+    return retry_later(OVERLOADED, "The service is overloaded; try again later.")
 
 
 def timed_out() -> ApiError:
     """Return the error for requests past their deadline."""
-    return ApiError(504, "timeout", "The deadline has passed; try again.", headers=RETRY_LATER)
+    return retry_later("timeout", "The deadline has passed; try again.", status=504)
+
+
+def defect() -> ApiError:
+    """Return the error for an unexpected exception, whose details are only logged."""
+    return ApiError(
+        500, "internal", "The service failed; see its log for the X-Request-ID of this answer."
+    )
 
 
 def error_response(error: ApiError) -> JSONResponse:
     """Return an error as a response."""
-    body = ErrorResponse(
-        error=ErrorBody(code=error.code, message=error.message, details=error.details)
-    )
-    return JSONResponse(body.model_dump(), status_code=error.status, headers=error.headers)
-
-
-def defect_response() -> JSONResponse:
-    """Return the response for an unexpected error, whose details are only logged."""
-    return error_response(
-        ApiError(
-            500,
-            "internal",
-            "The service failed; see its log for the X-Request-ID of this answer.",
-        )
-    )
+    content = {"code": error.code, "message": error.message, "details": error.details}
+    return JSONResponse({"error": content}, error.status, error.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Register handlers that give every error of an application this form."""
+    """Give every error of an application this form."""
 
-    async def on_api_error(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        return error_response(error)
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        return error_response(_api_error(request, error))
 
-    async def on_http(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        code = _CODES.get(error.status_code, f"http_{error.status_code}")
-        return error_response(
-            ApiError(error.status_code, code, str(error.detail), headers=error.headers)
-        )
+    for kind in (
+        *(ApiError, HTTPException, RequestValidationError),
+        *(FullError, TimeoutError, Exception),
+    ):
+        app.add_exception_handler(kind, answer)
 
-    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, RequestValidationError)
-        return error_response(_invalid(error))
 
-    async def on_full(_: Request, __: Exception) -> JSONResponse:
-        return error_response(overloaded())
-
-    async def on_timeout(_: Request, __: Exception) -> JSONResponse:
-        return error_response(timed_out())
-
-    async def on_defect(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s request failed", request.method, exc_info=error)  # paths hold ids
-        return defect_response()
-
-    app.add_exception_handler(ApiError, on_api_error)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(FullError, on_full)
-    app.add_exception_handler(TimeoutError, on_timeout)
-    app.add_exception_handler(Exception, on_defect)
+def _api_error(request: Request, error: Exception) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case HTTPException():
+            code = _CODES.get(error.status_code, f"http_{error.status_code}")
+            return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+        case RequestValidationError():
+            return _invalid(error)
+        case FullError():
+            return overloaded()
+        case TimeoutError():
+            return timed_out()
+    logger.error("%s request failed", request.method, exc_info=error)  # paths hold ids
+    return defect()
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
@@ -140,10 +118,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
         )
     # The input is not repeated: it may be long or private.
     shown = [
-        {
-            "field": ".".join(str(part) for part in problem["loc"][1:]),
-            "problem": problem["msg"],
-        }
+        {"field": ".".join(map(str, problem["loc"][1:])), "problem": problem["msg"]}
         for problem in problems[:_SHOWN_PROBLEMS]
     ]
     return ApiError(

@@ -1,11 +1,10 @@
-"""Events, recent histories, experiments and exposures.
+"""Events, experiments and exposures.
 
 Scores do not depend on these: if a folder or file is unavailable, the graph serves without it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
@@ -15,28 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from deployments.flows.version_router import Exposed, RunningExperiment, no_experiment
-from deployments.graph_args import OnlineArgs, StoreAccess
-from deployments.parts.records import UserRecord
+from deployments.graph_args import StoreAccess
 from deployments.schemas import EventItem
 from reki_ray.core.background import BackgroundThread
-from reki_ray.errors import RekiError
-from reki_ray.events.event_mapping import EventRules, as_it_is
 from reki_ray.events.log import Event, EventLog
 from reki_ray.events.paths import OnlineFolders
-from reki_ray.events.recent import RecentEvents, merge
-from reki_ray.experiments.experiment import load_experiment
+from reki_ray.experiments.experiment import Experiment, load_experiment
 from reki_ray.experiments.exposures import ExposureLog
 from reki_ray.experiments.user_hash import open_hasher
-from reki_ray.store.manifest import PROFILES_FILE
-from reki_ray.store.tables import Profiles
 
-POLL_SECONDS: Final = 0.2
-"""Time between two polls of the event log: an event is in its user's history within a second."""
-REPLAY_SECONDS: Final = 60.0
-"""Longest time that a starting lookup reads the event log before it answers."""
-MARGIN_SECONDS: Final = 86_400.0
-"""Delay with which an event may still enter a version."""
 OPEN_SECONDS: Final = 1.0
 """Time between two attempts to open the exposure log; it doubles with each."""
 
@@ -44,41 +30,40 @@ logger = logging.getLogger(__name__)
 
 
 class ExposureSink:
-    """The exposure log, opened by `open_log` in the background: answers never wait for it."""
+    """The exposure log of a replica, opened in the background: answers never wait for it."""
 
-    def __init__(self, open_log: Callable[[], ExposureLog]) -> None:
-        self._open_log = open_log
+    def __init__(self, folders: OnlineFolders, replica: str) -> None:
+        self._folders = folders
+        self._replica = replica
         self._log: ExposureLog | None = None
         self._missed = 0
         self._opener = BackgroundThread("open-exposures", self._open, OPEN_SECONDS)
         self._opener.start()
 
-    @property
-    def written(self) -> int:
-        """Exposures on disk."""
-        return 0 if self._log is None else self._log.written
-
-    @property
-    def dropped(self) -> int:
-        """Exposures that were lost."""
-        return self._missed + (0 if self._log is None else self._log.dropped)
-
     def counts(self) -> Mapping[str, int]:
-        """Return the exposures by outcome."""
-        return {"written": self.written, "dropped": self.dropped}
+        """Return the exposures by outcome: on disk, or lost."""
+        written, dropped = (0, 0) if self._log is None else (self._log.written, self._log.dropped)
+        return {"written": written, "dropped": self._missed + dropped}
 
-    def append(self, exposed: Exposed) -> None:
-        """Queue an exposure without waiting or raising."""
+    def append(
+        self,
+        request_id: str,
+        experiment: str,
+        variant: str,
+        user_id: str,
+        item_ids: Sequence[str],
+    ) -> None:
+        """Queue what a user was shown, without waiting or raising."""
         try:
             if self._log is None:
                 self._missed += 1
                 return
             self._log.append(
-                request_id=exposed.request_id,
-                experiment=exposed.experiment,
-                variant=exposed.variant,
-                user_id=exposed.user_id,
-                item_ids=exposed.item_ids,
+                request_id=request_id,
+                experiment=experiment,
+                variant=variant,
+                user_id=user_id,
+                item_ids=item_ids,
             )
         except Exception as error:
             self._missed += 1
@@ -91,17 +76,13 @@ class ExposureSink:
             self._log.close()
 
     def _open(self) -> None:
-        self._log = self._open_log()
+        hasher = open_hasher(self._folders.key)
+        self._log = ExposureLog(self._folders.exposures, self._replica, hasher)
         self._opener.stop()
 
 
 class EventSink:
-    """The event log, opened at the first write.
-
-    Args:
-        folder: Segments of all processes.
-        writer: Name of this process.
-    """
+    """The event log of `writer` in `folder`, opened at the first write."""
 
     def __init__(self, folder: Path, writer: str) -> None:
         self._folder = folder
@@ -110,11 +91,7 @@ class EventSink:
         self._opening = threading.Lock()
 
     def append(self, items: Sequence[EventItem]) -> None:
-        """Make events durable; blocks until they are on disk.
-
-        Raises:
-            StoreError: The disk fails.
-        """
+        """Make events durable; blocks until they are on disk, and raises StoreError if it fails."""
         with self._opening:
             log = self._log = self._log or EventLog(self._folder, self._writer)
         now = int(time.time())
@@ -123,98 +100,18 @@ class EventSink:
 
 @dataclass(frozen=True)
 class Extensions:
-    """What a graph may offer besides scores.
-
-    Args:
-        append: Makes events durable; blocks.
-        experiment: Reads the running experiment.
-        exposures: Logs what users of an experiment were shown.
-    """
+    """What a graph may offer besides scores."""
 
     append: Callable[[Sequence[EventItem]], None] | None = None
-    experiment: Callable[[], RunningExperiment | None] = no_experiment
+    experiment: Callable[[], Experiment | None] = lambda: None
     exposures: ExposureSink | None = None
 
 
 def open_extensions(access: StoreAccess, replica: str) -> Extensions:
     """Open event log, exposures and experiment of a gateway replica, which writes its own files."""
     folders = OnlineFolders.beside(access.publish_root)
-    exposures = ExposureSink(
-        lambda: ExposureLog(folders.exposures, replica, open_hasher(folders.key))
-    )
     return Extensions(
         append=EventSink(folders.events, replica).append,
         experiment=partial(load_experiment, access.publish_root),
-        exposures=exposures,
+        exposures=ExposureSink(folders, replica),
     )
-
-
-class RecentHistories:
-    """Adds recent interactions to user records; follows the event log in a thread.
-
-    The constructor waits until the log has been read, at most `REPLAY_SECONDS`, so that a starting
-    replica does not answer from half of it.
-
-    Args:
-        open_recent: Opens the latest events; called in the thread.
-        history: Longest history.
-    """
-
-    def __init__(self, open_recent: Callable[[], RecentEvents], history: int) -> None:
-        self._open_recent = open_recent
-        self._recent: RecentEvents | None = None
-        self._history = history
-        self._replayed = threading.Event()
-        self._follower = BackgroundThread("recent-events", self._follow, POLL_SECONDS)
-        self._follower.start()
-        if not self._replayed.wait(REPLAY_SECONDS):
-            logger.warning(
-                "the event log is long or its disk slow: recent events become visible gradually"
-            )
-
-    def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
-        """Return the record with the user's recent interactions."""
-        recent = self._recent
-        interactions = [] if recent is None else recent.of(user_id)
-        if recent is None or not interactions:
-            return record
-        profile = merge(record.profile, interactions, self._history)
-        return dataclasses.replace(record, profile=profile, met=recent.met(user_id))
-
-    def close(self) -> None:
-        """Stop the thread."""
-        self._follower.stop()
-
-    def _follow(self) -> None:
-        if self._recent is None:
-            self._recent = self._open_recent()
-        self._recent.refresh()
-        self._replayed.set()
-
-
-def open_recent(args: OnlineArgs, access: StoreAccess) -> RecentHistories:
-    """Open recent histories of a lookup replica from the event log of all gateways."""
-    rules = as_it_is if args.data is None else EventRules(args.rules, args.data).interaction
-    folder = OnlineFolders.beside(access.publish_root).events
-    return RecentHistories(
-        lambda: RecentEvents(folder, interaction=rules, since=_held_until(access)), args.history
-    )
-
-
-def _held_until(access: StoreAccess) -> float:
-    """Return the time before which all served versions contain the events; 0 if unknown.
-
-    It comes from the histories: a version may be built long after they end.
-    """
-    try:
-        store, experiment = access.store(), load_experiment(access.publish_root)
-        variants = () if experiment is None else experiment.variants
-        times = []
-        for number in {access.wanted(), *(variant.version for variant in variants)}:
-            layers = store.layers(number)
-            profiles = Profiles([folder / PROFILES_FILE for folder, _ in layers])
-            times.append(min(profiles.latest_time() or 0, layers[0][1].created_at))
-        return min(times) - MARGIN_SECONDS
-    except (RekiError, OSError) as error:
-        logger.warning("reading the whole event log, as a version does not open: %s", error)
-        return 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Response, Security
@@ -15,8 +14,7 @@ from ray.serve.context import _get_global_client  # no public API returns Serve'
 from ray.serve.handle import DeploymentHandle
 
 from deployments.bulkhead import Bulkhead
-from deployments.extensions import Extensions, open_extensions, open_recent
-from deployments.flows.deadline import Hooks
+from deployments.extensions import Extensions, open_extensions
 from deployments.flows.graph_client import GraphClient, HandleClient, LocalClient
 from deployments.flows.version_router import VersionRouter
 from deployments.graph_args import GraphArgs
@@ -61,25 +59,13 @@ def build_api(
     """Build the HTTP application over the rest of the graph.
 
     Args:
-        client: Calls the rest of the graph.
-        args: Arguments of the graph.
-        metrics: Metrics of this replica.
-        extensions: Event log, experiment and exposures.
         answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:
         ConfigError: A token is missing or invalid, or tracing lacks its packages.
     """
     extensions = extensions or Extensions()
-    hooks = Hooks(
-        retried=metrics.retried,
-        rejected=metrics.queue_rejected,
-        failed=metrics.hop_failed,
-        degraded=metrics.degraded,
-        refused=lambda _: metrics.version_refused(),
-        serving=metrics.serving,
-    )
-    router = VersionRouter(args, client.prepare, extensions.experiment, hooks)
+    router = VersionRouter(args, client.prepare, metrics, extensions.experiment)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -100,7 +86,7 @@ def build_api(
     install_edge(app, args.edge, metrics, answers_id=answers_id)
     if extensions.exposures is not None:
         metrics.follow_exposures(extensions.exposures.counts)
-    api = Api(client, router, args, metrics, hooks, extensions)
+    api = Api(client, router, args, metrics, extensions)
     _add_routes(app, api, Admin(args.store(), router))
     describe = app.openapi
 
@@ -204,15 +190,11 @@ class Gateway(HttpReplica):
 
 @serve.ingress()
 class FusedGateway(HttpReplica):
-    """Serves the HTTP interface over parts in the same process.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
+    """Serves the HTTP interface over parts in the same process."""
 
     def __init__(self, args: GraphArgs) -> None:
         client = LocalClient(
-            Lookup(args, None if args.online is None else partial(open_recent, args.online, args)),
+            Lookup(args, args.online),
             Scorer(args, args.max_batch_size),
             Retriever(args),
             Reranker(args),

@@ -9,13 +9,11 @@ Both consist of the same classes and return the same scores.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 from ray import serve
 from ray.serve import Application, Deployment
 
-from deployments.extensions import open_recent
 from deployments.gateway import FusedGateway, Gateway
 from deployments.graph_args import GraphArgs
 from deployments.parts.lookup import Lookup
@@ -38,23 +36,17 @@ def build_app(args: GraphArgs) -> Application:
         StoreError: Nothing is published at `publish_root`.
     """
     args = _checked(args)
-    recent = None if args.online is None else partial(open_recent, args.online, args)
     scorers = args.scorer_replicas
     return _ingress(args, Gateway, cpus=0.1).bind(
         args,
-        _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(args, recent),
+        _part(args, Lookup, args.lookup_replicas, cpus=0.1).bind(args, args.online),
         _part(args, Scorer, scorers, cpus=0.5).bind(args, args.max_batch_size),
         *(_part(args, kind, scorers, cpus=0.2).bind(args) for kind in (Retriever, Reranker)),
     )
 
 
 def build_fused_app(args: GraphArgs) -> Application:
-    """Build the same graph as a single deployment with the gateway's number of replicas.
-
-    Raises:
-        ConfigError: The vector server's timeout exceeds that of the lookup.
-        StoreError: Nothing is published at `publish_root`.
-    """
+    """Build the same graph as a single deployment with the gateway's number of replicas."""
     args = _checked(args)
     return _ingress(args, FusedGateway, cpus=0.5).bind(args)
 

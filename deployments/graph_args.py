@@ -47,11 +47,7 @@ class StoreAccess(VersionSettings):
         return self.store().current() if self.version is None else self.version
 
     def wanted_first(self) -> list[int]:
-        """Return the numbers to try at start: the wanted one, then the latest before it.
-
-        Raises:
-            StoreError: Nothing is published, or the pointer is damaged.
-        """
+        """Return the numbers to try at start: the wanted one, then the latest before it."""
         number = self.wanted()
         if self.version is not None:
             return [number]
@@ -78,11 +74,7 @@ class StoreAccess(VersionSettings):
         return None
 
     def arm(self, version: int) -> str:
-        """Return the arm of a version's model.
-
-        Raises:
-            StoreError: The version is missing or damaged.
-        """
+        """Return the arm of a version's model; raises StoreError as `compared`."""
         return read_manifest(self.store().folder(version)).arm
 
 

@@ -72,11 +72,6 @@ def start(
 ) -> Iterator[str]:
     """Serve the current version in the block; yields the base URL, such as http://127.0.0.1:8000.
 
-    Args:
-        config: The run.
-        workspace: Its folder, on the local disk.
-        say: Called with the choice of the HTTP proxy.
-
     Raises:
         ConfigError: A token is missing or invalid, the vector server's timeout exceeds that of a
             lookup, or an experiment needs more versions than replicas keep.
@@ -88,8 +83,15 @@ def start(
     config.store.vectors.require_in_time(config.serve)
     store = store_of(config, workspace)
     store.open_served(config.serve.version).close()
-    _require_room(config, store, say)
-    say(_choose_ingress(config))  # before Ray is imported
+    try:
+        experiment = load_experiment(store.root)
+    except StoreError as error:  # scores need no experiment
+        say(f"serve: without the experiment: {error}")
+    else:
+        if experiment is not None:
+            versions = [variant.version for variant in experiment.variants]
+            require_room(store.root, versions, config.serve.kept_versions)
+    say(_choose_ingress(config))  # before Ray starts
     build = load(config.serve.app or BUILDERS[config.serve.graph])
     port = claim_port(config.serve.host, config.serve.port)
     stack = contextlib.ExitStack()
@@ -99,23 +101,15 @@ def start(
         _deploy(build(_graph_args(config, store)), config.serve)
         _wait_until_ready(url)
         if config.refresh.enabled:
-            _start_refresher(config)
+            from actors import refresher  # imports Ray and torch
+            from reki_ray.stages.update import update
+
+            refresher.start(config, update)
         yield url
     finally:
         # Ray prints that Serve's controller has died, also on a normal shutdown.
         with contextlib.redirect_stdout(io.StringIO()):
             stack.close()
-
-
-def _require_room(config: RekiConfig, store: VersionStore, say: Callable[[str], None]) -> None:
-    try:
-        experiment = load_experiment(store.root)
-    except StoreError as error:  # scores need no experiment
-        say(f"serve: without the experiment: {error}")
-        return
-    if experiment is not None:
-        versions = [variant.version for variant in experiment.variants]
-        require_room(store.root, versions, config.serve.kept_versions)
 
 
 def _choose_ingress(config: RekiConfig) -> str:
@@ -126,13 +120,6 @@ def _choose_ingress(config: RekiConfig) -> str:
     return set_ingress(config.serve.ingress)
 
 
-def _start_refresher(config: RekiConfig) -> None:
-    from actors import refresher  # imports Ray and torch
-    from reki_ray.stages.update import update
-
-    refresher.start(config, update)
-
-
 def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
     config = run.serve
     return {
@@ -141,10 +128,7 @@ def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
         "vectors": store.vectors.model_dump(),
         "compare": run.publish.compare,
         "edge": config.edge.at(config.host).model_dump(),
-        "online": {
-            "rules": dict(run.refresh.events),
-            "data": run.data.model_dump(mode="json"),
-        },
+        "online": {"rules": dict(run.refresh.events), "data": run.data.model_dump(mode="json")},
     }
 
 
@@ -222,12 +206,11 @@ def _wait_until_ready(url: str) -> None:
     while time.monotonic() < deadline:
         try:
             response = httpx.get(f"{url}/readyz", timeout=10.0, trust_env=False)
-        except httpx.HTTPError as error:
-            last = str(error)
-        else:
             if response.is_success:
                 return
             last = response.text
+        except httpx.HTTPError as error:
+            last = str(error)
         time.sleep(0.1)
     raise EngineError(
         f"the graph is not ready after {READY_SECONDS:.0f} s: {last}",

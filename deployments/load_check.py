@@ -102,6 +102,12 @@ def user_input(version: StoreVersion, user_id: str) -> UserInput:
     return UserInput(profile.attributes, [HistoryEvent(*event) for event in events], vector)
 
 
+def _options(url: str, config: ServeConfig) -> dict[str, Any]:
+    timeout = config.timeout_seconds + 5
+    headers = bearer(config.edge)
+    return {"base_url": url, "headers": headers, "timeout": timeout, "trust_env": False}
+
+
 def _one_client(
     url: str, requests: Sequence[Json], config: ServeConfig, reporter: Reporter
 ) -> tuple[list[float], list[Json]]:
@@ -109,12 +115,7 @@ def _one_client(
     latencies: list[float] = []
     responses: list[Json] = []
     with (
-        httpx.Client(
-            base_url=url,
-            headers=bearer(config.edge),
-            timeout=config.timeout_seconds + 5,
-            trust_env=False,
-        ) as client,
+        httpx.Client(**_options(url, config)) as client,
         reporter.task("serve: latency", total=len(requests), unit="requests") as task,
     ):
         for body in requests[:WARM_UP_REQUESTS]:
@@ -139,10 +140,7 @@ async def _many_clients(
             _checked(await client.post("/v1/score", json=body))
             task.advance()
 
-    timeout = config.timeout_seconds + 5
-    async with httpx.AsyncClient(
-        base_url=url, headers=bearer(config.edge), timeout=timeout, trust_env=False
-    ) as client:
+    async with httpx.AsyncClient(**_options(url, config)) as client:
         with reporter.task("serve: throughput", total=len(requests), unit="requests") as task:
             started = time.perf_counter()
             await asyncio.gather(*(client_loop(client, task) for _ in range(CLIENTS)))

@@ -10,13 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Literal, TypeVar, get_args
 
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError, RequestCancelledError
 
-from deployments.errors import RETRY_LATER, ApiError, overloaded, timed_out
+from deployments.errors import ApiError, overloaded, retry_later, timed_out
+from deployments.middleware.metrics import GatewayMetrics
 from reki_ray.core.ray_cluster import cause_of
 from reki_ray.errors import NotFiniteError
 
@@ -32,30 +32,6 @@ GONE = (
 """Errors of a replica that another replica does not have."""
 
 logger = logging.getLogger(__name__)
-
-
-def _ignore(_: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """Callbacks for metrics.
-
-    Args:
-        retried: A call was repeated; gets the hop.
-        rejected: A full queue refused a call; gets the hop.
-        failed: A call failed for good; gets the hop.
-        degraded: An answer lacks something; gets one of `metrics.LACKS`.
-        refused: A promoted version could not be loaded; gets its name.
-        serving: Another version is being served; gets its name, such as v3.
-    """
-
-    retried: Callable[[str], None] = _ignore
-    rejected: Callable[[str], None] = _ignore
-    failed: Callable[[str], None] = _ignore
-    degraded: Callable[[str], None] = _ignore
-    refused: Callable[[str], None] = _ignore
-    serving: Callable[[str], None] = _ignore
 
 
 class HopError(Exception):
@@ -99,13 +75,12 @@ class Deadline:
 
     Args:
         seconds: Time from now on.
-        hooks: Callbacks for metrics.
         throttle: Shared by all requests of a kind.
     """
 
-    def __init__(self, seconds: float, hooks: Hooks, throttle: RetryThrottle) -> None:
+    def __init__(self, seconds: float, metrics: GatewayMetrics, throttle: RetryThrottle) -> None:
         self._end = time.monotonic() + seconds
-        self._hooks = hooks
+        self._metrics = metrics
         self._throttle = throttle
 
     @property
@@ -113,16 +88,10 @@ class Deadline:
         """Seconds until the deadline; negative afterwards."""
         return self._end - time.monotonic()
 
-    def lacks(self, what: str) -> None:
-        """Report that the answer lacks something."""
-        self._hooks.degraded(what)
-
     async def call(self, hop: Hop, call: Callable[[], Awaitable[T]], share: float = 1.0) -> T:
         """Return the answer of a hop; retry once if its replica is gone or late.
 
         Args:
-            hop: Name for the metrics.
-            call: Starts an attempt.
             share: Share of the remaining time for both attempts together.
 
         Raises:
@@ -139,6 +108,27 @@ class Deadline:
         self._throttle.answered(hop)
         return answer
 
+    async def require(self, hop: Hop, call: Callable[[], Awaitable[T]], share: float = 1.0) -> T:
+        """Return the answer of a hop without fallback, as `call` does.
+
+        Raises:
+            ApiError: 503 if the hop does not answer, 504 after the deadline.
+        """
+        try:
+            return await self.call(hop, call, share)
+        except HopError as failure:
+            raise _refusal(failure) from failure
+
+    async def optional(
+        self, hop: Hop, call: Callable[[], Awaitable[T]], lack: str, share: float = 1.0
+    ) -> T | None:
+        """Return the answer of a hop; None, counted as `lack`, if it does not answer."""
+        try:
+            return await self.call(hop, call, share)
+        except HopError:
+            self._metrics.degraded(lack)
+            return None
+
     async def _attempts(self, hop: Hop, call: Callable[[], Awaitable[T]], seconds: float) -> T:
         end = time.monotonic() + seconds
         retries = self._throttle.allows(hop)
@@ -147,7 +137,7 @@ class Deadline:
         except (*GONE, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not retries:
                 raise
-            self._hooks.retried(hop)
+            self._metrics.retried(hop)
             return await self._within(hop, end - time.monotonic(), call)
 
     async def _within(self, hop: Hop, seconds: float, call: Callable[[], Awaitable[T]]) -> T:
@@ -160,9 +150,9 @@ class Deadline:
 
     def _report(self, hop: Hop, error: Exception) -> None:
         if isinstance(error, BackPressureError):
-            self._hooks.rejected(hop)
+            self._metrics.queue_rejected(hop)
             return
-        self._hooks.failed(hop)
+        self._metrics.hop_failed(hop)
         cause = cause_of(error)
         if cause is not None:
             logger.warning("%s failed: %s", hop, cause)
@@ -172,7 +162,7 @@ class Deadline:
             logger.error("%s failed", hop, exc_info=error)
 
 
-def refusal(failure: HopError) -> ApiError:
+def _refusal(failure: HopError) -> ApiError:
     """Return the error for the caller if a hop without fallback failed."""
     if isinstance(failure.reason, BackPressureError):
         return overloaded()
@@ -185,6 +175,4 @@ def refusal(failure: HopError) -> ApiError:
 
 def unavailable(hop: Hop) -> ApiError:
     """Return the error for the caller if no replica of a hop answers."""
-    return ApiError(
-        503, f"{hop}_unavailable", f"No {hop} is available; try again.", headers=RETRY_LATER
-    )
+    return retry_later(f"{hop}_unavailable", f"No {hop} is available; try again.")

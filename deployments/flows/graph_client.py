@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from ray.serve.handle import DeploymentHandle
+from typing_extensions import override
 
-from deployments.errors import ApiError
 from deployments.flows.deadline import GONE
-from deployments.parts.lookup import Lookup
-from deployments.parts.records import Explanation, SampledIds, Scores, UserRecord
+from deployments.parts.records import Scores, UserRecord
+from deployments.schemas import KnowledgeResponse, SampleResponse
 from reki_ray.core.ray_cluster import cause_of
 from reki_ray.schema import Side
-
-if TYPE_CHECKING:  # torch is slow to import
-    from deployments.parts.reranker import Reranker
-    from deployments.parts.retriever import Retriever
-    from deployments.parts.scorer import Scorer
 
 PREPARE_SECONDS: Final = 120.0
 """Time that a replica has to open a version."""
@@ -38,10 +33,12 @@ class GraphClient(Protocol):
     def titles(self, item_ids: Sequence[str], version: int) -> Awaitable[list[str | None]]:
         """Look up titles."""
 
-    def explain(self, side: Side, subject_id: str, version: int) -> Awaitable[Explanation | None]:
+    def explain(
+        self, side: Side, subject_id: str, version: int
+    ) -> Awaitable[KnowledgeResponse | None]:
         """Look up the texts behind a vector."""
 
-    def sample(self, users: int, items: int, version: int) -> Awaitable[SampledIds]:
+    def sample(self, users: int, items: int, version: int) -> Awaitable[SampleResponse]:
         """Return some ids of the store."""
 
     def candidates(
@@ -58,38 +55,48 @@ class GraphClient(Protocol):
         """Return the places of the items, best first."""
 
     def prepare(self, version: int) -> Awaitable[None]:
-        """Make every replica open a version.
-
-        Raises:
-            StoreError: A replica cannot open it.
-        """
+        """Make every replica open a version; raises StoreError if one cannot."""
 
 
-class HandleClient:
-    """Calls other deployments through Serve's handles."""
+class LocalClient:
+    """Calls parts in the same process."""
 
     def __init__(
-        self,
-        lookup: DeploymentHandle[Any],
-        scorer: DeploymentHandle[Any],
-        retriever: DeploymentHandle[Any] | None = None,
-        reranker: DeploymentHandle[Any] | None = None,
+        self, lookup: Any, scorer: Any, retriever: Any = None, reranker: Any = None
     ) -> None:
         self._parts = [part for part in (lookup, scorer, retriever, reranker) if part is not None]
         self.retrieves = retriever is not None
         self.reranks = reranker is not None
         # Bound once: `handle.method` creates a new handle each time.
-        self.user = lookup.user.remote
-        self.titles = lookup.titles.remote
-        self.explain = lookup.explain.remote
-        self.sample = lookup.sample.remote
-        self.score = scorer.score.remote
-        self.candidates = _no_retrieval if retriever is None else retriever.candidates.remote
+        self.user = self._method(lookup.user)
+        self.titles = self._method(lookup.titles)
+        self.explain = self._method(lookup.explain)
+        self.sample = self._method(lookup.sample)
+        self.score = self._method(scorer.score)
+        if retriever is not None:
+            self.candidates = self._method(retriever.candidates)
         if reranker is not None:
-            self.rerank = reranker.rerank.remote
+            self.rerank = self._method(reranker.rerank)
+
+    def _method(self, method: Any) -> Any:
+        return method
 
     async def prepare(self, version: int) -> None:
-        """Make every replica open a version; see `GraphClient`."""
+        """Open a version in every part; see `GraphClient`."""
+        async with asyncio.timeout(PREPARE_SECONDS):
+            for part in self._parts:
+                await part.prepare(version)
+
+
+class HandleClient(LocalClient):
+    """Calls other deployments through Serve's handles."""
+
+    @override
+    def _method(self, method: Any) -> Any:
+        return method.remote
+
+    @override
+    async def prepare(self, version: int) -> None:
         await asyncio.gather(*(self._prepare(part, version) for part in self._parts))
 
     async def _prepare(self, part: DeploymentHandle[Any], version: int) -> None:
@@ -103,43 +110,3 @@ class HandleClient:
         if failures or (errors and len(errors) == len(answers)):
             error = (failures or errors)[0]
             raise cause_of(error) or error
-
-
-class LocalClient:
-    """Calls parts in the same process."""
-
-    def __init__(
-        self,
-        lookup: Lookup,
-        scorer: Scorer,
-        retriever: Retriever | None = None,
-        reranker: Reranker | None = None,
-    ) -> None:
-        self._parts = [part for part in (lookup, scorer, retriever, reranker) if part is not None]
-        self.retrieves = retriever is not None
-        self.reranks = reranker is not None
-        self.user = lookup.user
-        self.titles = lookup.titles
-        self.explain = lookup.explain
-        self.sample = lookup.sample
-        self.score = scorer.score
-        self.candidates = _no_retrieval if retriever is None else retriever.candidates
-        if reranker is not None:
-            self.rerank = reranker.rerank
-
-    async def prepare(self, version: int) -> None:
-        """Open a version in every part; see `GraphClient`."""
-        async with asyncio.timeout(PREPARE_SECONDS):
-            for part in self._parts:
-                await part.prepare(version)
-
-
-def no_retrieval() -> ApiError:
-    """Return the error of a graph without retriever."""
-    return ApiError(
-        404, "no_retrieval", "This graph has no retriever; name candidates to /v1/score."
-    )
-
-
-def _no_retrieval(*_: Any) -> Any:
-    raise no_retrieval()

@@ -12,14 +12,15 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from deployments.bulkhead import Bulkhead
-from deployments.errors import RETRY_LATER, ApiError
-from deployments.flows.deadline import Hooks
+from deployments.errors import ApiError, retry_later
 from deployments.graph_args import StoreAccess
+from deployments.middleware.metrics import GatewayMetrics
 from reki_ray.core.background import BackgroundTask
 from reki_ray.errors import ConfigError, RekiError
+from reki_ray.experiments.experiment import Experiment, Variant
 
 START_SECONDS: Final = 60.0
 """Longest wait of a starting gateway for the rest of the graph before it takes requests."""
@@ -35,33 +36,6 @@ STALL_SECONDS: Final = 60.0
 logger = logging.getLogger(__name__)
 
 
-class RunningVariant(Protocol):
-    """A variant of an experiment: a name and the version for its users."""
-
-    @property
-    def name(self) -> str:
-        """Name in answers and logs."""
-
-    @property
-    def version(self) -> int:
-        """Number of its version."""
-
-
-class RunningExperiment(Protocol):
-    """Divides users among variants (`reki_ray.experiments.experiment.Experiment`)."""
-
-    @property
-    def name(self) -> str:
-        """Name in the logs."""
-
-    @property
-    def variants(self) -> Sequence[RunningVariant]:
-        """All variants."""
-
-    def assign(self, user_id: str) -> RunningVariant:
-        """Return the variant of a user, which is always the same one."""
-
-
 class Route(NamedTuple):
     """The version for a user, and the variant and experiment if there is one."""
 
@@ -70,27 +44,12 @@ class Route(NamedTuple):
     experiment: str = ""
 
 
-class Exposed(NamedTuple):
-    """What a user of an experiment was shown: recommended items or scored candidates."""
-
-    request_id: str
-    experiment: str
-    variant: str
-    user_id: str
-    item_ids: Sequence[str]
-
-
-def no_experiment() -> RunningExperiment | None:
-    """Return None: all users get the promoted version."""
-    return None
-
-
 class VersionOpener:
     """Opens versions in the rest of the graph, and remembers those that it has refused."""
 
-    def __init__(self, prepare: Callable[[int], Awaitable[None]], hooks: Hooks) -> None:
+    def __init__(self, prepare: Callable[[int], Awaitable[None]], metrics: GatewayMetrics) -> None:
         self._prepare = prepare
-        self._hooks = hooks
+        self._metrics = metrics
         self._refused: dict[int, float] = {}  # version: time.monotonic()
 
     async def opens(self, number: int) -> bool:
@@ -101,7 +60,7 @@ class VersionOpener:
             await self._prepare(number)
         except RekiError as error:
             self._refused[number] = time.monotonic()
-            self._hooks.refused(f"v{number}")
+            self._metrics.version_refused()
             logger.error("version %d is refused, the old one stays: %s", number, error)
             return False
         return True
@@ -112,34 +71,27 @@ class VersionOpener:
 
 
 class VersionRouter:
-    """The version of each user.
-
-    Args:
-        access: Which version to serve, and how many replicas keep open.
-        prepare: Makes the rest of the graph open a version.
-        experiment: Reads the running experiment, if any.
-        hooks: Callbacks for metrics.
-    """
+    """The version of each user."""
 
     def __init__(
         self,
         access: StoreAccess,
         prepare: Callable[[int], Awaitable[None]],
-        experiment: Callable[[], RunningExperiment | None] = no_experiment,
-        hooks: Hooks | None = None,
+        metrics: GatewayMetrics,
+        experiment: Callable[[], Experiment | None] = lambda: None,
     ) -> None:
         self._access = access
         self._read_experiment = experiment
-        self._hooks = hooks or Hooks()
+        self._metrics = metrics
         self._prepare = prepare
         self._number: int | None = None
-        self._experiment: RunningExperiment | None = None
+        self._experiment: Experiment | None = None
         self._turning, self._dividing = asyncio.Lock(), asyncio.Lock()
         self._looked = asyncio.Event()  # the experiment was read, successfully or not
         self._pair: tuple[int | None, int | None] = (None, None)  # served, compared
         self._compare_after = 0.0  # time.monotonic()
-        self._promoted = VersionOpener(prepare, self._hooks)
-        self._variants = VersionOpener(prepare, self._hooks)
+        self._promoted = VersionOpener(prepare, metrics)
+        self._variants = VersionOpener(prepare, metrics)
         # A thread each: one file that hangs must not block reads of the others.
         self._pointer_reads = Bulkhead("read-current", 1, READ_SECONDS)
         self._experiment_reads = Bulkhead("read-experiment", 1, READ_SECONDS)
@@ -158,11 +110,11 @@ class VersionRouter:
             ApiError: 503 if the rest of the graph has not answered yet.
         """
         if self._number is None:
-            raise ApiError(503, "not_ready", "The service is starting.", headers=RETRY_LATER)
+            raise retry_later("not_ready", "The service is starting.")
         return self._number
 
     @property
-    def variants(self) -> Sequence[RunningVariant]:
+    def variants(self) -> Sequence[Variant]:
         """Variants of the running experiment; empty without one."""
         return () if self._experiment is None else self._experiment.variants
 
@@ -188,7 +140,6 @@ class VersionRouter:
         """Return the route of a user.
 
         Args:
-            user_id: The user.
             named: Variant in place of the user's own.
             store_version: Version in place of the user's own, such as v3.
 
@@ -196,9 +147,18 @@ class VersionRouter:
             ApiError: 422 if the variant does not run or the version is not open here; 503 if the
                 rest of the graph has not answered yet.
         """
-        if store_version is not None:
-            return Route(None, self._open_version(store_version))
-        experiment = self._experiment
+        if store_version is not None:  # a request never loads another version
+            kept = {self.number, *_versions(self._experiment)}
+            kept |= set() if self.compared is None else {self.compared}
+            for number in kept:
+                if store_version == f"v{number}":
+                    return Route(None, number)
+            raise ApiError(
+                422,
+                "version_not_open",
+                "This version is not open here; /v1/versions lists those that are.",
+                details={"versions": [f"v{number}" for number in sorted(kept)]},
+            )
         if named is not None:
             for variant in self.variants:
                 if variant.name == named:
@@ -209,25 +169,10 @@ class VersionRouter:
                 "The running experiment has no such variant.",
                 details={"variants": [variant.name for variant in self.variants]},
             )
-        if experiment is None:
+        if self._experiment is None:
             return Route(None, self.number)
-        variant = experiment.assign(user_id)
-        return Route(variant.name, variant.version, experiment.name)
-
-    def _open_version(self, store_version: str) -> int:
-        """Return the number of a version that is open; a request never loads another one."""
-        kept = {self.number, *(variant.version for variant in self.variants)}
-        if self.compared is not None:
-            kept.add(self.compared)
-        for number in kept:
-            if store_version == f"v{number}":
-                return number
-        raise ApiError(
-            422,
-            "version_not_open",
-            "This version is not open here; /v1/versions lists those that are.",
-            details={"versions": [f"v{number}" for number in sorted(kept)]},
-        )
+        variant = self._experiment.assign(user_id)
+        return Route(variant.name, variant.version, self._experiment.name)
 
     async def start(self) -> None:
         """Wait for the rest of the graph, then follow what is promoted, and the experiment."""
@@ -294,7 +239,7 @@ class VersionRouter:
                 if self._is_served(number) or await self._promoted.opens(number):
                     self._require_room(number, self._experiment)  # may have changed meanwhile
                     self._number = number
-                    self._hooks.serving(f"v{number}")
+                    self._metrics.serving(f"v{number}")
                     return
 
     async def follow_experiment(self) -> None:
@@ -306,9 +251,7 @@ class VersionRouter:
         try:
             async with self._dividing:
                 experiment = await self._experiment_reads.run(self._read_experiment)
-                numbers = (
-                    [] if experiment is None else [part.version for part in experiment.variants]
-                )
+                numbers = _versions(experiment)
                 self._variants.keep(numbers)
                 self._require_room(self.number, experiment)  # see `follow_current`
                 if all([self._is_served(n) or await self._variants.opens(n) for n in numbers]):
@@ -318,12 +261,11 @@ class VersionRouter:
             self._looked.set()
 
     def _is_served(self, number: int) -> bool:
-        return number == self._number or any(number == part.version for part in self.variants)
+        return number in (self._number, *_versions(self._experiment))
 
-    def _require_room(self, number: int, experiment: RunningExperiment | None) -> None:
+    def _require_room(self, number: int, experiment: Experiment | None) -> None:
         """Refuse more versions than replicas keep open: each request would load one again."""
-        variants = () if experiment is None else experiment.variants
-        needed = len({number, *(variant.version for variant in variants)})
+        needed = len({number, *_versions(experiment)})
         if needed > self._access.kept_versions:
             raise ConfigError(
                 f"{needed} versions would have to be open at once, but replicas keep "
@@ -331,3 +273,7 @@ class VersionRouter:
                 where="serve.kept_versions",
                 todo=f"Set it to at least {needed} and serve again, or stop the experiment.",
             )
+
+
+def _versions(experiment: Experiment | None) -> list[int]:
+    return [] if experiment is None else [variant.version for variant in experiment.variants]

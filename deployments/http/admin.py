@@ -9,7 +9,7 @@ from typing import Final
 from fastapi import Request, Response
 
 from deployments.bulkhead import Bulkhead, FullError
-from deployments.errors import RETRY_LATER, ApiError
+from deployments.errors import ApiError, retry_later
 from deployments.flows.version_router import VersionRouter
 from deployments.http.json_route import json_response
 from deployments.schemas import (
@@ -126,9 +126,7 @@ class Admin:
 
 
 def _store_unavailable() -> ApiError:
-    return ApiError(
-        503,
+    return retry_later(
         "store_unavailable",
         "The disk with the versions fails; check /v1/admin/versions before trying again.",
-        headers=RETRY_LATER,
     )

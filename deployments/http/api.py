@@ -7,18 +7,19 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from functools import partial
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Query, Request, Response
 
 from deployments.bulkhead import Bound, Bulkhead
-from deployments.errors import OVERLOADED, RETRY_LATER, ApiError
+from deployments.errors import OVERLOADED, ApiError, retry_later
 from deployments.extensions import Extensions
-from deployments.flows.deadline import Deadline, Hooks, HopError, RetryThrottle, unavailable
-from deployments.flows.graph_client import GraphClient, no_retrieval
+from deployments.flows.deadline import Deadline, HopError, RetryThrottle, unavailable
+from deployments.flows.graph_client import GraphClient
 from deployments.flows.recommend import RecommendFlow
 from deployments.flows.score import ScoringFlow
-from deployments.flows.version_router import Exposed, Route, VersionRouter
+from deployments.flows.version_router import Route, VersionRouter
 from deployments.http.json_route import json_response
 from deployments.middleware.metrics import CONTENT_TYPE, GatewayMetrics
 from deployments.parts.records import Scores
@@ -26,7 +27,6 @@ from deployments.schemas import (
     Events,
     KnowledgeResponse,
     RecommendRequest,
-    SampleItem,
     SampleResponse,
     ScoreRequest,
     StatusResponse,
@@ -50,16 +50,7 @@ READERS: Final = 4
 
 
 class Api:
-    """The endpoints.
-
-    Args:
-        client: Calls the rest of the graph.
-        router: The version of each user.
-        settings: Limits.
-        metrics: Metrics of this replica.
-        hooks: Callbacks for metrics of calls.
-        extensions: Event log and exposures.
-    """
+    """The endpoints."""
 
     def __init__(
         self,
@@ -67,7 +58,6 @@ class Api:
         router: VersionRouter,
         settings: GraphSettings,
         metrics: GatewayMetrics,
-        hooks: Hooks,
         extensions: Extensions,
     ) -> None:
         self._client = client
@@ -75,10 +65,10 @@ class Api:
         self._settings = settings
         self._metrics = metrics
         self._append, self._exposures = extensions.append, extensions.exposures
-        self._hooks, self._throttle = hooks, RetryThrottle()
         seconds, most = settings.timeout_seconds, settings.max_ongoing_requests
-        self._scoring = ScoringFlow(client, seconds, hooks)
-        self._recommending = RecommendFlow(client, seconds, settings.retrieved, hooks)
+        self._deadline = partial(Deadline, seconds, metrics, RetryThrottle())
+        self._scoring = ScoringFlow(client, seconds, metrics)
+        self._recommending = RecommendFlow(client, seconds, settings.retrieved, metrics)
         # A bound per kind of request: one kind that hangs does not refuse the others.
         self._scores, self._lookups = Bound(most), Bound(most)
         self._appends = Bulkhead("events", most, seconds)
@@ -94,19 +84,7 @@ class Api:
             scores = await self._scoring.score(
                 body.user_id, body.candidates, route.version, body.history
             )
-        entries = zip(body.candidates, scores.scores, scores.sources, strict=True)
-        return self._answer(
-            request,
-            body,
-            route,
-            scores,
-            body.candidates,
-            degraded=scores.degraded,
-            scores=[
-                {"item_id": item, "score": score, "source": source}
-                for item, score, source in entries
-            ],
-        )
+        return self._answer(request, body, route, scores, scores=_entries(body.candidates, scores))
 
     async def recommend(self, request: Request, body: RecommendRequest) -> Response:
         """Recommend unseen items to one user, the best one first."""
@@ -117,24 +95,16 @@ class Api:
         self._limit("history", len(body.history or ()), self._settings.max_history)
         self._limit("exclude", len(body.exclude), self._settings.max_candidates)
         if not self._client.retrieves:
-            raise no_retrieval()
+            raise ApiError(
+                404, "no_retrieval", "This graph has no retriever; name candidates to /v1/score."
+            )
         route = self._router.of(body.user_id, body.variant, body.store_version)
         with self._scores.taken():
             answer = await self._recommending.recommend(body, route.version)
-        scores = answer.scores
-        entries = zip(answer.item_ids, scores.scores, scores.sources, answer.titles, strict=True)
-        return self._answer(
-            request,
-            body,
-            route,
-            scores,
-            answer.item_ids,
-            degraded=answer.degraded,
-            items=[
-                {"item_id": item, "score": score, "source": source, "title": title}
-                for item, score, source, title in entries
-            ],
-        )
+        entries = _entries(answer.item_ids, answer.scores)
+        for entry, title in zip(entries, answer.titles, strict=True):
+            entry["title"] = title
+        return self._answer(request, body, route, answer.scores, items=entries)
 
     async def events(self, request: Request, body: Events) -> Response:
         """Store events; they are durable once the answer arrives."""
@@ -144,11 +114,8 @@ class Api:
         try:
             await self._appends.run(lambda: append(body))
         except (OSError, RekiError) as error:  # TimeoutError among them: the disk hangs
-            raise ApiError(
-                503,
-                "log_unavailable",
-                "The events could not be stored; send them again.",
-                headers=RETRY_LATER,
+            raise retry_later(
+                "log_unavailable", "The events could not be stored; send them again."
             ) from error
         self._metrics.events_accepted(len(body))
         return json_response({"accepted": len(body)})
@@ -192,9 +159,7 @@ class Api:
         """Return some ids of the store to try the service with."""
         number = self._router.number
         with self._lookups.taken():
-            sample = await self._lookup(lambda: self._client.sample(users, items, number))
-        titled = [SampleItem(item_id=item, title=title) for item, title in sample.items]
-        return SampleResponse(users=sample.users, items=titled, store_version=sample.store_version)
+            return await self._lookup(lambda: self._client.sample(users, items, number))
 
     async def healthz(self) -> StatusResponse:
         """Report that this replica is alive."""
@@ -203,9 +168,7 @@ class Api:
     async def readyz(self) -> StatusResponse:
         """Report whether requests are scored now; this may change at any time."""
         if not self._router.follows:
-            raise ApiError(
-                503, "not_following", "The disk with the versions hangs.", headers=RETRY_LATER
-            )
+            raise retry_later("not_following", "The disk with the versions hangs.")
         await self._readiness.require()
         return StatusResponse(status="ready")
 
@@ -213,11 +176,11 @@ class Api:
         """Return the metrics of this replica in the Prometheus text format."""
         return Response(self._metrics.render(), media_type=CONTENT_TYPE)
 
-    async def _check_ready(self, *, first: bool) -> None:
+    async def _check_ready(self, first: bool) -> None:
         number = self._router.number
         sample = await self._lookup(lambda: self._client.sample(1, 1, number))
         user = next(iter(sample.users), "unknown")
-        items = [item for item, _ in sample.items] or ["unknown"]
+        items = [item.item_id for item in sample.items] or ["unknown"]
         scores = await self._scoring.score(user, items, number)
         if first and scores.degraded:  # later, degraded answers are better than none
             raise ApiError(503, "not_ready", "The lookup does not answer yet.")
@@ -228,20 +191,16 @@ class Api:
         body: ScoreRequest | RecommendRequest,
         route: Route,
         scored: Scores,
-        shown: Sequence[str],
-        *,
-        degraded: bool,
-        **entries: list[dict[str, Any]],
+        **lists: list[dict[str, Any]],
     ) -> Response:
-        state, variant = request.state, route.variant
+        state, variant, degraded = request.state, route.variant, scored.degraded
         state.variant, state.version = variant or scored.variant, scored.store_version
         self._metrics.scored(scored.user_source, degraded=degraded)
         self._readiness.answered(degraded=degraded)
         request_id = body.request_id or getattr(state, "request_id", None) or uuid.uuid4().hex
         if variant is not None and body.variant is None and self._exposures is not None:
-            self._exposures.append(
-                Exposed(request_id, route.experiment, variant, body.user_id, shown)
-            )
+            shown = [entry["item_id"] for entries in lists.values() for entry in entries]
+            self._exposures.append(request_id, route.experiment, variant, body.user_id, shown)
         return json_response(
             {
                 "request_id": request_id,
@@ -249,7 +208,7 @@ class Api:
                 "store_version": scored.store_version,
                 "variant": state.variant,
                 "user": {"source": scored.user_source},
-                **entries,
+                **lists,
                 "degraded": degraded,
             }
         )
@@ -261,23 +220,11 @@ class Api:
             )
         if explanation is None:
             raise ApiError(404, "unknown_id", f"The store knows no such id among its {side}.")
-        return KnowledgeResponse.model_validate(
-            {
-                "id": subject_id,
-                "side": side,
-                "title": explanation.title,
-                "attributes": explanation.attributes,
-                "source": explanation.source,
-                "cluster_id": explanation.cluster_id,
-                "knowledge": explanation.texts,
-                "store_version": explanation.store_version,
-            }
-        )
+        return explanation
 
     async def _lookup(self, call: Callable[[], Awaitable[T]]) -> T:
-        deadline = Deadline(self._settings.timeout_seconds, self._hooks, self._throttle)
         try:
-            return await deadline.call("lookup", call)
+            return await self._deadline().call("lookup", call)
         except HopError as failure:
             raise unavailable("lookup") from failure
 
@@ -291,21 +238,24 @@ class Api:
             )
 
 
+def _entries(item_ids: Sequence[str], scores: Scores) -> list[dict[str, Any]]:
+    entries = zip(item_ids, scores.scores, scores.sources, strict=True)
+    return [{"item_id": item, "score": score, "source": source} for item, score, source in entries]
+
+
 FRESH_SECONDS: Final = 2.0
 """Age up to which an answer or a failed check counts as current."""
 
 
-class Check(Protocol):
-    """Sends a request through the graph."""
-
-    async def __call__(self, *, first: bool) -> None:
-        """Raise an ApiError if the request fails, or with `first` if the answer is degraded."""
-
-
 class Readiness:
-    """Checks the graph, one check at a time, unless a recent request was answered."""
+    """Checks the graph, one check at a time, unless a recent request was answered.
 
-    def __init__(self, check: Check) -> None:
+    Args:
+        check: Sends a request through the graph; raises an ApiError if that fails or, given True
+            for the first time, if the answer is degraded.
+    """
+
+    def __init__(self, check: Callable[[bool], Awaitable[None]]) -> None:
         self._check = check
         self._checking = asyncio.Lock()
         self._was_ready = False
@@ -332,7 +282,7 @@ class Readiness:
 
     async def _run_check(self) -> None:
         try:
-            await self._check(first=not self._was_ready)
+            await self._check(not self._was_ready)
         except ApiError as error:
             # Without a busy replica, the others would have even more to do.
             self._refusal = None if error.code == OVERLOADED and self._was_ready else error

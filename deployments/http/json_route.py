@@ -45,7 +45,12 @@ class JsonRoute(APIRoute):
             if not content and optional:
                 return await endpoint(request, body.default)
             if not _is_json(request.headers.get("content-type", "")):
-                raise _unsupported()
+                raise ApiError(
+                    415,
+                    "unsupported_media_type",
+                    "The body must be JSON, sent with Content-Type: application/json.",
+                    headers={"Accept": JSON},
+                )
             try:
                 value = adapter.validate_json(content)
             except ValidationError as error:
@@ -55,7 +60,7 @@ class JsonRoute(APIRoute):
         return handle
 
 
-def json_response(content: Mapping[str, Any], status: int = 200) -> Response:
+def json_response(content: Mapping[str, Any]) -> Response:
     """Return JSON-ready content, unvalidated, as a response.
 
     Raises:
@@ -64,23 +69,12 @@ def json_response(content: Mapping[str, Any], status: int = 200) -> Response:
     body = to_json(content)
     if b"NaN" in body or b"Infinity" in body:  # in a string or as a number
         json.dumps(content, allow_nan=False)
-    return Response(body, status_code=status, media_type=JSON)
+    return Response(body, media_type=JSON)
 
 
 def _is_json(content_type: str) -> bool:
-    if content_type == JSON:
-        return True
     kind = content_type.partition(";")[0].strip().lower()
     return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
-
-
-def _unsupported() -> ApiError:
-    return ApiError(
-        415,
-        "unsupported_media_type",
-        "The body must be JSON, sent with Content-Type: application/json.",
-        headers={"Accept": JSON},
-    )
 
 
 def _invalid(error: ValidationError, content: bytes) -> RequestValidationError:

@@ -12,8 +12,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -24,10 +23,30 @@ from reki_ray.config.edge import EdgeConfig, EdgeSettings, is_loopback
 from reki_ray.errors import ConfigError
 
 MIN_CHARS: Final = 16
+PROBES: Final = frozenset({"/healthz", "/readyz"})
+PAGE: Final = {
+    "/": "text/html",
+    "/page.css": "text/css",
+    "/base.js": "text/javascript",
+    "/page.js": "text/javascript",
+    "/operator.js": "text/javascript",
+}
+"""Paths of the page and their media types."""
+OPEN: Final = PROBES | PAGE.keys() | {"/openapi.json"}
+ADMIN: Final = "/v1/admin"
+PASSED_ON: Final = frozenset(
+    {
+        *("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
+        *("true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for"),
+    }
+)
+"""Headers of proxies besides x-forwarded-*: their sender is not the client."""
 
 _FORM: Final = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, b64token
-
 _MAKE: Final = "Make one with `openssl rand -hex 32`."
+_CHALLENGE: Final = 'Bearer realm="reki-ray"'
+
+Role = Literal["admin", "user", "anonymous", "unknown"]
 
 
 def read_tokens(variable: str, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -80,38 +99,11 @@ def bearer(config: EdgeConfig, environ: Mapping[str, str] = os.environ) -> dict[
     return {"Authorization": f"Bearer {tokens[0]}"} if tokens else {}
 
 
-Role = Literal["admin", "user", "anonymous", "unknown"]
+class Caller(NamedTuple):
+    """The sender of a request; `key` identifies the client for the rate limit."""
 
-PROBES: Final = frozenset({"/healthz", "/readyz"})
-
-PAGE: Final = frozenset({"/", "/page.css", "/base.js", "/page.js", "/operator.js"})
-
-OPEN: Final = PROBES | PAGE | {"/openapi.json"}
-
-ADMIN: Final = "/v1/admin"
-
-PASSED_ON: Final = frozenset(
-    {
-        *("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
-        *("true-client-ip", "cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for"),
-    }
-)
-"""Headers of proxies besides x-forwarded-*: their sender is not the client."""
-
-_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="reki-ray"'}
-
-
-@dataclass(frozen=True)
-class Caller:
-    """The sender of a request.
-
-    Args:
-        role: `anonymous` without a token, `unknown` with a wrong one.
-        key: Identifies the client for the rate limit; never a token.
-    """
-
-    role: Role
-    key: str
+    role: Role  # `anonymous` without a token, `unknown` with a wrong one
+    key: str  # never a token
 
 
 class Authenticator:
@@ -148,53 +140,48 @@ class Authenticator:
         # A wrong token counts for its sender: otherwise each guess would be a new client.
         return Caller(role, peer if role == "unknown" else digest.hex())
 
-    def refusal(self, caller: Caller, path: str, scope: Scope) -> ApiError | None:
-        """Return why a call to `path`, below the application's root, is refused, if it is."""
+    def require_access(self, caller: Caller, path: str, scope: Scope) -> None:
+        """Raise an ApiError if a call to `path`, below the application's root, is refused."""
         if path in OPEN:
-            return None
+            return
         if path == ADMIN or path.startswith(f"{ADMIN}/"):
-            return self._admin_refusal(caller)
+            if not self._has_admin:
+                raise ApiError(
+                    403,
+                    "admin_disabled",
+                    "Operators' calls are disabled: set the environment variable "
+                    f"{self._settings.admin_token_env} of the service to a token and restart it.",
+                )
+            if caller.role == "user":
+                raise ApiError(403, "admin_only", "This call needs an operator's token.")
+            if caller.role != "admin":
+                raise _unauthorized(caller)
+            return
         if caller.role in ("admin", "user"):
-            return None
+            return
         open_locally = self._settings.allow_anonymous or path == "/metrics"
-        if caller.role == "anonymous" and open_locally and self._is_local(scope):
-            return None if _names_loopback(scope) else _foreign_host()
-        return _unauthorized(caller)
+        if caller.role == "unknown" or not (open_locally and self._is_local(scope)):
+            raise _unauthorized(caller)
+        # A site can point its name to 127.0.0.1 (DNS rebinding) and read answers in the browsers of
+        # its visitors: without tokens, the service only answers to names of this machine.
+        if not _names_loopback(scope):
+            raise ApiError(
+                403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
+            )
 
     def _is_local(self, scope: Scope) -> bool:
         """Return whether the caller is on this machine, where the service only listens."""
         peer = (scope.get("client") or ("",))[0]
         return self._settings.loopback and is_loopback(peer) and not _is_passed_on(scope)
 
-    def _admin_refusal(self, caller: Caller) -> ApiError | None:
-        if not self._has_admin:
-            return ApiError(
-                403,
-                "admin_disabled",
-                "Operators' calls are disabled: set the environment variable "
-                f"{self._settings.admin_token_env} of the service to a token and restart it.",
-            )
-        if caller.role == "admin":
-            return None
-        if caller.role == "user":
-            return ApiError(403, "admin_only", "This call needs an operator's token.")
-        return _unauthorized(caller)
-
 
 def _unauthorized(caller: Caller) -> ApiError:
-    if caller.role == "unknown":
-        headers = {"WWW-Authenticate": f'{_CHALLENGE["WWW-Authenticate"]}, error="invalid_token"'}
-        return ApiError(401, "invalid_token", "The bearer token is not valid.", headers=headers)
+    challenge, code = _CHALLENGE, "token_needed"
     message = "Send a token: Authorization: Bearer TOKEN."
-    return ApiError(401, "token_needed", message, headers=_CHALLENGE)
-
-
-def _foreign_host() -> ApiError:
-    # A site can point its name to 127.0.0.1 (DNS rebinding) and read answers in the browsers of its
-    # visitors: without tokens, the service only answers to names of this machine.
-    return ApiError(
-        403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
-    )
+    if caller.role == "unknown":
+        challenge, code = f'{_CHALLENGE}, error="invalid_token"', "invalid_token"
+        message = "The bearer token is not valid."
+    return ApiError(401, code, message, headers={"WWW-Authenticate": challenge})
 
 
 def _is_passed_on(scope: Scope) -> bool:

@@ -11,7 +11,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deployments import errors
 from deployments.middleware import logs
-from deployments.middleware.auth import Authenticator
+from deployments.middleware.auth import PAGE, Authenticator
 from deployments.middleware.limits import AccessGuard, RequestGuard
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.middleware.rate_limiter import RateLimiter
@@ -19,14 +19,7 @@ from deployments.middleware.request_context import RequestContext
 from deployments.middleware.traces import install_tracing
 from reki_ray.config.edge import EdgeSettings, networks
 
-PAGE: Final = Path(__file__).parents[1] / "page"
-PAGE_FILES: Final = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/base.js": ("base.js", "text/javascript"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/operator.js": ("operator.js", "text/javascript"),
-}
+PAGE_FOLDER: Final = Path(__file__).parents[1] / "page"
 PAGE_HEADERS: Final = {
     # The page only connects to this service, only runs its own scripts, never turns text into
     # markup (trusted types), and cannot be framed by other sites.
@@ -45,9 +38,6 @@ def install_edge(
     From outside in: client address, request context, access, sizes, the application.
 
     Args:
-        app: Not started yet.
-        settings: Access and limits.
-        metrics: Metrics of this replica.
         answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:
@@ -56,10 +46,9 @@ def install_edge(
     limiter = None
     if settings.rate_per_second is not None:
         limiter = RateLimiter(settings.rate_per_second, settings.rate_burst, settings.rate_clients)
-
     errors.install(app)
-    for path, (name, media_type) in PAGE_FILES.items():
-        endpoint = _page_file(PAGE / name, media_type)
+    for path, media_type in PAGE.items():
+        endpoint = _page_file(PAGE_FOLDER / (path[1:] or "index.html"), media_type)
         app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
     logs.configure(metrics.replica)
     # The last one added is outermost.
@@ -68,7 +57,7 @@ def install_edge(
         AccessGuard,
         authenticator=Authenticator(settings),
         limiter=limiter,
-        on_limited=lambda caller: metrics.rate_limited(caller.role),
+        on_limited=metrics.rate_limited,
     )
     app.add_middleware(
         RequestContext,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import ApiError, error_response
-from deployments.middleware.auth import PROBES, Authenticator, Caller
+from deployments.middleware.auth import PROBES, Authenticator
 from deployments.middleware.rate_limiter import RateLimiter
 from reki_ray.config.edge import EdgeSettings
 
@@ -18,10 +18,7 @@ class AccessGuard:
     """Checks token and rate of a request, and adds `caller` to its state.
 
     Args:
-        app: The application.
-        authenticator: Checks tokens.
-        limiter: Counts requests; None for no limit.
-        on_limited: Called for every request above the limit.
+        on_limited: Called with the caller's role for every request above the limit.
     """
 
     def __init__(
@@ -29,7 +26,7 @@ class AccessGuard:
         app: ASGIApp,
         authenticator: Authenticator,
         limiter: RateLimiter | None,
-        on_limited: Callable[[Caller], None],
+        on_limited: Callable[[str], None],
     ) -> None:
         self._app = app
         self._authenticator = authenticator
@@ -38,35 +35,31 @@ class AccessGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on or refuse a request."""
-        if scope["type"] != "http":
+        try:
+            if scope["type"] == "http":
+                self._check(scope)
+        except ApiError as refusal:
+            await error_response(refusal)(scope, receive, send)
+        else:
             await self._app(scope, receive, send)
-            return
+
+    def _check(self, scope: Scope) -> None:
         caller = self._authenticator.caller(scope)
         scope.setdefault("state", {})["caller"] = caller
         path = route_path(scope)
-        refusal = self._rate_refusal(caller, path)
-        if refusal is None:
-            refusal = self._authenticator.refusal(caller, path, scope)
-        if refusal is not None:
-            await error_response(refusal)(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _rate_refusal(self, caller: Caller, path: str) -> ApiError | None:
         # A 429 would make a probe restart a busy replica.
-        if self._limiter is None or path in PROBES:
-            return None
-        wait = self._limiter.wait(caller.key)
-        if not wait:
-            return None
-        self._on_limited(caller)
-        return ApiError(
-            429,
-            "rate_limited",
-            "Too many requests from this client; try again later.",
-            details={"retry_after_seconds": round(wait, 3)},
-            headers={"Retry-After": str(math.ceil(wait))},
-        )
+        if self._limiter is not None and path not in PROBES:
+            wait = self._limiter.wait(caller.key)
+            if wait:
+                self._on_limited(caller.role)
+                raise ApiError(
+                    429,
+                    "rate_limited",
+                    "Too many requests from this client; try again later.",
+                    details={"retry_after_seconds": round(wait, 3)},
+                    headers={"Retry-After": str(math.ceil(wait))},
+                )
+        self._authenticator.require_access(caller, path, scope)
 
 
 class RequestGuard:
@@ -88,7 +81,9 @@ class RequestGuard:
         except ApiError as refusal:
             await error_response(refusal)(scope, receive, send)
         except TimeoutError:
-            await error_response(self._slow())(scope, receive, send)
+            details = {"max_seconds": self._settings.body_seconds}
+            slow = ApiError(408, "body_too_slow", "The body arrived too slowly.", details=details)
+            await error_response(slow)(scope, receive, send)
         else:
             await self._app(scope, _replay(body, receive), send)
 
@@ -111,12 +106,6 @@ class RequestGuard:
                 raise _too_large(413, "body_too_large", "The body is", limit)
             if not message.get("more_body", False):  # also on a disconnect
                 return bytes(body)
-
-    def _slow(self) -> ApiError:
-        seconds = self._settings.body_seconds
-        return ApiError(
-            408, "body_too_slow", "The body arrived too slowly.", details={"max_seconds": seconds}
-        )
 
 
 def route_path(scope: Scope) -> str:

@@ -31,13 +31,16 @@ CALLERS: Final = ("admin", "user", "anonymous", "unknown")
 EXPORT_SECONDS: Final = 5.0
 """Time between two exports of the exposure counts to Ray."""
 
+Count = Callable[[str], None]
+
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class _Metric:
     """A metric at `/metrics` and, in a replica of Serve, its twin among Ray's metrics.
 
-    Ray itself adds the labels `application`, `deployment` and `replica`.
+    Ray itself adds the labels `application`, `deployment` and `replica`. A label with known values
+    counts others as `other`.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class _Metric:
         kind: Literal["Counter", "Gauge", "Histogram"],
         name: str,
         text: str,
-        *labels: str,
+        **labels: tuple[str, ...] | None,
     ) -> None:
         self._labels, self._replica = labels, owner.replica
         name = f"reki_{name}"
@@ -56,42 +59,38 @@ class _Metric:
         )
         if not labels:  # starts at 0, so that a rate sees the first increment
             self._local.labels(self._replica)
-        boundaries: dict[str, Any] = {"boundaries": list(_SECONDS)} if buckets else {}
-        self._exported = (
-            getattr(ray_metrics, kind)(name, text, tag_keys=labels, **boundaries)
-            if owner.in_serve
-            else None
-        )
+        self._exported = None
+        if owner.in_serve:
+            boundaries: dict[str, Any] = {"boundaries": list(_SECONDS)} if buckets else {}
+            self._exported = getattr(ray_metrics, kind)(
+                name, text, tag_keys=tuple(labels), **boundaries
+            )
 
     def inc(self, *values: str, by: int = 1) -> None:
-        self._local.labels(*values, self._replica).inc(by)
-        if self._exported is not None:
-            self._exported.inc(by, tags=self._tags(values))
+        self._apply("inc", by, values)
 
     def observe(self, number: float, *values: str) -> None:
-        self._local.labels(*values, self._replica).observe(number)
-        if self._exported is not None:
-            self._exported.observe(number, tags=self._tags(values))
+        self._apply("observe", number, values)
 
     def replace(self, value: str, old: str | None) -> None:
         """Set the series of `value` to 1, and remove that of `old`."""
+        if self._exported is not None and old is not None:  # Ray keeps the last value of a series
+            self._exported.set(0, tags=dict(zip(self._labels, [old], strict=True)))
         self._local.clear()
-        self._local.labels(value, self._replica).set(1)
-        if self._exported is not None:
-            if old is not None:  # Ray keeps the last value of a series
-                self._exported.set(0, tags=self._tags((old,)))
-            self._exported.set(1, tags=self._tags((value,)))
+        self._apply("set", 1, (value,))
 
-    def _tags(self, values: tuple[str, ...]) -> dict[str, str]:
-        return dict(zip(self._labels, values, strict=True))
+    def _apply(self, method: str, number: float, values: tuple[str, ...]) -> None:
+        tags = {
+            label: value if known is None or value in known else OTHER
+            for (label, known), value in zip(self._labels.items(), values, strict=True)
+        }
+        getattr(self._local.labels(**tags, replica=self._replica), method)(number)
+        if self._exported is not None:
+            getattr(self._exported, method)(number, tags=tags)
 
 
 class GatewayMetrics:
-    """Metrics of one replica.
-
-    Args:
-        replica: Name of the replica, in the label `replica`.
-    """
+    """Metrics of one replica, which the label `replica` names."""
 
     def __init__(self, replica: str) -> None:
         self.replica = replica
@@ -100,28 +99,39 @@ class GatewayMetrics:
         self._version: str | None = None
         prometheus.ProcessCollector(registry=self.registry)
         counter = partial(_Metric, self, "Counter")
-        self._requests = counter("requests", "Requests by route and status.", "route", "status")
-        self._seconds = _Metric(
-            self, "Histogram", "request_seconds", "Time from request to answer, seconds.", "route"
+        self._requests = counter(
+            "requests", "Requests by route and status.", route=None, status=None
         )
-        self._retries = counter("retries", "Calls of a deployment that were repeated.", "hop")
+        self._seconds = _Metric(
+            self,
+            "Histogram",
+            "request_seconds",
+            "Time from request to answer, seconds.",
+            route=None,
+        )
+        self.retried: Count = counter(
+            "retries", "Calls of a deployment that were repeated.", hop=HOPS
+        ).inc
         self._scored = counter(
             "scored",
             "Scored requests by the source of the user's knowledge.",
-            *("user_source", "degraded"),
+            user_source=get_args(Source),
+            degraded=None,
         )
-        self._limited = counter("rate_limited", "Requests above a client's rate.", "caller")
-        self._rejections = counter(
-            "queue_rejections", "Calls of a deployment that a full queue refused.", "hop"
-        )
-        self._failures = counter(
-            "hop_failures", "Calls of a deployment that were not answered.", "hop"
-        )
-        self._degraded = counter("degraded", "Answers that lack something.", "lack")
+        self.rate_limited: Count = counter(
+            "rate_limited", "Requests above a client's rate.", caller=CALLERS
+        ).inc
+        self.queue_rejected: Count = counter(
+            "queue_rejections", "Calls of a deployment that a full queue refused.", hop=HOPS
+        ).inc
+        self.hop_failed: Count = counter(
+            "hop_failures", "Calls of a deployment that were not answered.", hop=HOPS
+        ).inc
+        self.degraded: Count = counter("degraded", "Answers that lack something.", lack=LACKS).inc
         self._refused = counter("versions_refused", "Promoted versions that could not be loaded.")
         self._events = counter("events_accepted", "Events that are durable in the log.")
         self._served = _Metric(
-            self, "Gauge", "served_version", "1 for the version being served.", "version"
+            self, "Gauge", "served_version", "1 for the version being served.", version=None
         )
         self._register("loop_failures", "Failed steps of a background loop.", "loop", loop_failures)
 
@@ -130,30 +140,9 @@ class GatewayMetrics:
         self._requests.inc(route, str(status))
         self._seconds.observe(seconds, route)
 
-    def retried(self, hop: str) -> None:
-        """Count a repeated call."""
-        self._retries.inc(_one_of(hop, HOPS))
-
     def scored(self, user_source: str, *, degraded: bool) -> None:
         """Count a scored request."""
-        source = _one_of(user_source, get_args(Source))
-        self._scored.inc(source, str(degraded).lower())
-
-    def rate_limited(self, caller: str) -> None:
-        """Count a request above a client's rate, by the role of the client."""
-        self._limited.inc(_one_of(caller, CALLERS))
-
-    def queue_rejected(self, hop: str) -> None:
-        """Count a call that a full queue refused."""
-        self._rejections.inc(_one_of(hop, HOPS))
-
-    def hop_failed(self, hop: str) -> None:
-        """Count a call that was not answered."""
-        self._failures.inc(_one_of(hop, HOPS))
-
-    def degraded(self, lack: str) -> None:
-        """Count an answer that lacks something."""
-        self._degraded.inc(_one_of(lack, LACKS))
+        self._scored.inc(user_source, str(degraded).lower())
 
     def version_refused(self) -> None:
         """Count a promoted version that could not be loaded."""
@@ -207,7 +196,3 @@ def _is_in_serve() -> bool:
     with contextlib.suppress(RayServeException):
         return serve.get_replica_context() is not None
     return False
-
-
-def _one_of(value: str, known: tuple[str, ...]) -> str:
-    return value if value in known else OTHER

@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
+from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import defect_response
+from deployments.errors import defect, error_response
 from deployments.middleware.logs import REQUEST_ID
 
 UNMATCHED: Final = "unmatched"
@@ -30,7 +31,6 @@ SECURITY: Final = {
 }
 """Security headers for answers that do not set them."""
 
-_SECURITY: Final = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
 _SANE_ID: Final = re.compile(rb"[A-Za-z0-9._:\-]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,7 @@ class RequestContext:
     The request's state has `request_id`; endpoints may add `variant` and `version` for the log.
 
     Args:
-        app: The application.
         observe: Called with route, status and seconds of every request.
-        log_requests: Whether to log a line per request.
         answers_id: Whether to add X-Request-ID to answers; False if the server does, as Ray Serve.
     """
 
@@ -79,7 +77,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _complete(message, request_id if self._answers_id else None)
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY.items():
+                    headers.setdefault(name, value)
+                if self._answers_id:
+                    headers.append("x-request-id", request_id)
             await send(message)
 
         try:
@@ -91,7 +93,7 @@ class RequestContext:
             logger.error("a request failed", exc_info=error, extra={"route": _route(scope)})
             if status is not None:
                 raise  # the answer has started: the server must close the connection
-            await defect_response()(scope, receive, completing)
+            await error_response(defect())(scope, receive, completing)
         finally:
             self._record(scope, status or 500, time.monotonic() - started)
             REQUEST_ID.reset(token)
@@ -102,9 +104,8 @@ class RequestContext:
         if not self._log_requests:
             return
         state = scope["state"]
-        level = logging.INFO if status < 500 else logging.WARNING
         logger.log(
-            level,
+            logging.INFO if status < 500 else logging.WARNING,
             "request",
             extra={
                 "method": scope["method"],
@@ -125,21 +126,11 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _complete(message: Message, request_id: str | None) -> None:
-    headers = list(message["headers"])
-    present = {name.lower() for name, _ in headers}
-    headers += [header for header in _SECURITY if header[0] not in present]
-    if request_id is not None:
-        headers.append((b"x-request-id", request_id.encode("ascii")))
-    message["headers"] = headers
-
-
 def _route(scope: Scope) -> str:
     """Return the template of the path, which contains no ids."""
     route = scope.get("route")
     if route is None:  # refused before routing
-        for known in getattr(scope.get("app"), "routes", ()):
-            if known.matches(scope)[0] is not Match.NONE:
-                route = known
-                break
+        routes = getattr(scope.get("app"), "routes", ())
+        matching = (known for known in routes if known.matches(scope)[0] is not Match.NONE)
+        route = next(matching, None)
     return getattr(route, "path", UNMATCHED)

@@ -24,32 +24,30 @@ PERSONAL: Final = (
 def install_tracing(
     app: FastAPI, endpoint: str, replica: str, processor: SpanProcessor | None = None
 ) -> None:
-    """Trace the requests of an application.
+    """Trace the requests of an application; send spans to `endpoint`, OTLP over HTTP.
 
     Args:
-        app: Not started yet.
-        endpoint: Receives spans, OTLP over HTTP.
-        replica: Name of the replica.
         processor: Processes finished spans; None sends them to the endpoint in batches.
 
     Raises:
         ConfigError: The packages of the extra `tracing` are missing.
     """
     try:  # here: the packages are optional
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
-        raise _missing(error) from error
-    resource = Resource.create(
-        {
-            "service.name": "reki-ray",
-            "service.version": __version__,
-            "service.instance.id": replica,
-        }
-    )
+        raise ConfigError(
+            f"tracing needs a package that is not installed: {error.name}",
+            where="serve.edge.otlp_endpoint",
+            todo="Install reki-ray[tracing], or leave the endpoint out.",
+        ) from error
+    names = {"name": "reki-ray", "version": __version__, "instance.id": replica}
+    resource = Resource.create({f"service.{name}": value for name, value in names.items()})
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(processor or _exporter(endpoint))
+    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(endpoint)))
     FastAPIInstrumentor.instrument_app(
         app,
         tracer_provider=provider,
@@ -59,15 +57,6 @@ def install_tracing(
         # No span per part of a body.
         exclude_spans=["receive", "send"],
     )
-
-
-def _exporter(endpoint: str) -> SpanProcessor:
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise _missing(error) from error
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint))
 
 
 def _anonymize(span: Span, scope: dict[str, Any]) -> None:
@@ -80,11 +69,3 @@ def _anonymize(span: Span, scope: dict[str, Any]) -> None:
     # For the log line of the request.
     trace_id = format(span.get_span_context().trace_id, "032x")
     scope["state"] = {**scope.get("state", {}), "trace_id": trace_id}
-
-
-def _missing(error: ImportError) -> ConfigError:
-    return ConfigError(
-        f"tracing needs a package that is not installed: {error.name}",
-        where="serve.edge.otlp_endpoint",
-        todo="Install reki-ray[tracing], or leave the endpoint out.",
-    )

@@ -72,8 +72,7 @@ class Batcher(Generic[Q, A]):
         if not questions:
             return ()
         try:
-            pairs = zip(questions, self._answer(questions), strict=True)
-            return [answer for _, answer in pairs]
+            return [answer for _, answer in zip(questions, self._answer(questions), strict=True)]
         except Exception as error:  # noqa: BLE001  # propagated to the waiting callers
             if len(questions) == 1:
                 return [error]

@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from collections.abc import Sequence
+from typing import cast
 
 from typing_extensions import override
 
-from deployments.graph_args import StoreAccess
-from deployments.parts.records import NO_PROFILE, Explanation, Lack, SampledIds, UserRecord
+from deployments.graph_args import OnlineArgs, StoreAccess
+from deployments.parts.recent_histories import RecentHistories
+from deployments.parts.records import NO_PROFILE, Lack, UserRecord
 from deployments.parts.vector_server import VectorServer
-from deployments.parts.version_cache import VersionedPart
+from deployments.parts.version_cache import VersionCache
+from deployments.schemas import KnowledgeResponse, KnowledgeText, SampleItem, SampleResponse
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
 from reki_ray.store.kv import VectorsLostError
+from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.versions import StoreVersion
 
 logger = logging.getLogger(__name__)
-
-
-class AddRecent(Protocol):
-    """Adds the interactions since a version was built (`extensions.RecentHistories`)."""
-
-    def __call__(self, user_id: str, record: UserRecord) -> UserRecord:
-        """Return the record with the user's recent interactions."""
-
-    def close(self) -> None:
-        """Stop what runs in the background."""
-
-
-OpenRecent = Callable[[], AddRecent]
-"""Called once per replica."""
 
 
 class StoreReader:
@@ -49,15 +38,15 @@ class StoreReader:
         return UserRecord(profile or NO_PROFILE, source=source)
 
     def user(self, user_id: str) -> UserRecord:
-        """Return profile and vector of a user, or fallbacks for an unknown one.
+        """Return profile and vector of a user, or fallbacks for an unknown one."""
+        return self.with_vector(user_id, self.profile(user_id))
+
+    def with_vector(self, user_id: str, record: UserRecord) -> UserRecord:
+        """Add the vector to the record of a user.
 
         Raises:
             StoreError: A vector server does not answer, or has lost its vectors.
         """
-        return self.with_vector(user_id, self.profile(user_id))
-
-    def with_vector(self, user_id: str, record: UserRecord) -> UserRecord:
-        """Add the vector to the record of a user; raises as `user`."""
         if self._version.users is None:
             return dataclasses.replace(record, store_version=self._version.name)
         vectors, sources = self._version.users.lookup([user_id])
@@ -68,54 +57,46 @@ class StoreReader:
         items = [self._version.catalogue.get(item_id) for item_id in item_ids]
         return [None if item is None else item.title for item in items]
 
-    def explain(self, side: Side, subject_id: str) -> Explanation | None:
+    def explain(self, side: Side, subject_id: str) -> KnowledgeResponse | None:
         """Return what a vector was made from; None for an unknown id."""
-        title: str | None = None
+        subject: CatalogueItem | Profile | None
         if side == "items":
-            vectors, item = self._version.items, self._version.catalogue.get(subject_id)
-            if item is None:
-                return None
-            title, attributes = item.title, item.attributes
+            vectors, subject = self._version.items, self._version.catalogue.get(subject_id)
         else:
-            vectors, profile = self._version.users, self._version.profile(subject_id)
-            if profile is None:
-                return None
-            attributes = profile.attributes
+            vectors, subject = self._version.users, self._version.profile(subject_id)
+        if subject is None:
+            return None
         source = vectors.sources([subject_id])[0] if vectors is not None else "individual"
         texts = self._version.knowledge(side, subject_id)
-        return Explanation(
-            title=title,
-            attributes=attributes,
+        return KnowledgeResponse(
+            id=subject_id,
+            side=side,
+            title=getattr(subject, "title", None),
+            attributes=subject.attributes,
             source=cast(Source, source),
             cluster_id=self._version.cluster_of(side, subject_id),
-            texts=[dataclasses.asdict(text) for text in texts],
+            knowledge=[KnowledgeText(**vars(text)) for text in texts],
             store_version=self._version.name,
         )
 
-    def sample(self, users: int, items: int) -> SampledIds:
+    def sample(self, users: int, items: int) -> SampleResponse:
         """Return the first ids in the order of the store."""
-        return SampledIds(
-            self._version.profiles.ids(users),
-            [(item.item_id, item.title) for item in self._version.catalogue.first(items)],
-            self._version.name,
+        first = self._version.catalogue.first(items)
+        return SampleResponse(
+            users=self._version.profiles.ids(users),
+            items=[SampleItem(item_id=item.item_id, title=item.title) for item in first],
+            store_version=self._version.name,
         )
 
 
-class Lookup(VersionedPart[StoreReader]):
-    """Serves a `StoreReader` per version.
+class Lookup(VersionCache[StoreReader]):
+    """Serves a `StoreReader` per version; without `online`, recent events are not added."""
 
-    Args:
-        access: Where versions are.
-        recent: Opens recent interactions, which are added to the stored ones.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
-
-    def __init__(self, access: StoreAccess, recent: OpenRecent | None = None) -> None:
+    def __init__(self, access: StoreAccess, online: OnlineArgs | None = None) -> None:
         super().__init__(access, StoreReader)
+        self.start()
         self._server = VectorServer(access.vectors)
-        self._add_recent = None if recent is None else recent()
+        self._add_recent = None if online is None else RecentHistories(online, access)
 
     async def user(self, user_id: str, version: int) -> UserRecord:
         """Return profile, recent interactions and vector of a user.
@@ -123,7 +104,7 @@ class Lookup(VersionedPart[StoreReader]):
         If the vector cannot be looked up, the record lacks it: the history still counts, and the
         scorer marks the answer as degraded.
         """
-        reader = await self._versions.get(version)
+        reader = await self.get(version)
         stored = reader.profile(user_id)  # first, so that it never waits for a server
         try:
             # Mapped files answer in microseconds: a thread would cost more.
@@ -141,18 +122,18 @@ class Lookup(VersionedPart[StoreReader]):
 
     async def titles(self, item_ids: Sequence[str], version: int) -> list[str | None]:
         """Return the title of each item; None for unknown ones."""
-        return (await self._versions.get(version)).titles(item_ids)
+        return (await self.get(version)).titles(item_ids)
 
-    async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse | None:
         """Return what a vector was made from; None for an unknown id."""
-        reader = await self._versions.get(version)
+        reader = await self.get(version)
         if not reader.waits:
             return reader.explain(side, subject_id)
         return await self._server.run(lambda: reader.explain(side, subject_id))
 
-    async def sample(self, users: int, items: int, version: int) -> SampledIds:
+    async def sample(self, users: int, items: int, version: int) -> SampleResponse:
         """Return the first ids in the order of the store."""
-        return (await self._versions.get(version)).sample(users, items)
+        return (await self.get(version)).sample(users, items)
 
     @override
     def close(self) -> None:

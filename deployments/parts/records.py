@@ -61,24 +61,3 @@ class Scores:
     variant: str
     model_version: str
     store_version: str
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What the vector of an id was made from."""
-
-    title: str | None
-    attributes: dict[str, list[str]] | None
-    source: Source
-    cluster_id: str | None
-    texts: list[dict[str, str | int]]
-    store_version: str
-
-
-@dataclass(frozen=True)
-class SampledIds:
-    """Ids of the store; items with their titles."""
-
-    users: list[str]
-    items: list[tuple[str, str]]
-    store_version: str

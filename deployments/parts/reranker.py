@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deployments.graph_args import StoreAccess
 from deployments.parts.records import UserRecord
-from deployments.parts.version_cache import VersionedPart
+from deployments.parts.version_cache import VersionCache
 from reki_ray.store.versions import StoreVersion
 
 if TYPE_CHECKING:  # torch is large, and only needed for a version with a reranker
@@ -24,7 +24,14 @@ class VersionOrder:
 
     def __init__(self, version: StoreVersion) -> None:
         self._name = version.name
-        self._reranker = _open(version)
+        self._reranker: VersionReranker | None = None
+        if version.manifest.reranker is not None:
+            import torch  # see TYPE_CHECKING above
+
+            from reki_ray.store.reranker import open_reranker
+
+            torch.set_num_threads(1)  # the matrices of a list are too small for more
+            self._reranker = open_reranker(version)
         self.order(UserRecord(), version.catalogue.ids[:1])  # warm-up of the first forward
 
     @property
@@ -41,33 +48,19 @@ class VersionOrder:
         return self._reranker.order(user.user_id, user.profile, vector, item_ids)
 
 
-class Reranker(VersionedPart[VersionOrder]):
-    """Serves a `VersionOrder` per version.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
+class Reranker(VersionCache[VersionOrder]):
+    """Serves a `VersionOrder` per version."""
 
     def __init__(self, access: StoreAccess) -> None:
         super().__init__(access, VersionOrder)
+        self.start()
 
     async def rerank(
         self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int
     ) -> list[int]:
         """Return the places of the items, best first; rerankers were trained without scores."""
-        order = await self._versions.get(version)
+        order = await self.get(version)
         if not order.reranks:
             return list(range(len(item_ids)))
         # It takes milliseconds: a thread lets other requests proceed.
         return await asyncio.to_thread(order.order, user, item_ids)
-
-
-def _open(version: StoreVersion) -> VersionReranker | None:
-    if version.manifest.reranker is None:
-        return None
-    import torch  # see TYPE_CHECKING above
-
-    from reki_ray.store.reranker import open_reranker
-
-    torch.set_num_threads(1)  # the matrices of a list are too small for more
-    return open_reranker(version)

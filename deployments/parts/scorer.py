@@ -12,7 +12,7 @@ import torch
 from deployments.graph_args import StoreAccess
 from deployments.parts.batcher import Batcher
 from deployments.parts.records import Scores, UserRecord
-from deployments.parts.version_cache import VersionedPart
+from deployments.parts.version_cache import VersionCache
 from reki_ray.errors import NotFiniteError
 from reki_ray.models.candidate_scorer import HistoryEvent, UserInput
 from reki_ray.schema import Source
@@ -71,7 +71,7 @@ class VersionScorer:
                 where=f"model {self._manifest.model_fingerprint[:12]}",
                 todo="Go back to an older version: `reki rollback`.",
             )
-        fits = self._fits(question.user)
+        fits = question.user.store_version == self.name
         return Scores(
             scores=scores.tolist(),
             sources=[self._source_of.get(item, FALLBACK) for item in question.candidates],
@@ -82,27 +82,22 @@ class VersionScorer:
             store_version=self.name,
         )
 
-    def _fits(self, user: UserRecord) -> bool:
-        return user.store_version == self.name  # the vector of another model is meaningless
-
     def _input(self, user: UserRecord) -> UserInput:
-        vector = user.vector if self._fits(user) else None
+        # The vector of another model is meaningless.
+        vector = user.vector if user.store_version == self.name else None
         events = [HistoryEvent(*event) for event in user.profile.latest(self._scorer.history)]
         return UserInput(
             user.profile.attributes, events, self._fallback if vector is None else vector
         )
 
 
-class Scorer(VersionedPart[VersionScorer]):
-    """Serves a `VersionScorer` per version, with at most `max_batch_size` requests per forward.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
+class Scorer(VersionCache[VersionScorer]):
+    """Serves a `VersionScorer` per version, with at most `max_batch_size` requests per forward."""
 
     def __init__(self, access: StoreAccess, max_batch_size: int) -> None:
         torch.set_num_threads(1)  # the matrices of a request are too small for more
         super().__init__(access, VersionScorer)
+        self.start()
         self._batcher: Batcher[tuple[VersionScorer, Question], Scores] = Batcher(
             _score_by_version,
             max_batch_size=max_batch_size,
@@ -116,18 +111,15 @@ class Scorer(VersionedPart[VersionScorer]):
         Raises:
             StoreError: The version does not open, or has no finite score.
         """
-        scorer = await self._versions.get(version)
+        scorer = await self.get(version)
         return await self._batcher.ask((scorer, Question(user, candidates)))
 
 
 def _score_by_version(
     pairs: Sequence[tuple[VersionScorer, Question]],
 ) -> list[Scores | Exception]:
-    places_of: dict[VersionScorer, list[int]] = {}
-    for place, (scorer, _) in enumerate(pairs):
-        places_of.setdefault(scorer, []).append(place)
-    answers: dict[int, Scores | Exception] = {}
-    for scorer, places in places_of.items():
-        scores = scorer.score_batch([pairs[place][1] for place in places])
-        answers.update(zip(places, scores, strict=True))
-    return [answers[place] for place in range(len(pairs))]
+    questions: dict[VersionScorer, list[Question]] = {}
+    for scorer, question in pairs:
+        questions.setdefault(scorer, []).append(question)
+    answers = {scorer: iter(scorer.score_batch(batch)) for scorer, batch in questions.items()}
+    return [next(answers[scorer]) for scorer, _ in pairs]

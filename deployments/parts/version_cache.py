@@ -13,12 +13,10 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from deployments.graph_args import StoreAccess
 from reki_ray.core.background import BackgroundThread
@@ -37,25 +35,17 @@ LONGEST_WAIT: Final = 30.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Refusal:
-    """Why a version did not open.
-
-    Args:
-        error: The reason.
-        seal: Seal of its files at that time; empty if they could not be listed.
-        wait: Seconds until the next attempt.
-        until: End of these.
-    """
+class _Refusal(NamedTuple):
+    """Why a version did not open, and when to try it again."""
 
     error: RekiError
-    seal: str
-    wait: float
-    until: float
+    seal: str  # of its files at that time; empty if they could not be listed
+    wait: float  # seconds until the next attempt
+    until: float  # end of these
 
 
 class VersionCache(Generic[T]):
-    """Open versions by number.
+    """Open versions by number; the base of deployments, which answer from several versions.
 
     Args:
         access: Where versions are, and how many are kept.
@@ -83,21 +73,29 @@ class VersionCache(Generic[T]):
         self._watch = BackgroundThread("watch-current", self._poll, access.poll_seconds)
         self._seen: int | None = None
 
-    def start(self) -> int:
-        """Open the first version, start to poll CURRENT, and return the version's number.
+    def start(self) -> None:
+        """Open the first version, and start to poll CURRENT.
 
         Raises:
             StoreError: Neither CURRENT nor an older version opens.
         """
+        refusals: list[StoreError] = []
         numbers = self._access.wanted_first()
-        number = self._open_first(numbers)
+        for number in numbers:
+            try:
+                self._begin(number).result()
+                break
+            except StoreError as error:
+                logger.error("version %d does not open: %s", number, error)
+                refusals.append(error)
+        else:
+            raise refusals[0]
         self._seen = numbers[0]
         if self._access.version is None:
             self._watch.start()
-        return number
 
     def close(self) -> None:
-        """Stop polling."""
+        """Stop what runs in the background."""
         self._watch.stop(1.0)
         self._openers.shutdown(wait=False)
 
@@ -110,26 +108,27 @@ class VersionCache(Generic[T]):
         """Return an open version for a request, opening it if needed.
 
         Raises:
-            StoreError: See `open`; repeated for a while without another attempt.
+            StoreError: See `prepare`; repeated for a while without another attempt.
         """
         version = self._cached(number)
-        if version is not None:
-            return version
-        refusal = self._refused.get(number)
-        if refusal is not None and self._clock() < refusal.until:
-            raise copy.copy(refusal.error)
-        return await self.open(number)
+        if version is None:
+            refusal = self._refused.get(number)
+            if refusal is not None and self._clock() < refusal.until:
+                raise copy.copy(refusal.error)
+            version = await self._shared(number)
+        return version
 
-    async def open(self, number: int) -> T:
-        """Open a version unless it is open; concurrent callers share one attempt.
+    async def prepare(self, number: int) -> None:
+        """Open a version unless it is open.
 
         Raises:
             StoreError: It is missing or damaged, or its parts do not match.
         """
-        version = self._cached(number)
-        if version is not None:
-            return version
-        # Shielded: a caller's cancellation must not affect the others.
+        if self._cached(number) is None:
+            await self._shared(number)
+
+    async def _shared(self, number: int) -> T:
+        # Callers share an attempt: the cancellation of one must not affect the others.
         return await asyncio.shield(asyncio.wrap_future(self._begin(number)))
 
     def _cached(self, number: int) -> T | None:
@@ -191,7 +190,13 @@ class VersionCache(Generic[T]):
             version = self._load(store.open_served(number))
         except Exception as error:  # other versions open regardless
             refusal = (
-                error if isinstance(error, RekiError) else _defect(error, store.folder(number))
+                error
+                if isinstance(error, RekiError)
+                else StoreError(
+                    f"the version cannot be opened: {type(error).__name__}: {error}",
+                    where=str(store.folder(number)),
+                    todo="It is tried again; check the disk and the permissions of the files.",
+                )
             )
             wait = FIRST_WAIT if earlier is None else min(2 * earlier.wait, LONGEST_WAIT)
             # A copy: the error itself holds references to all frames it passed.
@@ -202,18 +207,6 @@ class VersionCache(Generic[T]):
         self._refused.pop(number, None)
         return version
 
-    def _open_first(self, numbers: Sequence[int]) -> int:
-        refusals: list[StoreError] = []
-        for number in numbers:
-            try:
-                self._begin(number).result()
-            except StoreError as error:
-                logger.error("version %d does not open: %s", number, error)
-                refusals.append(error)
-            else:
-                return number
-        raise refusals[0]
-
     def _poll(self) -> None:
         number = self._access.wanted()
         if number == self._seen:
@@ -223,43 +216,7 @@ class VersionCache(Generic[T]):
         self._begin(number).add_done_callback(_log_failure)
 
 
-class VersionedPart(Generic[T]):
-    """A deployment that answers from several versions.
-
-    Args:
-        access: Where versions are.
-        load: Turns an opened version into what the replica answers from.
-
-    Raises:
-        StoreError: Neither CURRENT nor an older version opens.
-    """
-
-    def __init__(self, access: StoreAccess, load: Callable[[StoreVersion], T]) -> None:
-        self._versions = VersionCache(access, load)
-        self._versions.start()
-
-    async def prepare(self, version: int) -> None:
-        """Open a version unless it is open.
-
-        Raises:
-            StoreError: It is missing or damaged, or its parts do not match.
-        """
-        await self._versions.open(version)
-
-    def close(self) -> None:
-        """Stop what runs in the background."""
-        self._versions.close()
-
-
 def _log_failure(opened: Future[T]) -> None:
     error = opened.exception()
     if error is not None:
         logger.error("the promoted version does not open: %s", error)
-
-
-def _defect(error: Exception, folder: Path) -> StoreError:
-    return StoreError(
-        f"the version cannot be opened: {type(error).__name__}: {error}",
-        where=str(folder),
-        todo="It is tried again; check the disk and the permissions of the files.",
-    )

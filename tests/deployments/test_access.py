@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from deployments.graph_args import GraphArgs
-from deployments.middleware.auth import bearer, read_tokens
-from deployments.middleware.install import PAGE_FILES
+from deployments.middleware.auth import PAGE, bearer, read_tokens
 from deployments.middleware.rate_limiter import network_of
 from reki_ray.config.edge import EdgeConfig, EdgeSettings, is_loopback
 from reki_ray.core.ray_cluster import set_environment
@@ -71,7 +70,7 @@ def test_two_authorization_headers_are_refused() -> None:
 
 def test_probes_the_page_and_the_description_are_open() -> None:
     made = client(edge_app.app(CLOSED))
-    for path in ("/healthz", "/readyz", "/openapi.json", *PAGE_FILES):
+    for path in ("/healthz", "/readyz", "/openapi.json", *PAGE):
         assert made.get(path).status_code == 200, path
 
 

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from deployments import extensions
-from deployments.extensions import RecentHistories, open_extensions, open_recent
+from deployments.extensions import open_extensions
 from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
 from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
+from deployments.parts import recent_histories
 from deployments.parts.lookup import Lookup
+from deployments.parts.recent_histories import RecentHistories
 from deployments.parts.records import NO_PROFILE, UserRecord
 from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
@@ -58,7 +59,7 @@ def graph(store: VersionStore, args: OnlineArgs | None = None) -> Iterator[TestC
     args = args or OnlineArgs()
     access = StoreAccess(publish_root=str(store.root), poll_seconds=3600)
     with ExitStack() as stack:
-        lookup = Lookup(access, partial(open_recent, args, access))
+        lookup = Lookup(access, args)
         parts = lookup, Scorer(access, 4), Retriever(access)
         for part in parts:
             stack.callback(part.close)
@@ -90,7 +91,7 @@ def opened(store: VersionStore) -> Iterator[Callable[[], RecentHistories]]:
 
         def open_() -> RecentHistories:
             access = StoreAccess(publish_root=str(store.root))
-            return stack.enter_context(closing(open_recent(OnlineArgs(), access)))
+            return stack.enter_context(closing(RecentHistories(OnlineArgs(), access)))
 
         yield open_
 
@@ -176,7 +177,7 @@ def test_a_log_that_hangs_or_fails_keeps_no_lookup_from_starting(
         return refresh(self)
 
     monkeypatch.setattr(RecentEvents, "refresh", broken)
-    monkeypatch.setattr(extensions, "REPLAY_SECONDS", 0.01)
+    monkeypatch.setattr(recent_histories, "REPLAY_SECONDS", 0.01)
     add = opened()
     assert "the event log is long" in caplog.text
     assert add("u0", UserRecord()).profile == NO_PROFILE
@@ -189,7 +190,7 @@ def test_a_file_that_hangs_keeps_no_lookup_from_starting(
     store: VersionStore, opened: Callable[[], RecentHistories], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     EventLog(folders(store).events, "a").append([Event("u0", "m1", "click", 10**9)])
-    monkeypatch.setattr(extensions, "REPLAY_SECONDS", 0.01)
+    monkeypatch.setattr(recent_histories, "REPLAY_SECONDS", 0.01)
     held = store.root / "EXPERIMENT.json"
     os.mkfifo(held)  # whoever opens it waits for a writer
     with ThreadPoolExecutor(1) as pool:
@@ -233,7 +234,7 @@ def test_the_log_is_read_from_where_the_histories_of_all_served_versions_end(
     [segment] = folders(store).events.iterdir()
     week_ago = time.time() - 7 * 86_400
     os.utime(segment, (week_ago, week_ago))
-    with closing(open_recent(OnlineArgs(), StoreAccess(publish_root=str(store.root)))) as add:
+    with closing(RecentHistories(OnlineArgs(), StoreAccess(publish_root=str(store.root)))) as add:
         assert len(add("new", UserRecord()).met) == expected
 
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.middleware.install import PAGE_FILES
+from deployments.middleware.auth import PAGE
 from deployments.middleware.limits import RequestGuard, route_path
 from reki_ray.config.edge import EdgeSettings
 from tests.support import edge_app
@@ -111,7 +111,7 @@ def test_every_answer_carries_the_headers_of_safety() -> None:
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
 
 
-@pytest.mark.parametrize(("path", "media_type"), [(k, v[1]) for k, v in PAGE_FILES.items()])
+@pytest.mark.parametrize(("path", "media_type"), PAGE.items())
 def test_the_page_runs_its_own_scripts_alone(path: str, media_type: str) -> None:
     answer = client(edge_app.app(LIMITS)).get(path)
     assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"

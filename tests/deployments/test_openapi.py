@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.extensions import open_extensions, open_recent
+from deployments.extensions import open_extensions
 from deployments.flows.graph_client import LocalClient
 from deployments.gateway import build_api
 from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
@@ -47,8 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store.publish(store_factory.fill)
     store.publish(partial(store_factory.fill, seed=1))
     access = StoreAccess(publish_root=str(store.root))
-    args = OnlineArgs()
-    lookup, scorer = Lookup(access, partial(open_recent, args, access)), Scorer(access, 4)
+    lookup, scorer = Lookup(access, OnlineArgs()), Scorer(access, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REKI_TOKEN", TOKEN)
         patch.setenv("REKI_ADMIN_TOKEN", ADMIN)

@@ -17,9 +17,9 @@ from deployments.extensions import Extensions
 from deployments.flows.graph_client import LocalClient
 from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
-from deployments.parts.records import Explanation, Scores, UserRecord
+from deployments.parts.records import Scores, UserRecord
 from deployments.parts.scorer import Scorer
-from deployments.schemas import EventItem
+from deployments.schemas import EventItem, KnowledgeResponse
 from reki_ray.errors import StoreError
 from reki_ray.experiments.experiment import load_experiment, start_experiment
 from reki_ray.schema import Side
@@ -194,7 +194,7 @@ class Hang:
 
         return waiting
 
-    async def _behind(self, side: Side, subject_id: str, version: int) -> Explanation | None:
+    async def _behind(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse | None:
         self.held += 1
         while not self.go_on.is_set():
             await asyncio.sleep(0.01)

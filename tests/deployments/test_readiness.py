@@ -19,7 +19,7 @@ class Graph:
         self.degraded = False
         self.checks = 0
 
-    async def check(self, *, first: bool) -> None:
+    async def check(self, first: bool) -> None:
         self.checks += 1
         await asyncio.sleep(0)
         if self.failure is not None:

@@ -13,12 +13,12 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from deployments.errors import ApiError
-from deployments.flows.deadline import Hooks
 from deployments.flows.graph_client import GraphClient, HandleClient
 from deployments.flows.recommend import Recommendation, RecommendFlow
 from deployments.flows.score import ScoringFlow
-from deployments.parts.records import Explanation, SampledIds, Scores, UserRecord
-from deployments.schemas import HistoryItem, RecommendRequest
+from deployments.middleware.metrics import GatewayMetrics
+from deployments.parts.records import Scores, UserRecord
+from deployments.schemas import HistoryItem, KnowledgeResponse, RecommendRequest, SampleResponse
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.schema import Side
 from reki_ray.store.tables import Profile
@@ -43,6 +43,10 @@ class Graph:
         self.retries: list[str] = []
         self.failures_told: list[str] = []
         self.rejections: list[str] = []
+        self.metrics = GatewayMetrics("replica")
+        self.metrics.retried = self.retries.append
+        self.metrics.queue_rejected = self.rejections.append
+        self.metrics.hop_failed = self.failures_told.append
         self.scored_for: list[UserRecord] = []
         self.never: set[str] = set()
 
@@ -54,10 +58,10 @@ class Graph:
         await self._fail("titles")
         return [item.upper() for item in item_ids]
 
-    async def explain(self, side: Side, subject_id: str, version: int) -> Explanation | None:
+    async def explain(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse | None:
         raise NotImplementedError
 
-    async def sample(self, users: int, items: int, version: int) -> SampledIds:
+    async def sample(self, users: int, items: int, version: int) -> SampleResponse:
         raise NotImplementedError
 
     async def candidates(
@@ -94,22 +98,14 @@ class Graph:
         if self.failures.get(hop):
             raise self.failures[hop].pop(0)
 
-    @property
-    def hooks(self) -> Hooks:
-        return Hooks(
-            retried=self.retries.append,
-            rejected=self.rejections.append,
-            failed=self.failures_told.append,
-        )
-
     def score_now(
         self, seconds: float = 5.0, history: Sequence[HistoryItem] | None = None
     ) -> Scores:
-        flow = ScoringFlow(self, seconds, self.hooks)
+        flow = ScoringFlow(self, seconds, self.metrics)
         return asyncio.run(flow.score("u0", ["b", "a"], 1, history))
 
     def recommend(self, **body: Any) -> Recommendation:
-        flow = RecommendFlow(self, 5.0, 100, self.hooks)
+        flow = RecommendFlow(self, 5.0, 100, self.metrics)
         request = RecommendRequest.model_validate({"user_id": "u0", **body})
         return asyncio.run(flow.recommend(request, 1))
 
@@ -210,7 +206,7 @@ def test_the_best_unseen_items_are_recommended() -> None:
     assert found.item_ids == ["c", "b"]
     assert found.scores.scores == [0.75, 0.5]
     assert found.titles == ["C", "B"]
-    assert not found.degraded
+    assert not found.scores.degraded
 
 
 def test_excluded_items_are_left_out() -> None:
@@ -224,9 +220,9 @@ def test_the_reranker_has_the_last_word_on_the_order() -> None:
 def test_without_reranker_or_titles_the_recommendation_is_degraded() -> None:
     graph = Graph(reranks=True, reranker=[unavailable(), unavailable()])
     found = graph.recommend(k=10)
-    assert (found.item_ids, found.degraded) == (["c", "b", "a"], True)
+    assert (found.item_ids, found.scores.degraded) == (["c", "b", "a"], True)
     found = Graph(titles=[unavailable(), unavailable()]).recommend(k=2)
-    assert (found.titles, found.degraded) == ([None, None], True)
+    assert (found.titles, found.scores.degraded) == ([None, None], True)
 
 
 def test_without_retriever_there_is_no_recommendation() -> None:
@@ -251,7 +247,7 @@ def outcome(hop: str, failure: Exception) -> Any:
         found = graph.recommend(k=2)
     except ApiError as error:
         return error.status, error.code, graph.failures_told
-    return found.degraded, found.item_ids, found.titles, graph.failures_told
+    return found.scores.degraded, found.item_ids, found.titles, graph.failures_told
 
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
@@ -277,7 +273,7 @@ def test_a_model_without_finite_scores_is_told_as_such(
         Graph(scorer=[wrap(error)]).score_now()
     assert (caught.value.status, caught.value.code) == (503, "no_scores")
     graph = Graph(reranks=True, reranker=[wrap(error)])
-    assert graph.recommend(k=2).degraded
+    assert graph.recommend(k=2).scores.degraded
 
 
 def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -290,7 +286,7 @@ def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> No
 def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
     graph = Graph()
     graph.never = {"scorer"}
-    flow = ScoringFlow(graph, 0.02, graph.hooks)
+    flow = ScoringFlow(graph, 0.02, graph.metrics)
 
     async def ask() -> None:
         for _ in range(30):
@@ -315,7 +311,7 @@ def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
 
 def test_calls_of_replicas_that_died_are_repeated_however_many() -> None:
     graph = Graph(scorer=[unavailable() for _ in range(60)])
-    flow = ScoringFlow(graph, 5.0, graph.hooks)
+    flow = ScoringFlow(graph, 5.0, graph.metrics)
 
     async def ask() -> None:
         for _ in range(30):

@@ -388,7 +388,7 @@ def test_vectors_that_cannot_be_looked_up_cost_no_profile(
     def fail(*_: object) -> None:
         raise error
 
-    (reader,) = lookup._versions._opened.values()
+    (reader,) = lookup._opened.values()
     monkeypatch.setattr(reader._version.users, "lookup", fail)
     after = asyncio.run(lookup.user("u0", 1))
     lookup.close()

@@ -13,12 +13,13 @@ import pytest
 
 from deployments.errors import ApiError
 from deployments.flows import version_router as served_versions
-from deployments.flows.deadline import Hooks
-from deployments.flows.version_router import Route, RunningExperiment, VersionRouter
+from deployments.flows.version_router import Route, VersionRouter
 from deployments.graph_args import StoreAccess
+from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts.version_cache import VersionCache
 from reki_ray.config import Arm
 from reki_ray.errors import ConfigError, StoreError
+from reki_ray.experiments.experiment import Experiment, Variant
 from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
 from tests.support import store_factory
 
@@ -173,7 +174,8 @@ def test_every_failure_to_open_is_a_refusal_of_that_version(root: Path, failure:
     async def ask() -> None:
         with pytest.raises(StoreError):
             await cache.get(2)
-        assert await cache.open(2) == "v2"  # an operator's question is no guess: it is tried
+        await cache.prepare(2)  # an operator's question is no guess: it is tried
+        assert await cache.get(2) == "v2"
 
     asyncio.run(ask())
     cache.close()
@@ -190,12 +192,13 @@ def test_a_damaged_version_is_read_once_and_not_again_before_it_is_written_to(
 
     async def ask() -> None:
         for _ in range(20):
-            for question in (cache.get, cache.open):
+            for question in (cache.get, cache.prepare):
                 with pytest.raises(StoreError, match="damaged"):
                     await question(1)
         assert compared == ["v1"]
         (store.folder(1) / "users.arrow").write_bytes(whole)
-        assert await cache.open(1) == "v1"
+        await cache.prepare(1)
+        assert await cache.get(1) == "v1"
 
     asyncio.run(ask())
     cache.close()
@@ -242,10 +245,10 @@ def test_a_version_that_hangs_while_it_opens_holds_up_no_promoted_one(root: Path
     cache = started(StoreAccess(publish_root=str(root), poll_seconds=0.01), load)
 
     async def follow() -> None:
-        held = asyncio.create_task(cache.open(2))
+        held = asyncio.create_task(cache.get(2))
         while "v2" not in load.asked:
             await asyncio.sleep(0.01)
-        waiting = asyncio.create_task(cache.open(3))
+        waiting = asyncio.create_task(cache.get(3))
         await asyncio.sleep(0.1)
         assert load.asked == ["v1", "v2"]  # others are opened one at a time
         point_to(root, 3)
@@ -275,23 +278,10 @@ def test_a_promoted_version_that_hangs_while_it_opens_holds_up_no_later_one(root
         cache.close()
 
 
-class Part:
-    """A variant."""
-
-    def __init__(self, name: str, version: int) -> None:
-        self.name, self.version = name, version
-
-
-class Halves:
-    """An experiment that divides users by their first letter."""
-
-    name = "halves"
-
-    def __init__(self, *variants: Part) -> None:
-        self.variants = variants
-
-    def assign(self, user_id: str) -> Part:
-        return self.variants[user_id >= "n"]
+def halves(*versions: tuple[str, int]) -> Experiment:
+    """An experiment whose first variant gets user a and whose second gets user z."""
+    variants = [Variant(name=name, version=number, share=0.5) for name, number in versions]
+    return Experiment(name="halves", salt="s0", variants=tuple(variants))
 
 
 class Rest:
@@ -300,7 +290,13 @@ class Rest:
     def __init__(self, *failures: Exception) -> None:
         self.failures = list(failures)
         self.asked: list[int] = []
-        self.refused: list[str] = []
+        self.metrics = GatewayMetrics("replica")
+
+    @property
+    def refusals(self) -> float | None:
+        return self.metrics.registry.get_sample_value(
+            "reki_versions_refused_total", {"replica": "replica"}
+        )
 
     async def prepare(self, number: int) -> None:
         self.asked.append(number)
@@ -312,11 +308,11 @@ class Rest:
     def served(
         self,
         root: Path,
-        experiment: Callable[[], RunningExperiment | None] = lambda: None,
+        experiment: Callable[[], Experiment | None] = lambda: None,
         compare: Arm | None = None,
     ) -> VersionRouter:
         access = StoreAccess(publish_root=str(root), poll_seconds=0.01, compare=compare)
-        return VersionRouter(access, self.prepare, experiment, Hooks(refused=self.refused.append))
+        return VersionRouter(access, self.prepare, self.metrics, experiment)
 
 
 def test_a_gateway_follows_the_pointer(root: Path) -> None:
@@ -350,7 +346,7 @@ def test_a_refused_version_is_told_once_and_the_old_one_stays(root: Path) -> Non
             await served.refresh()
         assert served.number == 2
         assert rest.asked == [2, 4]
-        assert rest.refused == ["v4"]
+        assert rest.refusals == 1
 
     asyncio.run(follow())
 
@@ -367,7 +363,7 @@ def test_a_refused_version_is_tried_again_later(
         for _ in range(2):
             await served.refresh()
         assert served.number == 2
-        assert rest.refused == ["v2"]
+        assert rest.refusals == 1
 
     asyncio.run(follow())
 
@@ -382,7 +378,7 @@ def test_a_graph_that_is_not_up_yet_is_asked_again(root: Path) -> None:
         await served.stop()
         assert served.number == 2
         assert set(rest.asked) == {2}
-        assert rest.refused == []
+        assert rest.refusals == 0
 
     asyncio.run(follow())
 
@@ -402,7 +398,7 @@ def test_a_gateway_starts_with_an_older_version_where_the_promoted_one_is_refuse
 
 def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> None:
     point_to(root, 1)
-    running: list[Halves | None] = [Halves(Part("base", 1), Part("reki", 3))]
+    running: list[Experiment | None] = [halves(("base", 1), ("reki", 3))]
 
     async def follow() -> None:
         rest = Rest()
@@ -412,7 +408,7 @@ def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> 
         assert served.of("a") == Route("base", 1, "halves")
         assert served.of("z") == Route("reki", 3, "halves")
         assert rest.asked == [1, 3]
-        running[0] = Halves(Part("base", 1), Part("broken", 4))
+        running[0] = halves(("base", 1), ("broken", 4))
         await served.refresh()
         await served.follow_experiment()
         assert served.of("z") == Route("reki", 3, "halves")
@@ -424,33 +420,33 @@ def test_an_experiment_gives_each_user_a_variant_and_its_version(root: Path) -> 
     asyncio.run(follow())
 
 
-def unreadable() -> RunningExperiment | None:
+def unreadable() -> Experiment | None:
     raise StoreError("the experiment cannot be read", where="EXPERIMENT.json", todo="Restore it.")
 
 
-def rights() -> RunningExperiment | None:
+def rights() -> Experiment | None:
     raise PermissionError(13, "Permission denied")
 
 
-def defect() -> RunningExperiment | None:
+def defect() -> Experiment | None:
     raise KeyError("variants")
 
 
 @pytest.mark.parametrize("broken", [unreadable, rights, defect])
 def test_an_experiment_that_cannot_be_read_stays_and_promotions_are_followed(
-    root: Path, broken: Callable[[], RunningExperiment | None]
+    root: Path, broken: Callable[[], Experiment | None]
 ) -> None:
     point_to(root, 1)
-    reads: list[Callable[[], RunningExperiment | None]] = [broken]
+    reads: list[Callable[[], Experiment | None]] = [broken]
 
-    def read() -> RunningExperiment | None:
+    def read() -> Experiment | None:
         return reads[0]()
 
     async def follow() -> None:
         served = Rest().served(root, read)
         await served.start()
         assert served.of("z") == Route(None, 1)  # also a gateway that starts with it serves
-        reads[0] = lambda: Halves(Part("base", 1), Part("reki", 3))
+        reads[0] = lambda: halves(("base", 1), ("reki", 3))
         async with asyncio.timeout(WAIT_SECONDS):
             while not served.variants:
                 await asyncio.sleep(0.01)
@@ -505,7 +501,7 @@ def test_a_variant_that_hangs_while_it_opens_keeps_nobody_waiting(
 
     async def follow() -> None:
         rest = Slow()
-        served = rest.served(root, lambda: Halves(Part("base", 1), Part("reki", 3)))
+        served = rest.served(root, lambda: halves(("base", 1), ("reki", 3)))
         async with asyncio.timeout(WAIT_SECONDS):
             await served.start()
             while 3 not in rest.asked:
@@ -522,7 +518,7 @@ def test_a_gateway_that_starts_knows_its_experiment(root: Path) -> None:
     point_to(root, 1)
 
     async def follow() -> None:
-        served = Rest().served(root, lambda: Halves(Part("base", 1), Part("reki", 3)))
+        served = Rest().served(root, lambda: halves(("base", 1), ("reki", 3)))
         await served.start()
         assert served.of("z") == Route("reki", 3, "halves")
         await served.stop()
@@ -580,20 +576,20 @@ def test_more_versions_than_replicas_keep_are_not_served_together(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     point_to(root, 1)
-    running: list[Halves | None] = [None]
+    running: list[Experiment | None] = [None]
 
     async def follow() -> None:
         access = StoreAccess(publish_root=str(root), kept_versions=2, poll_seconds=0.01)
         rest = Rest()
-        served = VersionRouter(access, rest.prepare, lambda: running[0])
+        served = VersionRouter(access, rest.prepare, rest.metrics, lambda: running[0])
         await served.follow_current()
-        running[0] = Halves(Part("base", 2), Part("reki", 3))
+        running[0] = halves(("base", 2), ("reki", 3))
         with pytest.raises(ConfigError, match="3 versions would have to be open") as caught:
             await served.follow_experiment()
         assert "kept_versions" in caught.value.where
         assert served.variants == ()
         assert rest.asked == [1]  # none of them was opened to no avail
-        running[0] = Halves(Part("base", 1), Part("reki", 3))
+        running[0] = halves(("base", 1), ("reki", 3))
         await served.follow_experiment()
         point_to(root, 2)
         with pytest.raises(ConfigError, match="3 versions"):
@@ -627,7 +623,7 @@ async def settled(served: VersionRouter) -> int | None:
 
 
 def test_the_newest_version_of_the_other_arm_is_kept_to_compare_with(arms: Path) -> None:
-    running: list[Halves | None] = [None]
+    running: list[Experiment | None] = [None]
 
     async def follow() -> None:
         rest = Rest()
@@ -645,7 +641,7 @@ def test_the_newest_version_of_the_other_arm_is_kept_to_compare_with(arms: Path)
         assert await settled(served) == 5
         point_to(arms, 1)
         await settled(served)
-        running[0] = Halves(Part("base", 2), Part("reki", 1))
+        running[0] = halves(("base", 2), ("reki", 1))
         await settled(served)
         assert await settled(served) is None  # an experiment has versions of its own
         assert served.of("u", store_version="v2") == Route(None, 2)

@@ -17,6 +17,7 @@ import yaml
 from deployments.flows.graph_client import LocalClient
 from deployments.flows.recommend import RecommendFlow
 from deployments.graph_args import StoreAccess
+from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts.lookup import Lookup
 from deployments.parts.reranker import Reranker
 from deployments.parts.retriever import Retriever
@@ -113,7 +114,7 @@ async def check_recommendations(root: Path) -> None:
     """The parts of the graph on what was published: unseen items with their titles."""
     access, version = StoreAccess(publish_root=str(root)), VersionStore(root).current()
     parts = Lookup(access), Scorer(access, 4), Retriever(access), Reranker(access)
-    flow = RecommendFlow(LocalClient(*parts), 30.0, 100)
+    flow = RecommendFlow(LocalClient(*parts), 30.0, 100, GatewayMetrics("replica"))
     for user in ("u3", "nobody"):
         asked = RecommendRequest(user_id=user, k=7)
         found = await flow.recommend(asked, version)
@@ -122,7 +123,7 @@ async def check_recommendations(root: Path) -> None:
         assert not set(found.item_ids) & set(profile.item_ids if profile else ())
         assert all("film" in (title or "") for title in found.titles)
         assert found.scores.scores == sorted(found.scores.scores, reverse=True)
-        assert not found.degraded
+        assert not found.scores.degraded
     for part in parts:
         part.close()
 

@@ -182,7 +182,7 @@ def test_an_item_without_a_finite_score_fails_its_own_request_alone(tmp_path: Pa
     VersionStore(tmp_path).publish(whole)
     with graph(tmp_path) as (client, scorer):
         assert ask(client, "/v1/score", candidates=ITEM_IDS)[0] == 200
-        (opened,) = scorer._versions._opened.values()
+        (opened,) = scorer._opened.values()
         inputs = opened._scorer._inputs
         assert inputs.augmented is not None
         inputs.augmented[inputs.rows(["m7"])[0]] = torch.nan
