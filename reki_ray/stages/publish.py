@@ -38,22 +38,19 @@ from reki_ray.stages.publish_vectors import augmentation, read_side, write_side
 from reki_ray.store.deltas import changes_over, reduce_to_delta
 from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.manifest import (
-    RERANKER_FOLDER,
-    RETRIEVAL_FOLDER,
-    RerankerDescription,
-    retrieval_folders,
-)
-from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
-from reki_ray.store.versions import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MODEL_FOLDER,
     PROFILES_FILE,
+    RERANKER_FOLDER,
+    RETRIEVAL_FOLDER,
     Description,
-    StoreVersion,
-    VersionStore,
-    store_of,
+    RerankerDescription,
+    retrieval_folders,
 )
+from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import VersionStore, store_of
 from reki_ray.training.selection import TrainedRun, choose_reranker, choose_run, with_arm
 
 

@@ -37,9 +37,7 @@ from reki_ray.stages.publish import publish_compared, publish_version
 from reki_ray.stages.recluster import Regrouped, regroup
 from reki_ray.store import admin as versions
 from reki_ray.store.admin import Versions
-from reki_ray.store.versions import (
-    store_of,
-)
+from reki_ray.store.versions import store_of
 from reki_ray.training.selection import choose_run, with_arm
 
 _ROUND: Final = "round.json"

@@ -163,8 +163,8 @@ def write_delta(delta: Delta, base: StoreVersion, folder: Path) -> Description:
         write_vectors(path, list(new.ids), new.vectors, list(new.sources), dtype=delta.dtype)
     return _description(
         base,
-        users=len(base.profiles) + _unknown(base.profiles.layers, delta.profiles, USER_ID),
-        items=len(base.catalogue) + _unknown(base.catalogue.layers, delta.catalogue, ITEM_ID),
+        users=len(base.profiles) + _unknown(base.profiles, delta.profiles, USER_ID),
+        items=len(base.catalogue) + _unknown(base.catalogue, delta.catalogue, ITEM_ID),
         base=_base_of(base),
     )
 

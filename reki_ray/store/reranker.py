@@ -20,7 +20,6 @@ from reki_ray.models.candidate_scorer import CatalogueInputs, HistoryEvent, User
 from reki_ray.models.list_scorer import ListScorer
 from reki_ray.schema import Side
 from reki_ray.store.hash_index import REPUBLISH
-from reki_ray.store.layers import LayeredVectors
 from reki_ray.store.manifest import RERANKER_FOLDER, VECTOR_FILES, RerankerDescription
 from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.vectors import VectorTable
@@ -112,10 +111,10 @@ class VersionReranker:
             )
         return loaded
 
-    def _table(self, side: Side) -> LayeredVectors:
+    def _table(self, side: Side) -> VectorTable:
         paths = [folder / VECTOR_FILES[side] for folder in self._folders]
         paths = [path for path in paths[:-1] if path.exists()] + paths[-1:]
-        return LayeredVectors([VectorTable(path, self._fallback[side]) for path in paths])
+        return VectorTable(paths, self._fallback[side])
 
 
 def open_reranker(version: StoreVersion) -> VersionReranker | None:

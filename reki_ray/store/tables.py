@@ -184,7 +184,7 @@ class KnowledgeEntry:
     created_at: int
 
 
-class Profiles:
+class Profiles(LayeredTable):
     """Profiles by user id, memory-mapped.
 
     Args:
@@ -192,35 +192,29 @@ class Profiles:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.layers = LayeredTable(paths, USER_ID)
-
-    def __len__(self) -> int:
-        return len(self.layers)
+        super().__init__(paths, USER_ID)
 
     def get(self, user_id: str) -> Profile | None:
         """Profile of a user; None for an unknown one."""
-        found = self.layers.get(user_id)
-        if found is None:
+        row = self.row(user_id)
+        if row is None:
             return None
-        return Profile(
-            attributes_of(found[ATTRIBUTES]),
-            tuple(found[ITEM_IDS]),
-            tuple(found[RATINGS]),
-            tuple(found[TIMESTAMPS]),
-        )
+        values = row.to_pylist()[0]
+        lists = (tuple(values[name]) for name in (ITEM_IDS, RATINGS, TIMESTAMPS))
+        return Profile(attributes_of(values[ATTRIBUTES]), *lists)
 
     def ids(self, limit: int | None = None) -> list[str]:
         """The first ids, or all, in the order of the index, which is as good as random."""
-        return self.layers.keys(limit)
+        return self.keys(limit)
 
     def latest_time(self) -> int | None:
         """Latest time of an interaction among some thousands of profiles; None without times."""
-        times = self.layers.rows(_SAMPLED_PROFILES)[TIMESTAMPS]
+        times = self.rows(_SAMPLED_PROFILES)[TIMESTAMPS]
         latest: int | None = pc.max(pc.list_flatten(times)).as_py()
         return latest
 
 
-class Catalogue:
+class Catalogue(LayeredTable):
     """Items by id, memory-mapped.
 
     Args:
@@ -228,38 +222,30 @@ class Catalogue:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.layers = LayeredTable(paths, ITEM_ID)
-
-    def __len__(self) -> int:
-        return len(self.layers)
+        super().__init__(paths, ITEM_ID)
 
     @property
     def ids(self) -> list[str]:
         """All ids, in the order of `attributes`."""
-        return self.layers.keys()
+        return self.keys()
 
     @property
     def attributes(self) -> list[Attributes | None]:
         """Attributes of all items, in the order of `ids`."""
-        stored = self.layers.rows().column(ATTRIBUTES).to_pylist()
+        stored = self.rows().column(ATTRIBUTES).to_pylist()
         return [attributes_of(pairs) for pairs in stored]
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """An item; None for an unknown one."""
-        found = self.layers.get(item_id)
-        return None if found is None else _catalogue_item(found)
-
-    def known(self, item_ids: Sequence[str]) -> list[bool]:
-        """Whether the catalogue holds each id."""
-        found: list[bool] = self.layers.known(item_ids).tolist()
-        return found
+        row = self.row(item_id)
+        return None if row is None else _catalogue_item(row.to_pylist()[0])
 
     def first(self, limit: int) -> list[CatalogueItem]:
         """The first items in the order of the index, which is as good as random."""
-        return [_catalogue_item(row) for row in self.layers.rows(limit).to_pylist()]
+        return [_catalogue_item(row) for row in self.rows(limit).to_pylist()]
 
 
-class Knowledge:
+class Knowledge(LayeredTable):
     """The text behind vectors by id, memory-mapped.
 
     A layer that holds any row of a subject hides the older layers' rows of it.
@@ -269,7 +255,7 @@ class Knowledge:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.layers = LayeredTable(paths, ID)
+        super().__init__(paths, ID)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
         """Cluster whose knowledge the id shares; None if it has its own or none."""
@@ -280,16 +266,14 @@ class Knowledge:
 
     def of(self, side: Side, subject_id: str) -> list[KnowledgeEntry]:
         """Answers about the id itself, then those about its cluster."""
-        found = self._entries(OF_ONE[side], subject_id)
+        entries = self._entries(OF_ONE[side], subject_id)
         cluster = self.cluster_of(side, subject_id)
         if cluster is not None:
-            found += self._entries(OF_CLUSTER[side], cluster)
-        return found
+            entries += self._entries(OF_CLUSTER[side], cluster)
+        return entries
 
     def _rows(self, kind: SubjectKind, subject_id: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.layers.find_all(
-            knowledge_key(kind, subject_id)
-        ).to_pylist()
+        rows: list[dict[str, Any]] = self.find_all(knowledge_key(kind, subject_id)).to_pylist()
         return rows
 
     def _entries(self, kind: SubjectKind, subject_id: str) -> list[KnowledgeEntry]:
