@@ -47,7 +47,7 @@ def open_vectors(
         StoreError: The export is missing, unfinished, of another version, or unreachable.
     """
     prefix = prefix_of(settings.namespace, version, side)
-    return _server_of(settings).connect(settings, prefix, exported, manifest)
+    return _server_of(settings)(settings, prefix, exported, manifest)
 
 
 def _server_of(settings: AdapterSettings) -> type[ServedVectors]:

@@ -85,7 +85,7 @@ class ServedVectors(abc.ABC):
     """Vectors of an export, looked up by key.
 
     Args:
-        where: Name of the server or folder, for errors.
+        settings: Where the export is, its namespace, and the time of a call.
         prefix: Begin of its keys.
         exported: What was exported, to distinguish ids that the server has lost from unknown ones.
         manifest: SHA-256 of the manifest of the version that is wanted.
@@ -99,38 +99,41 @@ class ServedVectors(abc.ABC):
     """
 
     def __init__(
-        self,
-        where: str,
-        prefix: bytes,
-        exported: VectorTable,
-        manifest: str,
+        self, settings: AdapterSettings, prefix: bytes, exported: VectorTable, manifest: str
     ) -> None:
-        self._where = where
         self._prefix = prefix
         self._exported = exported
-        self._mark = self.fetch([meta_key(prefix)])[0]
-        meta = read_meta(self._mark, where, prefix)
-        if meta is None or meta.manifest != manifest:
-            what = "holds no complete export" if meta is None else "holds another store's export"
-            raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
         self.fallback = exported.fallback
-        if self.fallback.shape != (meta.dimension,):
-            raise StoreError(
-                f"the vectors have length {meta.dimension}, the fallback vector has shape "
-                f"{self.fallback.shape}",
-                where=where,
-                todo=EXPORT_AGAIN,
-            )
+        self._where = where = self.connect(settings)
+        try:
+            self._mark = self.fetch([meta_key(prefix)])[0]
+            meta = read_meta(self._mark, where, prefix)
+            if meta is None or meta.manifest != manifest:
+                what = (
+                    "holds no complete export" if meta is None else "holds another store's export"
+                )
+                raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
+            if self.fallback.shape != (meta.dimension,):
+                raise StoreError(
+                    f"the vectors have length {meta.dimension}, the fallback vector has shape "
+                    f"{self.fallback.shape}",
+                    where=where,
+                    todo=EXPORT_AGAIN,
+                )
+        except StoreError:
+            self.close()
+            raise
         self._rows = meta.rows
         self._type: np.dtype[Any] = np.dtype(meta.dtype).newbyteorder("<")
         self.dimension: int = meta.dimension
 
-    @classmethod
     @abc.abstractmethod
-    def connect(
-        cls, settings: AdapterSettings, prefix: bytes, exported: VectorTable, manifest: str
-    ) -> ServedVectors:
-        """Open an export where the settings say; see the class for arguments and errors."""
+    def connect(self, settings: AdapterSettings) -> str:
+        """Open the export, and return the name of the server or folder, for errors.
+
+        Raises:
+            StoreError: It is missing or unreachable.
+        """
 
     @staticmethod
     @abc.abstractmethod

@@ -70,25 +70,15 @@ class _Environment:
 
 
 class LmdbVectors(ServedVectors):
-    """Vectors of one side of a version in LMDB.
+    """Vectors of one side of a version in LMDB."""
 
-    Args:
-        path: Folder of the export; see `ServedVectors` for the other arguments.
+    _environment: _Environment | None
 
-    Raises:
-        StoreError: The export is missing, damaged, or of another version.
-    """
-
-    def __init__(self, path: Path, prefix: bytes, exported: VectorTable, manifest: str) -> None:
-        self._environment: _Environment | None = _Environment.of(path)
-        super().__init__(str(path), prefix, exported, manifest)
-
-    @classmethod
     @override
-    def connect(
-        cls, settings: AdapterSettings, prefix: bytes, exported: VectorTable, manifest: str
-    ) -> LmdbVectors:
-        return cls(_folder_of(settings, prefix), prefix, exported, manifest)
+    def connect(self, settings: AdapterSettings) -> str:
+        path = _folder_of(settings, self._prefix)
+        self._environment = _Environment.of(path)
+        return str(path)
 
     @override
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -30,31 +30,14 @@ _EXPORT_SECONDS: Final = 30.0
 
 
 class RedisVectors(ServedVectors):
-    """Vectors of one side of a version on a server.
+    """Vectors of one side of a version on a server."""
 
-    Args:
-        settings: Address and time of a call; see `ServedVectors` for the other arguments.
+    _client: redis.Redis | None
 
-    Raises:
-        StoreError: The server is unreachable, or holds no complete export of this version.
-    """
-
-    def __init__(
-        self, settings: AdapterSettings, prefix: bytes, exported: VectorTable, manifest: str
-    ) -> None:
-        self._client: redis.Redis | None = connect(settings, settings.timeout_seconds)
-        try:
-            super().__init__(settings.url, prefix, exported, manifest)
-        except StoreError:
-            self.close()
-            raise
-
-    @classmethod
     @override
-    def connect(
-        cls, settings: AdapterSettings, prefix: bytes, exported: VectorTable, manifest: str
-    ) -> RedisVectors:
-        return cls(settings, prefix, exported, manifest)
+    def connect(self, settings: AdapterSettings) -> str:
+        self._client = connect(settings, settings.timeout_seconds)
+        return settings.url
 
     @override
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -38,6 +38,7 @@ from reki_ray.schema import (
 )
 from reki_ray.store.hash_index import single_chunk
 from reki_ray.store.layers import LayeredTable
+from reki_ray.store.manifest import CATALOGUE_FILE, KNOWLEDGE_FILE, PROFILES_FILE
 
 KNOWLEDGE_SCHEMA = pa.schema(
     [
@@ -53,6 +54,13 @@ KNOWLEDGE_SCHEMA = pa.schema(
 
 
 CATALOGUE_SCHEMA = pa.schema([ITEMS_SCHEMA.field(name) for name in (ITEM_ID, TITLE, ATTRIBUTES)])
+
+TABLES: Final = {
+    PROFILES_FILE: (PROFILES_SCHEMA, USER_ID),
+    CATALOGUE_FILE: (CATALOGUE_SCHEMA, ITEM_ID),
+    KNOWLEDGE_FILE: (KNOWLEDGE_SCHEMA, ID),
+}
+"""Schema of each table, and the column that its rows are found by."""
 
 
 def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
@@ -83,15 +91,14 @@ def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.
         values = single_chunk(latest, column)
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
-    columns = [
-        users.column(USER_ID),
-        users.column(ATTRIBUTES),
-        lists(ITEM_ID),
-        lists(RATING),
-        lists(TIMESTAMP),
-    ]
-    names = [USER_ID, ATTRIBUTES, ITEM_IDS, RATINGS, TIMESTAMPS]
-    return pa.table(dict(zip(names, columns, strict=True))).cast(PROFILES_SCHEMA)
+    columns = {
+        USER_ID: users.column(USER_ID),
+        ATTRIBUTES: users.column(ATTRIBUTES),
+        ITEM_IDS: lists(ITEM_ID),
+        RATINGS: lists(RATING),
+        TIMESTAMPS: lists(TIMESTAMP),
+    }
+    return pa.table(columns).cast(PROFILES_SCHEMA)
 
 
 def catalogue_table(items: pa.Table) -> pa.Table:
@@ -122,18 +129,12 @@ def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]
         },
         schema=KNOWLEDGE_SCHEMA,
     )
-    assigned_rows = pa.table(
-        {
-            ID: [key for key, _ in members],
-            CLUSTER_ID: [cluster for _, cluster in members],
-            FACTOR: pa.nulls(len(members), pa.string()),
-            TEXT: pa.nulls(len(members), pa.string()),
-            MODEL: pa.nulls(len(members), pa.string()),
-            CREATED_AT: pa.nulls(len(members), pa.int64()),
-        },
-        schema=KNOWLEDGE_SCHEMA,
-    )
-    return pa.concat_tables([assigned_rows, texts])
+    shared = {
+        ID: [key for key, _ in members],
+        CLUSTER_ID: [cluster for _, cluster in members],
+        **{name: pa.nulls(len(members)) for name in (FACTOR, TEXT, MODEL, CREATED_AT)},
+    }
+    return pa.concat_tables([pa.table(shared, schema=KNOWLEDGE_SCHEMA), texts])
 
 
 def knowledge_key(kind: str, subject_id: str) -> str:
@@ -234,6 +235,14 @@ class Catalogue(LayeredTable):
         """Attributes of all items, in the order of `ids`."""
         stored = self.rows().column(ATTRIBUTES).to_pylist()
         return [attributes_of(pairs) for pairs in stored]
+
+    def inputs(
+        self, items: Sequence[CatalogueItem] | None
+    ) -> tuple[list[str], list[Attributes | None]]:
+        """Ids and attributes of a part of the catalogue; None takes all of it."""
+        if items is None:
+            return self.ids, self.attributes
+        return [item.item_id for item in items], [item.attributes for item in items]
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """An item; None for an unknown one."""

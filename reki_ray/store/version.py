@@ -152,11 +152,11 @@ class StoreVersion:
                 todo=REPUBLISH,
             )
         for side in SIDES:
-            found = len(self.manifest.fallback.get(side, ()))
+            length = len(self.manifest.fallback.get(side, ()))
             wide = loaded.architecture.width(side) if self.prestore == "r" else loaded.augmented_dim
-            if found not in {0, wide}:
+            if length not in {0, wide}:
                 raise StoreError(
-                    f"the vectors of {side} have length {found}, the model needs {wide}",
+                    f"the vectors of {side} have length {length}, the model needs {wide}",
                     where=str(folder),
                     todo=REPUBLISH,
                 )
@@ -176,11 +176,7 @@ class StoreVersion:
         """
         from reki_ray.models.candidate_scorer import CandidateScorer  # see TYPE_CHECKING
 
-        if items is None:
-            ids, attributes = self.catalogue.ids, self.catalogue.attributes
-        else:
-            ids = [item.item_id for item in items]
-            attributes = [item.attributes for item in items]
+        ids, attributes = self.catalogue.inputs(items)
         return CandidateScorer(
             self.load_model(),
             ids,

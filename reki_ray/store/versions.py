@@ -31,16 +31,13 @@ from reki_ray.config import AdapterSettings, RekiConfig
 from reki_ray.core import atomic
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import StoreError
-from reki_ray.schema import ID, ITEM_ID, PROFILES_SCHEMA, USER_ID, Side
+from reki_ray.schema import SIDES, Side
 from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
 from reki_ray.store.export import export_vectors
 from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.manifest import (
-    CATALOGUE_FILE,
-    KNOWLEDGE_FILE,
     NO_MODEL,
-    PROFILES_FILE,
     VECTOR_FILES,
     Description,
     Manifest,
@@ -55,7 +52,7 @@ from reki_ray.store.manifest import (
 from reki_ray.store.manifest import verify as verify_files
 from reki_ray.store.promotions import LOCK_MODE, Pointer, Promotion, version_numbers
 from reki_ray.store.soundness import require_sound
-from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA
+from reki_ray.store.tables import TABLES
 from reki_ray.store.vectors import DType, write_vectors
 from reki_ray.store.version import StoreVersion
 
@@ -135,9 +132,6 @@ class VersionStore:
 
         Vectors are those of `vectors`. Checksums are compared only where the files are not those
         that a promotion, or a replica before, has compared.
-
-        Raises:
-            StoreError: See `open`.
         """
         number = self.current() if version is None else version
         seal = seal_of(self.layers(number))  # before: what is written meanwhile shows
@@ -223,15 +217,10 @@ class VersionStore:
         """
 
         def fill(folder: Path) -> Description:
-            for name, schema, key in (
-                (PROFILES_FILE, PROFILES_SCHEMA, USER_ID),
-                (CATALOGUE_FILE, CATALOGUE_SCHEMA, ITEM_ID),
-                (KNOWLEDGE_FILE, KNOWLEDGE_SCHEMA, ID),
-            ):
+            for name, (schema, key) in TABLES.items():
                 write_indexed(folder / name, schema.empty_table(), key)
             fallback: dict[Side, list[float]] = {}
-            given: dict[Side, VectorsById | None] = {"users": users, "items": items}
-            for side, pair in given.items():
+            for side, pair in zip(SIDES, (users, items), strict=True):
                 if pair is None:
                     continue
                 ids, vectors = list(pair[0]), np.asarray(pair[1])
@@ -343,9 +332,8 @@ class VersionStore:
     def _next_number(self) -> int:
         numbers = self.versions()
         with contextlib.suppress(StoreError):  # a damaged history keeps no version from coming
-            numbers += [
-                promotion.version for promotion in self.history()
-            ]  # a deleted one's stays used
+            # A deleted version's number stays used.
+            numbers += [promotion.version for promotion in self.history()]
         return max(numbers, default=0) + 1
 
     def _build(self, scratch: Path, fill: VersionWriter, number: int) -> None:

@@ -25,7 +25,10 @@ from reki_ray.store.vectors import DType, VectorTable, write_vectors
 Array = npt.NDArray[np.float32]
 
 FALLBACK = np.array([9.0, -0.0, 7.0], dtype=np.float32)
-ODD_IDS = ["", " ", "a", "A", "ü", "日本語", "🎬" * 300, "x" * 5000, "x" * 5001, "a\x00b", "@meta"]
+ODD_IDS = [
+    *("", " ", "a", "A", "ü", "日本語", "🎬" * 300, "x" * 5000, "x" * 5001),
+    *("a\x00b", "a/b", "\n", "@meta"),
+]
 ODD_FLOATS = np.array(
     [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-40, 3.4e38, 1 / 3, 1.0, 2.0],
     dtype=np.float32,
