@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from reki_ray.core.progress import Reporter
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.store.export import export_vectors
 from reki_ray.store.manifest import Manifest
+from reki_ray.store.version import export_vectors
 from reki_ray.store.versions import VersionStore
 
 

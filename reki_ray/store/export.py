@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
 
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError
-from reki_ray.schema import SIDES, Side
+from reki_ray.schema import Side
 from reki_ray.store.kv import Advance, Meta, ServedVectors, prefix_of
-from reki_ray.store.manifest import MANIFEST, checksum
 from reki_ray.store.vectors import VectorTable
-
-if TYPE_CHECKING:
-    from reki_ray.store.version import StoreVersion
 
 
 def export_side(
@@ -24,7 +19,7 @@ def export_side(
     manifest: str,
     advance: Advance = lambda _: None,
 ) -> None:
-    """Load one side; see `export_vectors`.
+    """Load one side; see `version.export_vectors`.
 
     Args:
         manifest: SHA-256 of the version's manifest; readers ask for the same.
@@ -65,28 +60,3 @@ def _server_of(settings: AdapterSettings) -> type[ServedVectors]:
     from reki_ray.store.redis import RedisVectors  # an optional package
 
     return RedisVectors
-
-
-def export_vectors(
-    version: StoreVersion, settings: AdapterSettings, advance: Advance = lambda _: None
-) -> int:
-    """Load the vectors of an opened version into LMDB or a server, and return how many it has.
-
-    Does nothing the second time, and for kind arrow. Layers are flattened.
-
-    Args:
-        advance: Receives the number of vectors written since its last call.
-
-    Raises:
-        ConfigError: The package of this kind is not installed.
-        StoreError: The server is unreachable, or holds another store's version of this number.
-    """
-    total, number = 0, version.manifest.version
-    manifest = checksum(version.folder / MANIFEST)
-    for side in SIDES:
-        vectors = version.stored_vectors(side)
-        if vectors is not None:
-            if settings.kind != "arrow":
-                export_side(settings, number, side, vectors, manifest, advance)
-            total += len(vectors)
-    return total

@@ -11,9 +11,9 @@ import numpy as np
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
-from reki_ray.store.export import open_vectors
+from reki_ray.store.export import export_side, open_vectors
 from reki_ray.store.hash_index import REPUBLISH
-from reki_ray.store.kv import KeyedVectors
+from reki_ray.store.kv import Advance, KeyedVectors
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -203,3 +203,28 @@ class StoreVersion:
             stored,
             checksum(self.folder / MANIFEST),
         )
+
+
+def export_vectors(
+    version: StoreVersion, settings: AdapterSettings, advance: Advance = lambda _: None
+) -> int:
+    """Load the vectors of an opened version into LMDB or a server, and return how many it has.
+
+    Does nothing the second time, and for kind arrow. Layers are flattened.
+
+    Args:
+        advance: Receives the number of vectors written since its last call.
+
+    Raises:
+        ConfigError: The package of this kind is not installed.
+        StoreError: The server is unreachable, or holds another store's version of this number.
+    """
+    total, number = 0, version.manifest.version
+    manifest = checksum(version.folder / MANIFEST)
+    for side in SIDES:
+        vectors = version.stored_vectors(side)
+        if vectors is not None:
+            if settings.kind != "arrow":
+                export_side(settings, number, side, vectors, manifest, advance)
+            total += len(vectors)
+    return total

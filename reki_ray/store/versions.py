@@ -34,7 +34,6 @@ from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
 from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
-from reki_ray.store.export import export_vectors
 from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.manifest import (
     NO_MODEL,
@@ -54,7 +53,7 @@ from reki_ray.store.promotions import LOCK_MODE, Pointer, Promotion, version_num
 from reki_ray.store.soundness import require_sound
 from reki_ray.store.tables import TABLES
 from reki_ray.store.vectors import DType, write_vectors
-from reki_ray.store.version import StoreVersion
+from reki_ray.store.version import StoreVersion, export_vectors
 
 STORE_FOLDER: Final = "publish"
 """Folder of the versions, below a workspace."""

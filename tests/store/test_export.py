@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.candidate_scorer import UserInput
-from reki_ray.store.export import export_side, export_vectors, open_vectors
+from reki_ray.store.export import export_side, open_vectors
 from reki_ray.store.kv import Meta, ServedVectors, VectorsLostError, key_of, meta_key, prefix_of
 from reki_ray.store.vectors import SOURCES, VectorTable, write_vectors
+from reki_ray.store.version import export_vectors
 from reki_ray.store.versions import VersionStore
 from tests.contracts.store_contract import CONTRACT, FALLBACK, ArrowShelf, ServedShelf, Shelf
 from tests.support import store_factory
