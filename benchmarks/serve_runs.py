@@ -114,7 +114,7 @@ def lookup(folder: str) -> dict[str, Any]:
 
     before = _anonymous_bytes()
     path = Path(folder) / serve_data.VECTORS_FILE
-    table = VectorTable(path, np.zeros(serve_data.VECTOR_LENGTH, dtype=np.float32))
+    table = VectorTable([path], np.zeros(serve_data.VECTOR_LENGTH, dtype=np.float32))
     chosen = np.random.default_rng(0)
     asked = [
         [f"u{number:09d}" for number in chosen.integers(len(table), size=CANDIDATES + 1)]

@@ -18,7 +18,8 @@ from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError, StoreError
 from reki_ray.models.candidate_scorer import HistoryEvent, UserInput
-from reki_ray.store.versions import StoreVersion, store_of
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import store_of
 
 CLIENTS: Final = 8
 """Concurrent clients of the throughput measurement."""

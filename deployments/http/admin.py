@@ -20,7 +20,8 @@ from deployments.schemas import (
     VersionInfo,
 )
 from reki_ray.errors import RekiError
-from reki_ray.store.versions import MANIFEST, Manifest, VersionStore
+from reki_ray.store.manifest import MANIFEST, Manifest
+from reki_ray.store.versions import VersionStore
 
 MOVE_SECONDS: Final = 300.0
 """Timeout of a promotion, which reads a whole version. One promotion runs at a time, and one

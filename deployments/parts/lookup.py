@@ -19,7 +19,7 @@ from reki_ray.errors import StoreError
 from reki_ray.schema import Side, Source
 from reki_ray.store.kv import VectorsLostError
 from reki_ray.store.tables import CatalogueItem, Profile
-from reki_ray.store.versions import StoreVersion
+from reki_ray.store.version import StoreVersion
 
 logger = logging.getLogger(__name__)
 

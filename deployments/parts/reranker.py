@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from deployments.graph_args import StoreAccess
 from deployments.parts.records import UserRecord
 from deployments.parts.version_cache import VersionCache
-from reki_ray.store.versions import StoreVersion
+from reki_ray.store.version import StoreVersion
 
 if TYPE_CHECKING:  # torch is large, and only needed for a version with a reranker
     from reki_ray.store.reranker import VersionReranker

@@ -17,7 +17,7 @@ from reki_ray.errors import NotFiniteError
 from reki_ray.models.candidate_scorer import HistoryEvent, UserInput
 from reki_ray.schema import Source
 from reki_ray.store.soundness import require_finite_scores
-from reki_ray.store.versions import StoreVersion
+from reki_ray.store.version import StoreVersion
 
 MAX_BATCH_CANDIDATES: Final = 2000
 """Bounds the memory of a batch; a single request may exceed it."""

@@ -22,7 +22,7 @@ from deployments.graph_args import StoreAccess
 from reki_ray.core.background import BackgroundThread
 from reki_ray.errors import RekiError, StoreError
 from reki_ray.store.manifest import DamagedError, seal_of
-from reki_ray.store.versions import StoreVersion
+from reki_ray.store.version import StoreVersion
 
 T = TypeVar("T")
 

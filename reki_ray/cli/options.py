@@ -28,11 +28,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable
 
 
 def open_run(config: Path, workspace: str | None) -> tuple[RekiConfig, Workspace]:
-    """Load the configuration and open the workspace that the options name.
-
-    Raises:
-        ConfigError: See `load_config`.
-    """
+    """Load the configuration and open the workspace that the options name."""
     loaded = load_config(config, workspace=workspace)
     return loaded, Workspace(loaded.root)
 

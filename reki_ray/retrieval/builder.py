@@ -32,11 +32,11 @@ from reki_ray.retrieval.files import (
     write_seen,
 )
 from reki_ray.retrieval.positives import Likes, Positives, held_positives, streamed_positives
-from reki_ray.retrieval.tower_trainer import Fitting, all_item_vectors, fit
+from reki_ray.retrieval.tower_trainer import all_item_vectors, fit
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.schema import ITEM_ID
 from reki_ray.store.hash_index import IndexedTable
-from reki_ray.training.dataset import Dataset, Ints, read_dataset
+from reki_ray.training.dataset import Dataset, read_dataset
 from reki_ray.training.sample_stream import streams
 
 Vectors = npt.NDArray[np.float32]
@@ -139,11 +139,11 @@ class RetrievalBuilder:
         if self._settings.kind == "popular":
             return Learned(RetrievalDescription())
         try:
-            found = self._taken_over(catalogue)
+            learned = self._taken_over(catalogue)
         except StoreError as error:  # a new version is what helps against a damaged one
             self._reporter.say(f"publish: the towers are learned again: {error}")
-            found = None
-        return found or self._trained(catalogue)
+            learned = None
+        return learned or self._trained(catalogue)
 
     def _taken_over(self, catalogue: TowerItems) -> Learned | None:
         """What the version before learned; None if training now would give something else."""
@@ -178,7 +178,7 @@ class RetrievalBuilder:
         trained = np.array([places[item] for item in dataset.item_ids])
         content = catalogue.content[trained]
         likes = Likes(dataset, self._config.data.positive_above, settings.history)
-        towers = fit(Fitting(content, likes, positives), settings, seed, self._reporter)
+        towers = fit(content, likes, positives, settings, seed, self._reporter)
         # Later rounds know items that the run does not.
         vectors = towers.new_item_vectors(torch.from_numpy(catalogue.content)).numpy()
         vectors[trained] = all_item_vectors(towers, content)
@@ -269,23 +269,13 @@ def recall(dataset: Dataset, samples: Positives, scores: Vectors) -> float | Non
     Returns:
         None where there are no samples.
     """
-    hits = [
-        _is_hit(row, int(item), _seen(dataset, int(user), int(position)))
-        for row, item, user, position in zip(
-            scores, samples.items, samples.users, samples.positions, strict=True
-        )
-    ]
+    hits = []
+    starts = dataset.offsets[samples.users]
+    ends = starts + samples.positions
+    for row, item, start, end in zip(scores, samples.items, starts, ends, strict=True):
+        seen = dataset.past_items[start:end]
+        before = row > row[item]
+        before[:item] |= row[:item] == row[item]
+        before[seen] = False
+        hits.append(item not in seen and before.sum() < CANDIDATES)
     return float(np.mean(hits)) if hits else None
-
-
-def _seen(dataset: Dataset, user: int, position: int) -> Ints:
-    start = dataset.offsets[user]
-    return dataset.past_items[start : start + position]
-
-
-def _is_hit(scores: Vectors, item: int, seen: Ints) -> bool:
-    """Whether fewer than `CANDIDATES` unseen items stand before it."""
-    before = scores > scores[item]
-    before[:item] |= scores[:item] == scores[item]
-    before[seen] = False
-    return item not in seen and int(before.sum()) < CANDIDATES

@@ -113,8 +113,11 @@ class Candidates:
         return rows
 
     def _stored(self, user_id: str) -> Rows:
-        met = self._seen.list_of(user_id, ITEM_ROWS)
-        return NOTHING if met is None else met.to_numpy().astype(np.int64)
+        row = self._seen.row(user_id)
+        if row is None:
+            return NOTHING
+        met: Rows = row.column(ITEM_ROWS)[0].values.to_numpy().astype(np.int64)
+        return met
 
     def _near(self, ratings: Sequence[float | None], met: Rows, count: int, excluded: Rows) -> Rows:
         """Rows of the items nearest to what the user liked last; none where nothing is known."""

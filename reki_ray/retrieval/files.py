@@ -67,20 +67,20 @@ def read_description(folder: Path) -> RetrievalDescription:
     """
     path = folder / DESCRIPTION_FILE
     try:
-        found = RetrievalDescription.model_validate_json(path.read_bytes())
+        description = RetrievalDescription.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise StoreError(
             f"the description of retrieval is missing or damaged: {error}",
             where=str(path),
             todo=REPUBLISH,
         ) from error
-    if found.format != 1:
+    if description.format != 1:
         raise StoreError(
-            f"the retrieval files have format {found.format}, not 1",
+            f"the retrieval files have format {description.format}, not 1",
             where=str(path),
             todo=REPUBLISH,
         )
-    return found
+    return description
 
 
 def write_items(

@@ -36,6 +36,10 @@ def build_index(path: Path, vectors: Vectors) -> None:
     index.save(str(path))
 
 
+def _new(dimension: int) -> Index:
+    return Index(ndim=dimension, metric="ip", dtype="f32", expansion_search=_BREADTH)
+
+
 class ItemIndex:
     """Finds the rows of item vectors with the largest inner products.
 
@@ -50,8 +54,24 @@ class ItemIndex:
     def __init__(self, vectors: Vectors, path: Path | None = None) -> None:
         self._vectors = vectors
         self._index: Index | None = None
-        if path is not None:
-            self._index = _open(path, vectors)
+        if path is None:
+            return
+        dimension = vectors.shape[1]
+        index = _new(dimension)
+        try:
+            index.view(str(path))
+        except (RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"the index is damaged: {error}", where=str(path), todo=REPUBLISH
+            ) from error
+        if (len(index), index.ndim) != vectors.shape:
+            raise StoreError(
+                f"the index holds {len(index)} vectors of length {index.ndim}, the file beside it "
+                f"{len(vectors)} of length {dimension}",
+                where=str(path),
+                todo=REPUBLISH,
+            )
+        self._index = index
 
     def search(self, query: Vectors, count: int, excluded: Rows) -> tuple[Rows, Vectors]:
         """Rows of the best items and their inner products, falling; ties by row where exact.
@@ -62,16 +82,12 @@ class ItemIndex:
         """
         wide = count + len(excluded)
         if self._index is None or wide > _EXACT_SHARE * len(self._vectors):
-            return self._exact(query, count, excluded)
-        found = self._index.search(query, wide)
-        rows = found.keys.astype(np.int64)
+            scores: Vectors = self._vectors @ query  # (I,)
+            scores[excluded] = -np.inf
+            return best_rows(scores, min(count, len(scores) - len(excluded)))
+        rows = self._index.search(query, wide).keys.astype(np.int64)
         rows = rows[~np.isin(rows, excluded)][:count]
         return rows, self._vectors[rows] @ query
-
-    def _exact(self, query: Vectors, count: int, excluded: Rows) -> tuple[Rows, Vectors]:
-        scores: Vectors = self._vectors @ query  # (I,)
-        scores[excluded] = -np.inf
-        return best_rows(scores, min(count, len(scores) - len(excluded)))
 
 
 def best_rows(scores: Vectors, count: int) -> tuple[Rows, Vectors]:
@@ -88,25 +104,3 @@ def best_rows(scores: Vectors, count: int) -> tuple[Rows, Vectors]:
     rows = np.flatnonzero(scores >= edge)
     rows = rows[np.argsort(-scores[rows], kind="stable")][:count]
     return rows, scores[rows]
-
-
-def _new(dimension: int) -> Index:
-    return Index(ndim=dimension, metric="ip", dtype="f32", expansion_search=_BREADTH)
-
-
-def _open(path: Path, vectors: Vectors) -> Index:
-    index = _new(vectors.shape[1])
-    try:
-        index.view(str(path))
-    except (RuntimeError, ValueError) as error:
-        raise StoreError(
-            f"the index is damaged: {error}", where=str(path), todo=REPUBLISH
-        ) from error
-    if (len(index), index.ndim) != vectors.shape:
-        raise StoreError(
-            f"the index holds {len(index)} vectors of length {index.ndim}, the file beside it "
-            f"{len(vectors)} of length {vectors.shape[1]}",
-            where=str(path),
-            todo=REPUBLISH,
-        )
-    return index

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,23 +58,21 @@ def streamed_positives(workspace: Workspace, dataset: Dataset, most: int, seed: 
     files = SampleFiles.find(workspace)
     ids = Ids(pa.array(dataset.user_ids, pa.string()), pa.array(dataset.item_ids, pa.string()))
     share = WorkerShard(batch_size=1, seed=seed, epoch=0, rank=0, world=1)
-    found: list[Positives] = []
+    parts: list[Positives] = []
     for unit in in_units(files.pieces(share)):
-        found.append(_positive(unpack(files.read(unit, ids))))
-        if sum(map(len, found)) >= most:
+        parts.append(_positive(unpack(files.read(unit, ids))))
+        if sum(map(len, parts)) >= most:
             break
-    return _concatenated(found)
+    return Positives(
+        np.concatenate([part.users for part in parts]),
+        np.concatenate([part.items for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+    )
 
 
 def _positive(samples: Samples) -> Positives:
     rows = np.flatnonzero(samples.labels > 0)
     return Positives(samples.users[rows], samples.items[rows], samples.positions[rows])
-
-
-def _concatenated(parts: Sequence[Positives]) -> Positives:
-    columns = zip(*((one.users, one.items, one.positions) for one in parts), strict=True)
-    users, items, positions = (np.concatenate(column) for column in columns)
-    return Positives(users, items, positions)
 
 
 class Likes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from reki_ray.config import RetrievalConfig
-from reki_ray.core.progress import Reporter, Task
+from reki_ray.core.progress import Reporter
 from reki_ray.retrieval.positives import Likes, Positives
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.training.batches import distinct
@@ -20,35 +19,52 @@ Vectors = npt.NDArray[np.float32]
 _ROWS_A_STEP: Final = 65_536
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """What the towers learn from.
+def fit(
+    content: Vectors,
+    likes: Likes,
+    positives: Positives,
+    config: RetrievalConfig,
+    seed: int,
+    reporter: Reporter,
+) -> TwoTower:
+    """Train the towers; the same seed gives the same ones.
 
     Args:
         content: x_i of all items (I, X).
         likes: What users liked before.
         positives: Positive samples of training.
-    """
-
-    content: Vectors
-    likes: Likes
-    positives: Positives
-
-
-def fit(data: Fitting, config: RetrievalConfig, seed: int, reporter: Reporter) -> TwoTower:
-    """Train the towers; the same seed gives the same ones.
-
-    Args:
         seed: Of initialisation, order and dropout.
     """
     with torch.random.fork_rng(devices=[]):  # who calls keeps a generator of their own
         torch.manual_seed(seed)
-        items, content = data.content.shape
-        model = TwoTower(items, content, config.dimension, config.id_dropout)
-        model.standardise(torch.from_numpy(data.content))
-        total = min(len(data.positives) * config.epochs, config.max_samples)
+        items, width = content.shape
+        model = TwoTower(items, width, config.dimension, config.id_dropout)
+        model.standardise(torch.from_numpy(content))
+        dense = [value for name, value in model.named_parameters() if name != "ids.weight"]
+        optimisers = [
+            torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=0.0),
+            torch.optim.SparseAdam([model.ids.weight], lr=config.learning_rate),
+        ]
+        counts = np.bincount(positives.items, minlength=len(content))
+        log_q = torch.log(torch.from_numpy(np.maximum(counts, 1) / counts.sum()).float())
+        generator = np.random.default_rng(seed)
+        total = min(len(positives) * config.epochs, config.max_samples)
+        seen = 0
         with reporter.task("publish: retrieval", total=total, unit="samples") as task:
-            _train(model, data, config, np.random.default_rng(seed), total, task)
+            while seen < total:
+                order = generator.permutation(len(positives))[: total - seen]
+                for start in range(0, len(order), config.batch_size):
+                    batch = positives.take(order[start : start + config.batch_size])
+                    for optimiser in optimisers:
+                        rate = config.learning_rate * _rate(seen / total)
+                        optimiser.param_groups[0]["lr"] = rate
+                        optimiser.zero_grad()
+                    loss = _loss(model, content, likes, batch, log_q)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    for optimiser in optimisers:
+                        optimiser.step()
+                    seen += len(batch)
+                    task.advance(len(batch))
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -63,41 +79,12 @@ def all_item_vectors(model: TwoTower, content: Vectors) -> Vectors:
     return np.concatenate(parts)
 
 
-def _train(
-    model: TwoTower,
-    data: Fitting,
-    config: RetrievalConfig,
-    generator: np.random.Generator,
-    total: int,
-    task: Task,
-) -> None:
-    dense = [value for name, value in model.named_parameters() if name != "ids.weight"]
-    optimisers = [
-        torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=0.0),
-        torch.optim.SparseAdam([model.ids.weight], lr=config.learning_rate),
-    ]
-    counts = np.bincount(data.positives.items, minlength=len(data.content))
-    log_q = torch.log(torch.from_numpy(np.maximum(counts, 1) / counts.sum()).float())
-    seen = 0
-    while seen < total:
-        order = generator.permutation(len(data.positives))[: total - seen]
-        for start in range(0, len(order), config.batch_size):
-            batch = data.positives.take(order[start : start + config.batch_size])
-            for optimiser in optimisers:
-                optimiser.param_groups[0]["lr"] = config.learning_rate * _rate(seen / total)
-                optimiser.zero_grad()
-            loss = _loss(model, data, batch, log_q)
-            loss.backward()  # type: ignore[no-untyped-call]
-            for optimiser in optimisers:
-                optimiser.step()
-            seen += len(batch)
-            task.advance(len(batch))
-
-
-def _loss(model: TwoTower, data: Fitting, batch: Positives, log_q: torch.Tensor) -> torch.Tensor:
-    liked, there = data.likes.before(batch)
-    rows, places = distinct(np.concatenate([batch.items, liked.reshape(-1)]), len(data.content))
-    vectors = model.item_vectors(torch.from_numpy(rows), torch.from_numpy(data.content[rows]))
+def _loss(
+    model: TwoTower, content: Vectors, likes: Likes, batch: Positives, log_q: torch.Tensor
+) -> torch.Tensor:
+    liked, there = likes.before(batch)
+    rows, places = distinct(np.concatenate([batch.items, liked.reshape(-1)]), len(content))
+    vectors = model.item_vectors(torch.from_numpy(rows), torch.from_numpy(content[rows]))
     index = torch.from_numpy(places)
     size = len(batch)
     users = model.user_vectors(vectors, index[size:].view(liked.shape), torch.from_numpy(there))

@@ -38,22 +38,19 @@ from reki_ray.stages.publish_vectors import augmentation, read_side, write_side
 from reki_ray.store.deltas import changes_over, reduce_to_delta
 from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.manifest import (
-    RERANKER_FOLDER,
-    RETRIEVAL_FOLDER,
-    RerankerDescription,
-    retrieval_folders,
-)
-from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
-from reki_ray.store.versions import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MODEL_FOLDER,
     PROFILES_FILE,
+    RERANKER_FOLDER,
+    RETRIEVAL_FOLDER,
     Description,
-    StoreVersion,
-    VersionStore,
-    store_of,
+    RerankerDescription,
+    retrieval_folders,
 )
+from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import VersionStore, store_of
 from reki_ray.training.selection import TrainedRun, choose_reranker, choose_run, with_arm
 
 
@@ -70,7 +67,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     opened = publish_version(config, workspace, workspace, chosen, history, reporter)
     compared = publish_compared(config, workspace, workspace, history, reporter)
     reranker = opened.manifest.reranker
-    found = read_description(opened.folder / RETRIEVAL_FOLDER)
+    retrieval = read_description(opened.folder / RETRIEVAL_FOLDER)
     total = len(opened.profiles) + len(opened.catalogue)
     size = sum(path.stat().st_size for path in opened.folder.rglob("*") if path.is_file())
     return StageResult(
@@ -84,8 +81,8 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             "items": len(opened.catalogue),
             "dimension": opened.manifest.dimension,
             "reranker": reranker and reranker.name,
-            "recall": found.recall,
-            "popular_recall": found.popular_recall,
+            "recall": retrieval.recall,
+            "popular_recall": retrieval.popular_recall,
             "compared": compared,
             "bytes": size,
         },
@@ -154,7 +151,11 @@ def publish_version(
     store = store_of(config, workspace)
     builder = VersionBuilder(config, workspace, tables, reporter, chosen, history)
     # Before the store is locked: it takes longest, and promotions wait for the lock.
-    builder.learn(_retrieval_of(store))
+    try:
+        earlier = retrieval_folders(store.layers(store.current()))
+    except StoreError:  # nothing is published, or it is damaged
+        earlier = []
+    builder.learn(earlier)
 
     def fill(folder: Path) -> Description:
         description = builder.fill(folder)
@@ -278,16 +279,16 @@ class VersionBuilder:
         """Write the vectors that a model takes of both sides; returns those of unknown ids."""
         if not bundle.uses_knowledge:
             return {}
-        settings, found = self._config.publish, {}
+        settings, fallback = self._config.publish, {}
         total = sum(len(of_side) for of_side in ids.values())
         with self._reporter.task("publish: vectors", total=total, unit="ids") as task:
             for side, of_side in ids.items():
                 known = read_side(self._workspace, bundle, side, of_side)
                 augment = augmentation(bundle, side, settings.prestore)
-                found[side] = write_side(
+                fallback[side] = write_side(
                     folder, side, known, augment, dtype=settings.dtype, task=task
                 )
-        return found
+        return fallback
 
     def _add_reranker(
         self, folder: Path, ids: dict[Side, pa.ChunkedArray]
@@ -319,14 +320,6 @@ class VersionBuilder:
                 ids, names = (rows.column(name).to_pylist() for name in (ID, CLUSTER_ID))
                 clusters[side] = dict(zip(ids, names, strict=True))
         return knowledge_table(self._workspace.read_table(KNOWLEDGE), clusters)
-
-
-def _retrieval_of(store: VersionStore) -> list[Path]:
-    """Retrieval files of the current version; empty if it has none."""
-    try:
-        return retrieval_folders(store.layers(store.current()))
-    except StoreError:  # nothing is published, or it is damaged
-        return []
 
 
 def _copy_model(source: Path, target: Path) -> None:

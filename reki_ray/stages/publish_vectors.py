@@ -84,7 +84,7 @@ def read_side(
 def write_side(
     folder: Path,
     side: Side,
-    found: SideRepresentations,
+    known: SideRepresentations,
     augment: Callable[[Vectors], Vectors],
     *,
     dtype: DType,
@@ -101,16 +101,16 @@ def write_side(
     Raises:
         DataError: A vector is not finite in the stored type.
     """
-    fallback = augment(found.unknown)
+    fallback = augment(known.unknown)
     _require_finite(fallback, [f"unknown {side}"], side, dtype)
-    vectors = np.empty((len(found.r), fallback.shape[1]), dtype=np.float32)
+    vectors = np.empty((len(known.r), fallback.shape[1]), dtype=np.float32)
     for start in range(0, len(vectors), _ROWS_A_STEP):
-        part = found.r[start : start + _ROWS_A_STEP].copy()  # torch wants writable memory
+        part = known.r[start : start + _ROWS_A_STEP].copy()  # torch wants writable memory
         rows = slice(start, start + len(part))
         vectors[rows] = augment(part)
-        _require_finite(vectors[rows], found.ids[rows], side, dtype)
+        _require_finite(vectors[rows], known.ids[rows], side, dtype)
         task.advance(len(part))
-    write_vectors(folder / VECTOR_FILES[side], found.ids, vectors, found.sources, dtype=dtype)
+    write_vectors(folder / VECTOR_FILES[side], known.ids, vectors, known.sources, dtype=dtype)
     return [float(x) for x in fallback[0]]
 
 
@@ -119,7 +119,7 @@ def augmentation(
 ) -> Callable[[Vectors], Vectors]:
     """What makes stored vectors of representations of a side: HEIN, or nothing."""
     if prestore == "r":
-        return _unchanged
+        return lambda r: r
     return bundle.augment_users if side == "users" else bundle.augment_items
 
 
@@ -144,7 +144,3 @@ def _require_finite(vectors: Vectors, ids: Sequence[str], side: Side, dtype: DTy
             todo="With publish.dtype float16, take float32; else look for NaN in the "
             "representations that `reki encode` wrote.",
         )
-
-
-def _unchanged(r: Vectors) -> Vectors:
-    return r

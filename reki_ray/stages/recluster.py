@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel
 
 from reki_ray import schema
 from reki_ray.clustering.assignment import assignment_of
 from reki_ray.clustering.clusterers import PLACED
-from reki_ray.clustering.drift import ClusterDrift, Earlier, Placement, drift, members_of, place
+from reki_ray.clustering.drift import Earlier, Placement, drift, members_of, place
 from reki_ray.config import RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.vectors import read_vectors, vectors_table
@@ -20,28 +22,32 @@ from reki_ray.stages.cluster import represent, write_clusters
 from reki_ray.stages.encode import EncodedSide
 
 
-@dataclass(frozen=True)
-class Regrouped:
-    """What a round did to one side.
+class SideUpdate(BaseModel):
+    """What a round did to users or to items.
 
     Attributes:
         ids: Number of ids.
         new: Ids that the round before did not know.
         moved: Ids that changed their cluster.
-        clusters: Drift of every cluster.
-        again: Those to ask about again.
+        clusters: Number of clusters.
+        asked_again: Clusters that had drifted: `cluster_id`, `size`, `moved_share`,
+            `centre_shift`.
+        largest_moved_share: Of all clusters.
+        largest_centre_shift: Of all clusters.
     """
 
     ids: int
     new: int
     moved: int
-    clusters: list[ClusterDrift]
-    again: list[ClusterDrift]
+    clusters: int
+    asked_again: list[dict[str, Any]]
+    largest_moved_share: float
+    largest_centre_shift: float
 
 
 def regroup(
     config: RekiConfig, earlier: Workspace, workspace: Workspace, reporter: Reporter
-) -> dict[Side, Regrouped]:
+) -> dict[Side, SideUpdate]:
     """Write the cluster tables of a round, on the Ray cluster that is initialised.
 
     Args:
@@ -53,7 +59,7 @@ def regroup(
         EngineError: The encoder cannot be loaded.
     """
     sides = represent(config, workspace, reporter)
-    found: dict[Side, Regrouped] = {}
+    updates: dict[Side, SideUpdate] = {}
     with workspace.replacing("cluster") as scratch:
         for side in SIDES:
             encoded = sides[side]
@@ -61,9 +67,9 @@ def regroup(
             placement = place(encoded.ids, encoded.vectors, was, config.cluster.min_similarity)
             drifts = drift(encoded.ids, placement, was)
             again = [
-                one
-                for one in drifts
-                if one.cluster_id not in was.asked or one.exceeds(config.cluster.drift)
+                cluster
+                for cluster in drifts
+                if cluster.cluster_id not in was.asked or cluster.exceeds(config.cluster.drift)
             ]
             methods = _methods(earlier, side, encoded.ids, placement)
             clusters = pa.table(
@@ -76,9 +82,19 @@ def regroup(
                 schema=schema.CLUSTERS_SCHEMA,
             )
             write_clusters(scratch, side, encoded, clusters)
-            _write_asked(scratch, side, encoded, placement, was, {one.cluster_id for one in again})
-            found[side] = Regrouped(len(encoded.ids), placement.new, placement.moved, drifts, again)
-    return found
+            _write_asked(
+                scratch, side, encoded, placement, was, {cluster.cluster_id for cluster in again}
+            )
+            updates[side] = SideUpdate(
+                ids=len(encoded.ids),
+                new=placement.new,
+                moved=placement.moved,
+                clusters=len(drifts),
+                asked_again=[dataclasses.asdict(cluster) for cluster in again],
+                largest_moved_share=max(cluster.moved_share for cluster in drifts),
+                largest_centre_shift=max(cluster.centre_shift for cluster in drifts),
+            )
+    return updates
 
 
 def _read(workspace: Workspace, side: Side) -> Earlier:
@@ -91,8 +107,8 @@ def _read(workspace: Workspace, side: Side) -> Earlier:
         names, centres = read_vectors(workspace.read_table(schema.ASKED_CENTRES[side]))
     else:  # the run itself asked about the clusters as they are
         asked = members_of(ids, clusters)
-        found, labels = np.unique(clusters, return_inverse=True)
-        names, centres = found.tolist(), assignment_of(vectors, labels, len(found)).centres
+        distinct, labels = np.unique(clusters, return_inverse=True)
+        names, centres = distinct.tolist(), assignment_of(vectors, labels, len(distinct)).centres
     return Earlier(ids, vectors, clusters, asked, dict(zip(names, centres, strict=True)))
 
 

@@ -11,9 +11,8 @@ in the cache. Until it ends the old version is served.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -22,7 +21,7 @@ from reki_ray.config import Arm, RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import ray_session
 from reki_ray.core.workspace import Workspace
-from reki_ray.data.inbox import LIVE, BatchFiles, Inbox, Merged, write_round
+from reki_ray.data.inbox import LIVE, BatchFiles, Inbox, write_round
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.plan_table import keep
 from reki_ray.schema import (
@@ -34,39 +33,14 @@ from reki_ray.stages import encode as encoding
 from reki_ray.stages import extract as extraction
 from reki_ray.stages.pipeline import fingerprints, require_done
 from reki_ray.stages.publish import publish_compared, publish_version
-from reki_ray.stages.recluster import Regrouped, regroup
+from reki_ray.stages.recluster import SideUpdate, regroup
 from reki_ray.store import admin as versions
 from reki_ray.store.admin import Versions
-from reki_ray.store.versions import (
-    store_of,
-)
+from reki_ray.store.versions import store_of
 from reki_ray.training.selection import choose_run, with_arm
 
 _ROUND: Final = "round.json"
 _NEEDED: Final = ("ingest", "cluster", "extract", "encode", "train")
-
-
-class SideUpdate(BaseModel):
-    """What a round did to users or to items.
-
-    Attributes:
-        ids: Number of ids.
-        new: Ids that the round before did not know.
-        moved: Ids that changed their cluster.
-        clusters: Number of clusters.
-        asked_again: Clusters that had drifted: `cluster_id`, `size`, `moved_share`,
-            `centre_shift`.
-        largest_moved_share: Of all clusters.
-        largest_centre_shift: Of all clusters.
-    """
-
-    ids: int
-    new: int
-    moved: int
-    clusters: int
-    asked_again: list[dict[str, Any]]
-    largest_moved_share: float
-    largest_centre_shift: float
 
 
 class Update(BaseModel):
@@ -136,7 +110,9 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
         done = _round(config, workspace, live, last, base, reporter)
         done = done.model_copy(update={"quarantined": quarantined})
         live.write_json(_ROUND, done.model_dump(mode="json"))
-        _remove_others(live, done.number)
+        for folder in live.local_path().iterdir():
+            if folder.name.isdecimal() and int(folder.name) != done.number:
+                shutil.rmtree(folder)
     return done
 
 
@@ -184,44 +160,28 @@ def _round(
     own = config.model_copy(update={"workspace": current.root})
     with ray_session(config.ray):
         sides = regroup(own, earlier, current, reporter)
-        again = {OF_CLUSTER[side]: {one.cluster_id for one in sides[side].again} for side in SIDES}
+        again = {
+            OF_CLUSTER[side]: {cluster["cluster_id"] for cluster in sides[side].asked_again}
+            for side in SIDES
+        }
         keep(earlier, current, again)
-        asked = extraction.run(own, current, reporter).details
+        extracted = extraction.run(own, current, reporter).details
         encoding.run(own, current, reporter)
-    version = _publish(config, workspace, current, merged, reporter)
+    chosen = choose_run(config, workspace)
+    opened = publish_version(config, workspace, current, chosen, merged.history, reporter)
+    publish_compared(config, workspace, current, merged.history, reporter)
     return Update(
         number=number,
         base=base,
         batches=batches,
         events=merged.events,
         quarantined=0,
-        prompts=asked["prompts"],
-        prompts_asked=asked["prompts_asked"],
-        dead=asked["dead"],
-        version=version,
-        users=_figures(sides["users"]),
-        items=_figures(sides["items"]),
-    )
-
-
-def _publish(
-    config: RekiConfig, workspace: Workspace, current: Workspace, merged: Merged, reporter: Reporter
-) -> int:
-    chosen = choose_run(config, workspace)
-    opened = publish_version(config, workspace, current, chosen, merged.history, reporter)
-    publish_compared(config, workspace, current, merged.history, reporter)
-    return opened.manifest.version
-
-
-def _figures(found: Regrouped) -> SideUpdate:
-    return SideUpdate(
-        ids=found.ids,
-        new=found.new,
-        moved=found.moved,
-        clusters=len(found.clusters),
-        asked_again=[dataclasses.asdict(one) for one in found.again],
-        largest_moved_share=max(one.moved_share for one in found.clusters),
-        largest_centre_shift=max(one.centre_shift for one in found.clusters),
+        prompts=extracted["prompts"],
+        prompts_asked=extracted["prompts_asked"],
+        dead=extracted["dead"],
+        version=opened.manifest.version,
+        users=sides["users"],
+        items=sides["items"],
     )
 
 
@@ -232,12 +192,6 @@ def _last(live: Workspace) -> Update | None:
 
 def _tables(live: Workspace, number: int) -> Workspace:
     return Workspace(live.local_path(f"{number:06d}"))
-
-
-def _remove_others(live: Workspace, number: int) -> None:
-    for folder in live.local_path().iterdir():
-        if folder.name.isdecimal() and int(folder.name) != number:
-            shutil.rmtree(folder)
 
 
 def publish_arm(
@@ -266,7 +220,6 @@ def publish_arm(
         opened = publish_version(
             config, workspace, tables, chosen, history, reporter, promote=promote
         )
-    found = versions.versions(store_of(config, workspace))
     done = f"arm {chosen.arm} is published as {opened.name}"
     done += " and served now" if promote else "; what is served stays"
-    return found.model_copy(update={"done": done})
+    return versions.versions(store_of(config, workspace), done)

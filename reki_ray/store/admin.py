@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict
 from reki_ray.core.progress import Reporter
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.store.manifest import Manifest
-from reki_ray.store.versions import VersionStore, export_vectors
+from reki_ray.store.version import export_vectors
+from reki_ray.store.versions import VersionStore
 
 
 class VersionEntry(BaseModel):
@@ -72,8 +73,11 @@ class Exported(BaseModel):
     written: int
 
 
-def versions(store: VersionStore) -> Versions:
+def versions(store: VersionStore, done: str = "") -> Versions:
     """`reki versions`: all versions, also those that do not open.
+
+    Args:
+        done: What a command did before.
 
     Raises:
         StoreError: The history is damaged.
@@ -83,47 +87,52 @@ def versions(store: VersionStore) -> Versions:
         current = store.current()
     except StoreError as error:
         problem = str(error)
-    at = {one.version: one.at for one in store.history()}
-    entries = [
-        _entry(store, number, current=number == current, promoted_at=at.get(number))
-        for number in store.versions()
-    ]
+    promoted_at = {promotion.version: promotion.at for promotion in store.history()}
+    entries = []
+    for number in store.versions():
+        layers, why = [], ""
+        try:
+            layers = store.layers(number)
+        except StoreError as error:
+            why = f"{error.what} [{error.where}]"
+        manifest = layers[0][1] if layers else None
+        entries.append(
+            VersionEntry(
+                version=number,
+                current=number == current,
+                base=manifest.base.version if manifest and manifest.base else None,
+                layers=len(layers),
+                manifest=manifest,
+                problem=why,
+                promoted_at=promoted_at.get(number),
+            )
+        )
     if current is not None and current not in store.versions():
         problem = f"version {current} is current, but missing"
-    return Versions(root=str(store.root), current=current, versions=entries, problem=problem)
+    return Versions(
+        root=str(store.root), current=current, versions=entries, problem=problem, done=done
+    )
 
 
 def promote(store: VersionStore, version: int, *, expected: int | None = None) -> Versions:
-    """`reki promote N`.
-
-    Raises:
-        StoreError: See `VersionStore.promote`; the served version is unchanged.
-    """
+    """`reki promote N`."""
     store.promote(version, expected=expected)
-    return _after(store, f"version v{version} is served now")
+    return versions(store, f"version v{version} is served now")
 
 
 def rollback(store: VersionStore, *, expected: int | None = None) -> Versions:
-    """`reki rollback`.
-
-    Raises:
-        StoreError: See `VersionStore.rollback`; the served version is unchanged.
-    """
-    return _after(store, f"back to version v{store.rollback(expected=expected)}")
+    """`reki rollback`."""
+    return versions(store, f"back to version v{store.rollback(expected=expected)}")
 
 
 def compact(store: VersionStore, version: int | None = None) -> Versions:
-    """`reki compact`: one full version of the current one's layers, or of another's.
-
-    Raises:
-        StoreError: See `VersionStore.compact`; the served version is unchanged.
-    """
+    """`reki compact`: one full version of the current one's layers, or of another's."""
     before = store.current() if version is None else version
     # Only the served version's twin takes its place.
     number = store.compact(before, promote=before == store.current())
     if number == before:
-        return _after(store, f"version v{before} is full already")
-    return _after(store, f"version v{number} holds all that v{before} holds, in one layer")
+        return versions(store, f"version v{before} is full already")
+    return versions(store, f"version v{number} holds all that v{before} holds, in one layer")
 
 
 def export(store: VersionStore, version: int | None, reporter: Reporter) -> Exported:
@@ -147,35 +156,11 @@ def export(store: VersionStore, version: int | None, reporter: Reporter) -> Expo
     number = opened.manifest.version
     total = sum(len(side) for side in (opened.users, opened.items) if side is not None)
     with reporter.task(f"export: v{number}", total=total, unit="vectors") as task:
-        there = export_vectors(opened, settings, task.advance)
+        vectors = export_vectors(opened, settings, task.advance)
     return Exported(
         version=number,
         kind=settings.kind,
         namespace=settings.namespace,
-        vectors=there,
+        vectors=vectors,
         written=task.done,
-    )
-
-
-def _after(store: VersionStore, done: str) -> Versions:
-    return versions(store).model_copy(update={"done": done})
-
-
-def _entry(
-    store: VersionStore, number: int, *, current: bool, promoted_at: int | None
-) -> VersionEntry:
-    manifest, layers, problem = None, 0, ""
-    try:
-        chain = store.layers(number)
-        manifest, layers = chain[0][1], len(chain)
-    except StoreError as error:
-        problem = f"{error.what} [{error.where}]"
-    return VersionEntry(
-        version=number,
-        current=current,
-        base=None if manifest is None or manifest.base is None else manifest.base.version,
-        layers=layers,
-        manifest=manifest,
-        problem=problem,
-        promoted_at=promoted_at,
     )

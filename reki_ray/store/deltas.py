@@ -25,13 +25,10 @@ from reki_ray.schema import (
 from reki_ray.store.hash_index import IndexedTable, keep_rows, write_indexed
 from reki_ray.store.layers import LayeredTable
 from reki_ray.store.manifest import (
-    CATALOGUE_FILE,
-    KNOWLEDGE_FILE,
     LATER_FOLDER,
     MANIFEST,
     MAX_LAYERS,
     MODEL_FOLDER,
-    PROFILES_FILE,
     RERANKER_FOLDER,
     RETRIEVAL_FOLDER,
     VECTOR_FILES,
@@ -41,7 +38,7 @@ from reki_ray.store.manifest import (
     checksum,
     retrieval_folders,
 )
-from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA
+from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA, TABLES
 from reki_ray.store.vectors import DType, write_vectors
 from reki_ray.store.version import StoreVersion
 
@@ -50,9 +47,7 @@ DELTA_SHARE: Final = 0.2
 full version."""
 
 _KEYS: Final = {
-    PROFILES_FILE: USER_ID,
-    CATALOGUE_FILE: ITEM_ID,
-    KNOWLEDGE_FILE: ID,
+    **{name: key for name, (_, key) in TABLES.items()},
     **dict.fromkeys(VECTOR_FILES.values(), ID),
     **{f"{RERANKER_FOLDER}/{name}": ID for name in VECTOR_FILES.values()},
 }
@@ -140,11 +135,8 @@ def write_delta(delta: Delta, base: StoreVersion, folder: Path) -> Description:
     Raises:
         StoreError: An id occurs twice, or ids, vectors and sources do not fit together.
     """
-    for name, rows, schema, key in (
-        (PROFILES_FILE, delta.profiles, PROFILES_SCHEMA, USER_ID),
-        (CATALOGUE_FILE, delta.catalogue, CATALOGUE_SCHEMA, ITEM_ID),
-        (KNOWLEDGE_FILE, delta.knowledge, KNOWLEDGE_SCHEMA, ID),
-    ):
+    tables = (delta.profiles, delta.catalogue, delta.knowledge)
+    for rows, (name, (schema, key)) in zip(tables, TABLES.items(), strict=True):
         try:
             cast = rows.cast(schema)
         except (pa.ArrowException, ValueError) as error:
@@ -163,8 +155,8 @@ def write_delta(delta: Delta, base: StoreVersion, folder: Path) -> Description:
         write_vectors(path, list(new.ids), new.vectors, list(new.sources), dtype=delta.dtype)
     return _description(
         base,
-        users=len(base.profiles) + _unknown(base.profiles.layers, delta.profiles, USER_ID),
-        items=len(base.catalogue) + _unknown(base.catalogue.layers, delta.catalogue, ITEM_ID),
+        users=_count_with(base.profiles, delta.profiles[USER_ID]),
+        items=_count_with(base.catalogue, delta.catalogue[ITEM_ID]),
         base=_base_of(base),
     )
 
@@ -208,12 +200,8 @@ def changes_over(
     if (
         any(getattr(ours, name) != getattr(theirs, name) for name in same)
         or ours.vector_lengths != theirs.vector_lengths
-        or (ours.reranker is None) != (theirs.reranker is None)
-        or (
-            ours.reranker is not None
-            and theirs.reranker is not None
-            and ours.reranker.fingerprint != theirs.reranker.fingerprint
-        )
+        or (ours.reranker and ours.reranker.fingerprint)
+        != (theirs.reranker and theirs.reranker.fingerprint)
         or max(len(base.layers), len(retrieval_folders(base.layers))) >= MAX_LAYERS
     ):
         return None
@@ -254,13 +242,13 @@ def _layered(version: StoreVersion, path: str, key: str) -> LayeredTable:
     return LayeredTable([file for file in files[:-1] if file.exists()] + files[-1:], key)
 
 
-def _unknown(layers: LayeredTable, rows: pa.Table, key: str) -> int:
-    """Number of rows whose key the layers do not hold."""
-    return int((~layers.known(rows.column(key).to_pylist())).sum())
+def _count_with(layers: LayeredTable, keys: pa.ChunkedArray) -> int:
+    """Number of rows with those of new keys."""
+    return len(layers) + int((~layers.known(keys.to_pylist())).sum())
 
 
 def _description(
     version: StoreVersion, *, users: int, items: int, base: Base | None
 ) -> Description:
-    found = version.manifest.model_dump(include=set(Description.model_fields))
-    return Description.model_validate({**found, "users": users, "items": items, "base": base})
+    fields = version.manifest.model_dump(include=set(Description.model_fields))
+    return Description.model_validate({**fields, "users": users, "items": items, "base": base})

@@ -1,87 +1,62 @@
-"""Where vectors are looked up: a version's own Arrow files, LMDB, or a Redis server."""
+"""Vectors in LMDB or on a Redis server: where a version's own files are exported to."""
 
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-import numpy as np
-import numpy.typing as npt
 
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError
 from reki_ray.schema import Side
-from reki_ray.store.kv import Advance, KeyedVectors, StoredVectors, ignore_progress
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["KeyedVectors", "StoredVectors", "export_side", "open_vectors"]
-
-_PACKAGES: Final = {"lmdb": "lmdb", "redis": "redis"}
+from reki_ray.store.kv import Advance, Meta, ServedVectors, prefix_of
+from reki_ray.store.vectors import VectorTable
 
 
-def export_side(  # what names an export
+def export_side(
     settings: AdapterSettings,
     version: int,
     side: Side,
-    vectors: StoredVectors,
+    vectors: VectorTable,
     manifest: str,
-    advance: Advance = ignore_progress,
+    advance: Advance = lambda _: None,
 ) -> None:
-    """Load one side; see `versions.export_vectors`.
+    """Load one side; see `version.export_vectors`.
 
     Args:
         manifest: SHA-256 of the version's manifest; readers ask for the same.
         advance: Receives the number of vectors written since its last call.
     """
-    _need_package(settings)
-    if settings.kind == "lmdb":
-        from reki_ray.store import lmdb  # an optional package
-
-        root = Path(settings.url)
-        lmdb.export_side(root, settings.namespace, version, side, vectors, manifest, advance)
-    elif settings.kind == "redis":
-        from reki_ray.store import redis  # an optional package
-
-        redis.export_side(settings, version, side, vectors, manifest, advance)
+    meta = Meta(
+        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+    )
+    prefix = prefix_of(settings.namespace, version, side)
+    _server_of(settings).export_side(settings, prefix, vectors, meta, advance)
 
 
-def open_vectors(  # what names an export
-    settings: AdapterSettings,
-    version: int,
-    side: Side,
-    fallback: npt.NDArray[np.float32],
-    manifest: str,
-    exported: StoredVectors | None = None,
-) -> KeyedVectors:
+def open_vectors(
+    settings: AdapterSettings, version: int, side: Side, exported: VectorTable, manifest: str
+) -> ServedVectors:
     """Open one side of an export.
-
-    Args:
-        fallback: Vector of ids that it does not hold, shape (q,).
-        exported: What was exported, to distinguish lost ids from unknown ones.
 
     Raises:
         ConfigError: The package of this kind is not installed.
         StoreError: The export is missing, unfinished, of another version, or unreachable.
     """
-    _need_package(settings)
-    if settings.kind == "lmdb":
-        from reki_ray.store.lmdb import LmdbVectors  # optional package
-
-        root = Path(settings.url)
-        return LmdbVectors(root, settings.namespace, version, side, fallback, manifest, exported)
-    from reki_ray.store.redis import RedisVectors  # optional package
-
-    return RedisVectors(settings, version, side, fallback, manifest, exported)
+    prefix = prefix_of(settings.namespace, version, side)
+    return _server_of(settings)(settings, prefix, exported, manifest)
 
 
-def _need_package(settings: AdapterSettings) -> None:
-    package = _PACKAGES.get(settings.kind)
-    if package is not None and importlib.util.find_spec(package) is None:
+def _server_of(settings: AdapterSettings) -> type[ServedVectors]:
+    if importlib.util.find_spec(settings.kind) is None:
         raise ConfigError(
-            f"store.vectors.kind is {settings.kind}, but the package {package} is not installed",
+            f"store.vectors.kind is {settings.kind}, but the package {settings.kind} is not "
+            "installed",
             where="store.vectors.kind",
             todo="Install it: `pip install 'reki-ray[stores]'`.",
         )
+    if settings.kind == "lmdb":
+        from reki_ray.store.lmdb import LmdbVectors  # an optional package
+
+        return LmdbVectors
+    from reki_ray.store.redis import RedisVectors  # an optional package
+
+    return RedisVectors

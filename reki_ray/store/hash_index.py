@@ -9,9 +9,9 @@ byte by byte in the mapped file, so that no list of keys is ever built.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,7 @@ import pyarrow as pa
 from reki_ray.errors import StoreError
 from reki_ray.schema import KEY_HASH
 
-HashKeys = Callable[[Sequence[str]], npt.NDArray[np.uint64]]
-
 _KEYS_A_STEP: Final = 65_536
-_SIDES: Final[tuple[Literal["left", "right"], ...]] = ("left", "right")
 
 REPUBLISH = "Run `reki publish` to write a new version, or go back to an older one."
 
@@ -44,25 +41,24 @@ def hash_keys(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
-def write_indexed(
-    path: Path, data: pa.Table, key: str, *, hashing: HashKeys = hash_keys, unique: bool = False
-) -> pa.Table:
-    """Write a table as an Arrow IPC file that `IndexedTable` finds rows in.
+def write_indexed(path: Path, data: pa.Table, key: str, *, unique: bool = False) -> pa.Table:
+    """Write a table as an Arrow IPC file that `IndexedTable` finds rows in, and return its rows.
 
     Args:
-        data: Rows in any order.
-        key: Column of strings to find rows by; a key may occur in several rows, which then
-            keep their order.
-        hashing: Hash of keys; a parameter so that collisions can be tested.
+        data: Rows in any order; those of equal keys keep their order.
+        key: Column of strings to find rows by.
         unique: Refuse a key that occurs twice.
-
-    Returns:
-        The rows as they were written, in the order of the index.
 
     Raises:
         StoreError: A key occurs twice, and `unique` forbids it.
     """
-    hashes = _hash_column(data.column(key), hashing)
+    keys = data.column(key)
+    # A part at a time, so that the keys are never all Python objects.
+    parts = [
+        hash_keys(keys.slice(start, _KEYS_A_STEP).to_pylist())
+        for start in range(0, len(keys), _KEYS_A_STEP)
+    ]
+    hashes = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
     order = np.argsort(hashes, kind="stable")
     # 64-bit offsets: the rows must stay one batch, also above 2 GiB of text.
     wide = pa.schema(
@@ -92,15 +88,6 @@ def _write_rows(path: Path, rows: pa.Table) -> None:
         writer.write_table(rows)
 
 
-def _hash_column(column: pa.ChunkedArray, hashing: HashKeys) -> npt.NDArray[np.uint64]:
-    """Hashes of a column; a part at a time, so that the keys are never all Python objects."""
-    parts = [
-        hashing(column.slice(start, _KEYS_A_STEP).to_pylist())
-        for start in range(0, len(column), _KEYS_A_STEP)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
-
-
 def _has_duplicate(hashes: npt.NDArray[np.uint64], keys: pa.ChunkedArray) -> bool:
     """Whether a key occurs twice; only keys of equal hashes are looked at."""
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
@@ -111,56 +98,43 @@ def _has_duplicate(hashes: npt.NDArray[np.uint64], keys: pa.ChunkedArray) -> boo
 class IndexedTable:
     """A file of `write_indexed`, memory-mapped.
 
-    Args:
-        key: Column to find rows by.
-        hashing: Hash that the file was written with.
+    Attributes:
+        rows: All rows, in the order of the index.
+        keys: Their keys.
+        hashes: Hashes of their keys, ascending.
 
     Raises:
         StoreError: The file is missing, damaged, or has no index on this key.
     """
 
-    def __init__(self, path: Path, key: str, *, hashing: HashKeys = hash_keys) -> None:
+    def __init__(self, path: Path, key: str) -> None:
         self.path = path
-        self._hashing = hashing
         try:
             self.rows: pa.Table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (pa.ArrowException, OSError) as error:
             raise StoreError(
                 f"the file is missing or damaged: {error}", where=str(path), todo=REPUBLISH
             ) from error
-        if not {KEY_HASH, key} <= set(self.rows.column_names) or self._batches() > 1:
+        if (
+            not {KEY_HASH, key} <= set(self.rows.column_names)
+            or self.rows.column(KEY_HASH).num_chunks > 1
+            or not pa.types.is_large_string(self.rows.schema.field(key).type)
+        ):
             raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
         self.hashes = column_values(self.rows, KEY_HASH)
-        self._keys = single_chunk(self.rows, key)
-        if not pa.types.is_large_string(self._keys.type):
-            raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
-        self._offsets, self._bytes = _text_buffers(self._keys)
+        self.keys = single_chunk(self.rows, key)
+        self._offsets, self._bytes = _text_buffers(self.keys)
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
-    def _batches(self) -> int:
-        return int(self.rows.column(KEY_HASH).num_chunks)
-
-    @property
-    def keys(self) -> pa.Array:
-        """All keys in the order of the rows, memory-mapped."""
-        return self._keys
-
     def find(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Row of every key.
-
-        Args:
-            keys: N keys, with repetitions and in any order.
-
-        Returns:
-            First row of each key, shape (N,); -1 for unknown keys.
-        """
-        found = np.full(len(keys), -1, dtype=np.int64)
+        """First row of each of N keys, shape (N,); -1 for unknown keys."""
+        first = np.full(len(keys), -1, dtype=np.int64)
         if not len(self) or not len(keys):
-            return found
+            return first
         encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
-        hashes = self._hashing(keys)
+        hashes = hash_keys(keys)
         rows = np.searchsorted(self.hashes, hashes).astype(np.int64)
         last = len(self) - 1
         pending = np.arange(len(keys))
@@ -169,23 +143,22 @@ class IndexedTable:
             same_hash = (at <= last) & (self.hashes[np.minimum(at, last)] == hashes[pending])
             pending = pending[same_hash]
             if not pending.size:
-                return found
+                return first
             hit = self._holds(rows[pending], [encoded[p] for p in pending.tolist()])
-            found[pending[hit]] = rows[pending[hit]]
+            first[pending[hit]] = rows[pending[hit]]
             pending = pending[~hit]
             rows[pending] += 1  # another key with the same hash: the next row may be ours
 
-    def rows_of(self, key: str) -> npt.NDArray[np.int64]:
-        """All rows of one key, in the order in which they were written, shape (R,)."""
-        wanted = self._hashing([key])[0]
-        low, high = (int(np.searchsorted(self.hashes, wanted, side)) for side in _SIDES)
-        rows = np.arange(low, high, dtype=np.int64)
-        encoded = key.encode("utf-8", "surrogatepass")
-        return rows[self._holds(rows, [encoded] * len(rows))]
-
     def find_all(self, key: str) -> pa.Table:
-        """The rows `rows_of` as a table."""
-        return self.rows.take(pa.array(self.rows_of(key), pa.int64()))
+        """All rows of one key, in the order in which they were written."""
+        wanted = hash_keys([key])[0]
+        low, high = (
+            np.searchsorted(self.hashes, wanted),
+            np.searchsorted(self.hashes, wanted, "right"),
+        )
+        rows = np.arange(low, high, dtype=np.int64)
+        holds = self._holds(rows, [key.encode("utf-8", "surrogatepass")] * len(rows))
+        return self.rows.take(pa.array(rows[holds]))
 
     def _holds(self, rows: npt.NDArray[np.int64], keys: list[bytes]) -> npt.NDArray[np.bool_]:
         """Whether each row's key is the one beside it."""

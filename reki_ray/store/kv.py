@@ -1,4 +1,4 @@
-"""Vectors by id, in any place: the protocol, and how key-value servers hold them.
+"""Vectors by id on a key-value server: keys, values, and the lookup.
 
 A key names namespace, version and side; its value is one byte, the code of the source, and the
 vector's bytes (little endian). The key `<prefix>@meta` is written last: without it an export is
@@ -11,17 +11,17 @@ from __future__ import annotations
 import abc
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side
-from reki_ray.store.layers import Batch
-from reki_ray.store.vectors import FALLBACK, SOURCES, DType
+from reki_ray.store.vectors import FALLBACK, SOURCES, Batch, DType, VectorTable
 
 EXPORT_AGAIN: Final = "Export the version again: `reki export --version N`."
 _READABLE_BYTES: Final = 300
@@ -30,51 +30,6 @@ _READABLE_BYTES: Final = 300
 
 Advance = Callable[[int], None]
 """Receives the number of vectors written since its last call."""
-
-
-def ignore_progress(_: int) -> None:
-    """An `Advance` that shows nothing."""
-
-
-class KeyedVectors(Protocol):
-    """Vectors of one side of one version, by id.
-
-    Attributes:
-        dimension: Length q of a vector.
-        fallback: Vector of ids that are not held, shape (q,).
-    """
-
-    dimension: int
-    fallback: npt.NDArray[np.float32]
-
-    def __len__(self) -> int:
-        """Number of ids."""
-
-    def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
-        """Vectors (N, q) and sources of N ids; an unknown id gets the fallback and its name."""
-
-    def sources(self, ids: Sequence[str]) -> list[str]:
-        """Source of the vector of each id, as `lookup` returns it."""
-
-    def close(self) -> None:
-        """Close connections; a lookup afterwards is a StoreError where there are any."""
-
-
-class StoredVectors(KeyedVectors, Protocol):
-    """Vectors in a version's own files, which can be read from end to end."""
-
-    @property
-    def dtype(self) -> DType:
-        """Stored type."""
-
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All rows, at most `size` at a time."""
-
-    def ids(self, limit: int | None = None) -> list[str]:
-        """The first ids, or all."""
-
-    def holds(self, ids: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Whether there is a vector of each id, shape (N,)."""
 
 
 class VectorsLostError(StoreError):
@@ -130,44 +85,70 @@ class ServedVectors(abc.ABC):
     """Vectors of an export, looked up by key.
 
     Args:
-        where: Name of the server or folder, for errors.
+        settings: Where the export is, its namespace, and the time of a call.
         prefix: Begin of its keys.
-        fallback: Vector of ids that it does not hold, shape (q,).
+        exported: What was exported, to distinguish ids that the server has lost from unknown ones.
         manifest: SHA-256 of the manifest of the version that is wanted.
-        exported: What was exported, to distinguish ids that the server has lost from unknown ones;
-            None takes all that it does not hold for unknown.
+
+    Attributes:
+        dimension: Length q of a vector.
+        fallback: Vector of ids that are not held, shape (q,).
 
     Raises:
         StoreError: The export is missing, unfinished, of another version, or unreachable.
     """
 
     def __init__(
-        self,
-        where: str,
-        prefix: bytes,
-        fallback: npt.NDArray[np.float32],
-        manifest: str,
-        exported: StoredVectors | None = None,
+        self, settings: AdapterSettings, prefix: bytes, exported: VectorTable, manifest: str
     ) -> None:
-        self._where = where
         self._prefix = prefix
         self._exported = exported
-        self._mark = self.fetch([meta_key(prefix)])[0]
-        meta = read_meta(self._mark, where, prefix)
-        if meta is None or meta.manifest != manifest:
-            what = "holds no complete export" if meta is None else "holds another store's export"
-            raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
-        if fallback.shape != (meta.dimension,):
-            raise StoreError(
-                f"the vectors have length {meta.dimension}, the fallback vector has shape "
-                f"{fallback.shape}",
-                where=where,
-                todo=EXPORT_AGAIN,
-            )
+        self.fallback = exported.fallback
+        self._where = where = self.connect(settings)
+        try:
+            self._mark = self.fetch([meta_key(prefix)])[0]
+            meta = read_meta(self._mark, where, prefix)
+            if meta is None or meta.manifest != manifest:
+                what = (
+                    "holds no complete export" if meta is None else "holds another store's export"
+                )
+                raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
+            if self.fallback.shape != (meta.dimension,):
+                raise StoreError(
+                    f"the vectors have length {meta.dimension}, the fallback vector has shape "
+                    f"{self.fallback.shape}",
+                    where=where,
+                    todo=EXPORT_AGAIN,
+                )
+        except StoreError:
+            self.close()
+            raise
         self._rows = meta.rows
         self._type: np.dtype[Any] = np.dtype(meta.dtype).newbyteorder("<")
         self.dimension: int = meta.dimension
-        self.fallback = fallback.astype(np.float32)
+
+    @abc.abstractmethod
+    def connect(self, settings: AdapterSettings) -> str:
+        """Open the export, and return the name of the server or folder, for errors.
+
+        Raises:
+            StoreError: It is missing or unreachable.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def export_side(
+        settings: AdapterSettings,
+        prefix: bytes,
+        vectors: VectorTable,
+        meta: Meta,
+        advance: Advance,
+    ) -> None:
+        """Write one side; a complete export of the same version is left alone.
+
+        Raises:
+            StoreError: It cannot be written, or another store's version of this number is there.
+        """
 
     @abc.abstractmethod
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -185,7 +166,7 @@ class ServedVectors(abc.ABC):
         return self._rows
 
     def lookup(self, ids: Sequence[str]) -> tuple[npt.NDArray[np.float32], list[str]]:
-        """Vectors and sources of ids; see `KeyedVectors.lookup`."""
+        """Vectors (N, q) and sources of N ids; an unknown id gets the fallback and its name."""
         values = self._values(ids)
         vectors = np.empty((len(ids), self.dimension), dtype=np.float32)
         vectors[:] = self.fallback
@@ -195,7 +176,7 @@ class ServedVectors(abc.ABC):
         return vectors, _sources(values)
 
     def sources(self, ids: Sequence[str]) -> list[str]:
-        """Sources of ids; see `KeyedVectors.sources`."""
+        """Source of the vector of each id, as `lookup` returns it."""
         return _sources(self._values(ids))
 
     def _values(self, ids: Sequence[str]) -> list[bytes | None]:
@@ -206,7 +187,7 @@ class ServedVectors(abc.ABC):
         if mark != self._mark:
             raise self._lost("the export")
         missing = [name for name, value in zip(ids, values, strict=True) if value is None]
-        if missing and self._exported is not None and self._exported.holds(missing).any():
+        if self._exported.known(missing).any():
             raise self._lost("some of the vectors")
         size = 1 + self.dimension * self._type.itemsize
         for value in values:
@@ -249,6 +230,10 @@ def replaceable_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | N
     with contextlib.suppress(StoreError):
         return read_meta(value, where, prefix)
     return None
+
+
+KeyedVectors = VectorTable | ServedVectors
+"""Vectors of one side of one version, by id, wherever they are."""
 
 
 def _sources(values: Sequence[bytes | None]) -> list[str]:

@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import Final
 
 import lmdb
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import override
 
+from reki_ray.config import AdapterSettings
 from reki_ray.core import atomic
 from reki_ray.errors import StoreError
-from reki_ray.schema import Side
 from reki_ray.store.kv import (
     EXPORT_AGAIN,
     Advance,
     Meta,
     ServedVectors,
-    StoredVectors,
     meta_key,
     pack,
-    prefix_of,
     replaceable_meta,
 )
+from reki_ray.store.vectors import VectorTable
 
 _ROWS_A_STEP: Final = 10_000
 _SMALLEST_MAP: Final = 1 << 24
@@ -61,43 +58,27 @@ class _Environment:
         with cls._lock:
             try:
                 state = (path / _DATA).stat()
-                found = cls._opened.get((state.st_dev, state.st_ino))
-                if found is None:
-                    found = cls._opened[state.st_dev, state.st_ino] = cls(path)
+                environment = cls._opened.get((state.st_dev, state.st_ino))
+                if environment is None:
+                    environment = cls(path)
+                    cls._opened[state.st_dev, state.st_ino] = environment
             except (OSError, lmdb.Error) as error:
                 raise _UnreadableError(
                     f"there is no readable export: {error}", where=str(path), todo=EXPORT_AGAIN
                 ) from error
-            return found
+            return environment
 
 
 class LmdbVectors(ServedVectors):
-    """Vectors of one side of a version in LMDB.
+    """Vectors of one side of a version in LMDB."""
 
-    Args:
-        root: Folder of all exports.
-        namespace: Begin of every key.
-        fallback: Vector of ids that it does not hold, shape (q,).
-        exported: What was exported, see `ServedVectors`.
+    _environment: _Environment | None
 
-    Raises:
-        StoreError: The export is missing, damaged, or of another version.
-    """
-
-    def __init__(  # what names an export
-        self,
-        root: Path,
-        namespace: str,
-        version: int,
-        side: Side,
-        fallback: npt.NDArray[np.float32],
-        manifest: str,
-        exported: StoredVectors | None = None,
-    ) -> None:
-        path = folder_of(root, namespace, version, side)
-        self._environment: _Environment | None = _Environment.of(path)
-        prefix = prefix_of(namespace, version, side)
-        super().__init__(str(path), prefix, fallback, manifest, exported)
+    @override
+    def connect(self, settings: AdapterSettings) -> str:
+        path = _folder_of(settings, self._prefix)
+        self._environment = _Environment.of(path)
+        return str(path)
 
     @override
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -118,57 +99,47 @@ class LmdbVectors(ServedVectors):
     def close(self) -> None:
         self._environment = None  # the folder closes with its last reader
 
-
-def folder_of(root: Path, namespace: str, version: int, side: Side) -> Path:
-    """Folder of one side of a version."""
-    return root.resolve() / f"{namespace}-v{version}-{side}"
-
-
-def export_side(  # what names an export
-    root: Path,
-    namespace: str,
-    version: int,
-    side: Side,
-    vectors: StoredVectors,
-    manifest: str,
-    advance: Advance,
-) -> None:
-    """Write a side into a folder of its own; one that is there whole already stays.
-
-    Raises:
-        StoreError: The folder holds another store's version of this number, or cannot be written.
-    """
-    target = folder_of(root, namespace, version, side)
-    prefix = prefix_of(namespace, version, side)
-    meta = Meta(
-        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
-    )
-    if target.exists() and _is_whole(target, prefix, vectors, meta):
-        return
-    scratch = None
-    try:
-        atomic.make_folder(root)
-        scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=root))
-        whole, damaged = scratch / "whole", scratch / "damaged"
-        whole.mkdir()
-        _write(whole, prefix, vectors, meta, advance)
-        whole.chmod(0o755)  # whatever the umask: readers may be another user
-        (whole / _DATA).chmod(0o644)
-        if target.exists():  # who has it open goes on reading it
-            target.rename(damaged)
-        atomic.move(whole, target)
-    except (OSError, lmdb.Error) as error:
-        raise StoreError(
-            f"the export cannot be written: {error}",
-            where=str(target),
-            todo="Make room on the disk or mend the rights.",
-        ) from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+    @staticmethod
+    @override
+    def export_side(
+        settings: AdapterSettings,
+        prefix: bytes,
+        vectors: VectorTable,
+        meta: Meta,
+        advance: Advance,
+    ) -> None:
+        target = _folder_of(settings, prefix)
+        if target.exists() and _is_whole(target, prefix, vectors, meta):
+            return
+        scratch = None
+        try:
+            atomic.make_folder(target.parent)
+            scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=target.parent))
+            whole, damaged = scratch / "whole", scratch / "damaged"
+            whole.mkdir()
+            _write(whole, prefix, vectors, meta, advance)
+            whole.chmod(0o755)  # whatever the umask: readers may be another user
+            (whole / _DATA).chmod(0o644)
+            if target.exists():  # who has it open goes on reading it
+                target.rename(damaged)
+            atomic.move(whole, target)
+        except (OSError, lmdb.Error) as error:
+            raise StoreError(
+                f"the export cannot be written: {error}",
+                where=str(target),
+                todo="Make room on the disk or mend the rights.",
+            ) from error
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _is_whole(target: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -> bool:
+def _folder_of(settings: AdapterSettings, prefix: bytes) -> Path:
+    """Folder of one side of a version; neither part of the prefix holds a slash."""
+    return Path(settings.url).resolve() / prefix.decode().rstrip("/").replace("/", "-")
+
+
+def _is_whole(target: Path, prefix: bytes, vectors: VectorTable, meta: Meta) -> bool:
     """Whether a folder holds all of an export, byte for byte.
 
     Raises:
@@ -176,8 +147,7 @@ def _is_whole(target: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -
     """
     try:
         with _Environment.of(target).handle.begin() as transaction:
-            found = transaction.get(meta_key(prefix))
-            there = replaceable_meta(found, str(target), prefix)
+            there = replaceable_meta(transaction.get(meta_key(prefix)), str(target), prefix)
             if there is not None and there.manifest != meta.manifest:
                 raise StoreError(
                     "the folder holds another store's version of this number",
@@ -193,9 +163,7 @@ def _is_whole(target: Path, prefix: bytes, vectors: StoredVectors, meta: Meta) -
         return False
 
 
-def _write(
-    folder: Path, prefix: bytes, vectors: StoredVectors, meta: Meta, advance: Advance
-) -> None:
+def _write(folder: Path, prefix: bytes, vectors: VectorTable, meta: Meta, advance: Advance) -> None:
     environment = lmdb.open(str(folder), map_size=_SMALLEST_MAP, lock=False)
     try:
         for batch in vectors.batches(_ROWS_A_STEP):

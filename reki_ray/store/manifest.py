@@ -147,22 +147,6 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def manifest_of(folder: Path, number: int) -> tuple[Path, Manifest]:
-    """A version's folder and manifest.
-
-    Raises:
-        StoreError: The version is missing or damaged, or the folder holds another one.
-    """
-    manifest = read_manifest(folder)
-    if manifest.version != number:
-        raise StoreError(
-            f"the manifest is that of version {manifest.version}",
-            where=str(folder),
-            todo="Give the folder its old name back, or publish again: `reki publish`.",
-        )
-    return folder, manifest
-
-
 def folder_of(root: Path, version: int) -> Path:
     """Folder of a version."""
     return root / f"v{version}"
@@ -174,24 +158,24 @@ def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
     Raises:
         StoreError: One is missing, was changed, or does not fit the one above it.
     """
-    found = [manifest_of(folder_of(root, version), version)]
-    while (base := found[-1][1].base) is not None:
-        above, folder = found[-1], folder_of(root, base.version)
+    layers = [_layer(root, version)]
+    while (base := layers[-1][1].base) is not None:
+        above, folder = layers[-1], folder_of(root, base.version)
         if not folder.is_dir():
             raise StoreError(
                 f"version {base.version}, which version {above[1].version} lies over, is missing",
                 where=str(folder),
                 todo="Bring it back, or go to a full version: `reki promote N`.",
             )
-        found.append(manifest_of(folder, base.version))
-        check_layer(above, found[-1])
-        if len(found) > MAX_LAYERS:
+        layers.append(_layer(root, base.version))
+        _check_layer(above, layers[-1])
+        if len(layers) > MAX_LAYERS:
             raise StoreError(
                 f"the version has more than {MAX_LAYERS} layers",
                 where=str(folder_of(root, version)),
                 todo="Go to a full version: `reki promote N`.",
             )
-    return found
+    return layers
 
 
 def retrieval_folders(layers: Sequence[tuple[Path, Manifest]]) -> list[Path]:
@@ -211,12 +195,20 @@ def retrieval_folders(layers: Sequence[tuple[Path, Manifest]]) -> list[Path]:
     ]
 
 
-def check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
-    """Refuse a base that is not the one that a delta was made for.
+def _layer(root: Path, version: int) -> tuple[Path, Manifest]:
+    folder = folder_of(root, version)
+    manifest = read_manifest(folder)
+    if manifest.version != version:
+        raise StoreError(
+            f"the manifest is that of version {manifest.version}",
+            where=str(folder),
+            todo="Give the folder its old name back, or publish again: `reki publish`.",
+        )
+    return folder, manifest
 
-    Raises:
-        StoreError: Its manifest is another one, or does not fit the delta's.
-    """
+
+def _check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
+    """Refuse a base that is not the one that a delta was made for."""
     delta, base = above[1], below[1]
     names = ("model_fingerprint", "dimension", "dtype", "prestore")
     differing = [name for name in names if getattr(delta, name) != getattr(base, name)]
@@ -275,13 +267,13 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
             try:
                 state = path.stat()
             except FileNotFoundError:
-                found = "missing"
+                written = "missing"
             except OSError as error:
                 raise _unreadable(path, error) from error
             else:
                 # ctime: a copy or an editor may set a file's mtime, but not this.
-                found = str((state.st_size, state.st_ctime_ns))
-            digest.update(f"{name} {found}\n".encode())
+                written = str((state.st_size, state.st_ctime_ns))
+            digest.update(f"{name} {written}\n".encode())
     return digest.hexdigest()
 
 

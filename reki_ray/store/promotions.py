@@ -1,5 +1,7 @@
-"""Which versions were promoted when: JSON lines, the latest one last.
+"""Which version is served, and which were promoted when.
 
+    <root>/CURRENT                         number of the version that is served
+    <root>/HISTORY                         JSON lines, the latest one last:
     {"version": 3, "at": 1760000000, "rollback": false, "seal": "5f2c..."}
 
 A line that a crash left unfinished at the end is not read, and goes with the next promotion.
@@ -8,15 +10,35 @@ A line that a crash left unfinished at the end is not read, and goes with the ne
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from reki_ray.core import atomic
 from reki_ray.errors import StoreError
 
+CURRENT: Final = "CURRENT"
 HISTORY: Final = "HISTORY"
+LOCK_MODE: Final = 0o666
+"""Publisher and service may be two users, whatever the umask."""
+
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+"""As folders and the pointer name it; `int` would take `+1`, `1_0` and 400 digits too."""
+_POINTER_SECONDS: Final = 5.0
+"""Longest wait for another process that moves the pointer, which takes milliseconds."""
+_UNCHANGED: Final = (
+    "Nothing was changed: look at `reki versions`, and try again if it is still wanted."
+)
+
+_logger = logging.getLogger(__name__)
 
 
 class Promotion(BaseModel):
@@ -54,12 +76,12 @@ def read(root: Path) -> list[Promotion]:
             where=str(path),
             todo="Mend its rights, or move it away; `reki promote N` needs no history.",
         ) from error
-    found = []
+    promotions = []
     for number, line in enumerate(lines, 1):
         if not line and number == len(lines):
             continue
         try:
-            found.append(Promotion.model_validate_json(line))
+            promotions.append(Promotion.model_validate_json(line))
         except ValidationError as error:
             if number == len(lines):  # torn: the promotion itself may have come about
                 continue
@@ -68,10 +90,141 @@ def read(root: Path) -> list[Promotion]:
                 where=str(path),
                 todo="Remove this line; `reki promote N` needs no history.",
             ) from error
-    return found
+    return promotions
 
 
-def extended(root: Path, current: int | None, move: Promotion) -> bytes:
+def version_numbers(root: Path) -> list[int]:
+    """Numbers of the finished versions below a root, ascending."""
+    if not root.is_dir():
+        return []
+    names = (entry.name for entry in root.iterdir() if entry.is_dir())
+    return sorted(int(n[1:]) for n in names if n[:1] == "v" and _NUMBER.fullmatch(n[1:]))
+
+
+class Pointer:
+    """Which version below a root is served; it has a lock of its own, held for a move alone."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def current(self) -> int:
+        """Number of the version that is served.
+
+        Raises:
+            StoreError: Nothing is published, or the pointer is damaged.
+        """
+        pointer = self.root / CURRENT
+        try:
+            content = pointer.read_bytes().decode("ascii", "replace").strip()
+        except FileNotFoundError as error:
+            raise StoreError(
+                "nothing is published", where=str(self.root), todo="Run `reki publish` first."
+            ) from error
+        except OSError as error:
+            raise StoreError(
+                f"the pointer cannot be read: {error.strerror or error}",
+                where=str(pointer),
+                todo="Make it a file that may be read, then run `reki promote N` with one of "
+                f"{version_numbers(self.root)}.",
+            ) from error
+        if _NUMBER.fullmatch(content) is None:
+            raise StoreError(
+                "the pointer holds no version number",
+                where=str(pointer),
+                todo=f"Run `reki promote N` with one of {version_numbers(self.root)}.",
+            )
+        return int(content)
+
+    def require(self, expected: int | None) -> None:
+        """Refuse another current version than the expected one, if one is.
+
+        Raises:
+            StoreError: It is another.
+        """
+        if expected is not None and (current := self.current()) != expected:
+            raise StoreError(
+                f"version {current} is current, not {expected}",
+                where=str(self.root / CURRENT),
+                todo=_UNCHANGED,
+            )
+
+    def move(self, number: int, *, expected: int | None, seal: str, rollback: bool = False) -> None:
+        """Make a version the current one, and note it in the history.
+
+        Args:
+            expected: Do so only if this version is current; None: whichever is.
+            seal: Seal of its files, if their checksums were compared.
+            rollback: Whether it is a way back.
+
+        Raises:
+            StoreError: Another version is current, another process holds the pointer for long, or
+                the disk refuses; the current version is unchanged.
+        """
+        with self._lock():
+            self.require(expected)
+            move = Promotion(version=number, at=int(time.time()), rollback=rollback, seal=seal)
+            try:
+                with atomic.writing(self.root / HISTORY, mode=0o644) as history:
+                    history.write(_extended(self.root, self._current_or_none(), move))
+                    # On the disk before the pointer moves, so that a full disk refuses both.
+                    history.flush()
+                    os.fsync(history.fileno())
+                    atomic.replace_file(self.root / CURRENT, f"{number}\n".encode(), mode=0o644)
+            except OSError as error:
+                current = self._current_or_none()
+                if current == number:
+                    _logger.warning(
+                        "version %d is served, but not noted as promoted: %s", number, error
+                    )
+                    return
+                served = "nothing is" if current is None else f"version {current} is still"
+                raise StoreError(
+                    f"version {number} is not promoted, {served} served: {error.strerror or error}",
+                    where=str(error.filename2 or error.filename or self.root / CURRENT),
+                    todo=f"Make room on the disk or mend the rights, then `reki promote {number}`.",
+                ) from error
+
+    def _current_or_none(self) -> int | None:
+        try:
+            return self.current()
+        except StoreError:
+            return None
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        lock = FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS, mode=LOCK_MODE)
+        try:
+            lock.acquire()
+        except (Timeout, OSError) as error:
+            raise StoreError(
+                "another process is moving the pointer"
+                if isinstance(error, Timeout)
+                else f"the pointer cannot be locked: {error.strerror or error}",
+                where=str(self.root / CURRENT),
+                todo=_UNCHANGED,
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def before(promotions: Sequence[Promotion], current: int) -> int | None:
+    """The version promoted before the present one; ways back are undone, not counted.
+
+    Args:
+        promotions: Oldest first.
+        current: The present version; a crash may have kept it out of the history.
+    """
+    stack = _stack(promotions)
+    if current in stack[-2:-1]:  # a way back
+        stack.pop()
+    elif stack[-1:] != [current]:
+        stack.append(current)
+    return stack[-2] if len(stack) > 1 else None
+
+
+def _extended(root: Path, current: int | None, move: Promotion) -> bytes:
     """Content of the file with one more promotion.
 
     Args:
@@ -95,31 +248,16 @@ def extended(root: Path, current: int | None, move: Promotion) -> bytes:
             if stack and stack[-1] != current:
                 back = current in stack[-2:-1]
                 moves.insert(0, Promotion(version=current, at=move.at, rollback=back))
-    return content + b"".join(one.model_dump_json().encode() + b"\n" for one in moves)
-
-
-def before(promotions: Sequence[Promotion], current: int) -> int | None:
-    """The version promoted before the present one; ways back are undone, not counted.
-
-    Args:
-        promotions: Oldest first.
-        current: The present version; a crash may have kept it out of the history.
-    """
-    stack = _stack(promotions)
-    if current in stack[-2:-1]:  # a way back
-        stack.pop()
-    elif stack[-1:] != [current]:
-        stack.append(current)
-    return stack[-2] if len(stack) > 1 else None
+    return content + b"".join(each.model_dump_json().encode() + b"\n" for each in moves)
 
 
 def _stack(promotions: Sequence[Promotion]) -> list[int]:
     """Versions that one can go back to, the present one last."""
     stack: list[int] = []
-    for one in promotions:
-        if one.rollback and one.version in stack:
-            while stack[-1] != one.version:
+    for move in promotions:
+        if move.rollback and move.version in stack:
+            while stack[-1] != move.version:
                 stack.pop()
-        elif stack[-1:] != [one.version]:
-            stack.append(one.version)
+        elif stack[-1:] != [move.version]:
+            stack.append(move.version)
     return stack

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
-import numpy as np
-import numpy.typing as npt
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -15,17 +13,15 @@ from typing_extensions import override
 
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.schema import Side
 from reki_ray.store.kv import (
     Advance,
     Meta,
     ServedVectors,
-    StoredVectors,
     meta_key,
     pack,
-    prefix_of,
     replaceable_meta,
 )
+from reki_ray.store.vectors import VectorTable
 
 _ROWS_A_STEP: Final = 2_000
 """A server answers one call at a time: a whole catalogue in one would keep all others waiting."""
@@ -34,38 +30,14 @@ _EXPORT_SECONDS: Final = 30.0
 
 
 class RedisVectors(ServedVectors):
-    """Vectors of one side of a version on a server.
+    """Vectors of one side of a version on a server."""
 
-    Args:
-        settings: Address, namespace and time of a call.
-        fallback: Vector of ids that it does not hold, shape (q,).
-        exported: What was exported, see `ServedVectors`.
+    _client: redis.Redis | None
 
-    Raises:
-        StoreError: The server is unreachable, or holds no complete export of this version.
-    """
-
-    def __init__(
-        self,
-        settings: AdapterSettings,
-        version: int,
-        side: Side,
-        fallback: npt.NDArray[np.float32],
-        manifest: str,
-        exported: StoredVectors | None = None,
-    ) -> None:
-        self._client: redis.Redis | None = connect(settings, settings.timeout_seconds)
-        try:
-            super().__init__(
-                settings.url,
-                prefix_of(settings.namespace, version, side),
-                fallback,
-                manifest,
-                exported,
-            )
-        except StoreError:
-            self.close()
-            raise
+    @override
+    def connect(self, settings: AdapterSettings) -> str:
+        self._client = connect(settings, settings.timeout_seconds)
+        return settings.url
 
     @override
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -74,12 +46,12 @@ class RedisVectors(ServedVectors):
             raise StoreError(
                 "the vectors are closed", where=self._where, todo="Open the version again."
             )
-        found: list[bytes | None] = []
+        values: list[bytes | None] = []
         with store_errors(self._where):
             for start in range(0, len(keys), _ROWS_A_STEP):
                 step = list(keys[start : start + _ROWS_A_STEP])
-                found += cast(list[bytes | None], client.mget(step))
-        return found
+                values += cast(list[bytes | None], client.mget(step))
+        return values
 
     @override
     def close(self) -> None:
@@ -87,47 +59,36 @@ class RedisVectors(ServedVectors):
             self._client.close()
         self._client = None
 
-
-def export_side(  # what names an export
-    settings: AdapterSettings,
-    version: int,
-    side: Side,
-    vectors: StoredVectors,
-    manifest: str,
-    advance: Advance,
-) -> None:
-    """Write a side to the server; a complete export of the same version is left alone.
-
-    Raises:
-        StoreError: The server is unreachable or full, or it holds another store's version of
-            this number.
-    """
-    prefix = prefix_of(settings.namespace, version, side)
-    where = settings.url
-    meta = Meta(
-        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
-    )
-    client = connect(settings, max(settings.timeout_seconds, _EXPORT_SECONDS))
-    try:
-        with store_errors(where):
-            found = cast("bytes | None", client.get(meta_key(prefix)))
-            there = replaceable_meta(found, where, prefix)
-            if there not in (None, meta):
-                raise StoreError(
-                    f"the server holds another store's {prefix.decode()}",
-                    where=where,
-                    todo="Choose another store.vectors.namespace, or remove these keys.",
-                )
-            for batch in vectors.batches(_ROWS_A_STEP):
-                rows = pack(prefix, batch)
-                # A server may have lost or damaged some: what is there is compared, not believed.
-                if there is not None and client.mget(list(rows)) == list(rows.values()):
-                    continue
-                client.mset(cast("dict[Any, Any]", rows))
-                advance(len(rows))
-            client.set(meta_key(prefix), meta.model_dump_json().encode())
-    finally:
-        client.close()
+    @staticmethod
+    @override
+    def export_side(
+        settings: AdapterSettings,
+        prefix: bytes,
+        vectors: VectorTable,
+        meta: Meta,
+        advance: Advance,
+    ) -> None:
+        client = connect(settings, max(settings.timeout_seconds, _EXPORT_SECONDS))
+        try:
+            with store_errors(settings.url):
+                stored = cast("bytes | None", client.get(meta_key(prefix)))
+                there = replaceable_meta(stored, settings.url, prefix)
+                if there not in (None, meta):
+                    raise StoreError(
+                        f"the server holds another store's {prefix.decode()}",
+                        where=settings.url,
+                        todo="Choose another store.vectors.namespace, or remove these keys.",
+                    )
+                for batch in vectors.batches(_ROWS_A_STEP):
+                    rows = pack(prefix, batch)
+                    # A server may have lost or damaged some: what is there is compared.
+                    if there is not None and client.mget(list(rows)) == list(rows.values()):
+                        continue
+                    client.mset(cast("dict[Any, Any]", rows))
+                    advance(len(rows))
+                client.set(meta_key(prefix), meta.model_dump_json().encode())
+        finally:
+            client.close()
 
 
 def connect(settings: AdapterSettings, seconds: float) -> redis.Redis:

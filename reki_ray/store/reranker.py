@@ -15,12 +15,11 @@ import numpy as np
 
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
-from reki_ray.models.artifact import RerankBundle, Vectors
+from reki_ray.models.artifact import Vectors
 from reki_ray.models.candidate_scorer import CatalogueInputs, HistoryEvent, UserInput
 from reki_ray.models.list_scorer import ListScorer
 from reki_ray.schema import Side
 from reki_ray.store.hash_index import REPUBLISH
-from reki_ray.store.layers import LayeredVectors
 from reki_ray.store.manifest import RERANKER_FOLDER, VECTOR_FILES, RerankerDescription
 from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.vectors import VectorTable
@@ -46,22 +45,23 @@ class VersionReranker:
     ) -> None:
         # A delta has the reranker of its base, and may have vectors of its own for it.
         self._folders = [folder / RERANKER_FOLDER for folder, _ in version.layers]
-        self._folder = self._folders[-1]
-        self._description = description
+        folder = self._folders[-1]
         self._fallback = {
             side: np.array(vector, np.float32) for side, vector in description.fallback.items()
         }
-        self._prestores_h = version.prestore == "h"
-        bundle = self._load()
-        if items is None:
-            ids, attributes = version.catalogue.ids, version.catalogue.attributes
-        else:
-            ids = [item.item_id for item in items]
-            attributes = [item.attributes for item in items]
+        bundle = bundles.load_reranker(folder)
+        if bundle.fingerprint != description.fingerprint:
+            raise StoreError(
+                f"the manifest names reranker {description.fingerprint[:12]}, the folder "
+                f"holds {bundle.fingerprint[:12]}",
+                where=str(folder),
+                todo=REPUBLISH,
+            )
+        ids, attributes = version.catalogue.inputs(items)
         vectors: Vectors | None = None
         fallback = self._fallback.get("items")
         self._users = None
-        if self._prestores_h and bundle.uses_knowledge:
+        if version.prestore == "h" and bundle.uses_knowledge:
             self._users = self._table("users")
             vectors = self._table("items").lookup(ids)[0]
         elif version.items is not None:
@@ -69,12 +69,7 @@ class VersionReranker:
             assert version.users is not None
             self._fallback["users"] = version.users.fallback
         inputs = CatalogueInputs(
-            bundle,
-            ids,
-            attributes,
-            vectors,
-            fallback,
-            prestored=version.prestore,
+            bundle, ids, attributes, vectors, fallback, prestored=version.prestore
         )
         self.scorer = ListScorer(bundle, inputs)
 
@@ -101,21 +96,10 @@ class VersionReranker:
         events = [HistoryEvent(*event) for event in profile.latest(self.scorer.bundle.history)]
         return UserInput(profile.attributes, events, vector)
 
-    def _load(self) -> RerankBundle:
-        loaded = bundles.load_reranker(self._folder)
-        if loaded.fingerprint != self._description.fingerprint:
-            raise StoreError(
-                f"the manifest names reranker {self._description.fingerprint[:12]}, the folder "
-                f"holds {loaded.fingerprint[:12]}",
-                where=str(self._folder),
-                todo=REPUBLISH,
-            )
-        return loaded
-
-    def _table(self, side: Side) -> LayeredVectors:
+    def _table(self, side: Side) -> VectorTable:
         paths = [folder / VECTOR_FILES[side] for folder in self._folders]
         paths = [path for path in paths[:-1] if path.exists()] + paths[-1:]
-        return LayeredVectors([VectorTable(path, self._fallback[side]) for path in paths])
+        return VectorTable(paths, self._fallback[side])
 
 
 def open_reranker(version: StoreVersion) -> VersionReranker | None:

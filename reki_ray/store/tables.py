@@ -38,6 +38,7 @@ from reki_ray.schema import (
 )
 from reki_ray.store.hash_index import single_chunk
 from reki_ray.store.layers import LayeredTable
+from reki_ray.store.manifest import CATALOGUE_FILE, KNOWLEDGE_FILE, PROFILES_FILE
 
 KNOWLEDGE_SCHEMA = pa.schema(
     [
@@ -53,6 +54,13 @@ KNOWLEDGE_SCHEMA = pa.schema(
 
 
 CATALOGUE_SCHEMA = pa.schema([ITEMS_SCHEMA.field(name) for name in (ITEM_ID, TITLE, ATTRIBUTES)])
+
+TABLES: Final = {
+    PROFILES_FILE: (PROFILES_SCHEMA, USER_ID),
+    CATALOGUE_FILE: (CATALOGUE_SCHEMA, ITEM_ID),
+    KNOWLEDGE_FILE: (KNOWLEDGE_SCHEMA, ID),
+}
+"""Schema of each table, and the column that its rows are found by."""
 
 
 def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
@@ -83,15 +91,14 @@ def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.
         values = single_chunk(latest, column)
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
-    columns = [
-        users.column(USER_ID),
-        users.column(ATTRIBUTES),
-        lists(ITEM_ID),
-        lists(RATING),
-        lists(TIMESTAMP),
-    ]
-    names = [USER_ID, ATTRIBUTES, ITEM_IDS, RATINGS, TIMESTAMPS]
-    return pa.table(dict(zip(names, columns, strict=True))).cast(PROFILES_SCHEMA)
+    columns = {
+        USER_ID: users.column(USER_ID),
+        ATTRIBUTES: users.column(ATTRIBUTES),
+        ITEM_IDS: lists(ITEM_ID),
+        RATINGS: lists(RATING),
+        TIMESTAMPS: lists(TIMESTAMP),
+    }
+    return pa.table(columns).cast(PROFILES_SCHEMA)
 
 
 def catalogue_table(items: pa.Table) -> pa.Table:
@@ -122,18 +129,12 @@ def knowledge_table(answers: pa.Table, clusters: Mapping[Side, Mapping[str, str]
         },
         schema=KNOWLEDGE_SCHEMA,
     )
-    assigned_rows = pa.table(
-        {
-            ID: [key for key, _ in members],
-            CLUSTER_ID: [cluster for _, cluster in members],
-            FACTOR: pa.nulls(len(members), pa.string()),
-            TEXT: pa.nulls(len(members), pa.string()),
-            MODEL: pa.nulls(len(members), pa.string()),
-            CREATED_AT: pa.nulls(len(members), pa.int64()),
-        },
-        schema=KNOWLEDGE_SCHEMA,
-    )
-    return pa.concat_tables([assigned_rows, texts])
+    shared = {
+        ID: [key for key, _ in members],
+        CLUSTER_ID: [cluster for _, cluster in members],
+        **{name: pa.nulls(len(members)) for name in (FACTOR, TEXT, MODEL, CREATED_AT)},
+    }
+    return pa.concat_tables([pa.table(shared, schema=KNOWLEDGE_SCHEMA), texts])
 
 
 def knowledge_key(kind: str, subject_id: str) -> str:
@@ -184,7 +185,7 @@ class KnowledgeEntry:
     created_at: int
 
 
-class Profiles:
+class Profiles(LayeredTable):
     """Profiles by user id, memory-mapped.
 
     Args:
@@ -192,35 +193,29 @@ class Profiles:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.layers = LayeredTable(paths, USER_ID)
-
-    def __len__(self) -> int:
-        return len(self.layers)
+        super().__init__(paths, USER_ID)
 
     def get(self, user_id: str) -> Profile | None:
         """Profile of a user; None for an unknown one."""
-        found = self.layers.get(user_id)
-        if found is None:
+        row = self.row(user_id)
+        if row is None:
             return None
-        return Profile(
-            attributes_of(found[ATTRIBUTES]),
-            tuple(found[ITEM_IDS]),
-            tuple(found[RATINGS]),
-            tuple(found[TIMESTAMPS]),
-        )
+        values = row.to_pylist()[0]
+        lists = (tuple(values[name]) for name in (ITEM_IDS, RATINGS, TIMESTAMPS))
+        return Profile(attributes_of(values[ATTRIBUTES]), *lists)
 
     def ids(self, limit: int | None = None) -> list[str]:
         """The first ids, or all, in the order of the index, which is as good as random."""
-        return self.layers.keys(limit)
+        return self.keys(limit)
 
     def latest_time(self) -> int | None:
         """Latest time of an interaction among some thousands of profiles; None without times."""
-        times = self.layers.rows(_SAMPLED_PROFILES)[TIMESTAMPS]
+        times = self.rows(_SAMPLED_PROFILES)[TIMESTAMPS]
         latest: int | None = pc.max(pc.list_flatten(times)).as_py()
         return latest
 
 
-class Catalogue:
+class Catalogue(LayeredTable):
     """Items by id, memory-mapped.
 
     Args:
@@ -228,38 +223,38 @@ class Catalogue:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.layers = LayeredTable(paths, ITEM_ID)
-
-    def __len__(self) -> int:
-        return len(self.layers)
+        super().__init__(paths, ITEM_ID)
 
     @property
     def ids(self) -> list[str]:
         """All ids, in the order of `attributes`."""
-        return self.layers.keys()
+        return self.keys()
 
     @property
     def attributes(self) -> list[Attributes | None]:
         """Attributes of all items, in the order of `ids`."""
-        stored = self.layers.rows().column(ATTRIBUTES).to_pylist()
+        stored = self.rows().column(ATTRIBUTES).to_pylist()
         return [attributes_of(pairs) for pairs in stored]
+
+    def inputs(
+        self, items: Sequence[CatalogueItem] | None
+    ) -> tuple[list[str], list[Attributes | None]]:
+        """Ids and attributes of a part of the catalogue; None takes all of it."""
+        if items is None:
+            return self.ids, self.attributes
+        return [item.item_id for item in items], [item.attributes for item in items]
 
     def get(self, item_id: str) -> CatalogueItem | None:
         """An item; None for an unknown one."""
-        found = self.layers.get(item_id)
-        return None if found is None else _catalogue_item(found)
-
-    def known(self, item_ids: Sequence[str]) -> list[bool]:
-        """Whether the catalogue holds each id."""
-        found: list[bool] = self.layers.known(item_ids).tolist()
-        return found
+        row = self.row(item_id)
+        return None if row is None else _catalogue_item(row.to_pylist()[0])
 
     def first(self, limit: int) -> list[CatalogueItem]:
         """The first items in the order of the index, which is as good as random."""
-        return [_catalogue_item(row) for row in self.layers.rows(limit).to_pylist()]
+        return [_catalogue_item(row) for row in self.rows(limit).to_pylist()]
 
 
-class Knowledge:
+class Knowledge(LayeredTable):
     """The text behind vectors by id, memory-mapped.
 
     A layer that holds any row of a subject hides the older layers' rows of it.
@@ -269,7 +264,7 @@ class Knowledge:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.layers = LayeredTable(paths, ID)
+        super().__init__(paths, ID)
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
         """Cluster whose knowledge the id shares; None if it has its own or none."""
@@ -280,16 +275,14 @@ class Knowledge:
 
     def of(self, side: Side, subject_id: str) -> list[KnowledgeEntry]:
         """Answers about the id itself, then those about its cluster."""
-        found = self._entries(OF_ONE[side], subject_id)
+        entries = self._entries(OF_ONE[side], subject_id)
         cluster = self.cluster_of(side, subject_id)
         if cluster is not None:
-            found += self._entries(OF_CLUSTER[side], cluster)
-        return found
+            entries += self._entries(OF_CLUSTER[side], cluster)
+        return entries
 
     def _rows(self, kind: SubjectKind, subject_id: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.layers.find_all(
-            knowledge_key(kind, subject_id)
-        ).to_pylist()
+        rows: list[dict[str, Any]] = self.find_all(knowledge_key(kind, subject_id)).to_pylist()
         return rows
 
     def _entries(self, kind: SubjectKind, subject_id: str) -> list[KnowledgeEntry]:

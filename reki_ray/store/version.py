@@ -11,9 +11,9 @@ import numpy as np
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
-from reki_ray.store.export import KeyedVectors, StoredVectors, open_vectors
+from reki_ray.store.export import export_side, open_vectors
 from reki_ray.store.hash_index import REPUBLISH
-from reki_ray.store.layers import LayeredVectors
+from reki_ray.store.kv import Advance, KeyedVectors
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -94,16 +94,29 @@ class StoreVersion:
         """Cluster whose knowledge an id shares; None if it has its own or none."""
         return self.knowledge_rows.cluster_of(side, subject_id)
 
-    def stored_vectors(self, side: Side) -> StoredVectors | None:
+    def stored_vectors(self, side: Side) -> VectorTable | None:
         """The vectors of a side in the version's own files; None if there are none."""
         fallback = self.manifest.fallback.get(side)
         if fallback is None:
             return None
         vector = np.array(fallback, dtype=np.float32)
-        tables = [VectorTable(folder / VECTOR_FILES[side], vector) for folder, _ in self.layers]
-        for table in tables:
-            self._check_table(table, side)
-        return tables[0] if len(tables) == 1 else LayeredVectors(tables)
+        table = VectorTable([folder / VECTOR_FILES[side] for folder, _ in self.layers], vector)
+        if self.prestore == "h" and table.dimension != self.manifest.dimension:
+            raise StoreError(
+                f"the vectors have length {table.dimension}, the manifest says "
+                f"{self.manifest.dimension}",
+                where=str(table.tables[0].path),
+                todo=REPUBLISH,
+            )
+        for layer, stored in zip(table.tables, table.vectors, strict=True):
+            if stored.dtype != self.manifest.dtype:
+                raise StoreError(
+                    f"the vectors of {side} are {stored.dtype}, the manifest says "
+                    f"{self.manifest.dtype}",
+                    where=str(layer.path),
+                    todo=REPUBLISH,
+                )
+        return table
 
     def require_model(self) -> None:
         """Refuse a version that holds vectors alone.
@@ -139,11 +152,11 @@ class StoreVersion:
                 todo=REPUBLISH,
             )
         for side in SIDES:
-            found = len(self.manifest.fallback.get(side, ()))
+            length = len(self.manifest.fallback.get(side, ()))
             wide = loaded.architecture.width(side) if self.prestore == "r" else loaded.augmented_dim
-            if found not in {0, wide}:
+            if length not in {0, wide}:
                 raise StoreError(
-                    f"the vectors of {side} have length {found}, the model needs {wide}",
+                    f"the vectors of {side} have length {length}, the model needs {wide}",
                     where=str(folder),
                     todo=REPUBLISH,
                 )
@@ -163,11 +176,7 @@ class StoreVersion:
         """
         from reki_ray.models.candidate_scorer import CandidateScorer  # see TYPE_CHECKING
 
-        if items is None:
-            ids, attributes = self.catalogue.ids, self.catalogue.attributes
-        else:
-            ids = [item.item_id for item in items]
-            attributes = [item.attributes for item in items]
+        ids, attributes = self.catalogue.inputs(items)
         return CandidateScorer(
             self.load_model(),
             ids,
@@ -191,23 +200,31 @@ class StoreVersion:
             self._settings,
             self.manifest.version,
             side,
-            stored.fallback,
-            checksum(self.folder / MANIFEST),
             stored,
+            checksum(self.folder / MANIFEST),
         )
 
-    def _check_table(self, table: VectorTable, side: Side) -> None:
-        manifest, path = self.manifest, str(table.index.path)
-        if manifest.prestore == "h" and table.dimension != manifest.dimension:
-            raise StoreError(
-                f"the vectors have length {table.dimension}, the manifest says "
-                f"{manifest.dimension}",
-                where=path,
-                todo=REPUBLISH,
-            )
-        if table.dtype != manifest.dtype:
-            raise StoreError(
-                f"the vectors of {side} are {table.dtype}, the manifest says {manifest.dtype}",
-                where=path,
-                todo=REPUBLISH,
-            )
+
+def export_vectors(
+    version: StoreVersion, settings: AdapterSettings, advance: Advance = lambda _: None
+) -> int:
+    """Load the vectors of an opened version into LMDB or a server, and return how many it has.
+
+    Does nothing the second time, and for kind arrow. Layers are flattened.
+
+    Args:
+        advance: Receives the number of vectors written since its last call.
+
+    Raises:
+        ConfigError: The package of this kind is not installed.
+        StoreError: The server is unreachable, or holds another store's version of this number.
+    """
+    total, number = 0, version.manifest.version
+    manifest = checksum(version.folder / MANIFEST)
+    for side in SIDES:
+        vectors = version.stored_vectors(side)
+        if vectors is not None:
+            if settings.kind != "arrow":
+                export_side(settings, number, side, vectors, manifest, advance)
+            total += len(vectors)
+    return total

@@ -16,44 +16,31 @@ its move alone: a promotion never waits for a version that is being built or exp
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import re
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from reki_ray.config import AdapterSettings, RekiConfig
 from reki_ray.core import atomic
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import StoreError
-from reki_ray.schema import ID, ITEM_ID, PROFILES_SCHEMA, SIDES, USER_ID, Side
+from reki_ray.schema import SIDES, Side
 from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
-from reki_ray.store.export import export_side
 from reki_ray.store.hash_index import write_indexed
-from reki_ray.store.kv import Advance, ignore_progress
 from reki_ray.store.manifest import (
-    CATALOGUE_FILE,
-    KNOWLEDGE_FILE,
-    MANIFEST,
-    MANIFEST_FORMAT,
-    MODEL_FOLDER,
     NO_MODEL,
-    PROFILES_FILE,
     VECTOR_FILES,
     Description,
     Manifest,
     VersionWriter,
-    checksum,
     folder_of,
     layers_of,
     note_verified,
@@ -62,70 +49,19 @@ from reki_ray.store.manifest import (
     write_manifest,
 )
 from reki_ray.store.manifest import verify as verify_files
-from reki_ray.store.promotions import Promotion
+from reki_ray.store.promotions import LOCK_MODE, Pointer, Promotion, version_numbers
 from reki_ray.store.soundness import require_sound
-from reki_ray.store.tables import CATALOGUE_SCHEMA, KNOWLEDGE_SCHEMA
+from reki_ray.store.tables import TABLES
 from reki_ray.store.vectors import DType, write_vectors
-from reki_ray.store.version import StoreVersion
+from reki_ray.store.version import StoreVersion, export_vectors
 
 STORE_FOLDER: Final = "publish"
-
 """Folder of the versions, below a workspace."""
-
-
-def store_of(config: RekiConfig, workspace: Workspace) -> VersionStore:
-    """The versions of a run.
-
-    Args:
-        config: The run; its `store.vectors` says where replicas look vectors up.
-        workspace: Its workspace, on the local disk.
-
-    Raises:
-        ConfigError: The workspace is remote.
-    """
-    root = workspace.local_path(STORE_FOLDER)
-    return VersionStore(root, config.store.vectors.resolved())
-
-
-__all__ = [
-    "CATALOGUE_FILE",
-    "CURRENT",
-    "KNOWLEDGE_FILE",
-    "MANIFEST",
-    "MANIFEST_FORMAT",
-    "MODEL_FOLDER",
-    "PROFILES_FILE",
-    "VECTOR_FILES",
-    "Description",
-    "Manifest",
-    "StoreVersion",
-    "VersionStore",
-]
-
-CURRENT: Final = "CURRENT"
 
 VectorsById = tuple[Sequence[str], npt.NDArray[Any]]
 """N distinct ids and their vectors, shape (N, q)."""
 
 _SCRATCH: Final = ".scratch-"
-
-_NUMBER: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-
-"""As folders and the pointer name it; `int` would take `+1`, `1_0` and 400 digits too."""
-
-_LOCK_MODE: Final = 0o666
-
-"""Publisher and service may be two users, whatever the umask."""
-
-_POINTER_SECONDS: Final = 5.0
-
-"""Longest wait for another process that moves the pointer, which takes milliseconds."""
-
-_UNCHANGED: Final = (
-    "Nothing was changed: look at `reki versions`, and try again if it is still wanted."
-)
-
-_logger = logging.getLogger(__name__)
 
 
 class VersionStore:
@@ -140,13 +76,11 @@ class VersionStore:
     def __init__(self, root: Path | str, vectors: AdapterSettings | None = None) -> None:
         self.root = Path(root)
         self.vectors = vectors or AdapterSettings()
+        self._pointer = Pointer(self.root)
 
     def versions(self) -> list[int]:
         """Numbers of the finished versions, ascending."""
-        if not self.root.is_dir():
-            return []
-        names = (entry.name for entry in self.root.iterdir() if entry.is_dir())
-        return sorted(int(n[1:]) for n in names if n[:1] == "v" and _NUMBER.fullmatch(n[1:]))
+        return version_numbers(self.root)
 
     def current(self) -> int:
         """Number of the version that is served.
@@ -154,27 +88,7 @@ class VersionStore:
         Raises:
             StoreError: Nothing is published, or the pointer is damaged.
         """
-        pointer = self.root / CURRENT
-        try:
-            content = pointer.read_bytes().decode("ascii", "replace").strip()
-        except FileNotFoundError as error:
-            raise StoreError(
-                "nothing is published", where=str(self.root), todo="Run `reki publish` first."
-            ) from error
-        except OSError as error:
-            raise StoreError(
-                f"the pointer cannot be read: {error.strerror or error}",
-                where=str(pointer),
-                todo="Make it a file that may be read, then run `reki promote N` with one of "
-                f"{self.versions()}.",
-            ) from error
-        if _NUMBER.fullmatch(content) is None:
-            raise StoreError(
-                "the pointer holds no version number",
-                where=str(pointer),
-                todo=f"Run `reki promote N` with one of {self.versions()}.",
-            )
-        return int(content)
+        return self._pointer.current()
 
     def history(self) -> list[Promotion]:
         """All promotions, oldest first.
@@ -217,13 +131,10 @@ class VersionStore:
 
         Vectors are those of `vectors`. Checksums are compared only where the files are not those
         that a promotion, or a replica before, has compared.
-
-        Raises:
-            StoreError: See `open`.
         """
         number = self.current() if version is None else version
         seal = seal_of(self.layers(number))  # before: what is written meanwhile shows
-        if self._is_sealed(number) or seal in verified_seals(self.root):
+        if self._is_sealed(seal) or seal in verified_seals(self.root):
             return self.open(number, verify=False, vectors=self.vectors)
         opened = self.open(number, vectors=self.vectors)
         note_verified(self.root, seal)
@@ -251,7 +162,7 @@ class VersionStore:
                 another version than the expected one is current; the served version is unchanged.
         """
         atomic.make_folder(self.root)
-        with FileLock(self.root / ".lock", mode=_LOCK_MODE):
+        with FileLock(self.root / ".lock", mode=LOCK_MODE):
             for abandoned in self.root.glob(f"{_SCRATCH}*"):  # of a publish that was killed
                 shutil.rmtree(abandoned)
             scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
@@ -305,15 +216,10 @@ class VersionStore:
         """
 
         def fill(folder: Path) -> Description:
-            for name, schema, key in (
-                (PROFILES_FILE, PROFILES_SCHEMA, USER_ID),
-                (CATALOGUE_FILE, CATALOGUE_SCHEMA, ITEM_ID),
-                (KNOWLEDGE_FILE, KNOWLEDGE_SCHEMA, ID),
-            ):
+            for name, (schema, key) in TABLES.items():
                 write_indexed(folder / name, schema.empty_table(), key)
             fallback: dict[Side, list[float]] = {}
-            given: dict[Side, VectorsById | None] = {"users": users, "items": items}
-            for side, pair in given.items():
+            for side, pair in zip(SIDES, (users, items), strict=True):
                 if pair is None:
                     continue
                 ids, vectors = list(pair[0]), np.asarray(pair[1])
@@ -390,7 +296,7 @@ class VersionStore:
             StoreError: The version is missing, damaged, or its vectors do not fit its model, or
                 another version than the expected one is current; the served version is unchanged.
         """
-        self._require_current(expected)
+        self._pointer.require(expected)
         self._promote(version, expected=expected, rollback=False)
 
     def rollback(self, *, expected: int | None = None) -> int:
@@ -404,7 +310,7 @@ class VersionStore:
             StoreError: There is none, or it is damaged, or another version than the expected one
                 is current, or becomes so meanwhile; the served version is unchanged.
         """
-        self._require_current(expected)
+        self._pointer.require(expected)
         present = self.current()
         target = promotions.before(self.history(), present)
         if target is None:
@@ -420,12 +326,13 @@ class VersionStore:
         verified = seal_of(self.layers(version))  # before: what is written meanwhile shows
         with closing(self.open(version, vectors=self.vectors)) as opened:
             require_sound(opened)
-        self._point_to(version, expected=expected, rollback=rollback, seal=verified)
+        self._pointer.move(version, expected=expected, rollback=rollback, seal=verified)
 
     def _next_number(self) -> int:
         numbers = self.versions()
         with contextlib.suppress(StoreError):  # a damaged history keeps no version from coming
-            numbers += [one.version for one in self.history()]  # a deleted one's stays used
+            # A deleted version's number stays used.
+            numbers += [promotion.version for promotion in self.history()]
         return max(numbers, default=0) + 1
 
     def _build(self, scratch: Path, fill: VersionWriter, number: int) -> None:
@@ -446,7 +353,11 @@ class VersionStore:
 
     def _promote_built(self, number: int, expected: int | None) -> None:
         try:
-            self._point_to(number, expected=expected, seal=self._seal_of_built(number))
+            layers = self.layers(number)
+            # The checksums of what it lies over were not compared now.
+            compared = len(layers) == 1 or self._is_sealed(seal_of(layers[1:]))
+            seal = seal_of(layers) if compared else ""
+            self._pointer.move(number, expected=expected, seal=seal)
         except StoreError as error:
             raise StoreError(
                 f"version {number} is built, but not promoted: {error.what}",
@@ -454,105 +365,23 @@ class VersionStore:
                 todo=f"If it is still wanted: `reki promote {number}`.",
             ) from error
 
-    def _seal_of_built(self, number: int) -> str:
-        layers = self.layers(number)
-        base = layers[0][1].base  # its checksums were not compared now
-        return seal_of(layers) if base is None or self._is_sealed(base.version) else ""
-
-    def _is_sealed(self, number: int) -> bool:
-        """Whether a promotion has compared the checksums of the files as they are now."""
-        found = seal_of(self.layers(number))
+    def _is_sealed(self, seal: str) -> bool:
+        """Whether a promotion has compared the checksums of the files of this seal."""
         try:
-            return any(one.seal == found for one in self.history())
+            return any(promotion.seal == seal for promotion in self.history())
         except StoreError:  # a damaged history costs time, but no version
             return False
 
-    def _point_to(
-        self, number: int, *, expected: int | None, seal: str, rollback: bool = False
-    ) -> None:
-        with self._pointer():
-            self._require_current(expected)
-            move = Promotion(version=number, at=int(time.time()), rollback=rollback, seal=seal)
-            try:
-                with atomic.writing(self.root / promotions.HISTORY, mode=0o644) as noted:
-                    noted.write(promotions.extended(self.root, self._current_or_none(), move))
-                    # On the disk before the pointer moves, so that a full disk refuses both.
-                    noted.flush()
-                    os.fsync(noted.fileno())
-                    atomic.replace_file(self.root / CURRENT, f"{number}\n".encode(), mode=0o644)
-            except OSError as error:
-                self._settle(number, error)
 
-    def _settle(self, number: int, error: OSError) -> None:
-        """What became of a move of the pointer that met an error."""
-        current = self._current_or_none()
-        if current == number:
-            _logger.warning("version %d is served, but not noted as promoted: %s", number, error)
-            return
-        served = "nothing is served" if current is None else f"version {current} is still served"
-        raise StoreError(
-            f"version {number} is not promoted, {served}: {error.strerror or error}",
-            where=str(error.filename2 or error.filename or self.root / CURRENT),
-            todo=f"Make room on the disk or mend the rights, then `reki promote {number}`.",
-        ) from error
-
-    def _current_or_none(self) -> int | None:
-        try:
-            return self.current()
-        except StoreError:
-            return None
-
-    @contextmanager
-    def _pointer(self) -> Iterator[None]:
-        """Keep others from moving the pointer."""
-        lock = FileLock(self.root / ".pointer.lock", timeout=_POINTER_SECONDS, mode=_LOCK_MODE)
-        try:
-            lock.acquire()
-        except (Timeout, OSError) as error:
-            taken = isinstance(error, Timeout)
-            raise StoreError(
-                "another process is moving the pointer"
-                if taken
-                else f"the pointer cannot be locked: {error.strerror or error}",
-                where=str(self.root / CURRENT),
-                todo=_UNCHANGED,
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _require_current(self, expected: int | None) -> None:
-        if expected is not None and (current := self.current()) != expected:
-            raise StoreError(
-                f"version {current} is current, not {expected}",
-                where=str(self.root / CURRENT),
-                todo=_UNCHANGED,
-            )
-
-
-def export_vectors(
-    version: StoreVersion, settings: AdapterSettings, advance: Advance = ignore_progress
-) -> int:
-    """Load the vectors of an opened version into LMDB or a server; does nothing the second time.
+def store_of(config: RekiConfig, workspace: Workspace) -> VersionStore:
+    """The versions of a run.
 
     Args:
-        version: Any opened version; layers are flattened.
-        settings: Where to; kind arrow needs no export.
-        advance: Receives the number of vectors written since its last call.
-
-    Returns:
-        Number of vectors that are there now.
+        config: The run; its `store.vectors` says where replicas look vectors up.
+        workspace: Its workspace, on the local disk.
 
     Raises:
-        ConfigError: The package of this kind is not installed.
-        StoreError: The server is unreachable, or holds another store's version of this number.
+        ConfigError: The workspace is remote.
     """
-    total = 0
-    manifest = checksum(version.folder / MANIFEST)
-    for side in SIDES:
-        vectors = version.stored_vectors(side)
-        if vectors is not None:
-            export_side(settings, version.manifest.version, side, vectors, manifest, advance)
-            total += len(vectors)
-    return total
+    root = workspace.local_path(STORE_FOLDER)
+    return VersionStore(root, config.store.vectors.resolved())

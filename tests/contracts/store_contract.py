@@ -18,13 +18,17 @@ from hypothesis.extra import numpy as hnp
 
 from reki_ray.config import AdapterSettings
 from reki_ray.schema import Side
-from reki_ray.store.export import KeyedVectors, export_side, open_vectors
+from reki_ray.store.export import export_side, open_vectors
+from reki_ray.store.kv import KeyedVectors
 from reki_ray.store.vectors import DType, VectorTable, write_vectors
 
 Array = npt.NDArray[np.float32]
 
 FALLBACK = np.array([9.0, -0.0, 7.0], dtype=np.float32)
-ODD_IDS = ["", " ", "a", "A", "ü", "日本語", "🎬" * 300, "x" * 5000, "x" * 5001, "a\x00b", "@meta"]
+ODD_IDS = [
+    *("", " ", "a", "A", "ü", "日本語", "🎬" * 300, "x" * 5000, "x" * 5001),
+    *("a\x00b", "a/b", "\n", "@meta"),
+]
 ODD_FLOATS = np.array(
     [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-40, 3.4e38, 1 / 3, 1.0, 2.0],
     dtype=np.float32,
@@ -55,7 +59,7 @@ class Shelf(ABC):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vectors"
             write_vectors(path, ids, vectors, named, dtype=dtype)
-            return self.open(VectorTable(path, FALLBACK), side)
+            return self.open(VectorTable([path], FALLBACK), side)
 
     @abstractmethod
     def open(self, table: VectorTable, side: Side) -> KeyedVectors:
@@ -79,7 +83,7 @@ class ServedShelf(Shelf):
 
     def open(self, table: VectorTable, side: Side) -> KeyedVectors:
         export_side(self.settings, self.version, side, table, "manifest")
-        return open_vectors(self.settings, self.version, side, FALLBACK, "manifest")
+        return open_vectors(self.settings, self.version, side, table, "manifest")
 
 
 # --- the contract ----------------------------------------------------------------------------

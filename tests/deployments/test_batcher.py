@@ -17,7 +17,8 @@ from deployments.parts.scorer import Question, VersionScorer
 from reki_ray.errors import StoreError
 from reki_ray.models.artifact import Vectors
 from reki_ray.models.candidate_scorer import CandidateScorer, UserInput
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import VersionStore
 from tests.support import store_factory
 
 

@@ -16,7 +16,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from reki_ray.store.versions import CURRENT, VersionStore
+from reki_ray.store.promotions import CURRENT
+from reki_ray.store.versions import VersionStore
 from tests.support import store_factory
 from tests.support.live_graph import LiveGraph, make_config, running, wait_until
 from tests.support.live_load import BODY, Load, Truth, ask

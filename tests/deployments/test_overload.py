@@ -23,7 +23,8 @@ from deployments.schemas import EventItem, KnowledgeResponse
 from reki_ray.errors import StoreError
 from reki_ray.experiments.experiment import load_experiment, start_experiment
 from reki_ray.schema import Side
-from reki_ray.store.versions import CURRENT, VersionStore
+from reki_ray.store.promotions import CURRENT
+from reki_ray.store.versions import VersionStore
 from tests.support import gateway_app, store_factory
 from tests.support.edge_app import error
 

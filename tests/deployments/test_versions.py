@@ -20,7 +20,9 @@ from deployments.parts.version_cache import VersionCache
 from reki_ray.config import Arm
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.experiments.experiment import Experiment, Variant
-from reki_ray.store.versions import CURRENT, StoreVersion, VersionStore
+from reki_ray.store.promotions import CURRENT
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import VersionStore
 from tests.support import store_factory
 
 WAIT_SECONDS = 20.0

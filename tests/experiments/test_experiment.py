@@ -25,7 +25,8 @@ from reki_ray.experiments.experiment import (
     start_experiment,
     stop_experiment,
 )
-from reki_ray.store.versions import CURRENT, VersionStore
+from reki_ray.store.promotions import CURRENT
+from reki_ray.store.versions import VersionStore
 from tests.support import store_factory
 
 USERS = [f"user-{number}" for number in range(20_000)]

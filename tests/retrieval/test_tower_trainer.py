@@ -13,7 +13,7 @@ from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.retrieval.builder import CANDIDATES, recall
 from reki_ray.retrieval.positives import Likes, held_positives, streamed_positives
-from reki_ray.retrieval.tower_trainer import Fitting, all_item_vectors, fit
+from reki_ray.retrieval.tower_trainer import all_item_vectors, fit
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.training.dataset import Dataset
 
@@ -25,8 +25,8 @@ CONFIG = RetrievalConfig(dimension=8, batch_size=64, epochs=150, id_dropout=0.0)
 def towers(dataset: Dataset, config: RetrievalConfig = CONFIG, seed: int = 0) -> TwoTower:
     content = np.random.default_rng(1).normal(size=(len(dataset.item_ids), 5)).astype(np.float32)
     likes = Likes(dataset, 3.0, config.history)
-    data = Fitting(content, likes, held_positives(dataset, "train"))
-    return fit(data, config, seed, Reporter(quiet=True))
+    positives = held_positives(dataset, "train")
+    return fit(content, likes, positives, config, seed, Reporter(quiet=True))
 
 
 def test_items_that_the_same_users_like_come_together(dataset: Dataset) -> None:

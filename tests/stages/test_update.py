@@ -23,7 +23,8 @@ from reki_ray.retrieval.load import open_candidates
 from reki_ray.stages import update as updates
 from reki_ray.stages.pipeline import fingerprints, run_stages, select
 from reki_ray.stages.update import Update, publish_arm, update
-from reki_ray.store.versions import StoreVersion, VersionStore
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import VersionStore
 from tests.conftest import TinyConfig
 from tests.support import store_factory
 

@@ -84,7 +84,7 @@ def _all_of(version: StoreVersion) -> dict[str, Any]:
         "attributes": dict(
             zip(version.catalogue.ids, map(str, version.catalogue.attributes), strict=True)
         ),
-        "known": version.catalogue.known(ALL_ITEMS),
+        "known": version.catalogue.known(ALL_ITEMS).tolist(),
         "sizes": [len(version.profiles), len(version.catalogue)],
         "user ids": sorted(version.profiles.ids()),
         "counts": [version.manifest.users, version.manifest.items],
@@ -119,7 +119,7 @@ def test_an_upsert_changes_its_ids_and_no_other(store: VersionStore) -> None:
     item = version.catalogue.get("m3")
     assert item is not None
     assert item.title == "Renamed"
-    assert version.catalogue.known(["m3", "m new", "zz"]) == [True, True, False]
+    assert version.catalogue.known(["m3", "m new", "zz"]).tolist() == [True, True, False]
     assert version.cluster_of("items", "m3") == "i9"
     assert version.knowledge("items", "m3") == []
     assert [e.text for e in version.knowledge("users", "new")] == ["They like action."]
@@ -209,7 +209,7 @@ def test_an_upsert_has_the_columns_of_its_base(store: VersionStore) -> None:
     )
     store.upsert(_delta(store, catalogue=nullable))
     version = store.open()
-    assert version.catalogue.known(["m new"]) == [True]
+    assert version.catalogue.known(["m new"]).tolist() == [True]
     assert len(version.catalogue.ids) == len(version.catalogue)
     without_an_id = nullable.set_column(0, "item_id", pa.array(["m3", None], pa.string()))
     with pytest.raises(StoreError, match="do not have the columns of catalogue"):
@@ -281,7 +281,7 @@ def test_a_version_without_vectors_takes_upserts_too(tmp_path: Path) -> None:
     store.upsert(_delta(store, vectors={}))
     version = store.open()
     assert version.users is None
-    assert version.catalogue.known(["m new"]) == [True]
+    assert version.catalogue.known(["m new"]).tolist() == [True]
     store.compact()
     assert store.open().profile("new") == version.profile("new")
 

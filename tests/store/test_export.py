@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from reki_ray.models.candidate_scorer import UserInput
 from reki_ray.store.export import export_side, open_vectors
 from reki_ray.store.kv import Meta, ServedVectors, VectorsLostError, key_of, meta_key, prefix_of
 from reki_ray.store.vectors import SOURCES, VectorTable, write_vectors
-from reki_ray.store.versions import VersionStore, export_vectors
+from reki_ray.store.version import export_vectors
+from reki_ray.store.versions import VersionStore
 from tests.contracts.store_contract import CONTRACT, FALLBACK, ArrowShelf, ServedShelf, Shelf
 from tests.support import store_factory
 from tests.support.redis_server import RedisServer, redis_server
@@ -68,7 +70,7 @@ def test_contract(kind: str, promise: Callable[[Shelf], None], settings_of: Sett
 @pytest.fixture
 def table(tmp_path: Path) -> VectorTable:
     write_vectors(tmp_path / "v", ["a"], FALLBACK[None], ["cluster"])
-    return VectorTable(tmp_path / "v", FALLBACK)
+    return VectorTable([tmp_path / "v"], FALLBACK)
 
 
 @pytest.mark.parametrize("kind", ["lmdb", "redis"])
@@ -108,17 +110,19 @@ def test_a_version_looks_up_where_it_was_exported_to(
 
 @pytest.mark.parametrize("kind", ["lmdb", "redis"])
 def test_what_was_not_exported_is_refused(
-    kind: str, settings_of: SettingsOf, table: VectorTable
+    kind: str, settings_of: SettingsOf, table: VectorTable, tmp_path: Path
 ) -> None:
     settings = settings_of(kind)
     with pytest.raises(StoreError, match="export") as caught:
-        open_vectors(settings, 7, "users", FALLBACK, "manifest")
+        open_vectors(settings, 7, "users", table, "manifest")
     assert "Export" in caught.value.todo
     export_side(settings, 7, "users", table, "manifest")
     with pytest.raises(StoreError, match="another store's"):
-        open_vectors(settings, 7, "users", FALLBACK, "another manifest")
+        open_vectors(settings, 7, "users", table, "another manifest")
+    write_vectors(tmp_path / "shorter", ["a"], FALLBACK[None, :2], ["cluster"])
+    shorter = VectorTable([tmp_path / "shorter"], FALLBACK[:2])
     with pytest.raises(StoreError, match="length 3"):
-        open_vectors(settings, 7, "users", FALLBACK[:2], "manifest")
+        open_vectors(settings, 7, "users", shorter, "manifest")
 
 
 @pytest.mark.parametrize("kind", ["lmdb", "redis"])
@@ -129,7 +133,7 @@ def test_another_store_is_not_overwritten(
     export_side(settings, 1, "users", table, "manifest")
     with pytest.raises(StoreError, match="another store's"):
         export_side(settings, 1, "users", table, "another manifest")
-    found = open_vectors(settings, 1, "users", FALLBACK, "manifest")
+    found = open_vectors(settings, 1, "users", table, "manifest")
     assert found.sources(["a"]) == ["cluster"]
 
 
@@ -142,10 +146,10 @@ def test_an_unfinished_export_is_refused_and_can_be_repeated(
     with redis.Redis.from_url(settings.url) as client:
         client.delete(meta_key(prefix))
         with pytest.raises(StoreError, match="no complete export"):
-            open_vectors(settings, 1, "users", FALLBACK, "manifest")
+            open_vectors(settings, 1, "users", table, "manifest")
         export_side(settings, 1, "users", table, "manifest")
         client.set(prefix + b"=a", b"short")
-    held = open_vectors(settings, 1, "users", FALLBACK, "manifest")
+    held = open_vectors(settings, 1, "users", table, "manifest")
     with pytest.raises(StoreError, match="not a vector of length 3"):
         held.lookup(["a"])
 
@@ -169,14 +173,14 @@ def test_a_server_that_dies_and_one_that_never_was_say_what_to_do(
     with redis_server(tmp_path) as running:
         settings = AdapterSettings(kind="redis", url=running.url, timeout_seconds=5.0)
         export_side(settings, 1, "users", table, "manifest")
-        held = open_vectors(settings, 1, "users", FALLBACK, "manifest")
+        held = open_vectors(settings, 1, "users", table, "manifest")
         assert held.sources(["a"]) == ["cluster"]
         running.process.kill()
         running.process.wait()
         calls: tuple[Callable[[], object], ...] = (
             partial(held.lookup, ["a"]),
             partial(held.sources, ["a"]),
-            partial(open_vectors, settings, 1, "users", FALLBACK, "manifest"),
+            partial(open_vectors, settings, 1, "users", table, "manifest"),
             partial(export_side, settings, 1, "users", table, "manifest"),
         )
         for call in calls:
@@ -197,7 +201,7 @@ def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(
         AdapterSettings(kind="redis")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="not installed"):
-        open_vectors(settings, 1, "users", FALLBACK, "manifest")
+        open_vectors(settings, 1, "users", table, "manifest")
 
 
 class Change:
@@ -257,9 +261,9 @@ def test_an_export_mends_whatever_was_lost_or_damaged(
     expected = table.lookup(["a"])
     Change(settings, change)(prefix_of(settings.namespace, 1, "users") + key)
     with pytest.raises(StoreError):
-        open_vectors(settings, 1, "users", FALLBACK, "manifest", table).lookup(["a"])
+        open_vectors(settings, 1, "users", table, "manifest").lookup(["a"])
     export_side(settings, 1, "users", table, "manifest")
-    mended = open_vectors(settings, 1, "users", FALLBACK, "manifest", table).lookup(["a"])
+    mended = open_vectors(settings, 1, "users", table, "manifest").lookup(["a"])
     np.testing.assert_array_equal(mended[0], expected[0])
     assert mended[1] == expected[1]
 
@@ -271,13 +275,13 @@ def test_an_export_to_lmdb_that_does_not_open_is_written_again_beside_its_reader
 ) -> None:
     settings = settings_of("lmdb")
     export_side(settings, 1, "users", table, "manifest")
-    reader = table if not is_read else open_vectors(settings, 1, "users", FALLBACK, "manifest")
+    reader = table if not is_read else open_vectors(settings, 1, "users", table, "manifest")
     folder = Path(settings.url) / f"{settings.namespace}-v1-users"
     (folder / "data.mdb").unlink()  # the reader has the old one mapped
     (folder / "data.mdb").write_bytes(content)
     export_side(settings, 1, "users", table, "manifest")
     assert reader.sources(["a"]) == ["cluster"]
-    again = open_vectors(settings, 1, "users", FALLBACK, "manifest", table)
+    again = open_vectors(settings, 1, "users", table, "manifest")
     assert again.sources(["a"]) == ["cluster"]
     assert [path.name for path in Path(settings.url).iterdir()] == [folder.name]
 
@@ -300,7 +304,17 @@ class Held(ServedVectors):
 
     def __init__(self, values: Mapping[bytes, bytes]) -> None:
         self.held = values
-        super().__init__("server", PREFIX, FALLBACK, "manifest")
+        with tempfile.TemporaryDirectory() as folder:
+            write_vectors(Path(folder) / "v", [], FALLBACK[None, :][:0], [])
+            table = VectorTable([Path(folder) / "v"], FALLBACK)
+        super().__init__(AdapterSettings(), PREFIX, table, "manifest")
+
+    def connect(self, _: AdapterSettings) -> str:
+        return "server"
+
+    @staticmethod
+    def export_side(*_: object) -> None:
+        raise NotImplementedError
 
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self.held.get(key) for key in keys]

@@ -24,17 +24,11 @@ from reki_ray.models import artifact as bundles
 from reki_ray.store import admin as commands
 from reki_ray.store import promotions, versions
 from reki_ray.store.deltas import Delta, write_compacted
-from reki_ray.store.manifest import VERIFIED, checksum
-from reki_ray.store.promotions import HISTORY, Promotion
+from reki_ray.store.manifest import MANIFEST, MODEL_FOLDER, VERIFIED, Description, checksum
+from reki_ray.store.promotions import CURRENT, HISTORY, Promotion
 from reki_ray.store.vectors import write_vectors
-from reki_ray.store.versions import (
-    CURRENT,
-    MANIFEST,
-    MODEL_FOLDER,
-    Description,
-    StoreVersion,
-    VersionStore,
-)
+from reki_ray.store.version import StoreVersion
+from reki_ray.store.versions import VersionStore
 from tests.support import store_factory
 
 
@@ -262,7 +256,7 @@ def test_a_way_back_waits_for_no_version_that_is_being_built(store: VersionStore
 def test_who_cannot_get_the_pointer_is_told_in_time(
     store: VersionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions, "_POINTER_SECONDS", 0.01)
+    monkeypatch.setattr(promotions, "_POINTER_SECONDS", 0.01)
     held = FileLock(store.root / ".pointer.lock")
     with held, pytest.raises(StoreError, match="another process is moving the pointer"):
         store.rollback()

@@ -32,9 +32,10 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.errors import NotFiniteError, StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.store import soundness, versions
-from reki_ray.store.manifest import VECTOR_FILES
+from reki_ray.store.manifest import MODEL_FOLDER, VECTOR_FILES, Description
+from reki_ray.store.promotions import CURRENT
 from reki_ray.store.vectors import write_vectors
-from reki_ray.store.versions import CURRENT, MODEL_FOLDER, Description, VersionStore
+from reki_ray.store.versions import VersionStore
 from tests.support import gateway_app, store_factory
 from tests.support.store_factory import ITEM_IDS, USER_IDS
 

@@ -17,10 +17,11 @@ import pytest
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.retrieval.load import open_candidates
-from reki_ray.store import versions
+from reki_ray.store import manifest, versions
 from reki_ray.store.hash_index import write_indexed
+from reki_ray.store.manifest import Description
 from reki_ray.store.vectors import write_vectors
-from reki_ray.store.versions import Description, VersionStore
+from reki_ray.store.versions import VersionStore
 from tests.support import store_factory
 
 
@@ -111,7 +112,7 @@ def test_a_missing_file_is_noticed(store: VersionStore) -> None:
 
 def _change(key: str, value: Any) -> Callable[[VersionStore], None]:
     def change(store: VersionStore) -> None:
-        path = store_factory.writable(store.folder(1) / versions.MANIFEST)
+        path = store_factory.writable(store.folder(1) / manifest.MANIFEST)
         path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
 
     return change
@@ -141,7 +142,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_vectors_of_another_model_are_refused(store: VersionStore) -> None:
     other = store_factory.make_bundle(seed=5)
-    bundles.save(store_factory.writable(store.folder(1) / versions.MODEL_FOLDER), other)
+    bundles.save(store_factory.writable(store.folder(1) / manifest.MODEL_FOLDER), other)
     with pytest.raises(StoreError, match="vectors belong to model"):
         store.open(verify=False).load_model()
 
@@ -212,7 +213,7 @@ def test_the_catalogue_knows_titles_and_attributes(store: VersionStore) -> None:
     assert item is not None
     assert (item.title, item.attributes) == ("Film 4", {"genre": ["Comedy"]})
     assert catalogue.get("zz") is None
-    assert catalogue.known(["zz", "m0"]) == [False, True]
+    assert catalogue.known(["zz", "m0"]).tolist() == [False, True]
     assert dict(zip(catalogue.ids, catalogue.attributes, strict=True))["m4"] == item.attributes
 
 

@@ -37,17 +37,20 @@ from reki_ray.schema import (
 )
 from reki_ray.stages.publish_vectors import mean_direction
 from reki_ray.store.hash_index import write_indexed
-from reki_ray.store.manifest import RERANKER_FOLDER, RETRIEVAL_FOLDER, Prestore, RerankerDescription
-from reki_ray.store.tables import catalogue_table, knowledge_table, profiles_table
-from reki_ray.store.vectors import DType, VectorTable, write_vectors
-from reki_ray.store.versions import (
+from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
     MODEL_FOLDER,
     PROFILES_FILE,
+    RERANKER_FOLDER,
+    RETRIEVAL_FOLDER,
     VECTOR_FILES,
     Description,
+    Prestore,
+    RerankerDescription,
 )
+from reki_ray.store.tables import catalogue_table, knowledge_table, profiles_table
+from reki_ray.store.vectors import DType, VectorTable, write_vectors
 
 USER_IDS = ["u0", "u1", "ü/2", "u3"]
 ITEM_IDS = [f"m{i}" for i in range(12)]
@@ -222,7 +225,7 @@ def _fill_retrieval(
     stored = unknown = None
     if fallback is not None:
         unknown = np.array(fallback, dtype=np.float32)
-        stored = VectorTable(folder / VECTOR_FILES["items"], unknown).lookup(ITEM_IDS)[0]
+        stored = VectorTable([folder / VECTOR_FILES["items"]], unknown).lookup(ITEM_IDS)[0]
     attributes = [{"genre": [GENRES[i % 3]]} for i in range(len(ITEM_IDS))]
     inputs = CatalogueInputs(bundle, ITEM_IDS, attributes, stored, unknown, prestored=prestore)
     catalogue = TowerItems(ITEM_IDS, content_of(inputs), np.arange(len(ITEM_IDS))[::-1])
