@@ -6,21 +6,22 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from pydantic import SecretStr
 
 from actors.spending_guard import LEASE_SECONDS, BudgetRefusal
-from reki_ray.config import OpenAiEngine, PriceConfig, SamplingConfig
+from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.core.background import BackgroundTask
 from reki_ray.errors import EngineError
 from reki_ray.llm.completion import RequestBuilder
 from reki_ray.llm.openai_client import Endpoint, RefusedError
 from reki_ray.llm.outcome import Outcome, answer_table
-from reki_ray.llm.reservation import BudgetReservation, Reservation, UnlimitedReservation, guarded
+from reki_ray.llm.reservation import Reservation, guarded
 from reki_ray.prompts.template import ParsedReply, PromptTemplate, Reply
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
 
@@ -37,8 +38,7 @@ class ChatJob:
     """
 
     config: OpenAiEngine
-    sampling: SamplingConfig
-    prices: PriceConfig
+    extract: ExtractConfig
     template: PromptTemplate
     key: SecretStr | None
     guard: Any | None
@@ -51,9 +51,9 @@ class ChatActor:
         self._config = job.config
         self._template = job.template
         self._guard = job.guard
-        self._currency = job.prices.currency
-        requests = RequestBuilder(job.config, job.sampling, job.template)
-        self._endpoint = Endpoint(job.config, requests, job.prices, job.key)
+        self._currency = job.extract.prices.currency
+        requests = RequestBuilder(job.config, job.extract.sampling, job.template)
+        self._endpoint = Endpoint(job.config, requests, job.extract.prices, job.key)
         # Several work units are in flight and share the slots.
         self._slots = asyncio.Semaphore(job.config.max_in_flight)
         self._name = uuid.uuid4().hex
@@ -71,17 +71,24 @@ class ChatActor:
             zip(questions[SUBJECT_KIND].to_pylist(), questions[BODY].to_pylist(), strict=True)
         )
         costs = [self._endpoint.most_cost(self._template.messages(*row)) for row in rows]
-        async with self._reservation([cost for cost in costs if self._fits(cost)]) as reservation:
-            outcomes = await _all(
-                self._outcome(kind, body, reservation)
-                if self._fits(cost)
-                else _settled(Outcome(None, "the prompt alone may cost more than the whole budget"))
-                for (kind, body), cost in zip(rows, costs, strict=True)
-            )
-        return answer_table(questions, outcomes)
+        fits = [self._config.budget is None or cost <= self._config.budget for cost in costs]
+        reserved = [cost for cost, fit in zip(costs, fits, strict=True) if fit]
+        try:
+            async with self._reservation(reserved) as reservation, asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._outcome(kind, body, reservation, fits=fit))
+                    for (kind, body), fit in zip(rows, fits, strict=True)
+                ]
+        except ExceptionGroup as errors:  # the first error ends all other calls
+            raise errors.exceptions[0] from None
+        return answer_table(questions, [task.result() for task in tasks])
 
-    async def _outcome(self, kind: SubjectKind, body: str, reservation: Reservation) -> Outcome:
-        """Send one prompt, and a repair if the answer needs one."""
+    async def _outcome(
+        self, kind: SubjectKind, body: str, reservation: Reservation, *, fits: bool
+    ) -> Outcome:
+        """Send one prompt that fits the budget, and a repair if the answer needs one."""
+        if not fits:
+            return Outcome(None, "the prompt alone may cost more than the whole budget")
         replies: list[Reply] = []
         first: ParsedReply | None = None
         async with self._slots:
@@ -89,33 +96,23 @@ class ChatActor:
             deadline = asyncio.get_running_loop().time() + self._config.max_retry_seconds
             try:
                 messages = self._template.messages(kind, body)
-                replies.append(
-                    await self._endpoint.ask(messages, deadline, reservation, reserved=True)
-                )
+                ask = partial(self._endpoint.ask, deadline=deadline, reservation=reservation)
+                replies.append(await ask(messages, reserved=True))
                 first, second = self._template.parse_reply(kind, body, replies[0]), None
                 if first.repair is not None:
-                    replies.append(
-                        await self._endpoint.ask(
-                            first.repair, deadline, reservation, reserved=False
-                        )
-                    )
+                    replies.append(await ask(first.repair, reserved=False))
                     second = self._template.parse_reply(kind, body, replies[1], repaired=True)
             except RefusedError as refused:
-                received = (*replies, refused.reply) if refused.reply else tuple(replies)
+                replies += [refused.reply] if refused.reply else []
                 if first is None:
-                    return Outcome(None, refused.reason, received, asked_at)
-                return Outcome.of(first, None, received, asked_at, refused.reason)
+                    return Outcome(None, refused.reason, tuple(replies), asked_at)
+                return Outcome.of(first, None, replies, asked_at, refused.reason)
         return Outcome.of(first, second, replies, asked_at)
-
-    # --- budget --------------------------------------------------------------------------------
-
-    def _fits(self, cost: float) -> bool:
-        return self._config.budget is None or cost <= self._config.budget
 
     @contextlib.asynccontextmanager
     async def _reservation(self, costs: Sequence[float]) -> AsyncIterator[Reservation]:
         if self._guard is None:
-            yield UnlimitedReservation()
+            yield Reservation()
             return
         if self._pulse is None:
             self._pulse = BackgroundTask("spending-pulse", self._send_heartbeat, _PULSE_SECONDS)
@@ -123,7 +120,7 @@ class ChatActor:
         ticket = await guarded(self._guard.reserve.remote(self._name, sum(costs)))
         if isinstance(ticket, BudgetRefusal):
             raise self._budget_error(ticket, costs)
-        reservation = BudgetReservation(self._guard, ticket)
+        reservation = Reservation(self._guard, ticket)
         try:
             yield reservation
         finally:
@@ -145,17 +142,3 @@ class ChatActor:
             todo="Raise it and run again: only the missing prompts are sent. A smaller "
             "extract.unit_rows uses more of it.",
         )
-
-
-async def _settled(outcome: Outcome) -> Outcome:
-    return outcome
-
-
-async def _all(questions: Iterable[Coroutine[Any, Any, Outcome]]) -> list[Outcome]:
-    """Outcomes in order; the first error ends all others."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(question) for question in questions]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

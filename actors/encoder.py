@@ -24,7 +24,6 @@ class EncodingActor:
     through Ray or the driver.
 
     Args:
-        config: Section `encode`.
         identity: Identity of the encoder, which the driver has computed.
         location: The workspace.
     """

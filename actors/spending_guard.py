@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -17,12 +18,6 @@ class BudgetRefusal:
     """The budget would not suffice even if all reservations were released."""
 
     spent: float
-
-
-@dataclass(frozen=True)
-class _Hold:
-    owner: str
-    amount: float
 
 
 class SpendingGuard:
@@ -47,7 +42,7 @@ class SpendingGuard:
         self._lease = lease_seconds
         self._clock = clock
         self._spent = 0.0
-        self._holds: dict[int, _Hold] = {}
+        self._holds: dict[int, tuple[str, float]] = {}  # owner and amount by ticket
         self._forfeited: dict[int, float] = {}
         self._heard: dict[str, float] = {}
         self._tickets = itertools.count()
@@ -60,7 +55,7 @@ class SpendingGuard:
                 self._hear(owner)
                 if self._fits(amount):
                     ticket = next(self._tickets)
-                    self._holds[ticket] = _Hold(owner, amount)
+                    self._holds[ticket] = (owner, amount)
                     return ticket
                 if self._spent + amount > self._budget:
                     return BudgetRefusal(self._spent)
@@ -69,10 +64,10 @@ class SpendingGuard:
     async def extend(self, ticket: int, amount: float) -> bool:
         """Reserve more under a ticket, for a retry; never waits."""
         async with self._changed:
-            hold = self._holds.get(ticket)
-            if hold is None or not self._fits(amount):
+            owner, held = self._holds.get(ticket, ("", 0.0))
+            if not owner or not self._fits(amount):
                 return False
-            self._holds[ticket] = _Hold(hold.owner, hold.amount + amount)
+            self._holds[ticket] = (owner, held + amount)
             return True
 
     async def settle(self, ticket: int, spent: float) -> None:
@@ -92,21 +87,19 @@ class SpendingGuard:
         return self._spent
 
     def _fits(self, amount: float) -> bool:
-        held = sum(hold.amount for hold in self._holds.values())
+        held = sum(amount for _, amount in self._holds.values())
         return self._spent + held + amount <= self._budget
 
     def _hear(self, owner: str) -> None:
         now = self._clock()
         self._heard[owner] = now
-        for ticket, hold in list(self._holds.items()):
-            if now - self._heard[hold.owner] > self._lease:
-                self._forfeited[ticket] = hold.amount
-                self._spent += hold.amount
+        for ticket, (holder, amount) in list(self._holds.items()):
+            if now - self._heard[holder] > self._lease:
+                self._forfeited[ticket] = amount
+                self._spent += amount
                 del self._holds[ticket]
 
     async def _change(self) -> None:
         # A dead owner does not notify, so no wait is longer than a lease.
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._changed.wait(), self._lease)
-        except TimeoutError:
-            return

@@ -49,8 +49,7 @@ class EncodeUnit:
     Attributes:
         name: File of the vectors in the cache.
         path: File of the texts.
-        row_group: Row group of that file.
-        rows: Rows of that row group.
+        rows: Of the row group.
     """
 
     name: str
@@ -64,7 +63,6 @@ class ShardTexts:
     """Hashes of the texts of N ids, in the order of their table.
 
     Attributes:
-        ids: N ids.
         texts: (N,) hashes of source texts.
         known: (N, K) bool, whether an answer names the factor.
         knowledge: (N, K) hashes of these answers, where known.
@@ -87,7 +85,6 @@ class PlannedShard:
     """Texts of one row group of a side.
 
     Attributes:
-        side: Users or items.
         rows_path: File of ids with the hashes of their texts, see `read_rows`.
         texts_path: File of the texts that the cache lacks.
         distinct: (T,) hashes of all texts.
@@ -153,11 +150,7 @@ def plan_texts(
     """Gather the texts of some sides; their files exist while the block runs.
 
     Args:
-        config: The run.
-        workspace: Holds the tables of stage ingest; with knowledge, of cluster and extract.
         index: Index of the vector cache.
-        sides: Which sides.
-        reporter: Shows progress.
         with_knowledge: Gather answers as well as source texts.
 
     Raises:
@@ -182,7 +175,7 @@ def plan_texts(
             for number, shard in bounded(calls):
                 planned[number] = shard
                 progress.advance()
-        ordered = [planned[number] for number in sorted(planned)]
+        ordered = [planned[number] for number in range(len(planned))]
         units, new = _cut_units(ordered, config.encode.unit_rows)
         distinct = np.concatenate([np.zeros(0, DIGEST), *(shard.distinct for shard in ordered)])
         yield TextPlan(ordered, units, len(np.unique(distinct)), new)
@@ -218,8 +211,8 @@ def _plan_shard(
     group: RowGroup,
 ) -> tuple[int, PlannedShard]:
     """Write the texts of a shard that the cache lacks, and which id has which text."""
-    workspace = Workspace(task.location)
-    ids, texts = source_texts(workspace, side, group, task.config.prompts)
+    workspace, config = Workspace(task.location), task.config
+    ids, texts = source_texts(workspace, side, group, config.prompts)
     blank = [key for key, text in zip(ids, texts, strict=True) if not text.strip()]
     if blank:
         raise DataError(
@@ -230,7 +223,7 @@ def _plan_shard(
     hashes = digest_texts(texts)
     columns = {ID: pa.array(ids, pa.string()), TEXT_HASH: pa.array(digest_bytes(hashes), _HASH)}
     text_of = dict(zip(hashes.tolist(), texts, strict=True))
-    sources: Counter[str] = Counter()
+    sources = Counter[str]()
     factors = task.factors.get(side, (WHOLE_ANSWER,))
     if task.with_knowledge:
         knowledge = knowledge_of(workspace, side, ids, by_factor=side in task.factors)
@@ -238,7 +231,7 @@ def _plan_shard(
         columns[SOURCE] = pa.array(knowledge.sources, pa.string())
         if activity is not None:
             columns[_SECOND_HASHES] = _hash_answers(knowledge.seconds, factors, text_of)
-            weights = own_weights(activity, side, ids, task.config.encode.blend_events)
+            weights = own_weights(activity, side, ids, config.encode.blend_events)
             columns[_WEIGHT] = pa.array(weights)
         sources.update(knowledge.sources)
     rows_path = _write(workspace, f"rows-{number:06d}", columns, max(len(ids), 1))
@@ -251,7 +244,7 @@ def _plan_shard(
         TEXT_HASH: pa.array(digest_bytes(pending), _HASH),
         TEXT: pa.array([text_of[digest] for digest in new], pa.string()),
     }
-    texts_path = _write(workspace, f"texts-{number:06d}", columns, task.config.encode.unit_rows)
+    texts_path = _write(workspace, f"texts-{number:06d}", columns, config.encode.unit_rows)
     return number, PlannedShard(side, rows_path, texts_path, distinct, pending, sources, factors)
 
 

@@ -16,7 +16,7 @@ from reki_ray.config import PromptsConfig
 from reki_ray.core.tables import ENTITIES, RowGroup, read_row_group, rows_of
 from reki_ray.core.workspace import Workspace
 from reki_ray.data.leak_guard import visible_to_prompts
-from reki_ray.prompts.renderer import item_text, user_text
+from reki_ray.prompts.sanitize import item_text, user_text
 from reki_ray.schema import (
     ATTRIBUTES,
     CLUSTER_ID,
@@ -72,7 +72,7 @@ def source_texts(
         return ids, user_texts(rows, visible.interactions, visible.items, limits)
     columns = (rows[name].to_pylist() for name in (TITLE, ATTRIBUTES, TEXT))
     return ids, [
-        item_text(title, _attributes(pairs), text, limits)
+        item_text(title, dict(pairs or ()), text, limits)  # Arrow returns a map as pairs
         for title, pairs, text in zip(*columns, strict=True)
     ]
 
@@ -83,10 +83,8 @@ def user_texts(
     """Profile and rated titles of each user, in row order.
 
     Args:
-        users: Rows of `USERS_SCHEMA`.
         visible: Interactions before the cut, see `leak_guard.before_cut`.
-        items: Rows of `ITEMS_SCHEMA`; interactions with other items are left out.
-        limits: Longest title, characters, and longest history, interactions.
+        items: Interactions with other items are left out.
     """
     titles = dict(zip(items[ITEM_ID].to_pylist(), items[TITLE].to_pylist(), strict=True))
     histories: dict[str, list[tuple[str, float | None]]] = {}
@@ -95,12 +93,7 @@ def user_texts(
         if item in titles:
             histories.setdefault(user, []).append((titles[item], rating))
     rows = zip(users[USER_ID].to_pylist(), users[ATTRIBUTES].to_pylist(), strict=True)
-    return [user_text(_attributes(pairs), histories.get(user, ()), limits) for user, pairs in rows]
-
-
-def _attributes(pairs: Sequence[tuple[str, list[str]]] | None) -> dict[str, list[str]] | None:
-    """Convert a value of a map column, which Arrow returns as pairs."""
-    return None if pairs is None else dict(pairs)
+    return [user_text(dict(pairs or ()), histories.get(user, ()), limits) for user, pairs in rows]
 
 
 def factors_of(workspace: Workspace, side: Side) -> tuple[str, ...]:
@@ -121,9 +114,6 @@ def knowledge_of(
     """Find the nearest answer for each id: its own, its cluster's, or none.
 
     Args:
-        workspace: Holds the output of stages cluster and extract.
-        side: Users or items.
-        ids: N ids.
         by_factor: Keep answers divided; otherwise each is one text.
 
     Raises:

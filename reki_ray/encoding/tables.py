@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,21 +26,10 @@ class _GatherTask:
     location: str
     scratch: str
     identity: EncoderIdentity
-    encoder: Mapping[str, str]
 
     @property
     def cache(self) -> VectorCache:
         return VectorCache(Workspace(self.location), self.identity)
-
-
-def metadata_of(identity: EncoderIdentity) -> dict[str, str]:
-    """Metadata of a table about the encoder of its vectors."""
-    return {
-        "backend": identity.backend,
-        "model": identity.model,
-        "revision": identity.revision,
-        "identity": identity.digest,
-    }
 
 
 def write_tables(
@@ -57,16 +45,12 @@ def write_tables(
     Args:
         plan: Texts of all ids, with knowledge about at least one id of each side.
         index: Index of the vector cache, which holds them all.
-        identity: Identity of the encoder.
-        workspace: Holds the cache and the plan's files.
         scratch: Gets the tables.
-        reporter: Shows progress.
 
     Raises:
         DataError: A file of the cache is damaged.
     """
-    encoder = metadata_of(identity)
-    task = ray.put(_GatherTask(workspace.location, scratch.location, identity, encoder))
+    task = ray.put(_GatherTask(workspace.location, scratch.location, identity))
     shared = ray.put(index)
     fallbacks = {side: _fallback(task, shared, plan, side) for side in SIDES}
     with reporter.task("encode: writing tables", total=len(plan.shards), unit="parts") as progress:
@@ -133,16 +117,16 @@ def _write_shard(
     rows = read_rows(Workspace(task.location), shard)
     if not rows.ids:
         return
-    scratch = Workspace(task.scratch)
+    scratch, encoder = Workspace(task.scratch), task.identity.metadata
     part = f"part-{number:05d}"
     texts = task.cache.vectors(index, rows.texts)  # (N, d)
     own: list[Source] = ["individual"] * len(rows.ids)
-    table = vectors_table(rows.ids, texts, own, task.encoder)
+    table = vectors_table(rows.ids, texts, own, encoder)
     scratch.write_table(schema.TEXT_REPRESENTATIONS[shard.side], table, part=part)
     knowledge = np.zeros((*rows.known.shape, texts.shape[1]), dtype=np.float32)
     if rows.known.any():
         knowledge = _knowledge(task, index, rows)
     if fallback is not None:
         knowledge[~rows.known.any(axis=1)] = fallback
-    table = factors_table(rows.ids, shard.factors, knowledge, rows.sources, task.encoder)
+    table = factors_table(rows.ids, shard.factors, knowledge, rows.sources, encoder)
     scratch.write_table(schema.REPRESENTATIONS[shard.side], table, part=part)

@@ -9,64 +9,45 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reki_ray import schema
 from reki_ray.config import SamplingConfig
 from reki_ray.core.content_store import ContentIndex, ContentStore, hash_strings, parse_digests
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
 from reki_ray.prompts.template import PromptTemplate
-from reki_ray.schema import (
-    CACHED_TOKENS,
-    CREATED_AT,
-    ENGINE,
-    FINISH_REASON,
-    FLAWS,
-    GENERATED_TOKENS,
-    MODEL,
-    PROMPT,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    REASON,
-    RETRY_REASON,
-    REVISION,
-    TEXTS,
-    SubjectKind,
-    Table,
-)
+from reki_ray.schema import SubjectKind, Table
 
 PASS: Final = "pass"
 
 _STRING: Final = pa.string()
-
-
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
+_required = partial(pa.field, nullable=False)
 
 LEDGER: Final = Table(
     "extract/ledger",
     pa.schema(
         [
-            _required(PROMPT_HASH, _STRING),
+            _required(schema.PROMPT_HASH, _STRING),
             # Factor to text, "*" for a whole answer.
-            _required(TEXTS, pa.map_(_STRING, _STRING)),
-            _required(MODEL, _STRING),
-            _required(REVISION, _STRING),
-            _required(ENGINE, _STRING),
-            _required(PROMPT_TOKENS, pa.int32()),
-            _required(CACHED_TOKENS, pa.int32()),
-            _required(GENERATED_TOKENS, pa.int32()),
-            pa.field(FINISH_REASON, _STRING),
+            _required(schema.TEXTS, pa.map_(_STRING, _STRING)),
+            _required(schema.MODEL, _STRING),
+            _required(schema.REVISION, _STRING),
+            _required(schema.ENGINE, _STRING),
+            _required(schema.PROMPT_TOKENS, pa.int32()),
+            _required(schema.CACHED_TOKENS, pa.int32()),
+            _required(schema.GENERATED_TOKENS, pa.int32()),
+            pa.field(schema.FINISH_REASON, _STRING),
             # Factors that stay empty, each with its problem, and why the prompt was retried, empty
             # if it was not; null in files of earlier releases.
-            pa.field(FLAWS, pa.map_(_STRING, _STRING)),
-            pa.field(RETRY_REASON, _STRING),
-            _required(CREATED_AT, pa.int64()),
+            pa.field(schema.FLAWS, pa.map_(_STRING, _STRING)),
+            pa.field(schema.RETRY_REASON, _STRING),
+            _required(schema.CREATED_AT, pa.int64()),
         ]
     ),
 )
@@ -76,12 +57,12 @@ FAILURES: Final = Table(
     "extract/failures",
     pa.schema(
         [
-            _required(PROMPT_HASH, _STRING),
-            _required(REASON, _STRING),
-            pa.field(PROMPT, _STRING),
+            _required(schema.PROMPT_HASH, _STRING),
+            _required(schema.REASON, _STRING),
+            pa.field(schema.PROMPT, _STRING),
             # The attempt in which it failed: within one attempt a failure is final.
             _required(PASS, _STRING),
-            _required(CREATED_AT, pa.int64()),
+            _required(schema.CREATED_AT, pa.int64()),
         ]
     ),
 )
@@ -92,10 +73,7 @@ class PromptKeys:
     """Addresses of prompts in the answer cache.
 
     Args:
-        template: What all prompts of a kind share.
         model: Model as the configuration names it, wherever it is on disk.
-        revision: Revision of the model.
-        sampling: Sampling parameters.
         request: Further fields of a request that change its answer, JSON-ready.
     """
 
@@ -128,20 +106,6 @@ class PromptKeys:
         return digest.hexdigest()
 
 
-class AnswerIndex(ContentIndex):
-    """Where each answer is, and its tokens."""
-
-    @property
-    def prompt_tokens(self) -> np.ndarray:
-        """Tokens (N,) of the prompts."""
-        return self.columns[PROMPT_TOKENS]
-
-    @property
-    def generated_tokens(self) -> np.ndarray:
-        """Tokens (N,) of the answers."""
-        return self.columns[GENERATED_TOKENS]
-
-
 class AnswerCache:
     """Answers and failures of one workspace.
 
@@ -152,9 +116,16 @@ class AnswerCache:
 
     def __init__(self, workspace: Workspace) -> None:
         what = "the answer cache"
-        self._answers = ContentStore(workspace, LEDGER, PROMPT_HASH, what=what)
+        self._answers = ContentStore(workspace, LEDGER, schema.PROMPT_HASH, what=what)
         self._failures = ContentStore(
-            workspace, FAILURES, PROMPT_HASH, what=what, hash_rows=_hash_failures
+            workspace,
+            FAILURES,
+            schema.PROMPT_HASH,
+            what=what,
+            # A prompt may fail in one attempt after another.
+            hash_rows=lambda rows: hash_strings(
+                rows[schema.PROMPT_HASH].to_pylist(), suffix=rows[PASS][0].as_py()
+            ),
         )
 
     def append(self, answers: pa.Table, failures: pa.Table) -> None:
@@ -175,13 +146,13 @@ class AnswerCache:
         """Merge small files into large ones; returns how many were merged."""
         return self._answers.compact() + self._failures.compact()
 
-    def index(self) -> AnswerIndex:
-        """Index all answers.
+    def index(self) -> ContentIndex:
+        """Index all answers, with the tokens of prompts and answers.
 
         Raises:
             DataError: A file is damaged.
         """
-        return AnswerIndex(**vars(self._answers.index([PROMPT_TOKENS, GENERATED_TOKENS])))
+        return self._answers.index([schema.PROMPT_TOKENS, schema.GENERATED_TOKENS])
 
     def read(self, path: str) -> pa.Table:
         """Read one file of answers.
@@ -201,7 +172,7 @@ class AnswerCache:
         rows = pa.concat_tables([FAILURES.schema.empty_table(), *self._failures.read_all()])
         if attempt is not None:
             rows = rows.filter(pc.equal(rows[PASS], attempt))
-        return rows.sort_by(CREATED_AT)
+        return rows.sort_by(schema.CREATED_AT)
 
 
 def digests_of(prompt_keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -218,8 +189,3 @@ def digests_of(prompt_keys: pa.ChunkedArray | pa.Array) -> np.ndarray:
             where="extract",
             todo="Run `reki extract --force extract`; delete the damaged file of extract/ledger.",
         ) from error
-
-
-def _hash_failures(rows: pa.Table) -> str:
-    # A prompt may fail in one attempt after another.
-    return hash_strings(rows[PROMPT_HASH].to_pylist(), suffix=rows[PASS][0].as_py())

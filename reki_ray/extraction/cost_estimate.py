@@ -16,7 +16,7 @@ from typing import Final
 import pyarrow as pa
 from pydantic import BaseModel, computed_field
 
-from reki_ray.config import ExtractConfig, OpenAiEngine, RekiConfig
+from reki_ray.config import ExtractConfig, RekiConfig
 from reki_ray.core.downloads import PACKAGED, resolve_model
 from reki_ray.core.formats import counted
 from reki_ray.core.workspace import Workspace
@@ -24,13 +24,12 @@ from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction import engine_speed
 from reki_ray.extraction.answer_cache import LEDGER
 from reki_ray.extraction.engine_speed import EngineSpeed
-from reki_ray.extraction.prompt_sample import KINDS, PromptSample, sample_prompts
-from reki_ray.extraction.shards import Mode
+from reki_ray.extraction.prompt_sample import PromptSample, sample_prompts
+from reki_ray.extraction.shards import KINDS, Mode
 from reki_ray.extraction.token_counts import Interval, KindEstimate, estimate_kinds
 from reki_ray.llm.prices import gpus_of, token_cost
 from reki_ray.prompts.answer_stats import AnswerStats, describe
-from reki_ray.prompts.renderer import Renderer
-from reki_ray.prompts.scenario import load_scenario
+from reki_ray.prompts.renderer import build_renderer
 from reki_ray.schema import ITEMS, Side, SubjectKind
 
 _DIMENSION: Final = 768
@@ -41,15 +40,7 @@ _ID_BYTES, _FLOAT_BYTES, _PUBLISHED_ROW = 10, 4, 31
 
 
 class StorageEstimate(BaseModel):
-    """Disk space, bytes.
-
-    Attributes:
-        plan: Rendered prompts.
-        ledger: Every answer, by prompt hash.
-        knowledge: The answers, subject by subject.
-        representations: Encoded knowledge and encoded source texts of all ids.
-        published: Augmented vectors of one version.
-    """
+    """Disk space, bytes; representations are those of knowledge and of source texts."""
 
     plan: int
     ledger: int
@@ -142,13 +133,11 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
     Args:
         workspace: After ingest, and perhaps after cluster; None, or one without tables, if there
             are no data yet.
-        users: Number of users; None takes that of the workspace.
-        items: Number of items; None takes that of the workspace.
+        users: None takes the number of the workspace, as does `items`.
         tokens_per_second: Generated tokens per second and replica; None takes the measured
             speed, or else `extract.speed`.
-        prefill_tokens_per_second: Prompt tokens per second and replica, cached ones not counted;
-            None as above.
-        engines: Engine replicas; None takes `extract.max_replicas`.
+        prefill_tokens_per_second: Prompt tokens, cached ones not counted; None as above.
+        engines: None takes `extract.max_replicas`.
         measure: Start and measure the engine if this machine can run it and its speed is unknown.
 
     Raises:
@@ -173,8 +162,7 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
     if workspace is not None and not workspace.has_table(ITEMS):
         workspace = None
     extract, assumptions = config.extract, list[str]()
-    withheld = extract.engine.withhold if isinstance(extract.engine, OpenAiEngine) else ()
-    renderer = Renderer(load_scenario(config.prompts.scenario), config.prompts, frozenset(withheld))
+    renderer = build_renderer(config.prompts, extract)
     totals: dict[Side, int | None] = {"users": users, "items": items}
     samples = sample_prompts(config, workspace, renderer, assumptions, totals)
     modes: dict[Mode, tuple[SubjectKind, ...]] = {"individual": KINDS[:2], "collective": KINDS[2:]}
@@ -192,14 +180,11 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
             source="configured",
         )
     if tokens_per_second or prefill_tokens_per_second:
-        speed = EngineSpeed(
-            prefill=prefill_tokens_per_second or speed.prefill,
-            generation=tokens_per_second or speed.generation,
-            source="given",
-            machine=speed.machine,
-        )
-    kinds = estimate_kinds(config, workspace, samples, renderer.template, assumptions)
-    sizes = _storage_sizes(config, workspace, samples, kinds, assumptions)
+        rates = {"prefill": prefill_tokens_per_second, "generation": tokens_per_second}
+        known = {name: rate for name, rate in rates.items() if rate}
+        speed = speed.model_copy(update={**known, "source": "given"})
+    kinds = estimate_kinds(config, workspace, samples, renderer, assumptions)
+    sizes = _storage_sizes(config, workspace, len(renderer.factors), samples, kinds, assumptions)
     replicas = engines or extract.max_replicas
     assumptions += _assumptions(config, workspace, speed)
     return Estimate(
@@ -261,6 +246,7 @@ def _estimate_mode(
 def _storage_sizes(
     config: RekiConfig,
     workspace: Workspace | None,
+    factors: int,
     samples: Mapping[SubjectKind, PromptSample],
     kinds: Mapping[SubjectKind, KindEstimate],
     assumptions: list[str],
@@ -274,9 +260,7 @@ def _storage_sizes(
     # Two tables per side: encoded knowledge, and encoded source text.
     vector = encoder_dimension(config, workspace, assumptions) * _FLOAT_BYTES + _ID_BYTES
     published = config.train.hein.output * _FLOAT_BYTES + _ID_BYTES + _PUBLISHED_ROW
-    factors = 1
-    if config.prompts.form == "json":
-        factors = len(load_scenario(config.prompts.scenario).choose(config.prompts.factors))
+    texts = factors if config.prompts.form == "json" else 1
     sizes: dict[SubjectKind, StorageEstimate] = {}
     for kind, sample in samples.items():
         words = " ".join(sample.bodies).split()
@@ -285,7 +269,7 @@ def _storage_sizes(
         ratio = len(pa.compress(text.encode(), codec="snappy", asbytes=True)) / len(text)
         body = ratio * statistics.fmean(map(len, sample.bodies))
         answer = ratio * kinds[kind].generated_tokens.mean * _CHARS_PER_TOKEN
-        answer += _FACTOR_BYTES * (factors - 1)
+        answer += _FACTOR_BYTES * (texts - 1)
         sizes[kind] = StorageEstimate(
             plan=round(kinds[kind].subjects * (_PLAN_ROW + body)),
             ledger=round(kinds[kind].prompts * (_LEDGER_ROW + answer)),

@@ -43,9 +43,9 @@ class EngineSpeed(BaseModel):
     Attributes:
         prefill: Prompt tokens per second, cached ones not counted.
         generation: Generated tokens per second.
-        source: `given`, `configured`, `measured` on this machine, or `observed` in a run.
+        source: `measured` is on this machine, `observed` in a run.
         machine: Where it was measured; empty if it was not.
-        measured_at: When, seconds since the epoch.
+        measured_at: Seconds since the epoch.
     """
 
     prefill: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -23,29 +23,19 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.extraction.knowledge_import import Row, write_imported
 from reki_ray.prompts.quality import flaw_of
-from reki_ray.prompts.reply_parser import LENGTH, clean, prompt_lines
+from reki_ray.prompts.reply_parser import clean, prompt_lines
 from reki_ray.prompts.reply_text import encodable
 from reki_ray.prompts.sanitize import sanitise
 from reki_ray.prompts.template import MAX_REPLY_CHARS
-from reki_ray.schema import (
-    CLUSTER_ID,
-    FACTOR,
-    ID,
-    ITEM_ID,
-    TEXT,
-    USER_ID,
-    WHOLE_ANSWER,
-    SubjectKind,
-    Table,
-)
+from reki_ray.schema import SubjectKind, Table
 
 Problem = Literal["unknown", "blank", "refusal", "loop", "malformed", "duplicate"]
 
 _IDS: Final[dict[SubjectKind, tuple[Table, str]]] = {
-    "item": (schema.ITEMS, ITEM_ID),
-    "user": (schema.USERS, USER_ID),
-    "item_cluster": (schema.CLUSTERS["items"], CLUSTER_ID),
-    "user_cluster": (schema.CLUSTERS["users"], CLUSTER_ID),
+    "item": (schema.ITEMS, schema.ITEM_ID),
+    "user": (schema.USERS, schema.USER_ID),
+    "item_cluster": (schema.CLUSTERS["items"], schema.CLUSTER_ID),
+    "user_cluster": (schema.CLUSTERS["users"], schema.CLUSTER_ID),
 }
 BATCH_ROWS: Final = 65_536
 """Entries read at a time."""
@@ -95,12 +85,12 @@ class ImportReport(BaseModel):
     duplicate: int = 0
     examples: dict[Problem, list[str]] = {}
 
-    def note(self, problem: Problem, ids: Iterable[str]) -> None:
-        """Keep some ids as examples of a problem."""
-        kept = self.examples.get(problem, [])
-        more = [sanitise(key, _ID_CHARS) for key in islice(ids, _EXAMPLES - len(kept))]
-        if more:
-            self.examples[problem] = kept + more
+    def count(self, problem: Problem, key: str) -> None:
+        """Count an entry with a problem; the first ids are examples of it."""
+        setattr(self, problem, getattr(self, problem) + 1)
+        examples = self.examples.setdefault(problem, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(sanitise(key, _ID_CHARS))
 
 
 def import_knowledge(
@@ -128,17 +118,20 @@ def import_knowledge(
         known = _known_ids(workspace, kind) if kind else None
         if kind is None or known is None:
             kind, known = _find_kind(workspace, file, first)
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         report = ImportReport(
             file=str(file),
             source=source or file.name,
             kind=kind,
-            revision=_digest(file)[:_REVISION_DIGITS],
+            revision=digest[:_REVISION_DIGITS],
         )
         rows = _checked(chain([first], entries), known, report, strict=strict)
         report.imported, repeated = write_imported(
             workspace, kind, report.source, report.revision, rows
         )
-        report.note("duplicate", (key for key, _, _ in repeated))
+        for key in repeated:
+            report.count("duplicate", key)
         wrong = report.unknown + report.blank + report.refusal + report.loop + report.malformed
         report.duplicate = report.entries - report.imported - wrong
     if not report.imported:
@@ -158,50 +151,39 @@ def _checked(
     """Valid rows of each batch; the others are counted in the report."""
     for batch in batches:
         report.entries += len(batch)
-        texts = [entry for entry in batch if entry.text is not None]
-        report.malformed += len(batch) - len(texts)
-        report.note("malformed", (entry.id for entry in batch if entry.text is None))
-        is_known = _is_known([entry.id for entry in texts], known)
-        strangers = [e.id for e, ok in zip(texts, is_known, strict=True) if not ok]
-        report.unknown += len(strangers)
-        report.note("unknown", strangers)
+        is_known = _is_known([entry.id for entry in batch], known)
+        rows: list[Row] = []
+        for entry, ok in zip(batch, is_known, strict=True):
+            text = _cleaned(entry) if ok and entry.text is not None else None
+            flaw = flaw_of(text or "", entry.factor)
+            if entry.text is None:
+                report.count("malformed", entry.id)
+            elif not ok:
+                report.count("unknown", entry.id)
+            elif text is None or flaw is not None:
+                report.count(flaw if flaw in ("refusal", "loop") else "blank", entry.id)
+            else:
+                rows.append((entry.id, entry.factor, text))
         if strict and report.unknown:
             raise DataError(
                 f"the file holds unknown ids: {', '.join(report.examples['unknown'])}",
                 where=report.file,
                 todo="Remove them, or import without --strict, which skips and counts them.",
             )
-        rows: list[Row] = []
-        for entry, ok in zip(texts, is_known, strict=True):
-            if not ok:
-                continue
-            text = _cleaned(entry)
-            flaw = flaw_of(text or "", entry.factor)
-            if text is not None and flaw is None:
-                rows.append((entry.id, entry.factor, text))
-                continue
-            problem: Problem = (
-                "refusal" if flaw == "refusal" else "loop" if flaw == "loop" else "blank"
-            )
-            setattr(report, problem, getattr(report, problem) + 1)
-            report.note(problem, [entry.id])
         yield rows
 
 
 def _cleaned(entry: Entry) -> str | None:
     """The text as `PromptTemplate.parse_reply` keeps it; None if nothing is left."""
-    text, finish_reason = entry.text or "", None
-    if len(text) > MAX_REPLY_CHARS:
-        text, finish_reason = text[:MAX_REPLY_CHARS], LENGTH
-    return clean(text, finish_reason, prompt_lines(entry.prompt)).text
+    text = entry.text or ""
+    cut = len(text) > MAX_REPLY_CHARS
+    return clean(text[:MAX_REPLY_CHARS], prompt_lines(entry.prompt), cut=cut)
 
 
 def _is_known(ids: list[str], known: pa.ChunkedArray) -> list[bool]:
     """Whether each id is known; only ids of the batch are hashed, since `known` may be huge."""
     wanted = pa.array([key if encodable(key) == key else None for key in ids], pa.string())
     present = pc.unique(known.filter(pc.is_in(known, value_set=wanted)))
-    if isinstance(present, pa.ChunkedArray):
-        present = present.combine_chunks()
     mask: list[bool] = pc.is_in(wanted, value_set=present).to_pylist()
     return mask
 
@@ -234,11 +216,6 @@ def _find_kind(
     )
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 # --- files ---------------------------------------------------------------------------------------
 def read_entries(file: Path) -> Iterator[list[Entry]]:
     """Entries of a file, `BATCH_ROWS` at a time, in the order of the file.
@@ -269,20 +246,22 @@ def read_entries(file: Path) -> Iterator[list[Entry]]:
 def _parquet(file: Path) -> Iterator[list[Entry]]:
     with pq.ParquetFile(file) as opened:
         names = opened.schema_arrow.names
-        missing = [name for name in (ID, TEXT) if name not in names]
+        missing = [name for name in (schema.ID, schema.TEXT) if name not in names]
         if missing:
             raise _broken(file, f"columns are missing: {', '.join(missing)}")
-        columns = [name for name in (ID, TEXT, FACTOR) if name in names]
+        columns = [name for name in (schema.ID, schema.TEXT, schema.FACTOR) if name in names]
         _require_kinds(file, opened.schema_arrow, columns)
         for batch in opened.iter_batches(BATCH_ROWS, columns=columns):
-            ids, texts = (batch[name].cast(pa.string()).to_pylist() for name in (ID, TEXT))
+            ids, texts = (
+                batch[name].cast(pa.string()).to_pylist() for name in (schema.ID, schema.TEXT)
+            )
             factors = (
-                batch[FACTOR].cast(pa.string()).to_pylist()
-                if FACTOR in columns
-                else [WHOLE_ANSWER] * len(ids)
+                batch[schema.FACTOR].cast(pa.string()).to_pylist()
+                if schema.FACTOR in columns
+                else [schema.WHOLE_ANSWER] * len(ids)
             )
             yield [
-                Entry(key or "", (factor or "").strip() or WHOLE_ANSWER, text, "")
+                Entry(key or "", (factor or "").strip() or schema.WHOLE_ANSWER, text, "")
                 for key, text, factor in zip(ids, texts, factors, strict=True)
             ]
 
@@ -293,7 +272,7 @@ def _require_kinds(file: Path, fields: pa.Schema, columns: list[str]) -> None:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
         # Many data sets have numeric ids; ingest turns them into the same strings.
-        if not (text or (name == ID and pa.types.is_integer(kind))):
+        if not (text or (name == schema.ID and pa.types.is_integer(kind))):
             raise _broken(file, f"column {name} holds {kind}, not text")
 
 
@@ -315,7 +294,7 @@ def _entry(key: str, value: Any) -> Entry:
         fields = dict(value)
         value, prompt = fields.get(_ANSWER), fields.get(_PROMPT)
     text = value if isinstance(value, str) else None
-    return Entry(key, WHOLE_ANSWER, text, prompt if isinstance(prompt, str) else "")
+    return Entry(key, schema.WHOLE_ANSWER, text, prompt if isinstance(prompt, str) else "")
 
 
 def _broken(file: Path, what: str) -> DataError:

@@ -21,35 +21,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.core import atomic
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
-from reki_ray.schema import (
-    CREATED_AT,
-    ENGINE,
-    FACTOR,
-    FINISH_REASON,
-    GENERATED_TOKENS,
-    KNOWLEDGE_SCHEMA,
-    MODEL,
-    PROMPT_HASH,
-    PROMPT_TOKENS,
-    REVISION,
-    SUBJECT_ID,
-    SUBJECT_KIND,
-    TEXT,
-    SubjectKind,
-    Table,
-)
+from reki_ray.schema import SubjectKind, Table
 
-IMPORTED: Final = Table("extract/imported", KNOWLEDGE_SCHEMA)
+IMPORTED: Final = Table("extract/imported", schema.KNOWLEDGE_SCHEMA)
 """One file per source and kind; within a file each subject and factor once."""
 
 ENGINE_NAME: Final = "imported"
 """Value of `engine` for imported knowledge."""
 
-_KEY: Final = [SUBJECT_KIND, SUBJECT_ID, FACTOR]
+_KEY: Final = [schema.SUBJECT_KIND, schema.SUBJECT_ID, schema.FACTOR]
 _TIME: Final = b"reki.imported_at_ns"
 _REVISION: Final = b"reki.revision"
 _BATCH_ROWS: Final = 65_536
@@ -70,9 +55,9 @@ def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.
     Raises:
         DataError: A file is damaged.
     """
-    wanted = columns or KNOWLEDGE_SCHEMA.names
-    read = [name for name in KNOWLEDGE_SCHEMA.names if name in {*_KEY, *wanted}]
-    tables = [pa.schema([KNOWLEDGE_SCHEMA.field(name) for name in read]).empty_table()]
+    wanted = columns or schema.KNOWLEDGE_SCHEMA.names
+    read = [name for name in schema.KNOWLEDGE_SCHEMA.names if name in {*_KEY, *wanted}]
+    tables = [pa.schema([schema.KNOWLEDGE_SCHEMA.field(name) for name in read]).empty_table()]
     for part in sorted(_parts(workspace), key=lambda part: part.imported_at):
         with _opened(workspace, part.path) as file:
             tables.append(file.read(columns=read).replace_schema_metadata(None))
@@ -101,14 +86,14 @@ def write_imported(
     source: str,
     revision: str,
     batches: Iterable[list[Row]],
-) -> tuple[int, list[Row]]:
+) -> tuple[int, list[str]]:
     """Atomically replace the knowledge of one source and kind; writes nothing if there are no rows.
 
     Args:
         batches: Rows; the last of several texts for the same subject and factor counts.
 
     Returns:
-        Number of rows written, and some of the replaced duplicates, without their texts.
+        Number of rows written, and ids of some of the replaced duplicates.
 
     Raises:
         DataError: Raised by `batches`; nothing is written.
@@ -124,15 +109,18 @@ def write_imported(
         with pq.ParquetWriter(drawn, columns.schema) as writer:
             for batch in batches:
                 writer.write_table(columns.table(batch))
-        last, repeated = _repetitions(drawn)
-        rows = int(last.sum())
-        if rows:
+        keys = pq.read_table(drawn, columns=[schema.SUBJECT_ID, schema.FACTOR])
+        kept = _last_rows(keys, [schema.SUBJECT_ID, schema.FACTOR])
+        last = np.zeros(keys.num_rows, dtype=bool)
+        last[kept] = True
+        repeated = keys[schema.SUBJECT_ID].take(np.flatnonzero(~last)[:100]).to_pylist()
+        if len(kept):
             _copy(drawn, final, columns.schema, last)
             if workspace.is_local:
                 atomic.move(final, Path(target))
             else:
                 workspace.filesystem.put_file(str(final), target)
-        return rows, repeated
+        return len(kept), repeated
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -154,7 +142,7 @@ class _Columns:
 
     @property
     def schema(self) -> pa.Schema:
-        return KNOWLEDGE_SCHEMA.with_metadata(
+        return schema.KNOWLEDGE_SCHEMA.with_metadata(
             {_TIME: str(self.imported_at), _REVISION: self.revision}
         )
 
@@ -162,20 +150,20 @@ class _Columns:
         ids, factors, texts = zip(*rows, strict=True) if rows else ((), (), ())
         count = len(rows)
         columns = {
-            SUBJECT_KIND: [self.kind] * count,
-            SUBJECT_ID: ids,
-            FACTOR: factors,
-            TEXT: texts,
-            PROMPT_HASH: [
+            schema.SUBJECT_KIND: [self.kind] * count,
+            schema.SUBJECT_ID: ids,
+            schema.FACTOR: factors,
+            schema.TEXT: texts,
+            schema.PROMPT_HASH: [
                 imported_address(self.kind, key, self.source, self.revision) for key in ids
             ],
-            MODEL: [self.source] * count,
-            REVISION: [self.revision] * count,
-            ENGINE: [ENGINE_NAME] * count,
-            PROMPT_TOKENS: [0] * count,
-            GENERATED_TOKENS: [0] * count,
-            FINISH_REASON: [None] * count,
-            CREATED_AT: [self.imported_at // 10**9] * count,
+            schema.MODEL: [self.source] * count,
+            schema.REVISION: [self.revision] * count,
+            schema.ENGINE: [ENGINE_NAME] * count,
+            schema.PROMPT_TOKENS: [0] * count,
+            schema.GENERATED_TOKENS: [0] * count,
+            schema.FINISH_REASON: [None] * count,
+            schema.CREATED_AT: [self.imported_at // 10**9] * count,
         }
         return pa.table(columns, schema=self.schema)
 
@@ -198,16 +186,6 @@ def _imported_at(workspace: Workspace, target: str, revision: str) -> int:
     if latest is not None and (latest.path, latest.revision) == (target, revision):
         return latest.imported_at
     return max(time.time_ns(), 0 if latest is None else latest.imported_at + 1)
-
-
-def _repetitions(drawn: Path) -> tuple[np.ndarray, list[Row]]:
-    """Mask of the rows that are the last of their subject and factor, (N,), and some others."""
-    rows = pq.read_table(drawn, columns=[SUBJECT_ID, FACTOR])
-    last = np.zeros(rows.num_rows, dtype=bool)
-    last[_last_rows(rows, [SUBJECT_ID, FACTOR])] = True
-    few = rows.take(pa.array(np.flatnonzero(~last)[:100]))
-    pairs = zip(few[SUBJECT_ID].to_pylist(), few[FACTOR].to_pylist(), strict=True)
-    return last, [(key, factor, "") for key, factor in pairs]
 
 
 def _copy(drawn: Path, final: Path, fields: pa.Schema, kept: np.ndarray) -> None:

@@ -7,6 +7,7 @@ subjects with equal prompts share an answer, and each gets its own rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,27 +17,14 @@ import pyarrow.parquet as pq
 import ray
 
 from reki_ray import schema
+from reki_ray.core.content_store import ContentIndex
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.workspace import Workspace
 from reki_ray.extraction import knowledge_import
-from reki_ray.extraction.answer_cache import AnswerCache, AnswerIndex, digests_of
+from reki_ray.extraction.answer_cache import AnswerCache, digests_of
 from reki_ray.extraction.plan_table import PLAN
 from reki_ray.prompts.answer_stats import AnswerStats, stats_of_answers, stats_of_dead_letters
-from reki_ray.schema import (
-    BODY,
-    CREATED_AT,
-    DEAD_LETTERS,
-    FACTOR,
-    KNOWLEDGE,
-    PROMPT,
-    PROMPT_HASH,
-    REASON,
-    SUBJECT_ID,
-    SUBJECT_KIND,
-    TEXT,
-    TEXTS,
-)
 
 _LOST = "the engine gave neither an answer nor a reason"
 
@@ -75,7 +63,7 @@ def settle(workspace: Workspace, reporter: Reporter) -> SettledPlan:
     stats = AnswerStats()
     reason = ""
     with (
-        workspace.replacing("extract", [KNOWLEDGE, DEAD_LETTERS]) as scratch,
+        workspace.replacing("extract", [schema.KNOWLEDGE, schema.DEAD_LETTERS]) as scratch,
         reporter.task("extract: settling", total=len(parts), unit="shards") as task,
     ):
         calls = ((_settle_part, (location, scratch.location, part, index)) for part in parts)
@@ -109,16 +97,16 @@ def _compact(location: str) -> int:
 
 
 @ray.remote
-def _read_index(location: str) -> AnswerIndex:
+def _read_index(location: str) -> ContentIndex:
     return AnswerCache(Workspace(location)).index()
 
 
 @ray.remote
-def _totals(location: str, index: AnswerIndex) -> dict[str, int]:
+def _totals(location: str, index: ContentIndex) -> dict[str, int]:
     """Totals over the distinct prompts of the plan."""
     workspace = Workspace(location)
     digests = [
-        digests_of(_plan(workspace, part, [PROMPT_HASH])[PROMPT_HASH])
+        digests_of(_plan(workspace, part, [schema.PROMPT_HASH])[schema.PROMPT_HASH])
         for part in workspace.parts(PLAN)
     ]
     distinct = np.unique(np.concatenate(digests))
@@ -126,35 +114,36 @@ def _totals(location: str, index: AnswerIndex) -> dict[str, int]:
     entries = entries[entries >= 0]
     return {
         "prompts": len(distinct),
-        "prompt_tokens": int(index.prompt_tokens[entries].sum(dtype=np.int64)),
-        "generated_tokens": int(index.generated_tokens[entries].sum(dtype=np.int64)),
+        **{
+            name: int(index.columns[name][entries].sum(dtype=np.int64))
+            for name in (schema.PROMPT_TOKENS, schema.GENERATED_TOKENS)
+        },
     }
 
 
 @ray.remote
 def _settle_part(
-    location: str, target: str, part: str, index: AnswerIndex
+    location: str, target: str, part: str, index: ContentIndex
 ) -> tuple[AnswerStats, str]:
     """Knowledge and dead letters of one file of the plan; returns counts and a reason."""
     workspace, scratch = Workspace(location), Workspace(target)
+    cache = AnswerCache(workspace)
     rows = _plan(workspace, part, None)
-    rows = rows.filter(pc.is_valid(rows[BODY]))
-    entries = index.find(digests_of(rows[PROMPT_HASH]))
-    name = part.rpartition("/")[2].removesuffix(".parquet")
+    rows = rows.filter(pc.is_valid(rows[schema.BODY]))
+    entries = index.find(digests_of(rows[schema.PROMPT_HASH]))
+    name = PurePath(part).stem
     alive = pa.array(entries >= 0)
     stats = AnswerStats()
     if pc.any(alive).as_py():
-        knowledge, stats = _knowledge(
-            AnswerCache(workspace), rows.filter(alive), index, entries[entries >= 0]
-        )
-        scratch.write_table(KNOWLEDGE, knowledge, part=name)
+        knowledge, stats = _knowledge(cache, rows.filter(alive), index, entries[entries >= 0])
+        scratch.write_table(schema.KNOWLEDGE, knowledge, part=name)
     dead = rows.filter(pc.invert(alive))
     reason = ""
     if dead.num_rows:
-        letters = _letters(AnswerCache(workspace), dead)
-        scratch.write_table(DEAD_LETTERS, letters, part=name)
+        letters = _letters(cache.failures(), dead)
+        scratch.write_table(schema.DEAD_LETTERS, letters, part=name)
         stats += stats_of_dead_letters(letters)
-        reason = letters[REASON][-1].as_py()
+        reason = letters[schema.REASON][-1].as_py()
     return stats, reason
 
 
@@ -163,7 +152,7 @@ def _plan(workspace: Workspace, part: str, columns: list[str] | None) -> pa.Tabl
 
 
 def _knowledge(
-    ledger: AnswerCache, rows: pa.Table, index: AnswerIndex, entries: np.ndarray
+    cache: AnswerCache, rows: pa.Table, index: ContentIndex, entries: np.ndarray
 ) -> tuple[pa.Table, AnswerStats]:
     """Rows of `KNOWLEDGE`, one per subject and factor, and statistics of the answers.
 
@@ -175,45 +164,42 @@ def _knowledge(
     pieces, stats = [], AnswerStats()
     for file in np.unique(files):  # answers of a shard are mostly in a few files
         here = np.flatnonzero(files == file)
-        answers = ledger.read(index.files[file]).take(pa.array(index.row[entries[here]]))
-        subjects = rows.select([SUBJECT_KIND, SUBJECT_ID]).take(pa.array(here))
+        answers = cache.read(index.files[file]).take(pa.array(index.row[entries[here]]))
+        subjects = rows.select([schema.SUBJECT_KIND, schema.SUBJECT_ID]).take(pa.array(here))
         pieces.append(_by_factor(subjects, answers))
         stats += stats_of_answers(answers)
     return pa.concat_tables(pieces), stats
 
 
 def _by_factor(subjects: pa.Table, answers: pa.Table) -> pa.Table:
-    texts = answers[TEXTS].combine_chunks()
+    texts = answers[schema.TEXTS].combine_chunks()
     # Arrow's list_parent_indices does not accept maps.
     ends = texts.offsets.to_numpy()
     row = pa.array(np.repeat(np.arange(len(texts)), np.diff(ends)))
     begin, length = int(ends[0]), int(ends[-1] - ends[0])
     columns: dict[str, Any] = {name: subjects[name].take(row) for name in subjects.column_names}
-    columns |= {FACTOR: texts.keys.slice(begin, length), TEXT: texts.items.slice(begin, length)}
+    columns |= {
+        schema.FACTOR: texts.keys.slice(begin, length),
+        schema.TEXT: texts.items.slice(begin, length),
+    }
     for name in schema.KNOWLEDGE_SCHEMA.names:
         if name not in columns:
             columns[name] = answers[name].take(row)
     return pa.table({name: columns[name] for name in schema.KNOWLEDGE_SCHEMA.names})
 
 
-def _letters(ledger: AnswerCache, dead: pa.Table) -> pa.Table:
-    failures = ledger.failures()
-    last = {address: row for row, address in enumerate(failures[PROMPT_HASH].to_pylist())}
-    rows = []
-    for subject in dead.to_pylist():
-        at = last.get(subject[PROMPT_HASH])
-        failure = {} if at is None else failures.slice(at, 1).to_pylist()[0]
-        rows.append(
-            {
-                SUBJECT_KIND: subject[SUBJECT_KIND],
-                SUBJECT_ID: subject[SUBJECT_ID],
-                PROMPT_HASH: subject[PROMPT_HASH],
-                REASON: failure.get(REASON, _LOST),
-                PROMPT: failure.get(PROMPT, subject[BODY]),
-                CREATED_AT: failure.get(CREATED_AT, 0),
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=schema.DEAD_LETTERS_SCHEMA)
+def _letters(failures: pa.Table, dead: pa.Table) -> pa.Table:
+    failures = failures.take(np.arange(failures.num_rows)[::-1])  # the latest counts
+    row = pc.index_in(dead[schema.PROMPT_HASH], value_set=failures[schema.PROMPT_HASH])
+    failures = failures.take(row)
+    columns = {
+        name: dead[name] for name in (schema.SUBJECT_KIND, schema.SUBJECT_ID, schema.PROMPT_HASH)
+    } | {
+        schema.REASON: pc.fill_null(failures[schema.REASON], _LOST),
+        schema.PROMPT: pc.if_else(pc.is_null(row), dead[schema.BODY], failures[schema.PROMPT]),
+        schema.CREATED_AT: pc.fill_null(failures[schema.CREATED_AT], 0),
+    }
+    return pa.table({name: columns[name] for name in schema.DEAD_LETTERS_SCHEMA.names})
 
 
 @ray.remote
@@ -222,5 +208,5 @@ def _settle_imported(location: str, target: str) -> int:
     rows = knowledge_import.read_imported(Workspace(location))
     if not rows.num_rows:
         return 0
-    Workspace(target).write_table(KNOWLEDGE, rows, part="imported")
-    return int(rows.group_by([SUBJECT_KIND, SUBJECT_ID]).aggregate([]).num_rows)
+    Workspace(target).write_table(schema.KNOWLEDGE, rows, part="imported")
+    return int(rows.group_by([schema.SUBJECT_KIND, schema.SUBJECT_ID]).aggregate([]).num_rows)

@@ -7,7 +7,7 @@ Ray chooses itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,8 +16,6 @@ from prometheus_client.registry import Collector
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.run_stats import RunStats, Snapshot
 
-_TOKENS = {"prompt": "prompt_tokens", "cached": "cached_tokens", "generated": "generated_tokens"}
-_PROMPTS = ("answered", "dead")
 _GAUGES = {
     "left": ("prompts_left", "Prompts that have neither an answer nor a reason."),
     "cache_hits": ("cache_hits", "Prompts of the plan that an earlier run had answered."),
@@ -28,11 +26,11 @@ _GAUGES = {
     ),
     "replicas": ("replicas", "Engine replicas that are paid for."),
     "seconds_left": ("seconds_left", "Time until the end, seconds."),
-}
-_MONEY = {
     "cost": ("cost", "Money spent so far."),
     "expected_cost": ("expected_cost", "Money spent at the end, as far as known."),
 }
+
+_MONEY = ("cost", "expected_cost")
 
 
 @contextlib.contextmanager
@@ -76,39 +74,35 @@ class _StatsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """One family per statistic; those not known yet are left out."""
         snapshot = Snapshot(**self._stats.snapshot())
-        prompts = CounterMetricFamily(
-            "reki_extract_prompts", "Prompts that are done, by outcome.", labels=["state"]
-        )
-        for state in _PROMPTS:
-            prompts.add_metric([state], getattr(snapshot, state))
-        yield prompts
-        tokens = CounterMetricFamily(
-            "reki_extract_tokens",
-            "Tokens; those cached are among those of prompts.",
-            labels=["kind"],
-        )
-        for kind, name in _TOKENS.items():
-            tokens.add_metric([kind], getattr(snapshot, name))
-        yield tokens
+        prompts = {"answered": snapshot.answered, "dead": snapshot.dead}
+        tokens = {
+            "prompt": snapshot.prompt_tokens,
+            "cached": snapshot.cached_tokens,
+            "generated": snapshot.generated_tokens,
+        }
+        yield _counters("prompts", "Prompts that are done, by outcome.", "state", prompts)
+        text = "Tokens; those cached are among those of prompts."
+        yield _counters("tokens", text, "kind", tokens)
         yield CounterMetricFamily(
             "reki_extract_asked_again",
             "Prompts that were asked once more, since their first answer was not knowledge.",
             value=snapshot.asked_again,
         )
-        quarantined = CounterMetricFamily(
-            "reki_extract_quarantined", "Prompts without an answer.", labels=["problem"]
-        )
-        for problem, count in snapshot.quarantined.items():
-            quarantined.add_metric([problem], count)
-        yield quarantined
+        text = "Prompts without an answer."
+        yield _counters("quarantined", text, "problem", snapshot.quarantined)
         yield CounterMetricFamily("reki_extract_calls", "Calls of the model.", value=snapshot.calls)
         for field, (name, text) in _GAUGES.items():
             value = getattr(snapshot, field)
             if value is not None:
-                yield GaugeMetricFamily(f"reki_extract_{name}", text, value=value)
-        for field, (name, text) in _MONEY.items():
-            value = getattr(snapshot, field)
-            if value is not None:
-                money = GaugeMetricFamily(f"reki_extract_{name}", text, labels=["currency"])
-                money.add_metric([snapshot.currency], value)
-                yield money
+                labels = {"currency": snapshot.currency} if field in _MONEY else {}
+                gauge = GaugeMetricFamily(f"reki_extract_{name}", text, labels=list(labels))
+                gauge.add_metric(list(labels.values()), value)
+                yield gauge
+
+
+def _counters(name: str, text: str, label: str, counts: Mapping[str, int]) -> Metric:
+    """A counter with a label, as `reki_extract_<name>`."""
+    family = CounterMetricFamily(f"reki_extract_{name}", text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,15 +44,9 @@ class PlannedRow(NamedTuple):
 
 def plan_table(kind: SubjectKind, rows: Sequence[PlannedRow]) -> pa.Table:
     """Rows of `PLAN` of one kind."""
-    ids, prompt_keys, bodies, shown = zip(*rows, strict=True) if rows else ((), (), (), ())
-    columns: dict[str, Any] = {
-        SUBJECT_KIND: [kind] * len(rows),
-        SUBJECT_ID: ids,
-        PROMPT_HASH: prompt_keys,
-        BODY: bodies,
-        SHOWN: shown,
-    }
-    return pa.table(columns, schema=PLAN.schema)
+    assert PLAN.schema is not None
+    records = [dict(zip(PLAN.schema.names, (kind, *row), strict=True)) for row in rows]
+    return pa.Table.from_pylist(records, schema=PLAN.schema)
 
 
 def keep(earlier: Workspace, workspace: Workspace, again: Mapping[SubjectKind, set[str]]) -> None:

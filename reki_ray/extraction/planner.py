@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 
 from reki_ray import schema
-from reki_ray.config import OpenAiEngine, PromptsConfig, RekiConfig
+from reki_ray.config import ExtractConfig, OpenAiEngine, PromptsConfig, RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.workspace import Workspace
@@ -26,7 +26,8 @@ from reki_ray.extraction.model_identity import request_identity
 from reki_ray.extraction.plan_table import KEPT, PLAN, PlannedRow, plan_table, read_kept
 from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
-from reki_ray.prompts.renderer import Prompt, Renderer, load_scenario
+from reki_ray.prompts.renderer import Prompt, Renderer, build_renderer
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import PROMPT_HASH, SIDE_OF, SUBJECT_ID, SUBJECT_KIND, SubjectKind
 
 _DOCUMENT = "extract/plan.json"
@@ -43,10 +44,6 @@ class Prompting:
 
     Attributes:
         location: The workspace, as other processes open it.
-        mode: Which subjects have prompts.
-        limits: Scenario, factors and limits.
-        renderer: Renders the prompts.
-        prompt_keys: Addresses of the prompts.
         min_interactions: Interactions before the cut below which an id has no prompt of its own.
         moved_share: Share of new lines from which on the prompt of a single id is replaced.
     """
@@ -60,49 +57,43 @@ class Prompting:
     moved_share: float
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A plan on disk: the hash of what determines it, and its number of subjects."""
-
-    identity: str
-    rows: int
-
-
 def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
     """Derive from a configuration how its prompts are rendered and addressed.
 
     Raises:
         ConfigError: The scenario is unknown, or lacks a factor.
     """
-    extract, engine = config.extract, config.extract.engine
-    withheld = frozenset(engine.withhold if isinstance(engine, OpenAiEngine) else ())
-    renderer = Renderer(load_scenario(config.prompts.scenario), config.prompts, withheld)
-    request = request_identity(extract)
+    extract = config.extract
+    renderer = build_renderer(config.prompts, extract)
     return Prompting(
         workspace.location,
         extract.mode,
         config.prompts,
         renderer,
-        PromptKeys(renderer.template, engine.model, engine.revision, extract.sampling, request),
+        prompt_keys(extract, renderer.template),
         extract.min_interactions if extract.mode == "blend" else 0,
         config.cluster.drift.moved_share,
     )
 
 
+def prompt_keys(extract: ExtractConfig, template: PromptTemplate) -> PromptKeys:
+    """Addresses of the prompts of a run."""
+    engine, request = extract.engine, request_identity(extract)
+    return PromptKeys(template, engine.model, engine.revision, extract.sampling, request)
+
+
 def make_plan(
     config: RekiConfig, workspace: Workspace, wording: Prompting, reporter: Reporter
-) -> Plan:
-    """Render all prompts into `PLAN`, unless the same plan exists already.
+) -> str:
+    """Render all prompts into `PLAN`, unless it exists; returns the hash of what determines it.
 
     Raises:
         DataError: A table of ingest or, for collective knowledge, of cluster is missing or damaged.
     """
     shards = cut_into_shards(workspace, wording.mode)
     identity = _identity(config, workspace, wording)
-    if workspace.exists(_DOCUMENT):
-        document = workspace.read_json(_DOCUMENT)
-        if document["identity"] == identity:
-            return Plan(identity, document["rows"])
+    if workspace.exists(_DOCUMENT) and workspace.read_json(_DOCUMENT)["identity"] == identity:
+        return identity
     workspace.remove(_DOCUMENT)  # it must not describe tables that are being replaced
     rows = 0
     spec = ray.put(wording)
@@ -119,7 +110,7 @@ def make_plan(
             rows += count
             task.advance(prompts=count)
     workspace.write_json(_DOCUMENT, {"identity": identity, "rows": rows})
-    return Plan(identity, rows)
+    return identity
 
 
 @ray.remote

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
-from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,14 +16,19 @@ from reki_ray import schema
 from reki_ray.config import RekiConfig
 from reki_ray.core.tables import ENTITIES, read_row_group, row_groups
 from reki_ray.core.workspace import Workspace, reading
-from reki_ray.data.leak_guard import visible_to_prompts
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.shards import Shard, ShardRows, load
+from reki_ray.extraction.shards import KINDS, Shard, load, rows_behind
 from reki_ray.extraction.subjects import Subjects
-from reki_ray.prompts.renderer import GroupUser, Renderer, load_scenario
-from reki_ray.schema import CLUSTER_ID, SIDE_OF, USER_ID, Side, SubjectKind, Table
-
-KINDS: Final[tuple[SubjectKind, ...]] = ("item", "user", "item_cluster", "user_cluster")
+from reki_ray.prompts.renderer import Renderer
+from reki_ray.schema import (
+    CLUSTER_ID,
+    OF_CLUSTER,
+    OF_ONE,
+    SIDE_OF,
+    Side,
+    SubjectKind,
+    Table,
+)
 
 _SAMPLE = 1000
 _LARGE_SAMPLE = 250
@@ -92,23 +96,22 @@ def sample_prompts(
     for kind in KINDS[:2]:
         side = SIDE_OF[kind]
         total = totals[side]
-        if total is None and workspace is None:
-            raise ConfigError(
-                f"the number of {side} is unknown: no workspace is ingested",
-                where=f"--{side}",
-                todo=f"Give --users and --items, or run `reki ingest` for {config.root}.",
-            )
-        if total is None and workspace is not None:
+        if total is None:
+            if workspace is None:
+                raise ConfigError(
+                    f"the number of {side} is unknown: no workspace is ingested",
+                    where=f"--{side}",
+                    todo=f"Give --users and --items, or run `reki ingest` for {config.root}.",
+                )
             total = _count_rows(workspace, ENTITIES[side][0])
-        subjects[kind] = total or 0
-        cluster: SubjectKind = "item_cluster" if kind == "item" else "user_cluster"
-        subjects[cluster] = _count_clusters(config, workspace, side, subjects[kind], assumptions)
+        subjects[kind] = total
+        clusters = _count_clusters(config, workspace, side, total, assumptions)
+        subjects[OF_CLUSTER[side]] = clusters
     if workspace is None:
         bodies = _example_bodies(config, renderer)
-        longest = len(bodies["user"])
         assumptions.append(
-            "There is no ingested workspace: prompts are made of the worked examples of "
-            f"scenario {config.prompts.scenario}, histories of 1 to {longest} titles."
+            "There is no ingested workspace: prompts are made of the worked examples of scenario "
+            f"{config.prompts.scenario}, histories of 1 to {len(bodies['user'])} titles."
         )
     else:
         bodies = _workspace_bodies(config, workspace, renderer, assumptions)
@@ -161,14 +164,10 @@ def _workspace_bodies(
     generator = random.Random(0)
     large = _count_rows(workspace, schema.INTERACTIONS) > _LARGE
     size = _LARGE_SAMPLE if large else _SAMPLE
-    items = _random_rows(workspace, schema.ITEMS, size, generator)
-    users = _random_rows(workspace, schema.USERS, size, generator)
-    visible = visible_to_prompts(workspace, users[USER_ID])
-    rows: dict[SubjectKind, ShardRows] = {
-        "item": ShardRows("item", items),
-        "user": ShardRows("user", visible.items, users=users, visible=visible.interactions),
+    rows = {
+        kind: rows_behind(workspace, kind, _random_rows(workspace, kind, size, generator))
+        for kind in KINDS[:2]
     }
-    kind: SubjectKind
     for kind in KINDS[2:]:
         table = schema.CLUSTERS[SIDE_OF[kind]]
         clusters: list[str] = []
@@ -180,12 +179,11 @@ def _workspace_bodies(
             chosen = generator.sample(clusters, min(_CLUSTERS, len(clusters)))
             rows[kind] = load(workspace, Shard(kind, clusters=tuple(chosen)))
             continue
-        single = rows["item" if kind == "item_cluster" else "user"]
+        single = rows[OF_ONE[SIDE_OF[kind]]]
         size = min(len(single.ids), _RANDOM_MEMBERS)
         groups = {f"g{n}": generator.sample(single.ids, size) for n in range(_CLUSTERS)}
         rows[kind] = replace(single, kind=kind, members=groups if size else {})
-        sentence = "Prompts about clusters are sampled with random members."
-        assumptions += [sentence] if sentence not in assumptions else []
+        assumptions.append("Prompts about clusters are sampled with random members.")
     bodies: dict[SubjectKind, list[str]] = {}
     for kind in KINDS:
         bodies[kind] = [prompt.body for prompt in Subjects(rows[kind], renderer, config.prompts)]
@@ -194,9 +192,10 @@ def _workspace_bodies(
 
 
 def _random_rows(
-    workspace: Workspace, table: Table, size: int, generator: random.Random
+    workspace: Workspace, kind: SubjectKind, size: int, generator: random.Random
 ) -> pa.Table:
     """Random rows from a few random row groups."""
+    table = ENTITIES[SIDE_OF[kind]][0]
     groups = row_groups(workspace, table)
     chosen = generator.sample(groups, min(_ROW_GROUPS, len(groups)))
     rows = pa.concat_tables(read_row_group(workspace, table, group) for group in chosen)
@@ -204,32 +203,22 @@ def _random_rows(
 
 
 def _example_bodies(config: RekiConfig, renderer: Renderer) -> dict[SubjectKind, list[str]]:
-    examples, shown = load_scenario(config.prompts.scenario).examples, config.prompts.max_members
+    examples, shown = renderer.scenario.examples, config.prompts.max_members
     item, group, crowd = examples.item, examples.item_cluster, examples.user_cluster
-    members = [(member.title, member.attributes) for member in group.members]
-    history = [(event.title, event.rating) for event in examples.user.history]
-    users = [
-        GroupUser(member.attributes, [(event.title, event.rating) for event in member.history])
-        for member in crowd.members
-    ]
+    members = list(islice(cycle(group.titles), shown))
+    profiles = list(islice(cycle(crowd.profiles), shown))
     longest = min(config.prompts.max_history, config.split.prompt_history)
     return {
         "item": [
             renderer.item("", item.title, item.attributes, item.text).body,
-            *(renderer.item("", title, attributes, None).body for title, attributes in members),
+            *(renderer.item("", *member, None).body for member in group.titles),
         ],
         "user": [
-            renderer.user("", examples.user.attributes, list(islice(cycle(history), length))).body
+            renderer.user(
+                "", examples.user.attributes, list(islice(cycle(examples.user.rated), length))
+            ).body
             for length in range(1, longest + 1)
         ],
-        "item_cluster": [
-            renderer.item_cluster(
-                "", group.size, list(islice(cycle(members), shown)), group.histogram
-            ).body
-        ],
-        "user_cluster": [
-            renderer.user_cluster(
-                "", crowd.size, list(islice(cycle(users), shown)), crowd.histogram
-            ).body
-        ],
+        "item_cluster": [renderer.item_cluster("", group.size, members, group.histogram).body],
+        "user_cluster": [renderer.user_cluster("", crowd.size, profiles, crowd.histogram).body],
     }

@@ -23,9 +23,7 @@ class Snapshot(BaseModel):
     """Statistics at one moment; JSON-ready. Money is in `currency`, times are in seconds.
 
     Attributes:
-        done: Prompts with an answer or a failure.
-        left: Prompts with neither.
-        dead: Prompts with a failure.
+        done: Prompts with an answer or a failure (`dead`); `left` have neither.
         cache_hits: Cached prompts of the plan, not among `prompts`.
         calls: Calls of the model, retries included.
         asked_again: Prompts that were retried because the first answer was not knowledge.
@@ -73,18 +71,8 @@ class RunStats:
         self._gpus = gpus_of(config)
         self._clock = clock
         self._lock = Lock()
-        self._counts = dict.fromkeys(
-            (
-                "answered",
-                "dead",
-                "prompt_tokens",
-                "cached_tokens",
-                "generated_tokens",
-                "calls",
-                "asked_again",
-            ),
-            0,
-        )
+        tokens = ("prompt_tokens", "cached_tokens", "generated_tokens")
+        self._counts = dict.fromkeys(("answered", "dead", *tokens, "calls", "asked_again"), 0)
         self._quarantined: Counter[str] = Counter()
         self._total = 0
         self._hits = 0
@@ -140,7 +128,7 @@ class RunStats:
         counts = self._counts
         done = counts["answered"] + counts["dead"]
         left = max(self._total - done, 0)
-        seconds_left = self._seconds_left(left)
+        seconds_left = _ratio(left, self._rate(_TREND_SECONDS)[0]) if left else 0.0
         seconds = now - self._started
         return Snapshot(
             prompts=self._total,
@@ -176,11 +164,6 @@ class RunStats:
         tokens = sum(tokens for _, _, tokens in recent)
         return _ratio(prompts, seconds) or 0.0, _ratio(tokens, seconds) or 0.0
 
-    def _seconds_left(self, left: int) -> float | None:
-        if not left:
-            return 0.0
-        return _ratio(left, self._rate(_TREND_SECONDS)[0])
-
     def _expected_cost(self, done: int, seconds_left: float | None) -> float | None:
         if not done or seconds_left is None:
             return None
@@ -191,13 +174,8 @@ class RunStats:
         return self._gpus * replica_seconds / _HOUR * self._prices.gpu_hour
 
     def _token_cost(self) -> float:
-        counts = self._counts
-        return token_cost(
-            self._prices,
-            counts["prompt_tokens"],
-            counts["cached_tokens"],
-            counts["generated_tokens"],
-        )
+        names = ("prompt_tokens", "cached_tokens", "generated_tokens")
+        return token_cost(self._prices, *(self._counts[name] for name in names))
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -7,7 +7,7 @@ a sample predicts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +20,8 @@ from reki_ray.schema import CLUSTER_ID, ID, SIDE_OF, SIMILARITY, USER_ID, Side, 
 
 Mode = Literal["collective", "individual", "blend"]
 
+KINDS: Final[tuple[SubjectKind, ...]] = ("item", "user", "item_cluster", "user_cluster")
+
 _CLUSTERS_PER_SHARD = 512
 
 
@@ -28,15 +30,12 @@ class Shard:
     """Subjects of one kind: one row group of a table, or some clusters.
 
     Attributes:
-        kind: Kind of the subjects.
-        path: Parquet file of the ids; empty for clusters.
-        row_group: Row group of that file.
+        group: Row group of the ids; None for clusters.
         clusters: Ids of the clusters; empty for single ids.
     """
 
     kind: SubjectKind
-    path: str = ""
-    row_group: int = 0
+    group: RowGroup | None = None
     clusters: tuple[str, ...] = ()
 
 
@@ -45,7 +44,6 @@ class ShardRows:
     """Rows behind the prompts of a shard.
 
     Attributes:
-        kind: Kind of the subjects.
         items: Items in the prompts.
         users: Users of the shard; None for items.
         visible: Interactions of the users, see `leak_guard.before_cut`; None for items.
@@ -71,20 +69,17 @@ def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
     """Cut all subjects into shards, kind by kind.
 
     Args:
-        workspace: Holds the tables of stages ingest and, for collective knowledge, cluster.
         mode: One prompt per cluster (REKI-C), one per id (REKI-I), or both.
 
     Raises:
         DataError: A table is missing or damaged.
     """
-    singles: tuple[SubjectKind, ...] = () if mode == "collective" else ("item", "user")
-    clusters: tuple[SubjectKind, ...] = ("item_cluster", "user_cluster")
     shards = [
-        Shard(kind, group.path, group.number)
-        for kind in singles
+        Shard(kind, group)
+        for kind in (() if mode == "collective" else KINDS[:2])
         for group in row_groups(workspace, ENTITIES[SIDE_OF[kind]][0])
     ]
-    for kind in () if mode == "individual" else clusters:
+    for kind in () if mode == "individual" else KINDS[2:]:
         rows = workspace.read_table(schema.CLUSTERS[SIDE_OF[kind]], columns=[CLUSTER_ID])
         ids = sorted(pc.unique(rows[CLUSTER_ID]).to_pylist())
         shards += [
@@ -103,18 +98,30 @@ def load(workspace: Workspace, shard: Shard) -> ShardRows:
     side = SIDE_OF[shard.kind]
     table, key = ENTITIES[side]
     members: dict[str, list[str]] = {}
-    if shard.clusters:
+    if shard.group is not None:
+        rows = read_row_group(workspace, table, shard.group)
+    else:
         members = _members(workspace, side, shard.clusters)
         ids = pa.array(sorted({key for ids in members.values() for key in ids}), pa.string())
         rows = rows_of(workspace, table, key, ids)
-    else:
-        rows = read_row_group(workspace, table, RowGroup(shard.path, shard.row_group))
-    if side == "items":
-        return ShardRows(shard.kind, rows, members=members)
+    return rows_behind(workspace, shard.kind, rows, members)
+
+
+def rows_behind(
+    workspace: Workspace,
+    kind: SubjectKind,
+    rows: pa.Table,
+    members: dict[str, list[str]] | None = None,
+) -> ShardRows:
+    """Rows of users or items, with what the prompts of users show of their interactions.
+
+    Raises:
+        DataError: A table is damaged.
+    """
+    if SIDE_OF[kind] == "items":
+        return ShardRows(kind, rows, members=members or {})
     visible = visible_to_prompts(workspace, rows[USER_ID].combine_chunks())
-    return ShardRows(
-        shard.kind, visible.items, users=rows, visible=visible.interactions, members=members
-    )
+    return ShardRows(kind, visible.items, rows, visible.interactions, members or {})
 
 
 def _members(workspace: Workspace, side: Side, clusters: tuple[str, ...]) -> dict[str, list[str]]:

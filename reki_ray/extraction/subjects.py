@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from reki_ray.config import PromptsConfig
 from reki_ray.extraction.shards import ShardRows
-from reki_ray.prompts.renderer import LIKED, GroupUser, Prompt, Renderer, histogram
+from reki_ray.prompts.renderer import LIKED, Prompt, Renderer, histogram
 from reki_ray.prompts.sanitize import Attributes
 from reki_ray.schema import ATTRIBUTES, ITEM_ID, LABEL, RATING, TEXT, TITLE, USER_ID
 
@@ -39,32 +39,27 @@ class Subjects:
         self._histories = Histories(rows.visible)
 
     def __iter__(self) -> Iterator[Prompt]:
-        if self._kind == "item":
-            yield from self._each_item()
-        elif self._kind == "user":
-            yield from self._each_user()
-        elif self._kind == "item_cluster":
-            yield from self._each_item_cluster()
-        else:
-            yield from self._each_user_cluster()
+        each = {
+            "item": self._each_item,
+            "user": self._each_user,
+            "item_cluster": self._each_item_cluster,
+            "user_cluster": self._each_user_cluster,
+        }
+        return each[self._kind]()
 
     def shown(self, subject_id: str) -> list[str]:
         """Members in the prompt of a cluster, nearest first; empty for a single id."""
         return self._members.get(subject_id, [])[: self._limits.max_members]
 
-    # --- individual ----------------------------------------------------------------------------
-
     def _each_item(self) -> Iterator[Prompt]:
         for item_id in self._items.ids:
-            title, text = self._items.title(item_id), self._items.text(item_id)
+            title, text = self._items.title(item_id), self._items.value(item_id, TEXT)
             yield self._renderer.item(item_id, title, self._items.attributes(item_id), text)
 
     def _each_user(self) -> Iterator[Prompt]:
         for user_id in self._users.ids:
             history = self._titles(self._histories.of(user_id))
             yield self._renderer.user(user_id, self._users.attributes(user_id), history)
-
-    # --- collective ----------------------------------------------------------------------------
 
     def _each_item_cluster(self) -> Iterator[Prompt]:
         for cluster, ids in self._members.items():
@@ -76,6 +71,7 @@ class Subjects:
             yield self._renderer.item_cluster(cluster, len(ids), members, shares)
 
     def _each_user_cluster(self) -> Iterator[Prompt]:
+        most = self._limits.max_history
         for cluster, ids in self._members.items():
             profiles = histogram(self._users.attributes(user_id) for user_id in ids)
             liked = histogram(
@@ -86,16 +82,13 @@ class Subjects:
             )
             shares = {**profiles, **{f"{LIKED}{name}": values for name, values in liked.items()}}
             members = [
-                GroupUser(
+                (
                     self._users.attributes(user_id),
-                    self._titles(_extremes(self._latest(user_id))),
+                    self._titles(_extremes(self._histories.of(user_id)[-most:])),
                 )
                 for user_id in self.shown(cluster)
             ]
             yield self._renderer.user_cluster(cluster, len(ids), members, shares)
-
-    def _latest(self, user_id: str) -> list[SeenItem]:
-        return self._histories.of(user_id)[-self._limits.max_history :]
 
     def _titles(self, events: Sequence[SeenItem]) -> list[tuple[str, float | None]]:
         return [(self._items.title(event.item_id), event.rating) for event in events]
@@ -110,14 +103,10 @@ class Histories:
 
     def __init__(self, visible: pa.Table | None) -> None:
         self._events: dict[str, slice] = {}
-        self._items: list[str] = []
-        self._ratings: list[float | None] = []
-        self._labels: list[int] = []
+        self._columns: list[list[Any]] = [[], [], []]
         if visible is None:
             return
-        self._items = visible[ITEM_ID].to_pylist()
-        self._ratings = visible[RATING].to_pylist()
-        self._labels = visible[LABEL].to_pylist()
+        self._columns = [visible[name].to_pylist() for name in (ITEM_ID, RATING, LABEL)]
         start = 0
         for user, events in groupby(visible[USER_ID].to_pylist()):
             stop = start + sum(1 for _ in events)
@@ -127,12 +116,7 @@ class Histories:
     def of(self, user_id: str) -> list[SeenItem]:
         """Visible interactions of a user; empty for an unknown user."""
         rows = self._events.get(user_id, slice(0, 0))
-        return [
-            SeenItem(*event)
-            for event in zip(
-                self._items[rows], self._ratings[rows], self._labels[rows], strict=True
-            )
-        ]
+        return list(map(SeenItem._make, zip(*(c[rows] for c in self._columns), strict=True)))
 
 
 class _Rows:
@@ -141,7 +125,7 @@ class _Rows:
     def __init__(self, table: pa.Table | None, key: str) -> None:
         self.ids: list[str] = [] if table is None else table[key].to_pylist()
         self._row: Mapping[str, int] = {value: row for row, value in enumerate(self.ids)}
-        self._columns: dict[str, list[object]] = {
+        self._columns: dict[str, list[Any]] = {
             name: table[name].to_pylist()
             for name in (TITLE, TEXT, ATTRIBUTES)
             if table is not None and name in table.column_names
@@ -149,19 +133,15 @@ class _Rows:
 
     def title(self, key: str) -> str:
         """Title of an item; empty for an unknown item."""
-        return str(self._value(key, TITLE) or "")
-
-    def text(self, key: str) -> str | None:
-        """Description of an item, if it has one."""
-        text = self._value(key, TEXT)
-        return None if text is None else str(text)
+        return self.value(key, TITLE) or ""
 
     def attributes(self, key: str) -> Attributes | None:
         """Attributes by name, if there are any."""
-        pairs = self._value(key, ATTRIBUTES)
-        return None if pairs is None else dict(pairs)  # type: ignore[call-overload]
+        pairs = self.value(key, ATTRIBUTES)
+        return None if pairs is None else dict(pairs)
 
-    def _value(self, key: str, column: str) -> object:
+    def value(self, key: str, column: str) -> Any:
+        """Value of a column; None for an unknown id."""
         row = self._row.get(key)
         return None if row is None else self._columns[column][row]
 

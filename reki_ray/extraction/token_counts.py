@@ -13,25 +13,18 @@ import httpx
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
+from reki_ray import schema
 from reki_ray.config import ExtractConfig, RekiConfig, VllmEngine
 from reki_ray.core.downloads import PACKAGED, resolve_model
 from reki_ray.core.workspace import Workspace, reading
 from reki_ray.errors import EngineError
-from reki_ray.extraction.prompt_sample import KINDS, PromptSample, scan
+from reki_ray.extraction.prompt_sample import PromptSample, scan
+from reki_ray.extraction.shards import KINDS
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.prompts.chat import delimited
 from reki_ray.prompts.output_format import worked_answer
-from reki_ray.prompts.scenario import load_scenario
-from reki_ray.prompts.template import PromptTemplate
-from reki_ray.schema import (
-    ENGINE,
-    GENERATED_TOKENS,
-    KNOWLEDGE,
-    MODEL,
-    REVISION,
-    SUBJECT_KIND,
-    SubjectKind,
-)
+from reki_ray.prompts.renderer import Renderer
+from reki_ray.schema import SubjectKind
 
 _TOKENIZED: Final = 200
 """Sampled prompts of a kind that are tokenized."""
@@ -89,7 +82,7 @@ def estimate_kinds(
     config: RekiConfig,
     workspace: Workspace | None,
     samples: Mapping[SubjectKind, PromptSample],
-    template: PromptTemplate,
+    renderer: Renderer,
     assumptions: list[str],
 ) -> dict[SubjectKind, KindEstimate]:
     """Count the tokens of sampled prompts of each kind.
@@ -99,15 +92,18 @@ def estimate_kinds(
         EngineError: No tokenizer can be loaded.
     """
     chat = token_counter(config.extract, assumptions)
-    block = _block_size(config.extract)
+    engine = config.extract.engine
+    block = 0  # tokens per block of the prefix cache
+    if isinstance(engine, VllmEngine) and engine.engine_kwargs.get("enable_prefix_caching", True):
+        block = int(engine.engine_kwargs.get("block_size") or _BLOCK_SIZES[engine.device])
     if not block:
         assumptions.append(
             "No prompt token is counted as cached: the engine's prefix cache is off or unknown."
         )
     measured = _measured_answers(workspace, config.extract)
-    examples = load_scenario(config.prompts.scenario).examples
+    template, examples = renderer.template, renderer.scenario.examples
     most = config.extract.sampling.max_tokens
-    longest = getattr(config.extract.engine, "max_model_len", math.inf)
+    longest = getattr(engine, "max_model_len", math.inf)
     kinds: dict[SubjectKind, KindEstimate] = {}
     for kind, sample in samples.items():
         prompts = [
@@ -147,30 +143,24 @@ def _measured_answers(
 ) -> dict[SubjectKind, Interval]:
     """Generated tokens per answer, by kind, of earlier answers of this model."""
     engine, measured = extract.engine, dict[SubjectKind, Interval]()
-    if workspace is None or not workspace.has_table(KNOWLEDGE):
+    if workspace is None or not workspace.has_table(schema.KNOWLEDGE):
         return measured
-    same = pc.field(MODEL) == engine.model
-    same = same & (pc.field(REVISION) == engine.revision) & (pc.field(ENGINE) == engine.kind)
-    with reading(KNOWLEDGE, workspace.path(KNOWLEDGE.path)):
+    same = pc.field(schema.MODEL) == engine.model
+    same = (
+        same
+        & (pc.field(schema.REVISION) == engine.revision)
+        & (pc.field(schema.ENGINE) == engine.kind)
+    )
+    with reading(schema.KNOWLEDGE, workspace.path(schema.KNOWLEDGE.path)):
         for kind in KINDS:
-            rows = scan(workspace, KNOWLEDGE).head(
+            rows = scan(workspace, schema.KNOWLEDGE).head(
                 _MAX_ANSWERS,
-                columns=[GENERATED_TOKENS],
-                filter=same & (pc.field(SUBJECT_KIND) == kind),
+                columns=[schema.GENERATED_TOKENS],
+                filter=same & (pc.field(schema.SUBJECT_KIND) == kind),
             )
             if rows.num_rows >= _MIN_ANSWERS:
-                measured[kind] = Interval.of_mean(rows[GENERATED_TOKENS].to_pylist())
+                measured[kind] = Interval.of_mean(rows[schema.GENERATED_TOKENS].to_pylist())
     return measured
-
-
-def _block_size(extract: ExtractConfig) -> int:
-    """Tokens per block of the prefix cache; 0 if it is off or unknown."""
-    engine = extract.engine
-    if not isinstance(engine, VllmEngine):
-        return 0
-    if not engine.engine_kwargs.get("enable_prefix_caching", True):
-        return 0
-    return int(engine.engine_kwargs.get("block_size") or _BLOCK_SIZES[engine.device])
 
 
 def token_counter(extract: ExtractConfig, assumptions: list[str]) -> ChatRenderer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,6 @@ import ray
 from reki_ray.core.workspace import Workspace, reading
 from reki_ray.extraction.answer_cache import AnswerCache, digests_of
 from reki_ray.extraction.plan_table import PLAN
-from reki_ray.extraction.planner import Plan
 from reki_ray.schema import BODY, PROMPT_HASH, QUESTION_SCHEMA, Table
 
 _ROW: Final = "row"
@@ -33,7 +33,6 @@ class WorkUnit:
     Attributes:
         part: Name of the plan's file.
         start: First row of the unit among that file's pending rows.
-        stop: Row after the last.
     """
 
     part: str
@@ -77,7 +76,7 @@ class PendingUnits:
         return units
 
 
-def begin(workspace: Workspace, plan: Plan) -> str:
+def begin(workspace: Workspace, plan: str) -> str:
     """Return the id of the plan's current attempt, or begin one.
 
     An attempt that was interrupted is resumed, so that its failures stay failures; after a
@@ -85,21 +84,16 @@ def begin(workspace: Workspace, plan: Plan) -> str:
     """
     if workspace.exists(_DOCUMENT):
         document = workspace.read_json(_DOCUMENT)
-        if document["plan"] == plan.identity and not document["finished"]:
+        if document["plan"] == plan and not document["finished"]:
             return str(document["asking"])
     attempt_id = uuid.uuid4().hex
-    _write(workspace, plan, attempt_id, finished=False)
+    workspace.write_json(_DOCUMENT, {"plan": plan, "asking": attempt_id, "finished": False})
     return attempt_id
 
 
-def finish(workspace: Workspace, plan: Plan, attempt_id: str) -> None:
+def finish(workspace: Workspace, plan: str, attempt_id: str) -> None:
     """Finish an attempt that has no pending prompts left."""
-    _write(workspace, plan, attempt_id, finished=True)
-
-
-def _write(workspace: Workspace, plan: Plan, attempt_id: str, *, finished: bool) -> None:
-    document = {"plan": plan.identity, "asking": attempt_id, "finished": finished}
-    workspace.write_json(_DOCUMENT, document)
+    workspace.write_json(_DOCUMENT, {"plan": plan, "asking": attempt_id, "finished": True})
 
 
 @ray.remote
@@ -134,7 +128,7 @@ def find_pending(location: str, attempt_id: str) -> PendingUnits:
         for number, part in enumerate(parts):
             rows = row[pending & (file == number)].astype(np.int32)
             if len(rows):
-                name = part.rpartition("/")[2].removesuffix(".parquet")
+                name = PurePath(part).stem
                 scratch.write_table(PENDING, pa.table({_ROW: rows}), part=name)
                 counts[name] = len(rows)
     return PendingUnits(counts, hits=int(answered.sum()), prompts=len(first))

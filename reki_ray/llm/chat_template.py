@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from reki_ray.errors import EngineError
-from reki_ray.prompts.renderer import Message, plain_text
+from reki_ray.prompts.chat import Message, plain_text
 
 PLAIN_STOP = "\n###"
 """Stop text for base models, which go on to invent the next section."""

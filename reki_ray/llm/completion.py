@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from reki_ray.config import OpenAiEngine, SamplingConfig
+from reki_ray.prompts.chat import Message
 from reki_ray.prompts.quality import ending
-from reki_ray.prompts.template import Message, PromptTemplate, Reply
+from reki_ray.prompts.template import PromptTemplate, Reply
 
 _MAX_COUNT = 2**31 - 1
 _MAX_NAME = 32
@@ -140,7 +141,7 @@ class _Choice(BaseModel):
 
 
 class _Completion(BaseModel):
-    choices: list[_Choice] | None = None
+    choices: list[_Choice]
     usage: dict[str, Any] | None = None
 
 
@@ -150,12 +151,7 @@ class RequestBuilder:
     def __init__(
         self, config: OpenAiEngine, sampling: SamplingConfig, template: PromptTemplate
     ) -> None:
-        fields: dict[str, Any] = {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-        }
+        fields = sampling.model_dump(include={"max_tokens", "temperature", "top_p", "seed"})
         if sampling.stop:
             fields["stop"] = list(sampling.stop)
         schema = template.json_schema() if config.structured else None
@@ -167,23 +163,18 @@ class RequestBuilder:
         extra = dict(config.extra_body)
         if sampling.repetition_penalty != 1:  # of vLLM and others, not of OpenAI
             extra.setdefault("repetition_penalty", sampling.repetition_penalty)
-        longest = max(sampling.max_tokens, int(extra.get("max_completion_tokens", 0)))
         if "max_completion_tokens" in extra:  # endpoints refuse both
             del fields["max_tokens"]
-        self._fields = fields
-        self._extra = extra
-        self._model = config.model
+        self._fields = {"model": config.model, **fields, "extra_body": extra or None}
         self._shared_bytes = len(json.dumps([fields.get("response_format"), extra]).encode())
-        self.longest_answer: int = longest
+        self.longest_answer = max(sampling.max_tokens, int(extra.get("max_completion_tokens", 0)))
         """Maximal tokens of an answer."""
 
     def request(self, messages: Sequence[Message]) -> dict[str, Any]:
         """Arguments of the client's `chat.completions.create`."""
         return {
-            "model": self._model,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
             **self._fields,
-            "extra_body": self._extra or None,
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
         }
 
     def most_prompt_tokens(self, messages: Sequence[Message]) -> int:
@@ -204,7 +195,14 @@ def read_completion(content: bytes) -> Read:
     error = _error_in(tree)
     if error:
         raise _reported(error)
-    completion = _completion(tree, content)
+    try:
+        # Python's parser accepts lone surrogates, but Arrow does not: they become question marks.
+        plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
+        completion = _Completion.model_validate_json(plain)
+    except ValidationError as error:
+        raise MalformedError(
+            f"the body of the answer is not a chat completion: {_quoted(content)}"
+        ) from error
     usage = completion.usage or {}
     details = usage.get("prompt_tokens_details")
     tokens: dict[str, Any] = {
@@ -220,9 +218,8 @@ def read_completion(content: bytes) -> Read:
     message = choice.message or _Message(content=choice.text)
     content_parts = _parse_content(message.content)
     finish_reason = (choice.finish_reason or "")[:_MAX_NAME] or None
-    silence = ""
-    if not content_parts.text.strip():
-        silence = _silence(message, content_parts, finish_reason)
+    blank = not content_parts.text.strip()
+    silence = _silence(message, content_parts, finish_reason) if blank else ""
     return Read(Reply(content_parts.text, finish_reason, silence=silence, **tokens), counted)
 
 
@@ -275,22 +272,6 @@ def _is_chunk(tree: Any) -> bool:
     return delta or str(tree.get("object")).endswith(".chunk")
 
 
-def _completion(tree: Any, content: bytes) -> _Completion:
-    try:
-        # Python's parser accepts lone surrogates, but Arrow does not: they become question marks.
-        plain = json.dumps(tree, ensure_ascii=False).encode(errors="replace")
-        completion = _Completion.model_validate_json(plain)
-    except ValidationError as error:
-        raise _no_completion(content) from error
-    if completion.choices is None:
-        raise _no_completion(content)
-    return completion
-
-
-def _no_completion(content: bytes) -> MalformedError:
-    return MalformedError(f"the body of the answer is not a chat completion: {_quoted(content)}")
-
-
 def _first(value: Any) -> Any:
     return value[0] if isinstance(value, list) and value else None
 
@@ -325,10 +306,8 @@ def _unwrapped(error: Any) -> dict[str, Any]:
 
 def _words(fields: dict[str, Any]) -> str:
     """Message of an error; empty if there is none."""
-    return next(
-        (fields[key] for key in _MESSAGE_KEYS if fields.get(key) and isinstance(fields[key], str)),
-        "",
-    )
+    texts = (fields.get(key) for key in _MESSAGE_KEYS)
+    return next((text for text in texts if text and isinstance(text, str)), "")
 
 
 def _reported(error: Any) -> EndpointError:

@@ -34,7 +34,8 @@ from reki_ray.llm.completion import (
 from reki_ray.llm.prices import token_cost
 from reki_ray.llm.reservation import Reservation
 from reki_ray.llm.retry_policy import fatal, filtered, is_retried, wait_seconds
-from reki_ray.prompts.template import Message, Reply
+from reki_ray.prompts.chat import Message
+from reki_ray.prompts.template import Reply
 
 _PATH: Final = "/chat/completions"
 _SHOWN_PARAMETERS: Final = frozenset({"api-version", "version", "deployment", "region"})

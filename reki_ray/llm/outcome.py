@@ -7,21 +7,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from reki_ray import schema
 from reki_ray.prompts.template import ParsedReply, Reply, best_of
-from reki_ray.schema import (
-    ANSWER_SCHEMA,
-    ASKED_AT,
-    CACHED_TOKENS,
-    CALLS,
-    FINISH_REASON,
-    FLAWS,
-    GENERATED_TOKENS,
-    PROMPT_TOKENS,
-    QUESTION_SCHEMA,
-    REASON,
-    RETRY_REASON,
-    TEXTS,
-)
 
 
 @dataclass(frozen=True)
@@ -78,16 +65,17 @@ def answer_table(questions: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
     """Rows of `ANSWER_SCHEMA` from questions and their outcomes, in the same order."""
     calls = [outcome.replies for outcome in outcomes]
     columns = {
-        **{name: questions[name] for name in QUESTION_SCHEMA.names},
-        TEXTS: [None if o.texts is None else list(o.texts.items()) for o in outcomes],
-        PROMPT_TOKENS: [sum(r.prompt_tokens for r in replies) for replies in calls],
-        CACHED_TOKENS: [sum(r.cached_tokens for r in replies) for replies in calls],
-        GENERATED_TOKENS: [sum(r.generated_tokens for r in replies) for replies in calls],
-        CALLS: [len(replies) for replies in calls],
-        ASKED_AT: [outcome.asked_at for outcome in outcomes],
-        FINISH_REASON: [replies[-1].finish_reason if replies else None for replies in calls],
-        REASON: [outcome.reason for outcome in outcomes],
-        FLAWS: [list(outcome.flaws.items()) for outcome in outcomes],
-        RETRY_REASON: [outcome.retry_reason for outcome in outcomes],
+        **{name: questions[name] for name in schema.QUESTION_SCHEMA.names},
+        schema.TEXTS: [None if o.texts is None else list(o.texts.items()) for o in outcomes],
+        **{
+            name: [sum(getattr(reply, name) for reply in replies) for replies in calls]
+            for name in (schema.PROMPT_TOKENS, schema.CACHED_TOKENS, schema.GENERATED_TOKENS)
+        },
+        schema.CALLS: [len(replies) for replies in calls],
+        schema.ASKED_AT: [outcome.asked_at for outcome in outcomes],
+        schema.FINISH_REASON: [replies[-1].finish_reason if replies else None for replies in calls],
+        schema.REASON: [outcome.reason for outcome in outcomes],
+        schema.FLAWS: [list(outcome.flaws.items()) for outcome in outcomes],
+        schema.RETRY_REASON: [outcome.retry_reason for outcome in outcomes],
     }
-    return pa.table(columns, schema=ANSWER_SCHEMA)
+    return pa.table(columns, schema=schema.ANSWER_SCHEMA)

@@ -2,72 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import ray
-from typing_extensions import override
 
 from reki_ray.errors import EngineError
 
 
-class Reservation(Protocol):
-    """Money of one work unit."""
+class Reservation:
+    """Money that a `SpendingGuard` actor has reserved for a work unit; unlimited without one.
 
-    async def reserve(self, amount: float) -> bool:
-        """Reserve money for one more call; False if the budget is exhausted."""
+    Args:
+        guard: Handle of the actor; None without a budget.
+        ticket: Of the reservation at the guard.
+    """
 
-    def charge(self, most: float, cost: float) -> None:
-        """Pay a call: `cost` out of the reserved `most`."""
-
-    def release(self, most: float) -> None:
-        """Give back the money of a call that cost nothing."""
-
-
-class UnlimitedReservation(Reservation):
-    """Reservation without a budget."""
-
-    @override
-    async def reserve(self, amount: float) -> bool:
-        return True
-
-    @override
-    def charge(self, most: float, cost: float) -> None:
-        pass
-
-    @override
-    def release(self, most: float) -> None:
-        pass
-
-
-class BudgetReservation(Reservation):
-    """Money that a `SpendingGuard` actor has reserved for a work unit under a ticket."""
-
-    def __init__(self, guard: Any, ticket: int) -> None:
+    def __init__(self, guard: Any = None, ticket: int = 0) -> None:
         self._guard = guard
         self._ticket = ticket
         self._free = 0.0
         self._spent = 0.0
 
-    @override
     async def reserve(self, amount: float) -> bool:
+        """Reserve money for one more call; False if the budget is exhausted."""
         # First from what cheaper calls have left.
         if self._free >= amount:
             self._free -= amount
             return True
+        if self._guard is None:
+            return True
         return bool(await guarded(self._guard.extend.remote(self._ticket, amount)))
 
-    @override
     def charge(self, most: float, cost: float) -> None:
+        """Pay a call: `cost` out of the reserved `most`."""
         self._spent += cost
         self._free += most - cost
 
-    @override
     def release(self, most: float) -> None:
+        """Give back the money of a call that cost nothing."""
         self._free += most
 
     async def settle(self) -> None:
         """Report the spent money to the guard."""
-        await guarded(self._guard.settle.remote(self._ticket, self._spent))
+        if self._guard is not None:
+            await guarded(self._guard.settle.remote(self._ticket, self._spent))
 
 
 async def guarded(call: Any) -> Any:

@@ -33,6 +33,7 @@ def fatal(
         message: Message in the body, without secrets.
     """
     where = f"{url} (extract.engine.base_url)"
+    model = f"{where}, extract.engine.model = {config.model}"
     if status == 401:
         variable = config.api_key_variable or "none: extract.engine.api_key_variable is empty"
         return EngineError(
@@ -49,13 +50,13 @@ def fatal(
     if status == 403 and not filtered(code, message):
         return EngineError(
             f"the endpoint forbids the request (HTTP 403): {message}",
-            where=f"{where}, extract.engine.model = {config.model}",
+            where=model,
             todo="Use a key that may use this model.",
         )
     if status == 404 or code == "model_not_found":
         return EngineError(
             f"the endpoint does not know the model or the address (HTTP {status}): {message}",
-            where=f"{where}, extract.engine.model = {config.model}",
+            where=model,
             todo="Name a model that it lists under /models, and an address that ends as /v1.",
         )
     if code in _WRONG_FIELDS:

@@ -74,7 +74,6 @@ def foreign_factors(texts: Mapping[str, str], language: str) -> list[str]:
     Lists of names and titles are in no language.
 
     Args:
-        texts: Factor to text.
         language: One of `LANGUAGES`.
     """
     foreign = [factor for factor, text in texts.items() if is_other_language(text, language)]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from reki_ray.prompts.quality import Problem, is_unknown
@@ -51,7 +52,6 @@ def json_schema(
     """JSON schema of an answer in form `json`.
 
     Args:
-        factors: Keys of the requested factors.
         longest: Largest number of characters of a factor's text; None leaves it open.
         choices: Factor to the closed list from which its value takes one or two.
     """
@@ -119,13 +119,7 @@ def read_fields(reply: str, factors: Sequence[str], excluded: Container[str]) ->
             flaws[factor] = "blank"
         elif key in values:
             texts[factor] = text
-    return Fields(
-        texts,
-        flaws,
-        last is not None,
-        before=reply[:start],
-        after=reply[end:],
-    )
+    return Fields(texts, flaws, last is not None, before=reply[:start], after=reply[end:])
 
 
 def _text(value: Any, excluded: Container[str]) -> str:
@@ -140,11 +134,8 @@ def _text(value: Any, excluded: Container[str]) -> str:
 def _unwrapped(reply: str) -> str:
     """Unwrap a reply that is a JSON string with the object inside."""
     if reply.lstrip().startswith('"'):
-        try:
-            inner = json.loads(reply, strict=False)
-        except (ValueError, RecursionError):
-            return reply
-        return str(inner)
+        with contextlib.suppress(ValueError, RecursionError):
+            return str(json.loads(reply, strict=False))
     return reply
 
 
@@ -179,16 +170,14 @@ def _almost_json(reply: str) -> dict[str, Any]:
     """Read JSON with trailing commas, or a Python literal; empty for anything else."""
     start, end = reply.find("{"), reply.rfind("}") + 1
     text = reply[start:end] if 0 <= start < end else ""
-    for read in (_without_last_commas, ast.literal_eval):
+    lenient = partial(json.loads, strict=False)
+    readings = ((lenient, _LAST_COMMA.sub(r"\1", text)), (ast.literal_eval, text))
+    for read, source in readings:
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            value = read(text)
+            value = read(source)
             if isinstance(value, dict) and all(isinstance(key, str) for key in value):
                 return value
     return {}
-
-
-def _without_last_commas(text: str) -> Any:
-    return json.loads(_LAST_COMMA.sub(r"\1", text), strict=False)
 
 
 def _folded(key: str) -> str:

@@ -156,19 +156,13 @@ def is_loop(text: str) -> bool:
     periods = range(1, _LONGEST_PERIOD + 1)
     return (
         _REPEATED_CHARS.search(text) is not None
-        or any(_repeats(words, period, _least_repeats(period)) for period in periods)
+        or _repeats(words, 1, _SAME_WORDS_IN_A_ROW)
+        or any(_repeats(words, p, max(_REPEATS * p, _LEAST_REPEATED_WORDS)) for p in periods[1:])
         # Parts of a series, and few numbers in a row, are titles.
         or (numbered and any(_repeats(masked, p, _NUMBERS_IN_A_ROW * p) for p in periods))
         or _counts_years(words)
         or _lacks_variety(masked)
     )
-
-
-def _least_repeats(period: int) -> int:
-    """Number of words from which on a repetition is a loop."""
-    if period == 1:
-        return _SAME_WORDS_IN_A_ROW
-    return max(_REPEATS * period, _LEAST_REPEATED_WORDS)
 
 
 def _repeats(words: Sequence[str], period: int, least: int) -> bool:

@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
-from reki_ray.config import PromptsConfig
-from reki_ray.prompts.chat import DATA_NOTICE, TEMPLATE_VERSION, Message, delimited, plain_text
+from reki_ray.config import ExtractConfig, OpenAiEngine, PromptsConfig
+from reki_ray.prompts.chat import DATA_NOTICE, Message, delimited
 from reki_ray.prompts.output_format import instruction, worked_answer
 from reki_ray.prompts.sanitize import (
     Attributes,
     attributes_text,
-    item_text,
     rated_title,
     sanitise,
     title_text,
-    user_text,
 )
-from reki_ray.prompts.scenario import ExampleGroupUser, Scenario, load_scenario
+from reki_ray.prompts.scenario import Scenario, load_scenario
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import SubjectKind
 
@@ -56,22 +54,6 @@ def histogram(rows: Iterable[Attributes | None], top: int = TOP_VALUES) -> Histo
     }
 
 
-__all__ = [
-    "TEMPLATE_VERSION",
-    "GroupUser",
-    "Histogram",
-    "Message",
-    "Prompt",
-    "Renderer",
-    "Scenario",
-    "histogram",
-    "item_text",
-    "load_scenario",
-    "plain_text",
-    "sanitise",
-    "user_text",
-]
-
 LIKED = "liked "
 """Prefix of the names of attributes of items that a group liked."""
 _MEMBER_TITLES = 5
@@ -90,22 +72,19 @@ class Prompt:
     body: str
 
 
-class GroupUser(NamedTuple):
-    """A user inside a group: profile, and title and rating of some interactions."""
-
-    attributes: Attributes | None
-    history: Sequence[tuple[str, float | None]]
+GroupUser = tuple[Attributes | None, Sequence[tuple[str, float | None]]]
+"""A user inside a group: profile, and title and rating of some interactions."""
 
 
 class Renderer:
     """Renders the prompts of one scenario.
 
     Args:
-        scenario: Factors, wording and worked examples.
         limits: Section `prompts`.
         withheld: Names of user attributes that no prompt may contain; case does not matter.
 
     Attributes:
+        scenario: Factors, wording and worked examples.
         factors: Requested factors.
         template: What all prompts share.
 
@@ -119,7 +98,7 @@ class Renderer:
         limits: PromptsConfig,
         withheld: frozenset[str] = frozenset(),
     ) -> None:
-        self._scenario = scenario
+        self.scenario = scenario
         self._limits = limits
         self.factors = scenario.choose(limits.factors)
         self._hidden = frozenset(map(_name_key, limits.hidden_attributes))
@@ -137,7 +116,7 @@ class Renderer:
         self, item_id: str, title: str, attributes: Attributes | None, text: str | None
     ) -> Prompt:
         """Prompt for one item (REKI-I)."""
-        lines = [f"{self._scenario.nouns.item}: {title_text(title, self._limits)}"]
+        lines = [f"{self.scenario.nouns.item}: {title_text(title, self._limits)}"]
         known = attributes_text(_without(attributes, self._hidden), self._limits)
         description = sanitise(text or "", self._limits.max_text_chars)
         lines += [known] if known else []
@@ -153,13 +132,11 @@ class Renderer:
         """Prompt for one user (REKI-I).
 
         Args:
-            user_id: The user.
-            attributes: Profile.
             history: Title and rating of the interactions before the cut, oldest first; the prompt
                 shows the latest `max_history`.
         """
         known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
-        nouns = self._scenario.nouns
+        nouns = self.scenario.nouns
         lines = [
             f"{nouns.user}: {known}",
             f"{nouns.items} {nouns.acted}, oldest first:",
@@ -177,12 +154,10 @@ class Renderer:
         """Prompt for a cluster of items (REKI-C).
 
         Args:
-            cluster_id: The cluster.
-            size: Number of members.
             members: Title and attributes of the members nearest to the centre, nearest first.
             shares: Attributes over all members.
         """
-        lines = [f"group of {size} {self._scenario.nouns.items}, most typical first:"]
+        lines = [f"group of {size} {self.scenario.nouns.items}, most typical first:"]
         for title, attributes in members[: self._limits.max_members]:
             known = attributes_text(_without(attributes, self._hidden), self._limits)
             lines.append(f"- {title_text(title, self._limits)}" + (f" ({known})" if known else ""))
@@ -195,12 +170,10 @@ class Renderer:
         """Prompt for a cluster of users (REKI-C).
 
         Args:
-            cluster_id: The cluster.
-            size: Number of members.
             members: The members nearest to the centre, nearest first.
             shares: Profiles of all members and attributes of what they liked before their cuts.
         """
-        nouns = self._scenario.nouns
+        nouns = self.scenario.nouns
         lines = [f"group of {size} {nouns.users}, most typical first:"]
         for attributes, history in members[: self._limits.max_members]:
             known = attributes_text(_without(attributes, self._withheld), self._limits) or "unknown"
@@ -213,17 +186,17 @@ class Renderer:
 
     def _prefix(self, example: Prompt) -> tuple[Message, ...]:
         """Shared messages of the prompts of the example's kind."""
-        wording, kind = self._scenario.wording, example.subject_kind
+        wording, kind = self.scenario.wording, example.subject_kind
         keys = [factor.key for factor in self.factors]
         factors = "\n".join(f"- {factor.key}: {factor.description}" for factor in self.factors)
         system = Message(
             "system",
-            f"{wording.role} {wording.task(kind)} {instruction(self._limits.form, keys)} "
+            f"{wording.role} {getattr(wording, kind)} {instruction(self._limits.form, keys)} "
             f"{DATA_NOTICE}\nThe factors:\n{factors}",
         )
         if not self._limits.few_shot:
             return (system,)
-        answers = self._scenario.examples.answer(kind)
+        answers = self.scenario.examples.answer(kind)
         answer = worked_answer(self._limits.form, {key: answers[key] for key in keys})
         return (system, Message("user", example.body), Message("assistant", answer))
 
@@ -246,21 +219,25 @@ class Renderer:
         return lines
 
     def _examples(self) -> list[Prompt]:
-        examples = self._scenario.examples
+        examples = self.scenario.examples
         item, user = examples.item, examples.user
         items, users = examples.item_cluster, examples.user_cluster
-        titles = [(member.title, member.attributes) for member in items.members]
-        profiles = [GroupUser(member.attributes, _rated(member)) for member in users.members]
         return [
             self.item("", item.title, item.attributes, item.text),
-            self.user("", user.attributes, _rated(user)),
-            self.item_cluster("", items.size, titles, items.histogram),
-            self.user_cluster("", users.size, profiles, users.histogram),
+            self.user("", user.attributes, user.rated),
+            self.item_cluster("", items.size, items.titles, items.histogram),
+            self.user_cluster("", users.size, users.profiles, users.histogram),
         ]
 
 
-def _rated(user: ExampleGroupUser) -> list[tuple[str, float | None]]:
-    return [(event.title, event.rating) for event in user.history]
+def build_renderer(prompts: PromptsConfig, extract: ExtractConfig) -> Renderer:
+    """Build the renderer of a run; attributes that an endpoint must not see are withheld.
+
+    Raises:
+        ConfigError: The scenario is unknown, or lacks a factor.
+    """
+    withheld = extract.engine.withhold if isinstance(extract.engine, OpenAiEngine) else ()
+    return Renderer(load_scenario(prompts.scenario), prompts, frozenset(withheld))
 
 
 def _without(

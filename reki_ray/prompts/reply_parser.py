@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 
 from reki_ray.prompts.chat import CLOSE, OPEN
 from reki_ray.prompts.reply_text import answer_in, is_blank
-
-LENGTH = "length"
-"""Finish reason of an answer that reached the limit of tokens."""
 
 _DATA = re.compile(f"{re.escape(OPEN)}.*?(?:{re.escape(CLOSE)}|$)", re.DOTALL)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
@@ -19,14 +15,6 @@ _LIST_MARKS = "-*#>\u2022 \t0123456789.)("
 _QUOTES = " *_`\"'"
 _MAX_KEY_CHARS = 64
 _WIDE_COLON = "\uff1a"
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """A cleaned answer, or the reason for its absence."""
-
-    text: str | None
-    reason: str = ""
 
 
 def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
@@ -44,26 +32,21 @@ def prompt_lines(prompt: str, factors: Sequence[str] = ()) -> frozenset[str]:
     )
 
 
-def clean(answer: str, finish_reason: str | None, excluded: Container[str] = frozenset()) -> Parsed:
-    """Clean an answer; its text is None if nothing is left.
+def clean(answer: str, excluded: Container[str] = frozenset(), *, cut: bool = False) -> str | None:
+    """Clean an answer; None if nothing is left.
 
     Removes reasoning, markup, invisible characters, data sections, lines that repeat the prompt,
-    and the unfinished end of an answer that reached its limit.
+    and the unfinished end of an answer that was cut.
 
     Args:
-        answer: What the LLM wrote.
-        finish_reason: `stop`, `length`, or None if unknown.
         excluded: Lines of the prompt, see `prompt_lines`.
     """
-    said = answer_in(answer)
-    if is_blank(said.text):
-        return Parsed(None, "only reasoning" if said.reasoned else "the answer is empty")
-    lines = own_lines(said.text, excluded)
-    if not lines:
-        return Parsed(None, "the answer only repeats the prompt")
-    if finish_reason == LENGTH:
-        lines = _without_cut_end(lines)
-    return Parsed("\n".join(lines))
+    text = answer_in(answer).text
+    lines = [] if is_blank(text) else own_lines(text, excluded)
+    if cut and lines:  # unless the answer is one unfinished sentence
+        whole = without_cut_end(lines[-1])
+        lines = [*lines[:-1], whole] if whole else lines[:-1] or lines
+    return "\n".join(lines) or None
 
 
 def own_lines(text: str, excluded: Container[str]) -> list[str]:
@@ -141,7 +124,6 @@ def factor_lines(factors: Sequence[str], choices: Mapping[str, Sequence[str]] | 
     the shares and years of their prompt.
 
     Args:
-        factors: Factor keys.
         choices: Factor to the closed list from which its text takes one or two.
     """
     choices = choices or {}
@@ -171,9 +153,3 @@ def without_cut_end(text: str) -> str:
 
 def _without_data(text: str) -> str:
     return _DATA.sub("", text).replace(CLOSE, "")
-
-
-def _without_cut_end(lines: list[str]) -> list[str]:
-    """Drop the unfinished end, unless the answer is one unfinished sentence."""
-    whole = without_cut_end(lines[-1])
-    return [*lines[:-1], whole] if whole else lines[:-1] or lines

@@ -86,16 +86,15 @@ def answer_in(reply: str) -> ReplyText:
     if _ENTITY.search(reply):
         reply = html.unescape(reply)
     text, in_channels = _final_channel(reply)
-    text, in_blocks = _outside_blocks(text)
+    text, blocks = _BLOCK.subn("", text)
     text, in_tags = _outside_tags(text)
     text, in_words = _announced_answer(text)
-    end = _TURN_END.search(text.lstrip())
-    if end is not None:
-        stripped = text.lstrip()
+    text = text.lstrip()
+    if end := _TURN_END.search(text):
         # A reply may begin with the header of its own turn.
-        text = stripped[: end.start()] if end.start() else _TURN_END.sub("\n", stripped)
+        text = text[: end.start()] if end.start() else _TURN_END.sub("\n", text)
     text = _FENCE.sub("", _SPECIAL.sub("", text))
-    return ReplyText(_visible(text).strip(), in_channels or in_blocks or in_tags or in_words)
+    return ReplyText(_visible(text).strip(), in_channels or blocks > 0 or in_tags or in_words)
 
 
 def encodable(text: str) -> str:
@@ -121,11 +120,6 @@ def _final_channel(reply: str) -> tuple[str, bool]:
         if _REASONS.match(reply):
             return "", True
     return reply, False
-
-
-def _outside_blocks(text: str) -> tuple[str, bool]:
-    outside, blocks = _BLOCK.subn("", text)
-    return outside, blocks > 0
 
 
 def _announced_answer(text: str) -> tuple[str, bool]:

@@ -112,10 +112,8 @@ def user_text(
     """Profile and rated titles of a user as one passage, without an LLM.
 
     Args:
-        attributes: Profile.
         history: Title and rating of the interactions before the user's cut, oldest first; the
             latest `max_history` are used.
-        limits: Section `prompts`.
     """
     known = attributes_text(attributes, limits)
     rated = "; ".join(

@@ -58,10 +58,6 @@ class Wording(_Strict):
     item_cluster: str
     user_cluster: str
 
-    def task(self, kind: SubjectKind) -> str:
-        """Instruction for a kind of subject."""
-        return str(getattr(self, kind))
-
 
 class ExampleMember(_Strict):
     """An item inside a group."""
@@ -90,6 +86,11 @@ class ExampleGroupUser(_Strict):
     attributes: dict[str, list[str]] = {}
     history: list[RatedTitle]
 
+    @property
+    def rated(self) -> list[tuple[str, float | None]]:
+        """Title and rating of each interaction."""
+        return [(event.title, event.rating) for event in self.history]
+
 
 class ExampleUser(ExampleGroupUser):
     """Worked example: a user."""
@@ -97,22 +98,32 @@ class ExampleUser(ExampleGroupUser):
     answer: dict[str, str]
 
 
-class ExampleItemCluster(_Strict):
+class _ExampleCluster(_Strict):
+    size: int
+    histogram: dict[str, dict[str, float]]
+    answer: dict[str, str]
+
+
+class ExampleItemCluster(_ExampleCluster):
     """Worked example: a group of items."""
 
-    size: int
     members: list[ExampleMember]
-    histogram: dict[str, dict[str, float]]
-    answer: dict[str, str]
+
+    @property
+    def titles(self) -> list[tuple[str, dict[str, list[str]]]]:
+        """Title and attributes of each member."""
+        return [(member.title, member.attributes) for member in self.members]
 
 
-class ExampleUserCluster(_Strict):
+class ExampleUserCluster(_ExampleCluster):
     """Worked example: a group of users."""
 
-    size: int
     members: list[ExampleGroupUser]
-    histogram: dict[str, dict[str, float]]
-    answer: dict[str, str]
+
+    @property
+    def profiles(self) -> list[tuple[dict[str, list[str]], list[tuple[str, float | None]]]]:
+        """Attributes and rated titles of each member."""
+        return [(member.attributes, member.rated) for member in self.members]
 
 
 class Examples(_Strict):

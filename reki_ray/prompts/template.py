@@ -48,8 +48,6 @@ from reki_ray.prompts.reply_text import answer_in, is_blank
 from reki_ray.prompts.sanitize import sanitise
 from reki_ray.schema import WHOLE_ANSWER, SubjectKind
 
-__all__ = ["Form", "Message", "ParsedReply", "PromptTemplate", "Reply", "best_of"]
-
 Constraint = bool | Literal["choices"]
 """Whether structured output forces one short line per factor, or choices from closed lists."""
 
@@ -65,11 +63,8 @@ class Reply:
     """Reply of a model to one call.
 
     Attributes:
-        text: The reply.
         finish_reason: `stop`, `length`, ...; None if unknown.
-        prompt_tokens: Tokens of the prompt.
         cached_tokens: Tokens of the prompt from the prefix cache.
-        generated_tokens: Tokens of the answer.
         silence: Reason for an empty text, beginning with a `Problem`; empty if unknown.
     """
 
@@ -141,7 +136,7 @@ class PromptTemplate:
         choices: Factor to the closed list of its texts.
     """
 
-    def __init__(  # each is one property of all prompts
+    def __init__(
         self,
         factors: Sequence[str],
         form: Form,
@@ -210,9 +205,6 @@ class PromptTemplate:
         in form `json` if any is missing, the prompt is retried in other words.
 
         Args:
-            kind: Kind of the subject.
-            body: Body of the prompt.
-            reply: Reply of the model.
             repaired: Whether this is the reply to a retry: there is only one.
         """
         ended = ending(reply.finish_reason)
@@ -272,13 +264,11 @@ class PromptTemplate:
         if cut and lines:
             end = without_cut_end(lines[-1])
             whole = "\n".join([*lines[:-1], end]).strip() or whole
-        flaw: Problem | None = None
+        flaw = flaw_of(whole)
         if not whole or self._shown[kind].copied(whole):
             flaw = "copy"
         elif self._language and is_other_language(whole, self._language):
             flaw = "language"
-        else:
-            flaw = flaw_of(whole)
         return _Content({}, {WHOLE_ANSWER: flaw}) if flaw else _Content({WHOLE_ANSWER: whole}, {})
 
     def _factors(
@@ -372,12 +362,10 @@ class PromptTemplate:
     def _sentence(self, problem: Problem, content: _Content) -> str:
         """Describe a problem; the text may become part of a retry."""
         named = quoted([factor for factor, flaw in content.flaws.items() if flaw == problem])
-        if problem == "missing":
-            word = "keys" if self.form == "json" else "factors"
-            return content.form or f"the answer is without the {word} {named}"
-        if problem == "blank":
-            return f"the answer is without a text of its own for {named}"
+        word = "keys" if self.form == "json" else "factors"
         return {
+            "missing": content.form or f"the answer is without the {word} {named}",
+            "blank": f"the answer is without a text of its own for {named}",
             "refusal": "the model declines to answer",
             "loop": "the answer repeats itself",
             "cut": "the answer was cut off before its end",

@@ -21,8 +21,8 @@ from reki_ray.core.ray_cluster import capacity, cause_of, last_line, ray_session
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity, identify
-from reki_ray.encoding.planner import EncodeUnit, TextPlan, plan_texts, read_rows
-from reki_ray.encoding.tables import metadata_of, write_tables
+from reki_ray.encoding.planner import EncodeUnit, plan_texts, read_rows
+from reki_ray.encoding.tables import write_tables
 from reki_ray.encoding.vector_cache import VectorCache
 from reki_ray.errors import DataError, EngineError
 from reki_ray.schema import REPRESENTATIONS, SIDES, TEXT_REPRESENTATIONS, Side
@@ -55,7 +55,15 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         plan_texts(config, workspace, cache.index(), SIDES, reporter, with_knowledge=True) as plan,
     ):
         for side in SIDES:
-            _require_some(side, plan, workspace)
+            sources = plan.sources(side)
+            count = sum(sources.values())
+            if sources.get("fallback", 0) == count:
+                raise DataError(
+                    f"there is no knowledge about any of the {count} {side}",
+                    where=workspace.path(schema.KNOWLEDGE.path),
+                    todo="Read the reasons in extract/dead, fix the engine, run `reki extract` "
+                    "again.",
+                )
         encode_units(
             plan.units, workspace, identity, config.encode, reporter, "encode: encoding texts"
         )
@@ -68,7 +76,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
         rows_in=total,
         rows_out=total,
         details={
-            **metadata_of(identity),
+            **identity.metadata,
             "dimension": cache.dimension(index),
             "texts": plan.total,
             "texts_encoded": plan.new,
@@ -86,10 +94,7 @@ def encode_source_texts(
     They share the vector cache of stage encode: each text is encoded once per workspace.
 
     Args:
-        config: The run.
-        workspace: Holds the tables of stage ingest; gets the vector cache.
-        side: Users or items; at least one id.
-        reporter: Shows progress.
+        side: With at least one id.
         label: What is being encoded, such as `cluster: encoding items`.
 
     Raises:
@@ -107,19 +112,8 @@ def encode_source_texts(
     return EncodedSide(
         ids=[key for shard in shards for key in shard.ids],
         vectors=cache.vectors(cache.index(), hashes),
-        encoder=metadata_of(identity),
+        encoder=identity.metadata,
     )
-
-
-def _require_some(side: Side, plan: TextPlan, workspace: Workspace) -> None:
-    sources = plan.sources(side)
-    total = sum(sources.values())
-    if sources.get("fallback", 0) == total:
-        raise DataError(
-            f"there is no knowledge about any of the {total} {side}",
-            where=workspace.path(schema.KNOWLEDGE.path),
-            todo="Read the reasons in extract/dead, fix the engine, run `reki extract` again.",
-        )
 
 
 _ACTOR_CPUS = 1
@@ -146,14 +140,6 @@ def encode_units(
     """Encode work units into the vector cache, on the initialised Ray cluster.
 
     The death of an actor ends the pass; the next one takes the remaining units.
-
-    Args:
-        units: Work units whose texts the cache lacks.
-        workspace: Holds the files of the texts; gets the cache.
-        identity: Identity of the encoder.
-        config: Section `encode`.
-        reporter: Shows progress.
-        label: What is being encoded, such as `encode: encoding texts`.
 
     Raises:
         DataError: A text cannot be encoded.
@@ -190,7 +176,13 @@ def encode_units(
                 continue
             failures = 1 if progress else failures + 1
             if failures > config.restarts:
-                raise _exhausted(reason, config, failures, len(left))
+                raise EngineError(
+                    f"the encoder actors failed {failures} times in a row: "
+                    f"{reason or 'they ended without an error'}",
+                    where=f"encode.model = {config.model}, {len(left)} units left",
+                    todo="Check that every node can load this model; lower encode.batch_size if "
+                    "memory ran out. Finished units are saved: run again.",
+                )
             reporter.say(f"{label}: encoder actors failed, {len(left)} units left, restarting")
 
 
@@ -202,14 +194,9 @@ def _run_pass(
 ) -> Iterator[str]:
     """Yield the names of units as they are saved, in any order."""
     # One block per unit: otherwise a small table is one block, and one actor does all the work.
-    blocks = [
-        pa.Table.from_pylist(
-            [{"name": u.name, "path": u.path, "row_group": u.row_group, "rows": u.rows}],
-            schema=_UNIT,
-        )
-        for u in units
-    ]
-    dataset = ray.data.from_arrow(blocks)
+    dataset = ray.data.from_arrow(
+        [pa.Table.from_pylist([vars(unit)], schema=_UNIT) for unit in units]
+    )
     # Ray Data waits forever if its actors take every CPU: one is left for its tasks.
     dataset.context.execution_options.exclude_resources = ExecutionResources(cpu=1)
     # Otherwise Ray Data replaces an actor's error with its own.
@@ -258,13 +245,3 @@ def _require_resources(config: EncodeConfig) -> None:
                 where=f"encode.min_replicas = {config.min_replicas}, device {config.device}",
                 todo="Lower encode.min_replicas, or add nodes to the cluster.",
             )
-
-
-def _exhausted(reason: str, config: EncodeConfig, failures: int, left: int) -> EngineError:
-    return EngineError(
-        f"the encoder actors failed {failures} times in a row: "
-        f"{reason or 'they ended without an error'}",
-        where=f"encode.model = {config.model}, {left} units left",
-        todo="Check that every node can load this model; lower encode.batch_size if memory ran "
-        "out. Finished units are saved: run again.",
-    )

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import ray
 from pydantic import ValidationError
 
+from reki_ray import schema
 from reki_ray.config import (
     ExtractConfig,
-    OpenAiEngine,
     PromptsConfig,
     RayConfig,
     RekiConfig,
@@ -32,31 +32,17 @@ from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction import engine_speed, work_units
-from reki_ray.extraction.answer_cache import PromptKeys
 from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engines import Engine, build_engine
 from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.knowledge_tables import SettledPlan, compact, settle
 from reki_ray.extraction.metrics import exported
-from reki_ray.extraction.model_identity import request_identity
 from reki_ray.extraction.plan_table import PLAN, PlannedRow, plan_table
-from reki_ray.extraction.planner import Plan, make_plan, prompting
+from reki_ray.extraction.planner import make_plan, prompt_keys, prompting
 from reki_ray.extraction.run_stats import RunStats, Snapshot
 from reki_ray.extraction.work_units import PendingUnits
 from reki_ray.prompts.answer_stats import describe
-from reki_ray.prompts.renderer import Prompt, Renderer, load_scenario
-from reki_ray.schema import (
-    ATTRIBUTES,
-    FACTOR,
-    FINISH_REASON,
-    GENERATED_TOKENS,
-    ID,
-    KNOWLEDGE,
-    MODEL,
-    SUBJECT_ID,
-    TEXT,
-    TITLE,
-)
+from reki_ray.prompts.renderer import Prompt, Renderer, build_renderer
 from reki_ray.stages.extract_runner import ExtractRunner
 
 ESTIMATE = "extract/estimate.json"
@@ -69,14 +55,6 @@ HISTORY: Final = "history"
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
     """Answer all prompts of the configuration.
-
-    Args:
-        config: The run.
-        workspace: Holds ingest and, for collective knowledge, cluster; gets the knowledge.
-        reporter: Shows progress, tokens per second and cost.
-
-    Returns:
-        Subjects in, answered subjects out, dead ones, and the tokens of this plan's answers.
 
     Raises:
         EngineError: The engine is unavailable, or too many prompts have no answer.
@@ -164,16 +142,9 @@ def extract_knowledge(
         engine = _validated(ExtractConfig, {"engine": section} if "kind" in section else section)
     if not isinstance(prompts, PromptsConfig):
         prompts = _validated(PromptsConfig, prompts or {})
-    withheld = engine.engine.withhold if isinstance(engine.engine, OpenAiEngine) else ()
-    renderer = Renderer(load_scenario(scenario), prompts, frozenset(withheld))
+    renderer = build_renderer(prompts.model_copy(update={"scenario": scenario}), engine)
     template = renderer.template
-    keys = PromptKeys(
-        template,
-        engine.engine.model,
-        engine.engine.revision,
-        engine.sampling,
-        request_identity(engine),
-    )
+    keys = prompt_keys(engine, template)
     rendered = _render_rows(table, kind, renderer)
     rows = [PlannedRow(p.subject_id, keys.of(kind, p.body), p.body, []) for p in rendered]
     rows.sort(key=lambda row: row.body or "")  # the engine caches common prefixes
@@ -184,12 +155,18 @@ def extract_knowledge(
         with workspace.replacing("extract", [PLAN]) as scratch:
             planned = plan_table(kind, rows)
             scratch.write_table(PLAN, planned, part="part-000000", row_group_rows=1024)
-        plan = Plan(digest.hexdigest(), len(rows))
         batch_engine = build_engine(engine, template)
-        _answer_plan(workspace, plan, engine, batch_engine, reporter)
-        knowledge = workspace.read_table(KNOWLEDGE)
-    columns = [SUBJECT_ID, FACTOR, TEXT, MODEL, GENERATED_TOKENS, FINISH_REASON]
-    return knowledge.select(columns).rename_columns([ID, *columns[1:]])
+        _answer_plan(workspace, digest.hexdigest(), engine, batch_engine, reporter)
+        knowledge = workspace.read_table(schema.KNOWLEDGE)
+    columns = [
+        schema.SUBJECT_ID,
+        schema.FACTOR,
+        schema.TEXT,
+        schema.MODEL,
+        schema.GENERATED_TOKENS,
+        schema.FINISH_REASON,
+    ]
+    return knowledge.select(columns).rename_columns([schema.ID, *columns[1:]])
 
 
 _Section = TypeVar("_Section", ExtractConfig, PromptsConfig)
@@ -209,9 +186,9 @@ def _validated(section: type[_Section], settings: Mapping[str, Any]) -> _Section
 def _render_rows(
     table: pa.Table, kind: Literal["item", "user"], renderer: Renderer
 ) -> list[Prompt]:
-    needed = {ID, TITLE} if kind == "item" else {ID}
+    needed = {schema.ID, schema.TITLE} if kind == "item" else {schema.ID}
     missing = sorted(needed - set(table.column_names))
-    if missing or pc.count_distinct(table[ID], mode="all").as_py() < table.num_rows:
+    if missing or pc.count_distinct(table[schema.ID], mode="all").as_py() < table.num_rows:
         raise ConfigError(
             f"columns are missing: {', '.join(missing)}" if missing else "ids are not unique",
             where=f"extract_knowledge(kind={kind!r})",
@@ -221,12 +198,14 @@ def _render_rows(
     for row in table.to_pylist():
         attributes = {
             name: [str(value) for value in (values if isinstance(values, list) else [values])]
-            for name, values in dict(row.get(ATTRIBUTES) or {}).items()
+            for name, values in dict(row.get(schema.ATTRIBUTES) or {}).items()
             if values is not None
         }
-        key = str(row[ID])
+        key = str(row[schema.ID])
         if kind == "item":
-            prompts.append(renderer.item(key, row[TITLE] or "", attributes, row.get(TEXT)))
+            prompts.append(
+                renderer.item(key, row[schema.TITLE] or "", attributes, row.get(schema.TEXT))
+            )
         else:
             history = [(title, None) for title in row.get(HISTORY) or ()]
             prompts.append(renderer.user(key, attributes, history))
@@ -235,7 +214,7 @@ def _render_rows(
 
 def _answer_plan(
     workspace: Workspace,
-    plan: Plan,
+    plan: str,
     config: ExtractConfig,
     engine: Engine,
     reporter: Reporter,
@@ -251,7 +230,7 @@ def _answer_plan(
     runner = ExtractRunner(workspace, config, engine, attempt_id, stats, reporter)
     pending = runner.pending()
     if pending.rows:
-        require(engine.demand)
+        require(config, engine.demand)
         announce(pending)
         with exported(stats, config.metrics_port):
             _run_pending(runner, pending, stats, engine, config, workspace)

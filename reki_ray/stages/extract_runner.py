@@ -55,11 +55,8 @@ class ExtractRunner:
 
     Args:
         workspace: Holds plan and answer cache.
-        config: Size of units, restarts, and how long to wait for progress.
-        engine: The engine.
         attempt_id: From `work_units.begin`.
         stats: Counts finished prompts.
-        reporter: Shows progress.
     """
 
     def __init__(
@@ -200,9 +197,8 @@ class ExtractRunner:
             if time.monotonic() - looked > _LOOK_SECONDS:
                 looked = time.monotonic()
                 self._stats.resize(max(replicas(), self._config.min_replicas))
-            finished = (
-                reader.done()
-            )  # before reading the queue, so that its last item is not missed
+            # Before reading the queue, so that its last item is not missed.
+            finished = reader.done()
             try:
                 yield done.get(block=not finished, timeout=None if finished else _POLL_SECONDS)
                 last_result = time.monotonic()
@@ -239,10 +235,7 @@ class ExtractRunner:
             compute=TaskPoolStrategy(size=_READERS_PER_REPLICA * self._config.max_replicas),
         )
         return self._engine.answer(questions).map_batches(
-            self._write,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=TASK_CPUS,
+            self._write, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
         )
 
     # --- errors --------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ import pyarrow as pa
 import ray
 
 from reki_ray.extraction.engines.protocol import Engine
-from reki_ray.prompts.template import Form, Message, PromptTemplate
+from reki_ray.prompts.chat import Message
+from reki_ray.prompts.output_format import Form
+from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import (
     ANSWER_SCHEMA,
     BODY,

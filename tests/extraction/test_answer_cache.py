@@ -25,7 +25,8 @@ from reki_ray.extraction.answer_cache import (
     PromptKeys,
     digests_of,
 )
-from reki_ray.prompts.renderer import Renderer, load_scenario
+from reki_ray.prompts.renderer import Renderer
+from reki_ray.prompts.scenario import load_scenario
 from reki_ray.schema import (
     CACHED_TOKENS,
     CREATED_AT,

@@ -14,7 +14,8 @@ from reki_ray.config import ExtractConfig, OpenAiEngine, PriceConfig, SamplingCo
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction.engines.openai import OpenAiBatchEngine
 from reki_ray.llm.completion import RequestBuilder
-from reki_ray.prompts.template import Form, Reply
+from reki_ray.prompts.output_format import Form
+from reki_ray.prompts.template import Reply
 from reki_ray.schema import (
     BODY,
     CACHED_TOKENS,

@@ -9,7 +9,7 @@ import pytest
 
 from reki_ray.config import ExtractConfig, OpenAiEngine, ScriptedEngine
 from reki_ray.extraction.engines import build_engine
-from reki_ray.prompts.template import Form
+from reki_ray.prompts.output_format import Form
 from tests.contracts import engine_contract as contract
 from tests.contracts.engine_contract import CONTRACT, FACTORS, Asked, Candidate
 from tests.support.openai_server import KEY, MODEL, Server, completion, status

@@ -34,7 +34,8 @@ from reki_ray.extraction.subjects import Subjects
 from reki_ray.extraction.token_counts import Interval, KindEstimate, token_counter
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.llm.prices import gpus_of
-from reki_ray.prompts.renderer import Renderer, load_scenario
+from reki_ray.prompts.renderer import Renderer
+from reki_ray.prompts.scenario import load_scenario
 from reki_ray.stages import ingest
 from tests.conftest import TinyConfig
 

@@ -23,10 +23,11 @@ from reki_ray.llm.completion import (
     read_completion,
 )
 from reki_ray.llm.openai_client import Address, Endpoint, RefusedError, require_certificates
-from reki_ray.llm.reservation import UnlimitedReservation
+from reki_ray.llm.reservation import Reservation
 from reki_ray.llm.retry_policy import fatal, is_retried, retry_after, wait_seconds
 from reki_ray.prompts.quality import problem_of
-from reki_ray.prompts.renderer import Renderer, load_scenario
+from reki_ray.prompts.renderer import Renderer
+from reki_ray.prompts.scenario import load_scenario
 from tests.support.openai_server import Server, raw
 
 URL = "https://host/v1/chat/completions"
@@ -369,7 +370,7 @@ def test_prompt_after_prompt_without_an_answer_ends_a_run(content: bytes, said: 
             endpoint.require_hope()
             messages = template.messages("item", f"<data>\ntitle: {number}\n</data>")
             with pytest.raises(RefusedError, match=said):
-                await endpoint.ask(messages, deadline, UnlimitedReservation(), reserved=True)
+                await endpoint.ask(messages, deadline, Reservation(), reserved=True)
         with pytest.raises(EngineError, match="10 prompts in a row") as caught:
             endpoint.require_hope()
         assert said in caught.value.what

@@ -26,9 +26,9 @@ from reki_ray.prompts.quality import (
     same_texts,
     without_repeats,
 )
-from reki_ray.prompts.renderer import Renderer, load_scenario
+from reki_ray.prompts.renderer import Renderer
 from reki_ray.prompts.reply_text import answer_in
-from reki_ray.prompts.scenario import SCENARIOS
+from reki_ray.prompts.scenario import SCENARIOS, load_scenario
 from reki_ray.prompts.template import MAX_REPLY_CHARS, ParsedReply, PromptTemplate, Reply, best_of
 from reki_ray.schema import WHOLE_ANSWER
 

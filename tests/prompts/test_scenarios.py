@@ -9,9 +9,10 @@ import yaml
 
 from reki_ray.config import PromptsConfig
 from reki_ray.errors import ConfigError
-from reki_ray.prompts.renderer import Renderer, histogram, load_scenario, plain_text
+from reki_ray.prompts.chat import plain_text
+from reki_ray.prompts.renderer import Renderer, histogram
 from reki_ray.prompts.reply_parser import by_factor, clean, prompt_lines
-from reki_ray.prompts.scenario import SCENARIOS
+from reki_ray.prompts.scenario import SCENARIOS, load_scenario
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -104,25 +105,22 @@ def test_answers_lose_echoes_and_cut_ends() -> None:
     prompt = "### Task\nWrite one line for each factor.\n<data>\nmovie: Heat\n</data>\n"
     answer = "Write one line for each factor.\n<data>\nmovie: Heat\n</data>\ngenre: crime\nmood and"
     asked = prompt_lines(prompt, FACTORS)
-    assert clean(answer, "stop", asked).text == "genre: crime\nmood and"
-    assert clean(answer, "length", asked).text == "genre: crime"
-    assert clean("One. Two is cu", "length", asked).text == "One."
-    assert clean("cut at once", "length", asked).text == "cut at once"
+    assert clean(answer, asked) == "genre: crime\nmood and"
+    assert clean(answer, asked, cut=True) == "genre: crime"
+    assert clean("One. Two is cu", asked, cut=True) == "One."
+    assert clean("cut at once", asked, cut=True) == "cut at once"
 
 
 def test_factor_lines_of_the_example_are_no_echo() -> None:
     prompt = "genre: a crime drama for adults\nDescribe the movie for a system."
     asked = prompt_lines(prompt, FACTORS)
-    assert clean("genre: a crime drama for adults", "stop", asked).text is not None
-    parsed = clean("Describe the movie for a system.", "stop", asked)
-    assert parsed.text is None
-    assert "repeats" in parsed.reason
+    assert clean("genre: a crime drama for adults", asked) is not None
+    assert clean("Describe the movie for a system.", asked) is None
 
 
 @pytest.mark.parametrize("answer", ["", " \n\t", "\n"])
-def test_empty_answers_have_a_reason(answer: str) -> None:
-    assert clean(answer, "stop").text is None
-    assert "empty" in clean(answer, "stop").reason
+def test_nothing_is_left_of_an_empty_answer(answer: str) -> None:
+    assert clean(answer) is None
 
 
 def test_factors_are_found_whatever_their_list_marks() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from reki_ray.config import PromptsConfig
 from reki_ray.prompts.quality import problem_of
-from reki_ray.prompts.renderer import GroupUser, Renderer, histogram, load_scenario
+from reki_ray.prompts.renderer import Renderer, histogram
+from reki_ray.prompts.scenario import load_scenario
 from reki_ray.prompts.template import MAX_REPLY_CHARS, PromptTemplate, Reply
 from reki_ray.schema import WHOLE_ANSWER, SubjectKind
 
@@ -314,7 +315,7 @@ def test_poison_harms_neither_prompt_nor_verdict(poison: str, form: str) -> None
         made.item("i", poison, profile, poison),
         made.user("u", profile, [(poison, 4.0)]),
         made.item_cluster("c", 3, [(poison, profile)], histogram([profile])),
-        made.user_cluster("c", 3, [GroupUser(profile, [(poison, 1.0)])], histogram([profile])),
+        made.user_cluster("c", 3, [(profile, [(poison, 1.0)])], histogram([profile])),
     ]
     for prompt in prompts:
         inside = prompt.body.removeprefix("<data>\n").removesuffix("\n</data>")
@@ -378,7 +379,7 @@ def test_withheld_attributes_appear_nowhere_in_prompts_about_users() -> None:
     shares = {**histogram([profile]), "liked genre": {"Drama": 0.5}}
     bodies = {
         "user": made.user("u", profile, [("Heat", 4.0)]).body,
-        "user_cluster": made.user_cluster("c", 2, [GroupUser(profile, [])], shares).body,
+        "user_cluster": made.user_cluster("c", 2, [(profile, [])], shares).body,
     }
     for kind, body in bodies.items():
         assert "25-34" in body
@@ -398,7 +399,7 @@ def test_hidden_attributes_appear_nowhere_in_prompts() -> None:
         made.item("i", "Heat", attributes, None),
         made.item_cluster("c", 2, [("Heat", attributes)], histogram([attributes])),
         made.user("u", profile, [("Heat", 4.0)]),
-        made.user_cluster("c", 2, [GroupUser(profile, [])], shares),
+        made.user_cluster("c", 2, [(profile, [])], shares),
     ]
     for prompt in prompts:
         messages = made.template.messages(prompt.subject_kind, prompt.body)

@@ -9,16 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reki_ray.config import PromptsConfig
-from reki_ray.prompts.chat import CLOSE, OPEN
-from reki_ray.prompts.renderer import (
-    GroupUser,
-    Renderer,
-    item_text,
-    load_scenario,
-    plain_text,
-    sanitise,
-    user_text,
-)
+from reki_ray.prompts.chat import CLOSE, OPEN, plain_text
+from reki_ray.prompts.renderer import Renderer
+from reki_ray.prompts.sanitize import item_text, sanitise, user_text
+from reki_ray.prompts.scenario import load_scenario
 
 LIMITS = PromptsConfig(max_title_chars=40, max_text_chars=80)
 RENDERER = Renderer(load_scenario("movies"), LIMITS)
@@ -46,7 +40,7 @@ def test_poison_stays_between_the_delimiters(poison: str) -> None:
         RENDERER.item("i", poison, {poison: [poison]}, poison),
         RENDERER.user("u", {poison: [poison]}, [(poison, 4.0)]),
         RENDERER.item_cluster("c", 3, [(poison, {poison: [poison]})], {poison: {poison: 0.5}}),
-        RENDERER.user_cluster("c", 3, [GroupUser({"a": [poison]}, [(poison, None)])], {}),
+        RENDERER.user_cluster("c", 3, [({"a": [poison]}, [(poison, None)])], {}),
     ]
     for prompt in prompts:
         body = prompt.body

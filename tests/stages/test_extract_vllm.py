@@ -22,8 +22,9 @@ from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engine_speed import known_speed
 from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
-from reki_ray.prompts.renderer import Renderer, load_scenario
+from reki_ray.prompts.renderer import Renderer
 from reki_ray.prompts.reply_parser import by_factor
+from reki_ray.prompts.scenario import load_scenario
 from reki_ray.stages.extract import run
 from reki_ray.stages.extract_runner import ExtractRunner
 from tests.conftest import TinyConfig
@@ -180,10 +181,11 @@ def test_a_cluster_that_is_too_small_is_refused_before_the_start() -> None:
     template = Renderer(load_scenario("movies"), PromptsConfig()).template
     many = ExtractConfig(min_replicas=9, max_replicas=9)
     with pytest.raises(EngineError, match="need 10 CPU"):
-        require(VllmBatchEngine(VllmEngine(), many, template).demand)
+        require(many, VllmBatchEngine(VllmEngine(), many, template).demand)
     on_gpu = VllmEngine(device="gpu", engine_kwargs={"tensor_parallel_size": 2})
+    extract = ExtractConfig(engine=on_gpu)
     with pytest.raises(EngineError, match="need 2 GPU"):
-        require(VllmBatchEngine(on_gpu, ExtractConfig(engine=on_gpu), template).demand)
+        require(extract, VllmBatchEngine(on_gpu, extract, template).demand)
 
 
 def test_preloaded_libraries_exist() -> None:

@@ -11,10 +11,6 @@ __all__ = ["Encoder", "EncoderIdentity", "build_encoder", "identify"]
 def build_encoder(config: EncodeConfig, identity: EncoderIdentity | None = None) -> Encoder:
     """Load the configured encoder in this process.
 
-    Args:
-        config: Section `encode`.
-        identity: Its identity; None computes it.
-
     Raises:
         ConfigError: There is no bundled model of that name.
         EngineError: The model cannot be loaded.

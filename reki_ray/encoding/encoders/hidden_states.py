@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from reki_ray.config import EncodeConfig
-from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
+from reki_ray.encoding.encoders.protocol import EncoderIdentity, loading, source_of
 from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
 
 
@@ -28,8 +29,13 @@ class HiddenStatesEncoder(WindowEncoder):
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
-        self._device = torch.device(config.device)
-        self._model, tokenizer = _load(config)
+        from transformers import AutoModel, AutoTokenizer  # takes seconds
+
+        path, revision = source_of(config)
+        with loading(config):
+            tokenizer = AutoTokenizer.from_pretrained(path, **revision)
+            model = AutoModel.from_pretrained(path, dtype=getattr(torch, config.dtype), **revision)
+            self._model: Any = model.to(config.device).eval()
         window = config.window or DEFAULT_WINDOW
         longest = getattr(self._model.config, "max_position_embeddings", None)
         size = int(self._model.config.hidden_size)
@@ -38,29 +44,14 @@ class HiddenStatesEncoder(WindowEncoder):
     @torch.inference_mode()
     def _encode_batch(self, windows: list[Window]) -> np.ndarray:
         """Mean hidden states (B, d) float32."""
-        longest = max(map(len, windows))
         # Padded with any id: nothing reads it, and some tokenizers have no padding token.
-        tokens = torch.zeros((len(windows), longest), dtype=torch.long)  # (B, T)
-        real = torch.zeros((len(windows), longest), dtype=torch.long)  # (B, T)
-        for row, window in enumerate(windows):
-            tokens[row, : len(window)] = torch.tensor(window)
-            real[row, : len(window)] = 1
-        real = real.to(self._device)
+        rows = [torch.tensor(window) for window in windows]
+        tokens = pad_sequence(rows, batch_first=True)  # (B, T)
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)  # (B, T)
+        real = real.to(self._model.device)
         states = self._model(
-            input_ids=tokens.to(self._device), attention_mask=real, use_cache=False
+            input_ids=tokens.to(real.device), attention_mask=real, use_cache=False
         ).last_hidden_state.float()  # (B, T, d)
         weights = real.unsqueeze(-1).float()  # (B, T, 1)
         mean: np.ndarray = ((states * weights).sum(dim=1) / weights.sum(dim=1)).cpu().numpy()
         return mean
-
-
-def _load(config: EncodeConfig) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer  # takes seconds
-
-    path, revision = source_of(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **revision)
-        model = AutoModel.from_pretrained(path, dtype=getattr(torch, config.dtype), **revision)
-        return model.to(config.device).eval(), tokenizer
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_load(config, error) from error

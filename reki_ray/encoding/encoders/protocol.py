@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,11 +42,9 @@ class EncoderIdentity:
     """All that determines a text's vector, and nothing that changes only the speed.
 
     Attributes:
-        backend: Name of the backend.
-        model: Model as the configuration names it.
+        model: As the configuration names it.
         revision: Revision on the model hub, or `content-<hash>` of a local folder.
         window: Configured tokens of a window; None leaves it to the model.
-        dtype: Precision of the model.
         settings: Further settings of the engine, as JSON with sorted keys.
     """
 
@@ -61,6 +60,16 @@ class EncoderIdentity:
         """Folder of this encoder's vectors in the cache, 16 hexadecimal digits."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata of a table about the encoder of its vectors."""
+        return {
+            "backend": self.backend,
+            "model": self.model,
+            "revision": self.revision,
+            "identity": self.digest,
+        }
 
 
 class Encoder(Protocol):
@@ -90,7 +99,6 @@ def identify(config: EncodeConfig, *, say: Say | None = None) -> EncoderIdentity
     """Compute the identity of the configured encoder, that of a local folder from its content.
 
     Args:
-        config: Section `encode`.
         say: Called before a bundled model is downloaded.
 
     Raises:
@@ -144,6 +152,15 @@ def source_of(config: EncodeConfig) -> tuple[str, dict[str, Any]]:
     """Folder or id that model libraries load, and the keyword arguments of its revision."""
     path = resolve_model(config.model)
     return path, ({} if Path(path).is_dir() else {"revision": config.revision})
+
+
+@contextlib.contextmanager
+def loading(config: EncodeConfig) -> Iterator[None]:
+    """Turn errors of a model library that loads the encoder into an `EngineError`."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise cannot_load(config, error) from error
 
 
 def cannot_load(config: EncodeConfig, error: Exception) -> EngineError:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from reki_ray.config import EncodeConfig
-from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
+from reki_ray.encoding.encoders.protocol import EncoderIdentity, loading, source_of
 from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
 
 
 class SentenceTransformersEncoder(WindowEncoder):
@@ -24,7 +19,17 @@ class SentenceTransformersEncoder(WindowEncoder):
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
-        self._model = _load(config)
+        from sentence_transformers import SentenceTransformer  # takes seconds
+
+        path, revision = source_of(config)
+        with loading(config):
+            model = SentenceTransformer(
+                path,
+                device=config.device,
+                model_kwargs={"dtype": getattr(torch, config.dtype)},
+                **revision,
+            )
+        self._model = model.eval()
         stated = self._model.max_seq_length or DEFAULT_WINDOW
         window = min(config.window or stated, stated)
         size = self._model.get_embedding_dimension()
@@ -36,19 +41,3 @@ class SentenceTransformersEncoder(WindowEncoder):
         features = {name: value.to(self._model.device) for name, value in batch.items()}
         vectors: np.ndarray = self._model(features)["sentence_embedding"].float().cpu().numpy()
         return vectors
-
-
-def _load(config: EncodeConfig) -> SentenceTransformer:
-    from sentence_transformers import SentenceTransformer  # takes seconds
-
-    path, revision = source_of(config)
-    try:
-        loaded = SentenceTransformer(
-            path,
-            device=config.device,
-            model_kwargs={"dtype": getattr(torch, config.dtype)},
-            **revision,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_load(config, error) from error
-    return loaded.eval()

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from reki_ray.config import EncodeConfig
-from reki_ray.encoding.encoders.protocol import EncoderIdentity, cannot_load, source_of
+from reki_ray.encoding.encoders.protocol import EncoderIdentity, loading, source_of
 from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
 from reki_ray.errors import EngineError
 
@@ -79,9 +79,8 @@ def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int
             where="encode.backend = vllm",
             todo="Install reki-ray[cpu] or reki-ray[gpu], or choose another backend.",
         ) from error
-    preset = CPU_PRESET if config.device == "cpu" else GPU_PRESET
     arguments: dict[str, Any] = {
-        **preset,
+        **(CPU_PRESET if config.device == "cpu" else GPU_PRESET),
         "runner": "pooling",
         "convert": "embed",
         "dtype": config.dtype,
@@ -91,11 +90,8 @@ def _load(config: EncodeConfig, path: str, revision: dict[str, Any], window: int
         **revision,
         **config.engine_kwargs,
     }
-    try:
-        with _without_llvmlite_handle():
-            return LLM(path, **arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_load(config, error) from error
+    with loading(config), _without_llvmlite_handle():
+        return LLM(path, **arguments)
 
 
 @contextmanager

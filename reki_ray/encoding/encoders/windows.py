@@ -23,8 +23,6 @@ class WindowEncoder:
     """Encoder that reads texts of any length window by window; subclasses compute the vectors.
 
     Args:
-        config: Section `encode`.
-        identity: Identity of the encoder.
         tokenizer: A fast tokenizer of the transformers library.
         window: Tokens of a window, special ones included.
         dimension: Length d of the vectors.

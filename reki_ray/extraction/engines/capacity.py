@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -10,7 +11,6 @@ from ray.data import ActorPoolStrategy
 from reki_ray.config import ExtractConfig
 from reki_ray.core.ray_cluster import capacity
 from reki_ray.errors import EngineError
-from reki_ray.extraction.engines.protocol import Demand
 
 _SPARE_CPUS = 1
 """Ray Data's own tasks need a CPU: if actors take all of them, a dataset waits forever."""
@@ -28,41 +28,42 @@ def replicas() -> int:
     return sum(actor["ActorClassName"].startswith(_POOLED) for actor in actors)
 
 
-def require(demand: Demand) -> None:
+def require(config: ExtractConfig, demand: Mapping[str, float]) -> None:
     """Refuse an engine whose smallest pool does not fit.
 
     Raises:
         EngineError: The cluster is too small.
     """
     available = capacity()
-    needs = {name: n * demand.min_replicas for name, n in demand.replica.items() if n > 0}
+    needs = {name: n * config.min_replicas for name, n in demand.items() if n > 0}
     needs["CPU"] = needs.get("CPU", 0.0) + _SPARE_CPUS
     for resource, needed in needs.items():
         if available.get(resource, 0.0) < needed:
             spare = f" ({_SPARE_CPUS} CPU stays free for Ray Data)" if resource == "CPU" else ""
             raise EngineError(
-                f"{demand.min_replicas} engine replicas need {needed:g} {resource}{spare}, the "
+                f"{config.min_replicas} engine replicas need {needed:g} {resource}{spare}, the "
                 f"cluster has {available.get(resource, 0.0):g}",
                 where="extract.min_replicas, extract.engine",
                 todo="Add nodes, lower extract.min_replicas, or raise ray.num_cpus.",
             )
 
 
-def pool_options(config: ExtractConfig, demand: Demand) -> dict[str, Any]:
+def pool_options(config: ExtractConfig, demand: Mapping[str, float]) -> dict[str, Any]:
     """Arguments of `map_batches` for a pool of engine actors."""
-    largest = largest_pool(config, demand)
     return {
-        "compute": ActorPoolStrategy(min_size=config.min_replicas, max_size=largest),
+        "compute": ActorPoolStrategy(
+            min_size=config.min_replicas, max_size=largest_pool(config, demand)
+        ),
         **restart_options(config),
     }
 
 
-def largest_pool(config: ExtractConfig, demand: Demand) -> int:
+def largest_pool(config: ExtractConfig, demand: Mapping[str, float]) -> int:
     """Replicas that a pool may grow to on this cluster, with a CPU left free."""
     available = capacity()
     fits = [
         int((available.get(name, 0.0) - (_SPARE_CPUS if name == "CPU" else 0)) / amount)
-        for name, amount in demand.replica.items()
+        for name, amount in demand.items()
         if amount > 0
     ]
     return max(config.min_replicas, min([config.max_replicas, *fits]))

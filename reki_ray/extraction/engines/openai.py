@@ -10,13 +10,14 @@ import ray
 from pydantic import SecretStr
 from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing_extensions import override
 
 from actors.chat import ChatActor, ChatJob
 from actors.spending_guard import SpendingGuard
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.engines.capacity import largest_pool, restart_options
-from reki_ray.extraction.engines.protocol import Demand
+from reki_ray.extraction.engines.protocol import Engine
 from reki_ray.llm.openai_client import Address, require_certificates
 from reki_ray.prompts.template import PromptTemplate
 
@@ -30,7 +31,7 @@ cluster, and the number of replicas per node would be unbounded."""
 _RESERVED_FIELDS: Final = frozenset({"messages", "model", "n", "stream"})
 
 
-class OpenAiBatchEngine:
+class OpenAiBatchEngine(Engine):
     """Engine that sends prompts to an endpoint over HTTP.
 
     Raises:
@@ -38,6 +39,7 @@ class OpenAiBatchEngine:
     """
 
     name = "openai"
+    _config: OpenAiEngine
 
     def __init__(
         self, config: OpenAiEngine, extract: ExtractConfig, template: PromptTemplate
@@ -49,20 +51,13 @@ class OpenAiBatchEngine:
                 where="extract.engine.extra_body",
                 todo="Leave it out; the model is extract.engine.model.",
             )
-        self.model = config.model
-        self.revision = config.revision
-        self._config = config
-        self._extract = extract
-        self._template = template
+        super().__init__(config, extract, template)
+        self.demand = {"CPU": _CPUS}
         # One more unit, so that no slot is idle while the last prompts of another are slow.
         self._units = 1 + math.ceil(config.max_in_flight / extract.unit_rows)
         self._guard: Any | None = None
 
-    @property
-    def demand(self) -> Demand:
-        """A fraction of a CPU per replica."""
-        return Demand(replica={"CPU": _CPUS}, min_replicas=self._extract.min_replicas)
-
+    @override
     def answer(self, questions: Dataset) -> Dataset:
         """Map work units to answers; all pipelines of an engine share its budget.
 
@@ -71,14 +66,7 @@ class OpenAiBatchEngine:
         """
         require_certificates()
         extract = self._extract
-        job = ChatJob(
-            self._config,
-            extract.sampling,
-            extract.prices,
-            self._template,
-            self._key(),
-            self._guarding(),
-        )
+        job = ChatJob(self._config, extract, self._template, self._key(), self._guarding())
         return questions.map_batches(
             ChatActor,
             fn_constructor_args=(job,),

@@ -1,4 +1,4 @@
-"""Protocol of engines.
+"""Base class of engines.
 
 An engine is the part of a Ray Data pipeline that turns questions into answers. It neither chooses
 prompts, nor writes answers, nor handles its own death.
@@ -6,9 +6,12 @@ prompts, nor writes answers, nor handles its own death.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from reki_ray.config import ExtractConfig
+from reki_ray.prompts.template import PromptTemplate
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -19,43 +22,31 @@ that the engines leave; Ray Data fuses neighbours with equal requests. With a wh
 CPUs would write no answer before the last question was answered."""
 
 
-@dataclass(frozen=True)
-class Demand:
-    """Resources that an engine needs.
-
-    Attributes:
-        replica: Ray resources per replica, such as {"CPU": 1, "GPU": 2}.
-        min_replicas: Replicas that it needs to start.
-    """
-
-    replica: Mapping[str, float] = field(default_factory=lambda: {"CPU": 1.0})
-    min_replicas: int = 1
-
-
-class Engine(Protocol):
+class Engine(ABC):
     """Answers prompts.
 
     Every question comes back exactly once, in any order, as an answer or as a failure with a
     reason. One failure does not affect other questions; an error that fails all of them (a wrong
     key, a missing model, an exhausted budget) raises a `RekiError` inside the pipeline.
+
+    Attributes:
+        name: Kind of engine, as written into the answer cache.
+        model: Model as configured.
+        revision: Revision of the model.
+        demand: Ray resources per replica; checked against the cluster before the start.
     """
 
-    @property
-    def name(self) -> str:
-        """Kind of engine, as written into the answer cache."""
+    name: ClassVar[str]
 
-    @property
-    def model(self) -> str:
-        """Model as configured."""
+    def __init__(self, config: Any, extract: ExtractConfig, template: PromptTemplate) -> None:
+        self.model: str = config.model
+        self.revision: str = config.revision
+        self.demand: Mapping[str, float] = {"CPU": 1.0}
+        self._config = config
+        self._extract = extract
+        self._template = template
 
-    @property
-    def revision(self) -> str:
-        """Revision of the model."""
-
-    @property
-    def demand(self) -> Demand:
-        """Resources it needs; checked against the cluster before the start."""
-
+    @abstractmethod
     def answer(self, questions: Dataset) -> Dataset:
         """Add the stages that answer to a lazy pipeline.
 

@@ -13,11 +13,11 @@ import zlib
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+from typing_extensions import override
 
-from reki_ray.config import ExtractConfig
 from reki_ray.config import ScriptedEngine as ScriptedConfig
 from reki_ray.extraction.engines.capacity import pool_options
-from reki_ray.extraction.engines.protocol import Demand
+from reki_ray.extraction.engines.protocol import Engine
 from reki_ray.llm.outcome import Outcome, answer_table
 from reki_ray.prompts.template import PromptTemplate, Reply
 from reki_ray.schema import BODY, SUBJECT_KIND, SubjectKind
@@ -30,27 +30,14 @@ _WORDS_PER_FACTOR = 3
 _FRAME_WORDS = frozenset({"data", "answer"})
 
 
-class ScriptedBatchEngine:
+class ScriptedBatchEngine(Engine):
     """Engine for tests and dry runs, on the same Ray Data path as a real one."""
 
     name = "scripted"
+    _config: ScriptedConfig
 
-    def __init__(
-        self, config: ScriptedConfig, extract: ExtractConfig, template: PromptTemplate
-    ) -> None:
-        self.model = config.model
-        self.revision = config.revision
-        self._config = config
-        self._extract = extract
-        self._template = template
-
-    @property
-    def demand(self) -> Demand:
-        """One CPU per replica."""
-        return Demand(min_replicas=self._extract.min_replicas)
-
+    @override
     def answer(self, questions: Dataset) -> Dataset:
-        """Map blocks of questions to answers."""
         return questions.map_batches(
             ScriptedActor,
             fn_constructor_args=(self._config, self._template),

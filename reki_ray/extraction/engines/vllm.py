@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import ray
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+from typing_extensions import override
 
 from reki_ray.config import ExtractConfig, VllmEngine
 from reki_ray.core.downloads import resolve_model
 from reki_ray.core.ray_cluster import capacity, quiet_libraries
 from reki_ray.extraction.engines.capacity import largest_pool, restart_options
-from reki_ray.extraction.engines.protocol import TASK_CPUS, Demand
+from reki_ray.extraction.engines.protocol import TASK_CPUS, Engine
 from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcome_of
 from reki_ray.llm.chat_template import PLAIN_STOP, ChatRenderer
 from reki_ray.llm.outcome import answer_table
@@ -87,25 +88,17 @@ class VllmSetting:
     chat: ChatRenderer
 
 
-class VllmBatchEngine:
+class VllmBatchEngine(Engine):
     """Engine that answers with vLLM."""
 
     name = "vllm"
+    _config: VllmEngine
 
     def __init__(
         self, config: VllmEngine, extract: ExtractConfig, template: PromptTemplate
     ) -> None:
-        self.model = config.model
-        self.revision = config.revision
-        self._config = config
-        self._extract = extract
-        self._template = template
-
-    @property
-    def demand(self) -> Demand:
-        """A CPU per replica, and its GPUs."""
-        gpus = {"GPU": float(gpus_of(self._extract))} if gpus_of(self._extract) else {}
-        return Demand({"CPU": 1.0, **gpus}, self._extract.min_replicas)
+        super().__init__(config, extract, template)
+        self.demand = {"CPU": 1.0, "GPU": float(gpus_of(extract))}
 
     def setting(self, threads: int) -> VllmSetting:
         """How vLLM is started and called, with OpenMP threads per replica on the CPU.
@@ -133,8 +126,8 @@ class VllmBatchEngine:
             chat,
         )
 
+    @override
     def answer(self, questions: Dataset) -> Dataset:
-        """Map batches of questions to answers."""
         with quiet_libraries():
             setting = self.setting(self._threads())
             processor = build_processor(
@@ -185,12 +178,9 @@ class VllmBatchEngine:
         sampling = self._extract.sampling
         stop = list(sampling.stop) + ([] if chat.has_template else [PLAIN_STOP])
         structured = self._template.structured(sampling.constrain)
+        numbers = {"max_tokens", "temperature", "top_p", "repetition_penalty", "seed"}
         return {
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "repetition_penalty": sampling.repetition_penalty,
-            "seed": sampling.seed,
+            **sampling.model_dump(include=numbers),
             **({"stop": stop} if stop else {}),
             **({"structured_outputs": structured} if structured else {}),
         }
@@ -256,10 +246,8 @@ def preloaded_libraries() -> str:
     )
     paths = [path for path in candidates if path is not None]
     # The two tcmalloc builds collide: take the first.
-    allocators = [path for path in paths if "tcmalloc" in path.name][:1]
-    return ":".join(
-        str(path) for path in [*(p for p in paths if "tcmalloc" not in p.name), *allocators]
-    )
+    allocators = [path for path in paths if "tcmalloc" in path.name]
+    return ":".join(str(path) for path in paths if path not in allocators[1:])
 
 
 def _to_request(
