@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from reki_ray.config import Arm, EvaluateConfig
-from reki_ray.metrics.bootstrap import Floats, JointBootstrap, Ratio, drawn_over, is_apart
+from reki_ray.metrics.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart, measure_seeds
 from reki_ray.metrics.calibration import calibration_error, calibration_ratio, reliability
-from reki_ray.metrics.classification import Array, auc, gauc, logloss, placements
+from reki_ray.metrics.classification import Array, Floats, auc, gauc, logloss, placements
 from reki_ray.training.dataset import Dataset, Samples
 
 BASELINE: Final = "fair_base"
@@ -55,11 +55,9 @@ class Comparison:
     """Measures arms on the same test samples and on the same draws of users and items.
 
     Args:
-        samples: N test samples.
         slices: Marks (N,) by slice; one is `all`.
         scores: Scores (N,) by arm, then seed; see `shared_seeds`. An arm without seeds has no
             metrics.
-        config: Number of resamples and level of the intervals.
     """
 
     def __init__(
@@ -138,16 +136,14 @@ class Comparison:
         chosen = np.flatnonzero(marks)
         labels = self._samples.labels[chosen]
         by_label = np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)
+
+        def measure(scores: Array) -> tuple[float, Floats]:
+            placed = placements(labels, scores[chosen])
+            value = placed[by_label[0]].mean()
+            return value, placed - value
+
         defined = self._scores if all(map(len, by_label)) else {}
-        values: dict[str, Floats] = {arm: np.empty(len(self._seeds)) for arm in defined}
-        residuals = np.zeros((len(chosen), len(defined)), dtype=np.float32)
-        for column, (arm, by_seed) in enumerate(defined.items()):
-            total = np.zeros(len(chosen))
-            for place, scores in enumerate(by_seed.values()):
-                placed = placements(labels, scores[chosen])
-                values[arm][place] = placed[by_label[0]].mean()
-                total += placed - values[arm][place]
-            residuals[:, column] = total / len(by_seed)
+        values, residuals = measure_seeds(defined, len(chosen), measure)
         return JointBootstrap(
             self._samples.users[chosen],
             self._samples.items[chosen],
@@ -177,8 +173,7 @@ def shared_seeds(scores: Mapping[Arm, SeedScores]) -> tuple[dict[Arm, SeedScores
     seed the arms with the fewest are left out, the baseline last.
     """
     arms = sorted(
-        (arm for arm in scores if scores[arm]),
-        key=lambda arm: (arm == BASELINE, len(scores[arm])),
+        (arm for arm in scores if scores[arm]), key=lambda arm: (arm == BASELINE, len(scores[arm]))
     )
     while arms:
         seeds = [seed for seed in scores[arms[-1]] if all(seed in scores[arm] for arm in arms)]

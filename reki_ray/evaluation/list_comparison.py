@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,18 +11,12 @@ from reki_ray.config import Arm, RekiConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.evaluation.comparison import BASELINE, SeedScores, controls_of, mean, shared_seeds
 from reki_ray.evaluation.predictions import predict_test
-from reki_ray.metrics.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart
-from reki_ray.metrics.ranking import (
-    CUTOFFS,
-    HEADLINE,
-    Floats,
-    Metric,
-    gains,
-    means_at_cutoffs,
-)
+from reki_ray.metrics.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart, measure_seeds
+from reki_ray.metrics.classification import Array, Floats
+from reki_ray.metrics.ranking import CUTOFFS, HEADLINE, Metric, gains, means_at_cutoffs
 from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.rerank_lists import build_lists
-from reki_ray.training.runs import planned_rerankers, seeds_of, trained
+from reki_ray.training.runs import Run
 
 INITIAL: Final = "initial_order"
 """Name of the control row: the input order of the rerankers."""
@@ -125,17 +119,13 @@ class ListComparison:
         metrics: tuple[Metric, ...] = ("ndcg", "map")
         bootstraps: dict[Metric, JointBootstrap] = {}
         for metric in metrics:
-            values: dict[str, Floats] = {
-                name: np.empty(len(by_seed)) for name, by_seed in orders.items()
-            }
-            residuals = np.zeros((len(rows), len(orders)), dtype=np.float32)
-            for number, (name, by_seed) in enumerate(orders.items()):
-                total = np.zeros(len(rows))
-                for place, scores in enumerate(by_seed.values()):
-                    added = gains(self._lists.labels, scores, metric, HEADLINE)[rows, columns]
-                    values[name][place] = added.sum() / shares.sum()
-                    total += added - values[name][place] * shares
-                residuals[:, number] = total / len(by_seed)
+
+            def measure(scores: Array, metric: Metric = metric) -> tuple[float, Floats]:
+                added = gains(self._lists.labels, scores, metric, HEADLINE)[rows, columns]
+                value = added.sum() / shares.sum()
+                return value, added - value * shares
+
+            values, residuals = measure_seeds(orders, len(rows), measure)
             bootstraps[metric] = JointBootstrap(
                 self._lists.users[rows],
                 self._lists.items[rows, columns],
@@ -147,40 +137,32 @@ class ListComparison:
         return bootstraps
 
 
-class Reranking:
-    """The trained rerankers on the test split."""
+def measure_rerankers(
+    config: RekiConfig,
+    workspace: Workspace,
+    dataset: Dataset,
+    runs: Sequence[Run],
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    """Keys `reranking` and `reranking_controls` of report.json; empty without rerankers.
 
-    def __init__(self, config: RekiConfig, workspace: Workspace, dataset: Dataset) -> None:
-        self._config = config
-        self._workspace = workspace
-        self._dataset = dataset
-        self._runs, self._diverged = trained(workspace, planned_rerankers(config.train))
-        self.steps = len(self._runs) + len(config.train.rerankers)
+    Calls `advance` after each of the trained runs and each reranker.
 
-    def measure(self, advance: Callable[[], None]) -> dict[str, Any]:
-        """Keys `reranking` and `reranking_controls` of report.json; empty without rerankers.
-
-        Calls `advance` after each of `steps` steps.
-
-        Raises:
-            DataError: No test sample is positive.
-            StoreError: A trained run is missing or damaged.
-        """
-        all_rows: list[dict[str, Any]] = []
-        all_controls: list[dict[str, Any]] = []
-        train, evaluate = self._config.train, self._config.evaluate
-        if not train.rerankers:
-            return {"reranking": all_rows, "reranking_controls": all_controls}
-        lists = build_lists(self._dataset, "test", train.rerank)
-        [scores] = predict_test(self._workspace, self._dataset, lists, self._runs, advance)
-        comparison = ListComparison(lists, evaluate.bootstrap, evaluate.confidence)
+    Raises:
+        DataError: No test sample is positive.
+        StoreError: A trained run is missing or damaged.
+    """
+    all_rows: list[dict[str, Any]] = []
+    all_controls: list[dict[str, Any]] = []
+    if config.train.rerankers:
+        lists = build_lists(dataset, "test", config.train.rerank)
+        [scores] = predict_test(workspace, dataset, lists, runs, advance)
+        comparison = ListComparison(lists, config.evaluate.bootstrap, config.evaluate.confidence)
         all_rows.append(comparison.initial())
-        for reranker in train.rerankers:
-            by_arm = {arm: scores.get((reranker, arm), {}) for arm in train.arms}
+        for reranker in config.train.rerankers:
+            by_arm = {arm: scores.get((reranker, arm), {}) for arm in config.train.arms}
             rows, controls = comparison.rows(reranker, by_arm)
             all_rows += rows
             all_controls += controls
             advance()
-        for row in all_rows:
-            row["diverged"] = seeds_of(self._diverged, row["reranker"], row["arm"])
-        return {"reranking": all_rows, "reranking_controls": all_controls}
+    return {"reranking": all_rows, "reranking_controls": all_controls}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +10,12 @@ import numpy.typing as npt
 from reki_ray.config import Arm, Backbone, Reranker
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
-from reki_ray.models.artifact import Bundle
 from reki_ray.training.arms import Representations, permute, read_representations
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
 from reki_ray.training.dataset import Dataset, Samples
 from reki_ray.training.loop import predict
 from reki_ray.training.objectives import CLICKS, LISTS
-from reki_ray.training.runs import Run, read_bundle, read_reranker
+from reki_ray.training.runs import Run, read_bundle
 
 Scores = dict[tuple[Backbone | Reranker, Arm], dict[int, npt.NDArray[np.float32]]]
 """Scores of the test samples (N,) or lists (N, K), by model and arm, then seed."""
@@ -35,11 +33,8 @@ def predict_test(
     """Predict the test split with every run.
 
     Args:
-        workspace: Holds the runs and the representations.
-        dataset: The data set.
         samples: Its test samples or, for rerankers, the lists made of them.
         runs: Trained runs, all of them rerankers or none.
-        after_run: Called after each run.
         shown: Largest history lengths to predict with; None is the model's own.
 
     Returns:
@@ -59,7 +54,7 @@ def predict_test(
     encoded: dict[bool, EncodedDataset] = {}
     scores: list[Scores] = [{} for _ in shown]
     for run in runs:
-        bundle: Bundle[Any, Any] = (read_reranker if run.reranks else read_bundle)(workspace, run)
+        bundle = read_bundle(workspace, run)
         if run.arm not in vectors:
             vectors[run.arm] = read_representations(
                 workspace, run.arm, dataset.user_ids, dataset.item_ids

@@ -32,16 +32,11 @@ from reki_ray.prompts.answer_stats import AnswerStats, describe
 
 _SHOWN_SCORES = 3
 
+_STAGE_KEYS = ("seconds", "rows_in", "rows_out", "dead", "skipped")
+
 _EXTRACTION_KEYS = (
-    "engine",
-    "model",
-    "mode",
-    "prompts",
-    "prompt_tokens",
-    "generated_tokens",
-    "tokens_per_second",
-    "cache_hits",
-    "dead",
+    *("engine", "model", "mode", "prompts", "prompt_tokens", "generated_tokens"),
+    *("tokens_per_second", "cache_hits", "dead"),
 )
 
 
@@ -55,14 +50,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
     return {
         "dataset": entries["ingest"].details["dataset"],
         "stages": [
-            {
-                "name": name,
-                "seconds": entries[name].seconds,
-                "rows_in": entries[name].rows_in,
-                "rows_out": entries[name].rows_out,
-                "dead": entries[name].dead,
-                "skipped": entries[name].skipped,
-            }
+            {"name": name, **{key: getattr(entries[name], key) for key in _STAGE_KEYS}}
             for name in STAGE_NAMES
             if name in entries and name != "report"
         ],
@@ -100,7 +88,6 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
     """The report as one self-contained page.
 
     Args:
-        content: What `gather` returned.
         entries: The manifest, for the cluster sizes and latencies behind the plots.
     """
     environment = _Pages(
@@ -111,11 +98,8 @@ def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(number=number, verdict=verdict, drawn=drawn, diverged=diverged)
     environment.filters["lines"] = lambda cell: str(_shown(cell)).split("\n")
-    environment.filters["number"] = number
-    environment.filters["verdict"] = verdict
-    environment.filters["drawn"] = drawn
-    environment.filters["diverged"] = diverged
     arms, serving = content["arms"], content["serving"]
     sizes = {side: f.get("size_list") for side, f in entries["cluster"].details.items()}
     return environment.get_template("report.html.j2").render(

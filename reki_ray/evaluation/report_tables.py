@@ -90,39 +90,24 @@ def reranking_rows(rows: Sequence[Entry] | None) -> list[Rows]:
     cutoffs = [
         (f"{metric.upper()}@{k}", metric, k) for metric in ("ndcg", "map") for k in rows[0][metric]
     ]
-    named = [(", ".join(filter(None, (row["reranker"], row["arm"]))), row) for row in rows]
+    headline, at_cutoffs = [], []
+    for row in rows:
+        name = ", ".join(filter(None, (row["reranker"], row["arm"])))
+        figures = [
+            interval(row["ndcg"]["7"], row["ndcg_7_ci"]),
+            against_baseline(row, row, "delta_ndcg_7"),
+            interval(row["delta_initial_ndcg_7"], row["delta_initial_ci"], signed=True),
+            interval(row["map"]["7"], row["map_7_ci"]),
+            against_baseline(row, row, "delta_map_7", "delta_map_7_ci"),
+        ]
+        headline.append([name, *map(_stacked, figures)])
+        values = (row[metric].get(k) for _, metric, k in cutoffs)
+        at_cutoffs.append([name, *(interval(value, None) for value in values)])
+    against = "against fair_base"
+    headings = ["NDCG@7", against, "against the initial order", "MAP@7", against]
     return [
-        _rows(
-            [
-                *("reranker, arm", "NDCG@7", "against fair_base", "against the initial order"),
-                *("MAP@7", "against fair_base"),
-            ],
-            (
-                [
-                    name,
-                    *map(
-                        _stacked,
-                        (
-                            interval(row["ndcg"]["7"], row["ndcg_7_ci"]),
-                            against_baseline(row, row, "delta_ndcg_7"),
-                            interval(
-                                row["delta_initial_ndcg_7"], row["delta_initial_ci"], signed=True
-                            ),
-                            interval(row["map"]["7"], row["map_7_ci"]),
-                            against_baseline(row, row, "delta_map_7", "delta_map_7_ci"),
-                        ),
-                    ),
-                ]
-                for name, row in named
-            ),
-        ),
-        _rows(
-            ["reranker, arm", *(heading for heading, *_ in cutoffs)],
-            (
-                [name, *(interval(row[metric].get(k), None) for _, metric, k in cutoffs)]
-                for name, row in named
-            ),
-        ),
+        _rows(["reranker, arm", *headings], headline),
+        _rows(["reranker, arm", *(heading for heading, *_ in cutoffs)], at_cutoffs),
     ]
 
 
@@ -134,9 +119,7 @@ def stage_rows(stages: Sequence[Entry]) -> Rows:
             [
                 stage["name"],
                 duration(stage["seconds"]),
-                number(stage["rows_in"]),
-                number(stage["rows_out"]),
-                number(stage["dead"]),
+                *(number(stage[key]) for key in ("rows_in", "rows_out", "dead")),
                 "unchanged" if stage["skipped"] else "done",
             ]
             for stage in stages
@@ -145,10 +128,7 @@ def stage_rows(stages: Sequence[Entry]) -> Rows:
 
 
 def against_baseline(
-    entry: Entry,
-    part: Entry,
-    delta: str = "delta_auc",
-    bounds: str = "delta_ci",
+    entry: Entry, part: Entry, delta: str = "delta_auc", bounds: str = "delta_ci"
 ) -> str:
     """Difference from fair_base; the baseline itself has none."""
     if entry["arm"] == BASELINE:

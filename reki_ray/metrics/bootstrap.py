@@ -16,7 +16,7 @@ Models are compared on the same draws, seed by seed: a difference varies much le
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -25,9 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
+from reki_ray.metrics.classification import Array, Floats, Ints
+
 Counts = npt.NDArray[np.uint8]
 
 USERS_ITEMS: Final = ("users", "items")
@@ -56,6 +55,27 @@ class Ratio:
     base: Floats
 
 
+def measure_seeds(
+    scores: Mapping[Any, Mapping[int, Array]],
+    samples: int,
+    measure: Callable[[Array], tuple[float, Floats]],
+) -> tuple[dict[str, Floats], npt.NDArray[np.float32]]:
+    """Statistics (S,) of Q models with every seed, and the means (N, Q) of their residuals.
+
+    Args:
+        scores: By model, then seed; all models have the same seeds.
+        samples: Their number N.
+        measure: Statistic of scores, and what each sample contributes to it, 0 in total.
+    """
+    values: dict[str, Floats] = {}
+    residuals = np.zeros((samples, len(scores)), dtype=np.float32)
+    for column, (model, by_seed) in enumerate(scores.items()):
+        measured = [measure(of_seed) for of_seed in by_seed.values()]
+        values[model] = np.array([value for value, _ in measured])
+        residuals[:, column] = np.mean([parts for _, parts in measured], axis=0)
+    return values, residuals
+
+
 class JointBootstrap:
     """Statistics of models on the same samples, with intervals over users, items and seeds.
 
@@ -68,7 +88,6 @@ class JointBootstrap:
         values: Statistics (S,) with every seed, by name of the model.
         ratios: Parts of the mean over seeds; Q models in the order of `values`.
         resamples: Number B of resamples.
-        confidence: Level of the intervals, as 0.95.
     """
 
     def __init__(

@@ -20,7 +20,6 @@ def reliability(labels: Array, scores: Array, bins: int = BINS) -> list[dict[str
     Args:
         labels: 0 or 1, (N,).
         scores: Probabilities of a 1, (N,).
-        bins: Number of bins.
 
     Returns:
         {"samples", "predicted", "observed"} per bin; empty without samples.

@@ -1,4 +1,7 @@
-"""Metrics of click prediction; None if the data do not define them."""
+"""Metrics of click prediction; None if the data do not define them.
+
+Labels are 0 or 1 and scores higher for a likelier 1, those of `logloss` probabilities, (N,) each.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,14 @@ _EPS = 1e-7
 
 
 def auc(labels: Array, scores: Array) -> float | None:
-    """Area under the ROC curve; None unless both labels occur.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: Higher for a likelier 1, (N,).
-    """
+    """Area under the ROC curve; None unless both labels occur."""
     if not _has_both(labels):
         return None
     return float(roc_auc_score(labels, scores))
 
 
 def logloss(labels: Array, scores: Array) -> float | None:
-    """Mean negative log-likelihood, nats per sample; None without samples.
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: Probabilities of a 1, (N,).
-    """
+    """Mean negative log-likelihood, nats per sample; None without samples."""
     if not len(labels):
         return None
     clipped = np.clip(np.asarray(scores, dtype=np.float64), _EPS, 1 - _EPS)
@@ -41,14 +34,9 @@ def logloss(labels: Array, scores: Array) -> float | None:
 
 
 def gauc(labels: Array, scores: Array, users: Array) -> float | None:
-    """AUC per user, averaged by number of samples; None if no user has both labels.
+    """AUC per user of the samples (N,), averaged by their number; None if no user has both labels.
 
     Users with a single label have no AUC and are left out (Zhu et al., KDD 2017, section 4.2).
-
-    Args:
-        labels: 0 or 1, (N,).
-        scores: Higher for a likelier 1, (N,).
-        users: User of every sample, (N,).
     """
     if not len(labels):
         return None
@@ -75,11 +63,7 @@ def placements(labels: Array, scores: Array) -> Floats:
     """Share of the other label's samples that each sample is ranked correctly against (N,).
 
     The AUC is the mean over the samples of either label (DeLong et al., Biometrics 1988, whose
-    structural components they are). Equal scores count half.
-
-    Args:
-        labels: 0 or 1, both of them, (N,).
-        scores: Higher for a likelier 1, (N,).
+    structural components they are). Equal scores count half; both labels must occur.
     """
     order = np.argsort(scores, kind="stable")
     positive = labels[order] > 0
@@ -95,11 +79,7 @@ def placements(labels: Array, scores: Array) -> Floats:
 
 
 def _runs(changes: Array) -> tuple[Ints, Ints]:
-    """First place, and the place after the last, of the run of equal values around each place.
-
-    Args:
-        changes: Whether a run ends between two places, (N - 1,).
-    """
+    """First place of the run around each place (N,), and the place after its last one."""
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
     ends = np.append(starts[1:], len(changes) + 1)
     number = np.concatenate([[0], np.cumsum(changes)])

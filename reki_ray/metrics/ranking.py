@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from reki_ray.metrics.classification import Array
+from reki_ray.metrics.classification import Array, Floats, Ints
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
 Metric = Literal["ndcg", "map"]
 
 CUTOFFS: Final = (1, 3, 5, 7, 10)
@@ -37,11 +34,7 @@ def ranked(labels: Array, scores: Array) -> Floats:
 def gains(labels: Array, scores: Array, metric: Metric, k: int) -> Floats:
     """Part of its list's value (N, K) that every candidate adds, 0 unless its label is 1.
 
-    Args:
-        labels: 0 or 1, negative at padding, (N, K).
-        scores: Higher for a better place, (N, K).
-        metric: The value.
-        k: Cutoff.
+    Labels and scores as of `ranked`.
     """
     parts = np.empty(labels.shape)
     gained, best = _GAINS[metric](ranked(labels, scores), k)
@@ -50,15 +43,11 @@ def gains(labels: Array, scores: Array, metric: Metric, k: int) -> Floats:
 
 
 def ndcg(relevance: Floats, k: int) -> Floats:
-    """Normalised discounted cumulative gain at k (N,); NaN for a list without a 1.
+    """NDCG at k (N,) of relevance in ranked order (N, K); NaN for a list without a 1.
 
         DCG@k = sum_{j <= k} rel_j / log2(j + 1);   NDCG@k = DCG@k / DCG@k of the best order
 
-    Järvelin & Kekäläinen, ACM TOIS 2002.
-
-    Args:
-        relevance: 0 or 1 in ranked order (N, K).
-        k: Cutoff.
+    Normalised discounted cumulative gain (Järvelin & Kekäläinen, ACM TOIS 2002).
     """
     gained, best = _ndcg_gains(relevance, k)
     values: Floats = gained.sum(axis=1) / best
@@ -66,16 +55,12 @@ def ndcg(relevance: Floats, k: int) -> Floats:
 
 
 def average_precision(relevance: Floats, k: int) -> Floats:
-    """Average precision at k (N,); NaN for a list without a 1.
+    """Average precision at k (N,), as `ndcg`; NaN for a list without a 1.
 
         AP@k = sum_{j <= k} rel_j (hits among the first j) / j / min(k, number of 1)
 
     Manning et al., Introduction to Information Retrieval, section 8.4; the denominator is the
     largest number of hits in k places, so that the best order has 1.
-
-    Args:
-        relevance: 0 or 1 in ranked order (N, K).
-        k: Cutoff.
     """
     gained, best = _precision_gains(relevance, k)
     values: Floats = gained.sum(axis=1) / best

@@ -10,14 +10,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -45,8 +45,6 @@ class Origin:
     """Origin of a model.
 
     Args:
-        arm: Experimental arm.
-        seed: Seed of initialisation, batches and dropout.
         user_representations: Table of r_u, as `encode/users`; empty without knowledge of users.
         item_representations: Table of r_i, as `encode/items`; empty without knowledge of items.
     """
@@ -62,11 +60,7 @@ class Bundle(Generic[Model, Layers]):
     """A trained model of one kind, ready to score.
 
     Args:
-        model: The network in evaluation mode.
-        architecture: Kind and sizes of its layers.
-        features: Its vocabularies.
         history: Number L of past interactions it sees.
-        origin: Arm, seed and tables.
         fingerprint: SHA-256 over both files; empty for a model that was not saved.
     """
 
@@ -128,24 +122,12 @@ class Bundle(Generic[Model, Layers]):
         return out
 
 
-class ModelBundle(Bundle[CTRModel, Architecture]):
-    """A model of clicks."""
-
-
-class RerankBundle(Bundle[RerankModel, RerankArchitecture]):
-    """A reranker."""
+ModelBundle = Bundle[CTRModel, Architecture]
+RerankBundle = Bundle[RerankModel, RerankArchitecture]
 
 
 def save(folder: Path, bundle: Bundle[Any, Any]) -> str:
-    """Write a model into a folder.
-
-    Args:
-        folder: Created if missing; its two files are replaced.
-        bundle: The model; its `fingerprint` is ignored.
-
-    Returns:
-        Fingerprint of the files.
-    """
+    """Write a model into a folder, created if missing, and return the files' fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().cpu().contiguous()
@@ -164,7 +146,7 @@ def save(folder: Path, bundle: Bundle[Any, Any]) -> str:
             "items": bundle.origin.item_representations,
         },
         "architecture": bundle.architecture.model_dump(mode="json"),
-        "features": bundle.features.to_json(),
+        "features": asdict(bundle.features),
     }
     text = json.dumps(description, ensure_ascii=False, sort_keys=True)
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
@@ -199,7 +181,7 @@ def load(folder: Path) -> ModelBundle:
     Raises:
         StoreError: A file is missing, damaged, of another format or kind, or the two do not fit.
     """
-    return ModelBundle(**_load(folder, Architecture, CTRModel))
+    return _load(folder, Architecture, CTRModel)
 
 
 def load_reranker(folder: Path) -> RerankBundle:
@@ -208,19 +190,18 @@ def load_reranker(folder: Path) -> RerankBundle:
     Raises:
         StoreError: As `load`.
     """
-    return RerankBundle(**_load(folder, RerankArchitecture, RerankModel))
+    return _load(folder, RerankArchitecture, RerankModel)
 
 
 def _load(
     folder: Path, layers: type[Layers], make: Callable[[Layers, FeatureSpace], Model]
-) -> dict[str, Any]:
-    """Arguments of a bundle, from its files."""
+) -> Bundle[Model, Layers]:
     try:
         description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_bytes())
         if description["format"] != FORMAT:
             raise ValueError(f"format {description['format']!r} is not {FORMAT}")
         architecture = layers.model_validate(description["architecture"])
-        features = FeatureSpace.from_json(description["features"])
+        features = TypeAdapter(FeatureSpace).validate_python(description["features"])
         origin = Origin(
             arm=description["arm"],
             seed=description["seed"],
@@ -237,14 +218,8 @@ def _load(
         *(SafetensorError, ValidationError),
     ) as error:
         raise _damaged(folder, error) from error
-    return {
-        "model": model.eval().requires_grad_(False),
-        "architecture": architecture,
-        "features": features,
-        "history": history,
-        "origin": origin,
-        "fingerprint": fingerprint(folder),
-    }
+    model.eval().requires_grad_(False)
+    return Bundle(model, architecture, features, history, origin, fingerprint(folder))
 
 
 def _damaged(folder: Path, error: Exception) -> StoreError:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
-from reki_ray.models.alignment import MOST_ITEMS, Alignment
 from reki_ray.models.embeddings import (
     AttributeEmbedding,
     GapEmbedding,
@@ -22,6 +21,10 @@ from reki_ray.models.hein import Adaptor
 from reki_ray.models.knowledge_input import KnowledgeInput
 from reki_ray.models.registry import build_adaptor
 from reki_ray.schema import WHOLE_ANSWER, Side
+
+TEMPERATURE: Final = 0.1
+MOST_ITEMS: Final = 512
+"""Most items of a batch that are compared with each other: the cost grows with their square."""
 
 _ROUND_ROWS = 256
 """HEIN's rows in bfloat16 are rounded up to a multiple of this."""
@@ -89,6 +92,32 @@ class KnowledgeVectors:
     index: Tensor
 
 
+class Alignment(nn.Module):
+    """Contrastive loss between knowledge and id embeddings of the same items.
+
+        L = - mean_i log softmax_j(cos(A z_i, e_j) / 0.1)[i]
+
+    z is the output of the shared experts for an item, e the embedding of its id. Dedicated experts
+    are not aligned, as in DaRec and PAD. No gradient flows into e, so that clicks alone shape it.
+
+    Example::
+
+        alignment = Alignment(output=8, embedding=16)
+        loss = alignment(torch.randn(5, 8), torch.randn(5, 16))
+    """
+
+    def __init__(self, output: int, embedding: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(output, embedding, bias=False)
+
+    def forward(self, shared: Tensor, embeddings: Tensor) -> Tensor:
+        """Loss, a scalar, of z (N, q) and e (N, E) of N distinct items."""
+        z = nn.functional.normalize(self.projection(shared), dim=1)
+        e = nn.functional.normalize(embeddings.detach(), dim=1)
+        same = torch.arange(len(z), device=z.device)
+        return nn.functional.cross_entropy(z @ e.T / TEMPERATURE, same)
+
+
 class EmbeddedModel(nn.Module):
     """Item, rating, profile and augmented vectors, for a network that a subclass puts on top.
 
@@ -99,8 +128,6 @@ class EmbeddedModel(nn.Module):
     shows known items as unknown ones, with n = 0, which trains the network for that case.
 
     Args:
-        architecture: Kind and sizes of the layers.
-        features: Vocabularies.
         network: Builds the network on top. Called before HEIN is built, so that a seed gives it
             the same start as without knowledge.
     """
@@ -108,10 +135,7 @@ class EmbeddedModel(nn.Module):
     seen: Tensor
 
     def __init__(
-        self,
-        architecture: Architecture,
-        features: FeatureSpace,
-        network: Callable[[], nn.Module],
+        self, architecture: Architecture, features: FeatureSpace, network: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
         size = architecture.network.embedding
@@ -205,10 +229,8 @@ class EmbeddedModel(nn.Module):
         """Weighted alignment loss of the shared experts in training, if configured.
 
         Args:
-            ids: Rows of the ids of R items (R,).
             items: Index among R of the items to align, of any shape, repeated or not; padding is
                 ignored.
-            knowledge: Knowledge of the R items.
         """
         if not self.training or self.hein is None or not self.alignment_weight:
             return None

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from reki_ray.errors import StoreError
-from reki_ray.models.artifact import Bundle, ModelBundle, Vectors
+from reki_ray.models.artifact import Bundle, Vectors
 from reki_ray.models.base_model import History, Items
-from reki_ray.models.features import NO_TIME, PADDING, EncodedItems, encode_gaps
+from reki_ray.models.features import NO_TIME, PADDING, Rows, encode_gaps
 
 Spread = Callable[[Tensor], Tensor]
 
@@ -33,8 +33,6 @@ class HistoryEvent(NamedTuple):
     """One past interaction.
 
     Attributes:
-        item_id: The item.
-        rating: Its rating, if any.
         timestamp: Seconds since the epoch, if known.
     """
 
@@ -63,9 +61,6 @@ class CatalogueInputs:
     """Model inputs of a catalogue, computed once here, and of users, computed per request.
 
     Args:
-        bundle: Trained model.
-        item_ids: Catalogue of I items.
-        item_attributes: Their attributes.
         augmented_items: Augmented vectors h_i (I, q); None for a model without knowledge.
         augmented_item_fallback: h_i (q,) of items outside the catalogue; None for a model
             without knowledge.
@@ -103,7 +98,9 @@ class CatalogueInputs:
         """Rows of the items' ids in the vocabulary (I + 2,)."""
         self.augmented = self._stack(augmented_items, augmented_item_fallback, len(item_ids))
         """h_i (I + 2, q); None in a model without knowledge."""
-        self.items = _embed(bundle, encoded, self.augmented)
+        with torch.inference_mode():
+            ids, attributes = torch.from_numpy(encoded.ids), _tensors(encoded.attributes)
+            self.items: Items = bundle.model.embed_items(ids, attributes, self.augmented)
         """I + 2 items: padding, the unknown one, and the catalogue."""
 
     def rows(self, item_ids: Sequence[str]) -> list[int]:
@@ -128,16 +125,13 @@ class CatalogueInputs:
             ratings[place, start:] = self.bundle.features.encode_ratings(known)
             times[place, start:] = [NO_TIME if time is None else time for time in at]
         return History(
-            torch.from_numpy(rows),
-            torch.from_numpy(ratings),
-            torch.from_numpy(encode_gaps(times)),
+            torch.from_numpy(rows), torch.from_numpy(ratings), torch.from_numpy(encode_gaps(times))
         )
 
     def profiles(self, users: Sequence[UserInput]) -> Tensor:
         """Profile fields (B, F, E) of B users."""
         encoded = self.bundle.features.encode_users([user.attributes for user in users])
-        fields = {name: torch.from_numpy(rows) for name, rows in encoded.items()}
-        profile: Tensor = self.bundle.model.profile(fields, len(users))
+        profile: Tensor = self.bundle.model.profile(_tensors(encoded), len(users))
         return profile
 
     def augmented_users(self, users: Sequence[UserInput]) -> Tensor | None:
@@ -182,35 +176,11 @@ class CatalogueInputs:
             )
 
 
-class CandidateScorer:
-    """Scores candidates of users.
+class CandidateScorer(CatalogueInputs):
+    """Scores candidates of users by a model of clicks.
 
-    Item vectors of the catalogue are computed once, here. Scores are deterministic, and a
-    candidate's score does not depend on the other candidates. Arguments as of `CatalogueInputs`.
-
-    Raises:
-        StoreError: The augmented vectors do not fit the model or the catalogue.
+    Scores are deterministic, and a candidate's score does not depend on the other candidates.
     """
-
-    def __init__(
-        self,
-        bundle: ModelBundle,
-        item_ids: Sequence[str],
-        item_attributes: Sequence[Mapping[str, Sequence[str]] | None],
-        augmented_items: Vectors | None,
-        augmented_item_fallback: Vectors | None,
-        *,
-        prestored: Prestored = "h",
-    ) -> None:
-        self.bundle = bundle
-        self._inputs = CatalogueInputs(
-            bundle,
-            item_ids,
-            item_attributes,
-            augmented_items,
-            augmented_item_fallback,
-            prestored=prestored,
-        )
 
     @property
     def history(self) -> int:
@@ -239,28 +209,22 @@ class CandidateScorer:
         if not sum(counts):
             return [np.zeros(0, dtype=np.float32) for _ in questions]
         users = [user for user, _ in questions]
-        inputs = self._inputs
-        rows = torch.tensor([row for _, items in questions for row in inputs.rows(items)])  # (N,)
+        rows = torch.tensor([row for _, items in questions for row in self.rows(items)])  # (N,)
         spread = _spread(counts)
         with torch.inference_mode():
+            h_users, augmented = self.augmented_users(users), None
+            if h_users is not None and self.augmented is not None:
+                h_items = self.augmented.index_select(0, rows)  # (N, q)
+                augmented = torch.stack([spread(h_users), h_items], dim=1)
             output = self.bundle.model.output(
-                items=inputs.items,
+                items=self.items,
                 targets=rows,
-                history=History(*(spread(column) for column in inputs.histories(users))),
-                profile=spread(inputs.profiles(users)),
-                augmented=self._pairs(users, rows, spread),
+                history=History(*(spread(column) for column in self.histories(users))),
+                profile=spread(self.profiles(users)),
+                augmented=augmented,
             )
             scores = torch.sigmoid(output.logits).numpy()
         return np.split(scores, np.cumsum(counts)[:-1])
-
-    def _pairs(self, users: Sequence[UserInput], rows: Tensor, spread: Spread) -> Tensor | None:
-        """h_u and h_i (N, 2, q) of N candidates."""
-        h_users = self._inputs.augmented_users(users)
-        if h_users is None:
-            return None
-        assert self._inputs.augmented is not None
-        h_items = self._inputs.augmented.index_select(0, rows)  # (N, q)
-        return torch.stack([spread(h_users), h_items], dim=1)
 
 
 def _spread(counts: Sequence[int]) -> Spread:
@@ -271,10 +235,5 @@ def _spread(counts: Sequence[int]) -> Spread:
     return lambda rows: rows.index_select(0, owners)
 
 
-def _embed(bundle: Bundle[Any, Any], items: EncodedItems, augmented: Tensor | None) -> Items:
-    attributes = {name: torch.from_numpy(rows) for name, rows in items.attributes.items()}
-    with torch.inference_mode():
-        embedded: Items = bundle.model.embed_items(
-            torch.from_numpy(items.ids), attributes, augmented
-        )
-    return embedded
+def _tensors(fields: Mapping[str, Rows]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(rows) for name, rows in fields.items()}

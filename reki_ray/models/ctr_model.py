@@ -24,7 +24,6 @@ class ModelBatch:
         item_ids: Rows of the item ids (R,); entry 0 is padding.
         item_attributes: Rows (R, width) by attribute.
         targets: Item to score, index among R, (B,); of lists (B, K), 0 at padding.
-        history: Past interactions.
         user_attributes: Rows (U, width) by attribute.
         distinct_users: Number U of distinct users.
         users: Index among U, (B,).
@@ -45,12 +44,7 @@ class ModelBatch:
 
 
 class CTRModel(EmbeddedModel):
-    """Click probability of (user, history, item), with h_u and h_i as extra feature fields.
-
-    Args:
-        architecture: Kind and sizes of the layers.
-        features: Vocabularies.
-    """
+    """Click probability of (user, history, item), with h_u and h_i as extra feature fields."""
 
     def __init__(self, architecture: Architecture, features: FeatureSpace) -> None:
         super().__init__(
@@ -91,9 +85,7 @@ class CTRModel(EmbeddedModel):
         """Output from item vectors and augmented vectors that are already computed.
 
         Args:
-            items: R distinct items.
             targets: Items to score, index among R, (B,).
-            history: Past interactions.
             profile: Profile fields (B, F, E).
             augmented: h_u and h_i (B, 2, q); None without knowledge.
         """

@@ -17,7 +17,6 @@ class AttributeEmbedding(nn.Module):
 
     Args:
         rows: Rows of each attribute's table, with padding and unknown.
-        size: Embedding size E.
 
     Example::
 
@@ -64,9 +63,6 @@ class ItemEmbedding(nn.Module):
     a history costs the same; an item without a row of its own still gets its attributes.
 
     Args:
-        rows: Rows of the id table, with padding and unknown.
-        attribute_rows: Rows of each attribute's table.
-        size: Embedding size E.
         id_dropout: Share of a batch's items that training shows without their id, which trains
             the row of unknown ids. At 0 that row stays zero: an unknown item is its attributes.
 
@@ -94,12 +90,7 @@ class ItemEmbedding(nn.Module):
         return torch.where(dropped & (ids != PADDING), UNKNOWN, ids)
 
     def forward(self, ids: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
-        """Item vectors (N, E).
-
-        Args:
-            ids: Rows of the item ids (N,), as `drop` returns them.
-            attributes: Rows (N, width) by attribute.
-        """
+        """Item vectors (N, E) of ids (N,), as `drop` returns them, and attributes (N, width)."""
         vectors: Tensor = self.ids(ids)
         of_attributes: Tensor = self.attributes(attributes, len(ids))  # (N, F, E)
         return vectors + of_attributes.sum(dim=1)

@@ -104,11 +104,7 @@ MAX_RATING_LEVELS: Final = 20
 
 GAP_BOUNDS: Final = tuple(
     seconds * count
-    for seconds, counts in (
-        (60, (1, 10)),
-        (3_600, (1, 6)),
-        (86_400, (1, 3, 7, 30, 90, 365)),
-    )
+    for seconds, counts in ((60, (1, 10)), (3_600, (1, 6)), (86_400, (1, 3, 7, 30, 90, 365)))
     for count in counts
 )
 """Ascending lower bounds of the levels of a time gap, seconds; shorter gaps are a level too."""
@@ -126,7 +122,6 @@ class Field:
 
     Args:
         values: Known categories; the embedding row of values[k] is 2 + k.
-        width: Most values of a record.
         bounds: Ascending lower bounds of the buckets of an attribute that is a number; the
             row of bucket k is 2 + k. Empty for categories.
     """
@@ -181,7 +176,6 @@ class FeatureSpace:
     Args:
         items: Item ids with an own embedding row; row of items[k] is 2 + k.
         item_counts: Training samples of each of these items.
-        item_fields: Attributes of items.
         user_fields: Attributes of users; empty for a model without profile.
         rating_levels: Ascending lower bounds of the rating levels; the row of level k is 2 + k,
             row 1 is an interaction without a rating.
@@ -209,7 +203,6 @@ class FeatureSpace:
             users: Attributes of every user with training samples; empty for a model without
                 profile.
             ratings: Ratings in the histories of training samples, NaN if missing.
-            counts: Training samples of the items, by id.
             buckets: Number of quantile buckets of each attribute that is a number.
         """
         counts, buckets = counts or {}, buckets or {}
@@ -241,8 +234,7 @@ class FeatureSpace:
         """Rows of N items; an id that training never saw gets row 1."""
         rows = [self._item_index.get(item, UNKNOWN) for item in ids]
         return EncodedItems(
-            ids=np.array(rows, dtype=np.int32),
-            attributes=_encode(self.item_fields, attributes),
+            ids=np.array(rows, dtype=np.int32), attributes=_encode(self.item_fields, attributes)
         )
 
     def encode_users(self, attributes: Sequence[Attributes | None]) -> dict[str, Rows]:
@@ -256,31 +248,6 @@ class FeatureSpace:
         level = np.searchsorted(levels, ratings.astype(np.float32), side="right")
         rows = np.where(np.isnan(ratings) | (not self.rating_levels), UNKNOWN, level + 2)
         return rows.astype(np.int32)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready form, read back by `from_json`."""
-        return {
-            "items": list(self.items),
-            "item_counts": list(self.item_counts),
-            "item_fields": _fields_to_json(self.item_fields),
-            "user_fields": _fields_to_json(self.user_fields),
-            "rating_levels": list(self.rating_levels),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FeatureSpace:
-        """Feature space from its JSON form.
-
-        Raises:
-            KeyError, TypeError: The content has another form.
-        """
-        return cls(
-            items=tuple(content["items"]),
-            item_counts=tuple(content["item_counts"]),
-            item_fields=_fields_from_json(content["item_fields"]),
-            user_fields=_fields_from_json(content["user_fields"]),
-            rating_levels=tuple(content["rating_levels"]),
-        )
 
 
 def encode_gaps(times: npt.NDArray[np.integer[Any]]) -> Rows:
@@ -343,17 +310,3 @@ def _rating_levels(ratings: npt.NDArray[np.float32]) -> tuple[float, ...]:
     if len(levels) > MAX_RATING_LEVELS:
         return _quantiles(given, MAX_RATING_LEVELS)
     return tuple(float(level) for level in levels)
-
-
-def _fields_to_json(fields: Mapping[str, Field]) -> dict[str, Any]:
-    return {
-        name: {"values": list(field.values), "width": field.width, "bounds": list(field.bounds)}
-        for name, field in fields.items()
-    }
-
-
-def _fields_from_json(content: Mapping[str, Any]) -> dict[str, Field]:
-    return {
-        name: Field(tuple(field["values"]), int(field["width"]), tuple(field["bounds"]))
-        for name, field in content.items()
-    }

@@ -70,7 +70,6 @@ class HEIN(Adaptor):
 
     Args:
         input_dim: Length d of a representation.
-        hidden: Hidden width of an expert.
         output: Length q of an augmented vector.
         shared_experts: Number n_s of experts that serve both sides.
         dedicated_experts: Number of experts of each side.

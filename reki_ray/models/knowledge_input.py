@@ -24,7 +24,6 @@ class KnowledgeInput(nn.Module):
     Args:
         factors: Number K of factors, side by side in a representation.
         dimension: Length d of each.
-        scaling: See `RepresentationScaling`.
         components: Largest k of scaling "principal".
 
     Attributes:
@@ -88,9 +87,7 @@ class FactorMixture(nn.Module):
     def gates(self, r: Tensor, known: Tensor) -> Tensor:
         """Weight of each factor (N, K), of sum 1; zeros where no factor is known.
 
-        Args:
-            r: Representations (N, K, d).
-            known: Which factors are known (N, K).
+        Of representations (N, K, d), and which of their factors are known (N, K).
         """
         logits = torch.einsum("nkd,kd->nk", r, self.weight) + self.bias
         gates = torch.softmax(logits.masked_fill(~known, torch.finfo(r.dtype).min), dim=1)
@@ -111,8 +108,6 @@ class RepresentationScaling(nn.Module):
                      eigenvalues of their covariance: what representations share, without the rest
 
     Args:
-        dimension: Length d.
-        kind: One of the above.
         components: Largest k of kind principal; all others keep d.
 
     Attributes:

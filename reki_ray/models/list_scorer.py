@@ -24,7 +24,6 @@ class ListScorer:
     its chunk alone: the click model's best K stay the best K.
 
     Args:
-        bundle: Trained reranker.
         inputs: Its catalogue, with the augmented vectors of this reranker's HEIN.
     """
 

@@ -79,8 +79,6 @@ def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented
     Args:
         name: One of `train.backbones`: a name, or the import path of a class that is called with
             the other arguments.
-        config: Sizes.
-        user_fields: Number of profile fields.
         augmented: Length q of an augmented vector; 0 builds the network without knowledge.
 
     Raises:
@@ -105,7 +103,6 @@ def build_reranker(name: str, sizes: RerankerSizes) -> nn.Module:
     Args:
         name: One of `train.rerankers`: a name, or the import path of a class that is called with
             the sizes.
-        sizes: All sizes of the configuration.
 
     Raises:
         ConfigError: There is no such reranker.

@@ -22,12 +22,7 @@ class RerankArchitecture(Architecture):
 
 
 class RerankModel(EmbeddedModel):
-    """Scores of the candidates of a list for a user, with h_u and h_i beside the embeddings.
-
-    Args:
-        architecture: Kind and sizes of the layers.
-        features: Vocabularies.
-    """
+    """Scores of the candidates of a list for a user, with h_u and h_i beside the embeddings."""
 
     def __init__(self, architecture: RerankArchitecture, features: FeatureSpace) -> None:
         sizes = RerankerSizes(
@@ -69,9 +64,7 @@ class RerankModel(EmbeddedModel):
         """Logits (B, K) from item vectors and augmented vectors that are already computed.
 
         Args:
-            items: R distinct items.
             candidates: In the initial order, index among R, 0 at padding, (B, K).
-            history: Past interactions.
             profile: Profile fields (B, F, E).
             augmented_user: h_u (B, q); None without knowledge.
             augmented_items: h_i of the candidates (B, K, q); None without knowledge.

@@ -11,8 +11,8 @@ import pyarrow as pa
 from reki_ray.core.workspace import Workspace
 from reki_ray.schema import Split
 from reki_ray.training.batches import WorkerShard
-from reki_ray.training.dataset import Dataset, Ints, Samples
-from reki_ray.training.sample_files import Ids, SampleFiles, in_units, unpack
+from reki_ray.training.dataset import Dataset, Ids, Ints, Samples
+from reki_ray.training.sample_files import SampleFiles, in_units, unpack
 
 
 @dataclass(frozen=True)

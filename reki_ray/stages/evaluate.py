@@ -21,7 +21,7 @@ from reki_ray.evaluation.comparison import (
     controls_of,
     slices,
 )
-from reki_ray.evaluation.list_comparison import Reranking
+from reki_ray.evaluation.list_comparison import measure_rerankers
 from reki_ray.evaluation.predictions import Scores, predict_test
 from reki_ray.schema import ARM, BACKBONE, ITEM_ID, LABEL, PREDICTIONS, SCORE, SEED, USER_ID
 from reki_ray.training.dataset import Dataset, Samples
@@ -39,9 +39,10 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     dataset = load_dataset(config, workspace)
     runs, diverged = trained(workspace, planned(config.train))
     samples = dataset.samples["test"]
-    reranking = Reranking(config, workspace, dataset)
+    rerankers, lost = trained(workspace, planned(config.train, reranks=True))
     shown = config.evaluate.new_user_history
-    steps = len(runs) + len(config.train.backbones) * len(config.train.arms) + reranking.steps
+    steps = len(runs) + len(config.train.backbones) * len(config.train.arms)
+    steps += len(rerankers) + len(config.train.rerankers)
     with reporter.task("evaluate: runs and arms", steps, "steps") as task:
         lengths = (None,) if shown is None else (None, shown)
         scores, *of_new_users = predict_test(
@@ -56,12 +57,14 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
             for row, of_new in zip(entries + controls, new_entries + new_controls, strict=True):
                 row["slices"][NEW_USERS] = of_new["slices"][ALL]
         task.advance(len(entries))
-        rows_of_lists = reranking.measure(task.advance)
+        reranking = measure_rerankers(config, workspace, dataset, rerankers, task.advance)
+        for row in reranking["reranking"]:
+            row["diverged"] = seeds_of(lost, row["reranker"], row["arm"])
     with workspace.replacing("evaluate") as scratch:
         for each in runs:
             table = _table(dataset, each, scores[each.backbone, each.arm][each.seed])
             scratch.write_table(PREDICTIONS, table, part=each.name)
-        metrics = {"arms": entries, "controls": controls, **rows_of_lists}
+        metrics = {"arms": entries, "controls": controls, **reranking}
         scratch.write_json(METRICS, metrics)
     figures = [
         {key: row[key] for key in ("backbone", "arm", "auc", "delta_auc")} for row in entries

@@ -22,10 +22,9 @@ from reki_ray.core.ray_cluster import cpu_share, ray_session, require_gpus
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError, RekiError
-from reki_ray.metrics.ranking import HEADLINE
 from reki_ray.training import runs as runs_module
 from reki_ray.training.arms import Representations, read_representations
-from reki_ray.training.checkpoint import Divergence, Epoch, click_quality
+from reki_ray.training.checkpoint import Divergence, Epoch, quality
 from reki_ray.training.dataset import Dataset
 from reki_ray.training.mlflow import Tracker
 from reki_ray.training.runs import Run, divergence_of
@@ -100,14 +99,15 @@ def _train_pending(
         if dataset.streamed is not None:
             stream = open_stream(workspace, dataset.user_ids, dataset.item_ids)
         data = TrainingData.of(dataset, representations, config.train, stream)
-        lengths = {run.name: data.epoch_samples(run) for run in runs}
+        lengths = {
+            run.name: len(stream.files if stream else data.samples_of(run)["train"]) for run in runs
+        }
         watch = _Watch(reporter, task, tracker, epochs, lengths)
         _train(config.train, workspace, runs, data, scaling, watch)
         if tracker is not None:
             for each in runs_module.trained(workspace, pending)[0]:  # diverged runs stay unfinished
                 tracker.finish(each, runs_module.read_metrics(workspace, each))
-    if workspace.exists(_STATE):
-        workspace.filesystem.rm(workspace.path(_STATE), recursive=True)
+    workspace.remove(_STATE)
 
 
 def _identify(
@@ -120,7 +120,7 @@ def _identify(
     vectors = {arm: r.digest() if r else empty for arm, r in representations.items()}
     return [
         replace(each, fingerprint=runs_module.fingerprint(config, each, [data, vectors[each.arm]]))
-        for each in [*runs_module.planned(config), *runs_module.planned_rerankers(config)]
+        for each in [*runs_module.planned(config), *runs_module.planned(config, reranks=True)]
     ]
 
 
@@ -134,13 +134,7 @@ def _train(
 ) -> None:
     """One trainer for all runs: starting one costs more than training a small model."""
     progress = Queue(actor_options={"num_cpus": 0})
-    task = WorkerTask(
-        workspace=workspace.location,
-        config=config,
-        runs=runs,
-        data=[ray.put(data)],
-        progress=progress,
-    )
+    task = WorkerTask(workspace.location, config, runs, [ray.put(data)], progress)
     # Of all runs, finished or not: a killed stage resumes under the same name, where Ray Train
     # finds the checkpoint of the unfinished run.
     identity = hashlib.sha256("".join(each.fingerprint for each in runs).encode()).hexdigest()
@@ -257,11 +251,11 @@ def _details(workspace: Workspace, runs: list[Run], *, streamed: bool) -> dict[s
         origin = {"arm": each.arm, "seed": each.seed}
         valid = metrics["valid"]
         if each.reranks:
-            ndcg = valid["ndcg"][str(HEADLINE)]
-            rerankers.append({"reranker": each.backbone, **origin, "valid_ndcg": ndcg, **figures})
+            ndcg = {"valid_ndcg": quality(valid)}
+            rerankers.append({"reranker": each.backbone, **origin, **ndcg, **figures})
         else:
             row = {"backbone": each.backbone, **origin, "valid_auc": valid["auc"], **figures}
-            rows.append((click_quality(valid), row))
+            rows.append((quality(valid), row))
     if not rows:
         raise ConfigError(
             f"all runs diverged: {diverged[0]['run']} in epoch {diverged[0]['epoch']}, "

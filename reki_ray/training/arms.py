@@ -22,7 +22,6 @@ class ArmInputs:
     """Inputs of an arm besides item ids, item attributes and labels.
 
     Args:
-        profile: Whether the model sees the user's attributes.
         full_history: Whether it sees `train.history` past interactions, or `train.base_history`.
         users: Representations of users; None with `items` set gives every user zeros.
         items: Representations of items; None is a model without knowledge.
@@ -71,7 +70,6 @@ class SideVectors:
     Args:
         vectors: Distinct rows (V, K d), of K factors side by side.
         rows: Row of every id (N,).
-        factors: Names of the factors.
     """
 
     vectors: npt.NDArray[np.float32]
@@ -134,8 +132,7 @@ def permute(representations: Representations | None, arm: Arm, seed: int) -> Rep
     if representations is None or not ARMS[arm].permuted:
         return representations
     return Representations(
-        representations.users.permuted(seed, "users"),
-        representations.items.permuted(seed, "items"),
+        representations.users.permuted(seed, "users"), representations.items.permuted(seed, "items")
     )
 
 

@@ -29,7 +29,6 @@ class EncodedDataset:
         item_ids: Rows of the item ids (I + 1,).
         item_attributes: Rows (I + 1, width) by attribute.
         user_attributes: Rows (U, width) by attribute.
-        offsets: As in `Dataset`.
         past_items: Items in time order a user, 1 to I, (T,).
         past_ratings: Rows of the ratings (T,).
         past_times: Seconds since the epoch (T,).
@@ -46,10 +45,7 @@ class EncodedDataset:
 
 def encode_dataset(dataset: Dataset, features: FeatureSpace) -> EncodedDataset:
     """Arrays of a data set in a model's vocabularies."""
-    encoded = features.encode_items(
-        ["", *dataset.item_ids],
-        [None, *dataset.item_attributes],
-    )
+    encoded = features.encode_items(["", *dataset.item_ids], [None, *dataset.item_attributes])
     encoded.ids[0] = PADDING
     return EncodedDataset(
         item_ids=encoded.ids,
@@ -74,10 +70,7 @@ class WorkerShard:
     """One worker's part of an epoch.
 
     Args:
-        seed: Seed of the run.
         epoch: Number of the epoch, from 1.
-        rank: This worker.
-        world: Number of workers.
         batch_size: Samples per batch of this worker.
     """
 
@@ -112,12 +105,10 @@ class BatchBuilder:
     """Builds batches of samples for one run.
 
     Args:
-        data: The encoded data set.
         samples: Held samples of the split; streamed ones are passed to `of`.
         history: Number L of past interactions.
         representations: As the run sees them; None without knowledge.
         enriched: Whether the model reads the representations of past items.
-        device: Target of the batches.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reki_ray.metrics.ranking import HEADLINE
+
 _TENSORS: Final = "state.safetensors"
 _PROGRESS: Final = "state.json"
 
@@ -45,10 +47,10 @@ class Epoch:
 
     @property
     def quality(self) -> float:
-        """Quantity that selection maximises: NDCG of lists, else `click_quality`."""
+        """Quantity that selection maximises: NDCG of lists, else as `quality`."""
         if self.valid_ndcg is not None:
             return self.valid_ndcg
-        return click_quality({"auc": self.valid_auc, "logloss": self.valid_logloss})
+        return quality({"auc": self.valid_auc, "logloss": self.valid_logloss})
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,11 @@ class Divergence:
         return f"diverged in epoch {self.epoch}: {self.reason}"
 
 
-def click_quality(valid: Mapping[str, Any]) -> float:
-    """Selection criterion of click models: AUC, or minus the log-loss if AUC is undefined."""
-    quality: float = -valid["logloss"] if valid["auc"] is None else valid["auc"]
-    return quality
+def quality(valid: Mapping[str, Any]) -> float:
+    """Criterion of selection: NDCG of lists, AUC, or minus the log-loss if that is undefined."""
+    if "ndcg" in valid:
+        return float(valid["ndcg"][str(HEADLINE)])
+    return float(-valid["logloss"] if valid["auc"] is None else valid["auc"])
 
 
 def best_of(epochs: Sequence[Epoch]) -> Epoch:
@@ -91,10 +94,8 @@ class RunState:
 
     Args:
         fingerprint: Of the run; no other run resumes from it.
-        epochs: Metrics of the finished epochs.
         model: Weights and buffers after the last epoch.
         best: Weights and buffers after the best epoch.
-        optimiser: State of the optimiser.
     """
 
     fingerprint: str

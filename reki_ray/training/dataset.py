@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, DataError
@@ -66,11 +67,42 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Ids:
+    """Ids of users (U,) and items (I,) in the order of their tables: a place is a row of these."""
+
+    users: pa.Array
+    items: pa.Array
+
+    def places(self, rows: pa.Table, column: str, where: str) -> Ints:
+        """Place of the id in a column of every row (N,); each distinct id is looked up once.
+
+        Raises:
+            DataError: An id is missing from its table.
+        """
+        ids = self.users if column == USER_ID else self.items
+        encoded = rows.column(column).combine_chunks()
+        if isinstance(encoded, pa.ChunkedArray):  # an empty table has no chunk to combine
+            encoded = pa.concat_arrays(encoded.chunks)
+        if not isinstance(encoded, pa.DictionaryArray):
+            encoded = encoded.dictionary_encode()
+        distinct = encoded.dictionary.cast(ids.type)
+        places = pc.index_in(distinct, value_set=ids)
+        if places.null_count:
+            missing = distinct.filter(places.is_null())[0].as_py()
+            raise DataError(
+                f"{column} {missing!r} is missing from its table",
+                where=where,
+                todo="Run `reki ingest --force ingest` to write the tables again.",
+            )
+        place_of_row: Ints = places.to_numpy().astype(np.int64)[encoded.indices.to_numpy()]
+        return place_of_row
+
+
+@dataclass(frozen=True)
 class TrainSummary:
     """Counts of the training samples that vocabularies and comparisons need.
 
     Args:
-        samples: Their number.
         items: Samples of every item (I,).
         users: Samples of every user (U,).
         last: Largest position of a sample of every user, 0 without samples, (U,).
@@ -110,9 +142,7 @@ class Dataset:
 
     Args:
         user_ids: Users (U).
-        user_attributes: Their profiles.
         item_ids: Items (I).
-        item_attributes: Their attributes.
         offsets: Interactions of user u are offsets[u] to offsets[u + 1] of the next two, (U + 1,).
         past_items: Index of the item in `item_ids`, in time order per user, (T,).
         past_ratings: Ratings, NaN if missing, (T,).
@@ -216,15 +246,11 @@ def _warn_of_words(name: str, records: Iterable[Attributes | None]) -> None:
 
 
 def read_dataset(
-    workspace: Workspace,
-    splits: Sequence[Split] = SPLITS,
-    summarise: Summarise | None = None,
+    workspace: Workspace, splits: Sequence[Split] = SPLITS, summarise: Summarise | None = None
 ) -> Dataset:
     """Read the ingested tables.
 
     Args:
-        workspace: The run's tables.
-        splits: Splits whose samples are read.
         summarise: Summarises the training samples; None reads and holds them.
 
     Raises:
@@ -235,10 +261,9 @@ def read_dataset(
     items = workspace.read_table(ITEMS, columns=[ITEM_ID, ATTRIBUTES])
     past = workspace.read_table(INTERACTIONS, columns=[USER_ID, ITEM_ID, RATING, TIMESTAMP])
     user_ids, item_ids = users.column(USER_ID).to_pylist(), items.column(ITEM_ID).to_pylist()
-    user_places = {user: place for place, user in enumerate(user_ids)}
-    item_places = {item: place for place, item in enumerate(item_ids)}
+    ids = Ids(users.column(USER_ID).combine_chunks(), items.column(ITEM_ID).combine_chunks())
     where = workspace.path(INTERACTIONS.path)
-    past_users = _places(past, USER_ID, user_places, where)
+    past_users = ids.places(past, USER_ID, where)
     # Users are in the order of their table, interactions in that of the ids' text.
     order = np.argsort(past_users, kind="stable")
     counts = np.bincount(past_users, minlength=len(user_ids))
@@ -250,25 +275,23 @@ def read_dataset(
         item_ids=item_ids,
         item_attributes=_attributes(items),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        past_items=_places(past, ITEM_ID, item_places, where)[order],
+        past_items=ids.places(past, ITEM_ID, where)[order],
         past_ratings=ratings.astype(np.float32)[order],
         past_times=past.column(TIMESTAMP).to_numpy().astype(np.int64)[order],
-        samples={s: _read_samples(workspace, s, user_places, item_places) for s in held},
+        samples={split: _read_samples(workspace, split, ids) for split in held},
         streamed=summarise(user_ids, item_ids) if summarise else None,
     )
 
 
-def _read_samples(
-    workspace: Workspace, split: Split, users: Mapping[str, int], items: Mapping[str, int]
-) -> Samples:
+def _read_samples(workspace: Workspace, split: Split, ids: Ids) -> Samples:
     table = SAMPLES[split]
     data = workspace.read_table(table, columns=[USER_ID, ITEM_ID, POSITION, LABEL])
     where = workspace.path(table.path)
     if not len(data) and split != "test":
         raise no_samples(split, where)
     return Samples(
-        users=_places(data, USER_ID, users, where),
-        items=_places(data, ITEM_ID, items, where),
+        users=ids.places(data, USER_ID, where),
+        items=ids.places(data, ITEM_ID, where),
         positions=data.column(POSITION).to_numpy().astype(np.int64),
         labels=data.column(LABEL).to_numpy().astype(np.float32),
     )
@@ -281,28 +304,6 @@ def no_samples(split: Split, where: str) -> DataError:
         where=where,
         todo="Give more data, or a larger share of it in split.ratios.",
     )
-
-
-def unknown_id(column: str, key: object, where: str) -> DataError:
-    """Error for an id that is missing from its table."""
-    return DataError(
-        f"{column} {key!r} is missing from its table",
-        where=where,
-        todo="Run `reki ingest --force ingest` to write the tables again.",
-    )
-
-
-def _places(data: pa.Table, column: str, places: Mapping[str, int], where: str) -> Ints:
-    """Index of every row's id; dictionary encoding looks each distinct id up once."""
-    encoded = data.column(column).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    try:
-        distinct = [places[key] for key in encoded.dictionary.to_pylist()]
-    except KeyError as error:
-        raise unknown_id(column, error.args[0], where) from error
-    indices: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.array(distinct, dtype=np.int64)[indices] if len(indices) else indices
 
 
 def _attributes(data: pa.Table) -> list[Attributes | None]:

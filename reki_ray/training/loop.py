@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from reki_ray.config import TrainConfig
 from reki_ray.models.artifact import not_finite
@@ -28,41 +27,21 @@ PREDICT_BATCH = 4096
 """Samples per forward pass without gradient."""
 
 
-class Workers(Protocol):
-    """The workers that train one model together."""
-
-    rank: int
-    world: int
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Model whose gradients are averaged over the workers."""
-        ...
-
-    def synchronise(self, model: nn.Module) -> None:
-        """Give every worker the first one's running statistics."""
-        ...
-
-    def gather(self, values: Tensor) -> list[Tensor]:
-        """Equally long tensors of all workers, by rank."""
-        ...
-
-
-class SingleWorker(Workers):
-    """One worker alone."""
+class Workers:
+    """The workers that train one model together: one alone, unless a subclass knows others."""
 
     rank = 0
     world = 1
 
-    @override
     def wrap(self, model: nn.Module) -> nn.Module:
+        """Model whose gradients are averaged over the workers."""
         return model
 
-    @override
     def synchronise(self, model: nn.Module) -> None:
-        pass
+        """Give every worker the first one's running statistics."""
 
-    @override
     def gather(self, values: Tensor) -> list[Tensor]:
+        """Equally long tensors of all workers, by rank."""
         return [values]
 
 
@@ -76,13 +55,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine to zero, counted in optimiser steps.
-
-    Args:
-        peak: Largest learning rate.
-        steps: Steps of the whole run.
-        warmup: Steps of the warm-up.
-    """
+    """Linear warm-up, then half a cosine to zero, counted in optimiser steps."""
 
     peak: float
     steps: int
@@ -107,12 +80,7 @@ class Trainer:
 
     Args:
         model: On its device.
-        splits: Batches.
-        config: Sizes and rates.
-        seed: Seed of batches and dropout.
         fingerprint: Of the run; the state of another run is not resumed.
-        workers: The workers that train together.
-        objective: Loss and metrics.
 
     Attributes:
         divergence: How the run failed, if it did.
@@ -130,11 +98,11 @@ class Trainer:
         objective: Objective = CLICKS,
     ) -> None:
         self._model = model
-        self._objective = objective
+        self.objective = objective
         self._splits = splits
         self._config = config
         self._seed = seed
-        self._workers = workers or SingleWorker()
+        self._workers = workers or Workers()
         self._device = next(model.parameters()).device
         # Otherwise cuDNN's recurrent layers compute in TF32.
         torch.backends.cudnn.allow_tf32 = False
@@ -181,18 +149,15 @@ class Trainer:
         while not self._finished():
             number = len(self.epochs) + 1
             loss, seconds, waited = self._train_epoch(number)
-            scores = predict(self._model, self._splits.valid, self._workers, self._objective)
+            scores = self.predict()
             if reason := self._not_finite(loss, scores):
                 self.divergence = Divergence(number, reason)
                 return
             labels = self._splits.valid.labels(np.arange(len(scores))).cpu().numpy()
-            valid = self._objective.validate(labels, scores)
             done = Epoch(
                 epoch=number,
                 loss=loss,
-                valid_auc=valid.auc,
-                valid_logloss=valid.logloss,
-                valid_ndcg=valid.ndcg,
+                **self.objective.validate(labels, scores),
                 seconds=round(seconds, 4),
                 samples_per_second=round(len(self._splits.train) / seconds, 1),
                 learning_rate=self._schedule.rate(number * self.steps_per_epoch - 1),
@@ -206,6 +171,10 @@ class Trainer:
             after_epoch(done, self._state)
         self._model.load_state_dict(self._state.best)
         self._model.eval()
+
+    def predict(self) -> npt.NDArray[np.float32]:
+        """Scores of the validation samples, see `predict`."""
+        return predict(self._model, self._splits.valid, self._workers, self.objective)
 
     def _finished(self) -> bool:
         if not self.epochs:
@@ -256,7 +225,7 @@ class Trainer:
         for group in self._optimiser.param_groups:
             group["lr"] = rate * group["multiple"]
         output: Output = self._wrapped(prepared.batch)
-        loss = self._objective.loss(output.logits, prepared.labels)
+        loss = self.objective.loss(output.logits, prepared.labels)
         if output.auxiliary is not None:
             loss = loss + output.auxiliary
         self._optimiser.zero_grad(set_to_none=True)
@@ -275,12 +244,9 @@ def predict(
     """Scores (N,) of all samples of a split, or (N, K) of all lists, on every worker.
 
     Args:
-        model: Set to evaluation mode here.
-        batches: The split.
         workers: Each computes its share, then all get all scores.
-        objective: Loss and metrics.
     """
-    workers = workers or SingleWorker()
+    workers = workers or Workers()
     workers.synchronise(model)
     model.eval()
     count = len(batches)
@@ -303,7 +269,7 @@ def predict(
 def _groups(model: EmbeddedModel, config: TrainConfig) -> list[dict[str, Any]]:
     """Parameter groups, each with its multiple of the learning rate."""
     knowledge = model.knowledge_parameters()
-    known = {id(parameter) for parameter in knowledge}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    known = set(knowledge)
+    rest = [parameter for parameter in model.parameters() if parameter not in known]
     groups = [(rest, 1.0), (knowledge, config.hein.rate)]
     return [{"params": group, "multiple": multiple} for group, multiple in groups if group]

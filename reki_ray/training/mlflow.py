@@ -48,7 +48,6 @@ class Tracker:
 
     Args:
         config: With `train.mlflow` set.
-        runs: The pending runs.
 
     Raises:
         ConfigError: MLflow is not installed.

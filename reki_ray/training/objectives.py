@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from reki_ray.metrics import ranking
 from reki_ray.metrics.classification import auc, gauc, logloss
@@ -16,59 +14,24 @@ from reki_ray.metrics.classification import auc, gauc, logloss
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Metrics of an epoch on the validation samples, the fields `valid_...` of `Epoch`.
-
-    Args:
-        auc: AUC of click models, if it is defined.
-        logloss: Loss, nats per sample or list.
-        ndcg: NDCG of rerankers.
-    """
-
-    auc: float | None
-    logloss: float
-    ndcg: float | None = None
-
-
-class Objective(Protocol):
-    """Loss and metrics of one kind of model."""
+class ClickPrediction:
+    """Binary cross-entropy of single samples; logits and labels (N,)."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of a batch, a scalar."""
-        ...
-
-    def scores(self, logits: Tensor) -> Tensor:
-        """Predictions of the model."""
-        ...
-
-    def validate(self, labels: Array, scores: Array) -> Validation:
-        """Metrics that select an epoch."""
-        ...
-
-    def summarise(self, labels: Array, scores: Array, users: Array) -> dict[str, Any]:
-        """Metrics of a finished run; users (N,) are those of the samples or lists."""
-        ...
-
-
-class ClickPrediction(Objective):
-    """Binary cross-entropy of single samples; logits and labels (N,)."""
-
-    @override
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(logits, labels)
 
-    @override
     def scores(self, logits: Tensor) -> Tensor:
         """Probabilities."""
         return torch.sigmoid(logits)
 
-    @override
-    def validate(self, labels: Array, scores: Array) -> Validation:
-        return Validation(auc(labels, scores), logloss(labels, scores) or 0.0)
+    def validate(self, labels: Array, scores: Array) -> dict[str, Any]:
+        """Fields `valid_...` of `Epoch`, which select an epoch."""
+        loss = logloss(labels, scores) or 0.0
+        return {"valid_auc": auc(labels, scores), "valid_logloss": loss}
 
-    @override
     def summarise(self, labels: Array, scores: Array, users: Array) -> dict[str, Any]:
+        """Metrics of a finished run; users (N,) are those of the samples or lists."""
         return {
             "auc": auc(labels, scores),
             "logloss": logloss(labels, scores),
@@ -76,7 +39,7 @@ class ClickPrediction(Objective):
         }
 
 
-class ListRanking(Objective):
+class ListRanking:
     """Softmax cross-entropy of whole lists; logits and labels (N, K), labels -1 at padding.
 
         L = - 1 / N sum_n sum_k y_nk / (sum_j y_nj) log softmax_k(logits_n)
@@ -86,29 +49,30 @@ class ListRanking(Objective):
     differ in their networks alone.
     """
 
-    @override
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar."""
         lowest = torch.finfo(torch.float32).min
         log_shares = torch.log_softmax(logits.float().masked_fill(labels < 0, lowest), dim=1)
         target = labels.clamp_min(0.0)
         target = target / target.sum(dim=1, keepdim=True)
         return -(target * log_shares).sum(dim=1).mean()
 
-    @override
     def scores(self, logits: Tensor) -> Tensor:
         """The logits: probabilities would round large ones to the same number."""
         return logits.float()  # numpy has no bfloat16
 
-    @override
-    def validate(self, labels: Array, scores: Array) -> Validation:
+    def validate(self, labels: Array, scores: Array) -> dict[str, Any]:
+        """Fields `valid_...` of `Epoch`, which select an epoch."""
         loss = self.loss(torch.from_numpy(scores), torch.from_numpy(labels))
         values = ranking.ndcg(ranking.ranked(labels, scores), ranking.HEADLINE)
-        return Validation(None, float(loss), ranking.mean_over_lists(values))
+        ndcg = ranking.mean_over_lists(values)
+        return {"valid_auc": None, "valid_logloss": float(loss), "valid_ndcg": ndcg}
 
-    @override
     def summarise(self, labels: Array, scores: Array, users: Array) -> dict[str, Any]:
+        """Metrics of a finished run; users (N,) are those of the samples or lists."""
         return {**ranking.means_at_cutoffs(labels, scores)}
 
 
-CLICKS: Final[Objective] = ClickPrediction()
-LISTS: Final[Objective] = ListRanking()
+Objective = ClickPrediction | ListRanking
+CLICKS: Final = ClickPrediction()
+LISTS: Final = ListRanking()

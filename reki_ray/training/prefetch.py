@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterator
-from queue import Full, Queue
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.05
-"""Interval at which a blocked producer checks whether it was cancelled."""
-
-_JOIN_SECONDS = 30.0
-
-
-class _End:
-    """Marks the end of the elements, with the error that ended them, if any."""
-
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
+_CLOSE_SECONDS = 30.0
 
 
 class Prefetched(Generic[T]):
@@ -36,18 +26,14 @@ class Prefetched(Generic[T]):
 
     def __init__(self, source: Iterator[T], ahead: int) -> None:
         self._source = source
-        self._ready: Queue[T | _End] = Queue(max(1, ahead))
-        self._unwanted = threading.Event()
-        self._thread: threading.Thread | None = None
-        if ahead:
-            self._thread = threading.Thread(target=self._produce, name="batches", daemon=True)
-        self._ended = False
+        self._ahead = ahead
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._ready: deque[Future[T]] = deque()
         self.waited = 0.0
         """Seconds spent waiting for elements."""
 
     def __enter__(self) -> Self:
-        if self._thread is not None:
-            self._thread.start()
+        self._ready.extend(self._executor.submit(next, self._source) for _ in range(self._ahead))
         return self
 
     def __exit__(
@@ -56,12 +42,12 @@ class Prefetched(Generic[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._unwanted.set()
-        if self._thread is None:
-            _close(self._source)
-        else:
-            # A hanging source must not hide the error that ended the block.
-            self._thread.join(_JOIN_SECONDS)
+        left: list[Future[Any]] = [future for future in self._ready if not future.cancel()]
+        if isinstance(self._source, Generator):
+            left.append(self._executor.submit(self._source.close))
+        # A hanging source must not hide the error that ended the block.
+        hanging = wait(left, _CLOSE_SECONDS).not_done
+        self._executor.shutdown(wait=not hanging)
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -69,45 +55,9 @@ class Prefetched(Generic[T]):
     def __next__(self) -> T:
         started = time.perf_counter()
         try:
-            return self._next()
+            if not self._ahead:
+                return next(self._source)
+            self._ready.append(self._executor.submit(next, self._source))
+            return self._ready.popleft().result()
         finally:
             self.waited += time.perf_counter() - started
-
-    def _next(self) -> T:
-        if self._thread is None:
-            return next(self._source)
-        if self._ended:
-            raise StopIteration
-        element = self._ready.get()
-        if not isinstance(element, _End):
-            return element
-        self._ended = True
-        if element.error is not None:
-            raise element.error
-        raise StopIteration
-
-    def _produce(self) -> None:
-        end = _End(None)
-        try:
-            for element in self._source:
-                if not self._offer(element):
-                    break
-        except BaseException as error:  # noqa: BLE001  # raised in the consuming thread
-            end = _End(error)
-        finally:
-            _close(self._source)
-        self._offer(end)
-
-    def _offer(self, element: T | _End) -> bool:
-        while not self._unwanted.is_set():
-            try:
-                self._ready.put(element, timeout=_LOOK_SECONDS)
-            except Full:
-                continue
-            return True
-        return False
-
-
-def _close(source: Iterator[T]) -> None:
-    if isinstance(source, Generator):
-        source.close()

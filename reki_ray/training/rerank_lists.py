@@ -12,7 +12,6 @@ than the list's, ties in random order. The user's own samples would leak the lab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -29,14 +28,6 @@ NOTHING: Final = -1
 """Item and label at padding."""
 
 
-@dataclass(frozen=True)
-class Real:
-    """Real candidates: rows of the split's samples (n,), and their lists (n,), ascending."""
-
-    rows: Ints
-    lists: Ints
-
-
 def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples:
     """Lists of a split; every positive sample is in exactly one of them.
 
@@ -50,7 +41,7 @@ def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples
     """
     samples = dataset.samples[split]
     generator = np.random.default_rng([config.seed, SPLITS.index(split)])
-    real, users = real_candidates(samples, config)
+    rows, lists, users = real_candidates(samples, config)
     if not len(users):
         raise DataError(
             f"there are no lists to rerank: no {split} sample is positive",
@@ -58,20 +49,20 @@ def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples
             todo="Give more data or a lower data.positive_above, or leave train.rerankers empty.",
         )
     count = len(users)
-    room = config.list_size - np.bincount(real.lists, minlength=count)
+    room = config.list_size - np.bincount(lists, minlength=count)
     pool = np.unique(samples.items)
     sampled = sample_negatives(dataset, users, pool, room, generator)
     items = np.full((count, config.list_size), NOTHING, dtype=np.int64)
     labels = np.full(items.shape, NOTHING, dtype=np.float32)
-    place = _places(real.lists)
-    items[real.lists, place] = samples.items[real.rows]
-    labels[real.lists, place] = samples.labels[real.rows]
+    place = _places(lists)
+    items[lists, place] = samples.items[rows]
+    labels[lists, place] = samples.labels[rows]
+    positions = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(positions, lists, samples.positions[rows])
     lists, column = np.nonzero(sampled >= 0)
     place = config.list_size - room[lists] + column
     items[lists, place] = sampled[lists, column]
     labels[lists, place] = 0
-    positions = np.full(count, np.iinfo(np.int64).max)
-    np.minimum.at(positions, real.lists, samples.positions[real.rows])
     order = initial_order(dataset.samples["train"], users, items, generator)
     return Samples(
         users=users,
@@ -81,8 +72,12 @@ def build_lists(dataset: Dataset, split: Split, config: RerankConfig) -> Samples
     )
 
 
-def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Real, Ints]:
-    """Candidates from the samples, positives first in each list, and users (N,) of the lists."""
+def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Ints, Ints, Ints]:
+    """Candidates from the samples, positives first in each list.
+
+    Returns:
+        Rows of the samples (n,), their lists (n,), ascending, and users (N,) of the lists.
+    """
     order = np.lexsort((samples.positions, samples.users))
     users, positive = samples.users[order], samples.labels[order] > 0
     own = np.cumsum(positive) - positive  # positives before, of all users
@@ -100,7 +95,7 @@ def real_candidates(samples: Samples, config: RerankConfig) -> tuple[Real, Ints]
     ranked = np.lexsort((-samples.positions[order], ~positive, lists))
     ranked = ranked[kept[ranked]]
     ranked = ranked[_places(lists[ranked]) < config.list_size]
-    return Real(order[ranked], lists[ranked]), distinct // (len(users) + 1)
+    return order[ranked], lists[ranked], distinct // (len(users) + 1)
 
 
 def _liked_too_or_repeated(samples: Samples, order: Ints, lists: Ints, positive: Marks) -> Marks:
@@ -122,11 +117,9 @@ def sample_negatives(
     """Items that the user of a list never interacted with, each once per list.
 
     Args:
-        dataset: All interactions.
         users: User of every list (N,).
         pool: Items to choose from, ascending (P,).
         room: Free places of each list (N,).
-        generator: Source of the draws.
 
     Returns:
         Items (N, largest room), `NOTHING` after the end of a row; a list whose user knows nearly
@@ -161,8 +154,6 @@ def distinct_draws(free: Ints, wanted: Ints, width: int, generator: np.random.Ge
     Args:
         free: Row n draws from 0 to free[n] - 1, (N,).
         wanted: Number of draws, at most free[n], (N,).
-        width: Number of columns.
-        generator: Source of the draws.
     """
     beyond = np.iinfo(np.int64).max
     drawn = np.full((len(free), width), beyond, dtype=np.int64)  # ascending in each row
@@ -182,7 +173,6 @@ def initial_order(train: Samples, users: Ints, items: Ints, generator: np.random
         train: Training samples that popularity counts.
         users: User of every list (N,).
         items: Candidates (N, K), `NOTHING` at padding.
-        generator: Breaks the ties.
     """
     size = int(max(train.items.max(initial=0), items.max(initial=0))) + 1
     counts = np.bincount(train.items, minlength=size)

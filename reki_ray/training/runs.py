@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ from reki_ray.config import Arm, Backbone, TrainConfig
 from reki_ray.core.stage import CODE_VERSIONS
 from reki_ray.core.workspace import Workspace
 from reki_ray.models import artifact as bundles
-from reki_ray.models.artifact import Bundle, ModelBundle, RerankBundle
+from reki_ray.models.artifact import Bundle
 from reki_ray.training.checkpoint import Divergence, Epoch, best_of, time_of
 
 STAGE: Final = "train"
@@ -36,11 +35,7 @@ class Run:
     """One model to train.
 
     Args:
-        backbone: Conventional model, or the reranker.
-        arm: Its inputs.
-        seed: Seed of initialisation, batches and dropout.
         fingerprint: Equal if training again would give the same model.
-        reranks: Whether it is a reranker, trained on lists of candidates.
     """
 
     backbone: Backbone
@@ -65,20 +60,11 @@ def slug(backbone: Backbone) -> str:
     return backbone.replace(":", ".")
 
 
-def planned(config: TrainConfig) -> list[Run]:
-    """All runs of click models, without fingerprints, the seeds of an arm in a row."""
-    return _runs(config, config.backbones)
-
-
-def planned_rerankers(config: TrainConfig) -> list[Run]:
-    """All runs of rerankers, as `planned`."""
-    return _runs(config, config.rerankers, reranks=True)
-
-
-def _runs(config: TrainConfig, names: Sequence[str], *, reranks: bool = False) -> list[Run]:
+def planned(config: TrainConfig, *, reranks: bool = False) -> list[Run]:
+    """All runs of click models, or of rerankers, without fingerprints, an arm's seeds in a row."""
     return [
         Run(name, arm, seed, reranks=reranks)
-        for name in names
+        for name in (config.rerankers if reranks else config.backbones)
         for arm in config.arms
         for seed in config.seeds
     ]
@@ -110,7 +96,7 @@ def finished(workspace: Workspace, run: Run) -> dict[str, Any] | None:
     """Content of the run's metrics.json if it was trained with this identity."""
     if not workspace.exists(run.folder, METRICS):
         return None
-    metrics: dict[str, Any] = workspace.read_json(f"{run.folder}/{METRICS}")
+    metrics = read_metrics(workspace, run)
     return metrics if metrics.get("fingerprint") == run.fingerprint else None
 
 
@@ -146,7 +132,7 @@ def write_run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "precision": "bfloat16" if bundle.uses_knowledge and model.reduced else "float32",
     }
-    _remove(workspace, run)
+    workspace.remove(run.folder)
     with tempfile.TemporaryDirectory() as scratch:
         bundles.save(Path(scratch), bundle)
         for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
@@ -162,15 +148,14 @@ def write_diverged(
     workspace: Workspace, run: Run, divergence: Divergence, epochs: Sequence[Epoch]
 ) -> None:
     """Write that a run diverged: it is not trained again, and nothing uses it."""
-    _remove(workspace, run)
+    workspace.remove(run.folder)
     metrics = {**_identity(run, epochs), "diverged": asdict(divergence)}
     workspace.write_json(f"{run.folder}/{METRICS}", metrics)
 
 
 def read_metrics(workspace: Workspace, run: Run) -> dict[str, Any]:
     """Content of the metrics.json of a finished run; see `divergence_of`."""
-    metrics: dict[str, Any] = workspace.read_json(f"{run.folder}/{METRICS}")
-    return metrics
+    return dict(workspace.read_json(f"{run.folder}/{METRICS}"))
 
 
 def divergence_of(metrics: dict[str, Any]) -> Divergence | None:
@@ -201,39 +186,18 @@ def _identity(run: Run, epochs: Sequence[Epoch]) -> dict[str, Any]:
     }
 
 
-def _remove(workspace: Workspace, run: Run) -> None:
-    if workspace.exists(run.folder):
-        workspace.filesystem.rm(workspace.path(run.folder), recursive=True)
-
-
-def read_bundle(workspace: Workspace, run: Run) -> ModelBundle:
-    """Model of a finished run.
+def read_bundle(workspace: Workspace, run: Run) -> Bundle[Any, Any]:
+    """Model of a finished run, a reranker or one of clicks.
 
     Raises:
         StoreError: It is missing or damaged.
     """
-    with _local_folder(workspace, run) as folder:
-        return bundles.load(folder)
-
-
-def read_reranker(workspace: Workspace, run: Run) -> RerankBundle:
-    """Reranker of a finished run.
-
-    Raises:
-        StoreError: It is missing or damaged.
-    """
-    with _local_folder(workspace, run) as folder:
-        return bundles.load_reranker(folder)
-
-
-@contextlib.contextmanager
-def _local_folder(workspace: Workspace, run: Run) -> Iterator[Path]:
+    load = bundles.load_reranker if run.reranks else bundles.load
     if workspace.is_local:
-        yield workspace.local_path(run.folder)
-        return
+        return load(workspace.local_path(run.folder))
     with tempfile.TemporaryDirectory() as scratch:
         for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
             if workspace.exists(run.folder, name):
                 target = str(Path(scratch) / name)
                 workspace.filesystem.get_file(workspace.path(run.folder, name), target)
-        yield Path(scratch)
+        return load(Path(scratch))

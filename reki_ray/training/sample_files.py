@@ -14,14 +14,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reki_ray.core.workspace import Workspace, reading
 from reki_ray.schema import ITEM_ID, LABEL, POSITION, SAMPLES, USER_ID
 from reki_ray.training.batches import WorkerShard
-from reki_ray.training.dataset import Ints, Samples, no_samples, unknown_id
+from reki_ray.training.dataset import Ids, Ints, Samples, no_samples
 
 TABLE: Final = SAMPLES["train"]
 UNIT_ROWS: Final = 262_144
@@ -35,25 +33,10 @@ Pieces = Ints
 
 
 @dataclass(frozen=True)
-class Ids:
-    """Ids of the tables, in their order; a sample's place is a row of these.
-
-    Args:
-        users: Strings (U,).
-        items: Strings (I,).
-    """
-
-    users: pa.Array
-    items: pa.Array
-
-
-@dataclass(frozen=True)
 class SampleFiles:
     """The files of the training samples.
 
     Args:
-        workspace: Root of the workspace.
-        files: Their paths.
         groups: Number of the file, row group in it, and its rows, (G, 3).
     """
 
@@ -129,21 +112,13 @@ class SampleFiles:
             file = pq.ParquetFile(source, read_dictionary=[USER_ID, ITEM_ID])
             for group, start, stop in pieces:
                 rows = file.read_row_group(group, columns, use_threads=False)
-                yield pack(rows.slice(start, stop - start), ids, path)
-
-
-def pack(rows: pa.Table, ids: Ids, where: str) -> PackedSamples:
-    """Samples of a table's rows, ids mapped to their places; `where` is the file, for the error.
-
-    Raises:
-        DataError: An id is missing from its table.
-    """
-    packed = np.empty((len(rows), 4), dtype=np.int32)
-    packed[:, 0] = _places(rows, USER_ID, ids.users, where)
-    packed[:, 1] = _places(rows, ITEM_ID, ids.items, where)
-    packed[:, 2] = rows.column(POSITION).to_numpy()
-    packed[:, 3] = rows.column(LABEL).to_numpy()
-    return packed
+                rows = rows.slice(start, stop - start)
+                packed = np.empty((len(rows), 4), dtype=np.int32)
+                packed[:, 0] = ids.places(rows, USER_ID, path)
+                packed[:, 1] = ids.places(rows, ITEM_ID, path)
+                packed[:, 2] = rows.column(POSITION).to_numpy()
+                packed[:, 3] = rows.column(LABEL).to_numpy()
+                yield packed
 
 
 def unpack(packed: PackedSamples) -> Samples:
@@ -157,18 +132,3 @@ def in_units(pieces: Pieces, rows: int = UNIT_ROWS) -> list[Pieces]:
     lengths = pieces[:, 3] - pieces[:, 2]
     unit = (np.cumsum(lengths) - lengths) // rows
     return np.split(pieces, np.flatnonzero(np.diff(unit)) + 1)
-
-
-def _places(rows: pa.Table, column: str, ids: pa.Array, where: str) -> npt.NDArray[np.int32]:
-    encoded = rows.column(column).combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # an empty table has no chunk to combine
-        encoded = pa.concat_arrays(encoded.chunks)
-    if not isinstance(encoded, pa.DictionaryArray):
-        encoded = encoded.dictionary_encode()
-    distinct = encoded.dictionary.cast(ids.type)
-    places = pc.index_in(distinct, value_set=ids)
-    if places.null_count:
-        missing = distinct.filter(places.is_null())[0].as_py()
-        raise unknown_id(column, missing, where)
-    place_of_row: npt.NDArray[np.int32] = places.to_numpy()[encoded.indices.to_numpy()]
-    return place_of_row

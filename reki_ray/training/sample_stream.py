@@ -26,10 +26,9 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
 from reki_ray.schema import ITEM_ID, LABEL, POSITION, USER_ID
 from reki_ray.training.batches import BatchBuilder, Prepared, WorkerShard
-from reki_ray.training.dataset import Dataset, TrainSummary, read_dataset
+from reki_ray.training.dataset import Dataset, Ids, TrainSummary, read_dataset
 from reki_ray.training.sample_files import (
     TABLE,
-    Ids,
     PackedSamples,
     Pieces,
     SampleFiles,
@@ -52,7 +51,6 @@ class SampleStream:
     """Source of training samples that are not held in memory.
 
     Args:
-        files: The files.
         ids: Reference to `Ids`, in a list so that Ray passes it on unresolved.
     """
 
@@ -147,8 +145,7 @@ def _pipeline(stream: SampleStream, pieces: Pieces, process: Process) -> Iterato
         read, batch_size=None, batch_format="numpy"
     )
     data.context.execution_options = ExecutionOptions(
-        preserve_order=True,
-        resource_limits=ExecutionResources(object_store_memory=_AHEAD_BYTES),
+        preserve_order=True, resource_limits=ExecutionResources(object_store_memory=_AHEAD_BYTES)
     )
     for part in data.iter_batches(batch_size=None, batch_format="numpy"):
         if _ERROR in part:
@@ -223,9 +220,7 @@ def shuffled_batches(
 
     Args:
         chunks: The stream, (n, 4) each.
-        batch_size: Samples per batch.
         buffer: Samples that the pool holds at least when a batch is drawn, until the stream ends.
-        seed: Seed of the draws.
     """
     random = np.random.default_rng(seed)
     pool = np.empty((0, 4), dtype=np.int32)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
-from reki_ray.config import KNOWLEDGE_ARMS, Arm, Backbone, RekiConfig, Reranker
+from reki_ray.config import KNOWLEDGE_ARMS, Arm, RekiConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
-from reki_ray.metrics.ranking import HEADLINE
-from reki_ray.training.checkpoint import click_quality
+from reki_ray.training.checkpoint import quality
 from reki_ray.training.runs import Run, divergence_of, read_metrics
 
 
@@ -33,37 +32,38 @@ def choose_reranker(config: RekiConfig, workspace: Workspace, arm: Arm) -> Run |
             where="publish.reranker",
             todo=f"Name one of train.rerankers ({', '.join(trained) or 'none'}), auto or none.",
         )
-
     names = sorted(trained) if wanted == "auto" else [wanted]
-    by_name = {
-        name: {seed: float(valid["ndcg"][str(HEADLINE)]) for seed, valid in by_seed.items()}
-        for name in names
-        if (by_seed := _valid_by_seed(config, workspace, name, arm))
-    }
-    if not by_name and wanted == "auto":
-        return None
-    if not by_name:
+    best = _best(config, workspace, [Run(name, arm, 0, reranks=True) for name in names])
+    if best is None and wanted != "auto":
         raise ConfigError(
             f"all runs of reranker {wanted} with arm {arm} diverged",
             where="publish.reranker",
             todo="Lower train.rerank.learning_rate and train again, or set it to auto or none.",
         )
-    best = max(by_name, key=lambda name: np.mean(list(by_name[name].values())))
-    seeds = by_name[best]
-    return Run(best, arm, min(seeds, key=lambda seed: (-seeds[seed], seed)), reranks=True)
+    return best[0] if best else None
 
 
-def _valid_by_seed(
-    config: RekiConfig, workspace: Workspace, name: Backbone | Reranker, arm: Arm
-) -> dict[int, Any]:
-    """Validation metrics, by seed, of the runs that did not diverge."""
-    metrics = {seed: read_metrics(workspace, Run(name, arm, seed)) for seed in config.train.seeds}
-    return {seed: of["valid"] for seed, of in metrics.items() if divergence_of(of) is None}
+def _best(config: RekiConfig, workspace: Workspace, models: list[Run]) -> tuple[Run, float] | None:
+    """Best seed of the model with the best mean over seeds, and its quality on validation.
+
+    Runs that diverged do not count; None if all did.
+    """
+    groups = []
+    for model in models:
+        runs = [replace(model, seed=seed) for seed in config.train.seeds]
+        metrics = {run: read_metrics(workspace, run) for run in runs}
+        scored = [(r, quality(m["valid"])) for r, m in metrics.items() if divergence_of(m) is None]
+        if scored:
+            groups.append(scored)
+    if not groups:
+        return None
+    best = max(groups, key=lambda group: np.mean([value for _, value in group]))
+    return min(best, key=lambda scored: (-scored[1], scored[0].seed))
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training run and its validation `click_quality`."""
+    """A finished training run and its validation `quality`."""
 
     arm: Arm
     seed: int
@@ -98,28 +98,16 @@ def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
         ConfigError: No trained arm may be served, or all their runs diverged.
     """
     arms = _servable(config)
-    candidates = [
-        [
-            TrainedRun(
-                arm,
-                seed,
-                workspace.local_path(Run(backbone, arm, seed).folder),
-                click_quality(valid),
-            )
-            for seed, valid in _valid_by_seed(config, workspace, backbone, arm).items()
-        ]
-        for backbone in sorted(config.train.backbones)
-        for arm in arms
-    ]
-    candidates = [runs for runs in candidates if runs]
-    if not candidates:
+    models = [Run(name, arm, 0) for name in sorted(config.train.backbones) for arm in arms]
+    best = _best(config, workspace, models)
+    if best is None:
         raise ConfigError(
             f"nothing can be served: all runs of {', '.join(arms)} diverged",
             where="publish.arm",
             todo="Lower train.learning_rate and train again, or name another arm.",
         )
-    best = max(candidates, key=lambda runs: np.mean([run.quality for run in runs]))
-    return min(best, key=lambda run: (-run.quality, run.seed))
+    run, value = best
+    return TrainedRun(run.arm, run.seed, workspace.local_path(run.folder), value)
 
 
 def _servable(config: RekiConfig) -> list[Arm]:

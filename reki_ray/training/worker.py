@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,17 @@ from typing_extensions import override
 from reki_ray.config import Arm, TrainConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
-from reki_ray.models.artifact import Bundle, Layers, Model, ModelBundle, Origin, RerankBundle
-from reki_ray.models.base_model import Architecture
+from reki_ray.models.artifact import Bundle, Origin
+from reki_ray.models.base_model import Architecture, EmbeddedModel
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
 from reki_ray.schema import WHOLE_ANSWER, Split
 from reki_ray.training.arms import ARMS, Representations, permute
-from reki_ray.training.batches import BatchBuilder, EncodedDataset, encode_dataset
+from reki_ray.training.batches import BatchBuilder, EncodedDataset, TrainSamples, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.loop import Splits, Trainer, Workers, predict
+from reki_ray.training.loop import Splits, Trainer, Workers
 from reki_ray.training.objectives import CLICKS, LISTS
 from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.rerank_lists import build_lists
@@ -44,12 +43,9 @@ class TrainingData:
     """Inputs of all runs of a stage, stored once per node in Ray's object store.
 
     Args:
-        features: Vocabularies.
-        encoded: The data set in their rows.
         samples: Validation samples, and training samples if they are held.
         representations: By arm, before `permute`; None for an arm without knowledge.
         lists: Training and validation lists; empty without rerankers.
-        stream: Source of training samples that are not held.
     """
 
     features: FeatureSpace
@@ -86,10 +82,6 @@ class TrainingData:
         """Samples or lists that a run is trained and validated on."""
         return self.lists if run.reranks else self.samples
 
-    def epoch_samples(self, run: Run) -> int:
-        """Number of samples or lists per epoch of a run."""
-        return len(self.stream.files) if self.stream else len(self.samples_of(run)["train"])
-
 
 @dataclass(frozen=True)
 class WorkerTask:
@@ -97,7 +89,6 @@ class WorkerTask:
 
     Args:
         workspace: Root of the workspace, an absolute path or a URL.
-        config: Sizes and rates.
         runs: All runs of the stage; finished ones are skipped.
         data: Reference to the `TrainingData`, in a list so that Ray passes it on unresolved.
         progress: Receives (run name, epoch or divergence) and ("", warning) of the first worker.
@@ -134,9 +125,7 @@ class RayWorkers(Workers):
 
     @override
     def wrap(self, model: nn.Module) -> nn.Module:
-        if self.world == 1:
-            return model
-        return nn.parallel.DistributedDataParallel(model)
+        return nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
 
     @override
     def synchronise(self, model: nn.Module) -> None:
@@ -178,27 +167,11 @@ def train_runs(settings: dict[str, Any]) -> None:
 
 
 def _train_run(
-    run: Run,
-    task: WorkerTask,
-    data: TrainingData,
-    workers: RayWorkers,
-    state: RunState | None,
+    run: Run, task: WorkerTask, data: TrainingData, workers: RayWorkers, state: RunState | None
 ) -> None:
-    new = new_reranker if run.reranks else new_bundle
     config = settings_of(task.config, run)
-    bundle: Bundle[Any, Any] = new(run, config, data)
-    objective = LISTS if run.reranks else CLICKS
-    model = bundle.model.to(workers.device)
-    splits = make_splits(run, bundle, data, workers.device, buffer=task.config.shuffle_buffer)
-    trainer = Trainer(
-        model,
-        splits,
-        config,
-        seed=run.seed,
-        fingerprint=run.fingerprint,
-        workers=workers,
-        objective=objective,
-    )
+    buffer = task.config.shuffle_buffer
+    trainer, bundle = new_trainer(run, config, data, workers.device, workers, buffer=buffer)
     if state is not None:
         trainer.resume(state)
 
@@ -214,33 +187,18 @@ def _train_run(
             write_diverged(target, run, trainer.divergence, trainer.epochs)
             task.progress.put((run.name, trainer.divergence))
         return
-    scores = predict(model, splits.valid, workers, objective)
+    scores = trainer.predict()
     if workers.rank == 0:
         samples = data.samples_of(run)["valid"]
-        valid = objective.summarise(samples.labels, scores, samples.users)
+        valid = trainer.objective.summarise(samples.labels, scores, samples.users)
         write_run(Workspace(task.workspace), run, bundle, valid, trainer.epochs)
 
 
-def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> ModelBundle:
-    """Untrained model of a run, initialised with the run's seed."""
-    layers = Architecture(**_layers(run, config, data))
-    return ModelBundle(**_parts(run, config, data, layers, CTRModel))
-
-
-def new_reranker(run: Run, config: TrainConfig, data: TrainingData) -> RerankBundle:
-    """Untrained reranker of a run, initialised with the run's seed."""
-    layers = RerankArchitecture(
-        **_layers(run, config, data),
-        reranker=config.rerank.network,
-        list_size=config.rerank.list_size,
-    )
-    return RerankBundle(**_parts(run, config, data, layers, RerankModel))
-
-
-def _layers(run: Run, config: TrainConfig, data: TrainingData) -> dict[str, Any]:
-    """Fields of the architecture of either kind of model."""
+def new_bundle(run: Run, config: TrainConfig, data: TrainingData) -> Bundle[Any, Any]:
+    """Untrained model of a run, a reranker or one of clicks, initialised with the run's seed."""
+    inputs = ARMS[run.arm]
     representations = data.representations[run.arm]
-    return {
+    layers = {
         "backbone": run.backbone,
         "network": config.network,
         "hein": config.hein,
@@ -250,21 +208,18 @@ def _layers(run: Run, config: TrainConfig, data: TrainingData) -> dict[str, Any]
         "item_factors": representations.items.factors if representations else (WHOLE_ANSWER,),
         "id_dropout": config.id_dropout,
     }
-
-
-def _parts(
-    run: Run,
-    config: TrainConfig,
-    data: TrainingData,
-    layers: Layers,
-    make: Callable[[Layers, FeatureSpace], Model],
-) -> dict[str, Any]:
-    """Fields of an untrained bundle."""
-    inputs = ARMS[run.arm]
-    representations = data.representations[run.arm]
     features = data.features if inputs.profile else replace(data.features, user_fields={})
     torch.manual_seed(run.seed)
-    model = make(layers, features)
+    architecture: Architecture
+    model: EmbeddedModel
+    if run.reranks:
+        architecture = RerankArchitecture(
+            **layers, reranker=config.rerank.network, list_size=config.rerank.list_size
+        )
+        model = RerankModel(architecture, features)
+    else:
+        architecture = Architecture(**layers)
+        model = CTRModel(architecture, features)
     if representations is not None:
         model.user_reader.fit(torch.from_numpy(representations.users.vectors))
         model.item_reader.fit(torch.from_numpy(representations.items.vectors))
@@ -274,40 +229,27 @@ def _parts(
         user_representations=inputs.users.path if inputs.users else "",
         item_representations=inputs.items.path if inputs.items else "",
     )
-    return {
-        "model": model,
-        "architecture": layers,
-        "features": features,
-        "history": inputs.history(config),
-        "origin": origin,
-    }
+    return Bundle(model, architecture, features, inputs.history(config), origin)
 
 
-def make_splits(
+def new_trainer(
     run: Run,
-    bundle: Bundle[Any, Any],
+    config: TrainConfig,
     data: TrainingData,
     device: torch.device,
+    workers: Workers | None = None,
     *,
     buffer: int = 1,
-) -> Splits:
-    """Batches of a run's training and validation samples, or lists.
-
-    Args:
-        run: Which run.
-        bundle: Its model.
-        data: Inputs of all runs.
-        device: Target of the batches.
-        buffer: Shuffle buffer of streamed samples.
-    """
+) -> tuple[Trainer, Bundle[Any, Any]]:
+    """Trainer of a run's untrained model; `buffer` streamed samples are shuffled."""
+    bundle = new_bundle(run, config, data)
     representations = permute(data.representations[run.arm], run.arm, run.seed)
     encoded = data.encoded
     if not bundle.features.user_fields:
         encoded = replace(encoded, user_attributes={})
 
-    def builder(split: Split) -> BatchBuilder:
-        samples = data.samples_of(run)[split]
-        return BatchBuilder(
+    batches = {
+        split: BatchBuilder(
             encoded,
             samples,
             bundle.history,
@@ -315,11 +257,21 @@ def make_splits(
             enriched=bundle.model.enriches,
             device=device,
         )
-
-    valid = builder("valid")
-    if data.stream is None:
-        return Splits(builder("train"), valid)
-    return Splits(StreamedSamples(data.stream, valid, buffer), valid)
+        for split, samples in data.samples_of(run).items()
+    }
+    valid = batches["valid"]
+    train: TrainSamples
+    train = StreamedSamples(data.stream, valid, buffer) if data.stream else batches["train"]
+    trainer = Trainer(
+        bundle.model.to(device),
+        Splits(train, valid),
+        config,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        workers=workers,
+        objective=LISTS if run.reranks else CLICKS,
+    )
+    return trainer, bundle
 
 
 def _report(run: Run, epoch: Epoch, state: RunState, *, first: bool) -> None:

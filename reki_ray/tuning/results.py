@@ -27,19 +27,12 @@ class Trial(BaseModel):
     """One setting and its result on the validation samples.
 
     Attributes:
-        number: From 0, in the order in which trials ended.
         settings: Dotted key of `train` to its value.
         configured: Whether these are the settings of the configuration.
         status: done: trained to the end; stopped: ended early; diverged: counts as tried; failed:
             does not count as tried.
         quality: Maximised: AUC, or minus the log-loss if there is a single label.
-        valid_auc: AUC of its best epoch.
         valid_logloss: Log-loss of its best epoch, nats per sample.
-        best_epoch: Number of its best epoch, from 1.
-        epochs: Epochs trained.
-        seconds: Time of its training steps.
-        samples_per_second: Of its median epoch.
-        error: Why it has no result.
     """
 
     number: int
@@ -68,11 +61,6 @@ class Search(BaseModel):
 
     Attributes:
         fingerprint: Equal if the same trial would give the same result.
-        backbone: Whose settings are searched.
-        arm: What the model sees.
-        seed: Of the search and of every trial.
-        space: What is searched.
-        trials: In the order in which they ended.
     """
 
     fingerprint: str
@@ -137,8 +125,6 @@ def write_tuned(search: Search, train: TrainConfig, workspace: Workspace, out: P
 
     Args:
         search: With at least one finished trial.
-        train: Configuration that the trials changed.
-        workspace: Gets the file if `out` is None.
         out: A YAML file, or a folder that gets one file per backbone.
     """
     best, configured = search.best, search.configured

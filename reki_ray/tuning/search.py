@@ -11,12 +11,7 @@ from typing import Final
 import ray
 import torch
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
 from reki_ray.core.formats import counted
@@ -32,13 +27,8 @@ from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData
 from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search
-from reki_ray.tuning.searcher import (
-    Study,
-    TrialRecorder,
-    open_study,
-    require_optuna,
-)
-from reki_ray.tuning.trial import QUALITY, TrialAssignment, train_trial
+from reki_ray.tuning.searcher import Study, TrialRecorder, open_study, require_optuna
+from reki_ray.tuning.trial import QUALITY, train_trial
 
 _STATE: Final = ".tune"
 """Folder for Ray Tune's own files in the workspace, removed after each search."""
@@ -62,8 +52,6 @@ def search(
 
     Args:
         config: The run; its samples, and the vectors of the arm, must exist.
-        arm: What the models see.
-        reporter: Shows progress.
         out: YAML file or folder for the best settings; None writes to the workspace.
 
     Raises:
@@ -144,7 +132,7 @@ def _run(  # all of a call's state
 ) -> None:
     """Run the missing trials."""
     run = Run(search.backbone, search.arm, search.seed, search.fingerprint)
-    assignment = TrialAssignment(config.train, run, data, config.tune.concurrency)
+    concurrency = config.tune.concurrency
     train = config.train.of(search.backbone)
     tried = any(trial.configured for trial in search.tried)
     study.configured = None if tried else space.values(train, search.space)
@@ -152,14 +140,16 @@ def _run(  # all of a call's state
     with reporter.task(f"tune {search.backbone}: trials", missing, "trials") as task:
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(train_trial, assignment=assignment),
-                _resources(config.train, config.tune.concurrency),
+                tune.with_parameters(
+                    train_trial, config=config.train, run=run, data=data, concurrency=concurrency
+                ),
+                _resources(config.train, concurrency),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=study,
                 scheduler=_stopper(config.tune, train.epochs),
                 num_samples=missing,
-                max_concurrent_trials=config.tune.concurrency,
+                max_concurrent_trials=concurrency,
                 reuse_actors=True,  # a new process would import torch again for each trial
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),

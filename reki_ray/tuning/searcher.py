@@ -111,7 +111,6 @@ class Study(Searcher):
         """Start a trial.
 
         Args:
-            trial_id: Ray Tune's name of it.
             settings: What to try, inside the space or not; None samples new settings.
 
         Returns:
@@ -191,10 +190,6 @@ class TrialRecorder(Callback):
     """Records every trial as soon as it ends, and reports it.
 
     Args:
-        study: Gets the records.
-        search: Whose trials they are.
-        reporter: Shows them.
-        task: Counts them.
         train: Configuration of the backbone without the settings of a trial.
     """
 

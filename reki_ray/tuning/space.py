@@ -38,6 +38,12 @@ SHARED: Final[Space] = MappingProxyType(
 )
 """Searched for every backbone and arm."""
 
+_ATTENTION: Final[Space] = {
+    "network.interaction_layers": Domain(int=(1, 4)),
+    "network.heads": _choice(1, 2, 4),
+    "network.head_size": _choice(8, 16, 32, 64),
+}
+
 SIZES: Final[Mapping[str, Space]] = MappingProxyType(
     {
         "din": {"network.attention": _choice([16, 8], [32, 16], [64, 32], [80, 40])},
@@ -46,17 +52,9 @@ SIZES: Final[Mapping[str, Space]] = MappingProxyType(
         "dcnv2": {"network.cross_layers": Domain(int=(1, 4))},
         "deepfm": {},
         "xdeepfm": {"network.cin": _choice([25], [50], [25, 25], [50, 50], [100, 100])},
-        "autoint": {
-            "network.interaction_layers": Domain(int=(1, 4)),
-            "network.heads": _choice(1, 2, 4),
-            "network.head_size": _choice(8, 16, 32, 64),
-        },
+        "autoint": _ATTENTION,
         "fibinet": {"network.senet_reduction": Domain(int=(1, 4))},
-        "fignn": {
-            "network.interaction_layers": Domain(int=(1, 4)),
-            "network.heads": _choice(1, 2, 4),
-            "network.head_size": _choice(8, 16, 32, 64),
-        },
+        "fignn": _ATTENTION,
     }
 )
 """Searched for one backbone: sizes that only some backbones read."""

@@ -33,13 +33,9 @@ class SideFigures(BaseModel):
     """Clusters of one side.
 
     Attributes:
-        ids: Number of ids.
         clusters: Number of clusters, each one call of the LLM.
         calls_saved: Share of the calls of individual extraction that clustering saves.
         mean_similarity: Mean cosine between ids and their centres.
-        smallest: Members of the smallest cluster.
-        median: Members of the median cluster.
-        largest: Members of the largest cluster.
     """
 
     ids: int
@@ -56,9 +52,6 @@ class Point(BaseModel):
 
     Attributes:
         changes: Key of the configuration to its value.
-        workspace: Folder of its run.
-        users: Clusters of users.
-        items: Clusters of items.
         arms: Entries as in report.json; empty if only clustering ran.
     """
 
@@ -79,10 +72,8 @@ def sweep(config: RekiConfig, vary: Sequence[str], until: str, reporter: Reporte
     """Run every combination of values, and write a summary and a plot.
 
     Args:
-        config: Base configuration.
         vary: Settings as `cluster.users.min_cluster_size=4,8,16`.
         until: `cluster` for clusters only; `evaluate` also extracts, trains and evaluates.
-        reporter: Shows progress.
 
     Raises:
         ConfigError: A setting is unknown or has an invalid value, or `until` is another stage.

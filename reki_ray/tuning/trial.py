@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any, Final
 
 import ray
@@ -12,9 +11,8 @@ from ray import tune
 
 from reki_ray.config import TrainConfig
 from reki_ray.training.checkpoint import Epoch, RunState, time_of
-from reki_ray.training.loop import Trainer
 from reki_ray.training.runs import Run
-from reki_ray.training.worker import TrainingData, make_splits, new_bundle
+from reki_ray.training.worker import TrainingData, new_trainer
 from reki_ray.tuning.space import with_settings
 
 QUALITY: Final = "quality"
@@ -30,57 +28,40 @@ SETTINGS: Final = "settings"
 """Key of the settings in a trial's Ray Tune configuration."""
 
 
-@dataclass(frozen=True)
-class TrialAssignment:
-    """What all trials of a search share.
-
-    Args:
-        config: Base configuration.
-        run: Backbone, arm and seed.
-        data: Reference to the `TrainingData`, in a list so that Ray does not resolve it.
-        concurrency: Trials that share a node's cores.
-    """
-
-    config: TrainConfig
-    run: Run
-    data: list[ray.ObjectRef[TrainingData]]
-    concurrency: int
-
-
-def train_trial(settings: dict[str, Any], assignment: TrialAssignment) -> None:
+def train_trial(
+    settings: dict[str, Any],
+    config: TrainConfig,
+    run: Run,
+    data: list[ray.ObjectRef[TrainingData]],
+    concurrency: int,
+) -> None:
     """Train one model, and report its best epoch so far after each epoch.
 
     A model that diverges reports an `ERROR` instead of raising, which would retry the trial.
 
     Args:
         settings: Ray Tune's configuration of the trial, see `SETTINGS`.
-        assignment: What all trials share.
+        config: Base configuration, without these settings.
+        run: Backbone, arm and seed.
+        data: In a list so that Ray does not resolve it.
+        concurrency: Trials that share a node's cores.
     """
-    run = assignment.run
-    config = with_settings(assignment.config, run.backbone, settings[SETTINGS])
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // assignment.concurrency))
+    config = with_settings(config, run.backbone, settings[SETTINGS])
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // concurrency))
     device = torch.device(config.device)
-    data = ray.get(assignment.data[0])
-    bundle = new_bundle(run, config, data)
-    splits = make_splits(run, bundle, data, device)
-    trainer = Trainer(
-        bundle.model.to(device), splits, config, seed=run.seed, fingerprint=run.fingerprint
-    )
+    trainer, _ = new_trainer(run, config, ray.get(data[0]), device)
 
     def after_epoch(epoch: Epoch, state: RunState) -> None:
-        tune.report(_figures(state.epochs, trainer.best))
+        best = trainer.best
+        figures = {
+            QUALITY: best.quality,
+            "valid_auc": best.valid_auc,
+            "valid_logloss": best.valid_logloss,
+            "best_epoch": best.epoch,
+            "epochs": len(state.epochs),
+        }
+        tune.report({**figures, **time_of(state.epochs)})
 
     trainer.run(after_epoch)
     if trainer.divergence is not None:
         tune.report({QUALITY: _WORST, ERROR: str(trainer.divergence)})
-
-
-def _figures(epochs: list[Epoch], best: Epoch) -> dict[str, Any]:
-    return {
-        QUALITY: best.quality,
-        "valid_auc": best.valid_auc,
-        "valid_logloss": best.valid_logloss,
-        "best_epoch": best.epoch,
-        "epochs": len(epochs),
-        **time_of(epochs),
-    }

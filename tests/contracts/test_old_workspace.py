@@ -40,7 +40,7 @@ from reki_ray.extraction.subjects import Subjects
 from reki_ray.schema import PREDICTIONS, PROMPT_HASH, SCORE, SIDES, SUBJECT_ID, SUBJECT_KIND
 from reki_ray.stages.pipeline import fingerprints
 from reki_ray.store.versions import VersionStore
-from reki_ray.training.runs import Run, read_bundle, read_reranker
+from reki_ray.training.runs import Run, read_bundle
 from tests.contracts.write_old_workspace import (
     ARCHIVE,
     BLEND,
@@ -246,7 +246,7 @@ def test_trained_runs_score_as_before(workspace: Workspace) -> None:
     require_close(new[SCORE].to_numpy(), old[SCORE].to_numpy(), "scores")
     assert set(old["backbone"].to_pylist()) == {"din", "dcnv2"}
     assert read_bundle(workspace, Run("din", "base", 0)).uses_knowledge is False
-    assert read_reranker(workspace, Run("prm", "reki_c", 0, reranks=True)).uses_knowledge
+    assert read_bundle(workspace, Run("prm", "reki_c", 0, reranks=True)).uses_knowledge
 
 
 # --- versions ------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from reki_ray.training.arms import read_representations
 from reki_ray.training.batches import BatchBuilder, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.loop import Trainer, predict
+from reki_ray.training.loop import Trainer, Workers, predict
 from reki_ray.training.objectives import LISTS
 from reki_ray.training.rerank_lists import NOTHING, build_lists
-from reki_ray.training.runs import Run, fingerprint, planned, planned_rerankers
-from reki_ray.training.worker import TrainingData, make_splits, new_reranker
+from reki_ray.training.runs import Run, fingerprint, planned
+from reki_ray.training.worker import TrainingData, new_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,13 +53,7 @@ def trainer(
     found = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
     data = TrainingData.of(dataset, {arm: found}, config)
     run = Run(name, arm, seed=0, fingerprint="x", reranks=True)
-    bundle = new_reranker(run, config, data)
-    splits = make_splits(run, bundle, data, torch.device("cpu"))
-    rates = config.for_reranking()
-    return (
-        Trainer(bundle.model, splits, rates, seed=0, fingerprint="x", objective=LISTS),
-        bundle,
-    )
+    return new_trainer(run, config.for_reranking(), data, torch.device("cpu"))
 
 
 def ignore(epoch: Epoch, state: RunState) -> None:
@@ -160,18 +154,13 @@ def test_listwise_loss_is_the_cross_entropy_of_the_real_candidates() -> None:
 def test_predictions_of_several_workers_come_in_the_order_of_the_lists(
     filled: Workspace, dataset: Dataset
 ) -> None:
-    class OneOfTwo:
+    class OneOfTwo(Workers):
         """The first of two workers; the second one's part is known."""
 
         rank, world = 0, 2
 
         def __init__(self, other: torch.Tensor) -> None:
             self.other = other
-
-        def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
-            return model
-
-        def synchronise(self, model: torch.nn.Module) -> None: ...
 
         def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
             return [values, self.other]
@@ -187,7 +176,7 @@ def test_predictions_of_several_workers_come_in_the_order_of_the_lists(
 
 
 def test_fingerprints_follow_the_rates_of_their_own_kind() -> None:
-    click, lists = planned(CONFIG)[0], planned_rerankers(CONFIG)[0]
+    click, lists = planned(CONFIG)[0], planned(CONFIG, reranks=True)[0]
     rates = CONFIG.rerank.model_copy(update={"learning_rate": 0.5})
     other_lists = CONFIG.model_copy(update={"rerank": rates})
     other_clicks = CONFIG.model_copy(update={"learning_rate": 0.5, "batch_size": 7})

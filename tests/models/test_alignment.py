@@ -10,8 +10,7 @@ from torch import nn
 
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig
 from reki_ray.models import base_model
-from reki_ray.models.alignment import TEMPERATURE, Alignment
-from reki_ray.models.base_model import Architecture, KnowledgeVectors
+from reki_ray.models.base_model import TEMPERATURE, Alignment, Architecture, KnowledgeVectors
 from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.features import FeatureSpace
 

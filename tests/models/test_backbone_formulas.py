@@ -7,12 +7,11 @@ from torch import nn
 
 from reki_ray.models.backbones.autoint import InteractingLayer
 from reki_ray.models.backbones.dcn import CrossMatrix, CrossVector
-from reki_ray.models.backbones.deepfm import factorization_machine
+from reki_ray.models.backbones.deepfm import CIN, factorization_machine
 from reki_ray.models.backbones.dien import AUGRU, DIEN
 from reki_ray.models.backbones.fibinet import SENET, BilinearInteraction
 from reki_ray.models.backbones.fignn import FieldGraph
 from reki_ray.models.backbones.layers import stack_fields
-from reki_ray.models.backbones.xdeepfm import CIN
 from tests.support.backbone_inputs import FIELDS, SIZE, inputs
 
 M, B = 4, 3

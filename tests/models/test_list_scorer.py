@@ -21,7 +21,7 @@ from reki_ray.training.loop import predict
 from reki_ray.training.objectives import LISTS
 from reki_ray.training.rerank_lists import NOTHING, build_lists
 from reki_ray.training.runs import Run
-from reki_ray.training.worker import TrainingData, new_reranker
+from reki_ray.training.worker import TrainingData, new_bundle
 from tests.support import trained_workspace
 
 SIZE = 6
@@ -39,7 +39,7 @@ def make(
     run = Run(reranker, arm, 0, reranks=True)  # type: ignore[arg-type]
     found = read_representations(workspace, run.arm, dataset.user_ids, dataset.item_ids)
     data = TrainingData.of(dataset, {run.arm: found}, CONFIG)
-    bundle = new_reranker(run, CONFIG, data)
+    bundle = new_bundle(run, CONFIG, data)
     lists = build_lists(dataset, "test", CONFIG.rerank)
     builder = BatchBuilder(
         encode_dataset(dataset, bundle.features),

@@ -13,7 +13,7 @@ from reki_ray.errors import ConfigError
 from reki_ray.models.registry import RERANKERS, build_reranker
 from reki_ray.models.rerankers import RerankerSizes, RerankInputs
 from reki_ray.training.objectives import LISTS
-from reki_ray.training.runs import planned_rerankers
+from reki_ray.training.runs import planned
 from tests.support.reranker_inputs import (
     CANDIDATES,
     LENGTH,
@@ -292,5 +292,5 @@ def test_class_of_another_package_is_a_reranker() -> None:
     config = TrainConfig.model_validate({"rerankers": [name], "arms": ["fair_base"]})
     reranker = build_reranker(config.rerankers[0], SIZES)
     assert reranker(inputs(3)).shape == (3, CANDIDATES)
-    names = [run.name for run in planned_rerankers(config)]
+    names = [run.name for run in planned(config, reranks=True)]
     assert names == [f"{name.replace(':', '.')}-fair_base-{seed}" for seed in (0, 1, 2)]

@@ -67,7 +67,7 @@ EARLIER: dict[str, dict[str, Any]] = {
 }
 
 
-class _Alone(loop.SingleWorker):
+class _Alone(loop.Workers):
     device = torch.device("cpu")
 
 

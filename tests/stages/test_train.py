@@ -25,7 +25,7 @@ from reki_ray.training.batches import BatchBuilder, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState
 from reki_ray.training.dataset import read_dataset
 from reki_ray.training.loop import Schedule, predict
-from reki_ray.training.runs import Run, read_bundle, read_reranker
+from reki_ray.training.runs import Run, read_bundle
 from reki_ray.training.sample_stream import load_dataset
 from tests.conftest import TinyConfig
 from tests.support.trained_workspace import EVENTS
@@ -121,7 +121,7 @@ def test_rerankers_train_in_the_same_stage_and_are_compared_on_lists(
     metrics = metrics_of(filled, "prm-reki_c-0")
     assert (metrics["reranker"], len(metrics["epochs"])) == ("prm", 2)
     assert metrics["valid"]["ndcg"]["7"] == rerankers[1]["valid_ndcg"]
-    bundle = read_reranker(filled, Run("prm", "reki_c", 0, reranks=True))
+    bundle = read_bundle(filled, Run("prm", "reki_c", 0, reranks=True))
     assert (bundle.arm, bundle.history, bundle.uses_knowledge) == ("reki_c", 30, True)
     assert filled.exists("train/prm-reki_c-0/model.safetensors")
 

@@ -184,7 +184,7 @@ def test_an_item_without_a_finite_score_fails_its_own_request_alone(tmp_path: Pa
     with graph(tmp_path) as (client, scorer):
         assert ask(client, "/v1/score", candidates=ITEM_IDS)[0] == 200
         (opened,) = scorer._opened.values()
-        inputs = opened._scorer._inputs
+        inputs = opened._scorer
         assert inputs.augmented is not None
         inputs.augmented[inputs.rows(["m7"])[0]] = torch.nan
         for path, body in (

@@ -20,7 +20,7 @@ from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_stat
 from reki_ray.training.dataset import Dataset
 from reki_ray.training.loop import Schedule, Trainer
 from reki_ray.training.runs import Run, fingerprint
-from reki_ray.training.worker import TrainingData, make_splits, new_bundle
+from reki_ray.training.worker import TrainingData, new_trainer
 from tests.support.trained_workspace import CUT, EVENTS, item_ids, user_ids
 
 CONFIG = TrainConfig(
@@ -44,9 +44,7 @@ def trainer(
     found = read_representations(workspace, arm, dataset.user_ids, dataset.item_ids)
     data = TrainingData.of(dataset, {arm: found}, config)
     run = Run("din", arm, seed=0, fingerprint="x")
-    bundle = new_bundle(run, config, data)
-    splits = make_splits(run, bundle, data, torch.device("cpu"))
-    return Trainer(bundle.model, splits, config, seed=0, fingerprint="x"), bundle
+    return new_trainer(run, config, data, torch.device("cpu"))
 
 
 def ignore(epoch: Epoch, state: RunState) -> None:

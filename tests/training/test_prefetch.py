@@ -11,7 +11,7 @@ from reki_ray.training.prefetch import Prefetched
 
 
 def running() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "batches"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
 
 
 class Source:

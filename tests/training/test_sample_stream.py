@@ -13,8 +13,8 @@ from reki_ray.config import TrainConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
 from reki_ray.training.batches import WorkerShard
-from reki_ray.training.dataset import Dataset, read_dataset
-from reki_ray.training.sample_files import Ids, PackedSamples, SampleFiles, in_units, unpack
+from reki_ray.training.dataset import Dataset, Ids, read_dataset
+from reki_ray.training.sample_files import PackedSamples, SampleFiles, in_units, unpack
 from reki_ray.training.sample_stream import shuffled_batches, streams
 from tests.support.trained_workspace import fill
 

@@ -2,13 +2,12 @@
 
 from reki_ray.models.backbones.autoint import AutoInt
 from reki_ray.models.backbones.dcn import DCNv1, DCNv2
-from reki_ray.models.backbones.deepfm import DeepFM
+from reki_ray.models.backbones.deepfm import DeepFM, XDeepFM
 from reki_ray.models.backbones.dien import DIEN
 from reki_ray.models.backbones.din import DIN
 from reki_ray.models.backbones.fibinet import FiBiNET
 from reki_ray.models.backbones.fignn import FiGNN
 from reki_ray.models.backbones.protocol import Backbone, BackboneInputs, Output
-from reki_ray.models.backbones.xdeepfm import XDeepFM
 
 __all__ = [
     "DIEN",

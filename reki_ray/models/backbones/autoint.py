@@ -37,16 +37,7 @@ class InteractingLayer(nn.Module):
 
 
 class AutoInt(nn.Module):
-    """Interacting layers over the fields, and an MLP beside them.
-
-    Args:
-        fields: Number M of fields, see `count_fields`.
-        embedding_dim: Length E of a field.
-        interaction_layers: Number of interacting layers.
-        heads: Attention heads.
-        head_size: Width of a head.
-        mlp: Widths of the MLP.
-        dropout: Dropout of the MLP.
+    """Interacting layers over M fields (see `count_fields`), and an MLP beside them.
 
     Example::
 

@@ -57,15 +57,7 @@ class CrossMatrix(nn.Module):
 
 
 class _DeepAndCross(nn.Module):
-    """Cross layers and an MLP side by side over all fields, and one linear layer over both.
-
-    Args:
-        fields: Number M of fields, see `count_fields`.
-        embedding_dim: Length E of a field.
-        cross_layers: Number of cross layers.
-        mlp: Widths of the MLP.
-        dropout: Dropout of the MLP.
-    """
+    """Cross layers and an MLP side by side over M fields (see `count_fields`), then a layer."""
 
     cross_type: ClassVar[type[CrossVector] | type[CrossMatrix]]
 

@@ -52,12 +52,7 @@ class DIEN(nn.Module):
     [profile, target, interest, target * interest, h_u, h_i].
 
     Args:
-        embedding_dim: Embedding size E.
-        user_fields: Number F of profile fields.
         augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
-        auxiliary_weight: Weight of L_aux.
-        mlp: Widths of the MLP.
-        dropout: Dropout of the MLP.
 
     Example::
 

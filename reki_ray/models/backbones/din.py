@@ -32,13 +32,7 @@ class TargetAttention(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((*widths, 1)))
 
     def forward(self, target: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-        """Interest (B, E).
-
-        Args:
-            target: (B, E).
-            history: (B, L, E).
-            mask: True at real interactions (B, L).
-        """
+        """Interest (B, E) of target (B, E) and history (B, L, E), real where mask (B, L) is."""
         x = self._first_layer(target, history)  # (B, L, widths[0])
         for dice, layer in zip(self.dices, self.layers, strict=True):
             x = layer(dice(x, mask))
@@ -63,12 +57,7 @@ class DIN(nn.Module):
     """Target attention and an MLP on [profile, target, interest, target * interest, h_u, h_i].
 
     Args:
-        embedding_dim: Embedding size E.
-        user_fields: Number F of profile fields.
         augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
-        attention: Widths of the attention MLP.
-        mlp: Widths of the MLP.
-        dropout: Dropout of the MLP.
 
     Example::
 

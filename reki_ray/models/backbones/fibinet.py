@@ -14,10 +14,6 @@ class SENET(nn.Module):
 
         z_m = mean of e_m,    a = relu(W_2 relu(W_1 z)),    v_m = a_m e_m
 
-    Args:
-        fields: Number M of fields.
-        reduction: Fields per number of the narrow layer.
-
     Example::
 
         senet = SENET(fields=6, reduction=3)
@@ -63,14 +59,7 @@ class BilinearInteraction(nn.Module):
 
 
 class FiBiNET(nn.Module):
-    """Bilinear products of the fields and of the weighted fields, and an MLP over both.
-
-    Args:
-        fields: Number M of fields, see `count_fields`.
-        embedding_dim: Length E of a field.
-        senet_reduction: Fields per number of SENET's narrow layer.
-        mlp: Widths of the MLP.
-        dropout: Dropout of the MLP.
+    """Bilinear products of M fields (see `count_fields`), also weighted, and an MLP over them.
 
     Example::
 

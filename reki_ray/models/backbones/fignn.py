@@ -16,11 +16,6 @@ class FieldGraph(nn.Module):
         A_ij = softmax_j(leaky_relu(w . [h_i, h_j])),  j other than i, from the first states
         a_i  = W_in,i sum_j A_ij W_out,j h_j + b,      h_i <- GRU(a_i, h_i) + first h_i
 
-    Args:
-        fields: Number M of fields.
-        size: Length D of a state.
-        steps: Number of rounds.
-
     Example::
 
         graph = FieldGraph(fields=6, size=8, steps=2)
@@ -61,17 +56,9 @@ class FieldGraph(nn.Module):
 
 
 class FiGNN(nn.Module):
-    """Self-attention for the first states, a field graph, and attention over the fields.
+    """Self-attention, a field graph and attention over M fields (see `count_fields`).
 
         y = sum_i a_i y_i,    y_i = v . h_i + c,    a_i = w . h_i + d
-
-    Args:
-        fields: Number M of fields, see `count_fields`.
-        embedding_dim: Length E of a field.
-        interaction_layers: Rounds of messages between fields.
-        heads: Attention heads of the first states.
-        head_size: Width of a head.
-        dropout: Dropout of the last states.
 
     Example::
 

@@ -21,7 +21,6 @@ class Dice(nn.Module):
     flows through them.
 
     Args:
-        size: Number of features.
         momentum: Weight of the newest batch in the running averages.
 
     Example::
@@ -72,10 +71,7 @@ class DiceHead(nn.Module):
     network equals the one without knowledge.
 
     Args:
-        width: Total length of the parts.
         augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
-        mlp: Widths of the hidden layers.
-        dropout: Dropout after each of them.
 
     Example::
 

@@ -38,12 +38,7 @@ class BackboneInputs:
 
 
 class Output(NamedTuple):
-    """Output of a network for B samples.
-
-    Attributes:
-        logits: (B,).
-        auxiliary: Scalar that training adds to its loss, if any.
-    """
+    """Logits (B,) of B samples, and a scalar that training adds to its loss, if any."""
 
     logits: Tensor
     auxiliary: Tensor | None = None

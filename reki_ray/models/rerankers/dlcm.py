@@ -23,10 +23,7 @@ class DLCM(nn.Module):
     `CandidateEncoder`, with profile, history and knowledge.
 
     Args:
-        dims: Lengths of the inputs.
-        hidden: Length D of a candidate's vector in the list.
         heads: Comparisons of a candidate with its list.
-        dropout: Dropout of the candidate encoder.
 
     Example::
 
@@ -35,12 +32,7 @@ class DLCM(nn.Module):
     """
 
     def __init__(
-        self,
-        dims: InputDims,
-        *,
-        hidden: int = 64,
-        heads: int = 2,
-        dropout: float = 0.2,
+        self, dims: InputDims, *, hidden: int = 64, heads: int = 2, dropout: float = 0.2
     ) -> None:
         super().__init__()
         self.abstraction = nn.Sequential(

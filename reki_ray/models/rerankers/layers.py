@@ -11,12 +11,7 @@ from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the real entries of the last dimension; zeros if there are none.
-
-    Args:
-        scores: Any shape.
-        mask: True at real entries, of a shape that fits.
-    """
+    """Softmax over the last dimension, where the mask is True; zeros where it nowhere is."""
     lowest = torch.finfo(scores.dtype).min
     return torch.softmax(scores.masked_fill(~mask, lowest), dim=-1) * mask
 
@@ -27,10 +22,6 @@ class Attention(nn.Module):
         head_j = softmax(Q W_j^Q (K W_j^K)^T / sqrt(D / heads)) K W_j^V;   [head_1, ...] W^O
 
     Keys have no bias: the softmax would cancel it.
-
-    Args:
-        size: Length D of queries and keys.
-        heads: Number of heads, a divisor of D.
 
     Example::
 
@@ -47,13 +38,7 @@ class Attention(nn.Module):
         self.output = nn.Linear(size, size)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """Attention output (B, M, D) of every query.
-
-        Args:
-            queries: (B, M, D).
-            keys: (B, N, D).
-            mask: True at real keys (B, N).
-        """
+        """(B, M, D) of queries (B, M, D) and keys (B, N, D), real where the mask (B, N) is True."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, ., D / heads)
             for part in (self.query(queries), self.key(keys), self.value(keys))
@@ -106,9 +91,6 @@ class CandidateEncoder(nn.Module):
     separate weights without bias: with zeros the network equals the one without knowledge.
 
     Args:
-        dims: Lengths of the inputs.
-        hidden: Length D of x_k.
-        dropout: Dropout of the hidden layer.
         interest: Whether s_k is read; without it the reranker must read the history itself.
 
     Example::
@@ -160,10 +142,6 @@ class CandidateEncoder(nn.Module):
 
 class MaskedReader(nn.Module):
     """A recurrent layer over the real steps of a sequence, as if the others were not there.
-
-    Args:
-        layer: A recurrent layer with `batch_first`.
-        backwards: Whether it reads from the last step to the first.
 
     Example::
 

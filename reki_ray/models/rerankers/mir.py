@@ -64,10 +64,8 @@ class SLAttention(nn.Module):
     scores, as the paper intends.
 
     Args:
-        size: Length E of an item vector.
         of_set: Length of the vectors S.
         of_list: Length of the vectors G.
-        hidden: Length D of the hidden vectors.
 
     Example::
 
@@ -92,7 +90,6 @@ class SLAttention(nn.Module):
             s: Candidates (B, K, of_set).
             g: History (B, L, of_list).
             decay: Factors of the history (B, L).
-            inputs: Item vectors and masks.
         """
         raw = g @ self.affinity(s).transpose(1, 2)  # (B, L, K)
         raw = raw + inputs.history @ self.feature_affinity(inputs.candidates).transpose(1, 2)
@@ -116,13 +113,6 @@ class MIR(nn.Module):
 
     x_k comes from `CandidateEncoder`, with profile and knowledge but without the history, which
     the set-to-list interaction reads.
-
-    Args:
-        dims: Lengths of the inputs.
-        hidden: Length D of a candidate's vector in the list.
-        heads: Attention heads.
-        mlp: Widths of the final MLP.
-        dropout: Dropout of MLP and candidate encoder.
 
     Example::
 

@@ -25,13 +25,7 @@ class PRM(nn.Module):
     history and knowledge, and trains jointly.
 
     Args:
-        dims: Lengths of the inputs.
         list_size: Largest number of candidates of a training list.
-        hidden: Length D of a candidate's vector in the list.
-        heads: Attention heads.
-        layers: Blocks of attention.
-        feed_forward: Width of the layer between two blocks.
-        dropout: Dropout of blocks and candidate encoder.
 
     Example::
 

@@ -11,13 +11,7 @@ from reki_ray.config import NetworkConfig, RerankNetworkConfig
 
 
 class InputDims(NamedTuple):
-    """Lengths of a reranker's inputs.
-
-    Attributes:
-        embedding: Embedding size E.
-        user_fields: Number F of profile fields.
-        augmented: Length q of an augmented vector; 0 builds the network without knowledge.
-    """
+    """Embedding size E, number F of profile fields, and length q of h; 0 without knowledge."""
 
     embedding: int
     user_fields: int = 0
@@ -29,9 +23,6 @@ class RerankerSizes:
     """Argument of a user's own reranker class: all sizes of the configuration.
 
     Args:
-        network: Embedding size E, final MLP, dropout.
-        reranker: Sizes of the layers over a list.
-        user_fields: Number F of profile fields.
         augmented: Length q of an augmented vector; 0 builds the network without knowledge.
         list_size: Largest number of candidates of a training list.
     """

@@ -51,13 +51,7 @@ class SetRank(nn.Module):
     `CandidateEncoder`, with profile, history and knowledge.
 
     Args:
-        dims: Lengths of the inputs.
-        hidden: Length D of a candidate's vector in the list.
-        heads: Attention heads.
-        layers: Induced blocks.
-        feed_forward: Width of the layer between two blocks.
         inducing: Inducing points of a block.
-        dropout: Dropout of blocks and candidate encoder.
 
     Example::
 
