@@ -7,7 +7,6 @@ from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
 import pyarrow.parquet as pq
 
 from reki_ray import schema
@@ -73,7 +72,7 @@ def rows_of(
     bounds = pc.min_max(ids).as_py()
     within = (pc.field(key) >= bounds["min"]) & (pc.field(key) <= bounds["max"])
     with reading(table, workspace.path(table.path)):
-        rows = pad.dataset(
-            workspace.parts(table), filesystem=workspace.arrow_filesystem, format="parquet"
-        ).to_table(filter=within & pc.field(key).isin(ids), columns=columns)
+        rows = workspace.dataset(table).to_table(
+            filter=within & pc.field(key).isin(ids), columns=columns
+        )
     return conform(rows, fields, where=workspace.path(table.path))

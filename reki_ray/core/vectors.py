@@ -152,16 +152,6 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
     )
 
 
-def encoder_of(table: pa.Table) -> dict[str, str]:
-    """Identity of the encoder of a table's vectors; empty if the table has none."""
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    return {
-        key.removeprefix(ENCODER_METADATA): value
-        for key, value in metadata.items()
-        if key.startswith(ENCODER_METADATA)
-    }
-
-
 def read_vectors(table: pa.Table) -> tuple[list[str], np.ndarray]:
     """Ids and vectors (N, d) float32 of a vector table, in row order."""
     return table[ID].to_pylist(), stack(table[VECTOR])

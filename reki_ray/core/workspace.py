@@ -110,15 +110,23 @@ class Workspace(Storage):
                 todo=f"Run `reki {table.stage}` first.",
             )
         with reading(table, self.path(table.path)):
-            data = pad.dataset(parts, filesystem=self.arrow_filesystem, format="parquet").to_table(
-                columns=columns
-            )
+            data = self.dataset(table).to_table(columns=columns)
         if table.schema is None:
             return data
         expected = table.schema
         if columns is not None:
             expected = pa.schema([table.schema.field(name) for name in columns])
         return conform(data, expected, where=self.path(table.path))
+
+    def dataset(self, table: Table, schema: pa.Schema | None = None) -> pad.Dataset:
+        """A table as a dataset, which reads only the columns and row groups that are needed.
+
+        Args:
+            schema: What the files are read as; None takes that of the first file.
+        """
+        return pad.dataset(
+            self.parts(table), schema, filesystem=self.arrow_filesystem, format="parquet"
+        )
 
     def parts(self, table: Table) -> list[str]:
         """Paths of a table's files, in name order; empty if the table does not exist."""

@@ -10,7 +10,6 @@ from itertools import cycle, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pad
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
@@ -120,19 +119,9 @@ def sample_prompts(
     }
 
 
-def scan(workspace: Workspace, table: Table) -> pad.Dataset:
-    """A table as a dataset, which reads only the columns and row groups that are needed."""
-    return pad.dataset(
-        workspace.parts(table),
-        schema=table.schema,
-        filesystem=workspace.arrow_filesystem,
-        format="parquet",
-    )
-
-
 def _count_rows(workspace: Workspace, table: Table) -> int:
     with reading(table, workspace.path(table.path)):
-        return int(scan(workspace, table).count_rows())
+        return int(workspace.dataset(table, table.schema).count_rows())
 
 
 def _count_clusters(

@@ -18,7 +18,7 @@ from reki_ray.config import ExtractConfig, RekiConfig, VllmEngine
 from reki_ray.core.downloads import PACKAGED, resolve_model
 from reki_ray.core.workspace import Workspace, reading
 from reki_ray.errors import EngineError
-from reki_ray.extraction.prompt_sample import PromptSample, scan
+from reki_ray.extraction.prompt_sample import PromptSample
 from reki_ray.extraction.shards import KINDS
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.prompts.chat import delimited
@@ -153,7 +153,7 @@ def _measured_answers(
     )
     with reading(schema.KNOWLEDGE, workspace.path(schema.KNOWLEDGE.path)):
         for kind in KINDS:
-            rows = scan(workspace, schema.KNOWLEDGE).head(
+            rows = workspace.dataset(schema.KNOWLEDGE, schema.KNOWLEDGE.schema).head(
                 _MAX_ANSWERS,
                 columns=[schema.GENERATED_TOKENS],
                 filter=same & (pc.field(schema.SUBJECT_KIND) == kind),

@@ -150,6 +150,12 @@ class ServedVectors(abc.ABC):
             StoreError: It cannot be written, or another store's version of this number is there.
         """
 
+    def closed_error(self) -> StoreError:
+        """What `fetch` raises after `close`."""
+        return StoreError(
+            "the vectors are closed", where=self._where, todo="Open the version again."
+        )
+
     @abc.abstractmethod
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Value of each key; None for unknown keys.

@@ -84,9 +84,7 @@ class LmdbVectors(ServedVectors):
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
         environment = self._environment
         if environment is None:
-            raise StoreError(
-                "the vectors are closed", where=self._where, todo="Open the version again."
-            )
+            raise self.closed_error()
         try:
             with environment.handle.begin() as transaction:
                 return [transaction.get(key) for key in keys]

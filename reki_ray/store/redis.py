@@ -43,9 +43,7 @@ class RedisVectors(ServedVectors):
     def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
         client = self._client
         if client is None:
-            raise StoreError(
-                "the vectors are closed", where=self._where, todo="Open the version again."
-            )
+            raise self.closed_error()
         values: list[bytes | None] = []
         with store_errors(self._where):
             for start in range(0, len(keys), _ROWS_A_STEP):

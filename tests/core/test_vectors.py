@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from reki_ray.core.vectors import (
-    encoder_of,
     factors_table,
     normalise,
     read_factor_vectors,
@@ -16,6 +15,7 @@ from reki_ray.core.vectors import (
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
 from reki_ray.schema import FACTOR, SOURCE, Source, Table, vectors_schema
+from tests.support.vector_tables import encoder_of
 
 
 def test_vectors_survive_the_disk(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from reki_ray.config import EncodeConfig
 from reki_ray.core.content_store import digest_texts
-from reki_ray.core.vectors import encoder_of, vectors_table
+from reki_ray.core.vectors import vectors_table
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity, identify
 from reki_ray.encoding.encoders.feature_hash import HashingEncoder
@@ -24,6 +24,7 @@ from reki_ray.encoding.texts import encode_texts
 from reki_ray.encoding.vector_cache import VectorCache, unit_name
 from reki_ray.errors import DataError, EngineError
 from reki_ray.schema import REPRESENTATIONS
+from tests.support.vector_tables import encoder_of
 
 HASHING = EncodeConfig(backend="hashing", dimension=64, unit_rows=2)
 IDENTITY = EncoderIdentity("sentence_transformers", "m", "1", None, "float32")

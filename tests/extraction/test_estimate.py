@@ -175,7 +175,7 @@ def test_rows_of_some_ids_are_read_from_the_row_groups_that_may_hold_them(
     wanted = pa.array([ids[3], ids[7], ids[-1], "stranger", "a"])
     rows = rows_of(workspace, schema.CUTS, "user_id", wanted)
     assert rows["cut"].to_pylist() == [3, 7, count - 1]
-    (fragment,) = prompt_sample.scan(workspace, schema.CUTS).get_fragments()
+    (fragment,) = workspace.dataset(schema.CUTS, schema.CUTS.schema).get_fragments()
     read = fragment.split_by_row_group(pc.field("user_id").isin(wanted))
     assert [part.row_groups[0].id for part in read] == [0, 4]
 

@@ -16,7 +16,7 @@ from reki_ray.clustering.hdbscan import HdbscanClusterer, map_here
 from reki_ray.config import ClusterConfig, EncodeConfig, RekiConfig, SideClusterConfig
 from reki_ray.core.content_store import digest_texts
 from reki_ray.core.progress import Reporter
-from reki_ray.core.vectors import encoder_of, normalise, read_factor_vectors, read_vectors
+from reki_ray.core.vectors import normalise, read_factor_vectors, read_vectors
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import Encoder, build_encoder
 from reki_ray.encoding.vector_cache import VectorCache
@@ -44,6 +44,7 @@ from reki_ray.schema import (
 from reki_ray.stages import cluster, encode, ingest
 from reki_ray.stages.cluster import map_on_cluster
 from reki_ray.stages.encode import encode_source_texts
+from tests.support.vector_tables import encoder_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
 
