@@ -205,17 +205,12 @@ def _cache_file(extract: ExtractConfig) -> Path:
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    processor = platform.processor()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next((line for line in lines if line.startswith(("model name", "flags"))), "")
-        processor = hashlib.sha256(model.encode()).hexdigest() if model else processor
     identity = {
         "engine": extract.engine.model_dump(mode="json"),
         "request": request_identity(extract),
         "batch_size": extract.batch_size,
         "constrain": extract.sampling.constrain,
-        "machine": [platform.node(), platform.machine(), os.cpu_count(), processor],
+        "machine": [platform.node(), platform.machine(), os.cpu_count()],
         "versions": versions,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pydantic import ByteSize
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from reki_ray.core.formats import counted
-from reki_ray.extraction.cost_estimate import (
-    Estimate,
-    ModeEstimate,
-    byte_size,
-    short_number,
-    time_span,
-)
+from reki_ray.core.formats import counted, duration
+from reki_ray.extraction.cost_estimate import Estimate, ModeEstimate, short_number
 from reki_ray.extraction.token_counts import Interval
 
 
@@ -51,13 +46,13 @@ def _modes_table(estimate: Estimate) -> Table:
         ("engine hours", lambda mode: _range(mode.engine_hours)),
         ("GPU hours", lambda mode: _range(mode.gpu_hours)),
         (f"money, {estimate.currency}", lambda mode: _range(mode.cost)),
-        (f"wall time, {engines}", lambda mode: _range(mode.wall_hours, time_span)),
-        ("storage", lambda mode: byte_size(mode.storage.total)),
-        ("  rendered prompts", lambda mode: byte_size(mode.storage.plan)),
-        ("  ledger", lambda mode: byte_size(mode.storage.ledger)),
-        ("  knowledge", lambda mode: byte_size(mode.storage.knowledge)),
-        ("  representations", lambda mode: byte_size(mode.storage.representations)),
-        ("  published vectors", lambda mode: byte_size(mode.storage.published)),
+        (f"wall time, {engines}", lambda mode: _range(mode.wall_hours * 3600, duration)),
+        ("storage", lambda mode: _size(mode.storage.total)),
+        ("  rendered prompts", lambda mode: _size(mode.storage.plan)),
+        ("  ledger", lambda mode: _size(mode.storage.ledger)),
+        ("  knowledge", lambda mode: _size(mode.storage.knowledge)),
+        ("  representations", lambda mode: _size(mode.storage.representations)),
+        ("  published vectors", lambda mode: _size(mode.storage.published)),
     ]
     for name, cell in rows:
         last = name == "generated tokens" or name.startswith("wall time")
@@ -93,3 +88,7 @@ def _kinds_table(estimate: Estimate) -> Table:
 def _range(interval: Interval, text: Callable[[float], str] = short_number) -> str:
     mean, low, high = map(text, (interval.mean, interval.low, interval.high))
     return mean if low == mean == high else f"{mean} [{low}..{high}]"
+
+
+def _size(value: ByteSize) -> str:
+    return value.human_readable(separator=" ")
