@@ -55,21 +55,13 @@ class HdbscanClusterer(Clusterer):
         points = vectors
         if len(vectors) > 1:
             points = Projection.fitted(vectors, self.config.dimensions)(vectors)
-        fit = partial(
-            fit_points,
-            side=self.side,
-            selection=self.config.selection,
-            engine=self.config.hdbscan_engine,
-        )
-        if len(points) <= self.config.part_rows:
+        config, side = self.config, self.side
+        engine, selection = config.hdbscan_engine, config.selection
+        fit = partial(fit_points, side=side, selection=selection, engine=engine)
+        if len(points) <= config.part_rows:
             return fit(points)
-        return fit_parts(
-            points,
-            fit,
-            part_rows=self.config.part_rows,
-            min_size=self.side.min_cluster_size,
-            map_parts=self.map_parts,
-        )
+        sizes = {"part_rows": config.part_rows, "min_size": side.min_cluster_size}
+        return fit_parts(points, fit, **sizes, map_parts=self.map_parts)
 
 
 def fit_points(

@@ -56,22 +56,13 @@ def vectors_table(
         DataError: A vector is not finite.
     """
     require_finite(ids, vectors, what="vectors")
-    count, dimension = vectors.shape
-    schema = vectors_schema(dimension)
-    rows = pa.table(
-        [
-            pa.array(ids, pa.string()),
-            pa.array([WHOLE_ANSWER] * count, pa.string()),
-            vector_column(vectors),
-            pa.array(sources, pa.string()),
-        ],
-        schema=schema,
-    )
-    if encoder is None:
-        return rows
-    return rows.replace_schema_metadata(
-        {f"{ENCODER_METADATA}{name}": value for name, value in encoder.items()}
-    )
+    schema = vectors_schema(vectors.shape[1])
+    if encoder is not None:
+        names = {f"{ENCODER_METADATA}{name}": value for name, value in encoder.items()}
+        schema = schema.with_metadata(names)
+    whole = [WHOLE_ANSWER] * len(vectors)
+    columns = {ID: ids, FACTOR: whole, VECTOR: vector_column(vectors), SOURCE: sources}
+    return pa.table(columns, schema=schema)
 
 
 def factors_table(
@@ -136,10 +127,9 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
             where=f"id {ids.dictionary[int(rows[order[duplicates[0]]])].as_py()}",
             todo="Run `reki run --until encode --force encode`.",
         )
-    stacked = stack(table[VECTOR])
-    if len(factors) == 1:
-        vectors = stacked  # one row per id, already in order: avoids a copy of large tables
-    else:
+    vectors = stack(table[VECTOR])
+    if len(factors) > 1:  # else one row per id, already in order: avoids a copy of large tables
+        stacked = vectors
         shape = (len(ids.dictionary), len(factors), stacked.shape[1])
         vectors = np.zeros(shape, dtype=np.float32)
         vectors[rows, columns] = stacked

@@ -121,8 +121,7 @@ class Workspace(Storage):
     def dataset(self, table: Table, schema: pa.Schema | None = None) -> pad.Dataset:
         """A table as a dataset, which reads only the columns and row groups that are needed.
 
-        Args:
-            schema: What the files are read as; None takes that of the first file.
+        Files are read as the schema, or else that of the first file.
         """
         return pad.dataset(
             self.parts(table), schema, filesystem=self.arrow_filesystem, format="parquet"

@@ -164,23 +164,18 @@ class DataSource(Protocol):
     @property
     def timestamp_unit(self) -> str:
         """Unit or format of the interactions' timestamps, see `to_times`."""
-        ...
 
     def identity(self) -> object:
         """JSON-ready identity of the content, without network: equal if the content is."""
-        ...
 
     def interactions(self) -> MappedTable:
         """Interactions: user and item id, timestamp, and rating or label or neither."""
-        ...
 
     def items(self) -> MappedTable:
         """Items: id, title, and optional attributes and text."""
-        ...
 
     def users(self) -> MappedTable | None:
         """Users: id and attributes; None takes them from the interactions."""
-        ...
 
 
 def require_columns(
