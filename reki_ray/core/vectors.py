@@ -49,8 +49,7 @@ def vectors_table(
 ) -> pa.Table:
     """Vector table of whole-answer vectors (N, d), one row for each of N distinct ids.
 
-    Args:
-        encoder: Identity of the encoder, as `{"model": ...}`; becomes metadata of the table.
+    The identity of the encoder, as `{"model": ...}`, becomes metadata of the table.
 
     Raises:
         DataError: A vector is not finite.
@@ -72,13 +71,9 @@ def factors_table(
     sources: Sequence[Source],
     encoder: Mapping[str, str],
 ) -> pa.Table:
-    """Vector table of vectors by factor; zero vectors have no row.
+    """Vector table of vectors (N, K, d) by factor; zero vectors have no row.
 
-    Args:
-        ids: N distinct ids, each with a nonzero vector.
-        factors: K names.
-        vectors: (N, K, d).
-        sources: N sources.
+    Each of the N distinct ids has a nonzero vector, and a source.
     """
     rows, columns = np.nonzero(vectors.any(axis=2))
     places = pa.array(rows)

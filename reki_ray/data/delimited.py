@@ -227,19 +227,15 @@ def _line_by_line(
 
 def _divide(batch: list[_Record], separator: str) -> tuple[list[_Record], list[_Record]]:
     """Split records into rows and rejected ones, including those in a wrong encoding."""
-    good = [record for record in batch if not record.reason]
-    bad = [record for record in batch if record.reason]
     try:  # one pass in C for the usual case; surrogates mark undecodable bytes
-        "".join([field for record in good for field in record.fields]).encode()
+        "".join([field for record in batch for field in record.fields]).encode()
     except UnicodeEncodeError:
-        texts = [separator.join(record.fields) for record in good]
-        bad += [
-            _Record(record.number, [], WRONG_ENCODING, text)
-            for record, text in zip(good, texts, strict=True)
-            if _lossy(text) != text
+        texts = [separator.join(record.fields) for record in batch]
+        batch = [
+            record if _lossy(text) == text else _Record(record.number, [], WRONG_ENCODING, text)
+            for record, text in zip(batch, texts, strict=True)
         ]
-        good = [r for r, text in zip(good, texts, strict=True) if _lossy(text) == text]
-    return good, sorted(bad, key=lambda record: record.number)
+    return [row for row in batch if not row.reason], [row for row in batch if row.reason]
 
 
 def _lossy(text: str) -> str:

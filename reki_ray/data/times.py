@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_DOWN, Context, Decimal
+from functools import lru_cache
 from itertools import product
 from typing import Final
 
@@ -44,6 +45,7 @@ _FORMATS: Final = (
     *(date + clock for date, clock in product(_DATES, _CLOCKS)),
     *("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z"),
 )
+_REMEMBERED: Final = 65_536
 _Read = Callable[[str], tuple[int, int]]
 """Reads text as seconds and nanoseconds, or raises `ValueError`."""
 _COMPACT: Final = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
@@ -52,7 +54,7 @@ _COMPACT: Final = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
 
 @dataclass(frozen=True)
 class Times:
-    """Times of a column.
+    """Times of N cells.
 
     Args:
         seconds: Whole seconds since the epoch, (N,) int64; 0 without a time.
@@ -70,10 +72,8 @@ class Times:
 def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = ".") -> Times:
     """Times of a column.
 
-    Args:
-        column: Numbers, text, or Arrow timestamps and dates, (N,).
-        unit: For all but Arrow's time types: a key of `EPOCH_UNITS` for numbers since the epoch,
-            iso (ISO 8601), or a format of `datetime.strptime`; UTC without an offset.
+    All but Arrow's time types have a unit: a key of `EPOCH_UNITS` for numbers since the epoch, iso
+    (ISO 8601), or a format of `datetime.strptime`; without an offset, times are UTC.
 
     Raises:
         DataError: The column has another type.
@@ -199,22 +199,14 @@ def _of_floats(
 
 
 def _of_text(text: pa.ChunkedArray, bad: np.ndarray, read: _Read) -> Times:
-    missing = as_mask(pc.is_null(text)) & ~bad
-    seconds, nanoseconds = (np.zeros(len(text), dtype=np.int64) for _ in range(2))
+    read = lru_cache(_REMEMBERED)(read)  # values repeat, and parsing is slow
+    values = np.zeros((2, len(text)), dtype=np.int64)
     wrong = bad.copy()
-    start = 0
-    for chunk in text.chunks:
-        coded = chunk.dictionary_encode()  # values repeat, and parsing is slow
-        rows = start + np.flatnonzero(as_mask(chunk.is_valid()))
-        codes = coded.indices.drop_null().to_numpy()
-        values = np.zeros((len(coded.dictionary), 2), dtype=np.int64)
-        unread = np.zeros(len(values), dtype=bool)
-        for code, cell in enumerate(coded.dictionary.to_pylist()):
+    cells = (cell for chunk in text.chunks for cell in chunk.to_pylist())
+    for row, cell in enumerate(cells):
+        if cell is not None:
             try:
-                values[code] = read(cell)
+                values[:, row] = read(cell)
             except (ValueError, OverflowError):
-                unread[code] = True
-        seconds[rows], nanoseconds[rows] = values[codes].T
-        wrong[rows] |= unread[codes]
-        start += len(chunk)
-    return Times(seconds, nanoseconds, missing, wrong)
+                wrong[row] = True
+    return Times(values[0], values[1], as_mask(pc.is_null(text)) & ~bad, wrong)

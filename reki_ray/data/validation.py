@@ -155,11 +155,9 @@ def _matched(
         return pc.replace_substring_regex(ids, _FLOAT_ID, r"\1")
     missing = rejections.accepted & ~_is_in(ids, known)
     if missing.any():
-        other = pc.if_else(
-            pc.match_substring_regex(ids, _FLOAT_ID),
-            pc.replace_substring_regex(ids, _FLOAT_ID, r"\1"),
-            pc.binary_join_element_wise(ids, ".0", ""),
-        )
+        shorter = pc.replace_substring_regex(ids, _FLOAT_ID, r"\1")
+        longer = pc.binary_join_element_wise(ids, ".0", "")
+        other = pc.if_else(pc.equal(ids, shorter), longer, shorter)
         same = missing & _is_in(other, known)
         if same.any():
             row = int(np.flatnonzero(same)[0])
@@ -317,11 +315,9 @@ def _codes(values: pa.ChunkedArray) -> np.ndarray:
 
 
 def repeated(events: pa.Table, counted: np.ndarray | None = None) -> npt.NDArray[np.bool_]:
-    """Mask (N,) of rows that equal an earlier one in user, item and time.
+    """Mask (N,) of rows that equal an earlier one of those counted (N,), or of all.
 
-    Args:
-        events: N interactions.
-        counted: Mask (N,) of rows to compare; None compares all.
+    Equal are user, item and time.
     """
     rows = np.arange(len(events)) if counted is None else np.flatnonzero(counted)
     user, item = _codes(events[USER_ID])[rows], _codes(events[ITEM_ID])[rows]
