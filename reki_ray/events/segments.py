@@ -312,10 +312,9 @@ class SegmentReader(Generic[_T]):
         for name in names:
             try:
                 state = (self._folder / name).stat()
+                segments.append((state.st_mtime, name, state.st_size))
             except OSError as error:
                 self._cannot_read(name, error)
-            else:
-                segments.append((state.st_mtime, name, state.st_size))
         for changed_at, name, size in sorted(segments):
             if changed_at >= self._since and size > self._place.get(name, 0):
                 yield from self._segment(name, changed_at)
