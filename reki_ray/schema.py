@@ -5,6 +5,7 @@ Ids are strings; timestamps are seconds since the epoch, UTC.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -91,138 +92,80 @@ WHOLE_ANSWER: Final = "*"
 """Value of `factor` for knowledge without factors."""
 
 # --- schemas ---------------------------------------------------------------------------------
-_STRING = pa.string()
-_ATTRIBUTES = pa.map_(_STRING, pa.list_(_STRING))
+_TEXT_OF = pa.map_(pa.string(), pa.string())
+_TYPES: Final[dict[str, pa.DataType]] = {
+    **dict.fromkeys((TIMESTAMP, SEED, CREATED_AT), pa.int64()),
+    **dict.fromkeys((CUT, POSITION, CALLS), pa.int32()),
+    **dict.fromkeys((PROMPT_TOKENS, CACHED_TOKENS, GENERATED_TOKENS), pa.int32()),
+    **dict.fromkeys((RATING, SIMILARITY, SCORE), pa.float32()),
+    ATTRIBUTES: pa.map_(pa.string(), pa.list_(pa.string())),
+    LABEL: pa.int8(),
+    ASKED_AT: pa.float64(),
+    TEXTS: _TEXT_OF,
+    FLAWS: _TEXT_OF,
+    ITEM_IDS: pa.list_(pa.string()),
+    RATINGS: pa.list_(pa.float32()),
+    TIMESTAMPS: pa.list_(pa.int64()),
+}
+"""Type of every column that is not a string, the same in all tables."""
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
+def _schema(*columns: str, nullable: Collection[str] = ()) -> pa.Schema:
+    return pa.schema(
+        [pa.field(name, _TYPES.get(name, pa.string()), name in nullable) for name in columns]
+    )
 
 
-INTERACTIONS_SCHEMA: Final = pa.schema(
-    [
-        _required(USER_ID, _STRING),
-        _required(ITEM_ID, _STRING),
-        _required(TIMESTAMP, pa.int64()),
-        pa.field(RATING, pa.float32()),
-        _required(LABEL, pa.int8()),
-    ]
+INTERACTIONS_SCHEMA: Final = _schema(USER_ID, ITEM_ID, TIMESTAMP, RATING, LABEL, nullable=[RATING])
+_DESCRIPTION: Final = (ATTRIBUTES, TEXT, IMAGE)
+ITEMS_SCHEMA: Final = _schema(ITEM_ID, TITLE, *_DESCRIPTION, nullable=_DESCRIPTION)
+USERS_SCHEMA: Final = _schema(USER_ID, *_DESCRIPTION, nullable=_DESCRIPTION)
+CUTS_SCHEMA: Final = _schema(USER_ID, CUT)
+"""Number of the user's first interactions that prompts may use; none of them is a sample."""
+SAMPLES_SCHEMA: Final = _schema(USER_ID, ITEM_ID, TIMESTAMP, LABEL, POSITION)
+"""`position` is the row of this interaction among the user's interactions in time order: the
+history of a sample is the rows before it, so that histories are stored once."""
+QUARANTINE_SCHEMA: Final = _schema(TABLE, LOCATION, REASON, RAW, nullable=[RAW])
+ASKED_CLUSTERS_SCHEMA: Final = _schema(ID, CLUSTER_ID)
+CLUSTERS_SCHEMA: Final = _schema(ID, CLUSTER_ID, SIMILARITY, METHOD)
+KNOWLEDGE_SCHEMA: Final = _schema(
+    *(SUBJECT_KIND, SUBJECT_ID, FACTOR, TEXT, PROMPT_HASH, MODEL, REVISION, ENGINE),
+    *(PROMPT_TOKENS, GENERATED_TOKENS, FINISH_REASON, CREATED_AT),
+    nullable=[FINISH_REASON],
 )
-ITEMS_SCHEMA: Final = pa.schema(
-    [
-        _required(ITEM_ID, _STRING),
-        _required(TITLE, _STRING),
-        pa.field(ATTRIBUTES, _ATTRIBUTES),
-        pa.field(TEXT, _STRING),
-        pa.field(IMAGE, _STRING),
-    ]
+DEAD_LETTERS_SCHEMA: Final = _schema(
+    *(SUBJECT_KIND, SUBJECT_ID, PROMPT_HASH, REASON, PROMPT, CREATED_AT), nullable=[PROMPT]
 )
-USERS_SCHEMA: Final = pa.schema(
-    [
-        _required(USER_ID, _STRING),
-        pa.field(ATTRIBUTES, _ATTRIBUTES),
-        pa.field(TEXT, _STRING),
-        pa.field(IMAGE, _STRING),
-    ]
+PREDICTIONS_SCHEMA: Final = _schema(BACKBONE, ARM, SEED, USER_ID, ITEM_ID, LABEL, SCORE)
+PROFILES_SCHEMA: Final = _schema(
+    *(USER_ID, ATTRIBUTES, ITEM_IDS, RATINGS, TIMESTAMPS), nullable=[ATTRIBUTES]
 )
-CUTS_SCHEMA: Final = pa.schema(
-    [
-        _required(USER_ID, _STRING),
-        # Number of the user's first interactions that prompts may use; none of them is a sample.
-        _required(CUT, pa.int32()),
-    ]
+"""Lists hold the user's latest interactions, oldest first."""
+QUESTION_SCHEMA: Final = _schema(PROMPT_HASH, SUBJECT_KIND, BODY)
+"""Input rows of an engine: distinct prompts, each with its key in the answer cache.
+
+`body` is the text about this subject; the rest of the prompt is the same for all of its kind.
+"""
+ANSWER_SCHEMA: Final = _schema(
+    *QUESTION_SCHEMA.names,
+    *(TEXTS, PROMPT_TOKENS, CACHED_TOKENS, GENERATED_TOKENS, CALLS, ASKED_AT, FINISH_REASON),
+    *(REASON, FLAWS, RETRY_REASON),
+    nullable=[TEXTS, ASKED_AT, FINISH_REASON],
 )
-SAMPLES_SCHEMA: Final = pa.schema(
-    [
-        _required(USER_ID, _STRING),
-        _required(ITEM_ID, _STRING),
-        _required(TIMESTAMP, pa.int64()),
-        _required(LABEL, pa.int8()),
-        # Row of this interaction among the user's interactions in time order: the history of a
-        # sample is the rows before it, so that histories are stored once.
-        _required(POSITION, pa.int32()),
-    ]
-)
-QUARANTINE_SCHEMA: Final = pa.schema(
-    [
-        _required(TABLE, _STRING),
-        _required(LOCATION, _STRING),
-        _required(REASON, _STRING),
-        pa.field(RAW, _STRING),
-    ]
-)
-ASKED_CLUSTERS_SCHEMA: Final = pa.schema([_required(ID, _STRING), _required(CLUSTER_ID, _STRING)])
-CLUSTERS_SCHEMA: Final = pa.schema(
-    [
-        _required(ID, _STRING),
-        _required(CLUSTER_ID, _STRING),
-        _required(SIMILARITY, pa.float32()),
-        _required(METHOD, _STRING),
-    ]
-)
-KNOWLEDGE_SCHEMA: Final = pa.schema(
-    [
-        _required(SUBJECT_KIND, _STRING),
-        _required(SUBJECT_ID, _STRING),
-        _required(FACTOR, _STRING),
-        _required(TEXT, _STRING),
-        _required(PROMPT_HASH, _STRING),
-        _required(MODEL, _STRING),
-        _required(REVISION, _STRING),
-        _required(ENGINE, _STRING),
-        _required(PROMPT_TOKENS, pa.int32()),
-        _required(GENERATED_TOKENS, pa.int32()),
-        pa.field(FINISH_REASON, _STRING),
-        _required(CREATED_AT, pa.int64()),
-    ]
-)
-DEAD_LETTERS_SCHEMA: Final = pa.schema(
-    [
-        _required(SUBJECT_KIND, _STRING),
-        _required(SUBJECT_ID, _STRING),
-        _required(PROMPT_HASH, _STRING),
-        _required(REASON, _STRING),
-        pa.field(PROMPT, _STRING),
-        _required(CREATED_AT, pa.int64()),
-    ]
-)
-PREDICTIONS_SCHEMA: Final = pa.schema(
-    [
-        _required(BACKBONE, _STRING),
-        _required(ARM, _STRING),
-        _required(SEED, pa.int64()),
-        _required(USER_ID, _STRING),
-        _required(ITEM_ID, _STRING),
-        _required(LABEL, pa.int8()),
-        _required(SCORE, pa.float32()),
-    ]
-)
-PROFILES_SCHEMA: Final = pa.schema(
-    [
-        _required(USER_ID, _STRING),
-        pa.field(ATTRIBUTES, _ATTRIBUTES),
-        # The user's latest interactions, oldest first.
-        _required(ITEM_IDS, pa.list_(_STRING)),
-        _required(RATINGS, pa.list_(pa.float32())),
-        _required(TIMESTAMPS, pa.list_(pa.int64())),
-    ]
-)
+"""Output rows of an engine: one per question, in any order.
+
+`texts`: factor to text, "*" for a whole answer; null without an answer. `calls` of the model: 2
+after a retry, 0 without a call. `asked_at`: time of the first call, seconds since the epoch; null
+without a call. `reason` why there is no answer, and `retry_reason`, are empty without one. `flaws`:
+empty factors, each with its problem.
+"""
 
 
 def vectors_schema(dimension: int) -> pa.Schema:
-    """Schema of a table of representations r or augmented vectors h.
-
-    Args:
-        dimension: Length of every vector (384 for MiniLM representations, 32 for h).
-    """
-    return pa.schema(
-        [
-            _required(ID, _STRING),
-            _required(FACTOR, _STRING),
-            _required(VECTOR, pa.list_(pa.field("item", pa.float32(), nullable=False), dimension)),
-            _required(SOURCE, _STRING),
-        ]
-    )
+    """Schema of a table of representations r or augmented vectors h, of this many dimensions."""
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), dimension)
+    fields = _schema(ID, FACTOR, SOURCE)
+    return fields.insert(2, pa.field(VECTOR, vector, nullable=False))
 
 
 @dataclass(frozen=True)
@@ -270,36 +213,3 @@ TEXT_REPRESENTATIONS: Final[dict[Side, Table]] = {
 }
 """Encoded source text without an LLM: profiles and histories, titles and attributes."""
 PREDICTIONS: Final = Table("evaluate/predictions", PREDICTIONS_SCHEMA)
-
-
-QUESTION_SCHEMA = pa.schema(
-    [
-        pa.field(PROMPT_HASH, pa.string(), nullable=False),
-        pa.field(SUBJECT_KIND, pa.string(), nullable=False),
-        # Text about this subject; the rest of the prompt is the same for all of its kind.
-        pa.field(BODY, pa.string(), nullable=False),
-    ]
-)
-"""Input rows of an engine: distinct prompts, each with its key in the answer cache."""
-ANSWER_SCHEMA = pa.schema(
-    [
-        *QUESTION_SCHEMA,
-        # Factor to text, "*" for a whole answer; null without an answer.
-        pa.field(TEXTS, pa.map_(pa.string(), pa.string())),
-        pa.field(PROMPT_TOKENS, pa.int32(), nullable=False),
-        pa.field(CACHED_TOKENS, pa.int32(), nullable=False),
-        pa.field(GENERATED_TOKENS, pa.int32(), nullable=False),
-        # Calls of the model: 2 after a retry, 0 without a call.
-        pa.field(CALLS, pa.int32(), nullable=False),
-        # Time of the first call, seconds since the epoch; null without a call.
-        pa.field(ASKED_AT, pa.float64()),
-        pa.field(FINISH_REASON, pa.string()),
-        # Why there is no answer; empty if there is one.
-        pa.field(REASON, pa.string(), nullable=False),
-        # Empty factors, each with its problem.
-        pa.field(FLAWS, pa.map_(pa.string(), pa.string()), nullable=False),
-        # Reason for a retry; empty without one.
-        pa.field(RETRY_REASON, pa.string(), nullable=False),
-    ]
-)
-"""Output rows of an engine: one per question, in any order."""

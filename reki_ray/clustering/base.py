@@ -23,4 +23,3 @@ class Clusterer(Protocol):
 
     def fit(self, vectors: np.ndarray) -> np.ndarray:
         """Group finite rows (N, d): (N,) int64 labels, `NOISE` or >= 0; deterministic."""
-        ...

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from reki_ray.clustering.assignment import Assignment, assign_all, name_clusters, split_until_close
 from reki_ray.clustering.base import NOISE, Clusterer
-from reki_ray.clustering.hdbscan import HdbscanClusterer, map_here
+from reki_ray.clustering.hdbscan import HdbscanClusterer
 from reki_ray.clustering.partition import MapParts
 from reki_ray.clustering.pca import is_one_point
 from reki_ray.clustering.streakhc.stream import StreaKhcClusterer
@@ -57,7 +57,7 @@ class KMeansClusterer(Clusterer):
 
 
 def build_clusterer(
-    config: ClusterConfig, side: SideClusterConfig, rows: int, map_parts: MapParts = map_here
+    config: ClusterConfig, side: SideClusterConfig, rows: int, map_parts: MapParts = map
 ) -> Clusterer:
     """Build the configured clusterer of one side of so many rows."""
     if config.method == "hdbscan":
@@ -93,11 +93,9 @@ def group(
     min_size: int,
     min_similarity: float | None = None,
 ) -> Grouping:
-    """Cluster one side and place every id.
+    """Cluster N >= 1 distinct ids with vectors (N, d) of unit length, and place every id.
 
     Args:
-        ids: N >= 1 distinct ids.
-        vectors: (N, d), rows of unit length.
         prefix: First letter of the cluster ids.
         min_size: Smallest cluster, members; only `min_similarity` makes smaller ones.
         min_similarity: Lowest cosine of a member to its centre.
@@ -120,12 +118,7 @@ def group(
 
 
 def describe(vectors: np.ndarray, raw: np.ndarray, assignment: Assignment) -> dict[str, Any]:
-    """Measure the clusters of one side, from (N, d) vectors and (N,) labels with noise.
-
-    Returns:
-        JSON-ready: clusters; noise_share of the algorithm; mean_similarity of rows to their
-        centres; sizes with min, median, max; size_list, ascending; silhouette.
-    """
+    """Measure the clusters of one side, from (N, d) vectors and (N,) labels with noise."""
     sizes = np.sort(np.bincount(assignment.labels))
     return {
         "clusters": len(sizes),

@@ -7,7 +7,7 @@ estimates", PAKDD 2013; two implementations, compared in docs/adr/0021-hdbscan-e
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
@@ -29,13 +29,6 @@ Engine = Callable[[np.ndarray, SideClusterConfig, Selection], np.ndarray]
 """HDBSCAN of points (N, k): (N,) labels, `NOISE` for rows in no cluster."""
 
 
-def map_here(
-    function: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]
-) -> Iterable[np.ndarray]:
-    """`MapParts` in this process, one part after the other."""
-    return map(function, parts)
-
-
 @dataclass(frozen=True)
 class HdbscanClusterer(Clusterer):
     """HDBSCAN after PCA, on the unit sphere; part by part if there are too many rows."""
@@ -45,7 +38,7 @@ class HdbscanClusterer(Clusterer):
 
     config: ClusterConfig
     side: SideClusterConfig
-    map_parts: MapParts = map_here
+    map_parts: MapParts = map
 
     @override
     def fit(self, vectors: np.ndarray) -> np.ndarray:
@@ -55,21 +48,13 @@ class HdbscanClusterer(Clusterer):
         points = vectors
         if len(vectors) > 1:
             points = Projection.fitted(vectors, self.config.dimensions)(vectors)
-        fit = partial(
-            fit_points,
-            side=self.side,
-            selection=self.config.selection,
-            engine=self.config.hdbscan_engine,
-        )
-        if len(points) <= self.config.part_rows:
+        config, side = self.config, self.side
+        engine, selection = config.hdbscan_engine, config.selection
+        fit = partial(fit_points, side=side, selection=selection, engine=engine)
+        if len(points) <= config.part_rows:
             return fit(points)
-        return fit_parts(
-            points,
-            fit,
-            part_rows=self.config.part_rows,
-            min_size=self.side.min_cluster_size,
-            map_parts=self.map_parts,
-        )
+        sizes = {"part_rows": config.part_rows, "min_size": side.min_cluster_size}
+        return fit_parts(points, fit, **sizes, map_parts=self.map_parts)
 
 
 def fit_points(

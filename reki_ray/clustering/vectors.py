@@ -26,11 +26,9 @@ class Weighting:
     rating_max: float
 
     def __call__(self, ages: np.ndarray, ratings: np.ndarray) -> np.ndarray:
-        """Weights (E,) in (0, 1].
+        """Weights (E,) in (0, 1], from the number (E,) of newer visible interactions of the user.
 
-        Args:
-            ages: (E,) number of newer visible interactions of the same user.
-            ratings: (E,); NaN, without a rating, counts as the highest.
+        A NaN among the ratings (E,), an interaction without one, counts as the highest.
         """
         span = max(self.rating_max - self.rating_min, 1e-9)
         level = np.clip((ratings - self.rating_min) / span, 0.0, 1.0)
@@ -84,14 +82,9 @@ def with_embeddings(
     embeddings: np.ndarray,
     weight: float,
 ) -> np.ndarray:
-    """Concatenate text vectors and id embeddings, so that their cosines are mixed by the weight.
+    """Concatenate text vectors (N, d) of unit length and id embeddings (M, e) of any length.
 
-    Args:
-        ids: N ids.
-        vectors: (N, d) of their text, rows of unit length.
-        embedded: M ids that have an embedding.
-        embeddings: (M, e), of any length.
-        weight: Share of the embeddings in a cosine, in (0, 1).
+    The weight, in (0, 1), is the share of the embeddings in a cosine.
 
     Returns:
         (N, d + e) float32, rows of unit length; zeros for an id without an embedding.

@@ -46,9 +46,7 @@ def make_folder(path: Path) -> None:
 def writing(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces the old one when the block ends without an error.
 
-    Args:
-        path: The file; its folder is created.
-        mode: Permissions; None uses the umask.
+    Its folder is created; without `mode` its permissions follow the umask.
 
     Raises:
         OSError: The disk refuses; the old file stays.

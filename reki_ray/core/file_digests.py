@@ -33,7 +33,8 @@ def file_digest(path: Path) -> str:
     if state.st_size < _LEAST_BYTES:
         return _computed(path)
     key = [state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-    cached = _cache_file(path)
+    name = hashlib.sha256(os.path.realpath(path).encode(errors="surrogateescape")).hexdigest()
+    cached = cache_folder() / "digests" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         entry = json.loads(cached.read_text(encoding="utf-8"))
         if entry["state"] == key:
@@ -76,8 +77,3 @@ def _raise(error: OSError) -> None:
 def _computed(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache_file(path: Path) -> Path:
-    name = hashlib.sha256(os.path.realpath(path).encode(errors="surrogateescape")).hexdigest()
-    return cache_folder() / "digests" / f"{name}.json"

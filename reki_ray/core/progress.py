@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -40,37 +41,41 @@ _STILL_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Task:
     """A piece of work with a known or unknown number of steps.
 
     Args:
+        show: Shows the progress.
         total: Number of steps; None if unknown.
         unit: Unit of a step, as `prompts`.
-
-    Attributes:
         snapshot: Returns JSON-ready statistics for the heartbeat.
     """
 
-    def __init__(self, reporter: Reporter, label: str, total: int | None, unit: str) -> None:
-        self._reporter = reporter
-        self.label = label
-        self.total = total
-        self.unit = unit
-        self.done = 0
-        self.counters: dict[str, float] = {}
-        self.started = time.time()
-        self.snapshot: Callable[[], dict[str, Any]] | None = None
+    show: Callable[[Task], None]
+    label: str
+    total: int | None
+    unit: str
+    done: int = 0
+    counters: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.time)
+    snapshot: Callable[[], dict[str, Any]] | None = None
 
     def advance(self, steps: int = 1, **counters: float) -> None:
-        """Count finished steps.
-
-        Args:
-            **counters: Other amounts, as `generated_tokens=512`; shown as rates.
-        """
+        """Count finished steps, and other amounts, as `generated_tokens=512`, shown as rates."""
         self.done += steps
         for name, amount in counters.items():
             self.counters[name] = self.counters.get(name, 0) + amount
-        self._reporter._show(self)
+        self.show(self)
+
+    @property
+    def rates(self) -> str:
+        """Rates of the counters, each after a comma."""
+        seconds = max(time.time() - self.started, 1e-9)
+        return "".join(
+            f", {total / seconds:,.0f} {name.replace('_', ' ')}/s"
+            for name, total in self.counters.items()
+        )
 
 
 class Reporter:
@@ -105,7 +110,7 @@ class Reporter:
     @contextlib.contextmanager
     def task(self, label: str, total: int | None = None, unit: str = "rows") -> Iterator[Task]:
         """Show the progress of the block, see `Task`."""
-        task = Task(self, label, total, unit)
+        task = Task(self._show, label, total, unit)
         self._last_line, self._last_done = time.monotonic(), 0
         bar = Progress(
             TextColumn("{task.description}"),
@@ -129,13 +134,13 @@ class Reporter:
     def _show(self, task: Task) -> None:
         now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=task.done, rates=_rates(task))
+            self._bar.update(self._bar.task_ids[0], completed=task.done, rates=task.rates)
         elif not self._quiet and now - self._last_line >= (
             _STILL_SECONDS if task.done == self._last_done else _LINE_SECONDS
         ):
             self._last_line, self._last_done = now, task.done
             total = f" of {task.total:,}" if task.total is not None else ""
-            self.say(f"{task.label}: {task.done:,}{total} {task.unit}{_rates(task)}")
+            self.say(f"{task.label}: {task.done:,}{total} {task.unit}{task.rates}")
 
     @contextlib.contextmanager
     def _heartbeat(self, task: Task) -> Iterator[None]:
@@ -143,8 +148,8 @@ class Reporter:
         if self._workspace is None:
             yield
             return
-        beats = BackgroundThread("heartbeat", lambda: self._beat(task), HEARTBEAT_SECONDS)
         self._beat(task)
+        beats = BackgroundThread("heartbeat", lambda: self._beat(task), HEARTBEAT_SECONDS)
         beats.start()
         try:
             yield
@@ -175,11 +180,3 @@ class Reporter:
             if not self._warned:
                 self._warned = True
                 logger.warning("progress cannot be written, the work goes on: %s", error)
-
-
-def _rates(task: Task) -> str:
-    seconds = max(time.time() - task.started, 1e-9)
-    return "".join(
-        f", {total / seconds:,.0f} {name.replace('_', ' ')}/s"
-        for name, total in task.counters.items()
-    )

@@ -9,6 +9,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from reki_ray.config import RayConfig, RekiConfig
@@ -195,16 +196,14 @@ def bounded(calls: Iterable[tuple[Any, tuple[Any, ...]]], *, pending: int = 32) 
     """
     import ray  # as above
 
+    submitted = (function.remote(*arguments) for function, arguments in calls)
     waiting: list[Any] = []
     try:
-        for function, arguments in calls:
-            waiting.append(function.remote(*arguments))
-            if len(waiting) >= pending:
-                done, waiting = ray.wait(waiting, fetch_local=False)
-                yield from ray.get(done)
+        waiting += islice(submitted, pending)
         while waiting:
             done, waiting = ray.wait(waiting, fetch_local=False)
             yield from ray.get(done)
+            waiting += islice(submitted, len(done))
     except ray.exceptions.RayError as error:
         raise cause_of(error) or EngineError(
             f"a task of the cluster failed: {last_line(error)}",

@@ -54,10 +54,7 @@ def rows_of(
     ids: pa.Array | pa.ChunkedArray,
     columns: list[str] | None = None,
 ) -> pa.Table:
-    """Read the rows of a table with these ids; unknown ids are skipped.
-
-    Args:
-        key: Its id column.
+    """Read the rows of a table with these ids in column `key`; unknown ids are skipped.
 
     Raises:
         DataError: The table is damaged, or has another schema.

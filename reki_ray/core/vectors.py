@@ -49,29 +49,19 @@ def vectors_table(
 ) -> pa.Table:
     """Vector table of whole-answer vectors (N, d), one row for each of N distinct ids.
 
-    Args:
-        encoder: Identity of the encoder, as `{"model": ...}`; becomes metadata of the table.
+    The identity of the encoder, as `{"model": ...}`, becomes metadata of the table.
 
     Raises:
         DataError: A vector is not finite.
     """
     require_finite(ids, vectors, what="vectors")
-    count, dimension = vectors.shape
-    schema = vectors_schema(dimension)
-    rows = pa.table(
-        [
-            pa.array(ids, pa.string()),
-            pa.array([WHOLE_ANSWER] * count, pa.string()),
-            vector_column(vectors),
-            pa.array(sources, pa.string()),
-        ],
-        schema=schema,
-    )
-    if encoder is None:
-        return rows
-    return rows.replace_schema_metadata(
-        {f"{ENCODER_METADATA}{name}": value for name, value in encoder.items()}
-    )
+    schema = vectors_schema(vectors.shape[1])
+    if encoder is not None:
+        names = {f"{ENCODER_METADATA}{name}": value for name, value in encoder.items()}
+        schema = schema.with_metadata(names)
+    whole = [WHOLE_ANSWER] * len(vectors)
+    columns = {ID: ids, FACTOR: whole, VECTOR: vector_column(vectors), SOURCE: sources}
+    return pa.table(columns, schema=schema)
 
 
 def factors_table(
@@ -81,13 +71,9 @@ def factors_table(
     sources: Sequence[Source],
     encoder: Mapping[str, str],
 ) -> pa.Table:
-    """Vector table of vectors by factor; zero vectors have no row.
+    """Vector table of vectors (N, K, d) by factor; zero vectors have no row.
 
-    Args:
-        ids: N distinct ids, each with a nonzero vector.
-        factors: K names.
-        vectors: (N, K, d).
-        sources: N sources.
+    Each of the N distinct ids has a nonzero vector, and a source.
     """
     rows, columns = np.nonzero(vectors.any(axis=2))
     places = pa.array(rows)
@@ -136,10 +122,9 @@ def read_factor_vectors(table: pa.Table) -> FactorVectors:
             where=f"id {ids.dictionary[int(rows[order[duplicates[0]]])].as_py()}",
             todo="Run `reki run --until encode --force encode`.",
         )
-    stacked = stack(table[VECTOR])
-    if len(factors) == 1:
-        vectors = stacked  # one row per id, already in order: avoids a copy of large tables
-    else:
+    vectors = stack(table[VECTOR])
+    if len(factors) > 1:  # else one row per id, already in order: avoids a copy of large tables
+        stacked = vectors
         shape = (len(ids.dictionary), len(factors), stacked.shape[1])
         vectors = np.zeros(shape, dtype=np.float32)
         vectors[rows, columns] = stacked

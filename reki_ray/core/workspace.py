@@ -77,11 +77,7 @@ class Workspace(Storage):
         part: str = "part-00000",
         row_group_rows: int = ROW_GROUP_ROWS,
     ) -> None:
-        """Write one Parquet file of a table.
-
-        Args:
-            data: Rows; columns in any order, cast to the table's schema.
-            part: File name without suffix; an existing file is replaced.
+        """Write one Parquet file of a table, or replace it; columns come in any order.
 
         Raises:
             DataError: The columns do not fit the schema, see `conform`.
@@ -102,27 +98,23 @@ class Workspace(Storage):
         Raises:
             DataError: The table is missing, damaged, or has another schema.
         """
-        parts = self.parts(table)
-        if not parts:
-            raise DataError(
-                "the table does not exist",
-                where=self.path(table.path),
-                todo=f"Run `reki {table.stage}` first.",
-            )
-        with reading(table, self.path(table.path)):
+        where = self.path(table.path)
+        if not self.has_table(table):
+            todo = f"Run `reki {table.stage}` first."
+            raise DataError("the table does not exist", where=where, todo=todo)
+        with reading(table, where):
             data = self.dataset(table).to_table(columns=columns)
         if table.schema is None:
             return data
         expected = table.schema
         if columns is not None:
             expected = pa.schema([table.schema.field(name) for name in columns])
-        return conform(data, expected, where=self.path(table.path))
+        return conform(data, expected, where=where)
 
     def dataset(self, table: Table, schema: pa.Schema | None = None) -> pad.Dataset:
         """A table as a dataset, which reads only the columns and row groups that are needed.
 
-        Args:
-            schema: What the files are read as; None takes that of the first file.
+        Files are read as the schema, or else that of the first file.
         """
         return pad.dataset(
             self.parts(table), schema, filesystem=self.arrow_filesystem, format="parquet"
@@ -182,11 +174,8 @@ class Workspace(Storage):
     def replacing(self, stage: str, tables: Sequence[Table] = ()) -> Iterator[Workspace]:
         """Scratch workspace whose `<stage>/` folder replaces the old one on success.
 
-        On an error the scratch is removed and the old output stays.
-
-        Args:
-            stage: Whose output is replaced; its manifest entry is removed.
-            tables: Replace only these tables of the stage; empty replaces its whole folder.
+        With `tables`, only these are replaced. The stage's manifest entry is removed. On an error
+        the scratch is removed and the old output stays.
         """
         scratch = Workspace(f"{self.location}/.scratch-{stage}")
         scratch.remove("")

@@ -83,10 +83,10 @@ def open_text(path: Path, encoding: str) -> IO[str]:
     """
     with path.open("rb") as start:
         head = start.read(HEAD)
-    codec = next((ext for ext, (magic, _) in _CODECS.items() if head.startswith(magic)), "")
     refuse_foreign(path, head)
-    codec = codec or (path.suffix.lower() if path.suffix.lower() in _CODECS else "")
-    file = _CODECS[codec][1](path) if codec else path.open("rb")
+    named = path.suffix.lower()
+    codec = next((ext for ext, (magic, _) in _CODECS.items() if head.startswith(magic)), named)
+    file = _CODECS[codec][1](path) if codec in _CODECS else path.open("rb")
     return io.TextIOWrapper(file, encoding, errors="surrogateescape", newline="")
 
 

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from reki_ray.errors import DataError
 
-_NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+NUMBER: Final = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+"""Pattern of a decimal number."""
 _NUMERIC: Final = (
     pa.types.is_integer,
     pa.types.is_floating,
@@ -66,7 +67,7 @@ def to_number(
     missing = as_mask(pc.is_null(text)) & ~bad
     if decimal != ".":
         text = with_point(text, decimal)
-    fits = pc.fill_null(pc.match_substring_regex(text, _NUMBER), False)
+    fits = pc.fill_null(pc.match_substring_regex(text, NUMBER), False)
     text = pc.if_else(fits, pc.utf8_ltrim(text, "+"), pa.scalar(None, pa.string()))
     values = _floats(text)
     wrong = bad | ~(as_mask(fits) | missing) | np.isinf(values)

@@ -11,6 +11,7 @@ import contextlib
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -32,10 +33,11 @@ from reki_ray.data.raw_tables import (
     WRONG_ENCODING,
     WRONG_FIELDS,
     EmptyFileError,
+    FilePart,
     RawTable,
     RejectedRow,
     TableKind,
-    read_parts,
+    read_files,
     reading_file,
     require_columns,
 )
@@ -58,14 +60,6 @@ class _Record(NamedTuple):
     raw: str = ""
 
 
-class _FilePart(NamedTuple):
-    """Rows of a file, their line numbers, and rejected lines."""
-
-    rows: pa.Table
-    numbers: np.ndarray
-    rejected: list[RejectedRow]
-
-
 def read_delimited(
     kind: TableKind, paths: Sequence[Path], layout: TextFormat, required: Sequence[str]
 ) -> RawTable:
@@ -77,20 +71,8 @@ def read_delimited(
         DataError: A file is missing or damaged, or lacks a column; or none has rows.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    parts = read_parts(paths, lambda path: _read_file(path, layout, required))
-    rejected = [row for _, part in parts for row in part.rejected]
-    return RawTable(
-        kind=kind,
-        rows=pa.concat_tables([part.rows for _, part in parts], promote_options="default"),
-        files=tuple(printable(str(path)) for path in paths),
-        file_of=np.concatenate(
-            [np.full(len(part.numbers), index, dtype=np.int32) for index, part in parts]
-        ),
-        number_of=np.concatenate([part.numbers for _, part in parts]),
-        mark=":",
-        rejected=tuple(rejected),
-        hints=_hints(rejected, layout, len(required)),
-    )
+    raw = read_files(kind, paths, lambda path: _read_file(path, layout, required), ":")
+    return replace(raw, hints=_hints(raw.rejected, layout, len(required)))
 
 
 def read_header(path: Path, layout: TextFormat) -> list[str]:
@@ -99,7 +81,7 @@ def read_header(path: Path, layout: TextFormat) -> list[str]:
         return _header(path, lines, layout, ())[0]
 
 
-def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _FilePart:
+def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> FilePart:
     batches: list[pa.Table] = []
     numbers: list[int] = []
     rejected: list[RejectedRow] = []
@@ -117,7 +99,7 @@ def _read_file(path: Path, layout: TextFormat, required: Sequence[str]) -> _File
                 for record in bad
             )
     table = pa.concat_tables(batches or [_batch_table([], header, layout)])
-    return _FilePart(table, np.array(numbers, dtype=np.int64), rejected)
+    return FilePart(table, np.array(numbers, dtype=np.int64), rejected)
 
 
 @contextlib.contextmanager
@@ -245,19 +227,15 @@ def _line_by_line(
 
 def _divide(batch: list[_Record], separator: str) -> tuple[list[_Record], list[_Record]]:
     """Split records into rows and rejected ones, including those in a wrong encoding."""
-    good = [record for record in batch if not record.reason]
-    bad = [record for record in batch if record.reason]
     try:  # one pass in C for the usual case; surrogates mark undecodable bytes
-        "".join([field for record in good for field in record.fields]).encode()
+        "".join([field for record in batch for field in record.fields]).encode()
     except UnicodeEncodeError:
-        texts = [separator.join(record.fields) for record in good]
-        bad += [
-            _Record(record.number, [], WRONG_ENCODING, text)
-            for record, text in zip(good, texts, strict=True)
-            if _lossy(text) != text
+        texts = [separator.join(record.fields) for record in batch]
+        batch = [
+            record if _lossy(text) == text else _Record(record.number, [], WRONG_ENCODING, text)
+            for record, text in zip(batch, texts, strict=True)
         ]
-        good = [r for r, text in zip(good, texts, strict=True) if _lossy(text) == text]
-    return good, sorted(bad, key=lambda record: record.number)
+    return [row for row in batch if not row.reason], [row for row in batch if row.reason]
 
 
 def _lossy(text: str) -> str:

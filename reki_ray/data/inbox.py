@@ -145,12 +145,8 @@ class Inbox:
         if "interactions" in tables:
             events = tables["interactions"].rows
         self._live.write_table(INBOX["interactions"], events, part=name)  # last: the batch counts
-        return KeptBatch(
-            name,
-            is_new=True,
-            events=len(events),
-            quarantined=sum(len(checked.rejected) for checked in tables.values()),
-        )
+        quarantined = sum(len(checked.rejected) for checked in tables.values())
+        return KeptBatch(name, is_new=True, events=len(events), quarantined=quarantined)
 
     def merged(self) -> Merged:
         """Merge the run's own data with all batches."""
@@ -230,28 +226,17 @@ class Inbox:
             columns = source.columns
             dialect = source.dialect if source.kind == form else dialect
         else:
-            present = (
-                parquet.read_header(path)
-                if form == "parquet"
-                else delimited.read_header(path, text_format(dialect))
-            )
+            layout = text_format(dialect)
+            is_text = form == "csv"
+            present = delimited.read_header(path, layout) if is_text else parquet.read_header(path)
             columns = ColumnMapping(
                 rating="rating" if "rating" in present else None,
                 text="text" if "text" in present else None,
                 item_attributes=self._attributes(schema.ITEMS, present) if kind == "items" else (),
                 user_attributes=self._attributes(schema.USERS, present) if kind == "users" else (),
             )
-        place = str(path)
-        return Files(
-            FileSource(
-                kind=form,
-                interactions=place,
-                items=place,
-                users=place,
-                columns=columns,
-                dialect=dialect,
-            )
-        )
+        places = dict.fromkeys(INBOX, str(path))
+        return Files(FileSource(kind=form, columns=columns, dialect=dialect, **places))
 
     def _attributes(self, table: Table, present: Sequence[str]) -> tuple[str, ...]:
         """Attributes of the run's table with a column in a file."""

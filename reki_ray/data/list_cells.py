@@ -55,9 +55,7 @@ def to_lists(
     A text cell is split at the separator, or parsed as a list written by JSON, Python, numpy or
     DuckDB: `["a", "b"]`, `['a', 'b']`, `['a' 'b']`, `[a, b]`, `[1 2]`, `[a|b]`, `array(['a'])`.
 
-    Args:
-        column: Lists of text or numbers, or text or numbers, (N,).
-        separator: Between the values of a text cell; if empty, cells are never split or parsed.
+    Without a separator, text cells are never split or parsed.
 
     Returns:
         N lists without blanks and duplicates, in order; the mask (N,) of cells that are not UTF-8;

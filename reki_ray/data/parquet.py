@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 from reki_ray.data.compression import HEAD, refuse_foreign
 from reki_ray.data.conversion import plain
 from reki_ray.data.raw_tables import (
+    FilePart,
     RawTable,
     TableKind,
-    read_parts,
+    read_files,
     reading_file,
     require_columns,
 )
-from reki_ray.errors import DataError, printable
+from reki_ray.errors import DataError
 
 
 def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]) -> RawTable:
@@ -29,26 +30,7 @@ def read_parquet(kind: TableKind, paths: Sequence[Path], required: Sequence[str]
             disagree about the type of a column.
     """
     columns = list(dict.fromkeys(required))
-    parts = read_parts(paths, lambda path: _read_file(path, columns))
-    # A part without rows may have guessed types.
-    parts = [part for part in parts if len(part[1])] or parts[:1]
-    try:
-        rows = pa.concat_tables([table for _, table in parts], promote_options="permissive")
-    except pa.ArrowException as error:
-        raise DataError(
-            f"the files of {kind} have different types: {error}",
-            where=", ".join(str(path) for path in paths[:3]),
-            todo="Write all files with the same schema.",
-        ) from error
-    indices, sizes = [index for index, _ in parts], [len(table) for _, table in parts]
-    return RawTable(
-        kind=kind,
-        rows=rows,
-        files=tuple(printable(str(path)) for path in paths),
-        file_of=np.repeat(np.array(indices, dtype=np.int32), sizes),
-        number_of=np.concatenate([np.arange(1, size + 1, dtype=np.int64) for size in sizes]),
-        mark="#",
-    )
+    return read_files(kind, paths, lambda path: _read_file(path, columns), "#")
 
 
 def read_header(path: Path) -> list[str]:
@@ -58,7 +40,7 @@ def read_header(path: Path) -> list[str]:
     return names
 
 
-def _read_file(path: Path, columns: list[str]) -> pa.Table:
+def _read_file(path: Path, columns: list[str]) -> FilePart:
     with reading_file(path):
         if path.stat().st_size == 0:
             raise DataError("the file is empty", where=str(path), todo="Write rows into it.")
@@ -82,4 +64,5 @@ def _read_file(path: Path, columns: list[str]) -> pa.Table:
             table = pa.Table.from_batches([batch.select(columns) for batch in batches], kind)
     # Encodings of single files, such as dictionaries, would prevent concatenation.
     arrays = [plain(table[name], where=f"{path}, column {name}") for name in columns]
-    return pa.table(arrays, names=columns)
+    numbers = np.arange(1, len(table) + 1, dtype=np.int64)
+    return FilePart(pa.table(arrays, names=columns), numbers, [])

@@ -41,10 +41,12 @@ class Rejections:
         self.known_reasons: list[str] = []
         self.hints: dict[str, str] = {}
 
-    def reject(self, mask: np.ndarray, reason: str) -> None:
+    def reject(self, mask: np.ndarray, reason: str, hint: str = "") -> None:
         """Reject the rows of a mask (N,), for a reason without values: rows are counted by it."""
         self._code[mask & (self._code < 0)] = len(self.known_reasons)
         self.known_reasons.append(reason)
+        if hint:
+            self.hints[reason] = hint
 
     @property
     def accepted(self) -> np.ndarray:

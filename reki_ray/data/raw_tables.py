@@ -11,14 +11,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from reki_ray.core.file_digests import file_digest
 from reki_ray.data.attributes import attribute_maps
-from reki_ray.errors import DataError
+from reki_ray.errors import DataError, printable
 from reki_ray.schema import ATTRIBUTES, LOCATION, QUARANTINE_SCHEMA, RAW, REASON, TABLE
 
 TableKind = Literal["interactions", "items", "users"]
@@ -33,8 +33,6 @@ BROKEN_QUOTES = "broken quotes"
 _BATCH = 65_536
 _SHOWN_COLUMNS = 40
 _SHOWN_CHARS = 2000
-
-_T = TypeVar("_T")
 
 
 class EmptyFileError(DataError):
@@ -166,23 +164,18 @@ class DataSource(Protocol):
     @property
     def timestamp_unit(self) -> str:
         """Unit or format of the interactions' timestamps, see `to_times`."""
-        ...
 
     def identity(self) -> object:
         """JSON-ready identity of the content, without network: equal if the content is."""
-        ...
 
     def interactions(self) -> MappedTable:
         """Interactions: user and item id, timestamp, and rating or label or neither."""
-        ...
 
     def items(self) -> MappedTable:
         """Items: id, title, and optional attributes and text."""
-        ...
 
     def users(self) -> MappedTable | None:
         """Users: id and attributes; None takes them from the interactions."""
-        ...
 
 
 def require_columns(
@@ -214,13 +207,27 @@ def require_columns(
         )
 
 
-def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[int, _T]]:
-    """Read the files of a table: index and content of each readable one, at least one.
+class FilePart(NamedTuple):
+    """Rows of one file, the number of each (N,) int64, and its rejected rows."""
+
+    rows: pa.Table
+    numbers: np.ndarray
+    rejected: list[RejectedRow]
+
+
+def read_files(
+    kind: TableKind,
+    paths: Sequence[Path],
+    read: Callable[[Path], FilePart],
+    mark: Literal[":", "#"],
+) -> RawTable:
+    """Read the files of a table; a file may be empty, but not all of them.
 
     Raises:
-        EmptyFileError: `read` raised it for all of them: no row is lost.
+        EmptyFileError: `read` raised it for all files: no row is lost.
+        DataError: The files disagree about the type of a column.
     """
-    parts: list[tuple[int, _T]] = []
+    parts: list[tuple[int, FilePart]] = []
     empty: EmptyFileError | None = None
     for index, path in enumerate(paths):
         try:
@@ -229,7 +236,26 @@ def read_parts(paths: Sequence[Path], read: Callable[[Path], _T]) -> list[tuple[
             empty = empty or error
     if empty and not parts:
         raise empty
-    return parts
+    # A part without rows may have guessed types.
+    tables = [part.rows for _, part in parts if len(part.rows)] or [parts[0][1].rows]
+    try:
+        rows = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"the files of {kind} have different types: {error}",
+            where=", ".join(str(path) for path in paths[:3]),
+            todo="Write all files with the same schema.",
+        ) from error
+    indices = np.array([index for index, _ in parts], dtype=np.int32)
+    return RawTable(
+        kind=kind,
+        rows=rows,
+        files=tuple(printable(str(path)) for path in paths),
+        file_of=np.repeat(indices, [len(part.rows) for _, part in parts]),
+        number_of=np.concatenate([part.numbers for _, part in parts]),
+        mark=mark,
+        rejected=tuple(row for _, part in parts for row in part.rejected),
+    )
 
 
 def identify_files(paths: Sequence[Path]) -> list[dict[str, object]]:

@@ -64,11 +64,11 @@ def build_samples(
         users=len(users),
         items=len(items),
     )
-    division = divide(timeline, config)
+    cuts, code = divide(timeline, config)
     position = pa.array(timeline.position.astype(np.int32))
     rows = interactions.append_column(POSITION, position).select(SAMPLES_SCHEMA.names)
     samples: dict[Split, pa.Table] = {
-        split: rows.filter(pa.array(division.code == code)) for code, split in enumerate(SPLITS)
+        split: rows.filter(pa.array(code == index)) for index, split in enumerate(SPLITS)
     }
     empty = [split for split in SPLITS if not len(samples[split])]
     if empty:
@@ -78,17 +78,9 @@ def build_samples(
             where="split",
             todo="Use more data, a shorter split.prompt_history, or another split.method.",
         )
-    return SampleTables(
-        cuts=pa.table(
-            {
-                USER_ID: narrow(users, pa.string()),
-                CUT: pa.array(division.cuts.astype(np.int32)),
-            },
-            schema=CUTS_SCHEMA,
-        ),
-        samples=samples,
-        cold_dropped=int(np.count_nonzero(division.code == COLD_DROPPED)),
-    )
+    columns = {USER_ID: narrow(users, pa.string()), CUT: cuts.astype(np.int32)}
+    cold_dropped = int(np.count_nonzero(code == COLD_DROPPED))
+    return SampleTables(pa.table(columns, schema=CUTS_SCHEMA), samples, cold_dropped)
 
 
 def _sorted_ids(ids: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -50,23 +50,13 @@ class Timeline:
         return positions
 
 
-@dataclass(frozen=True)
-class Division:
-    """Result of a split.
+def divide(timeline: Timeline, config: SplitConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Divide interactions into prompt history and samples.
 
-    Args:
-        cuts: Interactions of each user that prompts may see, (U,).
-        code: Index into `SPLITS` of each interaction, or a negative code, (N,).
-        cold_items: Whether an item is held out of training, (I,) bool.
+    Returns:
+        Interactions of each user that prompts may see, (U,); and (N,) the index into `SPLITS` of
+        each interaction, or a negative code.
     """
-
-    cuts: np.ndarray
-    code: np.ndarray
-    cold_items: np.ndarray
-
-
-def divide(timeline: Timeline, config: SplitConfig) -> Division:
-    """Divide interactions into prompt history and samples."""
     cuts = prompt_cuts(timeline.counts, config.prompt_history, config.prompt_history_share)
     if config.method == "time":
         ends = time_thresholds(timeline.timestamp[timeline.position >= cuts[timeline.user]], config)
@@ -84,7 +74,7 @@ def divide(timeline: Timeline, config: SplitConfig) -> Division:
     cold = cold_items(timeline.items, config.cold_item_share, config.seed)
     learned_from = (code == SPLITS.index("train")) | (code == SPLITS.index("valid"))
     code = np.where(learned_from & cold[timeline.item], COLD_DROPPED, code)
-    return Division(cuts, code, cold)
+    return cuts, code
 
 
 def prompt_cuts(counts: np.ndarray, longest: int, share: float) -> np.ndarray:

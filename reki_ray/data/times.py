@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import calendar
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from decimal import ROUND_DOWN, Context, Decimal
+from functools import lru_cache
 from itertools import product
 from typing import Final
 
@@ -14,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray.config.ingest import EPOCH_UNITS
-from reki_ray.data.conversion import as_mask, plain, to_number, to_text, with_point
+from reki_ray.data.conversion import NUMBER, as_mask, plain, to_number, to_text, with_point
 from reki_ray.errors import DataError
 
 USUAL_SINCE: Final = 631_152_000
@@ -23,13 +27,10 @@ USUAL_SINCE: Final = 631_152_000
 _NANOS: Final = 10**9
 TICKS: Final = range(630_822_816 * _NANOS, 646_602_048 * _NANOS)
 """The years 2000 to 2050 in .NET ticks; as nanoseconds they would all be in 1990."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST: Final = 2**63 - 1
-_DIGITS: Final = 18
-"""Digits read of a fraction; an integer of this length fits 64 bits."""
-_EXACT: Final = (
-    rf"^(?P<sign>[+-]?)(?P<whole>[0-8]?[0-9]{{1,{_DIGITS}}})(?:\.(?P<fraction>[0-9]*))?$"
-)
+_INTEGER: Final = r"^-?[0-8]?[0-9]{1,18}$"
+"""Integers that fit 64 bits."""
+_EXACT: Final = Context(prec=60, rounding=ROUND_DOWN)
 _FRACTION: Final = re.compile(r"(?<=:\d\d)[.,](\d+)")
 _ZONE: Final = re.compile(r"\s*(?:UTC|GMT)$")
 _SPACED_OFFSET: Final = re.compile(r"\s+(?=[+-]\d\d:?\d\d$)")
@@ -44,6 +45,7 @@ _FORMATS: Final = (
     *(date + clock for date, clock in product(_DATES, _CLOCKS)),
     *("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z", "%d/%b/%Y:%H:%M:%S %z"),
 )
+_REMEMBERED: Final = 65_536
 _Read = Callable[[str], tuple[int, int]]
 """Reads text as seconds and nanoseconds, or raises `ValueError`."""
 _COMPACT: Final = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
@@ -52,7 +54,7 @@ _COMPACT: Final = {8: "%Y%m%d", 14: "%Y%m%d%H%M%S"}
 
 @dataclass(frozen=True)
 class Times:
-    """Times of a column.
+    """Times of N cells.
 
     Args:
         seconds: Whole seconds since the epoch, (N,) int64; 0 without a time.
@@ -70,10 +72,8 @@ class Times:
 def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = ".") -> Times:
     """Times of a column.
 
-    Args:
-        column: Numbers, text, or Arrow timestamps and dates, (N,).
-        unit: For all but Arrow's time types: a key of `EPOCH_UNITS` for numbers since the epoch,
-            iso (ISO 8601), or a format of `datetime.strptime`; UTC without an offset.
+    All but Arrow's time types have a unit: a key of `EPOCH_UNITS` for numbers since the epoch, iso
+    (ISO 8601), or a format of `datetime.strptime`; without an offset, times are UTC.
 
     Raises:
         DataError: The column has another type.
@@ -91,13 +91,19 @@ def to_times(column: pa.ChunkedArray, unit: str, *, where: str, decimal: str = "
             where=where,
             todo="Map a column of timestamps, dates, numbers since the epoch, or text.",
         )
-    if unit not in EPOCH_UNITS:
-        return _of_text(cells, iso_time if unit == "iso" else _formatted(unit), where=where)
-    if pa.types.is_integer(kind):
-        return _of_integers(cells, EPOCH_UNITS[unit])
-    if pa.types.is_floating(kind):
-        return _of_floats(*to_number(cells, where=where), EPOCH_UNITS[unit])
-    return _of_number_text(cells, EPOCH_UNITS[unit], where=where, decimal=decimal)
+    per_second = EPOCH_UNITS.get(unit)
+    if per_second and pa.types.is_integer(kind):
+        return _of_integers(cells, per_second)
+    if per_second and pa.types.is_floating(kind):
+        return _of_floats(*to_number(cells, where=where), per_second)
+    text, bad = to_text(cells, where=where)
+    read = iso_time if unit == "iso" else _formatted(unit)
+    if per_second:
+        text = text if decimal == "." else with_point(text, decimal)
+        if not bad.any() and pc.all(pc.match_substring_regex(text, _INTEGER)).as_py():
+            return _of_integers(text.cast(pa.int64()), per_second)
+        read = _of_number(per_second)
+    return _of_text(text, bad, read)
 
 
 def iso_time(text: str) -> tuple[int, int]:
@@ -121,11 +127,11 @@ def guess_units(cells: Sequence[str], latest: int) -> list[str]:
     """
     if cells and all(cell.isdecimal() and int(cell) in TICKS for cell in cells):
         return []
-    readers: dict[str, _Read] = {unit: _of_number(unit) for unit in EPOCH_UNITS}
+    readers = {unit: _of_number(per_second) for unit, per_second in EPOCH_UNITS.items()}
     if not any(char.isdecimal() for cell in cells for char in cell):
         return []
     if all(cell.isdecimal() for cell in cells):
-        readers |= {_COMPACT[size]: _of_digits(size) for size in _COMPACT}
+        readers |= {layout: _formatted(layout, size) for size, layout in _COMPACT.items()}
     else:
         readers |= {"iso": iso_time, **{layout: _formatted(layout) for layout in _FORMATS}}
     fits = {
@@ -142,31 +148,33 @@ def _fits(read: _Read, cell: str, latest: int) -> bool:
         return False
 
 
-def _of_number(unit: str) -> _Read:
-    return lambda text: (int(float(text)) // EPOCH_UNITS[unit], 0)
-
-
-def _of_digits(size: int) -> _Read:
-    """Read digits without separators; Python would also accept fewer."""
-    layout = _formatted(_COMPACT[size])
+def _of_number(per_second: int) -> _Read:
+    """Read numbers exactly: in float64, nanoseconds lose a quarter of a microsecond."""
 
     def read(text: str) -> tuple[int, int]:
-        if len(text) != size:
-            raise ValueError(f"{text} does not have {size} digits")
-        return layout(text)
+        if not re.match(NUMBER, text) or math.isinf(float(text)):
+            raise ValueError(f"{text} is not a finite number")
+        exact = _EXACT.multiply(Decimal(text), _NANOS // per_second)
+        seconds, nanoseconds = divmod(int(exact), _NANOS)
+        return min(max(seconds, -_LARGEST), _LARGEST), nanoseconds
 
     return read
 
 
-def _formatted(layout: str) -> _Read:
-    return lambda text: _since_epoch(datetime.strptime(text, layout))
+def _formatted(layout: str, size: int | None = None) -> _Read:
+    """Read a format of `strptime`; of digits only, that would also accept fewer than `size`."""
+
+    def read(text: str) -> tuple[int, int]:
+        if size not in (None, len(text)):
+            raise ValueError(f"{text} does not have {size} digits")
+        return _since_epoch(datetime.strptime(text, layout))
+
+    return read
 
 
 def _since_epoch(moment: datetime) -> tuple[int, int]:
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    passed = moment - _EPOCH
-    return passed.days * 86_400 + passed.seconds, passed.microseconds * 1000
+    # A time without an offset is UTC.
+    return calendar.timegm(moment.utctimetuple()), moment.microsecond * 1000
 
 
 def _of_integers(cells: pa.ChunkedArray, per_second: int) -> Times:
@@ -190,57 +198,15 @@ def _of_floats(
     return Times(seconds.astype(np.int64), nanoseconds, missing, wrong)
 
 
-def _of_number_text(cells: pa.ChunkedArray, per_second: int, *, where: str, decimal: str) -> Times:
-    """Convert digits exactly: in float64, nanoseconds lose a quarter of a microsecond."""
-    text, _ = to_text(cells, where=where)
-    if decimal != ".":
-        text = with_point(text, decimal)
-    parts = pc.extract_regex(text, _EXACT)
-    exact = as_mask(parts.is_valid())
-    rest = _of_floats(*to_number(cells, where=where, decimal=decimal), per_second)
-    sign, whole, fraction = (
-        pc.fill_null(pc.struct_field(parts, name), "") for name in ("sign", "whole", "fraction")
-    )
-    values = _digits(pc.utf8_lpad(whole, 1, "0"))
-    below = _digits(pc.utf8_slice_codeunits(pc.utf8_rpad(fraction, _DIGITS, "0"), 0, _DIGITS))
-    seconds, left = values // per_second, values % per_second
-    scale = _NANOS // per_second
-    nanoseconds = left * scale + below // (10**_DIGITS // scale)
-    negative = as_mask(pc.equal(sign, "-"))
-    borrowed = negative & (nanoseconds > 0)
-    seconds = np.where(negative, -seconds - borrowed, seconds)
-    nanoseconds = np.where(borrowed, _NANOS - nanoseconds, nanoseconds)
-    return Times(
-        np.where(exact, seconds, rest.seconds),
-        np.where(exact, nanoseconds, rest.nanoseconds),
-        rest.missing,
-        rest.wrong,
-    )
-
-
-def _digits(text: pa.ChunkedArray) -> np.ndarray:
-    values: np.ndarray = text.cast(pa.int64()).to_numpy()
-    return values
-
-
-def _of_text(cells: pa.ChunkedArray, read: _Read, *, where: str) -> Times:
-    text, bad = to_text(cells, where=where)
-    missing = as_mask(pc.is_null(text)) & ~bad
-    seconds, nanoseconds = (np.zeros(len(text), dtype=np.int64) for _ in range(2))
+def _of_text(text: pa.ChunkedArray, bad: np.ndarray, read: _Read) -> Times:
+    read = lru_cache(_REMEMBERED)(read)  # values repeat, and parsing is slow
+    values = np.zeros((2, len(text)), dtype=np.int64)
     wrong = bad.copy()
-    start = 0
-    for chunk in text.chunks:
-        coded = chunk.dictionary_encode()  # values repeat, and parsing is slow
-        rows = start + np.flatnonzero(as_mask(chunk.is_valid()))
-        codes = coded.indices.drop_null().to_numpy()
-        values = np.zeros((len(coded.dictionary), 2), dtype=np.int64)
-        unread = np.zeros(len(values), dtype=bool)
-        for code, cell in enumerate(coded.dictionary.to_pylist()):
+    cells = (cell for chunk in text.chunks for cell in chunk.to_pylist())
+    for row, cell in enumerate(cells):
+        if cell is not None:
             try:
-                values[code] = read(cell)
+                values[:, row] = read(cell)
             except (ValueError, OverflowError):
-                unread[code] = True
-        seconds[rows], nanoseconds[rows] = values[codes].T
-        wrong[rows] |= unread[codes]
-        start += len(chunk)
-    return Times(seconds, nanoseconds, missing, wrong)
+                wrong[row] = True
+    return Times(values[0], values[1], as_mask(pc.is_null(text)) & ~bad, wrong)

@@ -155,11 +155,9 @@ def _matched(
         return pc.replace_substring_regex(ids, _FLOAT_ID, r"\1")
     missing = rejections.accepted & ~_is_in(ids, known)
     if missing.any():
-        other = pc.if_else(
-            pc.match_substring_regex(ids, _FLOAT_ID),
-            pc.replace_substring_regex(ids, _FLOAT_ID, r"\1"),
-            pc.binary_join_element_wise(ids, ".0", ""),
-        )
+        shorter = pc.replace_substring_regex(ids, _FLOAT_ID, r"\1")
+        longer = pc.binary_join_element_wise(ids, ".0", "")
+        other = pc.if_else(pc.equal(ids, shorter), longer, shorter)
         same = missing & _is_in(other, known)
         if same.any():
             row = int(np.flatnonzero(same)[0])
@@ -169,14 +167,12 @@ def _matched(
             )
             ids = pc.if_else(pa.array(same), other, ids)
             missing &= ~same
-    unknown = f"unknown {name}"
-    rejections.reject(missing, unknown)
+    hint = ""
     if missing.any() and len(known):
         shown = ", ".join(repr(value) for value in known.slice(0, 3).to_pylist())
         first = ids[int(np.flatnonzero(missing)[0])].as_py()
-        rejections.hints[unknown] = (
-            f"Interactions have {name} as {first!r}, the catalogue as {shown}."
-        )
+        hint = f"Interactions have {name} as {first!r}, the catalogue as {shown}."
+    rejections.reject(missing, f"unknown {name}", hint)
     return ids
 
 
@@ -187,19 +183,23 @@ def _timestamps(table: MappedTable, config: DataConfig, unit: str, rejections: R
     wrong = {"iso": "no ISO 8601 time"}.get(unit, f"{TIMESTAMP} does not fit {unit!r}")
     if unit in EPOCH_UNITS:
         wrong = f"{TIMESTAMP} is no number"
-    rejections.reject(times.wrong, wrong)
+    rejections.reject(times.wrong, wrong, _unit_hint(table, times.wrong, config))
     late = times.seconds > config.latest
     if unit in EPOCH_UNITS and not pa.types.is_temporal(column.type):
         _reject_other_units(times, late, config, unit, rejections)
-    rejections.reject(late | (times.seconds < config.earliest), f"{TIMESTAMP} is out of range")
-    for mask, reason in ((times.wrong, wrong), (late, f"{TIMESTAMP} is out of range")):
-        cells = _cells(table, TIMESTAMP, mask)
-        if units := guess_units(cells, config.latest):
-            shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
-            rejections.hints[reason] = f"The cells look like {_UNIT_KEY}: {shown}."
-        elif hint := number_hint(cells, delimited=table.raw.is_delimited):
-            rejections.hints[reason] = hint
+    hint = _unit_hint(table, late, config)
+    outside = late | (times.seconds < config.earliest)
+    rejections.reject(outside, f"{TIMESTAMP} is out of range", hint)
     return times
+
+
+def _unit_hint(table: MappedTable, mask: np.ndarray, config: DataConfig) -> str:
+    """Suggest a unit for the timestamps of a mask (N,), or an empty string."""
+    cells = _cells(table, TIMESTAMP, mask)
+    if units := guess_units(cells, config.latest):
+        shown = " or ".join(map(repr, units[: 1 if units[0] == "iso" else 2]))
+        return f"The cells look like {_UNIT_KEY}: {shown}."
+    return number_hint(cells, delimited=table.raw.is_delimited)
 
 
 def _reject_other_units(
@@ -208,11 +208,12 @@ def _reject_other_units(
     """Reject numbers out of the usual range that another unit would make recent."""
     per_second = EPOCH_UNITS[unit]
     values = (times.seconds + times.nanoseconds / 1e9) * per_second
-    reason = f"{TIMESTAMP} is out of range: it looks like ticks of .NET"
-    rejections.reject(late & (values >= TICKS.start) & (values < TICKS.stop), reason)
-    rejections.hints[reason] = (
+    reason = f"{TIMESTAMP} is out of range: it looks like"
+    rejections.reject(
+        late & (values >= TICKS.start) & (values < TICKS.stop),
+        f"{reason} ticks of .NET",
         "Ticks are 100 ns since the year 1: convert them to seconds by (ticks - "
-        f"621355968000000000) / 10000000, and set {_UNIT_KEY}: s."
+        f"621355968000000000) / 10000000, and set {_UNIT_KEY}: s.",
     )
     known = rejections.accepted & ~late
     early = known & (times.seconds < USUAL_SINCE)
@@ -222,18 +223,13 @@ def _reject_other_units(
         if other == unit:
             continue
         scaled = values / factor
-        reason = (
-            f"{TIMESTAMP} is out of range: it looks like {_UNIT_NAMES[other]}, not "
-            f"{_UNIT_NAMES[unit]}"
-        )
         fits = (scaled >= max(config.earliest, USUAL_SINCE)) & (scaled <= config.latest)
         wrong = (late if factor > per_second else early) & fits
-        rejections.reject(wrong, reason)
-        rejections.hints[reason] = (
-            f"Set {_UNIT_KEY}: {other}."
-            if 2 * np.count_nonzero(wrong) > len(wrong)
-            else f"Write all times in one unit, and set {_UNIT_KEY} to it."
-        )
+        hint = f"Write all times in one unit, and set {_UNIT_KEY} to it."
+        if 2 * np.count_nonzero(wrong) > len(wrong):
+            hint = f"Set {_UNIT_KEY}: {other}."
+        units = f"{_UNIT_NAMES[other]}, not {_UNIT_NAMES[unit]}"
+        rejections.reject(wrong, f"{reason} {units}", hint)
 
 
 def _require_usual_times(
@@ -286,10 +282,9 @@ def _ratings_and_labels(
         ratings, missing, wrong = to_number(
             table.columns[RATING], where=table.where(RATING), decimal=table.decimal
         )
-        rejections.reject(wrong, f"{RATING} is no number")
         cells = _cells(table, RATING, wrong)
-        if hint := number_hint(cells, delimited=table.raw.is_delimited):
-            rejections.hints[f"{RATING} is no number"] = hint
+        hint = number_hint(cells, delimited=table.raw.is_delimited)
+        rejections.reject(wrong, f"{RATING} is no number", hint)
         if LABEL not in table.columns:
             rejections.reject(missing, f"{RATING} is missing")
         outside = (ratings < config.rating_min) | (ratings > config.rating_max)
@@ -317,11 +312,9 @@ def _codes(values: pa.ChunkedArray) -> np.ndarray:
 
 
 def repeated(events: pa.Table, counted: np.ndarray | None = None) -> npt.NDArray[np.bool_]:
-    """Mask (N,) of rows that equal an earlier one in user, item and time.
+    """Mask (N,) of rows that equal an earlier one of those counted (N,), or of all.
 
-    Args:
-        events: N interactions.
-        counted: Mask (N,) of rows to compare; None compares all.
+    Equal are user, item and time.
     """
     rows = np.arange(len(events)) if counted is None else np.flatnonzero(counted)
     user, item = _codes(events[USER_ID])[rows], _codes(events[ITEM_ID])[rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Final
 
@@ -82,26 +83,21 @@ class EventBatches:
             if new.time != new.sent or key in self._ahead:
                 new = new._replace(time=self._first_time(key, new.time))
             distinct[key] = combine(distinct[key], new) if key in distinct else new
-        items = pa.array([item for _, item, _ in distinct], pa.string())
+        rows = [(user, interaction) for (user, _, _), interaction in distinct.items()]
+        items = pa.array([row.item_id for _, row in rows], pa.string())
         known = pc.is_in(items, value_set=self._known_items().combine_chunks()).to_pylist()
-        rows = [
-            (user, interaction)
-            for ((user, _, _), interaction), is_known in zip(distinct.items(), known, strict=True)
-            if is_known
-        ]
+        rows = list(compress(rows, known))
         keys = {
             USER_ID: pa.array([user for user, _ in rows], pa.string()),
             ITEM_ID: pa.array([row.item_id for _, row in rows], pa.string()),
             TIMESTAMP: pa.array([row.time for _, row in rows], pa.int64()),
         }
-        held = self._holds(pa.table(keys)).tolist()
+        held = self._holds(pa.table(keys))
         rows = [row for row, is_held in zip(rows, held, strict=True) if row[1].own or not is_held]
-        if len(rows) < len(events):
-            _logger.warning(
-                "dropped %d of %d events: duplicate, with an unknown item or out of range",
-                len(events) - len(rows),
-                len(events),
-            )
+        dropped = len(events) - len(rows)
+        if dropped:
+            reasons = "duplicate, with an unknown item or out of range"
+            _logger.warning("dropped %d of %d events: %s", dropped, len(events), reasons)
         return rows
 
     def _first_time(self, key: Key, time: int) -> int:

@@ -73,12 +73,9 @@ class EventLog:
             StoreError: The write failed, for example on a full disk.
         """
         for event in events:
-            if event.rating is not None and not math.isfinite(event.rating):
-                raise DataError(
-                    f"the rating is {event.rating}",
-                    where="event",
-                    todo="Send a finite number, or no rating.",
-                )
+            if not math.isfinite(event.rating or 0.0):
+                todo = "Send a finite number, or no rating."
+                raise DataError(f"the rating is {event.rating}", where="event", todo=todo)
         rows = [dataclasses.asdict(event).items() for event in events]
         # Omit empty fields to save space.
         self._writer.append([{k: v for k, v in row if v is not None} for row in rows])

@@ -137,14 +137,14 @@ class Refresher:
     def step(self) -> Outcome:
         """Read the log, and refresh if due; failures are logged, counted and retried later."""
         try:
-            if self._state is None and not self._begin():
+            state = self._state or self._begin()
+            if state is None:
                 return "standby"
-            state = self._known()
             pending = state.pending
             if pending and not self._backs_off(state) and not is_whole(self._file(pending)):
-                self._resume(state)
+                state = self._resume(state)
             self._read()
-            return self._refresh_if_due(self._known())
+            return self._refresh_if_due(state)
         except Exception as error:  # noqa: BLE001  # the last catch: retried later
             self._failed(error)
             return "failed"
@@ -154,16 +154,15 @@ class Refresher:
         # A time further ahead than any wait comes from a wrong clock.
         return 0 < state.next_attempt_at - self._clock() <= self._config.max_backoff_seconds
 
-    def _begin(self) -> bool:
+    def _begin(self) -> RefreshState | None:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            return False
+            return None
         atomic.remove_scratch(self._folders.refresh)
-        self._resume(self._load())
-        return True
+        return self._resume(self._load())
 
-    def _resume(self, state: RefreshState) -> None:
+    def _resume(self, state: RefreshState) -> RefreshState:
         """Read the log from a state on; events of a lost or damaged batch are read again."""
         if state.pending is not None and not is_whole(self._file(state.pending)):
             _logger.warning("%s is missing or damaged: rereading its events", state.pending.file)
@@ -172,6 +171,7 @@ class Refresher:
         self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
         self._waiting.clear()
         self._state = state
+        return state
 
     def _read(self) -> None:
         if len(self._waiting) >= self._config.max_events:
@@ -185,15 +185,13 @@ class Refresher:
     def _refresh_if_due(self, state: RefreshState) -> Outcome:
         if self._backs_off(state):
             return "idle"
-        if state.pending is None:
-            # A last time in the future comes from a wrong clock.
-            late = not 0 <= self._clock() - state.last_at < self._config.every_seconds
-            full = len(self._waiting) >= min(self._config.min_events, self._config.max_events)
-            if not full and not (late and self._waiting):
-                return "idle"
+        # A last time in the future comes from a wrong clock.
+        late = not 0 <= self._clock() - state.last_at < self._config.every_seconds
+        full = len(self._waiting) >= min(self._config.min_events, self._config.max_events)
+        if state.pending is None and (full or (late and self._waiting)):
             state = self._collect(state)
-            if state.pending is None:
-                return "idle"
+        if state.pending is None:
+            return "idle"
         self._publish(state, state.pending)
         return "refreshed"
 
@@ -201,10 +199,10 @@ class Refresher:
         """Write the waiting events as a batch, and record it."""
         number = state.batches + 1
         place = self._reader.place
-        pending = PendingBatch(file=f"events-{number:06d}.parquet", events=0, place=place)
-        rows = self._batches.write(self._waiting, self._file(pending))
+        file = f"events-{number:06d}.parquet"
+        rows = self._batches.write(self._waiting, self._folders.refresh / file)
         if rows:
-            pending = pending.model_copy(update={"events": rows})
+            pending = PendingBatch(file=file, events=rows, place=place)
             state = self._keep(state, pending=pending, batches=number)
         else:
             state = self._keep(state, place=place, last_at=self._clock())
@@ -246,11 +244,8 @@ class Refresher:
 
     def _failed(self, error: Exception) -> None:
         expected = isinstance(error, RekiError | OSError)
-        _logger.warning(
-            "the refresh failed and will be retried: %s",
-            error,
-            exc_info=None if expected else error,
-        )
+        cause = None if expected else error
+        _logger.warning("the refresh failed and will be retried: %s", error, exc_info=cause)
         state = self._state
         if state is None:  # not started: the state cannot be read
             self._lock.release()
@@ -259,19 +254,15 @@ class Refresher:
         wait = self._backoff(max(state.failures_in_row, 1))
         changes = {"last_error": message, "next_attempt_at": self._clock() + wait}
         try:
-            self._keep(state, **changes)
+            state = self._keep(state, **changes)
         except OSError:  # the disk may be full: keep the state in memory
-            self._state = state.model_copy(update=changes)
+            state = self._state = state.model_copy(update=changes)
         if not expected:  # events may have been read but not put into a batch
-            self._resume(self._known())
+            self._resume(state)
 
     def _backoff(self, failures: int) -> float:
         doubled = self._config.backoff_seconds * 2.0 ** min(failures - 1, 60)
         return min(doubled, self._config.max_backoff_seconds)
-
-    def _known(self) -> RefreshState:
-        assert self._state is not None
-        return self._state
 
     def _load(self) -> RefreshState:
         path = self._folders.refresh / _STATE

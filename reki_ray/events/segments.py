@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -42,7 +42,7 @@ MAX_LINE_BYTES: Final = 2**21
 
 _CHECK_CHARS: Final = 8
 
-_CHUNK_BYTES: Final = 2 * MAX_LINE_BYTES
+_LONGEST_READ: Final = 2 * MAX_LINE_BYTES
 _TORN_AFTER_SECONDS: Final = 60.0
 """After this time a line without an end was cut off by the death of its writer."""
 
@@ -312,10 +312,9 @@ class SegmentReader(Generic[_T]):
         for name in names:
             try:
                 state = (self._folder / name).stat()
+                segments.append((state.st_mtime, name, state.st_size))
             except OSError as error:
                 self._cannot_read(name, error)
-            else:
-                segments.append((state.st_mtime, name, state.st_size))
         for changed_at, name, size in sorted(segments):
             if changed_at >= self._since and size > self._place.get(name, 0):
                 yield from self._segment(name, changed_at)
@@ -323,24 +322,29 @@ class SegmentReader(Generic[_T]):
     def _segment(self, name: str, changed_at: float) -> Iterator[_T]:
         try:
             with (self._folder / name).open("rb") as file:
-                while True:
-                    start = self._place.get(name, 0)
-                    file.seek(start)
-                    chunk = file.read(_CHUNK_BYTES)
+                start = file.seek(self._place.get(name, 0))
+                while line := file.readline(_LONGEST_READ):
                     self._unreadable.discard(name)
-                    end = chunk.rfind(b"\n") + 1
-                    if not end and len(chunk) < _CHUNK_BYTES:
+                    is_whole = line.endswith(b"\n")
+                    if not is_whole and len(line) < _LONGEST_READ:  # still being written, or torn
                         age = time.time() - changed_at
-                        if chunk and name not in self._torn and age > _TORN_AFTER_SECONDS:
+                        if name not in self._torn and age > _TORN_AFTER_SECONDS:
                             self._torn.add(name)
                             self._skip(name, start)
                         return
-                    if not end:  # longer than any line
+                    record = decode_line(line[:-1]) if is_whole else None
+                    if record is None:
+                        if is_whole and self._may_become_whole(name, start, changed_at):
+                            return
                         self._skip(name, start)
-                        self._place[name] = start + len(chunk)
-                        continue
-                    if not (yield from self._lines(name, start, chunk[:end], changed_at)):
-                        return
+                    start = self._place[name] = start + len(line)
+                    if record is not None:
+                        try:
+                            parsed = self.parse(record)
+                        except (KeyError, TypeError, ValueError, OverflowError):
+                            self.damaged += 1
+                        else:
+                            yield parsed
         except OSError as error:
             self._cannot_read(name, error)
 
@@ -349,37 +353,13 @@ class SegmentReader(Generic[_T]):
             self._unreadable.add(name)
             _logger.warning("segment %s cannot be read: %s", name, error)
 
-    def _lines(
-        self, name: str, start: int, lines: bytes, changed_at: float
-    ) -> Generator[_T, None, bool]:
-        """Yield the records of lines; returns whether all of them were read."""
-        for line in lines.removesuffix(b"\n").split(b"\n"):
-            record = decode_line(line)
-            if record is None:
-                if self._may_become_whole(name, start, changed_at):
-                    return False
-                self._skip(name, start)
-            start += len(line) + 1
-            self._place[name] = start
-            if record is not None:
-                try:
-                    parsed = self.parse(record)
-                except (KeyError, TypeError, ValueError, OverflowError):
-                    self.damaged += 1
-                else:
-                    yield parsed
-        return True
-
     def _may_become_whole(self, name: str, start: int, changed_at: float) -> bool:
         now = time.monotonic()
-        place, since = self._suspects.get(name, (start, now))
-        if place != start:
-            since = now
+        place, since = self._suspects.pop(name, (start, now))
+        since = since if place == start else now
         waits = time.time() - changed_at < self._patience and now - since < self._patience
         if waits:
             self._suspects[name] = (start, since)
-        else:
-            self._suspects.pop(name, None)
         return waits
 
     def _skip(self, name: str, start: int) -> None:
@@ -414,5 +394,5 @@ def _is_read(path: Path, place: int) -> bool:
     """Whether no complete line is left; a torn one at the end counts as read."""
     with path.open("rb") as file:
         file.seek(place)
-        rest = file.read(_CHUNK_BYTES)
-    return len(rest) < _CHUNK_BYTES and b"\n" not in rest
+        rest = file.read(_LONGEST_READ)
+    return len(rest) < _LONGEST_READ and b"\n" not in rest

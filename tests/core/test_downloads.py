@@ -13,7 +13,6 @@ from reki_ray.core import downloads
 from reki_ray.core.downloads import (
     Package,
     cache_folder,
-    fetch_package,
     package_path,
     resolve_model,
 )
@@ -45,6 +44,10 @@ def wheel_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
+def package(sha256: str, version: str = VERSION) -> Package:
+    return Package(NAME, version, sha256, "reki_test_asset/data.txt")
+
+
 def leftovers() -> list[Path]:
     return [p for p in (cache_folder() / "packages").iterdir() if p.suffix != ".lock"]
 
@@ -53,24 +56,24 @@ def test_a_package_is_fetched_once_and_then_read_from_the_cache(
     wheel_hash: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    folder = fetch_package(NAME, VERSION, wheel_hash, say=said.append)
-    assert (folder / "reki_test_asset" / "data.txt").read_text() == "content"
-    assert leftovers() == [folder]
+    path = package_path(package(wheel_hash), say=said.append)
+    assert path.read_text() == "content"
+    assert leftovers() == [path.parents[1]]
 
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
-    assert fetch_package(NAME, VERSION, wheel_hash, say=said.append) == folder
+    assert package_path(package(wheel_hash), say=said.append) == path
     assert len(said) == 1
 
 
 def test_a_wrong_hash_leaves_nothing_in_the_cache(wheel_hash: str) -> None:
     with pytest.raises(DataError, match=f"{wheel_hash}, expected {'0' * 64}"):
-        fetch_package(NAME, VERSION, "0" * 64)
+        package_path(package("0" * 64))
     assert leftovers() == []
 
 
 def test_an_unreachable_package_is_an_engine_error_with_what_to_do(wheel_hash: str) -> None:
     with pytest.raises(EngineError, match="REKI_CACHE") as caught:
-        fetch_package(NAME, "9.9.9", wheel_hash)
+        package_path(package(wheel_hash, "9.9.9"))
     assert caught.value.exit_code == 4
     assert leftovers() == []
 
@@ -78,26 +81,22 @@ def test_an_unreachable_package_is_an_engine_error_with_what_to_do(wheel_hash: s
 def test_concurrent_fetches_share_one_download(wheel_hash: str) -> None:
     said: list[str] = []
     with ThreadPoolExecutor(4) as pool:
-        calls = [
-            pool.submit(fetch_package, NAME, VERSION, wheel_hash, say=said.append) for _ in range(4)
-        ]
-        folders = {call.result() for call in calls}
-    assert len(folders) == 1
+        calls = [pool.submit(package_path, package(wheel_hash), say=said.append) for _ in range(4)]
+        paths = {call.result() for call in calls}
+    assert len(paths) == 1
     assert len(said) == 1
 
 
 def test_an_unwritable_cache_says_so(wheel_hash: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REKI_CACHE", "/dev/null/cache")
     with pytest.raises(EngineError, match="cache cannot be written"):
-        fetch_package(NAME, VERSION, wheel_hash)
+        package_path(package(wheel_hash))
 
 
 def test_an_incomplete_cached_copy_names_the_folder_to_delete(wheel_hash: str) -> None:
-    package = Package(NAME, VERSION, wheel_hash, "reki_test_asset/data.txt")
-    path = package_path(package)
-    path.unlink()
+    package_path(package(wheel_hash)).unlink()
     with pytest.raises(DataError, match="Delete that folder"):
-        package_path(package)
+        package_path(package(wheel_hash))
 
 
 def test_models_of_one_s_own_are_left_alone() -> None:
@@ -125,7 +124,7 @@ def test_a_conversion_runs_once_and_leaves_nothing_half(
         if len(calls) == 1:
             raise DataError("interrupted", where="here", todo="Again.")
 
-    monkeypatch.setattr("reki_ray.core.gguf.convert", convert)
+    monkeypatch.setattr(downloads, "convert_gguf", convert)
     with pytest.raises(DataError, match="interrupted"):
         resolve_model("packaged:smollm2-135m-instruct")
     assert [p for p in (tmp_path / "models").iterdir() if p.suffix != ".lock"] == []

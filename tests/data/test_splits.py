@@ -186,12 +186,12 @@ def test_a_small_division_by_hand() -> None:
         items=4,
     )
     config = SplitConfig(method="time", ratios=(0.4, 0.3, 0.3))
-    division = divide(timeline, config)
+    cuts, code = divide(timeline, config)
     # Samples at first: 30, 40, 35, 95. The training period ends at 35, so user 2, who begins
     # after it, has no prompt history at all.
-    assert division.cuts.tolist() == [2, 1, 0, 0]
+    assert cuts.tolist() == [2, 1, 0, 0]
     p = PROMPT_HISTORY
-    assert division.code.tolist() == [p, p, 0, 2, p, 1, 2, 2]
+    assert code.tolist() == [p, p, 0, 2, p, 1, 2, 2]
 
 
 def test_cold_items_leave_the_users_where_they_were() -> None:

@@ -134,11 +134,12 @@ def test_status_shows_the_figures_of_a_running_extract(workspace: Workspace) -> 
     figures.start(total=100, hits=7)
     clock.now += 10
     figures.add(UNIT)
-    with Reporter(workspace, quiet=True).task("extract: asking", 100, "prompts") as task:
+    reporter = Reporter(workspace, quiet=True)
+    with reporter.task("extract: asking", 100, "prompts") as task:
         task.snapshot = figures.snapshot
         task.advance(10, generated_tokens=200)
         for _ in range(2):  # the first beat of the thread may have been on its way
-            task._reporter._beat(task, finished=False)
+            reporter._beat(task, finished=False)
             time.sleep(0.1)
         found = status.read(workspace)
     activity = found.activity

