@@ -6,15 +6,15 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
 import pyarrow.fs as pafs
-from filelock import FileLock, Timeout
 
 from reki_ray.core import atomic
+from reki_ray.core.run_lock import lock_folder, lock_objects
 from reki_ray.core.strict_json import strict_json
 from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
 
@@ -25,15 +25,17 @@ class Storage:
     def __init__(self, root: str | Path) -> None:
         self.root = str(root).rstrip("/")
         try:
-            self.filesystem, base = fsspec.core.url_to_fs(self.root)
+            # A cached listing would hide what other nodes have written since.
+            self.filesystem, base = fsspec.core.url_to_fs(self.root, use_listings_cache=False)
         except (ImportError, ValueError, TypeError, OSError, RuntimeError) as error:
             raise ConfigError(
                 f"the workspace cannot be opened: {error}",
                 where=self.root,
-                todo="Install the package that the message names, as s3fs for s3://, or set "
-                "`workspace` to a folder or a URL that fsspec knows.",
+                todo="Install the extra of its kind (`pip install 'reki-ray[s3]'`, also gs and "
+                "abfs), or set `workspace` to a folder or a URL that fsspec knows.",
             ) from error
         self._base = base.rstrip("/")
+        self._check_lock: Callable[[], None] = _not_locked
 
     @property
     def is_local(self) -> bool:
@@ -92,7 +94,6 @@ class Storage:
         with tempfile.TemporaryDirectory() as folder:
             with Path(folder, "file").open("wb") as file:
                 yield file
-            self.filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
             self.filesystem.put_file(f"{folder}/file", target)
 
     def write_json(self, relative: str, content: Any) -> None:
@@ -101,8 +102,22 @@ class Storage:
 
     def write_text(self, relative: str, content: str) -> None:
         """Write a text document atomically."""
+        self.write_bytes(relative, content.encode())
+
+    def write_bytes(self, relative: str, content: bytes) -> None:
+        """Write a file atomically."""
         with self.guarded("written"), self.writing(relative) as sink:
-            sink.write(content.encode())
+            sink.write(content)
+
+    def read_bytes(self, relative: str) -> bytes:
+        """Read a whole file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with self.guarded("read"):
+            content: bytes = self.filesystem.cat_file(self.path(relative))
+        return content
 
     def read_json(self, relative: str) -> Any:
         """Read a JSON document.
@@ -111,9 +126,7 @@ class Storage:
             DataError: It is missing or damaged.
         """
         try:
-            with self.guarded("read"):
-                content = self.filesystem.cat_file(self.path(relative))
-            return json.loads(content)
+            return json.loads(self.read_bytes(relative))
         except FileNotFoundError as error:
             raise DataError(
                 "the document does not exist",
@@ -127,13 +140,36 @@ class Storage:
                 todo="Delete it and run the stage that writes it again.",
             ) from error
 
+    def create(self, relative: str, content: bytes) -> bool:
+        """Write a file unless it exists, and return whether this call created it.
+
+        Of several processes on any nodes exactly one creates it, if the contents differ.
+        """
+        target = self.path(relative)
+        with self.guarded("written"):
+            if self.is_local:
+                atomic.make_folder(Path(target).parent)
+                return atomic.create_file(Path(target), content)
+            try:
+                self.filesystem.pipe_file(target, content, mode="create")
+            except FileExistsError:
+                # A put whose answer was lost is sent again, and then finds its own object.
+                return bool(self.filesystem.cat_file(target) == content)
+            return True
+
     def move(self, source: str, target: str) -> None:
-        """Move a file or folder of this filesystem, as `path` writes them."""
+        """Move a file or folder of this filesystem, as `path` writes them.
+
+        An object store copies object by object: until this returns, a reader finds a part of them.
+        """
         with self.guarded("written"):
             if self.is_local:
                 atomic.move(Path(source), Path(target))
-            else:
-                self.filesystem.mv(source, target, recursive=True)
+                return
+            objects = self.filesystem.find(source)
+            targets = [target + name.removeprefix(source) for name in objects]
+            self.filesystem.copy(objects, targets)
+            self.filesystem.rm(source, recursive=True)
 
     def remove(self, relative: str) -> None:
         """Remove a file or folder if it exists; an empty path removes the root."""
@@ -144,30 +180,24 @@ class Storage:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep a second run out of a local workspace.
+        """Keep a second run out of this workspace, on whatever host it is.
 
         Raises:
-            ConfigError: Another process runs on this workspace.
+            ConfigError: Another run is at work here.
             EngineError: The workspace cannot be written.
         """
-        if not self.is_local:  # object stores have no locks; each run there has its own folder
-            yield
+        if self.is_local:
+            with contextlib.ExitStack() as stack:
+                with self.guarded("written"):
+                    stack.enter_context(lock_folder(Path(self._base), self.location))
+                yield
             return
-        lock = FileLock(self.path(".lock"))
-        with self.guarded("written"):
-            atomic.make_folder(Path(self._base))
+        with lock_objects(self) as check:
+            self._check_lock = check
             try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise ConfigError(
-                    "another run is working on this workspace",
-                    where=self.location,
-                    todo="Wait for it (`reki status`), or give this run another --workspace.",
-                ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+                yield
+            finally:
+                self._check_lock = _not_locked
 
     @contextlib.contextmanager
     def guarded(self, action: str) -> Iterator[None]:
@@ -188,3 +218,7 @@ class Storage:
                 todo="Free some space, check the rights of this folder or the access to its "
                 "storage, or give another --workspace.",
             ) from error
+
+
+def _not_locked() -> None:
+    """What a storage without a lock checks."""

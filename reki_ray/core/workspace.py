@@ -167,6 +167,7 @@ class Workspace(Storage):
         self._write_manifest({k: v for k, v in self.stages().items() if k != stage})
 
     def _write_manifest(self, entries: dict[str, StageEntry]) -> None:
+        self._check_lock()
         stages = {name: dataclasses.asdict(entry) for name, entry in entries.items()}
         self.write_json(MANIFEST, {"format": MANIFEST_FORMAT, "stages": stages})
 

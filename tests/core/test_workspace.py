@@ -115,7 +115,7 @@ def test_works_on_another_filesystem() -> None:
 
 @pytest.mark.parametrize(
     ("root", "problem"),
-    [("s3://bucket/run", "s3fs"), ("nowhere://run", "Protocol not known")],
+    [("gs://bucket/run", "gcsfs"), ("nowhere://run", "Protocol not known")],
 )
 def test_a_filesystem_that_is_not_there_is_a_config_error(root: str, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem) as caught:
