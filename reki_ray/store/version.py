@@ -11,9 +11,8 @@ import numpy as np
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
-from reki_ray.store.export import export_side, open_vectors
-from reki_ray.store.hash_index import REPUBLISH
-from reki_ray.store.kv import Advance, KeyedVectors
+from reki_ray.store.hash_index import unusable
+from reki_ray.store.kv import Advance, KeyedVectors, export_side, open_vectors
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -102,19 +101,17 @@ class StoreVersion:
         vector = np.array(fallback, dtype=np.float32)
         table = VectorTable([folder / VECTOR_FILES[side] for folder, _ in self.layers], vector)
         if self.prestore == "h" and table.dimension != self.manifest.dimension:
-            raise StoreError(
+            raise unusable(
                 f"the vectors have length {table.dimension}, the manifest says "
                 f"{self.manifest.dimension}",
-                where=str(table.tables[0].path),
-                todo=REPUBLISH,
+                table.tables[0].path,
             )
         for layer, stored in zip(table.tables, table.vectors, strict=True):
             if stored.dtype != self.manifest.dtype:
-                raise StoreError(
+                raise unusable(
                     f"the vectors of {side} are {stored.dtype}, the manifest says "
                     f"{self.manifest.dtype}",
-                    where=str(layer.path),
-                    todo=REPUBLISH,
+                    layer.path,
                 )
         return table
 
@@ -145,20 +142,17 @@ class StoreVersion:
         folder = self.layers[-1][0] / MODEL_FOLDER  # a delta has the model of its base
         loaded = artifact.load(folder)
         if loaded.fingerprint != self.manifest.model_fingerprint:
-            raise StoreError(
+            raise unusable(
                 f"the vectors belong to model {self.manifest.model_fingerprint[:12]}, the folder "
                 f"holds model {loaded.fingerprint[:12]}",
-                where=str(folder),
-                todo=REPUBLISH,
+                folder,
             )
         for side in SIDES:
             length = len(self.manifest.fallback.get(side, ()))
             wide = loaded.architecture.width(side) if self.prestore == "r" else loaded.augmented_dim
             if length not in {0, wide}:
-                raise StoreError(
-                    f"the vectors of {side} have length {length}, the model needs {wide}",
-                    where=str(folder),
-                    todo=REPUBLISH,
+                raise unusable(
+                    f"the vectors of {side} have length {length}, the model needs {wide}", folder
                 )
         return loaded
 
@@ -196,13 +190,8 @@ class StoreVersion:
         stored = self.stored_vectors(side)
         if self._settings is None or self._settings.kind == "arrow" or stored is None:
             return stored
-        return open_vectors(
-            self._settings,
-            self.manifest.version,
-            side,
-            stored,
-            checksum(self.folder / MANIFEST),
-        )
+        manifest = checksum(self.folder / MANIFEST)
+        return open_vectors(self._settings, self.manifest.version, side, stored, manifest)
 
 
 def export_vectors(
