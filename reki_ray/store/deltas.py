@@ -68,9 +68,6 @@ class Delta:
     Attributes:
         model_fingerprint: Fingerprint of the model behind the vectors.
         dimension: Length q of that model's augmented vectors h; 0 where there are none.
-        dtype: Stored type of the vectors.
-        prestore: Whether they are h or r.
-        vectors: New or changed vectors, a side.
         profiles: Table of PROFILES_SCHEMA, as `profiles_table` makes it.
         knowledge: Table of `knowledge_table`; it replaces all rows of the subjects in it.
     """
@@ -173,16 +170,10 @@ def write_compacted(version: StoreVersion, folder: Path) -> Description:
 def changes_over(
     folder: Path, description: Description, base: StoreVersion
 ) -> dict[str, pa.Table] | None:
-    """Rows of a full version that a delta over another version would hold, by file.
+    """Rows of a full version, in a folder, that a delta over another would hold, by file.
 
-    Args:
-        folder: Files of the full version, which has no manifest yet.
-        description: What its builder says of it.
-        base: Version that the delta would lie over.
-
-    Returns:
-        None if a full version is due: a delta cannot express the change, the chain would be
-        longer than MAX_LAYERS, or its deltas would hold more than DELTA_SHARE of the rows below.
+    None if a full version is due: a delta cannot express the change, the chain would be longer than
+    MAX_LAYERS, or its deltas would hold more than DELTA_SHARE of the rows below.
     """
     ours, theirs = description, base.manifest
     same = ("arm", "backbone", "seed", *MUST_MATCH)

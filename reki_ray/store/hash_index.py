@@ -42,7 +42,6 @@ def write_indexed(path: Path, data: pa.Table, key: str, *, unique: bool = False)
     Args:
         data: Rows in any order; those of equal keys keep their order.
         key: Column of strings to find rows by.
-        unique: Refuse a key that occurs twice.
 
     Raises:
         StoreError: A key occurs twice, and `unique` forbids it.

@@ -44,10 +44,7 @@ class VectorsLostError(StoreError):
 class Meta(BaseModel):
     """What an export says of itself, written when it is complete.
 
-    Attributes:
-        rows: Number of ids.
-        dimension: Length of a vector.
-        manifest: SHA-256 of the exported version's manifest.
+    `manifest` is the SHA-256 of the exported version's manifest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -264,11 +261,10 @@ def export_side(
 def open_vectors(
     settings: AdapterSettings, version: int, side: Side, exported: VectorTable, manifest: str
 ) -> ServedVectors:
-    """Open one side of an export.
+    """Open one side of an export; see `ServedVectors`.
 
     Raises:
         ConfigError: The package of this kind is not installed.
-        StoreError: The export is missing, unfinished, of another version, or unreachable.
     """
     prefix = prefix_of(settings.namespace, version, side)
     return _server_of(settings)(settings, prefix, exported, manifest)

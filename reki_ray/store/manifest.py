@@ -243,9 +243,6 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
     Who verifies a version and notes its seal spares those who find the same seal to read all
     files again. What a disk loses by itself leaves the seal unchanged; only checksums find that.
 
-    Args:
-        layers: Folder and manifest of a version and of all that it lies over.
-
     Raises:
         StoreError: A file cannot be read.
     """

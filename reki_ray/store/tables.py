@@ -63,14 +63,10 @@ TABLES: Final = {
 
 
 def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
-    """Profiles with the latest interactions of every user.
+    """Profiles with the latest `history` interactions of every user, in the order of `users`.
 
     Args:
         interactions: Table `ingest/interactions`, sorted by user, then time.
-        history: Largest number of interactions kept a user.
-
-    Returns:
-        One row a user, in the order of `users`, with schema PROFILES_SCHEMA.
     """
     encoded = interactions.column(USER_ID).combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)

@@ -36,7 +36,7 @@ from reki_ray.store.tables import (
 from reki_ray.store.vectors import VectorTable
 
 if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
-    from reki_ray.models.artifact import ModelBundle
+    from reki_ray.models.artifact import ModelBundle, Vectors
     from reki_ray.models.candidate_scorer import CandidateScorer
 
 
@@ -116,11 +116,7 @@ class StoreVersion:
         return table
 
     def require_model(self) -> None:
-        """Refuse a version that holds vectors alone.
-
-        Raises:
-            StoreError: It does.
-        """
+        """Refuse, by a StoreError, a version that holds vectors alone."""
         if self.manifest.model_fingerprint == NO_MODEL:
             raise StoreError(
                 f"version {self.name} holds vectors without a model: it answers lookups, but "
@@ -157,28 +153,27 @@ class StoreVersion:
         return loaded
 
     def load_scorer(self, items: Sequence[CatalogueItem] | None = None) -> CandidateScorer:
-        """The model over this version's catalogue and item vectors.
+        """The model over this version's catalogue, or a part of it, and the item vectors.
 
         Where the version holds representations, the scorer augments them: the catalogue's at
         once, the user's at every request.
 
-        Args:
-            items: Part of the catalogue to score; None takes all of it.
-
         Raises:
-            StoreError: The model's fingerprint is not the manifest's, or the vectors do not fit.
+            StoreError: See `load_model`.
         """
         from reki_ray.models.candidate_scorer import CandidateScorer  # see TYPE_CHECKING
 
         ids, attributes = self.catalogue.inputs(items)
+        vectors = self.item_vectors(ids)
         return CandidateScorer(
-            self.load_model(),
-            ids,
-            attributes,
-            None if self.items is None else self.items.lookup(ids)[0],
-            None if self.items is None else self.items.fallback,
-            prestored=self.prestore,
+            self.load_model(), ids, attributes, *vectors, prestored=self.prestore
         )
+
+    def item_vectors(self, ids: Sequence[str]) -> tuple[Vectors, Vectors] | tuple[None, None]:
+        """Stored vectors (N, q) of N items, and that of unknown ones (q,), if there are any."""
+        if self.items is None:
+            return None, None
+        return self.items.lookup(ids)[0], self.items.fallback
 
     def close(self) -> None:
         """Close connections of the vectors; mapped files close with their last reader."""
