@@ -43,7 +43,7 @@ from reki_ray.core.progress import Reporter
 from reki_ray.core.workspace import Workspace
 from reki_ray.evaluation.comparison import METRICS
 from reki_ray.extraction.import_report import import_knowledge
-from reki_ray.models.registry import BACKBONES
+from reki_ray.models.backbones import BACKBONES
 from reki_ray.stages.pipeline import run_stages, select
 
 NAME = "accuracy"

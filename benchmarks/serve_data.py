@@ -92,7 +92,6 @@ def _publish(root: Path, workspace: Workspace, arm: Arm, read: Any) -> dict[str,
     from reki_ray.stages.publish import publish_version
     from reki_ray.training.dataset import read_dataset
     from reki_ray.training.runs import Run
-    from reki_ray.training.selection import TrainedRun
     from reki_ray.training.worker import TrainingData, new_bundle
 
     torch.manual_seed(0)
@@ -103,13 +102,11 @@ def _publish(root: Path, workspace: Workspace, arm: Arm, read: Any) -> dict[str,
     dataset = read_dataset(workspace)
     found = {arm: read(workspace, arm, dataset.user_ids, dataset.item_ids)}
     data = TrainingData.of(dataset, found, settings.train)
-    trained = root / "trained"
-    trained.mkdir()
-    bundle = new_bundle(Run("din", arm, 0), settings.train, data)
+    run = Run("din", arm, 0)
+    bundle = new_bundle(run, settings.train, data)
     bundle.model.eval()
-    bundles.save(trained, bundle)
+    bundles.save(workspace.local_path(run.folder), bundle)
     history = workspace.read_table(schema.INTERACTIONS)
-    run = TrainedRun(arm, 0, trained, 0.5)
     reporter = Reporter(quiet=True)
     version = publish_version(settings, workspace, workspace, run, history, reporter)
     return {"version": version.name, "arm": arm}

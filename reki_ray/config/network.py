@@ -81,7 +81,7 @@ mean of the history is a field, and so are augmented vectors, which need its len
 
 Backbone = Annotated[str, AfterValidator(partial(named_or_imported, "backbone", BACKBONES))]
 """A conventional recommendation model: one of `BACKBONES`, or the import path of a class that
-fulfils `reki_ray.models.backbones.Backbone`."""
+takes `reki_ray.models.backbones.BackboneInputs`."""
 
 
 class NetworkConfig(Section):

@@ -14,8 +14,8 @@ RERANKERS: Final = ("dlcm", "prm", "setrank", "mir")
 
 
 Reranker = Annotated[str, AfterValidator(partial(named_or_imported, "reranker", RERANKERS))]
-"""A reranker: one of `RERANKERS`, or the import path of a class that fulfils
-`reki_ray.models.rerankers.Reranker`."""
+"""A reranker: one of `RERANKERS`, or the import path of a class that takes
+`reki_ray.models.rerankers.RerankInputs`."""
 
 
 class RerankNetworkConfig(Section):

@@ -29,8 +29,12 @@ EXTRAS: Final = {
 """Extra that installs a package, by the package's import name."""
 
 
-def require(module: str) -> ModuleType:
+def require(module: str, where: str = "", instead: str = "") -> ModuleType:
     """Import a module that needs a package of an extra.
+
+    Args:
+        where: Key of the configuration, or command, that asks for it.
+        instead: What else the user can do, as "; or set ... to null".
 
     Raises:
         ConfigError: The package is not installed; the message names its extra.
@@ -42,9 +46,9 @@ def require(module: str) -> ModuleType:
         if package not in EXTRAS:
             raise
         raise ConfigError(
-            f"{package} is not installed",
-            where=module,
-            todo=f"Install it: pip install 'reki-ray[{EXTRAS[package]}]'.",
+            f"{f'{where} needs {package}, which' if where else package} is not installed",
+            where=where or module,
+            todo=f"Install it: pip install 'reki-ray[{EXTRAS[package]}]'{instead}.",
         ) from error
 
 

@@ -84,7 +84,7 @@ class Bundle(Generic[Model, Layers]):
     @property
     def augmented_dim(self) -> int:
         """Length q of an augmented vector; 0 without knowledge."""
-        return self.architecture.hein.output if self.uses_knowledge else 0
+        return self.architecture.augmented
 
     def augment_users(self, r: Vectors) -> Vectors:
         """Augmented vectors h_u (N, q) of representations r_u (N, K d); see `augment_items`."""

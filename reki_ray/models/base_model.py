@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.config import GateConfig, HeinConfig, NetworkConfig, Section
-from reki_ray.models.embeddings import (
-    AttributeEmbedding,
-    GapEmbedding,
-    ItemEmbedding,
-    RatingEmbedding,
-)
-from reki_ray.models.features import FIRST_OWN_ROW, PADDING, FeatureSpace
+from reki_ray.models.embeddings import AttributeEmbedding, ItemEmbedding, row_embedding
+from reki_ray.models.features import FIRST_OWN_ROW, GAP_ROWS, PADDING, UNKNOWN, FeatureSpace
 from reki_ray.models.hein import Adaptor
+from reki_ray.models.inputs import Output, RerankInputs
 from reki_ray.models.knowledge_input import KnowledgeInput
 from reki_ray.models.registry import build_adaptor
 from reki_ray.schema import WHOLE_ANSWER, Side
@@ -49,6 +45,11 @@ class Architecture(Section):
     def factors(self, side: Side) -> tuple[str, ...]:
         """Factors of one side's representations, in order."""
         return self.user_factors if side == "users" else self.item_factors
+
+    @property
+    def augmented(self) -> int:
+        """Length q of an augmented vector; 0 without knowledge."""
+        return self.hein.output if self.representation else 0
 
     def width(self, side: Side) -> int:
         """Length K d of an id's representation."""
@@ -90,6 +91,35 @@ class KnowledgeVectors:
 
     vectors: Tensor
     index: Tensor
+
+
+@dataclass(frozen=True)
+class ModelBatch:
+    """B samples, or B lists of K items, over R distinct items and U distinct users.
+
+    Whatever depends on an id alone is computed once per batch, not per sample.
+
+    Args:
+        item_ids: Rows of the item ids (R,); entry 0 is padding.
+        item_attributes: Rows (R, width) by attribute.
+        targets: Item to score, index among R, (B,); of lists (B, K), 0 at padding.
+        user_attributes: Rows (U, width) by attribute.
+        distinct_users: Number U of distinct users.
+        users: Index among U, (B,).
+        user_knowledge: Representations r_u of the samples; None without knowledge.
+        item_knowledge: Representations r_i of the R items, of past items only if the model enriches
+            them; None without knowledge.
+    """
+
+    item_ids: Tensor
+    item_attributes: Mapping[str, Tensor]
+    targets: Tensor
+    history: History
+    user_attributes: Mapping[str, Tensor]
+    distinct_users: int
+    users: Tensor
+    user_knowledge: KnowledgeVectors | None
+    item_knowledge: KnowledgeVectors | None
 
 
 class Alignment(nn.Module):
@@ -143,8 +173,9 @@ class EmbeddedModel(nn.Module):
         user_fields = {name: field.rows for name, field in features.user_fields.items()}
         id_dropout = architecture.id_dropout
         self.items = ItemEmbedding(features.item_rows, item_fields, size, id_dropout)
-        self.ratings = RatingEmbedding(features.rating_rows, size)
-        self.gaps = GapEmbedding(size)
+        # Both are added to the item's vector. Without missing ratings their row stays zero.
+        self.ratings = row_embedding(features.rating_rows, size, UNKNOWN)
+        self.gaps = row_embedding(GAP_ROWS, size)
         self.profile = AttributeEmbedding(user_fields, size)
         self.backbone = network()
         self.hein: Adaptor | None = None
@@ -167,6 +198,61 @@ class EmbeddedModel(nn.Module):
         counts = [0] * FIRST_OWN_ROW + list(features.item_counts)
         self.register_buffer("seen", torch.tensor(counts, dtype=torch.float32), persistent=False)
 
+    def forward(self, batch: ModelBatch) -> Output:
+        """Logits (B,), of lists (B, K), and the loss that the network adds in training."""
+        h_users, h_items = self.augment(batch.user_knowledge, batch.item_knowledge)
+        profile = self.profile(batch.user_attributes, batch.distinct_users)  # (U, F, E)
+        output = self.output(
+            items=self.embed_items(batch.item_ids, batch.item_attributes, h_items),
+            targets=batch.targets,
+            history=batch.history,
+            profile=profile.index_select(0, batch.users),
+            h_users=h_users,
+            h_items=None if h_items is None else _rows(h_items, batch.targets),
+        )
+        misaligned = self.misalignment(batch.item_ids, batch.targets, batch.item_knowledge)
+        losses = [loss for loss in (output.auxiliary, misaligned) if loss is not None]
+        return Output(output.logits, torch.stack(losses).sum() if losses else None)
+
+    def output(
+        self,
+        *,
+        items: Items,
+        targets: Tensor,
+        history: History,
+        profile: Tensor,
+        h_users: Tensor | None,
+        h_items: Tensor | None,
+    ) -> Output:
+        """Output from item vectors and augmented vectors that are already computed.
+
+        Args:
+            targets: Items to score, index among R, (B,); of lists (B, K), 0 at padding.
+            profile: Profile fields (B, F, E).
+            h_users: h_u (B, q); None without knowledge.
+            h_items: h_i of the targets (B, q), of lists (B, K, q); None without knowledge.
+        """
+        seen = history.items != PADDING
+        if h_users is not None and self.gate.users is not None:
+            h_users = h_users * self.user_gate(seen).unsqueeze(-1)
+        if h_items is not None and self.gate.items is not None:
+            h_items = h_items * _rows(items.gates, targets).unsqueeze(-1)
+        return self.run_network(
+            RerankInputs(
+                users=profile,
+                candidates=_rows(items.vectors, targets),
+                mask=targets != PADDING,
+                history=self.embed_history(items, history),
+                history_mask=seen,
+                augmented_user=h_users,
+                augmented_items=h_items,
+            )
+        )
+
+    def run_network(self, inputs: RerankInputs) -> Output:
+        """Output of the network on top; the candidates of samples are (B, E) and (B, q)."""
+        raise NotImplementedError
+
     def knowledge_parameters(self) -> list[nn.Parameter]:
         """Parameters that exist for representations alone; none without knowledge."""
         if self.hein is None:
@@ -178,11 +264,13 @@ class EmbeddedModel(nn.Module):
 
     def augment_users(self, r: Tensor) -> Tensor:
         """Augmented vectors h_u (N, q) of unit representations r_u (N, K d)."""
-        return self._augment(self._require_hein().users, self.user_reader(r))
+        assert self.hein is not None
+        return self._augment(self.hein.users, self.user_reader(r))
 
     def augment_items(self, r: Tensor) -> Tensor:
         """Augmented vectors h_i (N, q) of unit representations r_i (N, K d)."""
-        return self._augment(self._require_hein().items, self.item_reader(r))
+        assert self.hein is not None
+        return self._augment(self.hein.items, self.item_reader(r))
 
     def augment(
         self, users: KnowledgeVectors | None, items: KnowledgeVectors | None
@@ -202,7 +290,7 @@ class EmbeddedModel(nn.Module):
         """Vectors of R items.
 
         Args:
-            ids: Rows of the item ids (R,); those of padding are 0.
+            ids: Rows of the item ids (R,), 0 at padding.
             attributes: Rows (R, width) by attribute.
             augmented: h_i (R, q); only read if items are enriched.
         """
@@ -217,8 +305,7 @@ class EmbeddedModel(nn.Module):
 
     def embed_history(self, items: Items, history: History) -> Tensor:
         """Vectors (B, L, E) of past interactions among R distinct items, zeros at padding."""
-        shape = (*history.items.shape, items.vectors.shape[1])
-        rows = items.vectors.index_select(0, history.items.reshape(-1)).view(shape)
+        rows = _rows(items.vectors, history.items)
         # Row 0 of each embedding is zero.
         past: Tensor = rows + self.ratings(history.ratings) + self.gaps(history.gaps)
         return past
@@ -260,10 +347,10 @@ class EmbeddedModel(nn.Module):
         with torch.autocast(r.device.type, torch.bfloat16):
             return side(padded)[: len(r)].float()
 
-    def _require_hein(self) -> Adaptor:
-        if self.hein is None:
-            raise ValueError("this model has no knowledge side")
-        return self.hein
+
+def _rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table at an index of any shape; faster than indexing in the backward pass."""
+    return table.index_select(0, index.reshape(-1)).view(*index.shape, *table.shape[1:])
 
 
 def _gate(half: float | None, n: Tensor) -> Tensor:

@@ -212,16 +212,14 @@ class CandidateScorer(CatalogueInputs):
         rows = torch.tensor([row for _, items in questions for row in self.rows(items)])  # (N,)
         spread = _spread(counts)
         with torch.inference_mode():
-            h_users, augmented = self.augmented_users(users), None
-            if h_users is not None and self.augmented is not None:
-                h_items = self.augmented.index_select(0, rows)  # (N, q)
-                augmented = torch.stack([spread(h_users), h_items], dim=1)
+            h_users, h_items = self.augmented_users(users), self.augmented
             output = self.bundle.model.output(
                 items=self.items,
                 targets=rows,
                 history=History(*(spread(column) for column in self.histories(users))),
                 profile=spread(self.profiles(users)),
-                augmented=augmented,
+                h_users=None if h_users is None else spread(h_users),
+                h_items=None if h_items is None else h_items.index_select(0, rows),
             )
             scores = torch.sigmoid(output.logits).numpy()
         return np.split(scores, np.cumsum(counts)[:-1])

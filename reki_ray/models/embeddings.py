@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from reki_ray.models.features import GAP_ROWS, PADDING, UNKNOWN
+from reki_ray.models.features import PADDING, UNKNOWN
 
 _INITIAL_STD = 0.05
 
@@ -96,34 +96,11 @@ class ItemEmbedding(nn.Module):
         return vectors + of_attributes.sum(dim=1)
 
 
-class RatingEmbedding(nn.Embedding):
-    """Embedding of the rating of a past interaction, added to its item's vector.
-
-    The row of a missing rating starts at zero, and stays there if training has none missing.
-
-    Example::
-
-        ratings = RatingEmbedding(rows=7, size=8)
-        assert ratings(torch.tensor([[0, 2, 6]])).shape == (1, 3, 8)
-    """
-
-    def __init__(self, rows: int, size: int) -> None:
-        super().__init__(rows, size, padding_idx=PADDING)
-        _initialise(self.weight, UNKNOWN)
-
-
-class GapEmbedding(nn.Embedding):
-    """Embedding of the time from a past interaction to the latest one, added to its vector.
-
-    Example::
-
-        gaps = GapEmbedding(size=8)
-        assert gaps(torch.tensor([[0, 3, 1]])).shape == (1, 3, 8)
-    """
-
-    def __init__(self, size: int) -> None:
-        super().__init__(GAP_ROWS, size, padding_idx=PADDING)
-        _initialise(self.weight)
+def row_embedding(rows: int, size: int, *zeros: int) -> nn.Embedding:
+    """Embedding of ratings or time gaps (..., E); padding stays zero, and `zeros` start at zero."""
+    embedding = nn.Embedding(rows, size, padding_idx=PADDING)
+    _initialise(embedding.weight, *zeros)
+    return embedding
 
 
 def _initialise(weight: Tensor, *zeros: int) -> None:

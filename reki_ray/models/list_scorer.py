@@ -37,7 +37,7 @@ class ListScorer:
         """Indices of N items, the best one first.
 
         Args:
-            user: Profile, history and augmented vector of this reranker's HEIN.
+            user: With the augmented vector of this reranker's HEIN.
             item_ids: Items, best guess first; they may be outside the catalogue.
 
         Raises:
@@ -59,9 +59,6 @@ class ListScorer:
         """Logits (N,) of N items, comparable within a chunk alone; arguments as of `order`.
 
         The model sees equally popular items in the order of `item_ids`.
-
-        Raises:
-            StoreError: The user's augmented vector does not fit the model.
         """
         count, size = len(item_ids), self.bundle.architecture.list_size
         if not count:
@@ -81,13 +78,13 @@ class ListScorer:
         inputs, count = self._inputs, len(lists)
         with torch.inference_mode():
             h_user, h_items = inputs.augmented_users([user]), inputs.augmented
-            logits = self.bundle.model.output(
+            output = self.bundle.model.output(
                 items=inputs.items,
-                candidates=lists,
+                targets=lists,
                 history=History(*(row.expand(count, -1) for row in inputs.histories([user]))),
                 profile=inputs.profiles([user]).expand(count, -1, -1),
-                augmented_user=None if h_user is None else h_user.expand(count, -1),
-                augmented_items=None if h_items is None else h_items[lists],
+                h_users=None if h_user is None else h_user.expand(count, -1),
+                h_items=None if h_items is None else h_items[lists],
             )
-        scores: npt.NDArray[np.float32] = logits.numpy()
+        scores: npt.NDArray[np.float32] = output.logits.numpy()
         return scores

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -12,41 +11,11 @@ from torch import nn
 from reki_ray.config import HeinConfig, NetworkConfig
 from reki_ray.core.imports import load
 from reki_ray.errors import ConfigError
-from reki_ray.models.backbones import (
-    DIEN,
-    DIN,
-    AutoInt,
-    Backbone,
-    DCNv1,
-    DCNv2,
-    DeepFM,
-    FiBiNET,
-    FiGNN,
-    XDeepFM,
-)
+from reki_ray.models.backbones import BACKBONES
 from reki_ray.models.backbones.layers import count_fields
 from reki_ray.models.hein import HEIN, Adaptor, SharedMixture, TwoTowers
-from reki_ray.models.rerankers import DLCM, MIR, PRM, InputDims, Reranker, RerankerSizes, SetRank
-
-BACKBONES: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {
-        "din": DIN,
-        "dien": DIEN,
-        "dcnv1": DCNv1,
-        "dcnv2": DCNv2,
-        "deepfm": DeepFM,
-        "xdeepfm": XDeepFM,
-        "autoint": AutoInt,
-        "fibinet": FiBiNET,
-        "fignn": FiGNN,
-    }
-)
-"""Backbones that `train.backbones` may name without an import path."""
-
-RERANKERS: Mapping[str, type[nn.Module]] = MappingProxyType(
-    {"dlcm": DLCM, "prm": PRM, "setrank": SetRank, "mir": MIR}
-)
-"""Rerankers that `train.rerankers` may name without an import path."""
+from reki_ray.models.inputs import InputDims, RerankerSizes
+from reki_ray.models.rerankers import RERANKERS
 
 
 def build_adaptor(input_dim: int, config: HeinConfig) -> Adaptor:
@@ -74,7 +43,7 @@ def build_adaptor(input_dim: int, config: HeinConfig) -> Adaptor:
 
 
 def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented: int) -> nn.Module:
-    """Network that fulfils `Backbone`.
+    """Network that maps `BackboneInputs` to an `Output`.
 
     Args:
         name: One of `train.backbones`: a name, or the import path of a class that is called with
@@ -85,8 +54,7 @@ def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented
         ConfigError: There is no such backbone.
     """
     if name not in BACKBONES:
-        arguments = (config, user_fields, augmented)
-        return _build_imported(name, *arguments, where="train.backbones", protocol=Backbone)
+        return _build_imported("backbone", name, config, user_fields, augmented)
     sizes = {
         **dict(config),
         "embedding_dim": config.embedding,
@@ -98,7 +66,7 @@ def build_backbone(name: str, config: NetworkConfig, user_fields: int, augmented
 
 
 def build_reranker(name: str, sizes: RerankerSizes) -> nn.Module:
-    """Network that fulfils `Reranker`.
+    """Network that maps `RerankInputs` to logits.
 
     Args:
         name: One of `train.rerankers`: a name, or the import path of a class that is called with
@@ -108,7 +76,7 @@ def build_reranker(name: str, sizes: RerankerSizes) -> nn.Module:
         ConfigError: There is no such reranker.
     """
     if name not in RERANKERS:
-        return _build_imported(name, sizes, where="train.rerankers", protocol=Reranker)
+        return _build_imported("reranker", name, sizes)
     dims = InputDims(sizes.network.embedding, sizes.user_fields, sizes.augmented)
     layers = {**dict(sizes.network), **dict(sizes.reranker)}
     return _build(RERANKERS[name], {**layers, "dims": dims, "list_size": sizes.list_size})
@@ -119,15 +87,14 @@ def _build(network: type[nn.Module], sizes: Mapping[str, Any]) -> nn.Module:
     return network(**{name: sizes[name] for name in inspect.signature(network).parameters})
 
 
-def _build_imported(path: str, *arguments: object, where: str, protocol: type) -> nn.Module:
+def _build_imported(kind: str, path: str, *arguments: object) -> nn.Module:
     """Call the class at an import path `package.module:Name`."""
     network = load(path)(*arguments)
     if not isinstance(network, nn.Module):
-        package = protocol.__module__.rpartition(".")[0]
-        kind = protocol.__name__
+        inputs = "BackboneInputs" if kind == "backbone" else "RerankInputs"
         raise ConfigError(
-            f"{kind.lower()} {path!r} made a {type(network).__name__}, not a torch module",
-            where=where,
-            todo=f"Name a torch.nn.Module that fulfils {package}.{kind}.",
+            f"{kind} {path!r} made a {type(network).__name__}, not a torch module",
+            where=f"train.{kind}s",
+            todo=f"Name a torch.nn.Module that takes reki_ray.models.{kind}s.{inputs}.",
         )
     return network

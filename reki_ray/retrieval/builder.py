@@ -31,15 +31,15 @@ from reki_ray.retrieval.files import (
     write_items,
     write_seen,
 )
-from reki_ray.retrieval.positives import Likes, Positives, held_positives, streamed_positives
+from reki_ray.retrieval.index import Vectors
+from reki_ray.retrieval.positives import Likes, held_positives, streamed_positives
 from reki_ray.retrieval.tower_trainer import all_item_vectors, fit
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.schema import ITEM_ID
-from reki_ray.store.hash_index import IndexedTable
-from reki_ray.training.dataset import Dataset, read_dataset
+from reki_ray.store.hash_index import IndexedTable, unusable
+from reki_ray.training.dataset import Dataset, Samples, read_dataset
 from reki_ray.training.sample_stream import streams
 
-Vectors = npt.NDArray[np.float32]
 CANDIDATES: Final = 100
 _MEASURED: Final = 2000
 """Samples that recall is measured on: the standard error of a share is then about 0.01."""
@@ -49,10 +49,9 @@ IDS = "ids.weight"
 
 @dataclass(frozen=True)
 class TowerItems:
-    """Items of the version, as its model takes them.
+    """I distinct items of the version, as its model takes them.
 
     Args:
-        ids: I distinct ids.
         content: What the model knows of each, see `content_of`, (I, X).
         samples: Training samples of each (I,).
     """
@@ -75,7 +74,6 @@ class Learned:
     """What is known for retrieval.
 
     Args:
-        description: What is said of it.
         towers: Make vectors of users and of later items; None retrieves by popularity.
         vectors: Vectors of all items (I, D).
     """
@@ -98,9 +96,8 @@ class RetrievalBuilder:
     """Learns what the retrieval of a version needs.
 
     Args:
-        run: Its workspace, which holds the samples.
+        run: Workspace that holds the samples.
         model: Fingerprint of the served model.
-        seed: Of all that is random.
         earlier: Retrieval files of the version before, see `retrieval_folders`, whose towers are
             taken over where they would come out the same.
     """
@@ -203,10 +200,9 @@ class RetrievalBuilder:
 def write_retrieval(
     folder: Path, catalogue: TowerItems, learned: Learned, history: pa.Table, *, exact_below: int
 ) -> None:
-    """Write the retrieval files of a version.
+    """Write the retrieval files of a version into a new folder.
 
     Args:
-        folder: Where to; made here.
         history: All interactions, by user.
         exact_below: Items below which there is no index.
     """
@@ -234,15 +230,11 @@ def load_towers(folder: Path) -> TwoTower:
         towers = TwoTower(0, content, dimension, 0.0)
         towers.load_state_dict({**weights, IDS: towers.ids.weight.detach()})
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise StoreError(
-            f"the towers are missing or damaged: {error}",
-            where=str(path),
-            todo="Run `reki publish` to write a new version.",
-        ) from error
+        raise unusable(f"the towers are missing or damaged: {error}", path) from error
     return towers.eval().requires_grad_(requires_grad=False)
 
 
-def _scores(towers: TwoTower, vectors: Vectors, likes: Likes, samples: Positives) -> Vectors:
+def _scores(towers: TwoTower, vectors: Vectors, likes: Likes, samples: Samples) -> Vectors:
     """Of all items for every sample (N, I)."""
     liked, there = likes.before(samples)
     items = torch.from_numpy(vectors)
@@ -252,22 +244,18 @@ def _scores(towers: TwoTower, vectors: Vectors, likes: Likes, samples: Positives
     return scores
 
 
-def drawn(positives: Positives, seed: int) -> Positives:
+def drawn(positives: Samples, seed: int) -> Samples:
     """At most `_MEASURED` of the samples, evenly drawn."""
     order = np.random.default_rng(seed).permutation(len(positives))[:_MEASURED]
     return positives.take(np.sort(order))
 
 
-def recall(dataset: Dataset, samples: Positives, scores: Vectors) -> float | None:
-    """Share of samples whose item is among the best ones that the user had not seen.
+def recall(dataset: Dataset, samples: Samples, scores: Vectors) -> float | None:
+    """Share of samples whose item is among the best ones that the user had not seen; None of none.
 
     Args:
-        dataset: What users saw.
         samples: N positive samples.
         scores: Of all items for each (N, I); items of one score count in their order.
-
-    Returns:
-        None where there are no samples.
     """
     hits = []
     starts = dataset.offsets[samples.users]

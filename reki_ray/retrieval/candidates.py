@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from reki_ray.errors import StoreError
 from reki_ray.retrieval.files import (
     INDEX_FILE,
     ITEMS_FILE,
@@ -21,13 +19,10 @@ from reki_ray.retrieval.files import (
     item_vectors,
     read_description,
 )
-from reki_ray.retrieval.index import ItemIndex, best_rows
+from reki_ray.retrieval.index import ItemIndex, Rows, Vectors, best_rows
 from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID
-from reki_ray.store.hash_index import REPUBLISH, IndexedTable, column_values, hash_keys
+from reki_ray.store.hash_index import IndexedTable, column_values, hash_keys, unusable
 from reki_ray.store.layers import LayeredTable
-
-Vectors = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
 
 NOTHING: Rows = np.zeros(0, np.int64)
 
@@ -162,13 +157,10 @@ def _user_tower(path: Path, dimension: int) -> tuple[Vectors, Vectors]:
         weights = load_file(path)
         weight, bias = weights["users.weight"], weights["users.bias"]
     except (OSError, SafetensorError, KeyError) as error:
-        raise StoreError(
-            f"the towers are missing or damaged: {error}", where=str(path), todo=REPUBLISH
-        ) from error
+        raise unusable(f"the towers are missing or damaged: {error}", path) from error
     if weight.shape != (dimension, dimension) or bias.shape != (dimension,):
-        raise StoreError(
+        raise unusable(
             f"the tower of users takes vectors of length {weight.shape[1]}, items have {dimension}",
-            where=str(path),
-            todo=REPUBLISH,
+            path,
         )
     return weight, bias

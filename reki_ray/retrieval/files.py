@@ -20,19 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from reki_ray.errors import StoreError
-from reki_ray.retrieval.index import build_index
+from reki_ray.core.vectors import stack
+from reki_ray.retrieval.index import Vectors, build_index
 from reki_ray.schema import ITEM_ID, ITEM_ROWS, SAMPLE_COUNT, USER_ID, VECTOR
 from reki_ray.store.hash_index import (
-    REPUBLISH,
     IndexedTable,
     keep_rows,
     single_chunk,
+    unusable,
     write_indexed,
 )
 from reki_ray.store.layers import LayeredTable
-
-Vectors = npt.NDArray[np.float32]
 
 ITEMS_FILE: Final = "items.arrow"
 SEEN_FILE: Final = "seen.arrow"
@@ -69,17 +67,11 @@ def read_description(folder: Path) -> RetrievalDescription:
     try:
         description = RetrievalDescription.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise StoreError(
-            f"the description of retrieval is missing or damaged: {error}",
-            where=str(path),
-            todo=REPUBLISH,
+        raise unusable(
+            f"the description of retrieval is missing or damaged: {error}", path
         ) from error
     if description.format != 1:
-        raise StoreError(
-            f"the retrieval files have format {description.format}, not 1",
-            where=str(path),
-            todo=REPUBLISH,
-        )
+        raise unusable(f"the retrieval files have format {description.format}, not 1", path)
     return description
 
 
@@ -94,8 +86,7 @@ def write_items(
     """Write the items, and the index over their vectors where it pays.
 
     Args:
-        ids: I distinct ids.
-        samples: Training samples of each (I,).
+        samples: Training samples of each item (I,).
         vectors: Their vectors (I, D); None without.
         exact_below: Items below which there is no index.
     """
@@ -162,19 +153,11 @@ def item_vectors(items: IndexedTable) -> Vectors | None:
     """Vectors (I, D) of an items file in the order of its rows, memory-mapped; None without."""
     if VECTOR not in items.rows.column_names:
         return None
-    dimension = items.rows.schema.field(VECTOR).type.list_size
-    flat = items.rows.column(VECTOR).combine_chunks().flatten().to_numpy(zero_copy_only=True)
-    vectors: Vectors = flat.reshape(-1, dimension)
-    return vectors
+    return stack(items.rows.column(VECTOR))
 
 
 def write_seen(folder: Path, history: pa.Table) -> None:
-    """Write which items each user has met.
-
-    Args:
-        folder: Holds the items.
-        history: All interactions, by user.
-    """
+    """Write which items each user has met in all interactions, by user, beside the items."""
     met = history.column(ITEM_ID).combine_chunks().dictionary_encode()
     rows = IndexedTable(folder / ITEMS_FILE, ITEM_ID).find(met.dictionary.to_pylist())
     met_rows = rows.astype(np.int32)[met.indices.to_numpy()] if len(met) else rows.astype(np.int32)

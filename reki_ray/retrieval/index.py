@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from usearch.index import Index
 
-from reki_ray.errors import StoreError
-from reki_ray.store.hash_index import REPUBLISH
+from reki_ray.store.hash_index import unusable
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -61,15 +60,12 @@ class ItemIndex:
         try:
             index.view(str(path))
         except (RuntimeError, ValueError) as error:
-            raise StoreError(
-                f"the index is damaged: {error}", where=str(path), todo=REPUBLISH
-            ) from error
+            raise unusable(f"the index is damaged: {error}", path) from error
         if (len(index), index.ndim) != vectors.shape:
-            raise StoreError(
+            raise unusable(
                 f"the index holds {len(index)} vectors of length {index.ndim}, the file beside it "
                 f"{len(vectors)} of length {dimension}",
-                where=str(path),
-                todo=REPUBLISH,
+                path,
             )
         self._index = index
 

@@ -19,7 +19,7 @@ from reki_ray.store.version import StoreVersion
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from reki_ray.retrieval.candidates import Vectors
+    from reki_ray.retrieval.index import Vectors
 
 
 class PopularItems:
@@ -87,8 +87,7 @@ def _new_vectors(
         version.load_model(),
         ids,
         [attributes[place] for place in places],
-        None if version.items is None else version.items.lookup(ids)[0],
-        None if version.items is None else version.items.fallback,
+        *version.item_vectors(ids),
         prestored=version.prestore,
     )
     towers = load_towers(retrieval)

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from reki_ray.config import RetrievalConfig
 from reki_ray.core.progress import Reporter
-from reki_ray.retrieval.positives import Likes, Positives
+from reki_ray.retrieval.index import Vectors
+from reki_ray.retrieval.positives import Likes
 from reki_ray.retrieval.two_tower import TwoTower
 from reki_ray.training.batches import distinct
-
-Vectors = npt.NDArray[np.float32]
+from reki_ray.training.dataset import Samples
 
 _ROWS_A_STEP: Final = 65_536
 
@@ -22,19 +21,12 @@ _ROWS_A_STEP: Final = 65_536
 def fit(
     content: Vectors,
     likes: Likes,
-    positives: Positives,
+    positives: Samples,
     config: RetrievalConfig,
     seed: int,
     reporter: Reporter,
 ) -> TwoTower:
-    """Train the towers; the same seed gives the same ones.
-
-    Args:
-        content: x_i of all items (I, X).
-        likes: What users liked before.
-        positives: Positive samples of training.
-        seed: Of initialisation, order and dropout.
-    """
+    """Train the towers on the x_i of all items (I, X); the same seed gives the same ones."""
     with torch.random.fork_rng(devices=[]):  # who calls keeps a generator of their own
         torch.manual_seed(seed)
         items, width = content.shape
@@ -80,7 +72,7 @@ def all_item_vectors(model: TwoTower, content: Vectors) -> Vectors:
 
 
 def _loss(
-    model: TwoTower, content: Vectors, likes: Likes, batch: Positives, log_q: torch.Tensor
+    model: TwoTower, content: Vectors, likes: Likes, batch: Samples, log_q: torch.Tensor
 ) -> torch.Tensor:
     liked, there = likes.before(batch)
     rows, places = distinct(np.concatenate([batch.items, liked.reshape(-1)]), len(content))

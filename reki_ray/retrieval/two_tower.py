@@ -32,12 +32,10 @@ _LEAST_DEVIATION: Final = 1e-4
 
 
 class TwoTower(nn.Module):
-    """Vectors of users and items.
+    """Vectors (., D) of users and I items.
 
     Args:
-        items: Number I of items.
         content: Length of x_i.
-        dimension: Length D of the vectors.
         id_dropout: Share of items shown without e_i in training.
     """
 

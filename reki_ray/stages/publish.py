@@ -51,7 +51,8 @@ from reki_ray.store.manifest import (
 from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.version import StoreVersion
 from reki_ray.store.versions import VersionStore, store_of
-from reki_ray.training.selection import TrainedRun, choose_reranker, choose_run, with_arm
+from reki_ray.training.runs import Run
+from reki_ray.training.selection import choose_reranker, choose_run, with_arm
 
 
 def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageResult:
@@ -126,7 +127,7 @@ def publish_version(
     config: RekiConfig,
     workspace: Workspace,
     tables: Workspace,
-    chosen: TrainedRun,
+    chosen: Run,
     history: pa.Table,
     reporter: Reporter,
     *,
@@ -202,7 +203,7 @@ class VersionBuilder:
         run: Workspace,
         tables: Workspace,
         reporter: Reporter,
-        chosen: TrainedRun,
+        chosen: Run,
         history: pa.Table,
     ) -> None:
         self._config = config
@@ -211,7 +212,7 @@ class VersionBuilder:
         self._reporter = reporter
         self._chosen = chosen
         self._history = history
-        self._bundle = bundles.load(chosen.folder)
+        self._bundle = bundles.load(run.local_path(chosen.folder))
         self._items = tables.read_table(ITEMS)
 
     def learn(self, earlier: Sequence[Path]) -> None:
@@ -250,7 +251,7 @@ class VersionBuilder:
         write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
         write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
         write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)
-        _copy_model(self._chosen.folder, folder / MODEL_FOLDER)
+        _copy_model(self._run.local_path(self._chosen.folder), folder / MODEL_FOLDER)
         fallback = self._write_vectors(folder, self._bundle, ids)
         write_retrieval(
             folder / RETRIEVAL_FOLDER,

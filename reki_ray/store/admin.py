@@ -35,12 +35,10 @@ class VersionEntry(BaseModel):
 
 
 class Versions(BaseModel):
-    """All versions below a root.
+    """All versions below a root, ascending.
 
     Attributes:
-        root: The folder.
         current: Version that is served; None if nothing is published.
-        versions: Ascending.
         problem: Why no version is served; empty if one is.
         done: What the command did; empty if it only looked.
     """
@@ -55,14 +53,7 @@ class Versions(BaseModel):
 
 
 class Exported(BaseModel):
-    """An export.
-
-    Attributes:
-        kind: lmdb or redis.
-        namespace: Begin of its keys.
-        vectors: Vectors that are there now.
-        written: Those that were not there before.
-    """
+    """An export of some vectors, and how many of them were not there before (`written`)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,10 +65,7 @@ class Exported(BaseModel):
 
 
 def versions(store: VersionStore, done: str = "") -> Versions:
-    """`reki versions`: all versions, also those that do not open.
-
-    Args:
-        done: What a command did before.
+    """`reki versions`: all versions, also those that do not open, after what a command has `done`.
 
     Raises:
         StoreError: The history is damaged.

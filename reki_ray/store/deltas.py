@@ -13,22 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from reki_ray.errors import StoreError
-from reki_ray.schema import (
-    ID,
-    ITEM_ID,
-    KEY_HASH,
-    PROFILES_SCHEMA,
-    SIDES,
-    USER_ID,
-    Side,
-)
+from reki_ray.schema import ID, ITEM_ID, KEY_HASH, PROFILES_SCHEMA, SIDES, USER_ID, Side
 from reki_ray.store.hash_index import IndexedTable, keep_rows, write_indexed
-from reki_ray.store.layers import LayeredTable
+from reki_ray.store.layers import LayeredTable, files_of
 from reki_ray.store.manifest import (
     LATER_FOLDER,
     MANIFEST,
     MAX_LAYERS,
     MODEL_FOLDER,
+    MUST_MATCH,
     RERANKER_FOLDER,
     RETRIEVAL_FOLDER,
     VECTOR_FILES,
@@ -75,9 +68,6 @@ class Delta:
     Attributes:
         model_fingerprint: Fingerprint of the model behind the vectors.
         dimension: Length q of that model's augmented vectors h; 0 where there are none.
-        dtype: Stored type of the vectors.
-        prestore: Whether they are h or r.
-        vectors: New or changed vectors, a side.
         profiles: Table of PROFILES_SCHEMA, as `profiles_table` makes it.
         knowledge: Table of `knowledge_table`; it replaces all rows of the subjects in it.
     """
@@ -99,14 +89,10 @@ def check_fits(delta: Delta, base: StoreVersion) -> None:
         StoreError: Model, dimension, stored type or prestore mode differ, the base has no such
             vectors, or it has too many layers.
     """
-    for name, what in (
-        ("model_fingerprint", "model"),
-        ("dimension", "dimension"),
-        ("dtype", "dtype"),
-        ("prestore", "prestore mode"),
-    ):
+    for name in MUST_MATCH:
         ours, theirs = getattr(delta, name), getattr(base.manifest, name)
         if ours != theirs:
+            what = {"model_fingerprint": "model", "prestore": "prestore mode"}.get(name, name)
             raise StoreError(
                 f"the upsert's {what} is {ours}, that of version {base.name} is {theirs}",
                 where=str(base.folder),
@@ -184,19 +170,13 @@ def write_compacted(version: StoreVersion, folder: Path) -> Description:
 def changes_over(
     folder: Path, description: Description, base: StoreVersion
 ) -> dict[str, pa.Table] | None:
-    """Rows of a full version that a delta over another version would hold, by file.
+    """Rows of a full version, in a folder, that a delta over another would hold, by file.
 
-    Args:
-        folder: Files of the full version, which has no manifest yet.
-        description: What its builder says of it.
-        base: Version that the delta would lie over.
-
-    Returns:
-        None if a full version is due: a delta cannot express the change, the chain would be
-        longer than MAX_LAYERS, or its deltas would hold more than DELTA_SHARE of the rows below.
+    None if a full version is due: a delta cannot express the change, the chain would be longer than
+    MAX_LAYERS, or its deltas would hold more than DELTA_SHARE of the rows below.
     """
     ours, theirs = description, base.manifest
-    same = ("arm", "backbone", "seed", "model_fingerprint", "dimension", "dtype", "prestore")
+    same = ("arm", "backbone", "seed", *MUST_MATCH)
     if (
         any(getattr(ours, name) != getattr(theirs, name) for name in same)
         or ours.vector_lengths != theirs.vector_lengths
@@ -238,8 +218,7 @@ def _base_of(version: StoreVersion) -> Base:
 
 
 def _layered(version: StoreVersion, path: str, key: str) -> LayeredTable:
-    files = [folder / path for folder, _ in version.layers]
-    return LayeredTable([file for file in files[:-1] if file.exists()] + files[-1:], key)
+    return LayeredTable(files_of([folder for folder, _ in version.layers], path), key)
 
 
 def _count_with(layers: LayeredTable, keys: pa.ChunkedArray) -> int:

@@ -25,19 +25,14 @@ _KEYS_A_STEP: Final = 65_536
 REPUBLISH = "Run `reki publish` to write a new version, or go back to an older one."
 
 
+def unusable(what: str, path: Path) -> StoreError:
+    """Error for a version's file that is missing, damaged, or does not fit the others."""
+    return StoreError(what, where=str(path), todo=REPUBLISH)
+
+
 def hash_keys(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """64-bit BLAKE2b of every key: the same on every machine and in every process.
-
-    Args:
-        keys: Any text, also empty; a lone surrogate is hashed and found nowhere.
-
-    Returns:
-        Hashes of shape (N,).
-    """
-    digests = [
-        hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for key in keys
-    ]
+    """64-bit BLAKE2b (N,) of every key: the same on every machine and in every process."""
+    digests = [hashlib.blake2b(_encoded(key), digest_size=8).digest() for key in keys]
     return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
 
@@ -47,7 +42,6 @@ def write_indexed(path: Path, data: pa.Table, key: str, *, unique: bool = False)
     Args:
         data: Rows in any order; those of equal keys keep their order.
         key: Column of strings to find rows by.
-        unique: Refuse a key that occurs twice.
 
     Raises:
         StoreError: A key occurs twice, and `unique` forbids it.
@@ -61,13 +55,11 @@ def write_indexed(path: Path, data: pa.Table, key: str, *, unique: bool = False)
     hashes = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
     order = np.argsort(hashes, kind="stable")
     # 64-bit offsets: the rows must stay one batch, also above 2 GiB of text.
-    wide = pa.schema(
-        [
-            field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
-            for field in data.schema
-        ]
-    )
-    rows = data.cast(wide).take(pa.array(order)).combine_chunks()
+    wide = [
+        field.with_type(pa.large_string()) if pa.types.is_string(field.type) else field
+        for field in data.schema
+    ]
+    rows = data.cast(pa.schema(wide)).take(pa.array(order)).combine_chunks()
     if unique and _has_duplicate(hashes[order], rows.column(key)):
         raise StoreError("an id occurs twice", where=str(path), todo="Give each id once.")
     index = pa.field(KEY_HASH, pa.uint64(), nullable=False)
@@ -112,15 +104,13 @@ class IndexedTable:
         try:
             self.rows: pa.Table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (pa.ArrowException, OSError) as error:
-            raise StoreError(
-                f"the file is missing or damaged: {error}", where=str(path), todo=REPUBLISH
-            ) from error
+            raise unusable(f"the file is missing or damaged: {error}", path) from error
         if (
             not {KEY_HASH, key} <= set(self.rows.column_names)
             or self.rows.column(KEY_HASH).num_chunks > 1
             or not pa.types.is_large_string(self.rows.schema.field(key).type)
         ):
-            raise StoreError(f"the file has no index on {key}", where=str(path), todo=REPUBLISH)
+            raise unusable(f"the file has no index on {key}", path)
         self.hashes = column_values(self.rows, KEY_HASH)
         self.keys = single_chunk(self.rows, key)
         self._offsets, self._bytes = _text_buffers(self.keys)
@@ -133,7 +123,7 @@ class IndexedTable:
         first = np.full(len(keys), -1, dtype=np.int64)
         if not len(self) or not len(keys):
             return first
-        encoded = [key.encode("utf-8", "surrogatepass") for key in keys]
+        encoded = [_encoded(key) for key in keys]
         hashes = hash_keys(keys)
         rows = np.searchsorted(self.hashes, hashes).astype(np.int64)
         last = len(self) - 1
@@ -152,12 +142,9 @@ class IndexedTable:
     def find_all(self, key: str) -> pa.Table:
         """All rows of one key, in the order in which they were written."""
         wanted = hash_keys([key])[0]
-        low, high = (
-            np.searchsorted(self.hashes, wanted),
-            np.searchsorted(self.hashes, wanted, "right"),
-        )
+        low, high = (np.searchsorted(self.hashes, wanted, side) for side in ("left", "right"))
         rows = np.arange(low, high, dtype=np.int64)
-        holds = self._holds(rows, [key.encode("utf-8", "surrogatepass")] * len(rows))
+        holds = self._holds(rows, [_encoded(key)] * len(rows))
         return self.rows.take(pa.array(rows[holds]))
 
     def _holds(self, rows: npt.NDArray[np.int64], keys: list[bytes]) -> npt.NDArray[np.bool_]:
@@ -167,6 +154,10 @@ class IndexedTable:
         return np.array(
             [text[a:b] == key for a, b, key in zip(starts, ends, keys, strict=True)], dtype=bool
         )
+
+
+def _encoded(key: str) -> bytes:
+    return key.encode("utf-8", "surrogatepass")  # a lone surrogate is found nowhere
 
 
 def _text_buffers(keys: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:

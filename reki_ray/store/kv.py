@@ -19,6 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reki_ray.config import AdapterSettings
+from reki_ray.core.imports import load, require
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side
 from reki_ray.store.vectors import FALLBACK, SOURCES, Batch, DType, VectorTable
@@ -26,7 +27,11 @@ from reki_ray.store.vectors import FALLBACK, SOURCES, Batch, DType, VectorTable
 EXPORT_AGAIN: Final = "Export the version again: `reki export --version N`."
 _READABLE_BYTES: Final = 300
 """LMDB's keys end at 511 bytes; a longer id is named by its digest."""
-
+_SERVERS: Final = {
+    "lmdb": "reki_ray.store.lmdb:LmdbVectors",
+    "redis": "reki_ray.store.redis:RedisVectors",
+}
+"""Import paths of the kinds of `ServedVectors`, each of which needs an optional package."""
 
 Advance = Callable[[int], None]
 """Receives the number of vectors written since its last call."""
@@ -39,10 +44,7 @@ class VectorsLostError(StoreError):
 class Meta(BaseModel):
     """What an export says of itself, written when it is complete.
 
-    Attributes:
-        rows: Number of ids.
-        dimension: Length of a vector.
-        manifest: SHA-256 of the exported version's manifest.
+    `manifest` is the SHA-256 of the exported version's manifest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -85,8 +87,7 @@ class ServedVectors(abc.ABC):
     """Vectors of an export, looked up by key.
 
     Args:
-        settings: Where the export is, its namespace, and the time of a call.
-        prefix: Begin of its keys.
+        prefix: Begin of the export's keys.
         exported: What was exported, to distinguish ids that the server has lost from unknown ones.
         manifest: SHA-256 of the manifest of the version that is wanted.
 
@@ -109,10 +110,9 @@ class ServedVectors(abc.ABC):
             self._mark = self.fetch([meta_key(prefix)])[0]
             meta = read_meta(self._mark, where, prefix)
             if meta is None or meta.manifest != manifest:
-                what = (
-                    "holds no complete export" if meta is None else "holds another store's export"
-                )
-                raise StoreError(f"{what} of {prefix.decode()}", where=where, todo=EXPORT_AGAIN)
+                held = "no complete" if meta is None else "another store's"
+                what = f"holds {held} export of {prefix.decode()}"
+                raise StoreError(what, where=where, todo=EXPORT_AGAIN)
             if self.fallback.shape != (meta.dimension,):
                 raise StoreError(
                     f"the vectors have length {meta.dimension}, the fallback vector has shape "
@@ -129,11 +129,7 @@ class ServedVectors(abc.ABC):
 
     @abc.abstractmethod
     def connect(self, settings: AdapterSettings) -> str:
-        """Open the export, and return the name of the server or folder, for errors.
-
-        Raises:
-            StoreError: It is missing or unreachable.
-        """
+        """Open the export, and return the name of the server or folder, for errors."""
 
     @staticmethod
     @abc.abstractmethod
@@ -240,6 +236,44 @@ def replaceable_meta(value: bytes | None, where: str, prefix: bytes) -> Meta | N
 
 KeyedVectors = VectorTable | ServedVectors
 """Vectors of one side of one version, by id, wherever they are."""
+
+
+def export_side(
+    settings: AdapterSettings,
+    version: int,
+    side: Side,
+    vectors: VectorTable,
+    manifest: str,
+    advance: Advance = lambda _: None,
+) -> None:
+    """Load one side; see `version.export_vectors`.
+
+    Args:
+        manifest: SHA-256 of the version's manifest; readers ask for the same.
+    """
+    meta = Meta(
+        rows=len(vectors), dimension=vectors.dimension, dtype=vectors.dtype, manifest=manifest
+    )
+    prefix = prefix_of(settings.namespace, version, side)
+    _server_of(settings).export_side(settings, prefix, vectors, meta, advance)
+
+
+def open_vectors(
+    settings: AdapterSettings, version: int, side: Side, exported: VectorTable, manifest: str
+) -> ServedVectors:
+    """Open one side of an export; see `ServedVectors`.
+
+    Raises:
+        ConfigError: The package of this kind is not installed.
+    """
+    prefix = prefix_of(settings.namespace, version, side)
+    return _server_of(settings)(settings, prefix, exported, manifest)
+
+
+def _server_of(settings: AdapterSettings) -> type[ServedVectors]:
+    require(settings.kind, "store.vectors.kind")
+    server: type[ServedVectors] = load(_SERVERS[settings.kind])
+    return server
 
 
 def _sources(values: Sequence[bytes | None]) -> list[str]:

@@ -23,12 +23,18 @@ ROUNDING: Final = 1e-6
 _ROWS_A_STEP: Final = 65_536
 
 
+def files_of(folders: Sequence[Path], name: str) -> list[Path]:
+    """A file of layers, the newest first, without those newer layers that lack it."""
+    *newer, oldest = (folder / name for folder in folders)
+    return [*(path for path in newer if path.exists()), oldest]
+
+
 class LayeredTable:
     """Files of `write_indexed` over one another, memory-mapped.
 
     Args:
         paths: A file a layer, the newest first; all but the last are small.
-        key: Column to find rows by.
+        key: Column to find rows by; None: that of the subclass.
 
     Attributes:
         hidden: Rows of each layer that a newer one hides, ascending.
@@ -37,9 +43,12 @@ class LayeredTable:
         StoreError: A file is missing, damaged, or has no index on this key.
     """
 
-    def __init__(self, paths: Sequence[Path], key: str) -> None:
-        self._key = key
-        self.tables = [IndexedTable(path, key) for path in paths]
+    key: str
+
+    def __init__(self, paths: Sequence[Path], key: str | None = None) -> None:
+        if key is not None:
+            self.key = key
+        self.tables = [IndexedTable(path, self.key) for path in paths]
         self.hidden = _hidden_rows(self.tables)
 
     def __len__(self) -> int:
@@ -137,7 +146,7 @@ class LayeredTable:
 
     def keys(self, limit: int | None = None) -> list[str]:
         """Keys of `rows`."""
-        keys: list[str] = self.rows(limit).column(self._key).to_pylist()
+        keys: list[str] = self.rows(limit).column(self.key).to_pylist()
         return keys
 
 

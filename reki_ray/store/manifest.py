@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reki_ray.errors import StoreError
 from reki_ray.schema import Side
-from reki_ray.store.hash_index import REPUBLISH
+from reki_ray.store.hash_index import REPUBLISH, unusable
 from reki_ray.store.vectors import DType
 
 MANIFEST_FORMAT: Final = 2
@@ -35,6 +35,9 @@ VECTOR_FILES: Final[dict[Side, str]] = {"users": "users.arrow", "items": "items.
 
 MAX_LAYERS: Final = 9
 """A lookup searches every layer in turn; `reki compact` merges them."""
+
+MUST_MATCH: Final = ("model_fingerprint", "dimension", "dtype", "prestore")
+"""Fields that a delta has in common with the version that it lies over."""
 
 _READ_ONLY: Final = 0o444
 _OPEN_FOLDER: Final = 0o755
@@ -133,17 +136,9 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValidationError as error:
-        raise StoreError(
-            f"the manifest is damaged: {error.error_count()} errors",
-            where=str(path),
-            todo=REPUBLISH,
-        ) from error
+        raise unusable(f"the manifest is damaged: {error.error_count()} errors", path) from error
     if manifest.format != MANIFEST_FORMAT:
-        raise StoreError(
-            f"the version has format {manifest.format}, not {MANIFEST_FORMAT}",
-            where=str(path),
-            todo=REPUBLISH,
-        )
+        raise unusable(f"the version has format {manifest.format}, not {MANIFEST_FORMAT}", path)
     return manifest
 
 
@@ -179,11 +174,7 @@ def layers_of(root: Path, version: int) -> list[tuple[Path, Manifest]]:
 
 
 def retrieval_folders(layers: Sequence[tuple[Path, Manifest]]) -> list[Path]:
-    """Retrieval files of a version and of its deltas, oldest first; empty for one without.
-
-    Args:
-        layers: Folder and manifest of the version, then of what it lies over.
-    """
+    """Retrieval files of a version and of its deltas, oldest first; empty for one without."""
     folders = [folder / RETRIEVAL_FOLDER for folder, _ in reversed(layers)]
     if not folders[0].is_dir():
         return []
@@ -210,8 +201,7 @@ def _layer(root: Path, version: int) -> tuple[Path, Manifest]:
 def _check_layer(above: tuple[Path, Manifest], below: tuple[Path, Manifest]) -> None:
     """Refuse a base that is not the one that a delta was made for."""
     delta, base = above[1], below[1]
-    names = ("model_fingerprint", "dimension", "dtype", "prestore")
-    differing = [name for name in names if getattr(delta, name) != getattr(base, name)]
+    differing = [name for name in MUST_MATCH if getattr(delta, name) != getattr(base, name)]
     if delta.vector_lengths != base.vector_lengths:
         differing.append("fallback")
     assert delta.base is not None
@@ -252,9 +242,6 @@ def seal_of(layers: Sequence[tuple[Path, Manifest]]) -> str:
 
     Who verifies a version and notes its seal spares those who find the same seal to read all
     files again. What a disk loses by itself leaves the seal unchanged; only checksums find that.
-
-    Args:
-        layers: Folder and manifest of a version and of all that it lies over.
 
     Raises:
         StoreError: A file cannot be read.
@@ -302,15 +289,13 @@ def verify(folder: Path, manifest: Manifest) -> None:
         DamagedError: A file is missing or damaged.
     """
     for name, expected in manifest.files.items():
-        path = folder / name
+        path, flaw = folder / name, ""
         if not path.exists():
-            raise DamagedError("a file is missing", where=str(path), todo=REPUBLISH)
-        if checksum(path) != expected:
-            raise DamagedError(
-                "the file is damaged: its checksum is not the manifest's",
-                where=str(path),
-                todo=REPUBLISH,
-            )
+            flaw = "a file is missing"
+        elif checksum(path) != expected:
+            flaw = "the file is damaged: its checksum is not the manifest's"
+        if flaw:
+            raise DamagedError(flaw, where=str(path), todo=REPUBLISH)
 
 
 def checksum(path: Path) -> str:

@@ -45,9 +45,7 @@ class Promotion(BaseModel):
     """One move of the pointer.
 
     Attributes:
-        version: Version that was made the current one.
         at: Seconds since the epoch.
-        rollback: Whether it was a way back.
         seal: Seal of the files whose checksums were compared for it; empty where none were.
     """
 
@@ -154,7 +152,6 @@ class Pointer:
         Args:
             expected: Do so only if this version is current; None: whichever is.
             seal: Seal of its files, if their checksums were compared.
-            rollback: Whether it is a way back.
 
         Raises:
             StoreError: Another version is current, another process holds the pointer for long, or
@@ -212,9 +209,7 @@ class Pointer:
 def before(promotions: Sequence[Promotion], current: int) -> int | None:
     """The version promoted before the present one; ways back are undone, not counted.
 
-    Args:
-        promotions: Oldest first.
-        current: The present version; a crash may have kept it out of the history.
+    A crash may have kept the current version out of the promotions.
     """
     stack = _stack(promotions)
     if current in stack[-2:-1]:  # a way back
@@ -225,13 +220,7 @@ def before(promotions: Sequence[Promotion], current: int) -> int | None:
 
 
 def _extended(root: Path, current: int | None, move: Promotion) -> bytes:
-    """Content of the file with one more promotion.
-
-    Args:
-        root: Folder of the versions.
-        current: The present version, which a crash may have kept out of the history: then it is
-            noted too; None if nothing is served.
-    """
+    """Content of the file with one more promotion, and with the current one if a crash lost it."""
     path = root / HISTORY
     content = path.read_bytes() if path.exists() else b""
     if content and not content.endswith(b"\n"):

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import Vectors
 from reki_ray.models.candidate_scorer import CatalogueInputs, HistoryEvent, UserInput
 from reki_ray.models.list_scorer import ListScorer
 from reki_ray.schema import Side
-from reki_ray.store.hash_index import REPUBLISH
+from reki_ray.store.hash_index import unusable
+from reki_ray.store.layers import files_of
 from reki_ray.store.manifest import RERANKER_FOLDER, VECTOR_FILES, RerankerDescription
 from reki_ray.store.tables import CatalogueItem, Profile
 from reki_ray.store.vectors import VectorTable
@@ -30,7 +30,6 @@ class VersionReranker:
     """Puts lists in order with the reranker of one opened version.
 
     Args:
-        description: What its manifest says of the reranker.
         items: Part of the catalogue to put in order; None takes all of it.
 
     Raises:
@@ -51,11 +50,10 @@ class VersionReranker:
         }
         bundle = bundles.load_reranker(folder)
         if bundle.fingerprint != description.fingerprint:
-            raise StoreError(
+            raise unusable(
                 f"the manifest names reranker {description.fingerprint[:12]}, the folder "
                 f"holds {bundle.fingerprint[:12]}",
-                where=str(folder),
-                todo=REPUBLISH,
+                folder,
             )
         ids, attributes = version.catalogue.inputs(items)
         vectors: Vectors | None = None
@@ -79,8 +77,6 @@ class VersionReranker:
         """Places of items for a user, the best one first.
 
         Args:
-            user_id: The user.
-            profile: Attributes and past interactions.
             stored: The version's vector of the user; None if it could not be read.
             item_ids: Items, best guess first.
         """
@@ -97,9 +93,7 @@ class VersionReranker:
         return UserInput(profile.attributes, events, vector)
 
     def _table(self, side: Side) -> VectorTable:
-        paths = [folder / VECTOR_FILES[side] for folder in self._folders]
-        paths = [path for path in paths[:-1] if path.exists()] + paths[-1:]
-        return VectorTable(paths, self._fallback[side])
+        return VectorTable(files_of(self._folders, VECTOR_FILES[side]), self._fallback[side])
 
 
 def open_reranker(version: StoreVersion) -> VersionReranker | None:

@@ -34,10 +34,7 @@ _LARGEST: Final = 1e18
 
 
 def require_sound(version: StoreVersion) -> None:
-    """Refuse a version whose weights, vectors or scores are not finite.
-
-    Args:
-        version: The opened version; all of its vectors are read.
+    """Refuse a version whose weights, vectors or scores are not finite; all vectors are read.
 
     Raises:
         NotFiniteError: They are not.
@@ -80,10 +77,8 @@ def _require_finite_orders(version: StoreVersion) -> None:
     items = version.catalogue.first(_ITEMS)
     reranker = VersionReranker(version, version.manifest.reranker, items)
     ids = [*(item.item_id for item in items), ""]
-    for user_id, profile, vector in _profiles(version):
-        if not np.isfinite(
-            reranker.scorer.score(reranker.user_input(user_id, profile, vector), ids)
-        ).all():
+    for known in _profiles(version):
+        if not np.isfinite(reranker.scorer.score(reranker.user_input(*known), ids)).all():
             raise _not_finite(f"the reranker's scores of {version.name}", version.folder)
 
 

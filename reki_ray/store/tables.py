@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -64,14 +63,10 @@ TABLES: Final = {
 
 
 def profiles_table(users: pa.Table, interactions: pa.Table, history: int) -> pa.Table:
-    """Profiles with the latest interactions of every user.
+    """Profiles with the latest `history` interactions of every user, in the order of `users`.
 
     Args:
         interactions: Table `ingest/interactions`, sorted by user, then time.
-        history: Largest number of interactions kept a user.
-
-    Returns:
-        One row a user, in the order of `users`, with schema PROFILES_SCHEMA.
     """
     encoded = interactions.column(USER_ID).combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy(zero_copy_only=False)
@@ -186,14 +181,9 @@ class KnowledgeEntry:
 
 
 class Profiles(LayeredTable):
-    """Profiles by user id, memory-mapped.
+    """Profiles by user id, memory-mapped."""
 
-    Args:
-        paths: A file a layer, the newest first.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__(paths, USER_ID)
+    key = USER_ID
 
     def get(self, user_id: str) -> Profile | None:
         """Profile of a user; None for an unknown one."""
@@ -216,14 +206,9 @@ class Profiles(LayeredTable):
 
 
 class Catalogue(LayeredTable):
-    """Items by id, memory-mapped.
+    """Items by id, memory-mapped."""
 
-    Args:
-        paths: A file a layer, the newest first.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__(paths, ITEM_ID)
+    key = ITEM_ID
 
     @property
     def ids(self) -> list[str]:
@@ -258,13 +243,9 @@ class Knowledge(LayeredTable):
     """The text behind vectors by id, memory-mapped.
 
     A layer that holds any row of a subject hides the older layers' rows of it.
-
-    Args:
-        paths: A file a layer, the newest first.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__(paths, ID)
+    key = ID
 
     def cluster_of(self, side: Side, subject_id: str) -> str | None:
         """Cluster whose knowledge the id shares; None if it has its own or none."""

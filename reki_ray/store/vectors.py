@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from reki_ray.errors import StoreError
 from reki_ray.schema import FACTOR, ID, SOURCE, VECTOR, WHOLE_ANSWER, Source
-from reki_ray.store.hash_index import REPUBLISH, single_chunk, write_indexed
+from reki_ray.store.hash_index import single_chunk, unusable, write_indexed
 from reki_ray.store.layers import LayeredTable, Rows
 
 DType = Literal["float32", "float16"]
@@ -87,30 +87,31 @@ class VectorTable(LayeredTable):
         StoreError: A file is missing or damaged, or the fallback has another length.
     """
 
+    key = ID
+
     def __init__(self, paths: Sequence[Path], fallback: npt.NDArray[np.float32]) -> None:
-        super().__init__(paths, ID)
+        super().__init__(paths)
         self.dimension = fallback.size
         self.fallback = fallback.astype(np.float32)
         self.vectors: list[npt.NDArray[Any]] = []
         self._codes: list[npt.NDArray[np.uint8]] = []
         self._names: list[list[str]] = []
         for table in self.tables:
-            rows, where = table.rows, str(table.path)
+            rows = table.rows
             if not {VECTOR, SOURCE} <= set(rows.column_names) or not pa.types.is_fixed_size_list(
                 rows.schema.field(VECTOR).type
             ):
-                raise StoreError("the file holds no vectors", where=where, todo=REPUBLISH)
+                raise unusable("the file holds no vectors", table.path)
             dimension = rows.schema.field(VECTOR).type.list_size
             if fallback.shape != (dimension,):
-                raise StoreError(
+                raise unusable(
                     f"the vectors have length {dimension}, the fallback vector has shape "
                     f"{fallback.shape}",
-                    where=where,
-                    todo=REPUBLISH,
+                    table.path,
                 )
             sources = single_chunk(rows, SOURCE)
             if sources.type != pa.dictionary(pa.uint8(), pa.string()):
-                raise StoreError("the sources are not codes", where=where, todo=REPUBLISH)
+                raise unusable("the sources are not codes", table.path)
             flat = single_chunk(rows, VECTOR).flatten().to_numpy(zero_copy_only=True)
             self.vectors.append(flat.reshape(-1, dimension))
             self._codes.append(sources.indices.to_numpy(zero_copy_only=True))

@@ -11,9 +11,8 @@ import numpy as np
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
-from reki_ray.store.export import export_side, open_vectors
-from reki_ray.store.hash_index import REPUBLISH
-from reki_ray.store.kv import Advance, KeyedVectors
+from reki_ray.store.hash_index import unusable
+from reki_ray.store.kv import Advance, KeyedVectors, export_side, open_vectors
 from reki_ray.store.manifest import (
     CATALOGUE_FILE,
     KNOWLEDGE_FILE,
@@ -37,7 +36,7 @@ from reki_ray.store.tables import (
 from reki_ray.store.vectors import VectorTable
 
 if TYPE_CHECKING:  # torch is slow to import, and the lookup does without it
-    from reki_ray.models.artifact import ModelBundle
+    from reki_ray.models.artifact import ModelBundle, Vectors
     from reki_ray.models.candidate_scorer import CandidateScorer
 
 
@@ -102,28 +101,22 @@ class StoreVersion:
         vector = np.array(fallback, dtype=np.float32)
         table = VectorTable([folder / VECTOR_FILES[side] for folder, _ in self.layers], vector)
         if self.prestore == "h" and table.dimension != self.manifest.dimension:
-            raise StoreError(
+            raise unusable(
                 f"the vectors have length {table.dimension}, the manifest says "
                 f"{self.manifest.dimension}",
-                where=str(table.tables[0].path),
-                todo=REPUBLISH,
+                table.tables[0].path,
             )
         for layer, stored in zip(table.tables, table.vectors, strict=True):
             if stored.dtype != self.manifest.dtype:
-                raise StoreError(
+                raise unusable(
                     f"the vectors of {side} are {stored.dtype}, the manifest says "
                     f"{self.manifest.dtype}",
-                    where=str(layer.path),
-                    todo=REPUBLISH,
+                    layer.path,
                 )
         return table
 
     def require_model(self) -> None:
-        """Refuse a version that holds vectors alone.
-
-        Raises:
-            StoreError: It does.
-        """
+        """Refuse, by a StoreError, a version that holds vectors alone."""
         if self.manifest.model_fingerprint == NO_MODEL:
             raise StoreError(
                 f"version {self.name} holds vectors without a model: it answers lookups, but "
@@ -145,46 +138,42 @@ class StoreVersion:
         folder = self.layers[-1][0] / MODEL_FOLDER  # a delta has the model of its base
         loaded = artifact.load(folder)
         if loaded.fingerprint != self.manifest.model_fingerprint:
-            raise StoreError(
+            raise unusable(
                 f"the vectors belong to model {self.manifest.model_fingerprint[:12]}, the folder "
                 f"holds model {loaded.fingerprint[:12]}",
-                where=str(folder),
-                todo=REPUBLISH,
+                folder,
             )
         for side in SIDES:
             length = len(self.manifest.fallback.get(side, ()))
             wide = loaded.architecture.width(side) if self.prestore == "r" else loaded.augmented_dim
             if length not in {0, wide}:
-                raise StoreError(
-                    f"the vectors of {side} have length {length}, the model needs {wide}",
-                    where=str(folder),
-                    todo=REPUBLISH,
+                raise unusable(
+                    f"the vectors of {side} have length {length}, the model needs {wide}", folder
                 )
         return loaded
 
     def load_scorer(self, items: Sequence[CatalogueItem] | None = None) -> CandidateScorer:
-        """The model over this version's catalogue and item vectors.
+        """The model over this version's catalogue, or a part of it, and the item vectors.
 
         Where the version holds representations, the scorer augments them: the catalogue's at
         once, the user's at every request.
 
-        Args:
-            items: Part of the catalogue to score; None takes all of it.
-
         Raises:
-            StoreError: The model's fingerprint is not the manifest's, or the vectors do not fit.
+            StoreError: See `load_model`.
         """
         from reki_ray.models.candidate_scorer import CandidateScorer  # see TYPE_CHECKING
 
         ids, attributes = self.catalogue.inputs(items)
+        vectors = self.item_vectors(ids)
         return CandidateScorer(
-            self.load_model(),
-            ids,
-            attributes,
-            None if self.items is None else self.items.lookup(ids)[0],
-            None if self.items is None else self.items.fallback,
-            prestored=self.prestore,
+            self.load_model(), ids, attributes, *vectors, prestored=self.prestore
         )
+
+    def item_vectors(self, ids: Sequence[str]) -> tuple[Vectors, Vectors] | tuple[None, None]:
+        """Stored vectors (N, q) of N items, and that of unknown ones (q,), if there are any."""
+        if self.items is None:
+            return None, None
+        return self.items.lookup(ids)[0], self.items.fallback
 
     def close(self) -> None:
         """Close connections of the vectors; mapped files close with their last reader."""
@@ -196,13 +185,8 @@ class StoreVersion:
         stored = self.stored_vectors(side)
         if self._settings is None or self._settings.kind == "arrow" or stored is None:
             return stored
-        return open_vectors(
-            self._settings,
-            self.manifest.version,
-            side,
-            stored,
-            checksum(self.folder / MANIFEST),
-        )
+        manifest = checksum(self.folder / MANIFEST)
+        return open_vectors(self._settings, self.manifest.version, side, stored, manifest)
 
 
 def export_vectors(

@@ -2,8 +2,7 @@
 
     <root>/v<number>/{manifest.json, users.arrow, items.arrow, profiles.arrow,
                       catalogue.arrow, knowledge.arrow, model/}
-    <root>/CURRENT                         number of the version that is served
-    <root>/HISTORY                         which versions were promoted when
+    <root>/CURRENT, HISTORY                see `store.promotions`
 
 A version is built in a scratch folder, checked, and renamed into place; then the pointer
 moves by a rename. A crash at any moment leaves the served version unchanged. A delta has no
@@ -374,11 +373,7 @@ class VersionStore:
 
 
 def store_of(config: RekiConfig, workspace: Workspace) -> VersionStore:
-    """The versions of a run.
-
-    Args:
-        config: The run; its `store.vectors` says where replicas look vectors up.
-        workspace: Its workspace, on the local disk.
+    """The versions of a run, whose `store.vectors` says where replicas look vectors up.
 
     Raises:
         ConfigError: The workspace is remote.

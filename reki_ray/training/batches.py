@@ -11,8 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reki_ray.models.base_model import History, KnowledgeVectors
-from reki_ray.models.ctr_model import ModelBatch
+from reki_ray.models.base_model import History, KnowledgeVectors, ModelBatch
 from reki_ray.models.features import NO_TIME, PADDING, FeatureSpace, Rows, encode_gaps
 from reki_ray.schema import Side
 from reki_ray.training.arms import Representations
@@ -233,6 +232,9 @@ def shuffled(samples: int, seed: int, epoch: int, rank: int, world: int) -> Ints
     Every rank takes equally many steps: if the number of ranks does not divide the number of
     samples, the first few of the order are repeated.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(samples)
-    surplus = -samples % world
-    return np.resize(order, samples + surplus)[rank::world]
+    return dealt(np.random.default_rng([seed, epoch]).permutation(samples), rank, world)
+
+
+def dealt(order: Ints, rank: int, world: int) -> Ints:
+    """Every `world`-th sample from the rank on; the first ones again where they do not go round."""
+    return np.resize(order, len(order) + -len(order) % world)[rank::world]

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from reki_ray.config import TrainConfig
 from reki_ray.models.artifact import not_finite
-from reki_ray.models.backbones import Output
 from reki_ray.models.base_model import EmbeddedModel
-from reki_ray.training.batches import BatchBuilder, Prepared, TrainSamples, WorkerShard
+from reki_ray.models.inputs import Output
+from reki_ray.training.batches import BatchBuilder, Prepared, TrainSamples, WorkerShard, dealt
 from reki_ray.training.checkpoint import Divergence, Epoch, RunState, best_of, copy_weights
-from reki_ray.training.objectives import CLICKS, Objective
+from reki_ray.training.objectives import CLICKS, LISTS, Objective
 from reki_ray.training.precision import chosen_precision, compiled
 from reki_ray.training.prefetch import Prefetched
+from reki_ray.training.runs import Run
 
 PREDICT_BATCH = 4096
 """Samples per forward pass without gradient."""
@@ -43,14 +44,6 @@ class Workers:
     def gather(self, values: Tensor) -> list[Tensor]:
         """Equally long tensors of all workers, by rank."""
         return [values]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Batches of the training and the validation samples."""
-
-    train: TrainSamples
-    valid: BatchBuilder
 
 
 @dataclass(frozen=True)
@@ -80,7 +73,7 @@ class Trainer:
 
     Args:
         model: On its device.
-        fingerprint: Of the run; the state of another run is not resumed.
+        run: Its seed and objective count, and the state of another run is not resumed.
 
     Attributes:
         divergence: How the run failed, if it did.
@@ -89,19 +82,18 @@ class Trainer:
     def __init__(
         self,
         model: EmbeddedModel,
-        splits: Splits,
+        train: TrainSamples,
+        valid: BatchBuilder,
         config: TrainConfig,
-        *,
-        seed: int,
-        fingerprint: str,
+        run: Run,
         workers: Workers | None = None,
-        objective: Objective = CLICKS,
     ) -> None:
         self._model = model
-        self.objective = objective
-        self._splits = splits
+        self.objective: Objective = LISTS if run.reranks else CLICKS
+        self._train = train
+        self._valid = valid
         self._config = config
-        self._seed = seed
+        self._seed = run.seed
         self._workers = workers or Workers()
         self._device = next(model.parameters()).device
         # Otherwise cuDNN's recurrent layers compute in TF32.
@@ -115,9 +107,9 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.steps_per_epoch = self._share(epoch=1).steps(len(splits.train))
+        self.steps_per_epoch = self._share(epoch=1).steps(len(train))
         self._schedule = Schedule.of(config, self.steps_per_epoch)
-        self._state = RunState(fingerprint, [], {}, copy_weights(model), {})
+        self._state = RunState(run.fingerprint, [], {}, copy_weights(model), {})
         self.divergence: Divergence | None = None
 
     @property
@@ -153,13 +145,13 @@ class Trainer:
             if reason := self._not_finite(loss, scores):
                 self.divergence = Divergence(number, reason)
                 return
-            labels = self._splits.valid.labels(np.arange(len(scores))).cpu().numpy()
+            labels = self._valid.labels(np.arange(len(scores))).cpu().numpy()
             done = Epoch(
                 epoch=number,
                 loss=loss,
                 **self.objective.validate(labels, scores),
                 seconds=round(seconds, 4),
-                samples_per_second=round(len(self._splits.train) / seconds, 1),
+                samples_per_second=round(len(self._train) / seconds, 1),
                 learning_rate=self._schedule.rate(number * self.steps_per_epoch - 1),
                 input_wait_share=round(waited, 5),
             )
@@ -174,7 +166,7 @@ class Trainer:
 
     def predict(self) -> npt.NDArray[np.float32]:
         """Scores of the validation samples, see `predict`."""
-        return predict(self._model, self._splits.valid, self._workers, self.objective)
+        return predict(self._model, self._valid, self._workers, self.objective)
 
     def _finished(self) -> bool:
         if not self.epochs:
@@ -206,7 +198,7 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         count = 0
         started = time.perf_counter()
-        batches = self._splits.train.epoch(self._share(number))
+        batches = self._train.epoch(self._share(number))
         with Prefetched(batches, self._config.prefetch) as prepared:
             # Exactly as many steps as the other workers, which would wait otherwise.
             for step in range(self.steps_per_epoch):
@@ -250,9 +242,7 @@ def predict(
     workers.synchronise(model)
     model.eval()
     count = len(batches)
-    share = np.resize(np.arange(count), count + -count % workers.world)[
-        workers.rank :: workers.world
-    ]
+    share = dealt(np.arange(count), workers.rank, workers.world)
     with torch.inference_mode():
         parts = [
             objective.scores(model(batches.build(share[start : start + PREDICT_BATCH])).logits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Final
 from reki_ray.config import RekiConfig
 from reki_ray.config.keys import flat
 from reki_ray.config.secrets import shown
-from reki_ray.errors import ConfigError
+from reki_ray.core.imports import require
 from reki_ray.training.checkpoint import Epoch
 from reki_ray.training.runs import Run, effective
 
@@ -24,12 +23,8 @@ def check(config: RekiConfig) -> None:
     Raises:
         ConfigError: `train.mlflow` is set, and MLflow is not installed.
     """
-    if config.train.mlflow is not None and importlib.util.find_spec("mlflow") is None:
-        raise ConfigError(
-            "train.mlflow needs the package mlflow-skinny, which is not installed",
-            where="train.mlflow",
-            todo="Install it: pip install 'reki-ray[mlflow]'; or set train.mlflow to null.",
-        )
+    if config.train.mlflow is not None:
+        require("mlflow", "train.mlflow", "; or set train.mlflow to null")
 
 
 _PATIENCE: Final = {
@@ -56,10 +51,7 @@ class Tracker:
     def __init__(self, config: RekiConfig, runs: Sequence[Run]) -> None:
         for name, value in _PATIENCE.items():
             os.environ.setdefault(name, value)
-        check(config)
-        import mlflow  # an extra, and seconds to import
-
-        self._mlflow = mlflow
+        self._mlflow: Any = require("mlflow", "train.mlflow")
         self._config = config
         self._runs = {run.name: run for run in runs}
         self._ids: dict[str, str] = {}  # MLflow ids of the runs begun

@@ -169,10 +169,7 @@ def distinct_draws(free: Ints, wanted: Ints, width: int, generator: np.random.Ge
 def initial_order(train: Samples, users: Ints, items: Ints, generator: np.random.Generator) -> Ints:
     """Descending order (N, K) of popularity among other users; ties are random, padding last.
 
-    Args:
-        train: Training samples that popularity counts.
-        users: User of every list (N,).
-        items: Candidates (N, K), `NOTHING` at padding.
+    Of users (N,) and candidates (N, K), `NOTHING` at padding, by the training samples.
     """
     size = int(max(train.items.max(initial=0), items.max(initial=0))) + 1
     counts = np.bincount(train.items, minlength=size)

@@ -27,6 +27,7 @@ UNIT_ROWS: Final = 262_144
 
 PackedSamples = npt.NDArray[np.int32]
 """User, item, position and label of N samples, (N, 4): 16 bytes each, one row to move."""
+LABEL_COLUMN: Final = 3
 
 Pieces = Ints
 """Stretches of rows: number of the file, row group, first row in it, row after the last, (P, 4)."""

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,6 @@ from reki_ray.config import RekiConfig, TrainConfig
 from reki_ray.core.ray_cluster import ray_session
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
-from reki_ray.schema import ITEM_ID, LABEL, POSITION, USER_ID
 from reki_ray.training.batches import BatchBuilder, Prepared, WorkerShard
 from reki_ray.training.dataset import Dataset, Ids, TrainSummary, read_dataset
 from reki_ray.training.sample_files import (
@@ -36,13 +35,13 @@ from reki_ray.training.sample_files import (
     unpack,
 )
 
-_COLUMNS: Final = (USER_ID, ITEM_ID, POSITION, LABEL)
+_ROWS: Final = "rows"
 _AHEAD_BYTES: Final = 64 * 2**20
 """Object store that a pipeline may fill with samples not taken yet."""
 
 _ERROR: Final = "error"
 
-Columns = dict[str, npt.NDArray[np.generic]]
+Columns = dict[str, npt.NDArray[Any]]
 Process = Callable[[PackedSamples], Columns]
 
 
@@ -72,7 +71,7 @@ class StreamedSamples:
     def epoch(self, share: WorkerShard) -> Iterator[Prepared]:
         """Batches of a share in random order."""
         pieces = self._stream.files.pieces(share)
-        chunks = _packed(_pipeline(self._stream, pieces, _columns))
+        chunks = (part[_ROWS] for part in _pipeline(self._stream, pieces, _as_column))
         seed = [share.seed, share.epoch, share.rank]
         for batch in shuffled_batches(chunks, share.batch_size, self._buffer, seed):
             yield self._builder.prepare(unpack(batch))
@@ -172,13 +171,8 @@ def _read_unit(
         return {_ERROR: np.array([json.dumps(content)])}
 
 
-def _columns(packed: PackedSamples) -> Columns:
-    return dict(zip(_COLUMNS, packed.T, strict=True))
-
-
-def _packed(parts: Iterator[Columns]) -> Iterator[PackedSamples]:
-    for part in parts:
-        yield np.stack([part[name] for name in _COLUMNS], axis=1)
+def _as_column(packed: PackedSamples) -> Columns:
+    return {_ROWS: packed}
 
 
 _LAST, _DIGEST = 2, 3

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -40,11 +39,11 @@ def choose_reranker(config: RekiConfig, workspace: Workspace, arm: Arm) -> Run |
             where="publish.reranker",
             todo="Lower train.rerank.learning_rate and train again, or set it to auto or none.",
         )
-    return best[0] if best else None
+    return best
 
 
-def _best(config: RekiConfig, workspace: Workspace, models: list[Run]) -> tuple[Run, float] | None:
-    """Best seed of the model with the best mean over seeds, and its quality on validation.
+def _best(config: RekiConfig, workspace: Workspace, models: list[Run]) -> Run | None:
+    """Best seed of the model with the best mean over seeds on validation.
 
     Runs that diverged do not count; None if all did.
     """
@@ -58,17 +57,7 @@ def _best(config: RekiConfig, workspace: Workspace, models: list[Run]) -> tuple[
     if not groups:
         return None
     best = max(groups, key=lambda group: np.mean([value for _, value in group]))
-    return min(best, key=lambda scored: (-scored[1], scored[0].seed))
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A finished training run and its validation `quality`."""
-
-    arm: Arm
-    seed: int
-    folder: Path
-    quality: float
+    return min(best, key=lambda scored: (-scored[1], scored[0].seed))[0]
 
 
 def check(config: RekiConfig) -> None:
@@ -88,7 +77,7 @@ def with_arm(config: RekiConfig, arm: Arm) -> RekiConfig:
     return config.model_copy(update={"publish": publish})
 
 
-def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
+def choose_run(config: RekiConfig, workspace: Workspace) -> Run:
     """The run to serve: best backbone and arm by mean validation AUC, then their best seed.
 
     With a single label in the validation samples, the log-loss replaces the AUC. The test split is
@@ -106,8 +95,7 @@ def choose_run(config: RekiConfig, workspace: Workspace) -> TrainedRun:
             where="publish.arm",
             todo="Lower train.learning_rate and train again, or name another arm.",
         )
-    run, value = best
-    return TrainedRun(run.arm, run.seed, workspace.local_path(run.folder), value)
+    return best
 
 
 def _servable(config: RekiConfig) -> list[Arm]:

@@ -30,8 +30,7 @@ from reki_ray.training.arms import ARMS, Representations, permute
 from reki_ray.training.batches import BatchBuilder, EncodedDataset, TrainSamples, encode_dataset
 from reki_ray.training.checkpoint import Epoch, RunState, read_state, write_state
 from reki_ray.training.dataset import Dataset, Samples
-from reki_ray.training.loop import Splits, Trainer, Workers
-from reki_ray.training.objectives import CLICKS, LISTS
+from reki_ray.training.loop import Trainer, Workers
 from reki_ray.training.precision import EMULATED, emulates
 from reki_ray.training.rerank_lists import build_lists
 from reki_ray.training.runs import Run, finished, settings_of, write_diverged, write_run
@@ -262,15 +261,7 @@ def new_trainer(
     valid = batches["valid"]
     train: TrainSamples
     train = StreamedSamples(data.stream, valid, buffer) if data.stream else batches["train"]
-    trainer = Trainer(
-        bundle.model.to(device),
-        Splits(train, valid),
-        config,
-        seed=run.seed,
-        fingerprint=run.fingerprint,
-        workers=workers,
-        objective=LISTS if run.reranks else CLICKS,
-    )
+    trainer = Trainer(bundle.model.to(device), train, valid, config, run, workers)
     return trainer, bundle
 
 

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from reki_ray.config import Domain, TrainConfig
 from reki_ray.core.formats import counted
+from reki_ray.core.imports import require
 from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import cause_of, last_line
 from reki_ray.core.workspace import Workspace
@@ -38,14 +39,7 @@ def require_optuna() -> None:
     Raises:
         ConfigError: It is not installed.
     """
-    try:
-        import optuna  # an extra, and not needed to import reki_ray
-    except ImportError as error:
-        raise ConfigError(
-            "reki tune needs the package optuna, which is not installed",
-            where="the extra tune of reki-ray",
-            todo="Install it: pip install 'reki-ray[tune]'.",
-        ) from error
+    optuna = require("optuna", "reki tune")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our progress shows each trial
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
@@ -69,7 +63,7 @@ class Study(Searcher):
     """
 
     def __init__(self, search: Search, workspace: Workspace, folder: Path) -> None:
-        import optuna  # as above
+        import optuna  # an extra, and not needed to import reki_ray
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         super().__init__(metric=QUALITY, mode="max")

@@ -18,8 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from reki_ray.config import AdapterSettings
 from reki_ray.schema import Side
-from reki_ray.store.export import export_side, open_vectors
-from reki_ray.store.kv import KeyedVectors
+from reki_ray.store.kv import KeyedVectors, export_side, open_vectors
 from reki_ray.store.vectors import DType, VectorTable, write_vectors
 
 Array = npt.NDArray[np.float32]

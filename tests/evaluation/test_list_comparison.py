@@ -98,7 +98,7 @@ def test_the_same_seed_trains_the_same_reranker(filled: Workspace, dataset: Data
         trained.run(ignore)
     losses = [[epoch.loss for epoch in trained.epochs] for trained, _ in (one, two)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    scores = [predict(b.model, t._splits.valid, objective=LISTS) for t, b in (one, two)]
+    scores = [predict(b.model, t._valid, objective=LISTS) for t, b in (one, two)]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-3)
 
 
@@ -166,7 +166,7 @@ def test_predictions_of_several_workers_come_in_the_order_of_the_lists(
             return [values, self.other]
 
     trained, bundle = trainer(filled, dataset)
-    batches = trained._splits.valid
+    batches = trained._valid
     whole = predict(bundle.model, batches, objective=LISTS)
     assert whole.shape == (len(batches), CONFIG.rerank.list_size)
     assert len(whole) > 2

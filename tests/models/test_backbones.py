@@ -11,9 +11,9 @@ from torch import nn
 from reki_ray.config import NetworkConfig, TrainConfig
 from reki_ray.config.network import BACKBONES as NAMES
 from reki_ray.errors import ConfigError
-from reki_ray.models.backbones import BackboneInputs, Output
+from reki_ray.models.backbones import BACKBONES, BackboneInputs, Output
 from reki_ray.models.backbones.layers import Dice
-from reki_ray.models.registry import BACKBONES, build_backbone
+from reki_ray.models.registry import build_backbone
 from reki_ray.training.runs import Run
 from tests.support.backbone_inputs import CONFIG, FIELDS, LENGTH, SIZE, Q, inputs, rows
 

@@ -13,11 +13,11 @@ from reki_ray.config import GateConfig, HeinConfig
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import ModelBundle, Origin
-from reki_ray.models.base_model import Architecture
-from reki_ray.models.ctr_model import CTRModel, ModelBatch
+from reki_ray.models.backbones import BACKBONES, BackboneInputs
+from reki_ray.models.base_model import Architecture, History, ModelBatch
+from reki_ray.models.ctr_model import CTRModel
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.hein import HEIN
-from reki_ray.models.registry import BACKBONES
 from tests.support.backbone_inputs import CONFIG, LENGTH, Q
 from tests.support.model_batch import model_batch, model_features
 
@@ -113,7 +113,17 @@ def test_gate_turns_knowledge_down_where_the_id_is_well_known(
     torch.testing.assert_close(items.gates, torch.tensor(expected))
     mask = torch.tensor([[True] * LENGTH, [False] * LENGTH, [True, True] + [False] * (LENGTH - 2)])
     targets = torch.tensor([ids.index("m0"), ids.index("m1"), ids.index("never seen")])
-    gated = model._gated(torch.ones(3, 2, Q), mask, items.gates[targets])
+    seen: list[BackboneInputs] = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.output(
+        items=items,
+        targets=targets,
+        history=History(mask.int(), mask.int(), mask.int()),
+        profile=model.profile(given.user_attributes, given.distinct_users)[:1].expand(3, -1, -1),
+        h_users=torch.ones(3, Q),
+        h_items=torch.ones(3, Q),
+    )
+    gated = seen[0].augmented
     assert gated is not None
     both = [[2 / (2 + LENGTH), 3 / 9], [1.0, 0.5], [0.5, 1.0]]
     torch.testing.assert_close(gated[:, :, 0], torch.tensor(both))

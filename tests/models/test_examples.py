@@ -17,9 +17,10 @@ from torch import nn
 
 from reki_ray import models
 from reki_ray.config import HeinConfig, NetworkConfig, RerankNetworkConfig
+from reki_ray.models.backbones import BACKBONES
 from reki_ray.models.base_model import EmbeddedModel
 from reki_ray.models.hein import HEIN, Adaptor
-from reki_ray.models.registry import BACKBONES, RERANKERS
+from reki_ray.models.rerankers import RERANKERS
 
 MOST_ARGUMENTS = 7
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from reki_ray.models.embeddings import AttributeEmbedding, ItemEmbedding, RatingEmbedding
+from reki_ray.models.embeddings import AttributeEmbedding, ItemEmbedding, row_embedding
 from reki_ray.models.features import (
     GAP_BOUNDS,
     GAP_ROWS,
@@ -195,7 +195,7 @@ def test_an_unseen_value_is_as_an_absent_one(
 
 
 def test_rows_that_training_cannot_reach_start_as_nothing() -> None:
-    assert not RatingEmbedding(KNOWN.rating_rows, 4).weight[UNKNOWN].any()
+    assert not row_embedding(KNOWN.rating_rows, 4, UNKNOWN).weight[UNKNOWN].any()
     assert not ItemEmbedding(KNOWN.item_rows, ROWS, 4).ids.weight[UNKNOWN].any()
     assert ItemEmbedding(KNOWN.item_rows, ROWS, 4, 0.1).ids.weight[UNKNOWN].any()  # it is trained
 

@@ -15,12 +15,11 @@ from reki_ray.config import GateConfig, HeinConfig
 from reki_ray.errors import StoreError
 from reki_ray.models import artifact as bundles
 from reki_ray.models.artifact import Origin, RerankBundle
-from reki_ray.models.base_model import KnowledgeVectors
-from reki_ray.models.ctr_model import ModelBatch
+from reki_ray.models.base_model import KnowledgeVectors, ModelBatch
 from reki_ray.models.features import FeatureSpace
 from reki_ray.models.hein import HEIN
-from reki_ray.models.registry import RERANKERS
 from reki_ray.models.rerank_model import RerankArchitecture, RerankModel
+from reki_ray.models.rerankers import RERANKERS
 from tests.support.model_batch import model_batch, model_features
 from tests.support.reranker_inputs import CANDIDATES, LENGTH, SIZES, Q
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reki_ray.models.rerankers.dlcm import DLCM
+from reki_ray.models.inputs import InputDims
 from reki_ray.models.rerankers.layers import (
     Attention,
     AttentionBlock,
@@ -16,10 +16,8 @@ from reki_ray.models.rerankers.layers import (
     MaskedReader,
     masked_softmax,
 )
+from reki_ray.models.rerankers.listwise import DLCM, PRM, InducedBlock
 from reki_ray.models.rerankers.mir import MIR, Decay, SLAttention
-from reki_ray.models.rerankers.prm import PRM
-from reki_ray.models.rerankers.protocol import InputDims
-from reki_ray.models.rerankers.setrank import InducedBlock
 from tests.support.reranker_inputs import CANDIDATES, FIELDS, LENGTH, SIZE, Q, inputs, whole
 
 B, D, HEADS, FEED_FORWARD = 4, 12, 2, 10

@@ -10,8 +10,8 @@ from torch import nn
 
 from reki_ray.config import RerankConfig, TrainConfig, rerank
 from reki_ray.errors import ConfigError
-from reki_ray.models.registry import RERANKERS, build_reranker
-from reki_ray.models.rerankers import RerankerSizes, RerankInputs
+from reki_ray.models.registry import build_reranker
+from reki_ray.models.rerankers import RERANKERS, RerankerSizes, RerankInputs
 from reki_ray.training.objectives import LISTS
 from reki_ray.training.runs import planned
 from tests.support.reranker_inputs import (

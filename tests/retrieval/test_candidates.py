@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from reki_ray.errors import StoreError
 from reki_ray.retrieval import files
 from reki_ray.retrieval.candidates import Candidates, NewItems
+from reki_ray.retrieval.index import Vectors
 from reki_ray.schema import INTERACTIONS_SCHEMA
 
 ITEMS = [f"m{number}" for number in range(60)]
@@ -23,11 +24,11 @@ COUNTS = np.array([60 - number for number in range(60)], dtype=np.int64)
 SEEN = {"reader": ITEMS[:25], "all": ITEMS, "ü": ["m3"]}
 
 
-def vectors() -> files.Vectors:
+def vectors() -> Vectors:
     """Every fifteenth item points into the same direction."""
     found = np.eye(DIMENSION, dtype=np.float32)[np.arange(60) % DIMENSION]
     found += np.random.default_rng(0).normal(size=found.shape).astype(np.float32) * 0.05
-    unit: files.Vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
+    unit: Vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
     return unit
 
 

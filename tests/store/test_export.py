@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -23,8 +22,16 @@ from hypothesis import strategies as st
 from reki_ray.config import AdapterSettings
 from reki_ray.errors import ConfigError, StoreError
 from reki_ray.models.candidate_scorer import UserInput
-from reki_ray.store.export import export_side, open_vectors
-from reki_ray.store.kv import Meta, ServedVectors, VectorsLostError, key_of, meta_key, prefix_of
+from reki_ray.store.kv import (
+    Meta,
+    ServedVectors,
+    VectorsLostError,
+    export_side,
+    key_of,
+    meta_key,
+    open_vectors,
+    prefix_of,
+)
 from reki_ray.store.vectors import SOURCES, VectorTable, write_vectors
 from reki_ray.store.version import export_vectors
 from reki_ray.store.versions import VersionStore
@@ -199,8 +206,8 @@ def test_a_wrong_address_and_a_missing_package_are_mistakes_of_configuration(
         export_side(settings, 1, "users", table, "manifest")
     with pytest.raises(ValueError, match="needs url"):
         AdapterSettings(kind="redis")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match="not installed"):
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(ConfigError, match=r"vectors.kind needs redis, which is not installed"):
         open_vectors(settings, 1, "users", table, "manifest")
 
 

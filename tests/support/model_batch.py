@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from reki_ray.models.base_model import History, KnowledgeVectors
-from reki_ray.models.ctr_model import ModelBatch
+from reki_ray.models.base_model import History, KnowledgeVectors, ModelBatch
 from reki_ray.models.features import GAP_ROWS, FeatureSpace
 from tests.support.backbone_inputs import LENGTH
 

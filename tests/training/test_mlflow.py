@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def test_a_server_that_fails_is_a_warning(nowhere: str, caplog: pytest.LogCaptur
 def test_a_missing_package_is_told_before_any_stage_begins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
     check(config_of(None))
     config = config_of("http://127.0.0.1:9").model_copy(update={"workspace": str(tmp_path)})
     with pytest.raises(ConfigError, match=r"reki-ray\[mlflow\]"):

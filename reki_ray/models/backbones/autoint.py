@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.backbones.layers import MLP, stack_fields
-from reki_ray.models.backbones.protocol import BackboneInputs, Output
+from reki_ray.models.inputs import BackboneInputs, Output
 
 
 class InteractingLayer(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.backbones.layers import DiceHead
-from reki_ray.models.backbones.protocol import BackboneInputs, Output
+from reki_ray.models.inputs import BackboneInputs, Output
 
 
 class AUGRU(nn.Module):
@@ -50,9 +50,6 @@ class DIEN(nn.Module):
     L_aux teaches a state the next interaction e_t+1 against n_t+1, which the paper samples from
     all items; here it is another user's interaction at that place of the batch. The MLP takes
     [profile, target, interest, target * interest, h_u, h_i].
-
-    Args:
-        augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
 
     Example::
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.backbones.layers import Dice, DiceHead
-from reki_ray.models.backbones.protocol import BackboneInputs, Output
+from reki_ray.models.inputs import BackboneInputs, Output
 
 
 class TargetAttention(nn.Module):
@@ -55,9 +55,6 @@ class TargetAttention(nn.Module):
 
 class DIN(nn.Module):
     """Target attention and an MLP on [profile, target, interest, target * interest, h_u, h_i].
-
-    Args:
-        augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
 
     Example::
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from reki_ray.models.backbones.autoint import InteractingLayer
 from reki_ray.models.backbones.layers import stack_fields
-from reki_ray.models.backbones.protocol import BackboneInputs, Output
+from reki_ray.models.inputs import BackboneInputs, Output
 
 
 class FieldGraph(nn.Module):

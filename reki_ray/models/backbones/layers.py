@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from reki_ray.models.backbones.protocol import BackboneInputs
+from reki_ray.models.inputs import BackboneInputs
 
 
 class Dice(nn.Module):
@@ -71,7 +71,7 @@ class DiceHead(nn.Module):
     network equals the one without knowledge.
 
     Args:
-        augmented_dim: Length q of an augmented vector; 0 builds the network without knowledge.
+        augmented_dim: Length q of h_u and h_i; 0 builds the network without knowledge.
 
     Example::
 

@@ -1,18 +1,17 @@
 """Rerankers that knowledge is infused into."""
 
-from reki_ray.models.rerankers.dlcm import DLCM
-from reki_ray.models.rerankers.mir import MIR
-from reki_ray.models.rerankers.prm import PRM
-from reki_ray.models.rerankers.protocol import InputDims, Reranker, RerankerSizes, RerankInputs
-from reki_ray.models.rerankers.setrank import SetRank
+from collections.abc import Mapping
+from types import MappingProxyType
 
-__all__ = [
-    "DLCM",
-    "MIR",
-    "PRM",
-    "InputDims",
-    "RerankInputs",
-    "Reranker",
-    "RerankerSizes",
-    "SetRank",
-]
+from torch import nn
+
+from reki_ray.models.inputs import RerankerSizes, RerankInputs
+from reki_ray.models.rerankers.listwise import DLCM, PRM, SetRank
+from reki_ray.models.rerankers.mir import MIR
+
+__all__ = ["RERANKERS", "RerankInputs", "RerankerSizes"]
+
+RERANKERS: Mapping[str, type[nn.Module]] = MappingProxyType(
+    {"dlcm": DLCM, "prm": PRM, "setrank": SetRank, "mir": MIR}
+)
+"""Rerankers that `train.rerankers` may name without an import path."""

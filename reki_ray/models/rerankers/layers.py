@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
+from reki_ray.models.inputs import InputDims, RerankInputs
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
@@ -86,8 +86,9 @@ class CandidateEncoder(nn.Module):
         s_k = sum_l softmax_l(t_k W e_l / sqrt(E)) e_l          interest of the history e in t_k
         x_k = W_2 relu(W_1 [t_k, s_k, t_k * s_k, profile] + b_1 + V [h_u, h_i]) + b_2
 
-    It makes the rerankers comparable: each gets the candidate, the profile, the history and the
-    knowledge through it, and sees the user without knowledge too. Augmented vectors enter through
+    In place of the published features of a document for a query, it makes the rerankers comparable:
+    each gets the candidate, the profile, the history and the knowledge through it, and sees the
+    user without knowledge too. Augmented vectors enter through
     separate weights without bias: with zeros the network equals the one without knowledge.
 
     Args:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from reki_ray.models.backbones.layers import MLP
+from reki_ray.models.inputs import InputDims, RerankInputs
 from reki_ray.models.rerankers.layers import (
     Attention,
     CandidateEncoder,
     MaskedReader,
     masked_softmax,
 )
-from reki_ray.models.rerankers.protocol import InputDims, RerankInputs
 
 
 class Decay(nn.Module):
@@ -86,10 +86,7 @@ class SLAttention(nn.Module):
     def forward(self, s: Tensor, g: Tensor, decay: Tensor, inputs: RerankInputs) -> Tensor:
         """[v_k, q_k] of every candidate (B, K, of_set + of_list).
 
-        Args:
-            s: Candidates (B, K, of_set).
-            g: History (B, L, of_list).
-            decay: Factors of the history (B, L).
+        Of candidates s (B, K, of_set), history g (B, L, of_list) and its decay (B, L).
         """
         raw = g @ self.affinity(s).transpose(1, 2)  # (B, L, K)
         raw = raw + inputs.history @ self.feature_affinity(inputs.candidates).transpose(1, 2)

@@ -1,13 +1,51 @@
-"""Sizes, inputs and outputs of every reranker."""
+"""What backbones and rerankers take and give, and the sizes that they are built of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from torch import Tensor
 
 from reki_ray.config import NetworkConfig, RerankNetworkConfig
+
+
+@dataclass(frozen=True)
+class BackboneInputs:
+    """Embedded features of B samples, which a backbone maps to an `Output`.
+
+    After training, a sample's logit depends on nothing else in the batch.
+
+    Args:
+        users: Profile fields (B, F, E); F is 0 for a model without profile.
+        target: Item to score (B, E).
+        history: Past interactions, oldest first (B, L, E), zeros at padding.
+        mask: True at real past interactions (B, L).
+        augmented: Augmented vectors of user and item (B, 2, q); None without knowledge.
+
+    Example::
+
+        inputs = BackboneInputs(
+            users=torch.randn(4, 2, 8),
+            target=torch.randn(4, 8),
+            history=torch.randn(4, 6, 8),
+            mask=torch.ones(4, 6, dtype=torch.bool),
+            augmented=torch.randn(4, 2, 8),
+        )
+    """
+
+    users: Tensor
+    target: Tensor
+    history: Tensor
+    mask: Tensor
+    augmented: Tensor | None
+
+
+class Output(NamedTuple):
+    """Logits (B,), of lists (B, K), and a scalar that training adds to its loss, if any."""
+
+    logits: Tensor
+    auxiliary: Tensor | None = None
 
 
 class InputDims(NamedTuple):
@@ -36,7 +74,10 @@ class RerankerSizes:
 
 @dataclass(frozen=True)
 class RerankInputs:
-    """Embedded features of B lists; each holds at least one candidate.
+    """Embedded features of B lists, which a reranker maps to logits (B, K), larger for better.
+
+    Each list holds at least one candidate; logits at padding are meaningless. After training, a
+    score depends on the user, the history, the knowledge and the real candidates of its own list.
 
     Args:
         users: Profile fields (B, F, E); F is 0 for a model without profile.
@@ -67,15 +108,3 @@ class RerankInputs:
     history_mask: Tensor
     augmented_user: Tensor | None
     augmented_items: Tensor | None
-
-
-class Reranker(Protocol):
-    """A network that scores the candidates of a list together.
-
-    After training, a score depends on the user, the history, the knowledge and the real
-    candidates of its own list; on neither padding nor other lists.
-    """
-
-    def __call__(self, inputs: RerankInputs) -> Tensor:
-        """Logits (B, K), larger for a better place; those at padding are meaningless."""
-        ...
