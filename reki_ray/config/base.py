@@ -13,11 +13,18 @@ OPERATIONAL: Final[dict[str, Any]] = {"operational": True}
 
 
 class Section(BaseModel):
-    """Immutable section, strict about unknown keys and about numbers."""
+    """Immutable section, strict about unknown keys and about numbers.
+
+    A field is described by `description` or, if that takes more than its line, by a docstring.
+    """
 
     # Errors must not quote the input: it may be a password.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     @model_validator(mode="before")

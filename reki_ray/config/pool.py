@@ -12,21 +12,12 @@ from reki_ray.config.base import OPERATIONAL, Section
 class ReplicaPool(Section):
     """Replicas of a model that share a queue of work units."""
 
-    min_replicas: int = Field(
-        1, ge=1, description="Replicas that always run.", json_schema_extra=OPERATIONAL
-    )
-    max_replicas: int = Field(
-        1,
-        ge=1,
-        description="Replicas that a growing queue may start, as the cluster allows.",
-        json_schema_extra=OPERATIONAL,
-    )
-    restarts: int = Field(
-        3,
-        ge=0,
-        description="Restarts of failed replicas without progress before the stage fails.",
-        json_schema_extra=OPERATIONAL,
-    )
+    min_replicas: int = Field(1, ge=1, json_schema_extra=OPERATIONAL)
+    """Replicas that always run."""
+    max_replicas: int = Field(1, ge=1, json_schema_extra=OPERATIONAL)
+    """Replicas that a growing queue may start, as the cluster allows."""
+    restarts: int = Field(3, ge=0, json_schema_extra=OPERATIONAL)
+    """Restarts of failed replicas without progress before the stage fails."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
