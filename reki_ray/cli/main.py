@@ -6,6 +6,7 @@ data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -13,7 +14,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -27,7 +28,11 @@ from reki_ray.config import Arm, load_config
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import set_environment
 from reki_ray.core.workspace import Workspace
+from reki_ray.errors import ConfigError
 from reki_ray.schema import SubjectKind
+
+BENCHMARKS: Final = ("accuracy", "cluster", "extract", "serve", "train")
+"""Benchmarks, each a module of the same name in `benchmarks/`."""
 
 
 class _Commands(TyperGroup):
@@ -271,6 +276,20 @@ def run_benchmark(
     name: Annotated[str, typer.Argument(help="Name of the benchmark, as extract.")],
 ) -> None:
     """Run a benchmark of the checkout; its own options follow its name."""
-    from reki_ray.cli import bench  # only a checkout has benchmarks
-
-    show(str(bench.run(name, context.args)), None, as_json=False)
+    if name not in BENCHMARKS:
+        raise ConfigError(
+            f"there is no benchmark {name!r}",
+            where="command line",
+            todo=f"The benchmarks are {', '.join(BENCHMARKS)}.",
+        )
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / f"{name}.py").is_file():
+        raise ConfigError(
+            "the benchmarks are not part of an installed wheel",
+            where=str(root),
+            todo="Clone the repository and run `make bench` there.",
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    results = importlib.import_module(f"benchmarks.{name}").run(context.args)
+    show(str(results), None, as_json=False)

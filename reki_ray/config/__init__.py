@@ -42,12 +42,12 @@ from reki_ray.config.ingest import (
 from reki_ray.config.keys import describe_problems
 from reki_ray.config.network import Backbone, GateConfig, HeinConfig, HeinScaling, NetworkConfig
 from reki_ray.config.rerank import RerankConfig, Reranker, RerankNetworkConfig
-from reki_ray.config.retrieval import RetrievalConfig
 from reki_ray.config.serve import (
     AdapterSettings,
     EventRule,
     PublishConfig,
     RefreshConfig,
+    RetrievalConfig,
     ServeConfig,
     StoreConfig,
 )

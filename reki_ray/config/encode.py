@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from reki_ray.config.base import OPERATIONAL
-from reki_ray.config.pool import ReplicaPool
+from reki_ray.config.base import OPERATIONAL, ReplicaPool
 
 
 class EncodeConfig(ReplicaPool):

@@ -7,8 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from reki_ray.config.base import OPERATIONAL, Section
-from reki_ray.config.pool import ReplicaPool
+from reki_ray.config.base import OPERATIONAL, ReplicaPool, Section
 
 
 class PromptsConfig(Section):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from reki_ray.config.base import Section
-from reki_ray.config.names import named_or_imported
 
 HeinScaling = Literal["length", "standardise", "whiten", "principal"]
 """What representations go through before HEIN."""
@@ -48,6 +48,22 @@ class HeinConfig(Section):
                 "0, or take kind hein or mixture"
             )
         return self
+
+
+def named_or_imported(kind: str, known: Collection[str], name: str) -> str:
+    """Check that a name of some kind is known, or an import path `package.module:Name`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    module, _, attribute = name.partition(":")
+    imported = attribute.isidentifier() and all(map(str.isidentifier, module.split(".")))
+    if name not in known and not imported:
+        raise ValueError(
+            f"{name!r} is not a {kind}: name one of {', '.join(known)}, or your own class as "
+            "package.module:Name"
+        )
+    return name
 
 
 BACKBONES: Final = (

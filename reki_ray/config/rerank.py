@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, model_validator
 
 from reki_ray.config.base import Section
-from reki_ray.config.names import named_or_imported
+from reki_ray.config.network import named_or_imported
 
 RERANKERS: Final = ("dlcm", "prm", "setrank", "mir")
 
