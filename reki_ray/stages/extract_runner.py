@@ -54,9 +54,7 @@ class ExtractRunner:
     """Answers all pending prompts of a plan.
 
     Args:
-        workspace: Holds plan and answer cache.
         attempt_id: From `work_units.begin`.
-        stats: Counts finished prompts.
     """
 
     def __init__(

@@ -108,10 +108,7 @@ class Study(Searcher):
         self._tried = {_key(trial.settings) for trial in search.tried}
 
     def start(self, trial_id: str, settings: Settings | None = None) -> Settings | None:
-        """Start a trial.
-
-        Args:
-            settings: What to try, inside the space or not; None samples new settings.
+        """Start a trial of these settings, inside the space or not, or of sampled ones.
 
         Returns:
             The settings to try; None once the space is searched.
