@@ -99,8 +99,7 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
         if last is not None and (last.base, last.batches) == (base, inbox.batches()):
             reporter.say(f"update: nothing new since version v{last.version}")
             return last.model_copy(update={"changed": False})
-        done = _round(config, workspace, live, last, base, reporter)
-        done = done.model_copy(update={"quarantined": quarantined})
+        done = _round(config, workspace, live, last, base, quarantined, reporter)
         live.write_json(_ROUND, done.model_dump(mode="json"))
         for folder in live.local_path().iterdir():
             if folder.name.isdecimal() and int(folder.name) != done.number:
@@ -138,6 +137,7 @@ def _round(
     live: Workspace,
     last: Update | None,
     base: str,
+    quarantined: int,
     reporter: Reporter,
 ) -> Update:
     # A round over an earlier training is not a start for the next one.
@@ -167,7 +167,7 @@ def _round(
         base=base,
         batches=batches,
         events=merged.events,
-        quarantined=0,
+        quarantined=quarantined,
         prompts=extracted["prompts"],
         prompts_asked=extracted["prompts_asked"],
         dead=extracted["dead"],
