@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from reki_ray.cli import experiments, serve, stages, status
+from reki_ray.cli import serve, stages, status
 from reki_ray.cli.failures import explain
 from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, names, open_run, show
 from reki_ray.cli.views import health, published
@@ -64,7 +64,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _part in (stages, serve, experiments):
+for _part in (stages, serve):
     app.add_typer(_part.app)  # without a name: adds its commands, not a group
 
 
