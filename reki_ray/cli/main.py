@@ -111,7 +111,15 @@ def show_status(
     as_json: JsonOption = False,
 ) -> None:
     """Show the progress of a running or finished workspace."""
-    state = status.read(Workspace(status.workspace_root(config, workspace)))
+    if workspace is None:
+        if config is None:
+            raise ConfigError(
+                "no workspace is named",
+                where="command line",
+                todo="Give --workspace DIR or --config FILE.",
+            )
+        workspace = load_config(config).root
+    state = status.read(Workspace(workspace))
     show(health.status_view(state), state, as_json=as_json)
 
 
