@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,24 +31,6 @@ _ATTEMPTS: Final = 200
 """Known suggestions in a row after which the space counts as searched."""
 
 
-def require_optuna() -> None:
-    """Check that Optuna is installed, and silence its logging.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        import optuna  # an extra, and not needed to import reki_ray
-    except ImportError as error:
-        raise ConfigError(
-            "reki tune needs the package optuna, which is not installed",
-            where="the extra tune of reki-ray",
-            todo="Install it: pip install 'reki-ray[tune]'.",
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our progress shows each trial
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-
-
 class Study(Searcher):
     """An Optuna study of a search; every trial is in the workspace as soon as it ends.
 
@@ -69,7 +50,7 @@ class Study(Searcher):
     """
 
     def __init__(self, search: Search, workspace: Workspace, folder: Path) -> None:
-        import optuna  # as above
+        import optuna  # an extra, and not needed to import reki_ray
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         super().__init__(metric=QUALITY, mode="max")
