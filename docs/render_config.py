@@ -47,8 +47,8 @@ def _section(model: type[BaseModel], path: str) -> str:
         if _models(field.annotation):
             continue
         default = "required" if field.is_required() else _code(field.default)
-        text = (field.description or "Selects this form of the section.").replace("|", "\\|")
-        rows.append(f"| `{name}` | {default} | {text} |\n")
+        meaning = (field.description or "Selects this form of the section.").replace("|", "\\|")
+        rows.append(f"| `{name}` | {default} | {' '.join(meaning.split())} |\n")
     summary = (model.__doc__ or "").strip().splitlines()[0]
     title = f"## `{path}`: {summary}" if path else f"## Top level: {summary}"
     return f"\n{title}\n\n| key | default | meaning |\n|---|---|---|\n{''.join(rows)}"

@@ -7,7 +7,8 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -48,26 +49,22 @@ class Finding(BaseModel):
 
 def examine(*, cluster: bool) -> list[Finding]:
     """Run all checks; `cluster` also joins the running Ray cluster."""
-    findings = list(_local_findings())
+    checks: dict[str, Callable[[], str]] = {
+        "python": _python,
+        "machine": _machine,
+        "disk": _disk,
+        **{name: partial(_own_package, name) for name in _OUR_PACKAGES},
+        **{name: partial(_library, name) for name in _LIBRARIES},
+        "torch extras": _torch_extras,
+    }
     if cluster:
-        findings.append(_guard("cluster", _cluster))
-    return findings
+        checks["cluster"] = _cluster
+    return [_guard(check, run) for check, run in checks.items()]
 
 
 def exit_code(findings: list[Finding]) -> int:
     """Exit code of the first failed check; 0 if all passed."""
     return next((f.exit_code for f in findings if not f.ok), 0)
-
-
-def _local_findings() -> Iterator[Finding]:
-    yield _guard("python", _python)
-    yield _guard("machine", _machine)
-    yield _guard("disk", _disk)
-    for name in _OUR_PACKAGES:
-        yield _guard(name, lambda name=name: _own_package(name))  # type: ignore[misc]
-    for name in _LIBRARIES:
-        yield _guard(name, lambda name=name: _library(name))  # type: ignore[misc]
-    yield _guard("torch extras", _torch_extras)
 
 
 def _guard(check: str, run: Callable[[], str]) -> Finding:

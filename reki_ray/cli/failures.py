@@ -20,12 +20,6 @@ from reki_ray.core.ray_cluster import cause_of, causes
 from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
 
 _OURS: Final = ("reki_ray", "actors", "deployments", "benchmarks")
-_WRONG_PATH: Final = (
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENAMETOOLONG, errno.ELOOP),
-)
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MOST_CHARS: Final = 400
 """Longest message of a foreign error: some quote whole tables."""
 
@@ -102,6 +96,31 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], type[RekiError], str, str], ...]] = (
     ),
 )
 
+_SYSTEM_KINDS: Final[tuple[tuple[tuple[int, ...], type[RekiError], str, str], ...]] = (
+    (
+        (errno.ENOSPC, errno.EDQUOT),
+        EngineError,
+        "the disk is full",
+        "Free some space and run again; finished work is kept.",
+    ),
+    (
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        EngineError,
+        "no access",
+        "Allow reki-ray to read and write there, or name another place: the workspace by "
+        "--workspace, other files in the configuration.",
+    ),
+    (
+        (
+            *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+            *(errno.ENAMETOOLONG, errno.ELOOP),
+        ),
+        ConfigError,
+        "a path is wrong",
+        "Correct the path: the workspace by --workspace, other files in the configuration.",
+    ),
+)
+
 
 def explain(error: Exception) -> RekiError:
     """Explain an exception so that a user can act on it; exit code 1 if its kind is unknown."""
@@ -143,26 +162,9 @@ def _explain_system(error: OSError) -> RekiError:
             where=where,
             todo="Check that the other side is up and can be reached, and run again.",
         )
-    if error.errno in _NO_SPACE:
-        return EngineError(
-            f"the disk is full: {message}",
-            where=where,
-            todo="Free some space and run again; finished work is kept.",
-        )
-    if error.errno in _NOT_WRITABLE:
-        return EngineError(
-            f"no access: {message}",
-            where=where,
-            todo="Allow reki-ray to read and write there, or name another place: the workspace by "
-            "--workspace, other files in the configuration.",
-        )
-    if error.errno in _WRONG_PATH:
-        return ConfigError(
-            f"a path is wrong: {message}",
-            where=where,
-            todo="Correct the path: the workspace by --workspace, other files in the "
-            "configuration.",
-        )
+    for numbers, kind, what, todo in _SYSTEM_KINDS:
+        if error.errno in numbers:
+            return kind(f"{what}: {message}", where=where, todo=todo)
     return EngineError(
         f"an operation of the system failed: {message}",
         where=where,

@@ -6,6 +6,7 @@ data beyond the threshold, 4 engine or cluster unavailable, 130 interrupted.
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -13,13 +14,13 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from reki_ray.cli import experiments, serve, stages, status
+from reki_ray.cli import serve, stages, status
 from reki_ray.cli.failures import explain
 from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, names, open_run, show
 from reki_ray.cli.views import health, published
@@ -27,7 +28,11 @@ from reki_ray.config import Arm, load_config
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import set_environment
 from reki_ray.core.workspace import Workspace
+from reki_ray.errors import ConfigError
 from reki_ray.schema import SubjectKind
+
+BENCHMARKS: Final = ("accuracy", "cluster", "extract", "serve", "train")
+"""Benchmarks, each a module of the same name in `benchmarks/`."""
 
 
 class _Commands(TyperGroup):
@@ -59,7 +64,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _part in (stages, serve, experiments):
+for _part in (stages, serve):
     app.add_typer(_part.app)  # without a name: adds its commands, not a group
 
 
@@ -106,7 +111,15 @@ def show_status(
     as_json: JsonOption = False,
 ) -> None:
     """Show the progress of a running or finished workspace."""
-    state = status.read(Workspace(status.workspace_root(config, workspace)))
+    if workspace is None:
+        if config is None:
+            raise ConfigError(
+                "no workspace is named",
+                where="command line",
+                todo="Give --workspace DIR or --config FILE.",
+            )
+        workspace = load_config(config).root
+    state = status.read(Workspace(workspace))
     show(health.status_view(state), state, as_json=as_json)
 
 
@@ -271,6 +284,20 @@ def run_benchmark(
     name: Annotated[str, typer.Argument(help="Name of the benchmark, as extract.")],
 ) -> None:
     """Run a benchmark of the checkout; its own options follow its name."""
-    from reki_ray.cli import bench  # only a checkout has benchmarks
-
-    show(str(bench.run(name, context.args)), None, as_json=False)
+    if name not in BENCHMARKS:
+        raise ConfigError(
+            f"there is no benchmark {name!r}",
+            where="command line",
+            todo=f"The benchmarks are {', '.join(BENCHMARKS)}.",
+        )
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / f"{name}.py").is_file():
+        raise ConfigError(
+            "the benchmarks are not part of an installed wheel",
+            where=str(root),
+            todo="Clone the repository and run `make bench` there.",
+        )
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    results = importlib.import_module(f"benchmarks.{name}").run(context.args)
+    show(str(results), None, as_json=False)

@@ -44,13 +44,7 @@ def names(listed: str) -> list[str]:
 
 
 def show(rendered: Any, content: Any, *, as_json: bool) -> None:
-    """Print a result for people, or, as JSON, for programs.
-
-    Args:
-        rendered: Anything that Rich prints.
-        content: Pydantic models, or JSON-ready content.
-        as_json: Whether to print JSON.
-    """
+    """Print a result: by Rich for people, or its content, such as pydantic models, as JSON."""
     if as_json:
         sys.stdout.write(strict_json(to_jsonable_python(content), indent=2) + "\n")
     else:

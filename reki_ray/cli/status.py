@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import time
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from reki_ray.config import load_config
 from reki_ray.core.progress import HEARTBEAT, HEARTBEAT_SECONDS
 from reki_ray.core.stage import STAGE_NAMES
 from reki_ray.core.workspace import REPORT_HTML, Workspace
@@ -65,21 +63,6 @@ class Status(BaseModel):
     activity: Activity | None
     report: str | None = None
     """Path of the HTML report; null before the first."""
-
-
-def workspace_root(config: Path | None, workspace: str | None) -> str:
-    """Root of the workspace that either option names.
-
-    Raises:
-        ConfigError: Neither is given.
-    """
-    if workspace is not None:
-        return workspace
-    if config is not None:
-        return load_config(config).root
-    raise ConfigError(
-        "no workspace is named", where="command line", todo="Give --workspace DIR or --config FILE."
-    )
 
 
 def read(workspace: Workspace) -> Status:

@@ -42,12 +42,12 @@ from reki_ray.config.ingest import (
 from reki_ray.config.keys import describe_problems
 from reki_ray.config.network import Backbone, GateConfig, HeinConfig, HeinScaling, NetworkConfig
 from reki_ray.config.rerank import RerankConfig, Reranker, RerankNetworkConfig
-from reki_ray.config.retrieval import RetrievalConfig
 from reki_ray.config.serve import (
     AdapterSettings,
     EventRule,
     PublishConfig,
     RefreshConfig,
+    RetrievalConfig,
     ServeConfig,
     StoreConfig,
 )
@@ -108,11 +108,9 @@ __all__ = [
 class RayConfig(Section):
     """The Ray cluster that does the work."""
 
-    address: str = Field(
-        "",
-        description="local starts a cluster here; auto or an address joins a running one; empty "
-        "uses the variable RAY_ADDRESS, or local if that is not set.",
-    )
+    address: str = ""
+    """local starts a cluster here; auto or an address joins a running one; empty uses the variable
+    RAY_ADDRESS, or local if that is not set."""
     num_cpus: int | None = Field(None, ge=2, description="CPUs of a local cluster; null uses all.")
     object_store_mib: int = Field(1024, ge=128, description="Object store of a local cluster, MiB.")
 
@@ -121,9 +119,8 @@ class RekiConfig(Section):
     """One run, from raw data to a served model."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="Name of the run.")
-    workspace: str = Field(
-        "", description="Folder or URL of the run's tables; empty means runs/<name>."
-    )
+    workspace: str = ""
+    """Folder or URL of the run's tables; empty means runs/<name>."""
     data: DataConfig
     split: SplitConfig = SplitConfig()
     prompts: PromptsConfig = PromptsConfig()

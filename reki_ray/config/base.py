@@ -1,11 +1,11 @@
-"""Base class of the sections of the configuration."""
+"""Base classes of the sections of the configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 OPERATIONAL: Final[dict[str, Any]] = {"operational": True}
@@ -13,11 +13,18 @@ OPERATIONAL: Final[dict[str, Any]] = {"operational": True}
 
 
 class Section(BaseModel):
-    """Immutable section, strict about unknown keys and about numbers."""
+    """Immutable section, strict about unknown keys and about numbers.
+
+    A field is described by `description` or, if that takes more than its line, by a docstring.
+    """
 
     # Errors must not quote the input: it may be a password.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
     @model_validator(mode="before")
@@ -50,6 +57,23 @@ class Section(BaseModel):
             value = getattr(self, name)
             identity[name] = value.identity() if isinstance(value, Section) else content[name]
         return identity
+
+
+class ReplicaPool(Section):
+    """Replicas of a model that share a queue of work units."""
+
+    min_replicas: int = Field(1, ge=1, json_schema_extra=OPERATIONAL)
+    """Replicas that always run."""
+    max_replicas: int = Field(1, ge=1, json_schema_extra=OPERATIONAL)
+    """Replicas that a growing queue may start, as the cluster allows."""
+    restarts: int = Field(3, ge=0, json_schema_extra=OPERATIONAL)
+    """Restarts of failed replicas without progress before the stage fails."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas is below min_replicas")
+        return self
 
 
 def _types(annotation: Any) -> Iterator[Any]:

@@ -17,48 +17,31 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 class EdgeConfig(Section):
     """Access to the service: tokens, limits, request logs, tracing."""
 
-    token_env: str = Field(
-        "REKI_TOKEN",
-        pattern=_VARIABLE,
-        description="Environment variable with the bearer token; several, separated by commas, "
-        "are valid at the same time, for rotation.",
-    )
-    admin_token_env: str = Field(
-        "REKI_ADMIN_TOKEN",
-        pattern=_VARIABLE,
-        description="Environment variable with the token of /v1/admin; if unset, these calls are "
-        "refused.",
-    )
-    allow_anonymous: bool = Field(
-        False,
-        description="Answer callers without a token; only if serve.host is a loopback address. "
-        "/v1/admin always needs its token.",
-    )
-    rate_per_second: float | None = Field(
-        200.0, gt=0, description="Requests per second of one client on one replica; null: no limit."
-    )
-    rate_burst: int = Field(
-        1000, ge=1, description="Requests that an idle client may send at once."
-    )
-    rate_clients: int = Field(
-        100_000, ge=1, description="Clients remembered; the least recent ones are forgotten first."
-    )
-    trusted_proxies: tuple[str, ...] = Field(
-        (),
-        description="Addresses or networks of proxies whose X-Forwarded-For names the client.",
-    )
+    token_env: str = Field("REKI_TOKEN", pattern=_VARIABLE)
+    """Environment variable with the bearer token; several, separated by commas, are valid at the
+    same time, for rotation."""
+    admin_token_env: str = Field("REKI_ADMIN_TOKEN", pattern=_VARIABLE)
+    """Environment variable with the token of /v1/admin; if unset, these calls are refused."""
+    allow_anonymous: bool = False
+    """Answer callers without a token; only if serve.host is a loopback address. /v1/admin always
+    needs its token."""
+    rate_per_second: float | None = Field(200.0, gt=0)
+    """Requests per second of one client on one replica; null: no limit."""
+    rate_burst: int = Field(1000, ge=1)
+    """Requests that an idle client may send at once."""
+    rate_clients: int = Field(100_000, ge=1)
+    """Clients remembered; the least recent ones are forgotten first."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For names the client."""
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest body, bytes.")
     max_header_bytes: int = Field(16_384, ge=1024, description="Largest sum of all headers, bytes.")
     max_url_bytes: int = Field(8_192, ge=256, description="Longest path and query together, bytes.")
     body_seconds: float = Field(10.0, gt=0, description="Timeout for receiving a body.")
-    request_logs: bool = Field(
-        True, description="One JSON line per request, without ids of users and items."
-    )
-    otlp_endpoint: SecretStr | None = Field(
-        None,
-        description="Endpoint for traces (OTLP/HTTP), such as http://127.0.0.1:4318/v1/traces; "
-        "never shown, as it may hold a token. Null: no tracing.",
-    )
+    request_logs: bool = True
+    """One JSON line per request, without ids of users and items."""
+    otlp_endpoint: SecretStr | None = None
+    """Endpoint for traces (OTLP/HTTP), such as http://127.0.0.1:4318/v1/traces; never shown, as it
+    may hold a token. Null: no tracing."""
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -6,66 +6,43 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from reki_ray.config.base import OPERATIONAL
-from reki_ray.config.pool import ReplicaPool
+from reki_ray.config.base import OPERATIONAL, ReplicaPool
 
 
 class EncodeConfig(ReplicaPool):
     """Knowledge text to representation r."""
 
-    backend: Literal["sentence_transformers", "vllm", "hidden_states", "hashing"] = Field(
-        "sentence_transformers",
-        description="sentence_transformers; vllm: the same models through vLLM's pooling; "
-        "hidden_states: mean of the last hidden states of a decoder LLM, as in the REKI paper; "
-        "hashing: words hashed into components, without a model, which keeps names and rare words.",
+    backend: Literal["sentence_transformers", "vllm", "hidden_states", "hashing"] = (
+        "sentence_transformers"
     )
-    dimension: int = Field(
-        2048, ge=2, description="hashing: length d of the vectors; a model has its own."
-    )
-    model: str = Field(
-        "packaged:all-minilm-l6-v2",
-        description="packaged:<name>, a local folder, or a Hugging Face id.",
-    )
-    revision: str = Field(
-        "main",
-        description="Revision of a Hugging Face id; name a commit, as main may move. A local "
-        "folder is identified by its content.",
-    )
-    window: int | None = Field(
-        None,
-        ge=16,
-        description="Tokens per window, special ones included; longer texts are read window by "
-        "window. null: the window of a sentence-transformers model, else 512.",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Precision of the model; vectors are saved as float32."
-    )
-    by_factor: bool = Field(
-        False,
-        description="One representation per factor for answers that are kept by factor "
-        "(prompts.form json, or imported so): the model weighs them by learned gates. false: one "
-        "of the whole answer.",
-    )
-    blend_events: float = Field(
-        10.0,
-        gt=0,
-        description="Mode blend: interactions before the cut at which an id's own knowledge and "
-        "that of its cluster count alike; more of them favour its own.",
-    )
-    engine_kwargs: dict[str, Any] = Field(
-        {},
-        description="Passed to vLLM unrenamed, over the preset (backend vllm): "
-        "tensor_parallel_size, pooler_config, ...",
-    )
-    batch_size: int = Field(
-        64, ge=1, description="Windows per forward pass.", json_schema_extra=OPERATIONAL
-    )
-    unit_rows: int = Field(
-        512,
-        ge=1,
-        description="Texts per work unit: finished units are saved one by one.",
-        json_schema_extra=OPERATIONAL,
-    )
+    """sentence_transformers; vllm: the same models through vLLM's pooling; hidden_states: mean of
+    the last hidden states of a decoder LLM, as in the REKI paper; hashing: words hashed into
+    components, without a model, which keeps names and rare words."""
+    dimension: int = Field(2048, ge=2)
+    """hashing: length d of the vectors; a model has its own."""
+    model: str = "packaged:all-minilm-l6-v2"
+    """packaged:<name>, a local folder, or a Hugging Face id."""
+    revision: str = "main"
+    """Revision of a Hugging Face id; name a commit, as main may move. A local folder is identified
+    by its content."""
+    window: int | None = Field(None, ge=16)
+    """Tokens per window, special ones included; longer texts are read window by window. null: the
+    window of a sentence-transformers model, else 512."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model; vectors are saved as float32."""
+    by_factor: bool = False
+    """One representation per factor for answers that are kept by factor (prompts.form json, or
+    imported so): the model weighs them by learned gates. false: one of the whole answer."""
+    blend_events: float = Field(10.0, gt=0)
+    """Mode blend: interactions before the cut at which an id's own knowledge and that of its
+    cluster count alike; more of them favour its own."""
+    engine_kwargs: dict[str, Any] = Field({})
+    """Passed to vLLM unrenamed, over the preset (backend vllm): tensor_parallel_size,
+    pooler_config, ..."""
+    batch_size: int = Field(64, ge=1, json_schema_extra=OPERATIONAL)
+    """Windows per forward pass."""
+    unit_rows: int = Field(512, ge=1, json_schema_extra=OPERATIONAL)
+    """Texts per work unit: finished units are saved one by one."""
     device: Literal["cpu", "cuda"] = Field("cpu", description="Device of an encoder actor.")
 
     @model_validator(mode="after")

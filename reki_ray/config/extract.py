@@ -7,39 +7,27 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from reki_ray.config.base import OPERATIONAL, Section
-from reki_ray.config.pool import ReplicaPool
+from reki_ray.config.base import OPERATIONAL, ReplicaPool, Section
 
 
 class PromptsConfig(Section):
     """Factorization prompts."""
 
-    scenario: str = Field(
-        "movies",
-        description="movies, books, news, music, products, or the path of your own YAML file.",
-    )
-    factors: tuple[str, ...] | None = Field(
-        None, description="Subset of the scenario's factors to ask for; null asks for all."
-    )
-    few_shot: bool = Field(
-        False, description="Show a worked example first. Small models need it; strong ones do not."
-    )
-    form: Literal["text", "json"] = Field(
-        "text",
-        description="text: the whole answer is one piece of knowledge; json: one field per factor, "
-        "validated, retried once if broken, and kept factor by factor.",
-    )
-    min_factors: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="Share of the factors that an answer must name to count as knowledge, unknown "
-        "ones included; one that names less than half is retried once in any case. 0 also "
-        "takes answers without lines `factor: text`.",
-    )
-    hidden_attributes: tuple[str, ...] = Field(
-        (), description="Attributes of items and users hidden from all prompts, such as year."
-    )
+    scenario: str = "movies"
+    """movies, books, news, music, products, or the path of your own YAML file."""
+    factors: tuple[str, ...] | None = None
+    """Subset of the scenario's factors to ask for; null asks for all."""
+    few_shot: bool = False
+    """Show a worked example first. Small models need it; strong ones do not."""
+    form: Literal["text", "json"] = "text"
+    """text: the whole answer is one piece of knowledge; json: one field per factor, validated,
+    retried once if broken, and kept factor by factor."""
+    min_factors: float = Field(0.1, ge=0, le=1)
+    """Share of the factors that an answer must name to count as knowledge, unknown ones included;
+    one that names less than half is retried once in any case. 0 also takes answers without lines
+    `factor: text`."""
+    hidden_attributes: tuple[str, ...] = ()
+    """Attributes of items and users hidden from all prompts, such as year."""
     max_title_chars: int = Field(120, ge=8, description="Longer titles are cut, characters.")
     max_text_chars: int = Field(600, ge=0, description="Longer descriptions are cut, characters.")
     max_history: int = Field(30, ge=1, description="Interactions shown in a user prompt.")
@@ -51,25 +39,16 @@ class VllmEngine(Section):
 
     kind: Literal["vllm"] = "vllm"
     device: Literal["cpu", "gpu"] = Field("cpu", description="Preset of engine settings.")
-    model: str = Field(
-        "packaged:smollm2-135m-instruct",
-        description="packaged:<name>, a local folder, or a Hugging Face id.",
-    )
+    model: str = "packaged:smollm2-135m-instruct"
+    """packaged:<name>, a local folder, or a Hugging Face id."""
     revision: str = Field("main", description="Revision of a Hugging Face id.")
-    chat_template_kwargs: dict[str, Any] = Field(
-        {},
-        description="Arguments of the model's chat template, such as {enable_thinking: false}.",
-    )
+    chat_template_kwargs: dict[str, Any] = Field({})
+    """Arguments of the model's chat template, such as {enable_thinking: false}."""
     max_model_len: int = Field(2048, ge=128, description="Longest prompt + answer, tokens.")
-    engine_kwargs: dict[str, Any] = Field(
-        {}, description="Passed to vLLM unrenamed, over the preset: tensor_parallel_size, ..."
-    )
-    cpu_threads: int = Field(
-        0,
-        ge=0,
-        description="OpenMP threads of the CPU engine; 0 takes all cores but one, at least 1.",
-        json_schema_extra=OPERATIONAL,
-    )
+    engine_kwargs: dict[str, Any] = Field({})
+    """Passed to vLLM unrenamed, over the preset: tensor_parallel_size, ..."""
+    cpu_threads: int = Field(0, ge=0, json_schema_extra=OPERATIONAL)
+    """OpenMP threads of the CPU engine; 0 takes all cores but one, at least 1."""
     env: dict[str, str] = Field({}, description="Environment of the engine, over the preset.")
 
 
@@ -79,9 +58,8 @@ class ScriptedEngine(Section):
     kind: Literal["scripted"] = "scripted"
     model: str = Field("scripted", description="Model name written into the answer cache.")
     revision: str = Field("1", description="Revision written into the answer cache.")
-    fail_containing: str = Field(
-        "", description="Prompts with this text fail; empty lets every prompt succeed."
-    )
+    fail_containing: str = ""
+    """Prompts with this text fail; empty lets every prompt succeed."""
     seconds: float = Field(0.0, ge=0, description="Time per answer, seconds.")
 
 
@@ -89,59 +67,32 @@ class OpenAiEngine(Section):
     """Any endpoint with the OpenAI chat completions protocol."""
 
     kind: Literal["openai"] = "openai"
-    base_url: str = Field(
-        description="Root of the endpoint, such as https://host/v1; a query, such as Azure's "
-        "?api-version=..., is sent with each request."
-    )
+    base_url: str
+    """Root of the endpoint, such as https://host/v1; a query, such as Azure's ?api-version=..., is
+    sent with each request."""
     model: str = Field(description="Model as the endpoint names it.")
-    revision: str = Field(
-        "", description="Your label of the model's version: a change sends all prompts again."
-    )
-    api_key_variable: str = Field(
-        "OPENAI_API_KEY",
-        description="Environment variable that holds the key; empty sends none.",
-        json_schema_extra=OPERATIONAL,
-    )
-    api_key_header: str = Field(
-        "Authorization",
-        description="Header that carries the key; Authorization sends it as a bearer token, Azure "
-        "wants api-key.",
-        json_schema_extra=OPERATIONAL,
-    )
-    max_in_flight: int = Field(
-        16, ge=1, description="Concurrent requests per replica.", json_schema_extra=OPERATIONAL
-    )
-    timeout_seconds: float = Field(
-        120.0,
-        gt=0,
-        description="Time limit for a complete answer.",
-        json_schema_extra=OPERATIONAL,
-    )
-    max_retries: int = Field(
-        5,
-        ge=0,
-        description="Retries after 429, 5xx, a timeout or a lost connection.",
-        json_schema_extra=OPERATIONAL,
-    )
-    max_retry_seconds: float = Field(
-        300.0,
-        gt=0,
-        description="Time limit per prompt, retries included.",
-        json_schema_extra=OPERATIONAL,
-    )
-    budget: float | None = Field(
-        None,
-        gt=0,
-        description="Money (extract.prices.currency) that one run may spend; it stops before "
-        "exceeding it. Needs extract.prices.",
-        json_schema_extra=OPERATIONAL,
-    )
-    structured: bool = Field(
-        True, description="Request form json by response_format; false if unsupported."
-    )
-    withhold: tuple[str, ...] = Field(
-        (), description="User attributes never sent to this endpoint, such as gender."
-    )
+    revision: str = ""
+    """Your label of the model's version: a change sends all prompts again."""
+    api_key_variable: str = Field("OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
+    """Environment variable that holds the key; empty sends none."""
+    api_key_header: str = Field("Authorization", json_schema_extra=OPERATIONAL)
+    """Header that carries the key; Authorization sends it as a bearer token, Azure wants
+    api-key."""
+    max_in_flight: int = Field(16, ge=1, json_schema_extra=OPERATIONAL)
+    """Concurrent requests per replica."""
+    timeout_seconds: float = Field(120.0, gt=0, json_schema_extra=OPERATIONAL)
+    """Time limit for a complete answer."""
+    max_retries: int = Field(5, ge=0, json_schema_extra=OPERATIONAL)
+    """Retries after 429, 5xx, a timeout or a lost connection."""
+    max_retry_seconds: float = Field(300.0, gt=0, json_schema_extra=OPERATIONAL)
+    """Time limit per prompt, retries included."""
+    budget: float | None = Field(None, gt=0, json_schema_extra=OPERATIONAL)
+    """Money (extract.prices.currency) that one run may spend; it stops before exceeding it. Needs
+    extract.prices."""
+    structured: bool = True
+    """Request form json by response_format; false if unsupported."""
+    withhold: tuple[str, ...] = ()
+    """User attributes never sent to this endpoint, such as gender."""
     extra_body: dict[str, Any] = Field({}, description="Further fields of each request.")
 
     @field_validator("base_url")
@@ -176,9 +127,8 @@ class PriceConfig(Section):
     currency: str = Field("USD", description="Name of the currency, for display.")
     gpu_hour: float = Field(0.0, ge=0, description="Price per GPU hour.")
     prompt_tokens: float = Field(0.0, ge=0, description="Price per million prompt tokens.")
-    cached_tokens: float | None = Field(
-        None, ge=0, description="Price per million cached prompt tokens; null: the full price."
-    )
+    cached_tokens: float | None = Field(None, ge=0)
+    """Price per million cached prompt tokens; null: the full price."""
     generated_tokens: float = Field(0.0, ge=0, description="Price per million generated tokens.")
 
 
@@ -186,9 +136,8 @@ class SpeedConfig(Section):
     """Speed of one engine replica, for estimates before any call."""
 
     tokens_per_second: float = Field(1000.0, gt=0, description="Tokens generated per second.")
-    prefill_tokens_per_second: float = Field(
-        10_000.0, gt=0, description="Prompt tokens read per second, cached ones not counted."
-    )
+    prefill_tokens_per_second: float = Field(10_000.0, gt=0)
+    """Prompt tokens read per second, cached ones not counted."""
 
 
 class SamplingConfig(Section):
@@ -197,69 +146,42 @@ class SamplingConfig(Section):
     max_tokens: int = Field(160, ge=1, description="Maximal tokens per answer.")
     temperature: float = Field(0.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling.")
-    repetition_penalty: float = Field(
-        1.0, gt=0, description="Above 1 discourages the loops of small models."
-    )
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1 discourages the loops of small models."""
     seed: int = Field(0, description="Seed of sampling.")
     stop: tuple[str, ...] = Field((), description="Texts that end an answer.")
-    constrain: bool | Literal["choices"] = Field(
-        False,
-        description="Structured output (vLLM). true: one short line per factor; choices: one or "
-        "two phrases per factor from the scenario's closed lists, which very small models need; "
-        "strong models keep the form by themselves.",
-    )
+    constrain: bool | Literal["choices"] = False
+    """Structured output (vLLM). true: one short line per factor; choices: one or two phrases per
+    factor from the scenario's closed lists, which very small models need; strong models keep the
+    form by themselves."""
 
 
 class ExtractConfig(ReplicaPool):
     """Stage extract."""
 
-    mode: Literal["collective", "individual", "blend"] = Field(
-        "collective",
-        description="One prompt per cluster (REKI-C), one per id (REKI-I), or both, blended by the "
-        "activity of an id.",
-    )
-    min_interactions: int = Field(
-        5,
-        ge=0,
-        description="Mode blend: an id with fewer interactions before the history cutoff gets no "
-        "prompt of its own, only the knowledge of its cluster.",
-    )
+    mode: Literal["collective", "individual", "blend"] = "collective"
+    """One prompt per cluster (REKI-C), one per id (REKI-I), or both, blended by the activity of an
+    id."""
+    min_interactions: int = Field(5, ge=0)
+    """Mode blend: an id with fewer interactions before the history cutoff gets no prompt of its
+    own, only the knowledge of its cluster."""
     engine: Annotated[VllmEngine | OpenAiEngine | ScriptedEngine, Field(discriminator="kind")] = (
         VllmEngine()
     )
     sampling: SamplingConfig = SamplingConfig()
-    batch_size: int = Field(
-        32, ge=1, description="Prompts per call of the engine.", json_schema_extra=OPERATIONAL
-    )
-    unit_rows: int = Field(
-        64,
-        ge=1,
-        description="Prompts per work unit; answers are saved unit by unit.",
-        json_schema_extra=OPERATIONAL,
-    )
-    stall_minutes: float = Field(
-        30.0,
-        gt=0,
-        description="Minutes without a finished work unit after which extract fails; longer than "
-        "the start of the engine.",
-        json_schema_extra=OPERATIONAL,
-    )
+    batch_size: int = Field(32, ge=1, json_schema_extra=OPERATIONAL)
+    """Prompts per call of the engine."""
+    unit_rows: int = Field(64, ge=1, json_schema_extra=OPERATIONAL)
+    """Prompts per work unit; answers are saved unit by unit."""
+    stall_minutes: float = Field(30.0, gt=0, json_schema_extra=OPERATIONAL)
+    """Minutes without a finished work unit after which extract fails; longer than the start of the
+    engine."""
     prices: PriceConfig = Field(PriceConfig(), json_schema_extra=OPERATIONAL)
     speed: SpeedConfig = Field(SpeedConfig(), json_schema_extra=OPERATIONAL)
-    metrics_port: int | None = Field(
-        None,
-        ge=0,
-        le=65535,
-        description="Port of the Prometheus metrics of a running extract; null: none.",
-        json_schema_extra=OPERATIONAL,
-    )
-    max_dead_share: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="Share of prompts without an answer above which extract fails.",
-        json_schema_extra=OPERATIONAL,
-    )
+    metrics_port: int | None = Field(None, ge=0, le=65535, json_schema_extra=OPERATIONAL)
+    """Port of the Prometheus metrics of a running extract; null: none."""
+    max_dead_share: float = Field(0.05, ge=0, le=1, json_schema_extra=OPERATIONAL)
+    """Share of prompts without an answer above which extract fails."""
 
     @model_validator(mode="after")
     def _budget_has_prices(self) -> ExtractConfig:

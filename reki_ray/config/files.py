@@ -83,11 +83,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_mapping(path: Path, *, todo: str) -> dict[str, Any]:
-    """Read a YAML file of `key: value` lines.
-
-    Args:
-        path: The file.
-        todo: Advice if it cannot be read.
+    """Read a YAML file of `key: value` lines; `todo` is advice if it cannot be read.
 
     Raises:
         ConfigError: It is missing, is not YAML, or is not a mapping.

@@ -15,9 +15,8 @@ class MovieLens100KSource(Section):
     """MovieLens-100K, fetched from the package registry and verified, or read from a folder."""
 
     kind: Literal["movielens_100k"] = "movielens_100k"
-    path: Path | None = Field(
-        None, description="Folder with ml-100k.inter, .item and .user; null fetches them."
-    )
+    path: Path | None = None
+    """Folder with ml-100k.inter, .item and .user; null fetches them."""
 
 
 class MovieLens1MSource(Section):
@@ -53,59 +52,41 @@ class ColumnMapping(Section):
     user_id: str = Field("user_id", description="User id, in interactions and users.")
     item_id: str = Field("item_id", description="Item id, in interactions and items.")
     timestamp: str = Field("timestamp", description="Time of the interaction.")
-    timestamp_unit: Annotated[str, AfterValidator(_unit_or_format)] = Field(
-        "s",
-        description="Numbers since the epoch: s, ms, us or ns; text: iso (ISO 8601) or a format "
-        "of Python's strptime, such as `%m/%d/%Y %I:%M:%S %p`. A time without an offset is in UTC; "
-        "timestamp columns of Parquet have their own unit.",
-    )
+    timestamp_unit: Annotated[str, AfterValidator(_unit_or_format)] = "s"
+    """Numbers since the epoch: s, ms, us or ns; text: iso (ISO 8601) or a format of Python's
+    strptime, such as `%m/%d/%Y %I:%M:%S %p`. A time without an offset is in UTC; timestamp columns
+    of Parquet have their own unit."""
     rating: str | None = Field("rating", description="Explicit rating.")
     label: str | None = Field(None, description="Label, 0 or 1; overrides the rating.")
     title: str = Field("title", description="Item title.")
     text: str | None = Field(None, description="Item description.")
     item_attributes: tuple[str, ...] = Field((), description="Item columns used as attributes.")
     user_attributes: tuple[str, ...] = Field((), description="User columns used as attributes.")
-    list_separator: str = Field(
-        "|",
-        description='Separator of the values in a text cell; cells such as `["a", "b"]` or '
-        "`['a', 'b']` are lists too. Empty: a cell is a single value.",
-    )
+    list_separator: str = "|"
+    """Separator of the values in a text cell; cells such as `["a", "b"]` or `['a', 'b']` are lists
+    too. Empty: a cell is a single value."""
 
 
 class Dialect(Section):
     """Layout of text files."""
 
     separator: str = Field(",", min_length=1, description='Between fields; a tab is `"\\t"`.')
-    quote: str | None = Field(
-        '"',
-        min_length=1,
-        max_length=1,
-        description="Encloses fields, and is doubled inside; null: quotes are literal, and the "
-        "separator may have several characters.",
-    )
-    escape: str | None = Field(
-        None,
-        min_length=1,
-        max_length=1,
-        description="Makes the next character literal, such as a backslash; null: none.",
-    )
-    encoding: str = Field(
-        "utf-8", description="Character encoding, such as latin-1, cp1252 or utf-16."
-    )
-    header: bool = Field(
-        True,
-        description="Whether a line names the columns; else their numbers are their names: "
-        "`columns: {user_id: '1'}`.",
-    )
-    skip_lines: int = Field(
-        0, ge=0, description="Lines of each file before the header, such as `sep=;` or a comment."
-    )
-    decimal: Literal[".", ","] = Field(
-        ".", description="Decimal mark of numbers in text, including text columns of Parquet."
-    )
-    null_words: tuple[str, ...] = Field(
-        (), description='Cells that count as missing, such as ["NULL", "NA"]; empty ones always do.'
-    )
+    quote: str | None = Field('"', min_length=1, max_length=1)
+    """Encloses fields, and is doubled inside; null: quotes are literal, and the separator may have
+    several characters."""
+    escape: str | None = Field(None, min_length=1, max_length=1)
+    """Makes the next character literal, such as a backslash; null: none."""
+    encoding: str = "utf-8"
+    """Character encoding, such as latin-1, cp1252 or utf-16."""
+    header: bool = True
+    """Whether a line names the columns; else their numbers are their names: `columns: {user_id:
+    '1'}`."""
+    skip_lines: int = Field(0, ge=0)
+    """Lines of each file before the header, such as `sep=;` or a comment."""
+    decimal: Literal[".", ","] = "."
+    """Decimal mark of numbers in text, including text columns of Parquet."""
+    null_words: tuple[str, ...] = ()
+    """Cells that count as missing, such as ["NULL", "NA"]; empty ones always do."""
 
     @field_validator("encoding")
     @classmethod
@@ -137,17 +118,11 @@ class FileSource(Section):
     """Interactions, items and users in Parquet or CSV files with a column mapping."""
 
     kind: Literal["parquet", "csv"]
-    interactions: str = Field(
-        min_length=1,
-        description="File, folder or glob of the interactions; paths are relative to the working "
-        "directory.",
-    )
+    interactions: str = Field(min_length=1)
+    """File, folder or glob of the interactions; paths are relative to the working directory."""
     items: str = Field(min_length=1, description="File, folder or glob of the items.")
-    users: str | None = Field(
-        None,
-        min_length=1,
-        description="File, folder or glob of the users; null takes them from interactions.",
-    )
+    users: str | None = Field(None, min_length=1)
+    """File, folder or glob of the users; null takes them from interactions."""
     columns: ColumnMapping = ColumnMapping()
     dialect: Dialect = Dialect()
 
@@ -169,42 +144,29 @@ class DataConfig(Section):
     rating_min: float = Field(1.0, description="Lowest valid rating.")
     rating_max: float = Field(5.0, description="Highest valid rating.")
     earliest: int = Field(0, description="Earliest valid timestamp, seconds since the epoch.")
-    latest: int = Field(
-        4_102_444_800,
-        description="Latest valid timestamp, seconds since the epoch (default: the year 2100); "
-        "values in milliseconds are beyond it.",
-    )
-    max_quarantine_share: float = Field(
-        0.01,
-        ge=0,
-        le=1,
-        description="Share of quarantined rows of a table above which ingest fails.",
-    )
-    max_quarantine_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        {},
-        description="Quarantine reasons with their own share, such as {unknown item_id: 0.05}; "
-        "their rows do not count towards max_quarantine_share.",
-    )
+    latest: int = 4_102_444_800
+    """Latest valid timestamp, seconds since the epoch (default: the year 2100); values in
+    milliseconds are beyond it."""
+    max_quarantine_share: float = Field(0.01, ge=0, le=1)
+    """Share of quarantined rows of a table above which ingest fails."""
+    max_quarantine_shares: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field({})
+    """Quarantine reasons with their own share, such as {unknown item_id: 0.05}; their rows do not
+    count towards max_quarantine_share."""
 
 
 class SplitConfig(Section):
     """Leak-free division into training, validation and test samples."""
 
-    method: Literal["user", "time"] = Field(
-        "user", description="By user (8:1:1 of users) or by time (8:1:1 of samples)."
-    )
-    ratios: tuple[float, float, float] = Field(
-        (0.8, 0.1, 0.1), description="Shares of training, validation and test."
-    )
-    prompt_history: int = Field(
-        30, ge=1, description="Most interactions of a user in a prompt, the first ones."
-    )
-    prompt_history_share: float = Field(
-        0.5, gt=0, lt=1, description="Largest share of the user's interactions in a prompt."
-    )
-    cold_item_share: float = Field(
-        0.0, ge=0, lt=1, description="Share of items held out of training, to measure cold items."
-    )
+    method: Literal["user", "time"] = "user"
+    """By user (8:1:1 of users) or by time (8:1:1 of samples)."""
+    ratios: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of training, validation and test."""
+    prompt_history: int = Field(30, ge=1)
+    """Most interactions of a user in a prompt, the first ones."""
+    prompt_history_share: float = Field(0.5, gt=0, lt=1)
+    """Largest share of the user's interactions in a prompt."""
+    cold_item_share: float = Field(0.0, ge=0, lt=1)
+    """Share of items held out of training, to measure cold items."""
     seed: int = Field(0, description="Seed of the division.")
 
     @model_validator(mode="after")

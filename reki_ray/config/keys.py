@@ -78,13 +78,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def describe_problems(
     error: ValidationError, model: type[BaseModel], whole: str = "the file"
 ) -> str:
-    """List each invalid key and its problem.
-
-    Args:
-        error: What the model raised.
-        model: That model.
-        whole: Name for the whole content, if a rule concerns no single key.
-    """
+    """List each invalid key of a model and its problem; rules of no single key name the `whole`."""
     problems = []
     for problem in error.errors():
         shown, names = _resolve(model, problem["loc"])

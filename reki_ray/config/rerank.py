@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, model_validator
 
 from reki_ray.config.base import Section
-from reki_ray.config.names import named_or_imported
+from reki_ray.config.network import named_or_imported
 
 RERANKERS: Final = ("dlcm", "prm", "setrank", "mir")
 
@@ -22,16 +22,11 @@ class RerankNetworkConfig(Section):
     """Sizes of a reranker besides train.network; each reads those that it has a use for."""
 
     hidden: int = Field(64, ge=1, description="Length of a candidate's vector in the list.")
-    heads: int = Field(
-        2,
-        ge=1,
-        description="prm, setrank, mir: attention heads; dlcm: comparisons of a candidate with "
-        "its list.",
-    )
+    heads: int = Field(2, ge=1)
+    """prm, setrank, mir: attention heads; dlcm: comparisons of a candidate with its list."""
     layers: int = Field(2, ge=1, description="prm, setrank: blocks of attention.")
-    feed_forward: int = Field(
-        128, ge=1, description="prm, setrank: width of the layer between two blocks."
-    )
+    feed_forward: int = Field(128, ge=1)
+    """prm, setrank: width of the layer between two blocks."""
     inducing: int = Field(8, ge=1, description="setrank: inducing points of a block.")
 
     @model_validator(mode="after")
@@ -48,18 +43,15 @@ class RerankConfig(Section):
     """Lists of candidates and the training of rerankers on them; the rest is as in train."""
 
     list_size: int = Field(10, ge=2, description="Candidates of a list.")
-    max_positives: int = Field(
-        4, ge=1, description="Largest number of a user's positive samples in one list."
-    )
-    seed: int = Field(
-        0, ge=0, description="Of sampled negatives and of ties in the initial order, for all runs."
-    )
+    max_positives: int = Field(4, ge=1)
+    """Largest number of a user's positive samples in one list."""
+    seed: int = Field(0, ge=0)
+    """Of sampled negatives and of ties in the initial order, for all runs."""
     network: RerankNetworkConfig = RerankNetworkConfig()
     batch_size: int = Field(128, ge=1, description="Lists per step, over all workers.")
     epochs: int = Field(50, ge=1, description="Largest number of passes over the training lists.")
-    patience: int = Field(
-        3, ge=1, description="Epochs without a better validation NDCG after which training stops."
-    )
+    patience: int = Field(3, ge=1)
+    """Epochs without a better validation NDCG after which training stops."""
     learning_rate: float = Field(1e-3, gt=0, description="Peak rate of AdamW.")
 
     @model_validator(mode="after")

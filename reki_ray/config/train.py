@@ -71,95 +71,62 @@ class TrainConfig(Section):
         description="Conventional models, each trained with every arm: "
         f"{', '.join(BACKBONES)}, or a class of yours as package.module:Name.",
     )
-    arms: tuple[Arm, ...] = Field(
-        ("base", "fair_base", "history_text", "reki_c"), description="Arms to train and compare."
-    )
+    arms: tuple[Arm, ...] = ("base", "fair_base", "history_text", "reki_c")
+    """Arms to train and compare."""
     rerankers: tuple[Reranker, ...] = Field(
         (),
         description="Rerankers, each trained with every arm on lists of candidates: "
         f"{', '.join(RERANKERS)}, or a class of yours as package.module:Name; none by default.",
     )
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One run per seed and arm.")
-    tuned: dict[Backbone, dict[str, Any]] = Field(
-        {},
-        description="Keys of this section for one backbone, as {din: {history: 50}}; or the path "
-        "of a file of `reki tune`, or of a folder of such files, relative to this file.",
-    )
+    tuned: dict[Backbone, dict[str, Any]] = Field({})
+    """Keys of this section for one backbone, as {din: {history: 50}}; or the path of a file of
+    `reki tune`, or of a folder of such files, relative to this file."""
     network: NetworkConfig = NetworkConfig()
     hein: HeinConfig = HeinConfig()
     gate: GateConfig = GateConfig()
     rerank: RerankConfig = RerankConfig()
     base_history: int = Field(10, ge=1, description="History of arm base, interactions.")
     history: int = Field(30, ge=1, description="History of every other arm, interactions.")
-    buckets: dict[str, Annotated[int, Field(ge=2)]] = Field(
-        {},
-        description="Attributes that are numbers, as {price: 20}, and into how many quantile "
-        "buckets of the training data they go; all others are categories.",
-    )
+    buckets: dict[str, Annotated[int, Field(ge=2)]] = Field({})
+    """Attributes that are numbers, as {price: 20}, and into how many quantile buckets of the
+    training data they go; all others are categories."""
     batch_size: int = Field(1024, ge=1, description="Samples per step, over all workers.")
     epochs: int = Field(10, ge=1, description="Largest number of passes over the training samples.")
-    patience: int = Field(
-        2, ge=1, description="Epochs without a better validation AUC after which training stops."
-    )
+    patience: int = Field(2, ge=1)
+    """Epochs without a better validation AUC after which training stops."""
     learning_rate: float = Field(1e-3, gt=0, description="Peak rate of AdamW.")
     weight_decay: float = Field(1e-4, ge=0, description="Decoupled weight decay of AdamW.")
-    warmup_share: float = Field(
-        0.05, ge=0, lt=1, description="Share of all steps with a linearly rising rate."
-    )
+    warmup_share: float = Field(0.05, ge=0, lt=1)
+    """Share of all steps with a linearly rising rate."""
     gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient.")
-    id_dropout: float = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        description="Share of a batch's items shown without their id, which trains the row of "
-        "unknown ids and, with a gate, what their knowledge is worth in its place.",
-    )
-    data: Literal["auto", "tensors", "stream"] = Field(
-        "auto",
-        description="Training samples: tensors holds them in memory; stream reads them from their "
-        "Parquet files in every epoch, in memory that does not grow with them; auto holds at most "
-        "max_held_samples and streams more.",
-    )
-    max_held_samples: int = Field(
-        10_000_000,
-        ge=0,
-        description="auto: most training samples that are held, at 28 bytes each in Ray's object "
-        "store and some 200 while they are read.",
-    )
-    shuffle_buffer: int = Field(
-        1_048_576,
-        ge=1,
-        description="stream: samples of a worker among which the next batch is drawn, at 16 bytes "
-        "each.",
-    )
-    prefetch: int = Field(
-        2,
-        ge=0,
-        description="Batches built ahead in the background; 0 builds each when it is needed.",
-        json_schema_extra=OPERATIONAL,
-    )
-    precision: Precision = Field(
-        "float32",
-        description="Of HEIN's products of matrices in training; all else is float32, validation "
-        "too. auto takes bfloat16 on a CPU that multiplies it in hardware (AMX, AVX512-BF16), "
-        "where it is about twice as fast, and float32 elsewhere: other CPUs emulate it, several "
-        "times as slow.",
-    )
-    compile: bool = Field(
-        False,
-        description="Compile the training step with torch.compile, which needs a C++ compiler and "
-        "half a minute a run; for long epochs.",
-    )
+    id_dropout: float = Field(0.05, ge=0, lt=1)
+    """Share of a batch's items shown without their id, which trains the row of unknown ids and,
+    with a gate, what their knowledge is worth in its place."""
+    data: Literal["auto", "tensors", "stream"] = "auto"
+    """Training samples: tensors holds them in memory; stream reads them from their Parquet files in
+    every epoch, in memory that does not grow with them; auto holds at most max_held_samples and
+    streams more."""
+    max_held_samples: int = Field(10_000_000, ge=0)
+    """auto: most training samples that are held, at 28 bytes each in Ray's object store and some
+    200 while they are read."""
+    shuffle_buffer: int = Field(1_048_576, ge=1)
+    """stream: samples of a worker among which the next batch is drawn, at 16 bytes each."""
+    prefetch: int = Field(2, ge=0, json_schema_extra=OPERATIONAL)
+    """Batches built ahead in the background; 0 builds each when it is needed."""
+    precision: Precision = "float32"
+    """Of HEIN's products of matrices in training; all else is float32, validation too. auto takes
+    bfloat16 on a CPU that multiplies it in hardware (AMX, AVX512-BF16), where it is about twice as
+    fast, and float32 elsewhere: other CPUs emulate it, several times as slow."""
+    compile: bool = False
+    """Compile the training step with torch.compile, which needs a C++ compiler and half a minute a
+    run; for long epochs."""
     workers: int = Field(1, ge=1, description="Ray Train workers (DDP).")
     device: Literal["cpu", "cuda"] = Field("cpu", description="gloo on cpu, nccl on cuda.")
     max_failures: int = Field(2, ge=0, description="Restarts of a failed worker group.")
-    mlflow: str | None = Field(
-        None,
-        min_length=1,
-        description="Tracking URI of an MLflow server, or sqlite:///FILE, that logs every "
-        "trained run; null: none.",
-        json_schema_extra=OPERATIONAL,
-    )
+    mlflow: str | None = Field(None, min_length=1, json_schema_extra=OPERATIONAL)
+    """Tracking URI of an MLflow server, or sqlite:///FILE, that logs every trained run; null:
+    none."""
 
     def for_reranking(self) -> TrainConfig:
         """Settings of a reranker's training: with the rates of section `rerank`."""
@@ -233,19 +200,12 @@ class EvaluateConfig(Section):
 
     bootstrap: int = Field(1000, ge=100, description="Resamples of users and items.")
     confidence: float = Field(0.95, gt=0, lt=1, description="Level of the intervals.")
-    cold_item_max: int = Field(
-        5, ge=0, description="Items with at most this many training samples count as cold."
-    )
-    cold_user_max: int = Field(
-        5, ge=0, description="Users with at most this long a history at the sample count as cold."
-    )
-    new_user_history: int | None = Field(
-        3,
-        ge=1,
-        description="Also score all test samples with only so many of the latest interactions: "
-        "slice new_users, the value of an arm for new users. Texts about users stay. null: "
-        "not measured.",
-    )
-    sparse_user_max: int = Field(
-        50, ge=0, description="Users with at most this many interactions count as sparse."
-    )
+    cold_item_max: int = Field(5, ge=0)
+    """Items with at most this many training samples count as cold."""
+    cold_user_max: int = Field(5, ge=0)
+    """Users with at most this long a history at the sample count as cold."""
+    new_user_history: int | None = Field(3, ge=1)
+    """Also score all test samples with only so many of the latest interactions: slice new_users,
+    the value of an arm for new users. Texts about users stay. null: not measured."""
+    sparse_user_max: int = Field(50, ge=0)
+    """Users with at most this many interactions count as sparse."""

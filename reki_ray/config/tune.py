@@ -21,9 +21,8 @@ class Domain(Section):
 
     choice: tuple[Any, ...] | None = Field(None, description="One of these values.")
     uniform: tuple[float, float] | None = Field(None, description="Between two numbers.")
-    loguniform: tuple[float, float] | None = Field(
-        None, description="Between two positive numbers, uniform in the logarithm."
-    )
+    loguniform: tuple[float, float] | None = None
+    """Between two positive numbers, uniform in the logarithm."""
     int: tuple[Whole, Whole] | None = Field(None, description="An integer, bounds included.")
 
     @model_validator(mode="after")
@@ -77,31 +76,21 @@ class Domain(Section):
 class TuneConfig(Section):
     """Search for the best settings of `train` on the validation split, see `reki tune`."""
 
-    trials: Whole = Field(
-        20,
-        ge=1,
-        description="Settings to try per backbone, those of `train` first.",
-        json_schema_extra=OPERATIONAL,
-    )
-    concurrency: Whole = Field(
-        1, ge=1, description="Trials that run at the same time.", json_schema_extra=OPERATIONAL
-    )
+    trials: Whole = Field(20, ge=1, json_schema_extra=OPERATIONAL)
+    """Settings to try per backbone, those of `train` first."""
+    concurrency: Whole = Field(1, ge=1, json_schema_extra=OPERATIONAL)
+    """Trials that run at the same time."""
     seed: Whole = Field(0, ge=0, description="Seed of the search and of every trial.")
-    stopper: Literal["asha", "median", "none"] = Field(
-        "asha",
-        description="What ends a trial early: asha, if it is among the worse two thirds of the "
-        "trials at an epoch; median, if it is worse than their median.",
-    )
+    stopper: Literal["asha", "median", "none"] = "asha"
+    """What ends a trial early: asha, if it is among the worse two thirds of the trials at an epoch;
+    median, if it is worse than their median."""
     grace_epochs: Whole = Field(1, ge=1, description="Epochs before a trial may be ended early.")
-    space: dict[str, Domain | None] = Field(
-        {},
-        description="Additions to and changes of the default space: a dotted key of `train`, as "
-        "network.dropout, to choice: [a, b], uniform: [low, high], loguniform: [low, high] or "
-        "int: [low, high]; null does not search the setting.",
-    )
-    only: tuple[str, ...] = Field(
-        (), description="Search only these keys, with * as in hein.*; empty: the whole space."
-    )
+    space: dict[str, Domain | None] = Field({})
+    """Additions to and changes of the default space: a dotted key of `train`, as network.dropout,
+    to choice: [a, b], uniform: [low, high], loguniform: [low, high] or int: [low, high]; null does
+    not search the setting."""
+    only: tuple[str, ...] = ()
+    """Search only these keys, with * as in hein.*; empty: the whole space."""
 
     @field_validator("space")
     @classmethod

@@ -10,8 +10,17 @@ import numpy.typing as npt
 
 from reki_ray.config import Arm, EvaluateConfig
 from reki_ray.metrics.bootstrap import JointBootstrap, Ratio, drawn_over, is_apart, measure_seeds
-from reki_ray.metrics.calibration import calibration_error, calibration_ratio, reliability
-from reki_ray.metrics.classification import Array, Floats, auc, gauc, logloss, placements
+from reki_ray.metrics.classification import (
+    Array,
+    Floats,
+    auc,
+    calibration_error,
+    calibration_ratio,
+    gauc,
+    logloss,
+    placements,
+    reliability,
+)
 from reki_ray.training.dataset import Dataset, Samples
 
 BASELINE: Final = "fair_base"

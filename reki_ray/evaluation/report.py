@@ -85,11 +85,7 @@ def gather(config: RekiConfig, workspace: Workspace) -> dict[str, Any]:
 
 
 def render_html(content: dict[str, Any], entries: dict[str, StageEntry]) -> str:
-    """The report as one self-contained page.
-
-    Args:
-        entries: The manifest, for the cluster sizes and latencies behind the plots.
-    """
+    """The report as one self-contained page; its plots need figures of the manifest's entries."""
     environment = _Pages(
         loader=PackageLoader("reki_ray.evaluation", "templates"),
         autoescape=select_autoescape(default=True),

@@ -18,19 +18,24 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reki_ray.core import atomic
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.experiments.bucketing import SLOTS, Ranges, allot, rounded
 from reki_ray.store.versions import VersionStore
 
 EXPERIMENT: Final = "EXPERIMENT.json"
+SLOTS: Final = 1_000_000
+
+Ranges = tuple[tuple[int, int], ...]
+"""Ranges [from, to) of slots, ascending."""
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _LOCK: Final = ".experiment.lock"
 _TOLERANCE: Final = 1e-6
+_FREE: Final = -1
 
 
 class Variant(BaseModel):
@@ -97,6 +102,46 @@ def slot_of(salt: str, user_id: str) -> int:
     user = user_id.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(user, digest_size=8, key=key).digest()
     return int.from_bytes(digest, "little") * SLOTS >> 64
+
+
+def rounded(shares: Mapping[str, float]) -> dict[str, int]:
+    """Convert shares to numbers of slots that sum to `SLOTS` (largest remainder)."""
+    total = sum(shares.values())
+    exact = {name: share / total * SLOTS for name, share in shares.items()}
+    sizes = {name: int(amount) for name, amount in exact.items()}
+    left = SLOTS - sum(sizes.values())
+    by_remainder = sorted(exact, key=lambda name: sizes[name] - exact[name])
+    for name in by_remainder[:left]:
+        sizes[name] += 1
+    return sizes
+
+
+def allot(owned: Mapping[str, Ranges], sizes: Mapping[str, int]) -> dict[str, Ranges]:
+    """Give each name its number of slots.
+
+    Args:
+        owned: Current slots of each name; all others are free.
+        sizes: Slots per name, `SLOTS` in total; other names of `owned` lose theirs.
+
+    Returns:
+        Slots of each name. One that does not shrink keeps all of its slots, and one that shrinks
+        keeps its lowest.
+    """
+    names = list(sizes)
+    owners = np.full(SLOTS, _FREE)
+    for number, (name, size) in enumerate(sizes.items()):
+        for begin, end in owned.get(name, ()):
+            owners[begin:end] = number
+        owners[np.flatnonzero(owners == number)[size:]] = _FREE
+    for number, size in enumerate(sizes.values()):
+        missing = size - np.count_nonzero(owners == number)
+        owners[np.flatnonzero(owners == _FREE)[:missing]] = number
+    starts = np.flatnonzero(np.diff(owners, prepend=_FREE))
+    ends = [*starts[1:].tolist(), SLOTS]
+    allotted: dict[str, Ranges] = dict.fromkeys(names, ())
+    for begin, end, owner in zip(starts.tolist(), ends, owners[starts], strict=True):
+        allotted[names[owner]] += ((begin, end),)
+    return allotted
 
 
 def load_experiment(root: Path | str, name: str | None = None) -> Experiment | None:

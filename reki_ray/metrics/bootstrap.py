@@ -64,7 +64,6 @@ def measure_seeds(
 
     Args:
         scores: By model, then seed; all models have the same seeds.
-        samples: Their number N.
         measure: Statistic of scores, and what each sample contributes to it, 0 in total.
     """
     values: dict[str, Floats] = {}

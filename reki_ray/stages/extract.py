@@ -7,7 +7,6 @@ interrupted run resumes with the pending prompts; cached prompts are never sent 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -31,7 +30,7 @@ from reki_ray.core.ray_cluster import bounded, ray_session
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError
-from reki_ray.extraction import engine_speed, work_units
+from reki_ray.extraction import work_units
 from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engines import Engine, build_engine
 from reki_ray.extraction.engines.capacity import require
@@ -39,16 +38,14 @@ from reki_ray.extraction.knowledge_tables import SettledPlan, compact, settle
 from reki_ray.extraction.metrics import exported
 from reki_ray.extraction.plan_table import PLAN, PlannedRow, plan_table
 from reki_ray.extraction.planner import make_plan, prompt_keys, prompting
-from reki_ray.extraction.run_stats import RunStats, Snapshot
+from reki_ray.extraction.run_stats import RunStats
 from reki_ray.extraction.work_units import PendingUnits
 from reki_ray.prompts.answer_stats import describe
 from reki_ray.prompts.renderer import Prompt, Renderer, build_renderer
-from reki_ray.stages.extract_runner import ExtractRunner
+from reki_ray.stages.extract_runner import STATISTICS, ExtractRunner
 
 ESTIMATE = "extract/estimate.json"
 """Estimate before the last run that had pending prompts; the fields of `Estimate`."""
-STATISTICS = "extract/statistics.json"
-"""Statistics of that run, for later runs in which every prompt is cached."""
 
 HISTORY: Final = "history"
 
@@ -233,7 +230,7 @@ def _answer_plan(
         require(config, engine.demand)
         announce(pending)
         with exported(stats, config.metrics_port):
-            _run_pending(runner, pending, stats, engine, config, workspace)
+            runner.run(pending)
     settled = settle(workspace, reporter)
     reporter.say(f"extract: {describe(settled.stats)}")
     work_units.finish(workspace, plan, attempt_id)
@@ -246,33 +243,6 @@ def _answer_plan(
             todo="Read extract/dead, correct the cause and run again: only these are retried.",
         )
     return settled, pending
-
-
-def _run_pending(
-    runner: ExtractRunner,
-    pending: PendingUnits,
-    stats: RunStats,
-    engine: Engine,
-    config: ExtractConfig,
-    workspace: Workspace,
-) -> None:
-    """Run the engine, and keep its statistics and speed also if it fails."""
-    started = time.monotonic()
-    stats.start(total=pending.rows, hits=pending.hits)
-    try:
-        runner.run(pending)
-    finally:
-        statistics = stats.snapshot()
-        speed = engine_speed.observed_speed(
-            config, Snapshot(**{**statistics, "seconds": runner.seconds})
-        )
-        if speed is not None:
-            engine_speed.remember(config, speed)
-        statistics["model"] = engine.model
-        statistics["tokens_per_second"] = round(statistics["generated_tokens"] / runner.seconds, 2)
-        # Time before the first call, in which the engine loads its model.
-        statistics["start_seconds"] = round(time.monotonic() - started - runner.seconds, 2)
-        workspace.write_json(STATISTICS, statistics)
 
 
 def _announce(

@@ -28,6 +28,7 @@ from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import bounded, cause_of, last_line
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError, RekiError
+from reki_ray.extraction import engine_speed
 from reki_ray.extraction.answer_sink import ANSWERED, DEAD, QUARANTINED, questions_of, write_answers
 from reki_ray.extraction.engines import Engine
 from reki_ray.extraction.engines.capacity import replicas
@@ -40,6 +41,9 @@ from reki_ray.schema import ASKED_AT, GENERATED_TOKENS
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+STATISTICS: Final = "extract/statistics.json"
+"""Statistics of the last run with pending prompts, for runs in which every prompt is cached."""
 
 _LABEL: Final = "extract: asking"
 _FAILED_START: Final = "creation task"
@@ -54,9 +58,7 @@ class ExtractRunner:
     """Answers all pending prompts of a plan.
 
     Args:
-        workspace: Holds plan and answer cache.
         attempt_id: From `work_units.begin`.
-        stats: Counts finished prompts.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class ExtractRunner:
         return pending
 
     def run(self, pending: PendingUnits) -> None:
-        """Run pipelines until no prompt is pending.
+        """Run pipelines until no prompt is pending; keep statistics and speed also on failure.
 
         A pipeline that dies or loses prompts is followed by another one over the pending prompts.
 
@@ -102,6 +104,28 @@ class ExtractRunner:
             EngineError: The engine keeps dying or losing prompts without progress, or nothing
                 finished for too long.
         """
+        started = time.monotonic()
+        self._stats.start(total=pending.rows, hits=pending.hits)
+        try:
+            self._answer(pending)
+        finally:
+            self._keep_statistics(started)
+
+    def _keep_statistics(self, started: float) -> None:
+        # From the first call of the model to the last written answer.
+        seconds = max(self._last_kept - self._first_call, 1e-6)
+        statistics = self._stats.snapshot()
+        snapshot = Snapshot(**{**statistics, "seconds": seconds})
+        speed = engine_speed.observed_speed(self._config, snapshot)
+        if speed is not None:
+            engine_speed.remember(self._config, speed)
+        statistics["model"] = self._engine.model
+        statistics["tokens_per_second"] = round(statistics["generated_tokens"] / seconds, 2)
+        # Time before the first call, in which the engine loads its model.
+        statistics["start_seconds"] = round(time.monotonic() - started - seconds, 2)
+        self._workspace.write_json(STATISTICS, statistics)
+
+    def _answer(self, pending: PendingUnits) -> None:
         bisector = PoisonBisector(self._config.unit_rows, self._config.restarts)
         with self._reporter.task(_LABEL, total=pending.rows, unit="prompts") as task:
             task.snapshot = self._stats.snapshot
@@ -159,11 +183,6 @@ class ExtractRunner:
                 f"{_LABEL}: {snapshot.done:,} of {snapshot.prompts:,} prompts done, about "
                 f"{math.ceil(snapshot.seconds_left / 60)} min left at this rate"
             )
-
-    @property
-    def seconds(self) -> float:
-        """Time from the first call of the model to the last written answer."""
-        return max(self._last_kept - self._first_call, 1e-6)
 
     # --- one pipeline --------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,7 @@ def publish_compared(
     history: pa.Table,
     reporter: Reporter,
 ) -> int | None:
-    """Publish the arm of `publish.compare` beside the served one.
-
-    Args:
-        workspace: Its workspace, which holds the store.
-        tables: As in `publish_version`.
-        history: As in `publish_version`.
-        reporter: Shows progress, and why there is nothing to compare with.
+    """Publish the arm of `publish.compare` beside the served one, see `publish_version`.
 
     Returns:
         Number of the version; None if none is configured or it cannot be published: what is
@@ -189,6 +184,7 @@ def _over_current(
 # --- what goes into a version ------------------------------------------------------------------
 
 
+@dataclass
 class VersionBuilder:
     """Writes the files of a version.
 
@@ -197,77 +193,67 @@ class VersionBuilder:
         history: All interactions, by user, then time.
     """
 
-    def __init__(
-        self,
-        config: RekiConfig,
-        run: Workspace,
-        tables: Workspace,
-        reporter: Reporter,
-        chosen: Run,
-        history: pa.Table,
-    ) -> None:
-        self._config = config
-        self._run = run
-        self._workspace = tables
-        self._reporter = reporter
-        self._chosen = chosen
-        self._history = history
-        self._bundle = bundles.load(run.local_path(chosen.folder))
-        self._items = tables.read_table(ITEMS)
+    config: RekiConfig
+    run: Workspace
+    tables: Workspace
+    reporter: Reporter
+    chosen: Run
+    history: pa.Table
+
+    def __post_init__(self) -> None:
+        """Open the model and the catalogue."""
+        self._bundle = bundles.load(self.run.local_path(self.chosen.folder))
+        self._items = self.tables.read_table(ITEMS)
 
     def learn(self, earlier: Sequence[Path]) -> None:
-        """Learn what retrieval needs.
-
-        Args:
-            earlier: Retrieval files of the version before; empty if it has none.
-        """
+        """Learn what retrieval needs, or take it from the files of the version before, if any."""
         items = self._items
         ids = items.column(ITEM_ID).to_pylist()
         r = unknown = None
         if self._bundle.uses_knowledge:
-            known = read_side(self._workspace, self._bundle, "items", items.column(ITEM_ID))
+            known = read_side(self.tables, self._bundle, "items", items.column(ITEM_ID))
             rows = {name: row for row, name in enumerate(known.ids)}
             r, unknown = known.r[[rows[name] for name in ids]], known.unknown[0]
         attributes = [attributes_of(pairs) for pairs in items.column(ATTRIBUTES).to_pylist()]
         inputs = CatalogueInputs(self._bundle, ids, attributes, r, unknown, prestored="r")
         self._catalogue = TowerItems.of(inputs, ids)
         self._retrieval = RetrievalBuilder(
-            self._config,
-            self._run,
-            self._reporter,
+            self.config,
+            self.run,
+            self.reporter,
             model=self._bundle.fingerprint,
-            seed=self._chosen.seed,
+            seed=self.chosen.seed,
             earlier=earlier,
         ).learn(self._catalogue)
 
     def fill(self, folder: Path) -> Description:
         """Write all files into a folder, and describe them; after `learn`."""
-        users, items = self._workspace.read_table(USERS), self._items
+        users, items = self.tables.read_table(USERS), self._items
         ids: dict[Side, pa.ChunkedArray] = {
             "users": users.column(USER_ID),
             "items": items.column(ITEM_ID),
         }
-        profiles = profiles_table(users, self._history, self._config.publish.history)
+        profiles = profiles_table(users, self.history, self.config.publish.history)
         write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
         write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
         write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)
-        _copy_model(self._run.local_path(self._chosen.folder), folder / MODEL_FOLDER)
+        _copy_model(self.run.local_path(self.chosen.folder), folder / MODEL_FOLDER)
         fallback = self._write_vectors(folder, self._bundle, ids)
         write_retrieval(
             folder / RETRIEVAL_FOLDER,
             self._catalogue,
             self._retrieval,
-            self._history,
-            exact_below=self._config.publish.retrieval.exact_below,
+            self.history,
+            exact_below=self.config.publish.retrieval.exact_below,
         )
         return Description(
             arm=self._bundle.arm,
             backbone=self._bundle.architecture.backbone,
-            seed=self._chosen.seed,
+            seed=self.chosen.seed,
             model_fingerprint=self._bundle.fingerprint,
             dimension=self._bundle.augmented_dim,
-            dtype=self._config.publish.dtype,
-            prestore=self._config.publish.prestore,
+            dtype=self.config.publish.dtype,
+            prestore=self.config.publish.prestore,
             users=len(users),
             items=len(items),
             fallback=fallback,
@@ -280,11 +266,11 @@ class VersionBuilder:
         """Write the vectors that a model takes of both sides; returns those of unknown ids."""
         if not bundle.uses_knowledge:
             return {}
-        settings, fallback = self._config.publish, {}
+        settings, fallback = self.config.publish, {}
         total = sum(len(of_side) for of_side in ids.values())
-        with self._reporter.task("publish: vectors", total=total, unit="ids") as task:
+        with self.reporter.task("publish: vectors", total=total, unit="ids") as task:
             for side, of_side in ids.items():
-                known = read_side(self._workspace, bundle, side, of_side)
+                known = read_side(self.tables, bundle, side, of_side)
                 augment = augmentation(bundle, side, settings.prestore)
                 fallback[side] = write_side(
                     folder, side, known, augment, dtype=settings.dtype, task=task
@@ -295,13 +281,13 @@ class VersionBuilder:
         self, folder: Path, ids: dict[Side, pa.ChunkedArray]
     ) -> RerankerDescription | None:
         """Copy the reranker and write its vectors, where there is one."""
-        chosen = choose_reranker(self._config, self._run, self._chosen.arm)
+        chosen = choose_reranker(self.config, self.run, self.chosen.arm)
         if chosen is None:
             return None
-        _copy_model(self._run.local_path(chosen.folder), folder)
+        _copy_model(self.run.local_path(chosen.folder), folder)
         bundle = bundles.load_reranker(folder)
         # Its HEIN is not the model's: h is its own, while r serves both.
-        stores = self._config.publish.prestore == "h"
+        stores = self.config.publish.prestore == "h"
         return RerankerDescription(
             name=chosen.backbone,
             seed=chosen.seed,
@@ -311,16 +297,16 @@ class VersionBuilder:
 
     def _knowledge(self) -> pa.Table:
         """The texts that the served model's vectors come from; empty without an LLM."""
-        if self._chosen.arm not in KNOWLEDGE_ARMS:
+        if self.chosen.arm not in KNOWLEDGE_ARMS:
             assert KNOWLEDGE.schema is not None
             return knowledge_table(KNOWLEDGE.schema.empty_table(), {})
         clusters: dict[Side, dict[str, str]] = {}
-        if self._chosen.arm != "reki_i":
+        if self.chosen.arm != "reki_i":
             for side in SIDES:
-                rows = self._workspace.read_table(CLUSTERS[side])
+                rows = self.tables.read_table(CLUSTERS[side])
                 ids, names = (rows.column(name).to_pylist() for name in (ID, CLUSTER_ID))
                 clusters[side] = dict(zip(ids, names, strict=True))
-        return knowledge_table(self._workspace.read_table(KNOWLEDGE), clusters)
+        return knowledge_table(self.tables.read_table(KNOWLEDGE), clusters)
 
 
 def _copy_model(source: Path, target: Path) -> None:

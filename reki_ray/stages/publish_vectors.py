@@ -27,13 +27,7 @@ _ROWS_A_STEP: Final = 65_536
 
 @dataclass(frozen=True)
 class SideRepresentations:
-    """What models know of one side.
-
-    Args:
-        ids: Ids (N).
-        r: Representations (N, K d).
-        sources: Where each comes from.
-    """
+    """What models know of one side: representations r (N, K d) of N ids, and their sources."""
 
     ids: list[str]
     r: Vectors
@@ -49,10 +43,7 @@ class SideRepresentations:
 def read_side(
     workspace: Workspace, bundle: Bundle[Any, Any], side: Side, expected: pa.ChunkedArray
 ) -> SideRepresentations:
-    """Representations of a side, as a model takes them.
-
-    Args:
-        expected: All ids of it.
+    """Representations of a side, whose ids are `expected`, as a model takes them.
 
     Raises:
         DataError: They do not cover the ids, or are of other factors than the model's.
@@ -90,13 +81,10 @@ def write_side(
     dtype: DType,
     task: Task,
 ) -> list[float]:
-    """Write the vectors of a side.
+    """Write the vectors of a side, and return that of an id that nothing is known of.
 
     Args:
         augment: Makes of representations (n, K d) what is stored.
-
-    Returns:
-        That of an id that nothing is known of.
 
     Raises:
         DataError: A vector is not finite in the stored type.
@@ -130,11 +118,7 @@ def mean_direction(r: Vectors) -> Vectors:
 
 
 def _require_finite(vectors: Vectors, ids: Sequence[str], side: Side, dtype: DType) -> None:
-    """Refuse vectors (n, q) that are NaN or infinite, or become so in the stored type.
-
-    Raises:
-        DataError: One is.
-    """
+    """Refuse vectors (n, q) that are NaN or infinite, or become so in the stored type."""
     with np.errstate(over="ignore"):
         finite = np.isfinite(vectors.astype(dtype)).all(axis=1)
     if not finite.all():

@@ -26,10 +26,8 @@ class SideUpdate(BaseModel):
     """What a round did to users or to items.
 
     Attributes:
-        ids: Number of ids.
         new: Ids that the round before did not know.
         moved: Ids that changed their cluster.
-        clusters: Number of clusters.
         asked_again: Clusters that had drifted: `cluster_id`, `size`, `moved_share`,
             `centre_shift`.
         largest_moved_share: Of all clusters.

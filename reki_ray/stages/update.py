@@ -24,11 +24,7 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.data.inbox import LIVE, BatchFiles, Inbox, write_round
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.plan_table import keep
-from reki_ray.schema import (
-    INTERACTIONS,
-    OF_CLUSTER,
-    SIDES,
-)
+from reki_ray.schema import INTERACTIONS, OF_CLUSTER, SIDES
 from reki_ray.stages import encode as encoding
 from reki_ray.stages import extract as extraction
 from reki_ray.stages.pipeline import fingerprints, require_done
@@ -47,17 +43,13 @@ class Update(BaseModel):
     """A finished round.
 
     Attributes:
-        number: Of the round, from 1.
         base: Fingerprint of the run that it builds on.
         batches: Names of all batches in it.
         events: Their events that the run did not begin with.
         quarantined: Unusable rows of the batch that began it.
-        users: What it did to users.
-        items: What it did to items.
         prompts: Prompts of its plan.
         prompts_asked: Those not answered before.
         dead: Subjects without an answer.
-        version: Published version.
         changed: Whether this call did the round; false where it found it done.
     """
 
@@ -107,8 +99,7 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
         if last is not None and (last.base, last.batches) == (base, inbox.batches()):
             reporter.say(f"update: nothing new since version v{last.version}")
             return last.model_copy(update={"changed": False})
-        done = _round(config, workspace, live, last, base, reporter)
-        done = done.model_copy(update={"quarantined": quarantined})
+        done = _round(config, workspace, live, last, base, quarantined, reporter)
         live.write_json(_ROUND, done.model_dump(mode="json"))
         for folder in live.local_path().iterdir():
             if folder.name.isdecimal() and int(folder.name) != done.number:
@@ -146,6 +137,7 @@ def _round(
     live: Workspace,
     last: Update | None,
     base: str,
+    quarantined: int,
     reporter: Reporter,
 ) -> Update:
     # A round over an earlier training is not a start for the next one.
@@ -175,7 +167,7 @@ def _round(
         base=base,
         batches=batches,
         events=merged.events,
-        quarantined=0,
+        quarantined=quarantined,
         prompts=extracted["prompts"],
         prompts_asked=extracted["prompts_asked"],
         dead=extracted["dead"],
@@ -200,8 +192,7 @@ def publish_arm(
     """Publish a trained arm over the same tables as the latest version of the run.
 
     Args:
-        arm: Which one; None takes that of `publish.arm`.
-        promote: Serve it from now on.
+        arm: None takes that of `publish.arm`.
 
     Raises:
         ConfigError: The run is not trained, the arm is not one of its arms or cannot be served, the

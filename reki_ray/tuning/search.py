@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
 from reki_ray.core.formats import counted
+from reki_ray.core.imports import require
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import capacity, cpu_share, ray_session, require_gpus
 from reki_ray.core.workspace import Workspace
@@ -27,7 +29,7 @@ from reki_ray.training.runs import Run, fingerprint
 from reki_ray.training.worker import TrainingData
 from reki_ray.tuning import results, space
 from reki_ray.tuning.results import Search
-from reki_ray.tuning.searcher import Study, TrialRecorder, open_study, require_optuna
+from reki_ray.tuning.searcher import Study, TrialRecorder, open_study
 from reki_ray.tuning.trial import QUALITY, train_trial
 
 _STATE: Final = ".tune"
@@ -59,7 +61,9 @@ def search(
         DataError: A table is missing or damaged.
         EngineError: No trial of a backbone gave a result, or there is no GPU to try it on.
     """
-    require_optuna()
+    optuna = require("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our progress shows each trial
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     results.check_target(out, config.train.backbones)
     workspace = Workspace(config.root)
     needed = "encode" if ARMS[arm].uses_knowledge else "ingest"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing_extensions import override
 
 from reki_ray.config import Domain, TrainConfig
 from reki_ray.core.formats import counted
-from reki_ray.core.imports import require
 from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import cause_of, last_line
 from reki_ray.core.workspace import Workspace
@@ -31,17 +29,6 @@ _RECORD: Final = "record"
 
 _ATTEMPTS: Final = 200
 """Known suggestions in a row after which the space counts as searched."""
-
-
-def require_optuna() -> None:
-    """Check that Optuna is installed, and silence its logging.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    optuna = require("optuna", "reki tune")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # our progress shows each trial
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
 
 class Study(Searcher):
@@ -102,10 +89,7 @@ class Study(Searcher):
         self._tried = {_key(trial.settings) for trial in search.tried}
 
     def start(self, trial_id: str, settings: Settings | None = None) -> Settings | None:
-        """Start a trial.
-
-        Args:
-            settings: What to try, inside the space or not; None samples new settings.
+        """Start a trial of these settings, inside the space or not, or of sampled ones.
 
         Returns:
             The settings to try; None once the space is searched.

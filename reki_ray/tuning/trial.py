@@ -42,7 +42,6 @@ def train_trial(
     Args:
         settings: Ray Tune's configuration of the trial, see `SETTINGS`.
         config: Base configuration, without these settings.
-        run: Backbone, arm and seed.
         data: In a list so that Ray does not resolve it.
         concurrency: Trials that share a node's cores.
     """

@@ -15,12 +15,15 @@ from scipy.stats import chi2_contingency, chisquare
 
 from reki_ray.cli.views.published import experiment_table
 from reki_ray.errors import ConfigError, StoreError
-from reki_ray.experiments.bucketing import SLOTS, Ranges, allot, rounded
 from reki_ray.experiments.experiment import (
     EXPERIMENT,
+    SLOTS,
     Experiment,
+    Ranges,
     Variant,
+    allot,
     load_experiment,
+    rounded,
     slot_of,
     start_experiment,
     stop_experiment,

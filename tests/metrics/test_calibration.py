@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from reki_ray.metrics.calibration import BINS, calibration_error, calibration_ratio, reliability
+from reki_ray.metrics.classification import BINS, calibration_error, calibration_ratio, reliability
 
 GENERATOR = np.random.default_rng(0)
 SCORES = GENERATOR.beta(2, 5, 2003).astype(np.float32)

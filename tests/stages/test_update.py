@@ -166,7 +166,7 @@ def test_a_round_that_was_cut_off_is_done_anew_without_asking_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(updates, "_publish", killed)
+        patch.setattr(updates, "publish_version", killed)
         with pytest.raises(KeyboardInterrupt):
             update(config, batch(tmp_path), QUIET)
     asked = len(workspace.read_table(LEDGER))

@@ -30,9 +30,8 @@ def findings_table(findings: list[Finding]) -> Table:
 
 def status_view(status: Status) -> Group:
     """Show the stages of a workspace and what is running in it."""
-    table = Table(title=Text(f"workspace {status.workspace}"), title_justify="left")
-    table.add_column("stage")
-    table.add_column("state")
+    title = Text(f"workspace {status.workspace}")
+    table = Table("stage", "state", title=title, title_justify="left")
     for heading in ("time", "rows in", "rows out", "dead", "finished"):
         table.add_column(heading, justify="right")
     for stage in status.stages:

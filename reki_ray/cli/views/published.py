@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from reki_ray.core.formats import counted
@@ -26,9 +26,8 @@ _IMPORT_PROBLEMS = ("unknown", "blank", "refusal", "loop", "malformed", "duplica
 def versions_table(versions: Versions) -> Table:
     """Show all versions, and which of them is served."""
     title = "; ".join(part for part in (versions.done, versions.problem, versions.root) if part)
-    table = Table(title=escape(title), title_justify="left")
-    for heading in ("version", "arm", "model", "holds", "users", "items", "over", "promoted"):
-        table.add_column(heading)
+    headings = ("version", "arm", "model", "holds", "users", "items", "over", "promoted")
+    table = Table(*headings, title=escape(title), title_justify="left")
     for entry in versions.versions:
         name = f"v{entry.version}" + (" (current)" if entry.current else "")
         manifest, promoted = entry.manifest, ""
@@ -62,13 +61,12 @@ def update_table(update: Update) -> Table:
     """Show what a round of `reki update` changed."""
     batches = f"{len(update.batches):,} {'batch' if len(update.batches) == 1 else 'batches'}"
     table = Table(
+        *("side", "ids", "new", "moved", "clusters", "asked again"),
+        "largest moved share, centre shift",
         title=f"version v{update.version}: {counted(update.events, 'event')} in {batches}, "
         f"{update.prompts_asked:,} of {counted(update.prompts, 'prompt')} asked",
         title_justify="left",
     )
-    for heading in ("side", "ids", "new", "moved", "clusters", "asked again"):
-        table.add_column(heading)
-    table.add_column("largest moved share, centre shift")
     for name in SIDES:
         side = getattr(update, name)
         counts = (side.ids, side.new, side.moved, side.clusters, len(side.asked_again))
@@ -83,9 +81,8 @@ def update_table(update: Update) -> Table:
 def experiment_table(experiment: Experiment) -> Table:
     """Show an experiment's variants and their shares."""
     state = "running" if experiment.ended_at is None else "ended"
-    table = Table(title=f"Experiment {experiment.name}, {state}", title_justify="left")
-    for heading in ("variant", "version", "share"):
-        table.add_column(heading)
+    title = f"Experiment {experiment.name}, {state}"
+    table = Table("variant", "version", "share", title=title, title_justify="left")
     for variant in experiment.variants:
         table.add_row(variant.name, f"v{variant.version}", f"{variant.share:.1%}")
     return table
@@ -117,13 +114,13 @@ def ab_table(result: AbResult) -> Group:
 def import_table(report: ImportReport) -> Group:
     """Show what became of the entries of an imported file."""
     table = Table(
+        "entries",
+        Column("count", justify="right"),
+        "for example",
         title=f"{report.file} as {report.kind} knowledge of source {report.source!r}, "
         f"revision {report.revision}",
         title_justify="left",
     )
-    table.add_column("entries")
-    table.add_column("count", justify="right")
-    table.add_column("for example")
     table.add_row("in the file", f"{report.entries:,}")
     table.add_row("imported", f"{report.imported:,}")
     for problem in _IMPORT_PROBLEMS:

@@ -37,12 +37,7 @@ def report_text(content: dict[str, Any], workspace: Workspace) -> Group:
 
 
 def arm_tables(content: dict[str, Any], confidence: float) -> Group:
-    """Show arms and their controls, one table per backbone, then the rerankers.
-
-    Args:
-        content: Of report.json, or of the evaluation's metrics.
-        confidence: Level of the intervals.
-    """
+    """Show the arms of report.json or `METRICS`, one table per backbone, then the rerankers."""
     arms = content["arms"]
     backbones = dict.fromkeys(arm["backbone"] for arm in arms)
     return Group(

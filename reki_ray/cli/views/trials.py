@@ -28,12 +28,11 @@ def search_tables(searches: Sequence[Search]) -> Group:
 
 def _search_table(search: Search) -> Table:
     table = Table(
+        *("trial", "AUC", "LogLoss", "epoch", "samples/s", "settings"),
         title=f"{search.backbone}, arm {search.arm}: {len(search.finished)} trials, "
         "validation split",
         title_justify="left",
     )
-    for heading in ("trial", "AUC", "LogLoss", "epoch", "samples/s", "settings"):
-        table.add_column(heading)
     shown = search.ranked[:_SHOWN_TRIALS]
     if search.configured is not None and search.configured not in shown:
         shown.append(search.configured)
