@@ -60,9 +60,6 @@ def source_texts(
     """Ids of a row group and their source texts, in row order.
 
     Only interactions before a user's cut are read: no text shows what a sample predicts.
-
-    Raises:
-        DataError: A table is missing or damaged.
     """
     table, key = ENTITIES[side]
     rows = read_row_group(workspace, table, group)
@@ -97,11 +94,7 @@ def user_texts(
 
 
 def factors_of(workspace: Workspace, side: Side) -> tuple[str, ...]:
-    """Factors that the answers about a side are divided into, by name.
-
-    Raises:
-        DataError: The table is missing or damaged.
-    """
+    """Factors that the answers about a side are divided into, by name."""
     rows = workspace.read_table(schema.KNOWLEDGE, columns=[SUBJECT_KIND, FACTOR])
     kinds = pa.array([OF_ONE[side], OF_CLUSTER[side]])
     of_side = rows.filter(pc.is_in(rows[SUBJECT_KIND], kinds))
@@ -115,9 +108,6 @@ def knowledge_of(
 
     Args:
         by_factor: Keep answers divided; otherwise each is one text.
-
-    Raises:
-        DataError: A table is missing or damaged.
     """
     keys = pa.array(ids, pa.string())
     clusters = rows_of(workspace, schema.CLUSTERS[side], ID, keys, [ID, CLUSTER_ID])

@@ -78,11 +78,7 @@ class VectorCache:
         self._store.append(pa.table(columns))
 
     def index(self) -> ContentIndex:
-        """Index all vectors; a second call reads only the files that are new.
-
-        Raises:
-            DataError: A file is damaged.
-        """
+        """Index all vectors; a second call reads only the files that are new."""
         return self._store.index()
 
     def vectors(self, index: ContentIndex, digests: np.ndarray) -> np.ndarray:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from reki_ray import schema
-from reki_ray.config import SamplingConfig
+from reki_ray.config import ExtractConfig
 from reki_ray.core.content_store import ContentIndex, ContentStore, hash_strings, parse_digests
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError
+from reki_ray.extraction.model_identity import request_identity
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import SubjectKind, Table
 
@@ -70,27 +70,15 @@ FAILURES: Final = Table(
 
 
 class PromptKeys:
-    """Addresses of prompts in the answer cache.
+    """Addresses of the prompts of a run in the answer cache."""
 
-    Args:
-        model: Model as the configuration names it, wherever it is on disk.
-        request: Further fields of a request that change its answer, JSON-ready.
-    """
-
-    def __init__(
-        self,
-        template: PromptTemplate,
-        model: str,
-        revision: str,
-        sampling: SamplingConfig,
-        request: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, template: PromptTemplate, extract: ExtractConfig) -> None:
         self._template = template
         self._identity = {
-            "model": model,
-            "revision": revision,
-            "sampling": sampling.model_dump(mode="json"),
-            "request": dict(request or {}),
+            "model": extract.engine.model,
+            "revision": extract.engine.revision,
+            "sampling": extract.sampling.model_dump(mode="json"),
+            "request": request_identity(extract),
         }
         self._prefixes: dict[SubjectKind, hashlib._Hash] = {}
 
@@ -147,19 +135,11 @@ class AnswerCache:
         return self._answers.compact() + self._failures.compact()
 
     def index(self) -> ContentIndex:
-        """Index all answers, with the tokens of prompts and answers.
-
-        Raises:
-            DataError: A file is damaged.
-        """
+        """Index all answers, with the tokens of prompts and answers."""
         return self._answers.index([schema.PROMPT_TOKENS, schema.GENERATED_TOKENS])
 
     def read(self, path: str) -> pa.Table:
-        """Read one file of answers.
-
-        Raises:
-            DataError: It is damaged.
-        """
+        """Read one file of answers."""
         return self._answers.read(path)
 
     def failures(self, attempt: str | None = None) -> pa.Table:

@@ -115,9 +115,10 @@ def import_knowledge(
     with workspace.lock():
         entries = read_entries(file)
         first = next(entries, [])
-        known = _known_ids(workspace, kind) if kind else None
-        if kind is None or known is None:
+        if kind is None:
             kind, known = _find_kind(workspace, file, first)
+        else:
+            known = _known_ids(workspace, kind)
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         report = ImportReport(
@@ -252,17 +253,15 @@ def _parquet(file: Path) -> Iterator[list[Entry]]:
         columns = [name for name in (schema.ID, schema.TEXT, schema.FACTOR) if name in names]
         _require_kinds(file, opened.schema_arrow, columns)
         for batch in opened.iter_batches(BATCH_ROWS, columns=columns):
-            ids, texts = (
-                batch[name].cast(pa.string()).to_pylist() for name in (schema.ID, schema.TEXT)
-            )
-            factors = (
-                batch[schema.FACTOR].cast(pa.string()).to_pylist()
-                if schema.FACTOR in columns
-                else [schema.WHOLE_ANSWER] * len(ids)
-            )
+            rows = pa.table({name: batch[name].cast(pa.string()) for name in columns}).to_pylist()
             yield [
-                Entry(key or "", (factor or "").strip() or schema.WHOLE_ANSWER, text, "")
-                for key, text, factor in zip(ids, texts, factors, strict=True)
+                Entry(
+                    row[schema.ID] or "",
+                    (row.get(schema.FACTOR) or "").strip() or schema.WHOLE_ANSWER,
+                    row[schema.TEXT],
+                    "",
+                )
+                for row in rows
             ]
 
 

@@ -10,12 +10,10 @@ import contextlib
 import hashlib
 import json
 import re
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +21,7 @@ import pyarrow.parquet as pq
 
 from reki_ray import schema
 from reki_ray.config import RekiConfig
-from reki_ray.core import atomic
-from reki_ray.core.workspace import Workspace
+from reki_ray.core.workspace import ROW_GROUP_ROWS, Workspace
 from reki_ray.errors import DataError
 from reki_ray.schema import SubjectKind, Table
 
@@ -37,7 +34,6 @@ ENGINE_NAME: Final = "imported"
 _KEY: Final = [schema.SUBJECT_KIND, schema.SUBJECT_ID, schema.FACTOR]
 _TIME: Final = b"reki.imported_at_ns"
 _REVISION: Final = b"reki.revision"
-_BATCH_ROWS: Final = 65_536
 
 Row = tuple[str, str, str]
 """Id, factor and text."""
@@ -50,11 +46,7 @@ def imported_address(kind: SubjectKind, subject_id: str, source: str, revision: 
 
 
 def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.Table:
-    """Read imported knowledge, oldest import first; the latest of each subject and factor counts.
-
-    Raises:
-        DataError: A file is damaged.
-    """
+    """Read imported knowledge, oldest first; the latest of each subject and factor counts."""
     wanted = columns or schema.KNOWLEDGE_SCHEMA.names
     read = [name for name in schema.KNOWLEDGE_SCHEMA.names if name in {*_KEY, *wanted}]
     tables = [pa.schema([schema.KNOWLEDGE_SCHEMA.field(name) for name in read]).empty_table()]
@@ -68,11 +60,7 @@ def read_imported(workspace: Workspace, columns: list[str] | None = None) -> pa.
 
 
 def identify(config: RekiConfig) -> list[list[Any]]:
-    """JSON-ready identity of the imported files of a run: name, size and revision of each.
-
-    Raises:
-        DataError: A file is damaged.
-    """
+    """JSON-ready identity of the imported files of a run: name, size and revision of each."""
     workspace = Workspace(config.root)
     return [
         [Path(part.path).name, int(workspace.filesystem.size(part.path)), part.revision]
@@ -98,74 +86,46 @@ def write_imported(
     Raises:
         DataError: Raised by `batches`; nothing is written.
     """
-    target = workspace.path(IMPORTED.path, f"{_part_name(kind, source)}.parquet")
-    imported_at = _imported_at(workspace, target, revision)
-    workspace.filesystem.makedirs(workspace.path(IMPORTED.path), exist_ok=True)
-    # In the target's folder, so that a rename is atomic; an object store's put is atomic.
-    beside = workspace.path(IMPORTED.path) if workspace.is_local else None
-    with tempfile.TemporaryDirectory(prefix=".import-", dir=beside) as folder:
-        drawn, final = Path(folder, "drawn.parquet"), Path(folder, "final.parquet")
-        columns = _Columns(kind, source, revision, imported_at)
-        with pq.ParquetWriter(drawn, columns.schema) as writer:
-            for batch in batches:
-                writer.write_table(columns.table(batch))
-        keys = pq.read_table(drawn, columns=[schema.SUBJECT_ID, schema.FACTOR])
-        kept = _last_rows(keys, [schema.SUBJECT_ID, schema.FACTOR])
-        last = np.zeros(keys.num_rows, dtype=bool)
-        last[kept] = True
-        repeated = keys[schema.SUBJECT_ID].take(np.flatnonzero(~last)[:100]).to_pylist()
-        if len(kept):
-            _copy(drawn, final, columns.schema, last)
-            if workspace.is_local:
-                atomic.move(final, Path(target))
-            else:
-                workspace.filesystem.put_file(str(final), target)
-        return len(kept), repeated
-
-
-# --- files ---------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Part:
-    path: str
-    imported_at: int
-    revision: str
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Builds rows of the table."""
-
-    kind: SubjectKind
-    source: str
-    revision: str
-    imported_at: int
-
-    @property
-    def schema(self) -> pa.Schema:
-        return schema.KNOWLEDGE_SCHEMA.with_metadata(
-            {_TIME: str(self.imported_at), _REVISION: self.revision}
-        )
-
-    def table(self, rows: list[Row]) -> pa.Table:
-        ids, factors, texts = zip(*rows, strict=True) if rows else ((), (), ())
-        count = len(rows)
+    name = f"{_part_name(kind, source)}.parquet"
+    imported_at = _imported_at(workspace, workspace.path(IMPORTED.path, name), revision)
+    metadata = {_TIME: str(imported_at), _REVISION: revision}
+    constants = {
+        schema.SUBJECT_KIND: kind,
+        schema.MODEL: source,
+        schema.REVISION: revision,
+        schema.ENGINE: ENGINE_NAME,
+        schema.PROMPT_TOKENS: 0,
+        schema.GENERATED_TOKENS: 0,
+        schema.FINISH_REASON: None,
+        schema.CREATED_AT: imported_at // 10**9,
+    }
+    tables = [schema.KNOWLEDGE_SCHEMA.empty_table()]
+    for batch in batches:
+        ids, factors, texts = zip(*batch, strict=True) if batch else ((), (), ())
         columns = {
-            schema.SUBJECT_KIND: [self.kind] * count,
             schema.SUBJECT_ID: ids,
             schema.FACTOR: factors,
             schema.TEXT: texts,
-            schema.PROMPT_HASH: [
-                imported_address(self.kind, key, self.source, self.revision) for key in ids
-            ],
-            schema.MODEL: [self.source] * count,
-            schema.REVISION: [self.revision] * count,
-            schema.ENGINE: [ENGINE_NAME] * count,
-            schema.PROMPT_TOKENS: [0] * count,
-            schema.GENERATED_TOKENS: [0] * count,
-            schema.FINISH_REASON: [None] * count,
-            schema.CREATED_AT: [self.imported_at // 10**9] * count,
+            schema.PROMPT_HASH: [imported_address(kind, key, source, revision) for key in ids],
+            **{column: [value] * len(batch) for column, value in constants.items()},
         }
-        return pa.table(columns, schema=self.schema)
+        tables.append(pa.table(columns, schema=schema.KNOWLEDGE_SCHEMA))
+    rows = pa.concat_tables(tables)
+    kept = np.zeros(rows.num_rows, dtype=bool)
+    kept[_last_rows(rows, _KEY)] = True
+    if kept.any():
+        written = rows.filter(pa.array(kept)).replace_schema_metadata(metadata)
+        with workspace.guarded("written"), workspace.writing(IMPORTED.path, name) as sink:
+            pq.write_table(written, sink, row_group_size=ROW_GROUP_ROWS)
+    repeated: list[str] = rows[schema.SUBJECT_ID].take(np.flatnonzero(~kept)[:100]).to_pylist()
+    return int(kept.sum()), repeated
+
+
+# --- files ---------------------------------------------------------------------------------------
+class _Part(NamedTuple):
+    path: str
+    imported_at: int
+    revision: str
 
 
 def _part_name(kind: SubjectKind, source: str) -> str:
@@ -186,15 +146,6 @@ def _imported_at(workspace: Workspace, target: str, revision: str) -> int:
     if latest is not None and (latest.path, latest.revision) == (target, revision):
         return latest.imported_at
     return max(time.time_ns(), 0 if latest is None else latest.imported_at + 1)
-
-
-def _copy(drawn: Path, final: Path, fields: pa.Schema, kept: np.ndarray) -> None:
-    start = 0
-    with pq.ParquetFile(drawn) as source, pq.ParquetWriter(final, fields) as writer:
-        for batch in source.iter_batches(_BATCH_ROWS):
-            mask = pa.array(kept[start : start + batch.num_rows])
-            writer.write_batch(batch.filter(mask).replace_schema_metadata(fields.metadata))
-            start += batch.num_rows
 
 
 def _last_rows(rows: pa.Table, key: list[str]) -> np.ndarray:

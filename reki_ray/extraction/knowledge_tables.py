@@ -83,11 +83,7 @@ def settle(workspace: Workspace, reporter: Reporter) -> SettledPlan:
 
 
 def compact(workspace: Workspace) -> None:
-    """Merge small files of the answer cache, in a task to spare the driver's memory.
-
-    Raises:
-        DataError: A file of the answer cache is damaged.
-    """
+    """Merge small files of the answer cache, in a task to spare the driver's memory."""
     list(bounded([(_compact, (workspace.location,))]))
 
 

@@ -73,11 +73,7 @@ def keep(earlier: Workspace, workspace: Workspace, again: Mapping[SubjectKind, s
 
 
 def read_kept(workspace: Workspace, kind: SubjectKind, ids: list[str]) -> dict[str, PlannedRow]:
-    """Prompts of an earlier round by subject id; ids without one are left out.
-
-    Raises:
-        DataError: The table is damaged.
-    """
+    """Prompts of an earlier round by subject id; ids without one are left out."""
     if not workspace.has_table(KEPT):
         return {}
     rows = rows_of(workspace, KEPT, SUBJECT_ID, pa.array(ids, pa.string()))

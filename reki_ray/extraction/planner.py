@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 
 from reki_ray import schema
-from reki_ray.config import ExtractConfig, OpenAiEngine, PromptsConfig, RekiConfig
+from reki_ray.config import OpenAiEngine, RekiConfig
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import bounded
 from reki_ray.core.workspace import Workspace
@@ -24,10 +24,9 @@ from reki_ray.extraction import knowledge_import
 from reki_ray.extraction.answer_cache import PromptKeys
 from reki_ray.extraction.model_identity import request_identity
 from reki_ray.extraction.plan_table import KEPT, PLAN, PlannedRow, plan_table, read_kept
-from reki_ray.extraction.shards import Mode, Shard, cut_into_shards, load
+from reki_ray.extraction.shards import KINDS, Shard, cut_into_shards, load
 from reki_ray.extraction.subjects import Subjects
 from reki_ray.prompts.renderer import Prompt, Renderer, build_renderer
-from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import PROMPT_HASH, SIDE_OF, SUBJECT_ID, SUBJECT_KIND, SubjectKind
 
 _DOCUMENT = "extract/plan.json"
@@ -44,17 +43,18 @@ class Prompting:
 
     Attributes:
         location: The workspace, as other processes open it.
-        min_interactions: Interactions before the cut below which an id has no prompt of its own.
-        moved_share: Share of new lines from which on the prompt of a single id is replaced.
     """
 
     location: str
-    mode: Mode
-    limits: PromptsConfig
+    config: RekiConfig
     renderer: Renderer
     prompt_keys: PromptKeys
-    min_interactions: int
-    moved_share: float
+
+    @property
+    def min_interactions(self) -> int:
+        """Interactions before the cut below which an id has no prompt of its own."""
+        extract = self.config.extract
+        return extract.min_interactions if extract.mode == "blend" else 0
 
 
 def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
@@ -63,35 +63,19 @@ def prompting(config: RekiConfig, workspace: Workspace) -> Prompting:
     Raises:
         ConfigError: The scenario is unknown, or lacks a factor.
     """
-    extract = config.extract
-    renderer = build_renderer(config.prompts, extract)
-    return Prompting(
-        workspace.location,
-        extract.mode,
-        config.prompts,
-        renderer,
-        prompt_keys(extract, renderer.template),
-        extract.min_interactions if extract.mode == "blend" else 0,
-        config.cluster.drift.moved_share,
-    )
+    renderer = build_renderer(config.prompts, config.extract)
+    keys = PromptKeys(renderer.template, config.extract)
+    return Prompting(workspace.location, config, renderer, keys)
 
 
-def prompt_keys(extract: ExtractConfig, template: PromptTemplate) -> PromptKeys:
-    """Addresses of the prompts of a run."""
-    engine, request = extract.engine, request_identity(extract)
-    return PromptKeys(template, engine.model, engine.revision, extract.sampling, request)
-
-
-def make_plan(
-    config: RekiConfig, workspace: Workspace, wording: Prompting, reporter: Reporter
-) -> str:
+def make_plan(workspace: Workspace, wording: Prompting, reporter: Reporter) -> str:
     """Render all prompts into `PLAN`, unless it exists; returns the hash of what determines it.
 
     Raises:
         DataError: A table of ingest or, for collective knowledge, of cluster is missing or damaged.
     """
-    shards = cut_into_shards(workspace, wording.mode)
-    identity = _identity(config, workspace, wording)
+    shards = cut_into_shards(workspace, wording.config.extract.mode)
+    identity = _identity(workspace, wording)
     if workspace.exists(_DOCUMENT) and workspace.read_json(_DOCUMENT)["identity"] == identity:
         return identity
     workspace.remove(_DOCUMENT)  # it must not describe tables that are being replaced
@@ -120,7 +104,8 @@ def _plan_shard(
     """Render the prompts of a shard into one file; returns their number."""
     workspace = Workspace(wording.location)
     shard_rows = load(workspace, shard)
-    subjects = Subjects(shard_rows, wording.renderer, wording.limits)
+    subjects = Subjects(shard_rows, wording.renderer, wording.config.prompts)
+    moved_share = wording.config.cluster.drift.moved_share
     imported = _imported(workspace, shard.kind)
     earlier = read_kept(workspace, shard.kind, shard_rows.ids)
     inactive = _inactive(activity, shard.kind, shard_rows.ids, wording.min_interactions)
@@ -129,7 +114,7 @@ def _plan_shard(
         key = prompt.subject_id
         if key in imported:
             rows.append(PlannedRow(key, imported[key], None, []))
-        elif key in earlier and not _has_drifted(earlier[key], prompt, wording.moved_share):
+        elif key in earlier and not _has_drifted(earlier[key], prompt, moved_share):
             rows.append(earlier[key])
         elif key not in inactive:
             address = wording.prompt_keys.of(prompt.subject_kind, prompt.body)
@@ -168,29 +153,27 @@ def _imported(workspace: Workspace, kind: SubjectKind) -> dict[str, str]:
     return dict(zip(rows[SUBJECT_ID].to_pylist(), rows[PROMPT_HASH].to_pylist(), strict=True))
 
 
-def _identity(config: RekiConfig, workspace: Workspace, wording: Prompting) -> str:
+def _identity(workspace: Workspace, wording: Prompting) -> str:
+    config, extract = wording.config, wording.config.extract
     tables = [schema.ITEMS, schema.USERS, schema.INTERACTIONS, schema.CUTS]
-    if wording.mode != "individual":
+    if extract.mode != "individual":
         tables += schema.CLUSTERS.values()
-    engine = config.extract.engine
+    engine = extract.engine
     identity = {
         "format": _FORMAT,
         "tables": {table.path: workspace.identify(table) for table in tables},
         "imported": knowledge_import.identify(config),
         "kept": workspace.identify(KEPT),
         "min_interactions": wording.min_interactions,
-        "moved_share": wording.moved_share,
-        "mode": wording.mode,
+        "moved_share": config.cluster.drift.moved_share,
+        "mode": extract.mode,
         "prompts": config.prompts.model_dump(mode="json"),
         "model": engine.model,
         "revision": engine.revision,
-        "sampling": config.extract.sampling.model_dump(mode="json"),
-        "request": request_identity(config.extract),
+        "sampling": extract.sampling.model_dump(mode="json"),
+        "request": request_identity(extract),
         "withheld": engine.withhold if isinstance(engine, OpenAiEngine) else (),
         # The user's own scenario may change under an unchanged path.
-        "frames": [
-            wording.renderer.template.identity(kind)
-            for kind in ("item", "user", "item_cluster", "user_cluster")
-        ],
+        "frames": [wording.renderer.template.identity(kind) for kind in KINDS],
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -70,9 +70,6 @@ def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
 
     Args:
         mode: One prompt per cluster (REKI-C), one per id (REKI-I), or both.
-
-    Raises:
-        DataError: A table is missing or damaged.
     """
     shards = [
         Shard(kind, group)
@@ -90,11 +87,7 @@ def cut_into_shards(workspace: Workspace, mode: Mode) -> list[Shard]:
 
 
 def load(workspace: Workspace, shard: Shard) -> ShardRows:
-    """Read the rows behind the prompts of a shard.
-
-    Raises:
-        DataError: A table is missing or damaged.
-    """
+    """Read the rows behind the prompts of a shard."""
     side = SIDE_OF[shard.kind]
     table, key = ENTITIES[side]
     members: dict[str, list[str]] = {}
@@ -113,11 +106,7 @@ def rows_behind(
     rows: pa.Table,
     members: dict[str, list[str]] | None = None,
 ) -> ShardRows:
-    """Rows of users or items, with what the prompts of users show of their interactions.
-
-    Raises:
-        DataError: A table is damaged.
-    """
+    """Rows of users or items, with what the prompts of users show of their interactions."""
     if SIDE_OF[kind] == "items":
         return ShardRows(kind, rows, members=members or {})
     visible = visible_to_prompts(workspace, rows[USER_ID].combine_chunks())

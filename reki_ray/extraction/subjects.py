@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -34,8 +34,8 @@ class Subjects:
         self._members = rows.members
         self._renderer = renderer
         self._limits = limits
-        self._items = _Rows(rows.items, ITEM_ID)
-        self._users = _Rows(rows.users, USER_ID)
+        self._items = _rows_by_id(rows.items, ITEM_ID)
+        self._users = _rows_by_id(rows.users, USER_ID)
         self._histories = Histories(rows.visible)
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -52,46 +52,44 @@ class Subjects:
         return self._members.get(subject_id, [])[: self._limits.max_members]
 
     def _each_item(self) -> Iterator[Prompt]:
-        for item_id in self._items.ids:
-            title, text = self._items.title(item_id), self._items.value(item_id, TEXT)
-            yield self._renderer.item(item_id, title, self._items.attributes(item_id), text)
+        for item_id, row in self._items.items():
+            yield self._renderer.item(item_id, row[TITLE] or "", row[ATTRIBUTES], row[TEXT])
 
     def _each_user(self) -> Iterator[Prompt]:
-        for user_id in self._users.ids:
+        for user_id, row in self._users.items():
             history = self._titles(self._histories.of(user_id))
-            yield self._renderer.user(user_id, self._users.attributes(user_id), history)
+            yield self._renderer.user(user_id, row[ATTRIBUTES], history)
 
     def _each_item_cluster(self) -> Iterator[Prompt]:
         for cluster, ids in self._members.items():
-            shares = histogram(self._items.attributes(item_id) for item_id in ids)
-            members = [
-                (self._items.title(item_id), self._items.attributes(item_id))
-                for item_id in self.shown(cluster)
-            ]
+            shares = histogram(_attributes(self._items, ids))
+            shown = self.shown(cluster)
+            titles = map(self._title, shown)
+            members = list(zip(titles, _attributes(self._items, shown), strict=True))
             yield self._renderer.item_cluster(cluster, len(ids), members, shares)
 
     def _each_user_cluster(self) -> Iterator[Prompt]:
         most = self._limits.max_history
         for cluster, ids in self._members.items():
-            profiles = histogram(self._users.attributes(user_id) for user_id in ids)
-            liked = histogram(
-                self._items.attributes(event.item_id)
-                for user_id in ids
-                for event in self._histories.of(user_id)
-                if event.label
+            events = (event for user_id in ids for event in self._histories.of(user_id))
+            liked = _attributes(self._items, (event.item_id for event in events if event.label))
+            shares = {
+                **histogram(_attributes(self._users, ids)),
+                **{f"{LIKED}{name}": values for name, values in histogram(liked).items()},
+            }
+            shown = self.shown(cluster)
+            histories = (
+                self._titles(_extremes(self._histories.of(user_id)[-most:])) for user_id in shown
             )
-            shares = {**profiles, **{f"{LIKED}{name}": values for name, values in liked.items()}}
-            members = [
-                (
-                    self._users.attributes(user_id),
-                    self._titles(_extremes(self._histories.of(user_id)[-most:])),
-                )
-                for user_id in self.shown(cluster)
-            ]
+            members = list(zip(_attributes(self._users, shown), histories, strict=True))
             yield self._renderer.user_cluster(cluster, len(ids), members, shares)
 
+    def _title(self, item_id: str) -> str:
+        """Title of an item; empty for an unknown item."""
+        return self._items.get(item_id, {}).get(TITLE) or ""
+
     def _titles(self, events: Sequence[SeenItem]) -> list[tuple[str, float | None]]:
-        return [(self._items.title(event.item_id), event.rating) for event in events]
+        return [(self._title(event.item_id), event.rating) for event in events]
 
 
 class Histories:
@@ -119,31 +117,20 @@ class Histories:
         return list(map(SeenItem._make, zip(*(c[rows] for c in self._columns), strict=True)))
 
 
-class _Rows:
-    """Rows of users or items by id."""
+def _rows_by_id(table: pa.Table | None, key: str) -> dict[str, dict[str, Any]]:
+    """What prompts show of users or items, by id."""
+    if table is None:
+        return {}
+    shown = [name for name in (key, TITLE, TEXT, ATTRIBUTES) if name in table.column_names]
+    rows = table.select(shown).to_pylist(maps_as_pydicts="lossy")  # names are unique
+    return {row[key]: row for row in rows}
 
-    def __init__(self, table: pa.Table | None, key: str) -> None:
-        self.ids: list[str] = [] if table is None else table[key].to_pylist()
-        self._row: Mapping[str, int] = {value: row for row, value in enumerate(self.ids)}
-        self._columns: dict[str, list[Any]] = {
-            name: table[name].to_pylist()
-            for name in (TITLE, TEXT, ATTRIBUTES)
-            if table is not None and name in table.column_names
-        }
 
-    def title(self, key: str) -> str:
-        """Title of an item; empty for an unknown item."""
-        return self.value(key, TITLE) or ""
-
-    def attributes(self, key: str) -> Attributes | None:
-        """Attributes by name, if there are any."""
-        pairs = self.value(key, ATTRIBUTES)
-        return None if pairs is None else dict(pairs)
-
-    def value(self, key: str, column: str) -> Any:
-        """Value of a column; None for an unknown id."""
-        row = self._row.get(key)
-        return None if row is None else self._columns[column][row]
+def _attributes(
+    rows: Mapping[str, Mapping[str, Any]], ids: Iterable[str]
+) -> Iterator[Attributes | None]:
+    """Attributes of each id; None for an unknown one."""
+    return (rows.get(key, {}).get(ATTRIBUTES) for key in ids)
 
 
 def _extremes(events: Sequence[SeenItem]) -> list[SeenItem]:

@@ -101,9 +101,6 @@ def find_pending(location: str, attempt_id: str) -> PendingUnits:
     """Write `PENDING`: the prompts of a plan without an answer or a failure in this attempt.
 
     A task, as it takes some hundred bytes of memory per planned prompt.
-
-    Raises:
-        DataError: The plan or the cache is damaged.
     """
     workspace = Workspace(location)
     cache = AnswerCache(workspace)
@@ -135,11 +132,7 @@ def find_pending(location: str, attempt_id: str) -> PendingUnits:
 
 
 def read_unit(workspace: Workspace, unit: WorkUnit) -> pa.Table:
-    """Read the questions of a work unit, rows of `QUESTION_SCHEMA`.
-
-    Raises:
-        DataError: The plan is damaged.
-    """
+    """Read the questions of a work unit, rows of `QUESTION_SCHEMA`."""
     name = f"{unit.part}.parquet"
     plan = workspace.path(PLAN.path, name)
     with reading(PLAN, plan), workspace.filesystem.open(plan, "rb") as opened:
@@ -148,12 +141,12 @@ def read_unit(workspace: Workspace, unit: WorkUnit) -> pa.Table:
         )
         rows = pending[_ROW].to_numpy()[unit.start : unit.stop]
         source = pq.ParquetFile(opened)
-        lengths = [source.metadata.row_group(g).num_rows for g in range(source.num_row_groups)]
-        ends = np.cumsum(lengths)
-        group_of = np.searchsorted(ends, rows, side="right")
-        groups = np.unique(group_of)
-        questions = source.read_row_groups(groups.tolist(), columns=QUESTION_SCHEMA.names)
-    # Row in the file -> row among the row groups that were read.
-    shift = np.cumsum([0, *np.array(lengths)[groups][:-1]]) - (ends - lengths)[groups]
-    places = rows + shift[np.searchsorted(groups, group_of)]
-    return questions.take(pa.array(places)).cast(QUESTION_SCHEMA)
+        groups, start = [QUESTION_SCHEMA.empty_table()], 0
+        for number in range(source.num_row_groups):
+            stop = start + source.metadata.row_group(number).num_rows
+            here = rows[(start <= rows) & (rows < stop)] - start
+            if len(here):
+                group = source.read_row_group(number, columns=QUESTION_SCHEMA.names)
+                groups.append(group.take(pa.array(here)).cast(QUESTION_SCHEMA))
+            start = stop
+    return pa.concat_tables(groups)

@@ -21,40 +21,15 @@ _MAX_NAME = 32
 # Status of an error without one, by its words; the first match counts. Names are split into words:
 # `insufficient_quota`, `RateLimitReached`.
 _STATUS_OF_WORDS = (
-    ("context length", 400),
-    ("context window", 400),
-    ("too long", 400),
-    ("resource exhausted", 429),
-    ("rate limit", 429),
-    ("too many requests", 429),
-    ("throttl", 429),
-    ("insufficient quota", 402),
-    ("insufficient balance", 402),
-    ("payment required", 402),
-    ("arrear", 402),
-    ("credit", 402),
-    ("billing", 402),
-    ("quota", 402),
-    ("balance", 402),
-    ("overload", 529),
-    ("capacity", 503),
-    ("unauth", 401),
-    ("authenticat", 401),
-    ("api key", 401),
-    ("apikey", 401),
-    ("invalid token", 401),
-    ("token expired", 401),
-    ("forbidden", 403),
-    ("permission", 403),
-    ("access denied", 403),
-    ("not found", 404),
-    ("does not exist", 404),
-    ("no such model", 404),
-    ("unknown model", 404),
-    ("invalid model", 404),
-    ("invalid request", 400),
-    ("bad request", 400),
-    ("invalid argument", 400),
+    (400, r"context length|context window|too long"),
+    (429, r"resource exhausted|rate limit|too many requests|throttl"),
+    (402, r"insufficient (?:quota|balance)|payment required|arrear|credit|billing|quota|balance"),
+    (529, r"overload"),
+    (503, r"capacity"),
+    (401, r"unauth|authenticat|api ?key|invalid token|token expired"),
+    (403, r"forbidden|permission|access denied"),
+    (404, r"not found|does not exist|no such model|(?:unknown|invalid) model"),
+    (400, r"(?:invalid|bad) request|invalid argument"),
 )
 _WORD_STARTS = re.compile(r"(?<=[a-z])(?=[A-Z])|[\W_]+")
 # Keys under which different endpoints put an error and its message, most reliable first.
@@ -98,27 +73,21 @@ class MalformedError(ValueError):
         self.retry = retry
 
 
+@dataclass(eq=False)
 class EndpointError(ValueError):
-    """An error in the body of a response with HTTP status 200.
+    """An error in the body of a response with HTTP status 200, and its equivalent status."""
 
-    Args:
-        status: Equivalent HTTP status.
-    """
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
+    status: int
+    code: str
+    message: str
 
 
+@dataclass(eq=False)
 class NoAnswerError(ValueError):
     """A complete response without any answer."""
 
-    def __init__(self, reason: str, read: Read) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.read = read
+    reason: str
+    read: Read
 
 
 class _Message(BaseModel, extra="allow"):
@@ -320,7 +289,7 @@ def _reported(error: Any) -> EndpointError:
     if not status:
         parts = (name, fields.get("type"), fields.get("status"), message)
         text = " ".join(_WORD_STARTS.sub(" ", str(part)) for part in parts if part).lower()
-        status = next((known for word, known in _STATUS_OF_WORDS if word in text), 500)
+        status = next((known for known, words in _STATUS_OF_WORDS if re.search(words, text)), 500)
     return EndpointError(status, name, message)
 
 

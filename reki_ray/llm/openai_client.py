@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -77,35 +77,26 @@ _HOPELESS = 10
 _NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"})
 
 
+@dataclass(eq=False)
 class RefusedError(Exception):
     """One prompt gets no answer; others may."""
 
-    def __init__(self, reason: str, reply: Reply | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.reply = reply
+    reason: str
+    reply: Reply | None = None
 
 
+@dataclass(eq=False)
 class _CallError(Exception):
     """One call failed; another may succeed.
 
-    Args:
+    Attributes:
         billed: Whether the endpoint may charge for it.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        billed: bool,
-        headers: Mapping[str, str] | None = None,
-        *,
-        retry: bool = True,
-    ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.billed = billed
-        self.headers = headers or {}
-        self.retry = retry
+    reason: str
+    billed: bool
+    headers: Mapping[str, str] = field(default_factory=dict)
+    retry: bool = True
 
 
 def require_certificates() -> None:

@@ -31,13 +31,13 @@ from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction import work_units
+from reki_ray.extraction.answer_cache import PromptKeys
 from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engines import Engine, build_engine
-from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.knowledge_tables import SettledPlan, compact, settle
 from reki_ray.extraction.metrics import exported
 from reki_ray.extraction.plan_table import PLAN, PlannedRow, plan_table
-from reki_ray.extraction.planner import make_plan, prompt_keys, prompting
+from reki_ray.extraction.planner import make_plan, prompting
 from reki_ray.extraction.run_stats import RunStats
 from reki_ray.extraction.work_units import PendingUnits
 from reki_ray.prompts.answer_stats import describe
@@ -60,7 +60,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     wording = prompting(config, workspace)
     engine = build_engine(config.extract, wording.renderer.template)
     with ray_session(config.ray):
-        plan = make_plan(config, workspace, wording, reporter)
+        plan = make_plan(workspace, wording, reporter)
         settled, pending = _answer_plan(
             workspace,
             plan,
@@ -141,7 +141,7 @@ def extract_knowledge(
         prompts = _validated(PromptsConfig, prompts or {})
     renderer = build_renderer(prompts.model_copy(update={"scenario": scenario}), engine)
     template = renderer.template
-    keys = prompt_keys(engine, template)
+    keys = PromptKeys(template, engine)
     rendered = _render_rows(table, kind, renderer)
     rows = [PlannedRow(p.subject_id, keys.of(kind, p.body), p.body, []) for p in rendered]
     rows.sort(key=lambda row: row.body or "")  # the engine caches common prefixes
@@ -227,7 +227,7 @@ def _answer_plan(
     runner = ExtractRunner(workspace, config, engine, attempt_id, stats, reporter)
     pending = runner.pending()
     if pending.rows:
-        require(config, engine.demand)
+        engine.require_room()
         announce(pending)
         with exported(stats, config.metrics_port):
             runner.run(pending)

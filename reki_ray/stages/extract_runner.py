@@ -31,8 +31,7 @@ from reki_ray.errors import EngineError, RekiError
 from reki_ray.extraction import engine_speed
 from reki_ray.extraction.answer_sink import ANSWERED, DEAD, QUARANTINED, questions_of, write_answers
 from reki_ray.extraction.engines import Engine
-from reki_ray.extraction.engines.capacity import replicas
-from reki_ray.extraction.engines.protocol import TASK_CPUS
+from reki_ray.extraction.engines.protocol import TASK_CPUS, replicas
 from reki_ray.extraction.poison_prompts import PoisonBisector
 from reki_ray.extraction.run_stats import RunStats, Snapshot
 from reki_ray.extraction.work_units import PendingUnits, WorkUnit, find_pending, read_unit

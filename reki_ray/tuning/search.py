@@ -61,7 +61,7 @@ def search(
         DataError: A table is missing or damaged.
         EngineError: No trial of a backbone gave a result, or there is no GPU to try it on.
     """
-    optuna = require("optuna")
+    optuna = require("optuna", "reki tune")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # our progress shows each trial
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     results.check_target(out, config.train.backbones)

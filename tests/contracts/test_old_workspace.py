@@ -187,8 +187,8 @@ def test_every_prompt_is_rendered_as_before_and_answered(project: Path, name: st
     old = Workspace(config.root)
     wording = prompting(config, old)
     rendered = {}
-    for shard in cut_into_shards(old, wording.mode):
-        for prompt in Subjects(load(old, shard), wording.renderer, wording.limits):
+    for shard in cut_into_shards(old, config.extract.mode):
+        for prompt in Subjects(load(old, shard), wording.renderer, config.prompts):
             key = (prompt.subject_kind, prompt.subject_id)
             rendered[key] = wording.prompt_keys.of(prompt.subject_kind, prompt.body)
     plan = old.read_table(PLAN)

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 OTHERWISE = {
     # What they write is moved into its place as a whole, by them or by who calls them.
     "reki_ray/core/downloads.py": {"convert_gguf"},
-    "reki_ray/extraction/knowledge_import.py": {"write_imported", "_copy"},
     "reki_ray/models/artifact.py": {"save"},
     "reki_ray/retrieval/builder.py": {"write_retrieval"},
     "reki_ray/retrieval/index.py": {"build_index"},

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reki_ray.config import PromptsConfig, SamplingConfig
+from reki_ray.config import ExtractConfig, PromptsConfig, SamplingConfig, VllmEngine
 from reki_ray.core import content_store
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import DataError, EngineError
@@ -101,7 +101,10 @@ def test_the_address_covers_what_determines_the_answer() -> None:
     ) -> str:  # fmt: skip
         limits = PromptsConfig.model_validate(prompts)
         template = Renderer(load_scenario("movies"), limits).template
-        return PromptKeys(template, model, revision, sampling).of("item", body)
+        extract = ExtractConfig(
+            engine=VllmEngine(model=model, revision=revision), sampling=sampling
+        )
+        return PromptKeys(template, extract).of("item", body)
 
     base = of()
     assert base == of(sampling=SamplingConfig())
@@ -119,7 +122,7 @@ def test_the_address_covers_what_determines_the_answer() -> None:
 
 def test_subjects_of_different_kinds_have_different_addresses() -> None:
     template = Renderer(load_scenario("movies"), PromptsConfig()).template
-    prompt_keys = PromptKeys(template, "m", "1", GREEDY)
+    prompt_keys = PromptKeys(template, ExtractConfig())
     assert prompt_keys.of("item", "b") != prompt_keys.of("user", "b")
 
 

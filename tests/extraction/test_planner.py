@@ -46,7 +46,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> Workspa
 def plan(config: RekiConfig, workspace: Workspace) -> dict[tuple[str, str], str]:
     """Write the plan of a workspace, in this process; returns what each prompt shows."""
     wording, render = prompting(config, workspace), cast(Any, _plan_shard)._function
-    for number, shard in enumerate(cut_into_shards(workspace, wording.mode)):
+    for number, shard in enumerate(cut_into_shards(workspace, config.extract.mode)):
         render(wording, None, shard, workspace.location, f"part-{number:06d}")
     rows = workspace.read_table(PLAN).to_pylist()
     return {(row[schema.SUBJECT_KIND], row[schema.SUBJECT_ID]): row["body"] for row in rows}

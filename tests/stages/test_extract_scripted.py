@@ -21,7 +21,7 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.data.leak_guard import before_cut
 from reki_ray.errors import EngineError
 from reki_ray.extraction.answer_cache import FAILURES, LEDGER
-from reki_ray.extraction.engines.capacity import replicas
+from reki_ray.extraction.engines.protocol import replicas
 from reki_ray.extraction.plan_table import PLAN
 from reki_ray.schema import PROMPT_HASH, REASON, SHOWN, SUBJECT_ID, SUBJECT_KIND, TEXT
 from reki_ray.stages.extract import ESTIMATE, run

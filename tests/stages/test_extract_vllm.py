@@ -20,7 +20,6 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
 from reki_ray.extraction.cost_estimate import estimate
 from reki_ray.extraction.engine_speed import known_speed
-from reki_ray.extraction.engines.capacity import require
 from reki_ray.extraction.engines.vllm import VllmBatchEngine, preloaded_libraries
 from reki_ray.prompts.renderer import Renderer
 from reki_ray.prompts.reply_parser import by_factor
@@ -181,11 +180,11 @@ def test_a_cluster_that_is_too_small_is_refused_before_the_start() -> None:
     template = Renderer(load_scenario("movies"), PromptsConfig()).template
     many = ExtractConfig(min_replicas=9, max_replicas=9)
     with pytest.raises(EngineError, match="need 10 CPU"):
-        require(many, VllmBatchEngine(VllmEngine(), many, template).demand)
+        VllmBatchEngine(VllmEngine(), many, template).require_room()
     on_gpu = VllmEngine(device="gpu", engine_kwargs={"tensor_parallel_size": 2})
     extract = ExtractConfig(engine=on_gpu)
     with pytest.raises(EngineError, match="need 2 GPU"):
-        require(extract, VllmBatchEngine(on_gpu, extract, template).demand)
+        VllmBatchEngine(on_gpu, extract, template).require_room()
 
 
 def test_preloaded_libraries_exist() -> None:

@@ -21,7 +21,6 @@ from reki_ray.config import ScriptedEngine as ScriptedConfig
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.extraction.answer_cache import LEDGER
-from reki_ray.extraction.engines.capacity import pool_options
 from reki_ray.extraction.engines.scripted import ScriptedActor, ScriptedBatchEngine
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.schema import ANSWER_SCHEMA, BODY, PROMPT_HASH, SUBJECT_ID, SUBJECT_KIND
@@ -71,10 +70,7 @@ class FaultyEngine(ScriptedBatchEngine):
         return questions.map_batches(
             FaultyActor,
             fn_constructor_args=(self._config, self._template, self._fault),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            **pool_options(self._extract, self.demand),
+            **self.actors(),
         )
 
 

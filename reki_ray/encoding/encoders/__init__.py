@@ -25,10 +25,8 @@ def build_encoder(config: EncodeConfig, identity: EncoderIdentity | None = None)
         from reki_ray.encoding.encoders.feature_hash import HashingEncoder
 
         return HashingEncoder(config, identity)
+    from reki_ray.encoding.encoders import transformer
+
     if config.backend == "hidden_states":
-        from reki_ray.encoding.encoders.hidden_states import HiddenStatesEncoder
-
-        return HiddenStatesEncoder(config, identity)
-    from reki_ray.encoding.encoders.sentence_transformers import SentenceTransformersEncoder
-
-    return SentenceTransformersEncoder(config, identity)
+        return transformer.HiddenStatesEncoder(config, identity)
+    return transformer.SentenceTransformersEncoder(config, identity)

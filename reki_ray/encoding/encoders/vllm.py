@@ -45,10 +45,6 @@ class VllmEncoder(WindowEncoder):
     A sentence-transformers model keeps its own pooling. A decoder LLM is pooled at its last
     token; `pooler_config: {pooling_type: MEAN}` in `encode.engine_kwargs` gives the vectors of
     backend hidden_states.
-
-    Raises:
-        ConfigError: There is no bundled model of that name.
-        EngineError: vLLM is not installed, or the model cannot be loaded.
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:

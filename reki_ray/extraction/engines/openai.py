@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from pydantic import SecretStr
-from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from typing_extensions import override
 
@@ -16,7 +15,6 @@ from actors.chat import ChatActor, ChatJob
 from actors.spending_guard import SpendingGuard
 from reki_ray.config import ExtractConfig, OpenAiEngine
 from reki_ray.errors import ConfigError
-from reki_ray.extraction.engines.capacity import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import Engine
 from reki_ray.llm.openai_client import Address, require_certificates
 from reki_ray.prompts.template import PromptTemplate
@@ -65,23 +63,15 @@ class OpenAiBatchEngine(Engine):
             ConfigError: The API key is missing, or certificates cannot be loaded.
         """
         require_certificates()
-        extract = self._extract
-        job = ChatJob(self._config, extract, self._template, self._key(), self._guarding())
+        job = ChatJob(self._config, self._extract, self._template, self._key(), self._guarding())
         return questions.map_batches(
             ChatActor,
             fn_constructor_args=(job,),
-            # A block is a work unit; its prompts are sent one by one anyway.
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                min_size=extract.min_replicas,
-                max_size=largest_pool(extract, self.demand),
+            **self.actors(
                 max_concurrent_calls_per_actor=self._units,
                 # One unit waits beside those that run; more would be lost with the replica.
                 max_tasks_in_flight_per_actor=self._units + 1,
             ),
-            num_cpus=_CPUS,
-            **restart_options(extract),
         )
 
     def _key(self) -> SecretStr | None:

@@ -10,7 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import ray
+from ray.data import ActorPoolStrategy
+
 from reki_ray.config import ExtractConfig
+from reki_ray.core.ray_cluster import capacity
+from reki_ray.errors import EngineError
 from reki_ray.prompts.template import PromptTemplate
 
 if TYPE_CHECKING:
@@ -20,6 +25,11 @@ TASK_CPUS: Final = 0.25
 """CPUs of every task before and after the engines. They mostly wait for storage and share the CPU
 that the engines leave; Ray Data fuses neighbours with equal requests. With a whole CPU each, two
 CPUs would write no answer before the last question was answered."""
+
+_SPARE_CPUS: Final = 1
+"""Ray Data's own tasks need a CPU: if actors take all of them, a dataset waits forever."""
+_POOLED: Final = "MapWorker("
+"""How Ray Data names the actors of a pool."""
 
 
 class Engine(ABC):
@@ -32,8 +42,7 @@ class Engine(ABC):
     Attributes:
         name: Kind of engine, as written into the answer cache.
         model: Model as configured.
-        revision: Revision of the model.
-        demand: Ray resources per replica; checked against the cluster before the start.
+        demand: Ray resources per replica.
     """
 
     name: ClassVar[str]
@@ -60,3 +69,63 @@ class Engine(ABC):
         Raises:
             RekiError: The engine cannot start here.
         """
+
+    def require_room(self) -> None:
+        """Refuse an engine whose smallest pool does not fit on this cluster.
+
+        Raises:
+            EngineError: The cluster is too small.
+        """
+        available, least = capacity(), self._extract.min_replicas
+        needs = {name: n * least for name, n in self.demand.items() if n > 0}
+        needs["CPU"] = needs.get("CPU", 0.0) + _SPARE_CPUS
+        for resource, needed in needs.items():
+            if available.get(resource, 0.0) < needed:
+                spare = f" ({_SPARE_CPUS} CPU stays free for Ray Data)" if resource == "CPU" else ""
+                raise EngineError(
+                    f"{least} engine replicas need {needed:g} {resource}{spare}, the cluster has "
+                    f"{available.get(resource, 0.0):g}",
+                    where="extract.min_replicas, extract.engine",
+                    todo="Add nodes, lower extract.min_replicas, or raise ray.num_cpus.",
+                )
+
+    @property
+    def largest_pool(self) -> int:
+        """Replicas that the pool may grow to on this cluster, with a CPU left free."""
+        available = capacity()
+        fits = [
+            int((available.get(name, 0.0) - (_SPARE_CPUS if name == "CPU" else 0)) / amount)
+            for name, amount in self.demand.items()
+            if amount > 0
+        ]
+        return max(self._extract.min_replicas, min([self._extract.max_replicas, *fits]))
+
+    def actors(self, **limits: Any) -> dict[str, Any]:
+        """Arguments of `map_batches` for the pool of actors; blocks reach them as they are.
+
+        Args:
+            limits: Further arguments of `ActorPoolStrategy`.
+        """
+        return {
+            "compute": ActorPoolStrategy(
+                min_size=self._extract.min_replicas, max_size=self.largest_pool, **limits
+            ),
+            "batch_size": None,
+            "batch_format": "pyarrow",
+            "num_cpus": self.demand["CPU"],
+            **self.restarts,
+        }
+
+    @property
+    def restarts(self) -> dict[str, int]:
+        """Bound of restarts: Ray Data would forever repeat a call that kills its actor."""
+        return {"max_task_retries": self._extract.restarts}
+
+
+def replicas() -> int:
+    """Actors of this job's Ray Data pools that are up."""
+    from ray._private.state import state  # not public
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    actors = state.actor_table(None, job, "ALIVE").values()
+    return sum(actor["ActorClassName"].startswith(_POOLED) for actor in actors)

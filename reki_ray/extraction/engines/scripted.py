@@ -16,7 +16,6 @@ import pyarrow as pa
 from typing_extensions import override
 
 from reki_ray.config import ScriptedEngine as ScriptedConfig
-from reki_ray.extraction.engines.capacity import pool_options
 from reki_ray.extraction.engines.protocol import Engine
 from reki_ray.llm.outcome import Outcome, answer_table
 from reki_ray.prompts.template import PromptTemplate, Reply
@@ -41,10 +40,7 @@ class ScriptedBatchEngine(Engine):
         return questions.map_batches(
             ScriptedActor,
             fn_constructor_args=(self._config, self._template),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            **pool_options(self._extract, self.demand),
+            **self.actors(),
         )
 
 

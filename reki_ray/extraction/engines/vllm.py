@@ -18,7 +18,6 @@ from typing_extensions import override
 from reki_ray.config import ExtractConfig, VllmEngine
 from reki_ray.core.downloads import resolve_model
 from reki_ray.core.ray_cluster import capacity, quiet_libraries
-from reki_ray.extraction.engines.capacity import largest_pool, restart_options
 from reki_ray.extraction.engines.protocol import TASK_CPUS, Engine
 from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcome_of
 from reki_ray.llm.chat_template import PLAIN_STOP, ChatRenderer
@@ -107,24 +106,22 @@ class VllmBatchEngine(Engine):
             EngineError: The model's tokenizer cannot be loaded.
         """
         source = resolve_model(self._config.model)
-        chat = ChatRenderer(source, self._config.revision, self._config.chat_template_kwargs)
-        return VllmSetting(
-            source,
-            {
-                **(
-                    {**CPU_PRESET, "dtype": cpu_dtype()}
-                    if self._config.device == "cpu"
-                    else GPU_PRESET
-                ),
-                **(_JSON_OUTPUT if self._template.form == "json" else {}),
-                "max_model_len": self._config.max_model_len,
-                **({} if Path(source).is_dir() else {"revision": self._config.revision}),
-                **self._config.engine_kwargs,
-            },
-            self._sampling_params(chat),
-            self._environment(source, threads),
-            chat,
-        )
+        config, local = self._config, Path(source).is_dir()
+        chat = ChatRenderer(source, config.revision, config.chat_template_kwargs)
+        arguments = {
+            **({**CPU_PRESET, "dtype": cpu_dtype()} if config.device == "cpu" else GPU_PRESET),
+            **(_JSON_OUTPUT if self._template.form == "json" else {}),
+            "max_model_len": config.max_model_len,
+            **({} if local else {"revision": config.revision}),
+            **config.engine_kwargs,
+        }
+        env = _ENV | ({"HF_HUB_OFFLINE": "1"} if local else {})
+        if config.device == "cpu":
+            env |= {**_CPU_ENV, "OMP_NUM_THREADS": str(threads)}
+            if preload := preloaded_libraries():
+                env["LD_PRELOAD"] = preload
+        sampling = self._sampling_params(chat)
+        return VllmSetting(source, arguments, sampling, env | config.env, chat)
 
     @override
     def answer(self, questions: Dataset) -> Dataset:
@@ -147,7 +144,7 @@ class VllmBatchEngine(Engine):
             processor.stages[name] = stage.model_copy(
                 update={
                     "fn": observing(stage.fn, self._template, setting.chat),
-                    "map_batches_kwargs": stage.map_batches_kwargs | restart_options(self._extract),
+                    "map_batches_kwargs": stage.map_batches_kwargs | self.restarts,
                 }
             )
         return processor(questions).map_batches(
@@ -161,7 +158,7 @@ class VllmBatchEngine(Engine):
             engine_kwargs=setting.engine_kwargs,
             runtime_env={"env_vars": setting.environment},
             batch_size=extract.batch_size,
-            concurrency=(extract.min_replicas, largest_pool(extract, self.demand)),
+            concurrency=(extract.min_replicas, self.largest_pool),
             placement_group_config=(
                 {"bundles": [{"CPU": 1}]} if self._config.device == "cpu" else None
             ),
@@ -185,16 +182,6 @@ class VllmBatchEngine(Engine):
             **({"structured_outputs": structured} if structured else {}),
         }
 
-    def _environment(self, source: str, threads: int) -> dict[str, str]:
-        env = dict(_ENV)
-        if Path(source).is_dir():
-            env["HF_HUB_OFFLINE"] = "1"
-        if self._config.device == "cpu":
-            env |= {**_CPU_ENV, "OMP_NUM_THREADS": str(threads)}
-            if preload := preloaded_libraries():
-                env["LD_PRELOAD"] = preload
-        return env | self._config.env
-
     def _threads(self) -> int:
         """OpenMP threads per replica: its share of all cores but one, unless configured."""
         if self._config.cpu_threads:
@@ -202,8 +189,7 @@ class VllmBatchEngine(Engine):
         node = max(
             (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1
         )
-        replicas = largest_pool(self._extract, self.demand)
-        share = (capacity().get("CPU", 1) - 1) / replicas
+        share = (capacity().get("CPU", 1) - 1) / self.largest_pool
         return max(1, int(min(node - 1, share)))
 
 

@@ -1,4 +1,4 @@
-"""Mean-pooled hidden states of a decoder LLM: the knowledge encoder of the REKI paper."""
+"""Encoders that run in torch: sentence-transformers, and decoder LLMs with mean pooling."""
 
 from __future__ import annotations
 
@@ -13,8 +13,36 @@ from reki_ray.encoding.encoders.protocol import EncoderIdentity, loading, source
 from reki_ray.encoding.encoders.windows import DEFAULT_WINDOW, Window, WindowEncoder
 
 
+class SentenceTransformersEncoder(WindowEncoder):
+    """Runs a model that was trained to embed sentences, such as MiniLM, with its own pooling."""
+
+    def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
+        from sentence_transformers import SentenceTransformer  # takes seconds
+
+        path, revision = source_of(config)
+        with loading(config):
+            model = SentenceTransformer(
+                path,
+                device=config.device,
+                model_kwargs={"dtype": getattr(torch, config.dtype)},
+                **revision,
+            )
+        self._model = model.eval()
+        stated = self._model.max_seq_length or DEFAULT_WINDOW
+        window = min(config.window or stated, stated)
+        size = self._model.get_embedding_dimension()
+        super().__init__(config, identity, self._model.tokenizer, window, size)
+
+    @torch.inference_mode()
+    def _encode_batch(self, windows: list[Window]) -> np.ndarray:
+        batch = self._tokenizer.pad({"input_ids": windows}, return_tensors="pt")
+        features = {name: value.to(self._model.device) for name, value in batch.items()}
+        vectors: np.ndarray = self._model(features)["sentence_embedding"].float().cpu().numpy()
+        return vectors
+
+
 class HiddenStatesEncoder(WindowEncoder):
-    """Averages the last hidden states of a causal language model.
+    """Averages the last hidden states of a decoder LLM: the knowledge encoder of the REKI paper.
 
     r = 1/T sum_t h_t, scaled to unit length, with h_t the last layer's output at the text's
     t-th token. Texts of a batch are padded on the right and the padding is left out of the
@@ -22,10 +50,6 @@ class HiddenStatesEncoder(WindowEncoder):
 
     Source: REKI (arXiv 2408.10520), section on knowledge encoding, whose encoder is ChatGLM with
     average pooling.
-
-    Raises:
-        ConfigError: There is no bundled model of that name.
-        EngineError: The model cannot be loaded.
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity) -> None:
