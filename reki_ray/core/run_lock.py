@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -24,9 +24,6 @@ from reki_ray.core.background import BackgroundThread
 from reki_ray.core.formats import duration
 from reki_ray.errors import ConfigError, EngineError
 
-if TYPE_CHECKING:
-    from reki_ray.core.storage import Storage
-
 LOCK: Final = ".lock"
 
 BEAT_SECONDS: Final = 10.0
@@ -34,6 +31,26 @@ STALE_SECONDS: Final = 60.0
 """Age of the heartbeat at which a run counts as dead; clocks may differ by a few seconds."""
 _SETTLE_SECONDS: Final = 1.0
 """Of two runs that take over the same lock at once, the later one has won after this time."""
+
+
+class Objects(Protocol):
+    """What a lock needs of a remote storage, see `core.storage.Storage`."""
+
+    @property
+    def location(self) -> str:
+        """Root, for messages."""
+
+    def create(self, relative: str, content: bytes) -> bool:
+        """Write a file unless it exists."""
+
+    def read_bytes(self, relative: str) -> bytes:
+        """Read a whole file."""
+
+    def write_bytes(self, relative: str, content: bytes) -> None:
+        """Write a whole file."""
+
+    def remove(self, relative: str) -> None:
+        """Remove a file."""
 
 
 @contextlib.contextmanager
@@ -57,7 +74,7 @@ def lock_folder(folder: Path, location: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_objects(storage: Storage) -> Iterator[Callable[[], None]]:
+def lock_objects(storage: Objects) -> Iterator[Callable[[], None]]:
     """Hold the lock of a remote storage for the block.
 
     Yields:
@@ -104,7 +121,7 @@ def _content(token: str) -> bytes:
     return json.dumps(fields).encode()
 
 
-def _holder(storage: Storage) -> dict[str, Any]:
+def _holder(storage: Objects) -> dict[str, Any]:
     """Who holds the lock; empty if nobody does, or if it cannot be read."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         content = json.loads(storage.read_bytes(LOCK))
