@@ -40,7 +40,7 @@ from reki_ray import __version__
 BEARER: Final = [
     Security(HTTPBearer(auto_error=False, description="See docs/explanation/security.md."))
 ]
-"""Documents the token at /openapi.json; `AccessGuard` requires it."""
+"""Documents the token at /openapi.json; `AccessControl` requires it."""
 
 CLOSE_SECONDS: Final = 3.0
 """Time to write the last exposures to disk, within `graceful_shutdown_timeout_s`."""

@@ -11,10 +11,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deployments import errors
 from deployments.middleware import logs
-from deployments.middleware.auth import PAGE, Authenticator
-from deployments.middleware.limits import AccessGuard, RequestGuard
+from deployments.middleware.auth import PAGE, AccessControl
+from deployments.middleware.limits import RequestGuard
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.middleware.rate_limiter import RateLimiter
 from deployments.middleware.request_context import RequestContext
 from deployments.middleware.traces import install_tracing
 from reki_ray.config.edge import EdgeSettings, networks
@@ -43,22 +42,14 @@ def install_edge(
     Raises:
         ConfigError: A token is missing or invalid, or tracing lacks its packages.
     """
-    limiter = None
-    if settings.rate_per_second is not None:
-        limiter = RateLimiter(settings.rate_per_second, settings.rate_burst, settings.rate_clients)
     errors.install(app)
     for path, media_type in PAGE.items():
         endpoint = _page_file(PAGE_FOLDER / (path[1:] or "index.html"), media_type)
         app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
     logs.configure(metrics.replica)
     # The last one added is outermost.
-    app.add_middleware(RequestGuard, settings=settings)
-    app.add_middleware(
-        AccessGuard,
-        authenticator=Authenticator(settings),
-        limiter=limiter,
-        on_limited=metrics.rate_limited,
-    )
+    access = AccessControl(settings, metrics.rate_limited)
+    app.add_middleware(RequestGuard, settings=settings, access=access)
     app.add_middleware(
         RequestContext,
         observe=metrics.observe,

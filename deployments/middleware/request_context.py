@@ -17,7 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import defect, error_response
+from deployments.errors import ApiError, defect, error_response
 from deployments.middleware.logs import REQUEST_ID
 
 UNMATCHED: Final = "unmatched"
@@ -89,6 +89,8 @@ class RequestContext:
         except asyncio.CancelledError:
             status = CLIENT_GONE
             raise
+        except ApiError as refusal:  # of a middleware
+            await error_response(refusal)(scope, receive, completing)
         except Exception as error:  # the caller must not see a traceback
             logger.error("a request failed", exc_info=error, extra={"route": _route(scope)})
             if status is not None:

@@ -11,8 +11,9 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.middleware.auth import PAGE
-from deployments.middleware.limits import RequestGuard, route_path
+from deployments.errors import ApiError
+from deployments.middleware.auth import PAGE, AccessControl, route_path
+from deployments.middleware.limits import RequestGuard
 from reki_ray.config.edge import EdgeSettings
 from tests.support import edge_app
 from tests.support.edge_app import client, error
@@ -52,22 +53,22 @@ def test_a_chunked_body_is_refused_before_it_is_read_to_its_end() -> None:
 
 
 def test_a_body_that_does_not_come_is_refused() -> None:
-    sent: list[Message] = []
-
     async def never() -> Message:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def send(message: Message) -> None:
-        sent.append(message)
+    async def send(_: Message) -> None:
+        raise AssertionError("the middleware outside of it answers")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("the application must not see it")
 
-    guard = RequestGuard(app, LIMITS.model_copy(update={"body_seconds": 0.01}))
+    settings = LIMITS.model_copy(update={"body_seconds": 0.01})
+    guard = RequestGuard(app, settings, AccessControl(settings, lambda _: None))
     scope = {"type": "http", "path": "/", "query_string": b"", "headers": []}
-    asyncio.run(guard(scope, never, send))
-    assert sent[0]["status"] == 408
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(guard(scope, never, send))
+    assert caught.value.status == 408
 
 
 def test_long_urls_and_headers_are_refused() -> None:
