@@ -40,15 +40,10 @@ Update = Callable[[RekiConfig, BatchFiles, Reporter], _Updated]
 
 
 class RefreshStatus(BaseModel):
-    """Status of a refresher.
+    """Status of a refresher."""
 
-    Attributes:
-        waiting: Interactions not in a batch yet.
-        state: Persistent state; None on standby or before the start.
-    """
-
-    waiting: int
-    state: RefreshState | None
+    waiting: int  # interactions that are not in a batch yet
+    state: RefreshState | None  # persistent; None on standby or before the start
 
 
 class RefresherActor:
@@ -56,12 +51,7 @@ class RefresherActor:
 
     It works from its creation on, also after a restart. Failures are retried; if its thread ends
     unexpectedly, so does its process, which Ray restarts. A failed attempt is recorded, so that
-    the next one waits.
-
-    Args:
-        config: The run.
-        update: Publishes a batch.
-        folder: Working directory for relative paths of the configuration.
+    the next one waits. Relative paths of the configuration start at `folder`.
     """
 
     def __init__(self, config: RekiConfig, update: Update, folder: str) -> None:
@@ -82,15 +72,12 @@ class RefresherActor:
         self._worker.join()
 
     def _run(self) -> None:
-        ended = False
         try:
             self._refresher.run(self._stop)
-            ended = True
-        finally:
-            if not ended:
-                _logger.critical("unexpected error in the refresher; restarting it", exc_info=True)
-                logging.shutdown()
-                os._exit(1)
+        except BaseException:
+            _logger.critical("unexpected error in the refresher; restarting it", exc_info=True)
+            logging.shutdown()
+            os._exit(1)
 
 
 def build(config: RekiConfig, update: Update) -> Refresher:

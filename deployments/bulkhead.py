@@ -26,11 +26,7 @@ class Bound:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Count the work in the block.
-
-        Raises:
-            FullError: The bound is reached.
-        """
+        """Count the work in the block; raises FullError beyond the bound."""
         if self._taken >= self._most:
             raise FullError
         self._taken += 1
@@ -41,12 +37,9 @@ class Bound:
 
 
 class Bulkhead:
-    """Runs blocking calls of one kind in its own threads.
+    """Runs blocking calls of one kind in its own threads, each call for at most `seconds`.
 
-    Args:
-        name: Prefix of the threads' names.
-        threads: Most concurrent calls. A call that hangs keeps its thread after its timeout.
-        seconds: Timeout of a call.
+    A call that hangs keeps its thread after its timeout.
     """
 
     def __init__(self, name: str, threads: int, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -12,13 +13,6 @@ from starlette.exceptions import HTTPException
 
 from deployments.bulkhead import FullError
 
-_CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-}
 _SHOWN_PROBLEMS = 10
 
 OVERLOADED: Final = "overloaded"
@@ -87,7 +81,7 @@ def _api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case HTTPException():
-            code = _CODES.get(error.status_code, f"http_{error.status_code}")
+            code = HTTPStatus(error.status_code).name.lower()  # such as not_found
             return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
         case RequestValidationError():
             return _invalid(error)

@@ -17,8 +17,7 @@ from deployments.errors import OVERLOADED, ApiError, retry_later
 from deployments.extensions import Extensions
 from deployments.flows.deadline import Deadline, HopError, RetryThrottle, unavailable
 from deployments.flows.graph_client import GraphClient
-from deployments.flows.recommend import RecommendFlow
-from deployments.flows.score import ScoringFlow
+from deployments.flows.score import RecommendFlow, ScoringFlow
 from deployments.flows.version_router import Route, VersionRouter
 from deployments.http.json_route import json_response
 from deployments.middleware.metrics import CONTENT_TYPE, GatewayMetrics
@@ -124,7 +123,7 @@ class Api:
         """List the versions that are served."""
         router = self._router
         current, compared, variants = router.number, router.compared, router.variants
-        numbers = {current, *(part.version for part in variants), *([compared] if compared else [])}
+        numbers = router.opened
         arms = await self._manifests.run(lambda: {n: router.arm_of(n) for n in numbers})
 
         def describe(number: int, name: str | None) -> VariantInfo:

@@ -139,7 +139,8 @@ class AccessControl:
         scope.setdefault("state", {})["caller"] = caller
         path = route_path(scope)
         # A 429 would make a probe restart a busy replica.
-        wait = 0.0 if path in PROBES or not self._limiter else self._limiter.wait(caller.key)
+        limiter = None if path in PROBES else self._limiter
+        wait = 0.0 if limiter is None else limiter.wait(caller.key)
         if wait:
             self._on_limited(caller.role)
             raise ApiError(

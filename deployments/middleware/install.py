@@ -12,9 +12,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from deployments import errors
 from deployments.middleware import logs
 from deployments.middleware.auth import PAGE, AccessControl
-from deployments.middleware.limits import RequestGuard
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.middleware.request_context import RequestContext
+from deployments.middleware.request_context import RequestContext, RequestGuard
 from deployments.middleware.traces import install_tracing
 from reki_ray.config.edge import EdgeSettings, networks
 

@@ -84,7 +84,7 @@ class Lookup(VersionCache[StoreVersion]):
         opened = await self.get(version)
         stored = read_profile(opened, user_id)  # first, so that it never waits for a server
         try:
-            record = await self._read(opened, lambda: add_vector(opened, user_id, stored))
+            record = await self._look_up(opened, lambda: add_vector(opened, user_id, stored))
         except Exception as error:  # noqa: BLE001  # scores need no vector
             what = error.what if isinstance(error, StoreError) else repr(error)
             logger.warning("scoring a user without vector: %s", what)
@@ -102,7 +102,7 @@ class Lookup(VersionCache[StoreVersion]):
     async def explain(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse | None:
         """Return what a vector was made from; None for an unknown id."""
         opened = await self.get(version)
-        return await self._read(opened, lambda: _explain(opened, side, subject_id))
+        return await self._look_up(opened, lambda: _explain(opened, side, subject_id))
 
     async def sample(self, users: int, items: int, version: int) -> SampleResponse:
         """Return the first ids in the order of the store."""
@@ -114,7 +114,7 @@ class Lookup(VersionCache[StoreVersion]):
             store_version=opened.name,
         )
 
-    async def _read(self, version: StoreVersion, read: Callable[[], T]) -> T:
+    async def _look_up(self, version: StoreVersion, read: Callable[[], T]) -> T:
         # Mapped files answer in microseconds: a thread would cost more.
         return await self._server.run(read) if version.waits else read()
 

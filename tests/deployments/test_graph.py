@@ -24,8 +24,8 @@ import deployments
 from deployments import launcher, load_check
 from deployments.graph import build_app, build_fused_app
 from deployments.graph_args import GraphArgs
+from deployments.parts.item_lists import VersionOrder
 from deployments.parts.lookup import add_vector, read_profile
-from deployments.parts.reranker import VersionOrder
 from reki_ray.config import RekiConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError, StoreError

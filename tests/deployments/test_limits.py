@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from deployments.errors import ApiError
 from deployments.middleware.auth import PAGE, AccessControl, route_path
-from deployments.middleware.limits import RequestGuard
+from deployments.middleware.request_context import RequestGuard
 from reki_ray.config.edge import EdgeSettings
 from tests.support import edge_app
 from tests.support.edge_app import client, error
