@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from pydantic import BaseModel
@@ -29,14 +29,8 @@ NAME = "reki-refresher"
 _logger = logging.getLogger(__name__)
 
 
-class _Updated(Protocol):
-    @property
-    def version(self) -> int:
-        """The published version."""
-
-
-Update = Callable[[RekiConfig, BatchFiles, Reporter], _Updated]
-"""Publishes a batch of events, as `reki_ray.stages.update.update` does."""
+Update = Callable[[RekiConfig, BatchFiles, Reporter], Any]
+"""Publishes a batch of events like `reki_ray.stages.update.update`; the result has `version`."""
 
 
 class RefreshStatus(BaseModel):
@@ -100,7 +94,7 @@ def build(config: RekiConfig, update: Update) -> Refresher:
                 where="Ray",
                 todo="It is retried automatically; if it keeps failing, read Ray's logs.",
             ) from error
-        return done.version
+        return int(done.version)
 
     return Refresher(OnlineFolders(workspace.local_path(ONLINE)), config.refresh, batches, apply)
 

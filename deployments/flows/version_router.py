@@ -225,11 +225,7 @@ class VersionRouter:
         self._pair = (served, compared)
 
     async def follow_current(self) -> None:
-        """Switch to the promoted version if the rest of the graph can open it.
-
-        Raises:
-            Exception: The pointer cannot be read, or the graph does not answer.
-        """
+        """Switch to the promoted version if the rest of the graph can open it."""
         async with self._turning:
             first = self._number is None
             wanted = await self._pointer_reads.run(
@@ -247,11 +243,7 @@ class VersionRouter:
                     return
 
     async def follow_experiment(self) -> None:
-        """Switch to the running experiment if the rest of the graph can open all its versions.
-
-        Raises:
-            Exception: The experiment cannot be read, or the graph does not answer.
-        """
+        """Switch to the running experiment if the rest of the graph can open all its versions."""
         try:
             async with self._dividing:
                 experiment = await self._experiment_reads.run(self._read_experiment)

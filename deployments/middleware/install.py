@@ -13,7 +13,7 @@ from deployments import errors
 from deployments.middleware import logs
 from deployments.middleware.auth import PAGE, AccessControl
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.middleware.request_context import RequestContext, RequestGuard
+from deployments.middleware.request_context import RequestContext
 from deployments.middleware.traces import install_tracing
 from reki_ray.config.edge import EdgeSettings, networks
 
@@ -33,8 +33,6 @@ def install_edge(
 ) -> None:
     """Add access, limits, logs, metrics, errors and the page to an application.
 
-    From outside in: client address, request context, access, sizes, the application.
-
     Args:
         answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
@@ -46,16 +44,14 @@ def install_edge(
         endpoint = _page_file(PAGE_FOLDER / (path[1:] or "index.html"), media_type)
         app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
     logs.configure(metrics.replica)
-    # The last one added is outermost.
-    access = AccessControl(settings, metrics.rate_limited)
-    app.add_middleware(RequestGuard, settings=settings, access=access)
     app.add_middleware(
         RequestContext,
+        settings=settings,
+        access=AccessControl(settings, metrics.rate_limited),
         observe=metrics.observe,
-        log_requests=settings.request_logs,
         answers_id=answers_id,
     )
-    if settings.trusted_proxies:
+    if settings.trusted_proxies:  # outside, as it was added last
         app.add_middleware(
             ProxyHeadersMiddleware, trusted_hosts=[*map(str, networks(settings.trusted_proxies))]
         )

@@ -48,28 +48,23 @@ class VersionOrder:
 
     def __init__(self, version: StoreVersion) -> None:
         self._name = version.name
-        self._reranker: VersionReranker | None = None
+        self.reranker: VersionReranker | None = None
         if version.manifest.reranker is not None:
             import torch  # see TYPE_CHECKING above
 
             from reki_ray.store.reranker import open_reranker
 
             torch.set_num_threads(1)  # the matrices of a list are too small for more
-            self._reranker = open_reranker(version)
+            self.reranker = open_reranker(version)
         self.order(UserRecord(), version.catalogue.ids[:1])  # warm-up of the first forward
-
-    @property
-    def reranks(self) -> bool:
-        """Whether the version has a reranker."""
-        return self._reranker is not None
 
     def order(self, user: UserRecord, item_ids: Sequence[str]) -> list[int]:
         """Return the places of the items, best first; `item_ids` start with the best guess."""
-        if self._reranker is None:
+        if self.reranker is None:
             return list(range(len(item_ids)))
         # The vector of another version is meaningless.
         vector = user.vector if user.store_version == self._name else None
-        return self._reranker.order(user.user_id, user.profile, vector, item_ids)
+        return self.reranker.order(user.user_id, user.profile, vector, item_ids)
 
 
 class Reranker(VersionCache[VersionOrder]):
@@ -84,7 +79,7 @@ class Reranker(VersionCache[VersionOrder]):
     ) -> list[int]:
         """Return the places of the items, best first; rerankers were trained without scores."""
         order = await self.get(version)
-        if not order.reranks:
+        if order.reranker is None:
             return list(range(len(item_ids)))
         # It takes milliseconds: a thread lets other requests proceed.
         return await asyncio.to_thread(order.order, user, item_ids)

@@ -11,9 +11,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.errors import ApiError
 from deployments.middleware.auth import PAGE, AccessControl, route_path
-from deployments.middleware.request_context import RequestGuard
+from deployments.middleware.request_context import RequestContext
 from reki_ray.config.edge import EdgeSettings
 from tests.support import edge_app
 from tests.support.edge_app import client, error
@@ -53,22 +52,24 @@ def test_a_chunked_body_is_refused_before_it_is_read_to_its_end() -> None:
 
 
 def test_a_body_that_does_not_come_is_refused() -> None:
+    sent: list[Message] = []
+
     async def never() -> Message:
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def send(_: Message) -> None:
-        raise AssertionError("the middleware outside of it answers")
+    async def send(message: Message) -> None:
+        sent.append(message)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("the application must not see it")
 
     settings = LIMITS.model_copy(update={"body_seconds": 0.01})
-    guard = RequestGuard(app, settings, AccessControl(settings, lambda _: None))
-    scope = {"type": "http", "path": "/", "query_string": b"", "headers": []}
-    with pytest.raises(ApiError) as caught:
-        asyncio.run(guard(scope, never, send))
-    assert caught.value.status == 408
+    access = AccessControl(settings, lambda _: None)
+    context = RequestContext(app, settings, access, lambda *_: None)
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(context(scope, never, send))
+    assert sent[0]["status"] == 408
 
 
 def test_long_urls_and_headers_are_refused() -> None:
