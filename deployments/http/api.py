@@ -79,7 +79,7 @@ class Api:
         self._limit("candidates", len(body.candidates), self._settings.max_candidates)
         self._limit("history", len(body.history or ()), self._settings.max_history)
         route = self._router.of(body.user_id, body.variant, body.store_version)
-        with self._scores.taken():
+        async with self._scores:
             scores = await self._scoring.score(
                 body.user_id, body.candidates, route.version, body.history
             )
@@ -98,7 +98,7 @@ class Api:
                 404, "no_retrieval", "This graph has no retriever; name candidates to /v1/score."
             )
         route = self._router.of(body.user_id, body.variant, body.store_version)
-        with self._scores.taken():
+        async with self._scores:
             answer = await self._recommending.recommend(body, route.version)
         entries = _entries(answer.item_ids, answer.scores)
         for entry, title in zip(entries, answer.titles, strict=True):
@@ -157,7 +157,7 @@ class Api:
     ) -> SampleResponse:
         """Return some ids of the store to try the service with."""
         number = self._router.number
-        with self._lookups.taken():
+        async with self._lookups:
             return await self._lookup(lambda: self._client.sample(users, items, number))
 
     async def healthz(self) -> StatusResponse:
@@ -213,7 +213,7 @@ class Api:
         )
 
     async def _knowledge(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse:
-        with self._lookups.taken():
+        async with self._lookups:
             explanation = await self._lookup(
                 lambda: self._client.explain(side, subject_id, version)
             )
