@@ -30,18 +30,13 @@ _PULSE_SECONDS = LEASE_SECONDS / 4
 
 @dataclass(frozen=True)
 class ChatJob:
-    """Settings of all replicas of a run.
-
-    Attributes:
-        key: The API key, whose type keeps it out of logs; None sends none.
-        guard: Handle of the `SpendingGuard` actor; None without a budget.
-    """
+    """Settings of all replicas of a run."""
 
     config: OpenAiEngine
     extract: ExtractConfig
     template: PromptTemplate
-    key: SecretStr | None
-    guard: Any | None
+    key: SecretStr | None  # of the endpoint, if it needs one
+    guard: Any | None  # handle of the `SpendingGuard` actor; None without a budget
 
 
 class ChatActor:
@@ -115,7 +110,8 @@ class ChatActor:
             yield Reservation()
             return
         if self._pulse is None:
-            self._pulse = BackgroundTask("spending-pulse", self._send_heartbeat, _PULSE_SECONDS)
+            heartbeat = partial(self._guard.alive.remote, self._name)
+            self._pulse = BackgroundTask("spending-pulse", heartbeat, _PULSE_SECONDS)
             self._pulse.start()
         ticket = await guarded(self._guard.reserve.remote(self._name, sum(costs)))
         if isinstance(ticket, BudgetRefusal):
@@ -125,11 +121,6 @@ class ChatActor:
             yield reservation
         finally:
             await reservation.settle()
-
-    async def _send_heartbeat(self) -> None:
-        """Keep this replica's lease at the guard."""
-        assert self._guard is not None
-        await self._guard.alive.remote(self._name)
 
     def _budget_error(self, refusal: BudgetRefusal, costs: Sequence[float]) -> EngineError:
         assert self._config.budget is not None

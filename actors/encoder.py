@@ -22,10 +22,6 @@ class EncodingActor:
 
     It reads the texts of a unit from a file and writes the vectors into the cache: neither passes
     through Ray or the driver.
-
-    Args:
-        identity: Identity of the encoder, which the driver has computed.
-        location: The workspace.
     """
 
     def __init__(self, config: EncodeConfig, identity: EncoderIdentity, location: str) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from pydantic import BaseModel
@@ -29,26 +29,15 @@ NAME = "reki-refresher"
 _logger = logging.getLogger(__name__)
 
 
-class _Updated(Protocol):
-    @property
-    def version(self) -> int:
-        """The published version."""
-
-
-Update = Callable[[RekiConfig, BatchFiles, Reporter], _Updated]
-"""Publishes a batch of events, as `reki_ray.stages.update.update` does."""
+Update = Callable[[RekiConfig, BatchFiles, Reporter], Any]
+"""Publishes a batch of events like `reki_ray.stages.update.update`; the result has `version`."""
 
 
 class RefreshStatus(BaseModel):
-    """Status of a refresher.
+    """Status of a refresher."""
 
-    Attributes:
-        waiting: Interactions not in a batch yet.
-        state: Persistent state; None on standby or before the start.
-    """
-
-    waiting: int
-    state: RefreshState | None
+    waiting: int  # interactions that are not in a batch yet
+    state: RefreshState | None  # persistent; None on standby or before the start
 
 
 class RefresherActor:
@@ -56,12 +45,7 @@ class RefresherActor:
 
     It works from its creation on, also after a restart. Failures are retried; if its thread ends
     unexpectedly, so does its process, which Ray restarts. A failed attempt is recorded, so that
-    the next one waits.
-
-    Args:
-        config: The run.
-        update: Publishes a batch.
-        folder: Working directory for relative paths of the configuration.
+    the next one waits. Relative paths of the configuration start at `folder`.
     """
 
     def __init__(self, config: RekiConfig, update: Update, folder: str) -> None:
@@ -82,15 +66,12 @@ class RefresherActor:
         self._worker.join()
 
     def _run(self) -> None:
-        ended = False
         try:
             self._refresher.run(self._stop)
-            ended = True
-        finally:
-            if not ended:
-                _logger.critical("unexpected error in the refresher; restarting it", exc_info=True)
-                logging.shutdown()
-                os._exit(1)
+        except BaseException:
+            _logger.critical("unexpected error in the refresher; restarting it", exc_info=True)
+            logging.shutdown()
+            os._exit(1)
 
 
 def build(config: RekiConfig, update: Update) -> Refresher:
@@ -113,7 +94,7 @@ def build(config: RekiConfig, update: Update) -> Refresher:
                 where="Ray",
                 todo="It is retried automatically; if it keeps failing, read Ray's logs.",
             ) from error
-        return done.version
+        return int(done.version)
 
     return Refresher(OnlineFolders(workspace.local_path(ONLINE)), config.refresh, batches, apply)
 

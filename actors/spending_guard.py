@@ -27,9 +27,6 @@ class SpendingGuard:
     cost. Reserved and spent money together never exceed the budget; a reservation that does not
     fit waits for others to settle, and is refused if that cannot help. The reservations of a dead
     replica may have been spent, and count as spent.
-
-    Args:
-        lease_seconds: Time without a heartbeat after which a replica counts as dead.
     """
 
     def __init__(

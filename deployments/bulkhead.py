@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from typing_extensions import override
 
 T = TypeVar("T")
 
@@ -17,36 +18,24 @@ class FullError(Exception):
     """The bound on concurrent work of a kind is reached."""
 
 
-class Bound:
-    """Limits concurrent work in an event loop to `most`; queueing would only delay all of it."""
+class Bound(asyncio.Semaphore):
+    """Limits concurrent work in an event loop; queueing would only delay all of it.
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._taken = 0
+    Raises:
+        FullError: On entry, if the bound is reached.
+    """
 
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Count the work in the block.
-
-        Raises:
-            FullError: The bound is reached.
-        """
-        if self._taken >= self._most:
+    @override
+    async def __aenter__(self) -> None:
+        if self.locked():
             raise FullError
-        self._taken += 1
-        try:
-            yield
-        finally:
-            self._taken -= 1
+        await super().__aenter__()
 
 
 class Bulkhead:
-    """Runs blocking calls of one kind in its own threads.
+    """Runs blocking calls of one kind in its own threads, each call for at most `seconds`.
 
-    Args:
-        name: Prefix of the threads' names.
-        threads: Most concurrent calls. A call that hangs keeps its thread after its timeout.
-        seconds: Timeout of a call.
+    A call that hangs keeps its thread after its timeout.
     """
 
     def __init__(self, name: str, threads: int, seconds: float) -> None:

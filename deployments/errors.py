@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -13,18 +13,9 @@ from starlette.exceptions import HTTPException
 
 from deployments.bulkhead import FullError
 
-_CODES = {
-    400: "bad_request",
-    401: "unauthorized",
-    403: "forbidden",
-    404: "not_found",
-    405: "method_not_allowed",
-}
 _SHOWN_PROBLEMS = 10
 
 OVERLOADED: Final = "overloaded"
-
-logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
@@ -76,46 +67,34 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of an application this form."""
+    """Answer every error of an application but defects; `RequestContext` answers those."""
 
-    async def answer(request: Request, error: Exception) -> JSONResponse:
-        return error_response(_api_error(request, error))
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        return error_response(_api_error(error))
 
-    for kind in (
-        *(ApiError, HTTPException, RequestValidationError),
-        *(FullError, TimeoutError, Exception),
-    ):
+    for kind in (ApiError, HTTPException, RequestValidationError, FullError, TimeoutError):
         app.add_exception_handler(kind, answer)
 
 
-def _api_error(request: Request, error: Exception) -> ApiError:
+def _api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
         case HTTPException():
-            code = _CODES.get(error.status_code, f"http_{error.status_code}")
+            code = HTTPStatus(error.status_code).name.lower()  # such as not_found
             return ApiError(error.status_code, code, str(error.detail), headers=error.headers)
         case RequestValidationError():
             return _invalid(error)
         case FullError():
             return overloaded()
-        case TimeoutError():
+        case _:
             return timed_out()
-    logger.error("%s request failed", request.method, exc_info=error)  # paths hold ids
-    return defect()
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
         return ApiError(400, "malformed_json", "The body is not valid JSON.")
-    if any(problem["type"] == "model_attributes_type" for problem in problems):
-        return ApiError(
-            422,
-            "invalid_request",
-            "The body must be a JSON object, sent with Content-Type: application/json.",
-            details={"problems": [], "count": 1},
-        )
     # The input is not repeated: it may be long or private.
     shown = [
         {"field": ".".join(map(str, problem["loc"][1:])), "problem": problem["msg"]}

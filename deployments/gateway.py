@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.bulkhead import Bulkhead
 from deployments.extensions import Extensions, open_extensions
-from deployments.flows.graph_client import GraphClient, HandleClient, LocalClient
+from deployments.flows.graph_client import GraphClient, HandleClient
 from deployments.flows.version_router import VersionRouter
 from deployments.graph_args import GraphArgs
 from deployments.http.admin import Admin
@@ -23,9 +23,8 @@ from deployments.http.api import Api
 from deployments.http.json_route import JsonRoute
 from deployments.middleware.install import install_edge
 from deployments.middleware.metrics import GatewayMetrics
+from deployments.parts.item_lists import Reranker, Retriever
 from deployments.parts.lookup import Lookup
-from deployments.parts.reranker import Reranker
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 from deployments.schemas import (
     ErrorResponse,
@@ -40,7 +39,7 @@ from reki_ray import __version__
 BEARER: Final = [
     Security(HTTPBearer(auto_error=False, description="See docs/explanation/security.md."))
 ]
-"""Documents the token at /openapi.json; `AccessGuard` requires it."""
+"""Documents the token at /openapi.json; `AccessControl` requires it."""
 
 CLOSE_SECONDS: Final = 3.0
 """Time to write the last exposures to disk, within `graceful_shutdown_timeout_s`."""
@@ -177,15 +176,8 @@ def _listener() -> str:
 class Gateway(HttpReplica):
     """Serves the HTTP interface over other deployments."""
 
-    def __init__(
-        self,
-        args: GraphArgs,
-        lookup: DeploymentHandle[Any],
-        scorer: DeploymentHandle[Any],
-        retriever: DeploymentHandle[Any] | None = None,
-        reranker: DeploymentHandle[Any] | None = None,
-    ) -> None:
-        super().__init__(HandleClient(lookup, scorer, retriever, reranker), args)
+    def __init__(self, args: GraphArgs, *parts: DeploymentHandle[Any]) -> None:
+        super().__init__(HandleClient(*parts), args)
 
 
 @serve.ingress()
@@ -193,7 +185,7 @@ class FusedGateway(HttpReplica):
     """Serves the HTTP interface over parts in the same process."""
 
     def __init__(self, args: GraphArgs) -> None:
-        client = LocalClient(
+        client = GraphClient(
             Lookup(args, args.online),
             Scorer(args, args.max_batch_size),
             Retriever(args),

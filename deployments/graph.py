@@ -16,9 +16,8 @@ from ray.serve import Application, Deployment
 
 from deployments.gateway import FusedGateway, Gateway
 from deployments.graph_args import GraphArgs
+from deployments.parts.item_lists import Reranker, Retriever
 from deployments.parts.lookup import Lookup
-from deployments.parts.reranker import Reranker
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 
 RETRY_AFTER_SECONDS: Final = 1.0

@@ -99,7 +99,7 @@ def user_input(version: StoreVersion, user_id: str) -> UserInput:
     profile = version.profile(user_id)
     if profile is None:
         return UserInput(None, [], vector)
-    events = zip(profile.item_ids, profile.ratings, profile.timestamps, strict=True)
+    events = profile.latest(len(profile.item_ids))
     return UserInput(profile.attributes, [HistoryEvent(*event) for event in events], vector)
 
 

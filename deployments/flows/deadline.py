@@ -83,11 +83,6 @@ class Deadline:
         self._metrics = metrics
         self._throttle = throttle
 
-    @property
-    def left(self) -> float:
-        """Seconds until the deadline; negative afterwards."""
-        return self._end - time.monotonic()
-
     async def call(self, hop: Hop, call: Callable[[], Awaitable[T]], share: float = 1.0) -> T:
         """Return the answer of a hop; retry once if its replica is gone or late.
 
@@ -98,8 +93,9 @@ class Deadline:
             HopError: Both attempts failed.
             ApiError: From `call`, for the caller of the service.
         """
+        seconds = share * (self._end - time.monotonic())
         try:
-            answer = await self._attempts(hop, call, self.left * share)
+            answer = await self._attempts(hop, call, seconds)
         except ApiError:
             raise
         except Exception as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
@@ -19,47 +19,19 @@ PREPARE_SECONDS: Final = 120.0
 """Time that a replica has to open a version."""
 
 
-class GraphClient(Protocol):
-    """The rest of the graph. Every call names the version to answer from."""
+class GraphClient:
+    """Calls the parts of the graph in this process; every call names the version to answer from.
 
-    retrieves: bool
-    """Whether there is a retriever."""
-    reranks: bool
-    """Whether there is a reranker."""
+    Without a retriever or a reranker, `candidates` or `rerank` does not exist.
+    """
 
-    def user(self, user_id: str, version: int) -> Awaitable[UserRecord]:
-        """Look up a user."""
-
-    def titles(self, item_ids: Sequence[str], version: int) -> Awaitable[list[str | None]]:
-        """Look up titles."""
-
-    def explain(
-        self, side: Side, subject_id: str, version: int
-    ) -> Awaitable[KnowledgeResponse | None]:
-        """Look up the texts behind a vector."""
-
-    def sample(self, users: int, items: int, version: int) -> Awaitable[SampleResponse]:
-        """Return some ids of the store."""
-
-    def candidates(
-        self, user: UserRecord, k: int, exclude: Sequence[str], version: int
-    ) -> Awaitable[list[str]]:
-        """Retrieve at most k unseen items."""
-
-    def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Awaitable[Scores]:
-        """Score candidates in their order."""
-
-    def rerank(
-        self, user: UserRecord, item_ids: Sequence[str], scores: Sequence[float], version: int
-    ) -> Awaitable[list[int]]:
-        """Return the places of the items, best first."""
-
-    def prepare(self, version: int) -> Awaitable[None]:
-        """Make every replica open a version; raises StoreError if one cannot."""
-
-
-class LocalClient:
-    """Calls parts in the same process."""
+    user: Callable[[str, int], Awaitable[UserRecord]]
+    titles: Callable[[Sequence[str], int], Awaitable[list[str | None]]]
+    explain: Callable[[Side, str, int], Awaitable[KnowledgeResponse | None]]
+    sample: Callable[[int, int, int], Awaitable[SampleResponse]]
+    score: Callable[[UserRecord, Sequence[str], int], Awaitable[Scores]]
+    candidates: Callable[[UserRecord, int, Sequence[str], int], Awaitable[list[str]]]
+    rerank: Callable[[UserRecord, Sequence[str], Sequence[float], int], Awaitable[list[int]]]
 
     def __init__(
         self, lookup: Any, scorer: Any, retriever: Any = None, reranker: Any = None
@@ -82,13 +54,13 @@ class LocalClient:
         return method
 
     async def prepare(self, version: int) -> None:
-        """Open a version in every part; see `GraphClient`."""
+        """Make every replica open a version; raises StoreError if one cannot."""
         async with asyncio.timeout(PREPARE_SECONDS):
             for part in self._parts:
                 await part.prepare(version)
 
 
-class HandleClient(LocalClient):
+class HandleClient(GraphClient):
     """Calls other deployments through Serve's handles."""
 
     @override

@@ -128,6 +128,12 @@ class VersionRouter:
         """Number of the version kept open for comparison, if any."""
         return self._pair[1]
 
+    @property
+    def opened(self) -> set[int]:
+        """Numbers of the versions that requests may name; raises an ApiError as `number`."""
+        numbers = {self.number, *_versions(self._experiment)}
+        return numbers if self.compared is None else numbers | {self.compared}
+
     def arm_of(self, version: int) -> str | None:
         """Read the arm of a version's model from disk; None if that fails."""
         try:
@@ -148,26 +154,24 @@ class VersionRouter:
                 rest of the graph has not answered yet.
         """
         if store_version is not None:  # a request never loads another version
-            kept = {self.number, *_versions(self._experiment)}
-            kept |= set() if self.compared is None else {self.compared}
-            for number in kept:
-                if store_version == f"v{number}":
-                    return Route(None, number)
+            opened = {f"v{number}": number for number in sorted(self.opened)}
+            if store_version in opened:
+                return Route(None, opened[store_version])
             raise ApiError(
                 422,
                 "version_not_open",
                 "This version is not open here; /v1/versions lists those that are.",
-                details={"versions": [f"v{number}" for number in sorted(kept)]},
+                details={"versions": list(opened)},
             )
         if named is not None:
-            for variant in self.variants:
-                if variant.name == named:
-                    return Route(variant.name, variant.version)
+            versions = {variant.name: variant.version for variant in self.variants}
+            if named in versions:
+                return Route(named, versions[named])
             raise ApiError(
                 422,
                 "unknown_variant",
                 "The running experiment has no such variant.",
-                details={"variants": [variant.name for variant in self.variants]},
+                details={"variants": list(versions)},
             )
         if self._experiment is None:
             return Route(None, self.number)
@@ -221,11 +225,7 @@ class VersionRouter:
         self._pair = (served, compared)
 
     async def follow_current(self) -> None:
-        """Switch to the promoted version if the rest of the graph can open it.
-
-        Raises:
-            Exception: The pointer cannot be read, or the graph does not answer.
-        """
+        """Switch to the promoted version if the rest of the graph can open it."""
         async with self._turning:
             first = self._number is None
             wanted = await self._pointer_reads.run(
@@ -243,11 +243,7 @@ class VersionRouter:
                     return
 
     async def follow_experiment(self) -> None:
-        """Switch to the running experiment if the rest of the graph can open all its versions.
-
-        Raises:
-            Exception: The experiment cannot be read, or the graph does not answer.
-        """
+        """Switch to the running experiment if the rest of the graph can open all its versions."""
         try:
             async with self._dividing:
                 experiment = await self._experiment_reads.run(self._read_experiment)

@@ -17,8 +17,7 @@ from deployments.errors import OVERLOADED, ApiError, retry_later
 from deployments.extensions import Extensions
 from deployments.flows.deadline import Deadline, HopError, RetryThrottle, unavailable
 from deployments.flows.graph_client import GraphClient
-from deployments.flows.recommend import RecommendFlow
-from deployments.flows.score import ScoringFlow
+from deployments.flows.score import RecommendFlow, ScoringFlow
 from deployments.flows.version_router import Route, VersionRouter
 from deployments.http.json_route import json_response
 from deployments.middleware.metrics import CONTENT_TYPE, GatewayMetrics
@@ -80,7 +79,7 @@ class Api:
         self._limit("candidates", len(body.candidates), self._settings.max_candidates)
         self._limit("history", len(body.history or ()), self._settings.max_history)
         route = self._router.of(body.user_id, body.variant, body.store_version)
-        with self._scores.taken():
+        async with self._scores:
             scores = await self._scoring.score(
                 body.user_id, body.candidates, route.version, body.history
             )
@@ -99,7 +98,7 @@ class Api:
                 404, "no_retrieval", "This graph has no retriever; name candidates to /v1/score."
             )
         route = self._router.of(body.user_id, body.variant, body.store_version)
-        with self._scores.taken():
+        async with self._scores:
             answer = await self._recommending.recommend(body, route.version)
         entries = _entries(answer.item_ids, answer.scores)
         for entry, title in zip(entries, answer.titles, strict=True):
@@ -124,7 +123,7 @@ class Api:
         """List the versions that are served."""
         router = self._router
         current, compared, variants = router.number, router.compared, router.variants
-        numbers = {current, *(part.version for part in variants), *([compared] if compared else [])}
+        numbers = router.opened
         arms = await self._manifests.run(lambda: {n: router.arm_of(n) for n in numbers})
 
         def describe(number: int, name: str | None) -> VariantInfo:
@@ -158,7 +157,7 @@ class Api:
     ) -> SampleResponse:
         """Return some ids of the store to try the service with."""
         number = self._router.number
-        with self._lookups.taken():
+        async with self._lookups:
             return await self._lookup(lambda: self._client.sample(users, items, number))
 
     async def healthz(self) -> StatusResponse:
@@ -214,7 +213,7 @@ class Api:
         )
 
     async def _knowledge(self, side: Side, subject_id: str, version: int) -> KnowledgeResponse:
-        with self._lookups.taken():
+        async with self._lookups:
             explanation = await self._lookup(
                 lambda: self._client.explain(side, subject_id, version)
             )

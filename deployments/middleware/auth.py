@@ -1,4 +1,4 @@
-"""Authentication and authorization by bearer tokens (RFC 6750).
+"""Authentication and authorization by bearer tokens (RFC 6750), and the rate limit per client.
 
 Open to everyone: /healthz and /readyz for probes, the page with its style and scripts, which hold
 no data, and /openapi.json. Everything else needs a token, /v1/admin that of operators. An
@@ -8,17 +8,18 @@ operator's token is also valid for the other calls.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from deployments.errors import ApiError
-from deployments.middleware.rate_limiter import network_of
+from deployments.middleware.rate_limiter import RateLimiter, network_of
 from reki_ray.config.edge import EdgeConfig, EdgeSettings, is_loopback
 from reki_ray.errors import ConfigError
 
@@ -106,14 +107,17 @@ class Caller(NamedTuple):
     key: str  # never a token
 
 
-class Authenticator:
-    """Checks tokens in constant time.
+class AccessControl:
+    """Checks the token, in constant time, and the rate of requests.
+
+    Args:
+        on_limited: Called with the caller's role for every request above the limit.
 
     Raises:
         ConfigError: A token is missing or invalid.
     """
 
-    def __init__(self, settings: EdgeSettings) -> None:
+    def __init__(self, settings: EdgeSettings, on_limited: Callable[[str], None]) -> None:
         tokens, admin = required_tokens(settings)
         # Digests have a fixed length, so that a comparison does not leak that of the token.
         self._known: list[tuple[Role, bytes]] = [
@@ -122,9 +126,33 @@ class Authenticator:
         ]
         self._settings = settings
         self._has_admin = bool(admin)
+        self._on_limited = on_limited
+        self._limiter = None
+        if settings.rate_per_second is not None:
+            self._limiter = RateLimiter(
+                settings.rate_per_second, settings.rate_burst, settings.rate_clients
+            )
 
-    def caller(self, scope: Scope) -> Caller:
-        """Identify the sender of a request."""
+    def admit(self, scope: Scope) -> None:
+        """Add the `caller` to the state of a request; raise an ApiError if it is refused."""
+        caller = self._caller(scope)
+        scope.setdefault("state", {})["caller"] = caller
+        path = route_path(scope)
+        # A 429 would make a probe restart a busy replica.
+        limiter = None if path in PROBES else self._limiter
+        wait = 0.0 if limiter is None else limiter.wait(caller.key)
+        if wait:
+            self._on_limited(caller.role)
+            raise ApiError(
+                429,
+                "rate_limited",
+                "Too many requests from this client; try again later.",
+                details={"retry_after_seconds": round(wait, 3)},
+                headers={"Retry-After": str(math.ceil(wait))},
+            )
+        self._require_access(caller, path, scope)
+
+    def _caller(self, scope: Scope) -> Caller:
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         peer = network_of((scope.get("client") or ("",))[0])
         if not sent:
@@ -140,8 +168,7 @@ class Authenticator:
         # A wrong token counts for its sender: otherwise each guess would be a new client.
         return Caller(role, peer if role == "unknown" else digest.hex())
 
-    def require_access(self, caller: Caller, path: str, scope: Scope) -> None:
-        """Raise an ApiError if a call to `path`, below the application's root, is refused."""
+    def _require_access(self, caller: Caller, path: str, scope: Scope) -> None:
         if path in OPEN:
             return
         if path == ADMIN or path.startswith(f"{ADMIN}/"):
@@ -159,8 +186,11 @@ class Authenticator:
             return
         if caller.role in ("admin", "user"):
             return
+        # On this machine, where the service only listens, anonymous callers may be allowed.
+        peer = (scope.get("client") or ("",))[0]
+        local = self._settings.loopback and is_loopback(peer) and not _is_passed_on(scope)
         open_locally = self._settings.allow_anonymous or path == "/metrics"
-        if caller.role == "unknown" or not (open_locally and self._is_local(scope)):
+        if caller.role == "unknown" or not (open_locally and local):
             raise _unauthorized(caller)
         # A site can point its name to 127.0.0.1 (DNS rebinding) and read answers in the browsers of
         # its visitors: without tokens, the service only answers to names of this machine.
@@ -169,10 +199,14 @@ class Authenticator:
                 403, "foreign_host", "Without a token, call the service as localhost or 127.0.0.1."
             )
 
-    def _is_local(self, scope: Scope) -> bool:
-        """Return whether the caller is on this machine, where the service only listens."""
-        peer = (scope.get("client") or ("",))[0]
-        return self._settings.loopback and is_loopback(peer) and not _is_passed_on(scope)
+
+def route_path(scope: Scope) -> str:
+    """Return the path below the application's root, as the router matches it."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
 
 
 def _unauthorized(caller: Caller) -> ApiError:

@@ -11,10 +11,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from deployments import errors
 from deployments.middleware import logs
-from deployments.middleware.auth import PAGE, Authenticator
-from deployments.middleware.limits import AccessGuard, RequestGuard
+from deployments.middleware.auth import PAGE, AccessControl
 from deployments.middleware.metrics import GatewayMetrics
-from deployments.middleware.rate_limiter import RateLimiter
 from deployments.middleware.request_context import RequestContext
 from deployments.middleware.traces import install_tracing
 from reki_ray.config.edge import EdgeSettings, networks
@@ -35,37 +33,25 @@ def install_edge(
 ) -> None:
     """Add access, limits, logs, metrics, errors and the page to an application.
 
-    From outside in: client address, request context, access, sizes, the application.
-
     Args:
         answers_id: Whether to add X-Request-ID to answers; False if the server does.
 
     Raises:
         ConfigError: A token is missing or invalid, or tracing lacks its packages.
     """
-    limiter = None
-    if settings.rate_per_second is not None:
-        limiter = RateLimiter(settings.rate_per_second, settings.rate_burst, settings.rate_clients)
     errors.install(app)
     for path, media_type in PAGE.items():
         endpoint = _page_file(PAGE_FOLDER / (path[1:] or "index.html"), media_type)
         app.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
     logs.configure(metrics.replica)
-    # The last one added is outermost.
-    app.add_middleware(RequestGuard, settings=settings)
-    app.add_middleware(
-        AccessGuard,
-        authenticator=Authenticator(settings),
-        limiter=limiter,
-        on_limited=metrics.rate_limited,
-    )
     app.add_middleware(
         RequestContext,
+        settings=settings,
+        access=AccessControl(settings, metrics.rate_limited),
         observe=metrics.observe,
-        log_requests=settings.request_logs,
         answers_id=answers_id,
     )
-    if settings.trusted_proxies:
+    if settings.trusted_proxies:  # outside, as it was added last
         app.add_middleware(
             ProxyHeadersMiddleware, trusted_hosts=[*map(str, networks(settings.trusted_proxies))]
         )

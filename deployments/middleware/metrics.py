@@ -128,7 +128,9 @@ class GatewayMetrics:
             "hop_failures", "Calls of a deployment that were not answered.", hop=HOPS
         ).inc
         self.degraded: Count = counter("degraded", "Answers that lack something.", lack=LACKS).inc
-        self._refused = counter("versions_refused", "Promoted versions that could not be loaded.")
+        self.version_refused: Callable[[], None] = counter(
+            "versions_refused", "Promoted versions that could not be loaded."
+        ).inc
         self._events = counter("events_accepted", "Events that are durable in the log.")
         self._served = _Metric(
             self, "Gauge", "served_version", "1 for the version being served.", version=None
@@ -143,10 +145,6 @@ class GatewayMetrics:
     def scored(self, user_source: str, *, degraded: bool) -> None:
         """Count a scored request."""
         self._scored.inc(user_source, str(degraded).lower())
-
-    def version_refused(self) -> None:
-        """Count a promoted version that could not be loaded."""
-        self._refused.inc()
 
     def events_accepted(self, count: int) -> None:
         """Count durable events."""
@@ -167,8 +165,8 @@ class GatewayMetrics:
 
         def export() -> None:
             for outcome, count in read().items():
-                if count > exported.get(outcome, 0):
-                    counter.inc(count - exported.get(outcome, 0), tags={"outcome": outcome})
+                if (fresh := count - exported.get(outcome, 0)) > 0:
+                    counter.inc(fresh, tags={"outcome": outcome})
                     exported[outcome] = count
 
         BackgroundThread("export-exposures", export, EXPORT_SECONDS).start()

@@ -1,7 +1,4 @@
-"""The outermost ASGI middleware: request id, security headers, log line, metrics.
-
-It also turns unexpected exceptions into an error response; their traceback is only logged.
-"""
+"""The outermost ASGI middleware: request id, access, sizes, errors, headers, log line, metrics."""
 
 from __future__ import annotations
 
@@ -17,8 +14,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployments.errors import defect, error_response
+from deployments.errors import ApiError, defect, error_response
+from deployments.middleware.auth import AccessControl
 from deployments.middleware.logs import REQUEST_ID
+from reki_ray.config.edge import EdgeSettings
 
 UNMATCHED: Final = "unmatched"
 CLIENT_GONE: Final = 499  # as in nginx; never sent
@@ -37,9 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class RequestContext:
-    """Identifies, times, counts and logs every request.
+    """Identifies, times, counts and logs every request, and refuses some.
 
-    The request's state has `request_id`; endpoints may add `variant` and `version` for the log.
+    Refused are unauthorized requests, too many, and those that are too large or too slow. The
+    request's state has `request_id` and `caller`; endpoints may add `variant` and `version` for the
+    log. The traceback of an unexpected exception is only logged.
 
     Args:
         observe: Called with route, status and seconds of every request.
@@ -49,13 +50,15 @@ class RequestContext:
     def __init__(
         self,
         app: ASGIApp,
+        settings: EdgeSettings,
+        access: AccessControl,
         observe: Callable[[str, int, float], None],
-        log_requests: bool,
         answers_id: bool = True,
     ) -> None:
         self._app = app
+        self._settings = settings
+        self._access = access
         self._observe = observe
-        self._log_requests = log_requests
         self._answers_id = answers_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,10 +88,15 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, completing)
+            self._access.admit(scope)
+            self._check_head(scope)
+            body = await self._body(receive)
+            await self._app(scope, _replay(body, receive), completing)
         except asyncio.CancelledError:
             status = CLIENT_GONE
             raise
+        except ApiError as refusal:
+            await error_response(refusal)(scope, receive, completing)
         except Exception as error:  # the caller must not see a traceback
             logger.error("a request failed", exc_info=error, extra={"route": _route(scope)})
             if status is not None:
@@ -98,10 +106,39 @@ class RequestContext:
             self._record(scope, status or 500, time.monotonic() - started)
             REQUEST_ID.reset(token)
 
+    def _check_head(self, scope: Scope) -> None:
+        url = len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"])
+        if url > self._settings.max_url_bytes:
+            raise _too_large(414, "url_too_long", "The URL is", self._settings.max_url_bytes)
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._settings.max_header_bytes:
+            limit = self._settings.max_header_bytes
+            raise _too_large(431, "headers_too_large", "The headers are", limit)
+
+    async def _body(self, receive: Receive) -> bytes:
+        limit, seconds = self._settings.max_body_bytes, self._settings.body_seconds
+        body = bytearray()
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    message = await receive()
+                    body += message.get("body", b"")
+                    if len(body) > limit:
+                        raise _too_large(413, "body_too_large", "The body is", limit)
+                    if not message.get("more_body", False):  # also on a disconnect
+                        return bytes(body)
+        except TimeoutError as error:
+            raise ApiError(
+                408,
+                "body_too_slow",
+                "The body arrived too slowly.",
+                details={"max_seconds": seconds},
+            ) from error
+
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
         self._observe(route, status, seconds)
-        if not self._log_requests:
+        if not self._settings.request_logs:
             return
         state = scope["state"]
         logger.log(
@@ -134,3 +171,16 @@ def _route(scope: Scope) -> str:
         matching = (known for known in routes if known.matches(scope)[0] is not Match.NONE)
         route = next(matching, None)
     return getattr(route, "path", UNMATCHED)
+
+
+def _too_large(status: int, code: str, what: str, limit: int) -> ApiError:
+    return ApiError(status, code, f"{what} too large.", details={"max_bytes": limit})
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replaying() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replaying

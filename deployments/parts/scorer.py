@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple, cast
 
 import numpy as np
@@ -34,11 +35,14 @@ class Question(NamedTuple):
 class VersionScorer:
     """Scores with the model and the item vectors of one opened version.
 
+    Args:
+        max_batch_size: Most requests per forward of `batcher`.
+
     Raises:
         StoreError: Model and vectors do not match.
     """
 
-    def __init__(self, version: StoreVersion) -> None:
+    def __init__(self, version: StoreVersion, max_batch_size: int = 1) -> None:
         self.name = version.name
         self._manifest = version.manifest
         self._fallback = None if version.users is None else version.users.fallback
@@ -48,6 +52,12 @@ class VersionScorer:
         if version.items is not None:
             sources = cast(list[Source], version.items.sources(ids))
             self._source_of = dict(zip(ids, sources, strict=True))
+        self.batcher = Batcher(
+            self.score_batch,
+            max_batch_size=max_batch_size,
+            max_weight=MAX_BATCH_CANDIDATES,
+            weigh=lambda question: len(question.candidates),
+        )
         require_finite_scores(version, self._scorer)  # also warms up the first forward
 
     def score_batch(self, questions: Sequence[Question]) -> list[Scores | Exception]:
@@ -92,18 +102,12 @@ class VersionScorer:
 
 
 class Scorer(VersionCache[VersionScorer]):
-    """Serves a `VersionScorer` per version, with at most `max_batch_size` requests per forward."""
+    """Serves a `VersionScorer` per version."""
 
     def __init__(self, access: StoreAccess, max_batch_size: int) -> None:
         torch.set_num_threads(1)  # the matrices of a request are too small for more
-        super().__init__(access, VersionScorer)
+        super().__init__(access, partial(VersionScorer, max_batch_size=max_batch_size))
         self.start()
-        self._batcher: Batcher[tuple[VersionScorer, Question], Scores] = Batcher(
-            _score_by_version,
-            max_batch_size=max_batch_size,
-            max_weight=MAX_BATCH_CANDIDATES,
-            weigh=lambda pair: len(pair[1].candidates),
-        )
 
     async def score(self, user: UserRecord, candidates: Sequence[str], version: int) -> Scores:
         """Return probabilities of the candidates, known or not, in their order.
@@ -112,14 +116,4 @@ class Scorer(VersionCache[VersionScorer]):
             StoreError: The version does not open, or has no finite score.
         """
         scorer = await self.get(version)
-        return await self._batcher.ask((scorer, Question(user, candidates)))
-
-
-def _score_by_version(
-    pairs: Sequence[tuple[VersionScorer, Question]],
-) -> list[Scores | Exception]:
-    questions: dict[VersionScorer, list[Question]] = {}
-    for scorer, question in pairs:
-        questions.setdefault(scorer, []).append(question)
-    answers = {scorer: iter(scorer.score_batch(batch)) for scorer, batch in questions.items()}
-    return [next(answers[scorer]) for scorer, _ in pairs]
+        return await scorer.batcher.ask(Question(user, candidates))

@@ -20,10 +20,7 @@ THREADS: Final = 16
 class CircuitBreaker:
     """Spares callers the wait for a server that does not answer.
 
-    Args:
-        failures: Failures in a row after which it opens.
-        seconds: Time between two trial calls while it is open.
-        clock: Seconds, monotonic.
+    It opens after `failures` in a row, and then allows a trial call every `seconds`.
     """
 
     def __init__(

@@ -47,10 +47,7 @@ class _Refusal(NamedTuple):
 class VersionCache(Generic[T]):
     """Open versions by number; the base of deployments, which answer from several versions.
 
-    Args:
-        access: Where versions are, and how many are kept.
-        load: Turns an opened version into what the replica answers from; called in a thread.
-        clock: Seconds, monotonic.
+    In a thread, `load` turns an opened version into what the replica answers from.
     """
 
     def __init__(

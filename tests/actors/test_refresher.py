@@ -125,7 +125,7 @@ def test_an_update_that_failed_after_its_batch_was_kept_takes_no_event_in_twice(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(updates, "_publish", broken)
+        patch.setattr(updates, "publish_version", broken)
         assert refresher.step() == "failed"
     while refresher.step() != "refreshed":
         time.sleep(0.05)

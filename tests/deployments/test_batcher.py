@@ -11,8 +11,8 @@ import pytest
 
 from deployments.load_check import user_input
 from deployments.parts.batcher import Batcher
-from deployments.parts.lookup import StoreReader
-from deployments.parts.records import Scores
+from deployments.parts.lookup import add_vector, read_profile
+from deployments.parts.records import Scores, UserRecord
 from deployments.parts.scorer import Question, VersionScorer
 from reki_ray.errors import StoreError
 from reki_ray.models.artifact import Vectors
@@ -130,6 +130,10 @@ def version(
     return store.open()
 
 
+def read_user(version: StoreVersion, user_id: str) -> UserRecord:
+    return add_vector(version, user_id, read_profile(version, user_id))
+
+
 def scored(scorer: VersionScorer, *questions: Question) -> list[Scores]:
     found = scorer.score_batch(questions)
     assert all(isinstance(one, Scores) for one in found)
@@ -137,11 +141,11 @@ def scored(scorer: VersionScorer, *questions: Question) -> list[Scores]:
 
 
 def test_scores_of_a_batch_are_those_of_single_users(version: StoreVersion) -> None:
-    reader, scorer = StoreReader(version), VersionScorer(version)
+    scorer = VersionScorer(version)
     lists = [["m3", "unknown", "m1"], ["m5"], [], list(store_factory.ITEM_IDS), ["m1", "m1"]]
     users = [*store_factory.USER_IDS, "nobody"]
     questions = [
-        Question(reader.user(user), items) for user, items in zip(users, lists, strict=True)
+        Question(read_user(version, user), items) for user, items in zip(users, lists, strict=True)
     ]
     for question, found in zip(questions, scored(scorer, *questions), strict=True):
         (alone,) = scored(scorer, question)
@@ -153,12 +157,12 @@ def test_scores_of_a_batch_are_those_of_single_users(version: StoreVersion) -> N
 def test_scores_through_the_deployments_classes_are_those_of_the_model(
     version: StoreVersion,
 ) -> None:
-    reader, scorer = StoreReader(version), VersionScorer(version)
+    scorer = VersionScorer(version)
     offline = version.load_scorer()
     candidates = [*store_factory.ITEM_IDS, "unknown"]
     for user in [*store_factory.USER_IDS, "nobody"]:
         expected = offline.score(user_input(version, user), candidates)
-        (found,) = scored(scorer, Question(reader.user(user), candidates))
+        (found,) = scored(scorer, Question(read_user(version, user), candidates))
         np.testing.assert_allclose(found.scores, expected, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from deployments import extensions
 from deployments.extensions import open_extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
 from deployments.parts.scorer import Scorer
@@ -44,7 +44,7 @@ async def gateway(root: Path, scorer: HeldScorer) -> AsyncIterator[httpx.AsyncCl
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup = Lookup(access)
     extensions = open_extensions(access, "replica")
-    app = gateway_app.make(LocalClient(lookup, cast(Scorer, scorer)), access, extensions)
+    app = gateway_app.make(GraphClient(lookup, cast(Scorer, scorer)), access, extensions)
     async with gateway_app.running(app) as client:
         yield client
     lookup.close()

@@ -17,15 +17,15 @@ import pytest
 from fastapi.testclient import TestClient
 
 from deployments.extensions import open_extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.gateway import build_api
 from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts import recent_histories
+from deployments.parts.item_lists import Retriever
 from deployments.parts.lookup import Lookup
 from deployments.parts.recent_histories import RecentHistories
 from deployments.parts.records import NO_PROFILE, UserRecord
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 from reki_ray.config.edge import EdgeSettings
 from reki_ray.errors import StoreError
@@ -64,7 +64,7 @@ def graph(store: VersionStore, args: OnlineArgs | None = None) -> Iterator[TestC
         for part in parts:
             stack.callback(part.close)
         app = build_api(
-            LocalClient(*parts),
+            GraphClient(*parts),
             GraphArgs(**access.model_dump(), timeout_seconds=60, edge=EDGE),
             GatewayMetrics("replica"),
             open_extensions(access, "replica"),

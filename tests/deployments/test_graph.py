@@ -24,8 +24,8 @@ import deployments
 from deployments import launcher, load_check
 from deployments.graph import build_app, build_fused_app
 from deployments.graph_args import GraphArgs
-from deployments.parts.lookup import StoreReader
-from deployments.parts.reranker import VersionOrder
+from deployments.parts.item_lists import VersionOrder
+from deployments.parts.lookup import add_vector, read_profile
 from reki_ray.config import RekiConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError, StoreError
@@ -382,7 +382,8 @@ def test_recommendations_are_unseen_items_as_the_version_puts_them_in_order(
 ) -> None:
     version = VersionStore(root / "publish").open()
     for name in ("u0", "u3", "nobody"):
-        user = dataclasses.replace(StoreReader(version).user(name), user_id=name)
+        user = add_vector(version, name, read_profile(version, name))
+        user = dataclasses.replace(user, user_id=name)
         history = list(zip(user.profile.item_ids, user.profile.ratings, strict=True))
         found = open_candidates(version).of(name, history, 100)
         scores = version.load_scorer().score(load_check.user_input(version, name), found)

@@ -13,11 +13,10 @@ from fastapi.testclient import TestClient
 from ray.serve._private.http_util import RequestIdMiddleware
 
 from deployments.extensions import open_extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.graph_args import StoreAccess
+from deployments.parts.item_lists import Reranker, Retriever
 from deployments.parts.lookup import Lookup
-from deployments.parts.reranker import Reranker
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 from reki_ray.store.versions import VersionStore
 from tests.support import gateway_app, store_factory
@@ -28,24 +27,24 @@ LIMITS: dict[str, Any] = {"max_candidates": 7, "max_history": 3, "max_recommende
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalClient, StoreAccess]]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GraphClient, StoreAccess]]:
     root: Path = tmp_path_factory.mktemp("interface") / "publish"
     VersionStore(root).publish(partial(store_factory.fill, retrieval=True, reranker=True))
     access = StoreAccess(publish_root=str(root))
     lookup, scorer = Lookup(access), Scorer(access, 4)
-    yield LocalClient(lookup, scorer, Retriever(access), Reranker(access)), access
+    yield GraphClient(lookup, scorer, Retriever(access), Reranker(access)), access
     lookup.close()
     scorer.close()
 
 
-def made(parts: tuple[LocalClient, StoreAccess], **options: Any) -> FastAPI:
+def made(parts: tuple[GraphClient, StoreAccess], **options: Any) -> FastAPI:
     backend, access = parts
     extensions = open_extensions(access, "replica")
     return gateway_app.make(backend, access, extensions, **LIMITS, **options)
 
 
 @pytest.fixture(scope="module")
-def client(parts: tuple[LocalClient, StoreAccess]) -> Iterator[TestClient]:
+def client(parts: tuple[GraphClient, StoreAccess]) -> Iterator[TestClient]:
     with gateway_app.client(made(parts)) as client:
         yield client
 
@@ -111,7 +110,7 @@ def test_what_can_be_got_can_be_asked_for_its_head(client: TestClient) -> None:
 
 @pytest.mark.parametrize("sent", ["r-1", None])
 def test_behind_serve_an_answer_has_one_request_id(
-    parts: tuple[LocalClient, StoreAccess], sent: str | None
+    parts: tuple[GraphClient, StoreAccess], sent: str | None
 ) -> None:
     app = made(parts, answers_id=False)
     served = gateway_app.client(RequestIdMiddleware(app))

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from deployments.middleware.auth import PAGE
-from deployments.middleware.limits import RequestGuard, route_path
+from deployments.middleware.auth import PAGE, AccessControl, route_path
+from deployments.middleware.request_context import RequestContext
 from reki_ray.config.edge import EdgeSettings
 from tests.support import edge_app
 from tests.support.edge_app import client, error
@@ -64,9 +64,11 @@ def test_a_body_that_does_not_come_is_refused() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise AssertionError("the application must not see it")
 
-    guard = RequestGuard(app, LIMITS.model_copy(update={"body_seconds": 0.01}))
-    scope = {"type": "http", "path": "/", "query_string": b"", "headers": []}
-    asyncio.run(guard(scope, never, send))
+    settings = LIMITS.model_copy(update={"body_seconds": 0.01})
+    access = AccessControl(settings, lambda _: None)
+    context = RequestContext(app, settings, access, lambda *_: None)
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "headers": []}
+    asyncio.run(context(scope, never, send))
     assert sent[0]["status"] == 408
 
 

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from deployments.extensions import open_extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.gateway import build_api
 from deployments.graph_args import GraphArgs, OnlineArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
+from deployments.parts.item_lists import Reranker, Retriever
 from deployments.parts.lookup import Lookup
-from deployments.parts.reranker import Reranker
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 from reki_ray.config.edge import EdgeSettings
 from reki_ray.store.versions import VersionStore
@@ -52,7 +51,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("REKI_TOKEN", TOKEN)
         patch.setenv("REKI_ADMIN_TOKEN", ADMIN)
         app = build_api(
-            LocalClient(lookup, scorer, Retriever(access), Reranker(access)),
+            GraphClient(lookup, scorer, Retriever(access), Reranker(access)),
             GraphArgs(publish_root=str(store.root), edge=EDGE),
             GatewayMetrics("replica"),
             open_extensions(access, "replica"),

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from deployments.extensions import Extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.graph_args import StoreAccess
 from deployments.parts.lookup import Lookup
 from deployments.parts.records import Scores, UserRecord
@@ -84,7 +84,7 @@ async def gateway(
     access = StoreAccess(publish_root=root, poll_seconds=0.01)
     lookup = Lookup(access)
     app = gateway_app.make(
-        LocalClient(lookup, cast(Scorer, scorer)),
+        GraphClient(lookup, cast(Scorer, scorer)),
         access,
         Extensions(append, lambda: load_experiment(root)),
         max_ongoing_requests=IN_WORK,

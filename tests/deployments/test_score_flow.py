@@ -14,8 +14,7 @@ from ray.serve.exceptions import BackPressureError
 
 from deployments.errors import ApiError
 from deployments.flows.graph_client import GraphClient, HandleClient
-from deployments.flows.recommend import Recommendation, RecommendFlow
-from deployments.flows.score import ScoringFlow
+from deployments.flows.score import Recommendation, RecommendFlow, ScoringFlow
 from deployments.middleware.metrics import GatewayMetrics
 from deployments.parts.records import Scores, UserRecord
 from deployments.schemas import HistoryItem, KnowledgeResponse, RecommendRequest, SampleResponse
@@ -38,8 +37,6 @@ class Graph:
 
     def __init__(self, *, reranks: bool = False, **failures: list[Exception] | None):
         self.failures = {hop: list(errors or []) for hop, errors in failures.items()}
-        self.retrieves = True
-        self.reranks = reranks
         self.retries: list[str] = []
         self.failures_told: list[str] = []
         self.rejections: list[str] = []
@@ -49,6 +46,7 @@ class Graph:
         self.metrics.hop_failed = self.failures_told.append
         self.scored_for: list[UserRecord] = []
         self.never: set[str] = set()
+        self.client = GraphClient(self, self, self, self if reranks else None)
 
     async def user(self, user_id: str, version: int) -> UserRecord:
         await self._fail("lookup")
@@ -89,9 +87,6 @@ class Graph:
         await self._fail("reranker")
         return list(reversed(range(len(item_ids))))
 
-    async def prepare(self, version: int) -> None:
-        raise NotImplementedError
-
     async def _fail(self, hop: str) -> None:
         if hop in self.never:
             await asyncio.Event().wait()
@@ -101,18 +96,13 @@ class Graph:
     def score_now(
         self, seconds: float = 5.0, history: Sequence[HistoryItem] | None = None
     ) -> Scores:
-        flow = ScoringFlow(self, seconds, self.metrics)
+        flow = ScoringFlow(self.client, seconds, self.metrics)
         return asyncio.run(flow.score("u0", ["b", "a"], 1, history))
 
     def recommend(self, **body: Any) -> Recommendation:
-        flow = RecommendFlow(self, 5.0, 100, self.metrics)
+        flow = RecommendFlow(self.client, 5.0, 100, self.metrics)
         request = RecommendRequest.model_validate({"user_id": "u0", **body})
         return asyncio.run(flow.recommend(request, 1))
-
-
-def test_the_stand_in_is_a_whole_backend() -> None:
-    backend: GraphClient = Graph()
-    assert backend.retrieves
 
 
 def test_scores_keep_the_order_of_the_candidates() -> None:
@@ -286,7 +276,7 @@ def test_what_a_defect_was_is_in_the_log(caplog: pytest.LogCaptureFixture) -> No
 def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
     graph = Graph()
     graph.never = {"scorer"}
-    flow = ScoringFlow(graph, 0.02, graph.metrics)
+    flow = ScoringFlow(graph.client, 0.02, graph.metrics)
 
     async def ask() -> None:
         for _ in range(30):
@@ -311,7 +301,7 @@ def test_late_calls_of_a_slow_hop_are_not_all_repeated() -> None:
 
 def test_calls_of_replicas_that_died_are_repeated_however_many() -> None:
     graph = Graph(scorer=[unavailable() for _ in range(60)])
-    flow = ScoringFlow(graph, 5.0, graph.metrics)
+    flow = ScoringFlow(graph.client, 5.0, graph.metrics)
 
     async def ask() -> None:
         for _ in range(30):

@@ -21,7 +21,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from deployments.extensions import Extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.graph import build_app, build_fused_app
 from deployments.graph_args import GraphArgs, StoreAccess
 from deployments.parts.lookup import Lookup
@@ -68,7 +68,7 @@ def graph(root: Path, vectors: AdapterSettings | None = None) -> Iterator[TestCl
     )
     lookup, scorer = Lookup(access), Scorer(access, 4)
     app = gateway_app.make(
-        LocalClient(lookup, scorer),
+        GraphClient(lookup, scorer),
         access,
         Extensions(experiment=partial(load_experiment, root)),
         timeout_seconds=BUDGET_SECONDS,
@@ -388,8 +388,8 @@ def test_vectors_that_cannot_be_looked_up_cost_no_profile(
     def fail(*_: object) -> None:
         raise error
 
-    (reader,) = lookup._opened.values()
-    monkeypatch.setattr(reader._version.users, "lookup", fail)
+    (version,) = lookup._opened.values()
+    monkeypatch.setattr(version.users, "lookup", fail)
     after = asyncio.run(lookup.user("u0", 1))
     lookup.close()
     assert len(before.profile.item_ids) > 0

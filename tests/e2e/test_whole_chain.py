@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.flows.graph_client import LocalClient
-from deployments.flows.recommend import RecommendFlow
+from deployments.flows.graph_client import GraphClient
+from deployments.flows.score import RecommendFlow
 from deployments.graph_args import StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
+from deployments.parts.item_lists import Reranker, Retriever
 from deployments.parts.lookup import Lookup
-from deployments.parts.reranker import Reranker
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 from deployments.schemas import RecommendRequest
 from reki_ray import schema
@@ -114,7 +113,7 @@ async def check_recommendations(root: Path) -> None:
     """The parts of the graph on what was published: unseen items with their titles."""
     access, version = StoreAccess(publish_root=str(root)), VersionStore(root).current()
     parts = Lookup(access), Scorer(access, 4), Retriever(access), Reranker(access)
-    flow = RecommendFlow(LocalClient(*parts), 30.0, 100, GatewayMetrics("replica"))
+    flow = RecommendFlow(GraphClient(*parts), 30.0, 100, GatewayMetrics("replica"))
     for user in ("u3", "nobody"):
         asked = RecommendRequest(user_id=user, k=7)
         found = await flow.recommend(asked, version)

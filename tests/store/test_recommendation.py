@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from deployments.parts.item_lists import VersionOrder
 from deployments.parts.records import UserRecord
-from deployments.parts.reranker import VersionOrder
 from reki_ray.config import RekiConfig
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, StoreError

@@ -19,12 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.graph_args import StoreAccess
 from deployments.http.json_route import json_response
+from deployments.parts.item_lists import Reranker, Retriever
 from deployments.parts.lookup import Lookup
-from deployments.parts.reranker import Reranker
-from deployments.parts.retriever import Retriever
 from deployments.parts.scorer import Scorer
 from reki_ray.cli.options import show
 from reki_ray.core.strict_json import strict_json
@@ -148,7 +147,7 @@ def graph(root: Path) -> Iterator[tuple[TestClient, Scorer]]:
     """The whole graph in this process."""
     access = StoreAccess(publish_root=str(root), poll_seconds=0.01)
     lookup, scorer = Lookup(access), Scorer(access, 4)
-    backend = LocalClient(lookup, scorer, Retriever(access), Reranker(access))
+    backend = GraphClient(lookup, scorer, Retriever(access), Reranker(access))
     with ExitStack() as stack:
         stack.callback(lookup.close)
         stack.callback(scorer.close)

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from deployments.extensions import Extensions
-from deployments.flows.graph_client import LocalClient
+from deployments.flows.graph_client import GraphClient
 from deployments.gateway import build_api
 from deployments.graph_args import GraphArgs, StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
@@ -21,7 +21,7 @@ EDGE = EdgeSettings(allow_anonymous=True, request_logs=False)
 
 
 def make(
-    graph: LocalClient,
+    graph: GraphClient,
     access: StoreAccess,
     extensions: Extensions | None = None,
     *,
