@@ -31,7 +31,7 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError
 from reki_ray.schema import SubjectKind
 
-BENCHMARKS: Final = ("accuracy", "cluster", "extract", "serve", "train")
+BENCHMARKS: Final = ("accuracy", "cluster", "extract", "serve", "storage", "train")
 """Benchmarks, each a module of the same name in `benchmarks/`."""
 
 

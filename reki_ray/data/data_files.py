@@ -120,7 +120,8 @@ def _divided_remote(
 ) -> tuple[list[RemoteFile], list[RemoteFile]]:
     """Data files of a remote place, and files skipped for their suffixes, in name order."""
     named_parts = set(place.split("/"))
-    data, others = [], []
+    data: list[RemoteFile] = []
+    others: list[RemoteFile] = []
     for file, is_named in list_files(place):
         if any(map(_is_hidden, set(file.parts) - named_parts)):
             continue

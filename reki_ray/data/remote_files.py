@@ -118,10 +118,10 @@ def local_copy(place: str) -> Path:
     """
     if not is_remote(place):
         return Path(local_place(place)).expanduser()
-    ((file, named), *others) = list_files(place) or [(None, False)]
-    if file is None or others or not named:
+    found = [file for file, named in list_files(place) if named]
+    if len(found) != 1:
         raise _missing(place)
-    return file.fetch()
+    return found[0].fetch()
 
 
 def fetch_all(files: Sequence[RemoteFile]) -> list[Path]:

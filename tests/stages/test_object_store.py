@@ -33,7 +33,7 @@ def reki(*arguments: str) -> str:
 
 
 def now_and_then(proxy: FaultProxy) -> None:
-    """One write in 25 is refused, and the answer to another one is lost; so for reads."""
+    """One request in 25 is refused, and the answer to another one is lost."""
     number = itertools.count(1)
 
     def decide(method: str, path: str) -> Fault:
@@ -69,7 +69,9 @@ def test_every_stage_works_in_a_bucket(
     assert stages["extract"].rows_out == stages["extract"].rows_in > 0
     assert workspace.read_table(schema.REPRESENTATIONS["users"]).num_rows == 40
     assert set(workspace.read_json(METRICS)["backbones"]) == {"din"}
-    left = {path.rpartition("/")[2] for path in workspace.filesystem.ls(workspace.path())}
+    left = {
+        path.rpartition("/")[2] for path in workspace.filesystem.ls(workspace.path(), detail=False)
+    }
     assert left == {*DONE, "evaluate", "manifest.json", "progress.json"}
     said = reki("run", "-c", str(tmp_path / "c.yaml"), "--until", "train")
     assert said.count("unchanged, skipped") == len(DONE)
