@@ -63,6 +63,7 @@ bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then d
 	@$(VENV)/bin/reki bench train
 	@$(VENV)/bin/reki bench accuracy
 	@$(VENV)/bin/reki bench serve
+	@$(VENV)/bin/reki bench storage
 	@$(VENV)/bin/python docs/render_benchmarks.py
 
 reference: setup  ## The generated pages of docs/reference

@@ -145,7 +145,11 @@ def _train(
         scaling_config=scaling,
         run_config=RunConfig(
             name=identity[:16],
-            storage_path=f"{task.workspace}/{_STATE}",
+            # One client for all files of a run: with the same credentials, and retries of its own.
+            storage_path=f"{task.workspace}/{_STATE}"
+            if workspace.is_local
+            else workspace.path(_STATE),
+            storage_filesystem=None if workspace.is_local else workspace.arrow_filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             **_WORKER_ENVIRONMENT,

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from reki_ray.config import Arm, RekiConfig
+from reki_ray.core.nodes import SharedWorkspace
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import ray_session
 from reki_ray.core.workspace import Workspace
@@ -151,6 +152,7 @@ def _round(
     write_round(merged, current)
     own = config.model_copy(update={"workspace": current.root})
     with ray_session(config.ray):
+        SharedWorkspace(workspace).require()
         sides = regroup(own, earlier, current, reporter)
         again = {
             OF_CLUSTER[side]: {cluster["cluster_id"] for cluster in sides[side].asked_again}

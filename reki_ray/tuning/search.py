@@ -17,6 +17,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from reki_ray.config import Arm, RekiConfig, TrainConfig, TuneConfig
 from reki_ray.core.formats import counted
 from reki_ray.core.imports import require
+from reki_ray.core.nodes import SharedWorkspace
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import capacity, cpu_share, ray_session, require_gpus
 from reki_ray.core.workspace import Workspace
@@ -86,6 +87,7 @@ def search(
                         for name, value in _ENVIRONMENT.items():
                             os.environ.setdefault(name, value)
                         session.enter_context(ray_session(config.ray))
+                        SharedWorkspace(workspace).require()
                         data.append(ray.put(TrainingData.of(dataset, {arm: vectors}, config.train)))
                     _run(search_, study, missing, config, workspace, reporter, data)
                 else:

@@ -17,7 +17,7 @@ from typing import Literal
 import fsspec
 import pytest
 
-Fault = Literal["none", "slow", "503", "torn", "cut"]
+Fault = Literal["none", "slow", "403", "503", "torn", "cut"]
 """`torn`: the server gets half of the body; `cut`: it does the work, and its answer is lost."""
 
 BUCKET = "bucket"
@@ -91,8 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault == "slow":
             time.sleep(SLOW_SECONDS)
-        if fault == "503":
-            self._answer(503, [], b"<Error><Code>SlowDown</Code></Error>")
+        if fault in ("403", "503"):
+            code = "AccessDenied" if fault == "403" else "SlowDown"
+            error = f"<Error><Code>{code}</Code></Error>".encode()
+            self._answer(int(fault), [], b"" if self.command == "HEAD" else error)
             return
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
