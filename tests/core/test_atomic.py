@@ -34,7 +34,8 @@ OTHERWISE = {
     # Ray copies the folder, and names the checkpoint when the copy is whole.
     "reki_ray/training/checkpoint.py": {"write_state"},
     # Object stores: a put is atomic. A link is there or not.
-    "reki_ray/core/storage.py": {"Storage.writing", "Storage.move"},
+    "reki_ray/core/storage.py": {"Storage.writing", "Storage.create", "Storage.write_text"},
+    "reki_ray/core/run_lock.py": {"lock_objects.beat"},
     "reki_ray/core/workspace.py": {"Workspace.link_caches"},
     "reki_ray/store/remote.py": {
         *("RemoteFiles.place.upload", "RemoteFiles.scratch", "RemoteFiles._fetch"),
