@@ -14,6 +14,7 @@ from reki_ray.config.edge import EdgeSettings, is_loopback
 from reki_ray.config.serve import GraphSettings, VersionSettings
 from reki_ray.core.storage import is_url
 from reki_ray.errors import StoreError
+from reki_ray.events.shipping import SHIP_SECONDS
 from reki_ray.store.versions import VersionStore
 
 FALL_BACKS: Final = 2
@@ -93,6 +94,7 @@ class OnlineArgs(Section):
         None, description="Section `data` of the run; null takes every event unchanged."
     )
     history: int = Field(200, ge=1, description="Longest history including recent interactions.")
+    ship_seconds: float = Field(SHIP_SECONDS, gt=0, description="As `serve.ship_seconds` of a run.")
 
 
 class GraphArgs(GraphSettings, StoreAccess):

@@ -129,7 +129,11 @@ def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
         "vectors": store.vectors.model_dump(),
         "compare": run.publish.compare,
         "edge": config.edge.at(config.host).model_dump(),
-        "online": {"rules": dict(run.refresh.events), "data": run.data.model_dump(mode="json")},
+        "online": {
+            "rules": dict(run.refresh.events),
+            "data": run.data.model_dump(mode="json"),
+            "ship_seconds": config.ship_seconds,
+        },
     }
 
 

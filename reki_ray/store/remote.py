@@ -54,7 +54,7 @@ from reki_ray.store.manifest import (
     verified_seals,
 )
 from reki_ray.store.manifest import verify as verify_files
-from reki_ray.store.promotions import CURRENT, Promotion, require_current
+from reki_ray.store.promotions import CURRENT, Promotion, VersionPointer, require_current
 
 KEPT_COPIES: Final = 16
 """Versions that a node keeps copies of; the one used longest ago goes first."""
@@ -231,7 +231,7 @@ class RemoteFiles:
         self.location = self._storage.location
         digest = hashlib.sha256(self.location.encode()).hexdigest()[:16]
         self.root = cache_folder() / "versions" / digest
-        self.pointer = RemotePointer(self._storage)
+        self.pointer: VersionPointer = RemotePointer(self._storage)
 
     def numbers(self) -> list[int]:
         """Numbers of the versions whose manifest is there."""
@@ -365,10 +365,10 @@ class RemoteFiles:
     def _fetched(self, number: int) -> Manifest | None:
         folder = folder_of(self.root, number)
         with contextlib.suppress(StoreError):  # it is looked at again below
-            manifest = read_manifest(folder)
+            found = read_manifest(folder)
             with contextlib.suppress(OSError):  # the cache may be another user's
                 os.utime(folder)
-            return manifest
+            return found
         with self._locked(number):
             with contextlib.suppress(StoreError):  # another process has fetched it meanwhile
                 return read_manifest(folder)
