@@ -21,8 +21,9 @@ from reki_ray.data.inbox import LIVE, BatchFiles, Inbox
 from reki_ray.errors import EngineError
 from reki_ray.events.batches import EventBatches
 from reki_ray.events.event_mapping import EventRules
-from reki_ray.events.paths import ONLINE, OnlineFolders
+from reki_ray.events.paths import OnlineFolders
 from reki_ray.events.refresher import Refresher, RefreshState
+from reki_ray.events.shipping import Shipping
 
 NAME = "reki-refresher"
 
@@ -75,13 +76,9 @@ class RefresherActor:
 
 
 def build(config: RekiConfig, update: Update) -> Refresher:
-    """Build the refresher of a run: batches from its event log, published by `reki update`.
-
-    Raises:
-        ConfigError: The workspace is remote.
-    """
+    """Build the refresher of a run: batches from its event log, published by `reki update`."""
     workspace = Workspace(config.root)
-    inbox = Inbox(workspace, Workspace(workspace.local_path(LIVE)))
+    inbox = Inbox(workspace, Workspace(f"{workspace.location}/{LIVE}"))
     rules = EventRules(config.refresh.events, config.data)
     batches = EventBatches(rules, config.data, inbox.known_items, inbox.holds)
 
@@ -96,7 +93,9 @@ def build(config: RekiConfig, update: Update) -> Refresher:
             ) from error
         return int(done.version)
 
-    return Refresher(OnlineFolders(workspace.local_path(ONLINE)), config.refresh, batches, apply)
+    folders = OnlineFolders.of(workspace.location)
+    Shipping(folders, config.serve.ship_seconds).start()  # this node may have no gateway
+    return Refresher(folders, config.refresh, batches, apply)
 
 
 def start(config: RekiConfig, update: Update) -> Any:

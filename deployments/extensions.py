@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 from deployments.graph_args import StoreAccess
 from deployments.schemas import EventItem
 from reki_ray.core.background import BackgroundThread
+from reki_ray.errors import StoreError
 from reki_ray.events.log import Event, EventLog
 from reki_ray.events.paths import OnlineFolders
+from reki_ray.events.shipping import SHIP_SECONDS, Shipping, share_key, writer_name
 from reki_ray.experiments.experiment import Experiment, load_experiment
 from reki_ray.experiments.exposures import ExposureLog
 from reki_ray.experiments.user_hash import open_hasher
@@ -76,26 +77,39 @@ class ExposureSink:
             self._log.close()
 
     def _open(self) -> None:
+        share_key(self._folders)
         hasher = open_hasher(self._folders.key)
-        self._log = ExposureLog(self._folders.exposures, self._replica, hasher)
+        writer = writer_name(self._folders, self._replica)
+        self._log = ExposureLog(self._folders.exposures, writer, hasher)
         self._opener.stop()
 
 
 class EventSink:
-    """The event log of `writer` in `folder`, opened at the first write."""
+    """The event log of a replica, opened at the first write."""
 
-    def __init__(self, folder: Path, writer: str) -> None:
-        self._folder = folder
-        self._writer = writer
+    def __init__(self, folders: OnlineFolders, replica: str) -> None:
+        self._folders = folders
+        self._replica = replica
         self._log: EventLog | None = None
         self._opening = threading.Lock()
 
     def append(self, items: Sequence[EventItem]) -> None:
         """Make events durable; blocks until they are on disk, and raises StoreError if it fails."""
         with self._opening:
-            log = self._log = self._log or EventLog(self._folder, self._writer)
+            log = self._log = self._log or self._open()
         now = int(time.time())
         log.append([Event(**item.model_dump(), received_at=now) for item in items])
+
+    def _open(self) -> EventLog:
+        try:
+            writer = writer_name(self._folders, self._replica)
+        except OSError as error:
+            raise StoreError(
+                f"the log cannot be opened: {error.strerror or error}; nothing is acknowledged",
+                where=str(self._folders.root),
+                todo="Free disk space or correct the permissions, then send the same again.",
+            ) from error
+        return EventLog(self._folders.events, writer)
 
 
 @dataclass(frozen=True)
@@ -105,13 +119,28 @@ class Extensions:
     append: Callable[[Sequence[EventItem]], None] | None = None
     experiment: Callable[[], Experiment | None] = lambda: None
     exposures: ExposureSink | None = None
+    shipping: Shipping | None = None
+
+    def close(self) -> None:
+        """Write queued exposures, and ship what is left."""
+        try:
+            if self.exposures is not None:
+                self.exposures.close()
+        finally:
+            if self.shipping is not None:
+                self.shipping.close()
 
 
-def open_extensions(access: StoreAccess, replica: str) -> Extensions:
+def open_extensions(
+    access: StoreAccess, replica: str, ship_seconds: float = SHIP_SECONDS
+) -> Extensions:
     """Open event log, exposures and experiment of a gateway replica, which writes its own files."""
     folders = OnlineFolders.beside(access.publish_root)
+    shipping = Shipping(folders, ship_seconds)
+    shipping.start()
     return Extensions(
-        append=EventSink(folders.events, replica).append,
+        shipping=shipping,
+        append=EventSink(folders, replica).append,
         experiment=partial(load_experiment, access.publish_root),
         exposures=ExposureSink(folders, replica),
     )

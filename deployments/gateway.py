@@ -99,10 +99,8 @@ def build_api(
 
 
 async def _close(extensions: Extensions) -> None:
-    if extensions.exposures is None:
-        return
     try:
-        await Bulkhead("close-exposures", 1, CLOSE_SECONDS).run(extensions.exposures.close)
+        await Bulkhead("close-exposures", 1, CLOSE_SECONDS).run(extensions.close)
     except Exception as error:  # never blocks the shutdown
         logger.error("exposures may be lost at shutdown", exc_info=error)
 
@@ -157,9 +155,15 @@ class HttpReplica:
             self._client,
             self._args.listening_at(_listener()),
             GatewayMetrics(replica),
-            None if self._args.online is None else open_extensions(self._args, replica),
+            self._extensions(replica),
             answers_id=False,
         )
+
+    def _extensions(self, replica: str) -> Extensions | None:
+        online = self._args.online
+        if online is None:
+            return None
+        return open_extensions(self._args, replica, online.ship_seconds)
 
 
 def _listener() -> str:

@@ -17,6 +17,7 @@ from reki_ray.errors import RekiError
 from reki_ray.events.event_mapping import EventRules, as_it_is
 from reki_ray.events.paths import OnlineFolders
 from reki_ray.events.recent import RecentEvents, merge
+from reki_ray.events.shipping import Shipping
 from reki_ray.experiments.experiment import load_experiment
 from reki_ray.store.manifest import PROFILES_FILE
 from reki_ray.store.tables import Profiles
@@ -42,6 +43,7 @@ class RecentHistories:
         self._args = args
         self._access = access
         self._recent: RecentEvents | None = None
+        self._shipping: Shipping | None = None
         self._replayed = threading.Event()
         self._follower = BackgroundThread("recent-events", self._follow, POLL_SECONDS)
         self._follower.start()
@@ -60,15 +62,24 @@ class RecentHistories:
         return dataclasses.replace(record, profile=profile, met=recent.met(user_id))
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the threads."""
         self._follower.stop()
+        if self._shipping is not None:
+            self._shipping.stop()
 
     def _follow(self) -> None:
         if self._recent is None:
             args = self._args
             rules = as_it_is if args.data is None else EventRules(args.rules, args.data).interaction
-            folder = OnlineFolders.beside(self._access.publish_root).events
-            self._recent = RecentEvents(folder, interaction=rules, since=_held_until(self._access))
+            folders = OnlineFolders.beside(self._access.publish_root)
+            self._shipping = Shipping(folders, args.ship_seconds)
+            try:
+                self._shipping.step()  # events of other nodes are in the first answers too
+            except (RekiError, OSError) as error:
+                logger.warning("events of other nodes come later: %s", error)
+            self._shipping.start()
+            since = _held_until(self._access)
+            self._recent = RecentEvents(folders.events, interaction=rules, since=since)
         self._recent.refresh()
         self._replayed.set()
 

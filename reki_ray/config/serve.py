@@ -224,6 +224,9 @@ class ServeConfig(GraphSettings):
     host: str = Field("127.0.0.1", description="Address of the HTTP proxy.")
     port: int = Field(8000, ge=0, le=65535, description="Port of the HTTP proxy; 0: any free port.")
     edge: EdgeConfig = EdgeConfig()
+    ship_seconds: float = Field(0.5, gt=0, le=60, json_schema_extra=OPERATIONAL)
+    """Time between two shipments of new events and exposures to a workspace that is a URL, seconds:
+    what the loss of a node's disk may cost."""
     measure_candidates: int = Field(100, ge=1, description="Candidates per measured request.")
     measure_requests: int = Field(200, ge=10, description="Measured requests in stage serve.")
 

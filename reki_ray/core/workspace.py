@@ -34,7 +34,7 @@ MANIFEST_FORMAT: Final = 1
 ROW_GROUP_ROWS: Final = 16_384
 """Rows of a Parquet row group, the smallest share of a table that a task reads."""
 
-_CACHES: Final = ("encode/ledger", "extract/ledger", "extract/imported")
+CACHES: Final = ("encode/ledger", "extract/ledger", "extract/imported")
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Workspace(Storage):
         """
         if not self.is_local:
             return
-        for folder in _CACHES:
+        for folder in CACHES:
             shared, own = Path(self.path(folder)), Path(derived.path(folder))
             atomic.make_folder(shared)
             atomic.make_folder(own.parent)

@@ -119,8 +119,9 @@ class Inbox:
         Raises:
             DataError: A file is missing or damaged, lacks a column, or has too many unusable rows.
         """
-        for table in INBOX.values():
-            atomic.remove_scratch(self._live.local_path(table.path))
+        if self._live.is_local:  # objects are put whole
+            for table in INBOX.values():
+                atomic.remove_scratch(self._live.local_path(table.path))
         paths = [path for path in (files.interactions, files.items, files.users) if path]
         content = json.dumps(identify_files(paths), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:_DIGEST_CHARS]
@@ -185,7 +186,7 @@ class Inbox:
             if Path(part).stem not in batches:  # of an interrupted batch
                 continue
             try:
-                tables.append(conform(pq.ParquetFile(part).read(), table.schema, where=part))
+                tables.append(conform(self._read_part(part), table.schema, where=part))
             except (pa.ArrowException, OSError) as error:
                 raise DataError(
                     f"a stored batch is damaged: {error}",
@@ -193,6 +194,10 @@ class Inbox:
                     todo="Give the same batch to `reki update` again to rewrite it.",
                 ) from error
         return pa.concat_tables(tables)
+
+    def _read_part(self, path: str) -> pa.Table:
+        with self._live.filesystem.open(path, "rb") as file:
+            return pq.ParquetFile(file).read()
 
     def _checked(self, files: BatchFiles, config: DataConfig) -> dict[TableKind, CheckedTable]:
         tables: dict[TableKind, CheckedTable] = {}

@@ -6,10 +6,14 @@
 A batch is written, then recorded in the state, then passed to the update; the position in the log
 advances only when its version is published. After an interruption the update is repeated with the
 same file, and recognises a batch that it has already taken.
+
+Where the workspace is a URL, the state is there too, so that a refresher on another node goes on
+from it: it writes the pending batch again from the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -22,11 +26,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reki_ray.config import RefreshConfig
 from reki_ray.core import atomic
-from reki_ray.errors import RekiError, StoreError
+from reki_ray.core.storage import Storage
+from reki_ray.errors import ConfigError, EngineError, RekiError, StoreError
 from reki_ray.events.batches import EventBatches, is_whole
 from reki_ray.events.log import Event, EventReader
 from reki_ray.events.paths import OnlineFolders
-from reki_ray.events.segments import PATIENCE_SECONDS, prune
+from reki_ray.events.segments import PATIENCE_SECONDS
+from reki_ray.events.shipping import bring_once, not_brought, prune_log
 
 _logger = logging.getLogger(__name__)
 
@@ -109,6 +115,9 @@ class Refresher:
         atomic.make_folder(folders.refresh)
         # Held while this refresher lives; the system releases it when the process dies.
         self._lock = FileLock(folders.refresh / _LOCK, thread_local=False)
+        storage = folders.storage
+        self._shared = None if storage is None else Storage(f"{storage.root}/refresh")
+        self._shared_lock = contextlib.ExitStack()
 
     @property
     def state(self) -> RefreshState | None:
@@ -132,7 +141,7 @@ class Refresher:
         """Let another refresher take over."""
         self._state = None
         self._waiting.clear()
-        self._lock.release()
+        self._release()
 
     def step(self) -> Outcome:
         """Read the log, and refresh if due; failures are logged, counted and retried later."""
@@ -157,10 +166,19 @@ class Refresher:
     def _begin(self) -> RefreshState | None:
         try:
             self._lock.acquire(timeout=0)
-        except Timeout:
+            if self._shared is not None:
+                self._shared_lock.enter_context(self._shared.lock())
+        except (Timeout, ConfigError):
+            self._lock.release()
             return None
         atomic.remove_scratch(self._folders.refresh)
         return self._resume(self._load())
+
+    def _release(self) -> None:
+        try:
+            self._shared_lock.close()
+        finally:
+            self._lock.release()
 
     def _resume(self, state: RefreshState) -> RefreshState:
         """Read the log from a state on; events of a lost or damaged batch are read again."""
@@ -168,6 +186,13 @@ class Refresher:
             _logger.warning("%s is missing or damaged: rereading its events", state.pending.file)
             state = state.model_copy(update={"pending": None})
         place = state.place if state.pending is None else state.pending.place
+        bring_once(self._folders)
+        if missing := not_brought(self._folders, "events", place):
+            raise EngineError(
+                f"{len(missing)} segments of the log are not on this node yet",
+                where=str(self._folders.events),
+                todo="They are on their way; the refresher tries again.",
+            )
         self._reader = EventReader(self._folders.events, place, patience=PATIENCE_SECONDS)
         self._waiting.clear()
         self._state = state
@@ -237,9 +262,12 @@ class Refresher:
         try:
             self._file(done).unlink(missing_ok=True)
             age = self._config.keep_days * _DAY
-            prune(self._folders.events, done.place, age)
-            prune(self._folders.exposures, None, age)
-        except OSError as error:  # the version is published; leftovers only take space
+            prune_log(self._folders, "events", done.place, age)
+            prune_log(self._folders, "exposures", None, age)
+        except (
+            OSError,
+            EngineError,
+        ) as error:  # the version is published; leftovers only take space
             _logger.warning("old events cannot be removed: %s", error)
 
     def _failed(self, error: Exception) -> None:
@@ -248,14 +276,14 @@ class Refresher:
         _logger.warning("the refresh failed and will be retried: %s", error, exc_info=cause)
         state = self._state
         if state is None:  # not started: the state cannot be read
-            self._lock.release()
+            self._release()
             return
         message = error.what if isinstance(error, RekiError) else str(error) or type(error).__name__
         wait = self._backoff(max(state.failures_in_row, 1))
         changes = {"last_error": message, "next_attempt_at": self._clock() + wait}
         try:
             state = self._keep(state, **changes)
-        except OSError:  # the disk may be full: keep the state in memory
+        except (OSError, EngineError):  # the disk may be full: keep the state in memory
             state = self._state = state.model_copy(update=changes)
         if not expected:  # events may have been read but not put into a batch
             self._resume(state)
@@ -267,7 +295,9 @@ class Refresher:
     def _load(self) -> RefreshState:
         path = self._folders.refresh / _STATE
         try:
-            return RefreshState.model_validate_json(path.read_bytes())
+            shared = self._shared
+            content = path.read_bytes() if shared is None else shared.read_bytes(_STATE)
+            return RefreshState.model_validate_json(content)
         except FileNotFoundError:
             return RefreshState(last_at=self._clock())
         except ValidationError as error:
@@ -281,7 +311,10 @@ class Refresher:
     def _keep(self, state: RefreshState, **changes: object) -> RefreshState:
         changed = state.model_copy(update=changes)
         content = changed.model_dump_json(indent=2).encode()
-        atomic.replace_file(self._folders.refresh / _STATE, content)
+        if self._shared is None:
+            atomic.replace_file(self._folders.refresh / _STATE, content)
+        else:
+            self._shared.write_bytes(_STATE, content)
         self._state = changed
         return changed
 

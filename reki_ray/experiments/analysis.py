@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from reki_ray.errors import ConfigError
 from reki_ray.events.log import EventReader
 from reki_ray.events.paths import OnlineFolders
+from reki_ray.events.shipping import bring_once, share_key
 from reki_ray.experiments.attribution import ClickAttribution, Joined
 from reki_ray.experiments.confidence_sequences import (
     EFFECT,
@@ -122,6 +123,7 @@ def ab(
     begin = experiment.changed_at if since is None else since
     end = math.inf if experiment.ended_at is None else experiment.ended_at
     folders = OnlineFolders.beside(publish_root)
+    bring_once(folders)
     exposures, events = ExposureReader(folders.exposures), EventReader(folders.events)
     attribution = ClickAttribution([variant.name for variant in experiment.variants], window)
     attribution.show(
@@ -130,6 +132,7 @@ def ab(
         if exposure.experiment == experiment.name and begin <= exposure.timestamp <= end
     )
     if len(attribution):  # without users there may be no key, and a reader must not create it
+        share_key(folders)
         hasher = open_hasher(folders.key)
         attribution.click((event for event in events.read() if event.event in clicks), hasher)
     joined = attribution.join()

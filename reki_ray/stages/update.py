@@ -11,7 +11,8 @@ in the cache. Until it ends the old version is served.
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from reki_ray.config import Arm, RekiConfig
 from reki_ray.core.nodes import SharedWorkspace
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import ray_session
-from reki_ray.core.workspace import Workspace
+from reki_ray.core.workspace import CACHES, Workspace
 from reki_ray.data.inbox import LIVE, BatchFiles, Inbox, write_round
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.plan_table import keep
@@ -75,13 +76,13 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
         files: Files of a batch; None takes up what was kept, as after a round that was cut off.
 
     Raises:
-        ConfigError: The run is not trained, its workspace is remote, or another run holds it.
+        ConfigError: The run is not trained, or another run holds its workspace.
         DataError: A file is missing or damaged, or too much of it is unusable; nothing is kept.
         EngineError: The engine is unavailable; the batch is kept, and the next call goes on.
         StoreError: What was built does not open; the served version is unchanged.
     """
     workspace = Workspace(config.root)
-    live = Workspace(workspace.local_path(LIVE))
+    live = Workspace(f"{workspace.location}/{LIVE}")
     with workspace.lock():
         wanted = fingerprints(config)
         require_done(_NEEDED, wanted, workspace, what="an update", until=_NEEDED[-1])
@@ -102,9 +103,9 @@ def update(config: RekiConfig, files: BatchFiles | None, reporter: Reporter) -> 
             return last.model_copy(update={"changed": False})
         done = _round(config, workspace, live, last, base, quarantined, reporter)
         live.write_json(_ROUND, done.model_dump(mode="json"))
-        for folder in live.local_path().iterdir():
-            if folder.name.isdecimal() and int(folder.name) != done.number:
-                shutil.rmtree(folder)
+        for name in _names(live):
+            if name.isdecimal() and int(name) != done.number:
+                live.remove(name)
     return done
 
 
@@ -118,7 +119,7 @@ def latest_tables(workspace: Workspace, base: str) -> tuple[Workspace, pa.Table]
         ConfigError: Events were kept since that round.
         DataError: A table is missing or damaged.
     """
-    live = Workspace(workspace.local_path(LIVE))
+    live = Workspace(f"{workspace.location}/{LIVE}")
     last, inbox = _last(live), Inbox(workspace, live)
     batches: list[str] = [] if last is None or last.base != base else last.batches
     if inbox.batches() != batches:
@@ -147,11 +148,13 @@ def _round(
     current = _tables(live, number)
     inbox = Inbox(workspace, live)
     batches, merged = inbox.batches(), inbox.merged()
-    shutil.rmtree(current.local_path(), ignore_errors=True)  # of a round that was cut off
+    save_caches(current, workspace)  # of a round that was cut off
+    current.remove("")
     workspace.link_caches(current)
+    save_caches(workspace, current)
     write_round(merged, current)
     own = config.model_copy(update={"workspace": current.root})
-    with ray_session(config.ray):
+    with _saving_caches(current, workspace), ray_session(config.ray):
         SharedWorkspace(workspace).require()
         sides = regroup(own, earlier, current, reporter)
         again = {
@@ -185,7 +188,48 @@ def _last(live: Workspace) -> Update | None:
 
 
 def _tables(live: Workspace, number: int) -> Workspace:
-    return Workspace(live.local_path(f"{number:06d}"))
+    return Workspace(f"{live.location}/{number:06d}")
+
+
+@contextlib.contextmanager
+def _saving_caches(current: Workspace, workspace: Workspace) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        save_caches(current, workspace)
+
+
+def save_caches(source: Workspace, target: Workspace) -> None:
+    """Copy answers, vectors and imports that the target lacks, where they are not shared.
+
+    A local round shares the run's by links; an object store has none, and copies by itself.
+    """
+    if source.is_local:
+        return
+    filesystem = source.filesystem
+    for folder in CACHES:
+        with source.guarded("read"):
+            held = _files(source, folder)
+            missing = sorted(held - _files(target, folder))
+        with target.guarded("written"):
+            for name in missing:
+                filesystem.copy(source.path(folder, name), target.path(folder, name))
+
+
+def _files(workspace: Workspace, folder: str) -> set[str]:
+    base = workspace.path(folder)
+    try:
+        found = workspace.filesystem.find(base)
+    except FileNotFoundError:
+        return set()
+    return {path.removeprefix(f"{base}/") for path in found}
+
+
+def _names(workspace: Workspace) -> list[str]:
+    """Names of what is directly in a workspace."""
+    with workspace.guarded("read"):
+        found = workspace.filesystem.ls(workspace.path("").rstrip("/"), detail=False)
+    return [str(path).rstrip("/").rpartition("/")[2] for path in found]
 
 
 def publish_arm(
@@ -197,8 +241,8 @@ def publish_arm(
         arm: None takes that of `publish.arm`.
 
     Raises:
-        ConfigError: The run is not trained, the arm is not one of its arms or cannot be served, the
-            workspace is remote, another run holds it, or events wait for `reki update`.
+        ConfigError: The run is not trained, the arm is not one of its arms or cannot be served,
+            another run holds the workspace, or events wait for `reki update`.
         DataError: A table is missing or damaged.
         StoreError: What was built does not open, or cannot be exported; the served version is
             unchanged.
