@@ -268,7 +268,7 @@ def test_a_short_queue_starts_a_second_engine_and_its_end_stops_one(
     cluster: Cluster, run_stage: RunStage, workspace: Workspace, tmp_path: Path
 ) -> None:
     cluster.add_node(num_cpus=3)
-    fault = Fault(str(tmp_path), seconds=0.1, slow=" 59\ngenre")
+    fault = Fault(str(tmp_path), seconds=0.1, slow=" 59\ngenre", concurrent=True)
     environment = {"RAY_ADDRESS": cluster.address}
     run = start(workspace, fault, environment, unit_rows=40, max_replicas=2)
     try:

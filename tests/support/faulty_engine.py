@@ -47,6 +47,7 @@ class Fault:
         every_actor: Every actor dies, again and again.
         poison: Actors die of prompts with this text, each time.
         no_start: Actors fail in their constructor.
+        concurrent: Actors hold as many units as `extract.prompts_in_flight` allows, as vLLM's.
         slow: A prompt with this text takes a hundred times as long.
         gpus: GPUs that an actor asks for.
         start_seconds: Time that a constructor takes.
@@ -59,6 +60,7 @@ class Fault:
     every_actor: bool = False
     poison: str = ""
     no_start: bool = False
+    concurrent: bool = False
     slow: str = ""
     gpus: int = 0
     start_seconds: float = 0.0
@@ -78,7 +80,7 @@ class FaultyEngine(ScriptedBatchEngine):
         return questions.map_batches(
             FaultyActor,
             fn_constructor_args=(self._config, self._template, self._fault),
-            **self.actors(),
+            **self.actors(self.units_in_flight if self._fault.concurrent else 1),
         )
 
 

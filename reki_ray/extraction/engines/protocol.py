@@ -98,6 +98,11 @@ class Engine(ABC):
         """Replicas of the next pipeline; see `pool_size`."""
         return pool_size(self._extract, self.demand, self._units)
 
+    @property
+    def units_in_flight(self) -> int:
+        """Whole work units in `extract.prompts_in_flight`."""
+        return max(1, self._extract.prompts_in_flight // self._extract.unit_rows)
+
     def unit_limits(self, concurrent: int = 1) -> tuple[int, int]:
         """Work units that a replica runs at once, and those that are handed to it.
 

@@ -153,7 +153,7 @@ class VllmBatchEngine(Engine):
 
     def _processor_config(self, setting: VllmSetting) -> vLLMEngineProcessorConfig:
         extract = self._extract
-        running, given = self.unit_limits(max(1, extract.prompts_in_flight // extract.unit_rows))
+        running, given = self.unit_limits(self.units_in_flight)
         return vLLMEngineProcessorConfig(
             model_source=setting.source,
             engine_kwargs=setting.engine_kwargs,
