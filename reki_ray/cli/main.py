@@ -144,6 +144,13 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument per option
     engines: Annotated[
         int | None, typer.Option(help="Engines; default: extract.max_replicas.")
     ] = None,
+    requests_per_second: Annotated[
+        float | None,
+        typer.Option(help="Size the whole service for these requests; default: extraction alone."),
+    ] = None,
+    refresh_days: Annotated[
+        float, typer.Option(help="Days in which all knowledge is to be renewed once.")
+    ] = 30.0,
     measure: Annotated[
         bool,
         typer.Option(
@@ -165,6 +172,8 @@ def plan(  # noqa: PLR0913, PLR0917  # one argument per option
         tokens_per_second=tokens_per_second,
         prefill_tokens_per_second=prefill_tokens_per_second,
         engines=engines,
+        requests_per_second=requests_per_second,
+        refresh_days=refresh_days,
         measure=measure,
     )
     show(view.render(result), result, as_json=as_json)

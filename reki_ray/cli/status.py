@@ -51,6 +51,8 @@ class Activity(BaseModel):
     """Machine that it runs on; empty in heartbeats of older releases."""
     silent_seconds: float = 0.0
     """Time since its last heartbeat."""
+    note: str = ""
+    """What it waits for."""
     figures: Snapshot | None = None
     """Statistics of the extraction as of the last heartbeat; null for other work."""
 
@@ -125,6 +127,7 @@ def _read_activity(beat: dict[str, Any]) -> Activity:
         alive=alive,
         host=host,
         silent_seconds=silent,
+        note=beat.get("note", ""),
         figures=figures,
     )
 

@@ -65,7 +65,7 @@ class ReplicaPool(Section):
     min_replicas: int = Field(1, ge=1, json_schema_extra=OPERATIONAL)
     """Replicas that always run."""
     max_replicas: int = Field(1, ge=1, json_schema_extra=OPERATIONAL)
-    """Replicas that a growing queue may start, as the cluster allows."""
+    """Replicas that a queue may start, one per two work units, as the cluster allows."""
     restarts: int = Field(3, ge=0, json_schema_extra=OPERATIONAL)
     """Restarts of failed replicas without progress before the stage fails."""
 

@@ -126,6 +126,7 @@ class PriceConfig(Section):
 
     currency: str = Field("USD", description="Name of the currency, for display.")
     gpu_hour: float = Field(0.0, ge=0, description="Price per GPU hour.")
+    cpu_hour: float = Field(0.0, ge=0, description="Price per core hour of serving nodes.")
     prompt_tokens: float = Field(0.0, ge=0, description="Price per million prompt tokens.")
     cached_tokens: float | None = Field(None, ge=0)
     """Price per million cached prompt tokens; null: the full price."""
@@ -173,9 +174,14 @@ class ExtractConfig(ReplicaPool):
     """Prompts per call of the engine."""
     unit_rows: int = Field(64, ge=1, json_schema_extra=OPERATIONAL)
     """Prompts per work unit; answers are saved unit by unit."""
+    prompts_in_flight: int = Field(512, ge=1, json_schema_extra=OPERATIONAL)
+    """Prompts that a vLLM replica works on at once, in whole work units and at least one; those
+    that a lost replica repeats."""
     stall_minutes: float = Field(30.0, gt=0, json_schema_extra=OPERATIONAL)
-    """Minutes without a finished work unit after which extract fails; longer than the start of the
-    engine."""
+    """Minutes without a finished work unit, while an engine is up, after which extract fails."""
+    start_minutes: float = Field(60.0, gt=0, json_schema_extra=OPERATIONAL)
+    """Minutes without any running engine after which extract fails: the start of a node and of the
+    model on it."""
     prices: PriceConfig = Field(PriceConfig(), json_schema_extra=OPERATIONAL)
     speed: SpeedConfig = Field(SpeedConfig(), json_schema_extra=OPERATIONAL)
     metrics_port: int | None = Field(None, ge=0, le=65535, json_schema_extra=OPERATIONAL)

@@ -49,6 +49,7 @@ class Task:
         show: Shows the progress.
         total: Number of steps; None if unknown.
         unit: Unit of a step, as `prompts`.
+        note: What the work waits for, shown after the steps.
         snapshot: Returns JSON-ready statistics for the heartbeat.
     """
 
@@ -59,6 +60,7 @@ class Task:
     done: int = 0
     counters: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.time)
+    note: str = ""
     snapshot: Callable[[], dict[str, Any]] | None = None
 
     def advance(self, steps: int = 1, **counters: float) -> None:
@@ -70,9 +72,10 @@ class Task:
 
     @property
     def rates(self) -> str:
-        """Rates of the counters, each after a comma."""
+        """The note and the rates of the counters, each after a comma."""
         seconds = max(time.time() - self.started, 1e-9)
-        return "".join(
+        note = f", {self.note}" if self.note else ""
+        return note + "".join(
             f", {total / seconds:,.0f} {name.replace('_', ' ')}/s"
             for name, total in self.counters.items()
         )
@@ -168,6 +171,7 @@ class Reporter:
                     "total": task.total,
                     "unit": task.unit,
                     "counters": dict(task.counters),
+                    "note": task.note,
                     "started_at": task.started,
                     "updated_at": time.time(),
                     "finished": finished,

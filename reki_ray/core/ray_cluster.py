@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 from reki_ray.config import RayConfig, RekiConfig
+from reki_ray.config.base import ReplicaPool
 from reki_ray.core.formats import counted
 from reki_ray.errors import EngineError, RekiError
 
@@ -168,6 +170,32 @@ def cpu_share(processes: int) -> float:
     """CPUs, at most 1, for each of some processes; one CPU stays free for Ray's own tasks."""
     free = max(1.0, capacity().get("CPU", 1.0) - 1)
     return min(1.0, free / processes)
+
+
+SPARE_CPUS = 1
+"""Ray Data's own tasks need a CPU: if actors take all of them, a dataset waits forever."""
+UNITS_PER_REPLICA = 2
+"""Work units that are worth one more replica."""
+
+
+def pool_size(pool: ReplicaPool, demand: Mapping[str, float], units: int | None = None) -> int:
+    """Replicas that a queue of work units is worth, as many as the cluster has or can start.
+
+    Ray Data's own growth comes late or never: it counts only units that were handed to an actor,
+    and stops as soon as none is left to hand out. The queue is known before, so the pool is too.
+
+    Args:
+        demand: Ray resources per replica.
+        units: None assumes a long queue.
+    """
+    available = capacity()
+    fits = [
+        int((available.get(name, 0.0) - (SPARE_CPUS if name == "CPU" else 0)) / amount)
+        for name, amount in demand.items()
+        if amount > 0
+    ]
+    wanted = pool.max_replicas if units is None else math.ceil(units / UNITS_PER_REPLICA)
+    return max(pool.min_replicas, min([pool.max_replicas, wanted, *fits]))
 
 
 def require_gpus(count: int, where: str) -> None:

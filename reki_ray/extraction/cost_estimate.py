@@ -21,6 +21,7 @@ from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction import engine_speed
 from reki_ray.extraction.answer_cache import LEDGER
+from reki_ray.extraction.capacity import Capacity, Renewal, service_capacity
 from reki_ray.extraction.engine_speed import EngineSpeed
 from reki_ray.extraction.prompt_sample import PromptSample, sample_prompts
 from reki_ray.extraction.shards import KINDS, Mode
@@ -92,6 +93,7 @@ class Estimate(BaseModel):
     speed_source: str = "configured"
     modes: list[ModeEstimate]
     assumptions: list[str]
+    capacity: Capacity | None = None
 
     def summary(self) -> list[str]:
         """One line per mode."""
@@ -126,6 +128,8 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
     tokens_per_second: float | None = None,
     prefill_tokens_per_second: float | None = None,
     engines: int | None = None,
+    requests_per_second: float | None = None,
+    refresh_days: float = 30.0,
     measure: bool = False,
 ) -> Estimate:
     """Estimate extraction from a sample.
@@ -138,6 +142,8 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
             speed, or else `extract.speed`.
         prefill_tokens_per_second: Prompt tokens, cached ones not counted; None as above.
         engines: None takes `extract.max_replicas`.
+        requests_per_second: Of the service; None leaves out `Estimate.capacity`.
+        refresh_days: Time in which all knowledge is to be renewed once.
         measure: Start and measure the engine if this machine can run it and its speed is unknown.
 
     Raises:
@@ -151,6 +157,8 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
         "--tokens-per-second": tokens_per_second,
         "--prefill-tokens-per-second": prefill_tokens_per_second,
         "--engines": engines,
+        "--requests-per-second": requests_per_second,
+        "--refresh-days": refresh_days,
     }
     wrong = [name for name, value in given.items() if value is not None and not 0 < value < 1e15]
     if wrong:
@@ -187,6 +195,24 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
     sizes = _storage_sizes(config, workspace, len(renderer.factors), samples, kinds, assumptions)
     replicas = engines or extract.max_replicas
     assumptions += _assumptions(config, workspace, speed)
+    estimates = {
+        mode: _estimate_mode(
+            mode, [kinds[kind] for kind in members], extract, speed, replicas, sizes
+        )
+        for mode, members in modes.items()
+    }
+    needs = None
+    if requests_per_second:
+        sides = (samples["user"].subjects, samples["item"].subjects)
+        mode = estimates[extract.mode]
+        hours = (mode.engine_hours.mean, mode.gpu_hours.mean, mode.wall_hours.mean)
+        sizes_on_disk = (mode.storage.total, mode.storage.published)
+        renewal = Renewal(mode.prompts, *hours, mode.cost.mean, *sizes_on_disk)
+        needs = service_capacity(config, renewal, sides, requests_per_second, refresh_days)
+        assumptions.append(
+            "Serving and clustering cost what docs/results/benchmarks.md measured on 2 cores, 100 "
+            "candidates per request; encoding, training and retrieval are not counted."
+        )
     return Estimate(
         name=config.name,
         model=extract.engine.model,
@@ -196,11 +222,9 @@ def estimate(  # noqa: PLR0913  # one argument per option of `reki plan`
         tokens_per_second=speed.generation,
         prefill_tokens_per_second=speed.prefill,
         speed_source=speed.source,
-        modes=[
-            _estimate_mode(mode, [kinds[kind] for kind in members], extract, speed, replicas, sizes)
-            for mode, members in modes.items()
-        ],
+        modes=list(estimates.values()),
         assumptions=assumptions,
+        capacity=needs,
     )
 
 

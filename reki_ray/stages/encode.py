@@ -18,7 +18,14 @@ from reki_ray import schema
 from reki_ray.config import EncodeConfig, RekiConfig
 from reki_ray.core.downloads import model_reference
 from reki_ray.core.progress import Reporter, Task
-from reki_ray.core.ray_cluster import capacity, cause_of, last_line, ray_session
+from reki_ray.core.ray_cluster import (
+    SPARE_CPUS,
+    capacity,
+    cause_of,
+    last_line,
+    pool_size,
+    ray_session,
+)
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.encoding.encoders import EncoderIdentity, identify
@@ -208,7 +215,7 @@ def _run_pass(
         fn_constructor_args=(portable, identity, workspace.location),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=config.min_replicas, max_size=config.max_replicas),
+        compute=ActorPoolStrategy(size=pool_size(config, _demand(config), len(units))),
         num_cpus=_ACTOR_CPUS,
         num_gpus=_gpus(config),
         # Ray's own restarts need the arguments that Ray Data keeps in the object store, which may
@@ -233,11 +240,15 @@ def _gpus(config: EncodeConfig) -> int:
     return int(kwargs.get("tensor_parallel_size", 1) * kwargs.get("pipeline_parallel_size", 1))
 
 
+def _demand(config: EncodeConfig) -> dict[str, float]:
+    return {"CPU": _ACTOR_CPUS, "GPU": _gpus(config)}
+
+
 def _require_resources(config: EncodeConfig) -> None:
     """Refuse a cluster without room for the smallest pool and a CPU for Ray Data's own tasks."""
     available = capacity()
     needed = {
-        "CPU": config.min_replicas * _ACTOR_CPUS + 1,
+        "CPU": config.min_replicas * _ACTOR_CPUS + SPARE_CPUS,
         "GPU": config.min_replicas * _gpus(config),
     }
     for kind, amount in needed.items():

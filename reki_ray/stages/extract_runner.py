@@ -11,7 +11,7 @@ import json
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -31,7 +31,7 @@ from reki_ray.errors import EngineError, RekiError
 from reki_ray.extraction import engine_speed
 from reki_ray.extraction.answer_sink import ANSWERED, DEAD, QUARANTINED, questions_of, write_answers
 from reki_ray.extraction.engines import Engine
-from reki_ray.extraction.engines.protocol import TASK_CPUS, replicas
+from reki_ray.extraction.engines.protocol import TASK_CPUS, replicas, waits_for_node
 from reki_ray.extraction.poison_prompts import PoisonBisector
 from reki_ray.extraction.run_stats import RunStats, Snapshot
 from reki_ray.extraction.work_units import PendingUnits, WorkUnit, find_pending, read_unit
@@ -148,7 +148,7 @@ class ExtractRunner:
         """Run one pipeline over the prompts that the bisector allows."""
         units = pending.units(self._config.unit_rows, skip=bisector.suspects, most=bisector.share)
         try:
-            for counts in self._units_done(units, beat=task.advance):
+            for counts in self._units_done(units, task):
                 self._count(counts, task)
         except _PipelineDiedError as died:
             self._reporter.say(f"{_LABEL}: {died.end.reason}; retrying the missing prompts")
@@ -185,9 +185,7 @@ class ExtractRunner:
 
     # --- one pipeline --------------------------------------------------------------------------
 
-    def _units_done(
-        self, units: list[WorkUnit], beat: Callable[[int], object]
-    ) -> Iterator[dict[str, Any]]:
+    def _units_done(self, units: list[WorkUnit], task: Task) -> Iterator[dict[str, Any]]:
         """Counts of each written block; a thread reads the pipeline, so that stalls are noticed."""
         done: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         stop = Event()
@@ -196,7 +194,7 @@ class ExtractRunner:
         # keeps its actors, and the CPUs that the next one needs.
         reader = pool.submit(_read, self._pipeline(units), done, stop)
         try:
-            yield from self._listen(done, reader, beat)
+            yield from self._listen(done, reader, task)
         finally:
             stop.set()
             # A stuck pipeline ends with the Ray session; waiting for it would hang.
@@ -207,19 +205,17 @@ class ExtractRunner:
         self,
         done: queue.SimpleQueue[dict[str, Any]],
         reader: Future[_PipelineEnd],
-        beat: Callable[[int], object],
+        task: Task,
     ) -> Iterator[dict[str, Any]]:
-        patience = 60 * self._config.stall_minutes
-        last_result = looked = time.monotonic()
+        watch = _Watch(self._config, self._engine)
         while True:
-            if time.monotonic() - looked > _LOOK_SECONDS:
-                looked = time.monotonic()
-                self._stats.resize(max(replicas(), self._config.min_replicas))
+            if watch.due():
+                self._stats.resize(max(watch.look(), self._config.min_replicas))
+                task.note = watch.note
             # Before reading the queue, so that its last item is not missed.
             finished = reader.done()
             try:
-                yield done.get(block=not finished, timeout=None if finished else _POLL_SECONDS)
-                last_result = time.monotonic()
+                counts = done.get(block=not finished, timeout=None if finished else _POLL_SECONDS)
             except queue.Empty:
                 if finished:
                     end = reader.result()
@@ -228,20 +224,18 @@ class ExtractRunner:
                     if end.reason:
                         raise _PipelineDiedError(end) from None
                     return
-                beat(0)  # the cost grows even if nothing finishes
-                if time.monotonic() - last_result > patience:
-                    raise EngineError(
-                        f"no prompt finished for {self._config.stall_minutes:g} minutes",
-                        where=f"extract.stall_minutes, engine {self._engine.name}: "
-                        f"{self._engine.model}",
-                        todo="Read the engine's logs in Ray's session folder; raise the limit if "
-                        "the model loads for longer. All answers so far are kept.",
-                    ) from None
+                task.advance(0)  # the cost grows even if nothing finishes
+                watch.require_life()
+            else:
+                watch.saw_result()
+                task.note = watch.note
+                yield counts
 
     def _pipeline(self, units: list[WorkUnit]) -> Dataset:
         # Otherwise Ray Data wraps a wrong key or a full disk in its own exception.
         ray.data.DataContext.get_current().raise_original_map_exception = True
         location = self._workspace.location
+        self._engine.expect(len(units))
         questions = ray.data.from_items(
             [asdict(unit) for unit in units], override_num_blocks=len(units)
         ).map_batches(
@@ -264,6 +258,63 @@ class ExtractRunner:
             where=f"{self._engine.name}: {self._engine.model}",
             todo="All answers so far are kept; correct the cause and run `reki extract` again.",
         )
+
+
+class _Watch:
+    """Patience with a pipeline: one for its start, while no engine is up, and one for its work."""
+
+    def __init__(self, config: ExtractConfig, engine: Engine) -> None:
+        self._config = config
+        self._engine = engine
+        self._up = False
+        self._since = self._looked = time.monotonic()
+        self._interval = min(_LOOK_SECONDS, 15 * min(config.stall_minutes, config.start_minutes))
+        self.note = ""
+
+    def due(self) -> bool:
+        """Whether it is time for another look."""
+        return time.monotonic() - self._looked > self._interval
+
+    def look(self) -> int:
+        """Number of engines that are up; notes what is waited for if there is none."""
+        self._looked = time.monotonic()
+        running = replicas()
+        if (running > 0) != self._up:  # each change starts the other clock
+            self._up, self._since = running > 0, self._looked
+        self.note = "" if self._up else self._waiting()
+        return running
+
+    def saw_result(self) -> None:
+        """A work unit finished."""
+        self._since, self.note = time.monotonic(), ""
+
+    def require_life(self) -> None:
+        """Raise an error if nothing happened for longer than configured.
+
+        Raises:
+            EngineError: No engine started, or none finished a unit.
+        """
+        config, seconds = self._config, time.monotonic() - self._since
+        key, limit = ("stall_minutes", config.stall_minutes)
+        if not self._up:
+            key, limit = ("start_minutes", config.start_minutes)
+        if seconds <= 60 * limit:
+            return
+        what = "no prompt finished" if self._up else f"no engine ran, {self._missing()}"
+        raise EngineError(
+            f"{what} for {limit:g} minutes",
+            where=f"extract.{key}, engine {self._engine.name}: {self._engine.model}",
+            todo="Read the engine's logs in Ray's session folder, and those of the autoscaler if "
+            "a node is missing; raise the limit if it takes longer. All answers so far are kept.",
+        ) from None
+
+    def _waiting(self) -> str:
+        return f"{self._missing()}, {(time.monotonic() - self._since) / 60:.0f} min"
+
+    def _missing(self) -> str:
+        if not waits_for_node(self._engine.demand):
+            return "waiting for an engine to start"
+        return f"waiting for a {'GPU ' if self._engine.demand.get('GPU') else ''}node"
 
 
 @dataclass(frozen=True)

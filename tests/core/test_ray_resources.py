@@ -10,11 +10,13 @@ import pytest
 import ray
 from ray._private.state import state
 
-from reki_ray.config import EncodeConfig, TrainConfig
+from reki_ray.config import EncodeConfig, ExtractConfig, ScriptedEngine, TrainConfig
 from reki_ray.core import ray_cluster
 from reki_ray.errors import EngineError
+from reki_ray.extraction.engines.scripted import ScriptedBatchEngine
 from reki_ray.stages import encode, train
 from reki_ray.tuning import search
+from tests.contracts import engine_contract as contract
 
 ROOT = Path(__file__).parents[2]
 NOW = {"CPU": 2.0}
@@ -72,3 +74,27 @@ def test_nothing_else_asks_what_the_cluster_has_now() -> None:
     }
     # `reki doctor` tells what is there.
     assert asking == {"reki_ray/core/ray_cluster.py", "reki_ray/cli/doctor.py"}
+
+
+@pytest.mark.parametrize(
+    ("units", "gpus", "pool", "running", "given"),
+    [
+        (1, 8, 1, 1, 1),
+        (3, 8, 2, 2, 2),  # a second engine long before 14 units, and work for it
+        (6, 8, 3, 2, 2),
+        (13, 8, 4, 4, 4),
+        (100, 8, 4, 8, 9),
+        (100, 2, 2, 8, 9),
+        (100, 0, 1, 8, 9),
+    ],
+)
+def test_a_pool_is_as_large_as_its_queue_is_worth(  # one row per case
+    units: int, gpus: int, pool: int, running: int, given: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cluster, "capacity", lambda: {"CPU": 64.0, "GPU": float(gpus)})
+    config = ExtractConfig(max_replicas=4, unit_rows=64, prompts_in_flight=512)
+    engine = ScriptedBatchEngine(ScriptedEngine(), config, contract.template())
+    engine.demand = {"CPU": 1.0, "GPU": 1.0}
+    engine.expect(units)
+    assert engine.pool == pool
+    assert engine.unit_limits(engine.units_in_flight) == (running, given)

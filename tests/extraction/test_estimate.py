@@ -25,6 +25,7 @@ from reki_ray.core.tables import row_groups, rows_of
 from reki_ray.core.workspace import ROW_GROUP_ROWS, Workspace
 from reki_ray.errors import ConfigError
 from reki_ray.extraction import engine_speed, prompt_sample
+from reki_ray.extraction.capacity import MEASURED
 from reki_ray.extraction.cost_estimate import Estimate, ModeEstimate, encoder_dimension, estimate
 from reki_ray.extraction.engine_speed import EngineSpeed, known_speed, observed_speed, remember
 from reki_ray.extraction.prompt_sample import PromptSample, sample_prompts
@@ -374,7 +375,7 @@ def test_the_command_speaks_json(tmp_path: Path) -> None:
     )
     command = [str(Path(sys.executable).parent / "reki"), "plan", "-c", "c.yaml", "--json"]
     done = subprocess.run(
-        [*command, "--users", "1000", "--items", "100", "--engines", "3"],
+        [*command, "--users=1000", "--items=100", "--engines=3", "--requests-per-second=9"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -385,6 +386,7 @@ def test_the_command_speaks_json(tmp_path: Path) -> None:
     assert content["engines"] == 3
     assert [mode["mode"] for mode in content["modes"]] == ["individual", "collective"]
     assert content["modes"][0]["storage"]["total"] > 0
+    assert content["capacity"]["serving_cores"] == 1
     assert not list(tmp_path.glob("runs*"))  # asking leaves nothing behind
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -495,3 +497,50 @@ def test_a_remembered_speed_is_plain_json(cache: Path) -> None:
     remember(extract(), measured())
     (kept,) = (cache / "speeds").iterdir()
     assert json.loads(kept.read_text()) == measured().model_dump()
+
+
+def test_a_service_is_sized_from_measured_costs(tiny_config: TinyConfig) -> None:
+    config = tiny_config(
+        extract={
+            "engine": {"kind": "vllm", "model": SMOLLM2["model"], "device": "gpu"},
+            "prices": {"gpu_hour": 2.0, "cpu_hour": 0.05},
+        }
+    )
+    found = plan(
+        config,
+        users=100_000_000,
+        items=10_000_000,
+        tokens_per_second=2500.0,
+        prefill_tokens_per_second=20_000.0,
+        requests_per_second=50_000.0,
+        refresh_days=3.0,
+    )
+    needs, mode = found.capacity, found.modes[1]
+    assert needs is not None
+    assert found.configured == mode.mode
+    assert needs.engines == math.ceil(mode.engine_hours.mean / 72) > 1
+    assert needs.refresh_days_as_configured == pytest.approx(mode.engine_hours.mean / 48)
+    assert needs.gpu_hours == pytest.approx(10 * mode.gpu_hours.mean)
+    assert needs.extraction_cost == pytest.approx(20 * mode.gpu_hours.mean)
+    assert needs.serving_cores == math.ceil(50_000 / (191 / 2 * 0.7)) == 748
+    assert needs.serving_nodes == math.ceil(748 / 8)
+    assert needs.serving_cost == pytest.approx(748 * 720 * 0.05)
+    assert needs.node_memory == mode.storage.published
+    assert needs.clustering_memory == pytest.approx(338 * 2**30)
+    assert "HDBSCAN" in needs.breaks_first[0]
+    assert any("the driver of extract notes 49" in text for text in needs.breaks_first)
+    assert f"{needs.engines} engines" in "".join(needs.breaks_first)
+    console = Console(width=120, record=True)
+    console.print(render(found))
+    assert "service for 50,000 requests/s" in console.export_text()
+    small = plan(config, users=1000, items=100, requests_per_second=10.0).capacity
+    assert small is not None
+    assert (small.serving_cores, small.engines, small.breaks_first) == (1, 1, [])
+    assert plan(config, users=1000, items=100).capacity is None
+
+
+def test_the_unit_costs_are_those_of_the_benchmarks_page() -> None:
+    page = (Path(__file__).parents[2] / "docs/results/benchmarks.md").read_text("utf-8")
+    for figure, value in MEASURED.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{figure}` |")]
+        assert float(row.split("|")[2].replace(",", "")) == value

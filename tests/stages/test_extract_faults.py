@@ -21,15 +21,17 @@ from ray.cluster_utils import Cluster
 
 from reki_ray import schema
 from reki_ray.config import ExtractConfig
-from reki_ray.core.progress import Reporter
+from reki_ray.core import ray_cluster
+from reki_ray.core.progress import HEARTBEAT, Reporter
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
 from reki_ray.extraction.answer_cache import FAILURES, LEDGER
+from reki_ray.extraction.engines import protocol
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.stages import extract as extract_stage
 from tests.support import faulty_engine
-from tests.support.faulty_engine import SUBJECTS, Death, Fault
+from tests.support.faulty_engine import SUBJECTS, UNIT_ROWS, Death, Fault
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 
@@ -118,13 +120,43 @@ def test_silence_is_noticed(run_stage: RunStage, workspace: Workspace, tmp_path:
     assert "stall_minutes" in caught.value.where
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_the_start_of_an_engine_has_a_patience_of_its_own(
+    run_stage: RunStage, workspace: Workspace, tmp_path: Path
+) -> None:
+    slow = Fault(str(tmp_path), start_seconds=8.0)
+    with pytest.raises(EngineError, match="no engine ran, waiting for an engine to start") as error:
+        run_stage(slow, start_minutes=0.05)
+    assert "start_minutes" in error.value.where
+    result = run_stage(slow, stall_minutes=0.05)
+    faulty_engine.require_sound(workspace, result, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_missing_gpu_node_is_named(
+    run_stage: RunStage,
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As with an autoscaler that may start a GPU node, and does not.
+    for module in (protocol, ray_cluster):
+        monkeypatch.setattr(module, "capacity", lambda: {"CPU": 4.0, "GPU": 1.0})
+    with pytest.raises(EngineError, match="waiting for a GPU node"):
+        run_stage(Fault(str(tmp_path), gpus=1), start_minutes=0.05)
+    assert workspace.read_json(HEARTBEAT)["note"] == "waiting for a GPU node, 0 min"
+
+
 def start(
-    workspace: Workspace, fault: Fault, environment: Mapping[str, str] | None = None
+    workspace: Workspace,
+    fault: Fault,
+    environment: Mapping[str, str] | None = None,
+    **extract: Any,
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "tests.support.run_stage", workspace.location]
     # A session of its own: the kill must not reach the tests.
     return subprocess.Popen(
-        [*command, json.dumps(dataclasses.asdict(fault)), "{}"],
+        [*command, json.dumps(dataclasses.asdict(fault)), json.dumps(extract)],
         start_new_session=True,
         env={**os.environ, **(environment or {})},
     )
@@ -185,6 +217,77 @@ def test_a_node_that_goes_and_one_that_comes_lose_nothing(
             run.wait()
     result = run_stage(Fault(str(tmp_path)))
     assert result.details["cache_hits"] == SUBJECTS
+    faulty_engine.require_sound(workspace, result, tmp_path)
+
+
+def drain(cluster: Cluster, node: Any, seconds: int) -> None:
+    """What a cloud's agent does at a spot notice."""
+    command = ["-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot", "--deadline-remaining-seconds", str(seconds)]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("notice", ["drain", "sigterm", "none"])
+def test_a_lost_node_repeats_at_most_the_prompts_in_flight(
+    cluster: Cluster, run_stage: RunStage, workspace: Workspace, tmp_path: Path, notice: str
+) -> None:
+    first = cluster.add_node(num_cpus=2)
+    fault = Fault(str(tmp_path), seconds=0.2)
+    run = start(workspace, fault, environment={"RAY_ADDRESS": cluster.address})
+    try:
+        wait_for_units(workspace, 2, run)
+        cluster.add_node(num_cpus=2)
+        if notice == "drain":
+            drain(cluster, first, seconds=60)
+            wait_for_silence(tmp_path)
+        cluster.remove_node(first, allow_graceful=notice == "sigterm")
+        assert run.wait(timeout=300) == 0
+    finally:
+        if run.poll() is None:
+            os.kill(run.pid, signal.SIGKILL)
+            run.wait()
+    # One unit in work, and one that was answered but not written yet.
+    assert faulty_engine.repeated(tmp_path) <= (0 if notice == "drain" else 2 * UNIT_ROWS)
+    result = run_stage(Fault(str(tmp_path)))
+    assert result.details["cache_hits"] == SUBJECTS
+    faulty_engine.require_sound(workspace, result, tmp_path)
+
+
+def wait_for_silence(folder: Path) -> None:
+    """Wait until no engine has called the model for three seconds."""
+    while time.time() - max(map(max, faulty_engine.callers(folder).values())) < 3:
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_short_queue_starts_a_second_engine_and_its_end_stops_one(
+    cluster: Cluster, run_stage: RunStage, workspace: Workspace, tmp_path: Path
+) -> None:
+    cluster.add_node(num_cpus=3)
+    fault = Fault(str(tmp_path), seconds=0.1, slow=" 59\ngenre", concurrent=True)
+    environment = {"RAY_ADDRESS": cluster.address}
+    run = start(workspace, fault, environment, unit_rows=40, max_replicas=2)
+    try:
+        while not (tmp_path / "calls").exists() or len(faulty_engine.callers(tmp_path)) < 2:
+            assert run.poll() is None, "one engine did all the work"
+            time.sleep(0.1)
+        engines = [Path(f"/proc/{pid}") for pid in faulty_engine.callers(tmp_path)]
+        while all(engine.exists() for engine in engines):
+            assert run.poll() is None, "both engines ran until the end"
+            time.sleep(0.1)
+        assert any(engine.exists() for engine in engines)
+        assert run.wait(timeout=300) == 0
+    finally:
+        if run.poll() is None:
+            os.kill(run.pid, signal.SIGKILL)
+            run.wait()
+    assert len(faulty_engine.callers(tmp_path)) == 2
+    assert not faulty_engine.repeated(tmp_path)
+    result = run_stage(Fault(str(tmp_path)))
     faulty_engine.require_sound(workspace, result, tmp_path)
 
 

@@ -32,6 +32,7 @@ Death = Literal["none", "sigkill", "os_exit", "clean_exit"]
 
 USERS, ITEMS = 60, 60
 SUBJECTS = USERS + ITEMS
+UNIT_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,10 @@ class Fault:
         every_actor: Every actor dies, again and again.
         poison: Actors die of prompts with this text, each time.
         no_start: Actors fail in their constructor.
+        concurrent: Actors hold as many units as `extract.prompts_in_flight` allows, as vLLM's.
+        slow: A prompt with this text takes a hundred times as long.
+        gpus: GPUs that an actor asks for.
+        start_seconds: Time that a constructor takes.
     """
 
     folder: str
@@ -55,6 +60,10 @@ class Fault:
     every_actor: bool = False
     poison: str = ""
     no_start: bool = False
+    concurrent: bool = False
+    slow: str = ""
+    gpus: int = 0
+    start_seconds: float = 0.0
 
 
 class FaultyEngine(ScriptedBatchEngine):
@@ -65,12 +74,13 @@ class FaultyEngine(ScriptedBatchEngine):
     ) -> None:
         super().__init__(config, extract, template)
         self._fault = fault
+        self.demand = {"CPU": 1.0, "GPU": float(fault.gpus)}
 
     def answer(self, questions: Dataset) -> Dataset:
         return questions.map_batches(
             FaultyActor,
             fn_constructor_args=(self._config, self._template, self._fault),
-            **self.actors(),
+            **self.actors(self.units_in_flight if self._fault.concurrent else 1),
         )
 
 
@@ -81,6 +91,7 @@ class FaultyActor(ScriptedActor):
         super().__init__(config, template)
         if fault.no_start:
             raise RuntimeError("the model does not fit")
+        time.sleep(fault.start_seconds)
         self._fault = fault
         self._calls = 0
 
@@ -88,7 +99,8 @@ class FaultyActor(ScriptedActor):
         answers = []
         for row in range(questions.num_rows):
             self._note(questions[PROMPT_HASH][row].as_py())
-            time.sleep(self._fault.seconds)
+            slow = self._fault.slow and self._fault.slow in questions[BODY][row].as_py()
+            time.sleep(self._fault.seconds * (100 if slow else 1))
             if self._fault.poison and self._fault.poison in questions[BODY][row].as_py():
                 os._exit(1)
             answers.append(super().__call__(questions.slice(row, 1)))
@@ -133,7 +145,7 @@ def config(root: str, **extract: Any) -> RekiConfig:
             "extract": {
                 "engine": {"kind": "scripted"},
                 "mode": "individual",
-                "unit_rows": 8,
+                "unit_rows": UNIT_ROWS,
                 **extract,
             },
             "train": {"arms": ["fair_base", "reki_i"]},
@@ -149,6 +161,20 @@ def calls(folder: Path) -> dict[str, list[float]]:
         address, at, _ = line.split()
         found.setdefault(address, []).append(float(at))
     return found
+
+
+def callers(folder: Path) -> dict[int, list[float]]:
+    """Times of the calls of each engine process."""
+    found: dict[int, list[float]] = {}
+    for line in (folder / "calls").read_text(encoding="utf-8").splitlines():
+        _, at, pid = line.split()
+        found.setdefault(int(pid), []).append(float(at))
+    return found
+
+
+def repeated(folder: Path) -> int:
+    """Number of calls beyond the first of each prompt."""
+    return sum(len(times) - 1 for times in calls(folder).values())
 
 
 def kept(workspace: Workspace) -> dict[str, float]:

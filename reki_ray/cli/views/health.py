@@ -85,7 +85,8 @@ def _activity_line(activity: Activity) -> str:
         state = f"; last sign of life{host} {silent} ago"
     else:
         state = f"; running{host}"
-    return f"{activity.label}: {activity.done:,}{total} {activity.unit}{rates}{left}{state}"
+    note = f", {activity.note}" if activity.note else ""
+    return f"{activity.label}: {activity.done:,}{total} {activity.unit}{note}{rates}{left}{state}"
 
 
 def _extraction_lines(stats: Snapshot) -> list[str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reki_ray.core.formats import counted, duration
+from reki_ray.extraction.capacity import Capacity
 from reki_ray.extraction.cost_estimate import Estimate, ModeEstimate, short_number
 from reki_ray.extraction.token_counts import Interval
 
@@ -20,6 +21,7 @@ def render(estimate: Estimate) -> Group:
     return Group(
         _modes_table(estimate),
         _kinds_table(estimate),
+        *([] if estimate.capacity is None else _capacity(estimate.capacity, estimate.currency)),
         Text(f"Measured on samples. Assumed:\n{assumptions}"),
     )
 
@@ -83,6 +85,30 @@ def _kinds_table(estimate: Estimate) -> Table:
             _range(kind.generated_tokens, "{:,.0f}".format),
         )
     return table
+
+
+def _capacity(needs: Capacity, currency: str) -> list[Table | Text]:
+    title = f"service for {needs.requests_per_second:,.0f} requests/s"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    days = f"{needs.refresh_days:g} days"
+    for name, value in (
+        (f"engines that renew all knowledge in {days}", f"{needs.engines:,}"),
+        ("days per renewal as configured", short_number(needs.refresh_days_as_configured)),
+        ("GPU hours per month", short_number(needs.gpu_hours)),
+        ("storage of the workspace", _size(needs.storage)),
+        ("serving cores, nodes", f"{needs.serving_cores:,}, {needs.serving_nodes:,}"),
+        ("gateways, lookups, scorers: each", f"{needs.serving_replicas:,}"),
+        ("memory, disk per serving node", f"{_size(needs.node_memory)}, {_size(needs.node_disk)}"),
+        ("hours, memory of HDBSCAN", f"{needs.clustering_hours:.1f}, "
+         f"{_size(needs.clustering_memory)}"),
+        (f"extraction, {currency} per month", short_number(needs.extraction_cost)),
+        (f"serving, {currency} per month", short_number(needs.serving_cost)),
+    ):  # fmt: skip
+        table.add_row(name, value)
+    first = "\n".join(f"- {text}" for text in needs.breaks_first) or "- nothing on this list"
+    return [table, Text(f"What breaks first:\n{first}")]
 
 
 def _range(interval: Interval, text: Callable[[float], str] = short_number) -> str:

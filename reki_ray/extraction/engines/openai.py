@@ -52,7 +52,7 @@ class OpenAiBatchEngine(Engine):
         super().__init__(config, extract, template)
         self.demand = {"CPU": _CPUS}
         # One more unit, so that no slot is idle while the last prompts of another are slow.
-        self._units = 1 + math.ceil(config.max_in_flight / extract.unit_rows)
+        self._concurrent = 1 + math.ceil(config.max_in_flight / extract.unit_rows)
         self._guard: Any | None = None
 
     @override
@@ -67,11 +67,7 @@ class OpenAiBatchEngine(Engine):
         return questions.map_batches(
             ChatActor,
             fn_constructor_args=(job,),
-            **self.actors(
-                max_concurrent_calls_per_actor=self._units,
-                # One unit waits beside those that run; more would be lost with the replica.
-                max_tasks_in_flight_per_actor=self._units + 1,
-            ),
+            **self.actors(self._concurrent),
         )
 
     def _key(self) -> SecretStr | None:

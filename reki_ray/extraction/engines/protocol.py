@@ -6,6 +6,7 @@ prompts, nor writes answers, nor handles its own death.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -14,7 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from reki_ray.config import ExtractConfig
-from reki_ray.core.ray_cluster import capacity
+from reki_ray.core.ray_cluster import SPARE_CPUS, capacity, pool_size
 from reki_ray.errors import EngineError
 from reki_ray.prompts.template import PromptTemplate
 
@@ -26,8 +27,6 @@ TASK_CPUS: Final = 0.25
 that the engines leave; Ray Data fuses neighbours with equal requests. With a whole CPU each, two
 CPUs would write no answer before the last question was answered."""
 
-_SPARE_CPUS: Final = 1
-"""Ray Data's own tasks need a CPU: if actors take all of them, a dataset waits forever."""
 _POOLED: Final = "MapWorker("
 """How Ray Data names the actors of a pool."""
 
@@ -54,6 +53,7 @@ class Engine(ABC):
         self._config = config
         self._extract = extract
         self._template = template
+        self._units: int | None = None
 
     @abstractmethod
     def answer(self, questions: Dataset) -> Dataset:
@@ -78,10 +78,10 @@ class Engine(ABC):
         """
         available, least = capacity(), self._extract.min_replicas
         needs = {name: n * least for name, n in self.demand.items() if n > 0}
-        needs["CPU"] = needs.get("CPU", 0.0) + _SPARE_CPUS
+        needs["CPU"] = needs.get("CPU", 0.0) + SPARE_CPUS
         for resource, needed in needs.items():
             if available.get(resource, 0.0) < needed:
-                spare = f" ({_SPARE_CPUS} CPU stays free for Ray Data)" if resource == "CPU" else ""
+                spare = f" ({SPARE_CPUS} CPU stays free for Ray Data)" if resource == "CPU" else ""
                 raise EngineError(
                     f"{least} engine replicas need {needed:g} {resource}{spare}, the cluster has "
                     f"{available.get(resource, 0.0):g}",
@@ -89,30 +89,55 @@ class Engine(ABC):
                     todo="Add nodes, lower extract.min_replicas, or raise ray.num_cpus.",
                 )
 
-    @property
-    def largest_pool(self) -> int:
-        """Replicas that the pool may grow to on this cluster, with a CPU left free."""
-        available = capacity()
-        fits = [
-            int((available.get(name, 0.0) - (_SPARE_CPUS if name == "CPU" else 0)) / amount)
-            for name, amount in self.demand.items()
-            if amount > 0
-        ]
-        return max(self._extract.min_replicas, min([self._extract.max_replicas, *fits]))
+    def expect(self, units: int) -> None:
+        """Size the pool of the next pipeline for its number of work units."""
+        self._units = units
 
-    def actors(self, **limits: Any) -> dict[str, Any]:
-        """Arguments of `map_batches` for the pool of actors; blocks reach them as they are.
+    @property
+    def pool(self) -> int:
+        """Replicas of the next pipeline; see `pool_size`."""
+        return pool_size(self._extract, self.demand, self._units)
+
+    @property
+    def units_in_flight(self) -> int:
+        """Whole work units in `extract.prompts_in_flight`."""
+        return max(1, self._extract.prompts_in_flight // self._extract.unit_rows)
+
+    def unit_limits(self, concurrent: int = 1) -> tuple[int, int]:
+        """Work units that a replica runs at once, and those that are handed to it.
+
+        A replica that starts first leaves their share to those that still start.
 
         Args:
-            limits: Further arguments of `ActorPoolStrategy`.
+            concurrent: Units that keep a replica busy.
         """
+        share = concurrent + 1
+        if self._units is not None:
+            share = max(1, math.ceil(self._units / self.pool))
+        running = min(concurrent, share)
+        # One unit waits beside those that run; more would be lost with the replica.
+        return running, min(running + 1, share)
+
+    def actors(self, concurrent: int = 1) -> dict[str, Any]:
+        """Arguments of `map_batches` for the pool of actors; a call gets one block.
+
+        Args:
+            concurrent: As in `unit_limits`.
+        """
+        running, given = self.unit_limits(concurrent)
+        gpus = self.demand.get("GPU", 0)
         return {
+            # Of a fixed size: Ray Data still ends idle replicas once no unit is left to hand out.
             "compute": ActorPoolStrategy(
-                min_size=self._extract.min_replicas, max_size=self.largest_pool, **limits
+                size=self.pool,
+                max_concurrent_calls_per_actor=running,
+                max_tasks_in_flight_per_actor=given,
             ),
-            "batch_size": None,
+            # Ray Data wants a size where there are GPUs: a block has at most one such batch.
+            "batch_size": self._extract.unit_rows if gpus else None,
             "batch_format": "pyarrow",
             "num_cpus": self.demand["CPU"],
+            "num_gpus": gpus,
             **self.restarts,
         }
 
@@ -129,3 +154,11 @@ def replicas() -> int:
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     actors = state.actor_table(None, job, "ALIVE").values()
     return sum(actor["ActorClassName"].startswith(_POOLED) for actor in actors)
+
+
+def waits_for_node(demand: Mapping[str, float]) -> bool:
+    """Whether no node that is up has the resources of a replica."""
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return not any(
+        all(node.get(name, 0.0) >= amount for name, amount in demand.items()) for node in nodes
+    )

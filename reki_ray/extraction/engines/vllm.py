@@ -161,12 +161,15 @@ class VllmBatchEngine(Engine):
 
     def _processor_config(self, setting: VllmSetting) -> vLLMEngineProcessorConfig:
         extract = self._extract
+        running, given = self.unit_limits(self.units_in_flight)
         return vLLMEngineProcessorConfig(
             model_source=setting.source,
             engine_kwargs=setting.engine_kwargs,
             runtime_env={"env_vars": setting.environment},
             batch_size=extract.batch_size,
-            concurrency=(extract.min_replicas, self.largest_pool),
+            concurrency=(self.pool, self.pool),
+            max_concurrent_batches=running,
+            max_tasks_in_flight_per_actor=given,
             placement_group_config=(
                 {"bundles": [{"CPU": 1}]} if self._config.device == "cpu" else None
             ),
@@ -197,7 +200,7 @@ class VllmBatchEngine(Engine):
         node = max(
             (node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1
         )
-        share = (capacity().get("CPU", 1) - 1) / self.largest_pool
+        share = (capacity().get("CPU", 1) - 1) / self.pool
         return max(1, int(min(node - 1, share)))
 
 
