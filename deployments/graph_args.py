@@ -78,6 +78,10 @@ class StoreAccess(VersionSettings):
         """Return the arm of a version's model; raises StoreError as `compared`."""
         return self.store().manifest(version).arm
 
+    def created_at(self, version: int) -> int:
+        """Return when a version was built, Unix time; raises StoreError as `compared`."""
+        return read_manifest(self.store().folder(version)).created_at
+
 
 @lru_cache(maxsize=1024)
 def _arm(root: str, version: int) -> str:

@@ -96,6 +96,7 @@ def start(
     build = load(config.serve.app or BUILDERS[config.serve.graph])
     port = claim_port(config.serve.host, config.serve.port)
     stack = contextlib.ExitStack()
+    handles: list[Any] = []  # Ray ends an actor with its last handle
     try:
         stack.enter_context(ray_session(config.ray))
         url = stack.enter_context(_serve_instance(config.serve.host, port))
@@ -105,7 +106,7 @@ def start(
             from actors import refresher  # imports Ray and torch
             from reki_ray.stages.update import update
 
-            refresher.start(config, update)
+            handles.append(refresher.start(config, update))
         yield url
     finally:
         # Ray prints that Serve's controller has died, also on a normal shutdown.

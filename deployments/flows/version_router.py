@@ -18,6 +18,7 @@ from deployments.bulkhead import Bulkhead
 from deployments.errors import ApiError, retry_later
 from deployments.graph_args import StoreAccess
 from deployments.middleware.metrics import GatewayMetrics
+from reki_ray.core import ray_metrics
 from reki_ray.core.background import BackgroundTask
 from reki_ray.errors import ConfigError, RekiError
 from reki_ray.experiments.experiment import Experiment, Variant
@@ -231,6 +232,7 @@ class VersionRouter:
             wanted = await self._pointer_reads.run(
                 self._access.wanted_first if first else lambda: [self._access.wanted()]
             )
+            ray_metrics.set_gauge("reki_promoted_version_number", wanted[0])
             self._promoted.keep(wanted)
             for number in wanted:
                 if number == self._number:
@@ -240,7 +242,14 @@ class VersionRouter:
                     self._require_room(number, self._experiment)  # may have changed meanwhile
                     self._number = number
                     self._metrics.serving(f"v{number}")
+                    await self._note_age(number)
                     return
+
+    async def _note_age(self, number: int) -> None:
+        ray_metrics.set_gauge("reki_served_version_number", number)
+        with contextlib.suppress(Exception):  # a figure; the version is served already
+            created = await self._pointer_reads.run(lambda: self._access.created_at(number))
+            ray_metrics.set_gauge("reki_served_version_created_timestamp_seconds", created)
 
     async def follow_experiment(self) -> None:
         """Switch to the running experiment if the rest of the graph can open all its versions."""

@@ -1,20 +1,20 @@
 """Logs as JSON lines, without personal data.
 
 A standard formatter and handler for this project's loggers. Every line has time, level, logger,
-message, replica and the id of the current request.
+message, replica, node, the id of the run that started the service, and that of the current request.
 """
 
 from __future__ import annotations
 
 import datetime
 import logging
-import sys
 import traceback
 from contextvars import ContextVar
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from typing_extensions import override
 
+from reki_ray.core import run_log
 from reki_ray.core.strict_json import strict_json
 from reki_ray.errors import RekiError
 
@@ -22,7 +22,6 @@ LOGGERS: Final = ("deployments", "reki_ray")
 REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
 """Id of the current request; its tasks and threads inherit it."""
 
-_HANDLER: Final = "reki-json"
 FIELDS: Final = (
     *("route", "method", "status", "milliseconds", "variant", "version", "trace_id"),
     "caller",
@@ -40,6 +39,7 @@ class JsonFormatter(logging.Formatter):
     def __init__(self, replica: str) -> None:
         super().__init__()
         self._replica = replica
+        self._run_id = run_log.run_id()
 
     @override
     def format(self, record: logging.LogRecord) -> str:
@@ -51,6 +51,8 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "request_id": REQUEST_ID.get(),
             "replica": self._replica,
+            "node": run_log.node(),
+            "run_id": self._run_id,
         }
         line |= {
             name: value for name in FIELDS if (value := getattr(record, name, None)) is not None
@@ -60,22 +62,14 @@ class JsonFormatter(logging.Formatter):
         return strict_json(line, ensure_ascii=False)
 
 
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Looks up standard error per line; a stored stream may be closed."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
-
-
 def configure(replica: str) -> None:
     """Make this project's loggers write JSON lines to standard error; may be called repeatedly."""
-    handler = _StandardError()
-    handler.set_name(_HANDLER)
+    handler = run_log.StandardError()
+    handler.set_name(run_log.HANDLER)
     handler.setFormatter(JsonFormatter(replica))
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        for old in [known for known in logger.handlers if known.get_name() == _HANDLER]:
+        for old in [known for known in logger.handlers if known.get_name() == run_log.HANDLER]:
             logger.removeHandler(old)
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -1,8 +1,8 @@
 """Metrics of a gateway replica, at its `/metrics` and among Ray's metrics of its node.
 
-Behind a proxy `/metrics` answers for one replica; Ray's endpoint has all replicas of a node
-(docs/adr/0020-metrics-of-all-replicas.md). The values of every label come from a fixed set, so
-that callers cannot create series: routes are templates, and unknown values count as `other`.
+Behind a proxy `/metrics` answers for one replica, and says so; Ray's endpoint has all replicas of
+a node (docs/adr/0020-metrics-of-all-replicas.md). The values of every label come from a fixed set,
+so that callers cannot create series: routes are templates, and unknown values count as `other`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ray.serve import metrics as ray_metrics
 from ray.serve.exceptions import RayServeException
 
 from reki_ray.core.background import BackgroundThread, loop_failures
+from reki_ray.core.ray_metrics import EXPORT_SECONDS, RayExport, keep_gauge
 from reki_ray.schema import Source
 
 CONTENT_TYPE = prometheus.CONTENT_TYPE_LATEST
@@ -28,8 +29,6 @@ HOPS: Final = ("lookup", "retriever", "scorer", "reranker")
 LACKS: Final = ("lookup", "vectors_unavailable", "vectors_lost", "reranker", "titles")
 """What degraded answers may lack."""
 CALLERS: Final = ("admin", "user", "anonymous", "unknown")
-EXPORT_SECONDS: Final = 5.0
-"""Time between two exports of the exposure counts to Ray."""
 
 Count = Callable[[str], None]
 
@@ -74,10 +73,13 @@ class _Metric:
 
     def replace(self, value: str, old: str | None) -> None:
         """Set the series of `value` to 1, and remove that of `old`."""
-        if self._exported is not None and old is not None:  # Ray keeps the last value of a series
-            self._exported.set(0, tags=dict(zip(self._labels, [old], strict=True)))
         self._local.clear()
         self._apply("set", 1, (value,))
+        if self._exported is not None:
+            (label,) = self._labels
+            if old is not None:  # Ray shows the last value of a series for a while
+                self._exported.set(0, tags={label: old})
+            keep_gauge(self._exported, 1, {label: value})
 
     def _apply(self, method: str, number: float, values: tuple[str, ...]) -> None:
         tags = {
@@ -160,20 +162,27 @@ class GatewayMetrics:
         self._register("exposures", "Exposures by outcome.", "outcome", read)
         if not self.in_serve:
             return
-        exported: dict[str, int] = {}
-        counter = ray_metrics.Counter("reki_exposures", "Exposures by outcome.", ("outcome",))
 
-        def export() -> None:
+        def collect() -> Iterator[CounterMetricFamily]:
+            family = CounterMetricFamily(
+                "reki_exposures", "Exposures by outcome.", labels=["outcome"]
+            )
             for outcome, count in read().items():
-                if (fresh := count - exported.get(outcome, 0)) > 0:
-                    counter.inc(fresh, tags={"outcome": outcome})
-                    exported[outcome] = count
+                family.add_metric([outcome], count)
+            yield family
 
-        BackgroundThread("export-exposures", export, EXPORT_SECONDS).start()
+        BackgroundThread("export-exposures", RayExport(collect), EXPORT_SECONDS).start()
 
     def render(self) -> bytes:
         """Return all metrics of this replica in the text format."""
-        return prometheus.generate_latest(self.registry)
+        return self._note.encode() + prometheus.generate_latest(self.registry)
+
+    @property
+    def _note(self) -> str:
+        return (
+            f"# Only the gateway replica {self.replica}: Ray's metrics endpoint of each node has "
+            "those of all replicas.\n"
+        )
 
     def _register(
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]

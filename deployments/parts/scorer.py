@@ -14,6 +14,7 @@ from deployments.graph_args import StoreAccess
 from deployments.parts.batcher import Batcher
 from deployments.parts.records import Scores, UserRecord
 from deployments.parts.version_cache import VersionCache
+from reki_ray.core import ray_metrics
 from reki_ray.errors import NotFiniteError
 from reki_ray.models.candidate_scorer import HistoryEvent, UserInput
 from reki_ray.schema import Source
@@ -82,6 +83,8 @@ class VersionScorer:
                 todo="Go back to an older version: `reki rollback`.",
             )
         fits = question.user.store_version == self.name
+        if len(scores):
+            ray_metrics.observe("reki_request_mean_score", float(scores.mean()))
         return Scores(
             scores=scores.tolist(),
             sources=[self._source_of.get(item, FALLBACK) for item in question.candidates],

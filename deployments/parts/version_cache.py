@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from deployments.graph_args import StoreAccess
+from reki_ray.core import ray_metrics
 from reki_ray.core.background import BackgroundThread
 from reki_ray.errors import RekiError, StoreError
 from reki_ray.store.manifest import DamagedError, seal_of
@@ -153,6 +154,8 @@ class VersionCache(Generic[T]):
                 self._opened.move_to_end(number)
                 while len(self._opened) > self._access.kept_versions:
                     self._opened.popitem(last=False)
+            if self._is_promoted(number):
+                ray_metrics.set_gauge("reki_opened_version_number", number)
             return version
         finally:
             with self._lock:

@@ -25,6 +25,7 @@ from reki_ray.cli.failures import explain
 from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, names, open_run, show
 from reki_ray.cli.views import health, published
 from reki_ray.config import Arm, load_config
+from reki_ray.core import run_log
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import set_environment
 from reki_ray.core.workspace import Workspace
@@ -72,7 +73,7 @@ def main() -> None:
     """Entry point of the command `reki`."""
     _open_streams()
     set_environment()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=run_log.line_format())
     if isinstance(sys.stdout, io.TextIOWrapper):  # escape what the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
@@ -108,6 +109,9 @@ def show_status(
         Path | None, typer.Option("--config", "-c", help="Configuration that names the workspace.")
     ] = None,
     workspace: WorkspaceOption = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Refresh until the run ends; with --json a line each.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the progress of a running or finished workspace."""
@@ -119,6 +123,9 @@ def show_status(
                 todo="Give --workspace DIR or --config FILE.",
             )
         workspace = load_config(config).root
+    if watch:
+        health.show_states(status.follow(Workspace(workspace)), as_json=as_json)
+        return
     state = status.read(Workspace(workspace))
     show(health.status_view(state), state, as_json=as_json)
 

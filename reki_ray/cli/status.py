@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,11 @@ from reki_ray.extraction.run_stats import Snapshot
 
 STALE_SECONDS = 30 * HEARTBEAT_SECONDS
 """Without a heartbeat for this long, a process on another machine counts as gone."""
+
+QUIET_SECONDS = 60.0
+"""Without any work for this long, a run that is followed has ended."""
+DONE_SECONDS = 5.0
+"""The same once all stages are done."""
 
 
 class StageStatus(BaseModel):
@@ -49,6 +55,8 @@ class Activity(BaseModel):
     """False if the process ended without finishing its work."""
     host: str = ""
     """Machine that it runs on; empty in heartbeats of older releases."""
+    run_id: str = ""
+    """As in the run's log lines; empty in heartbeats of older releases."""
     silent_seconds: float = 0.0
     """Time since its last heartbeat."""
     note: str = ""
@@ -96,6 +104,27 @@ def read(workspace: Workspace) -> Status:
     )
 
 
+def follow(workspace: Workspace) -> Iterator[Status]:
+    """Read the state repeatedly until the run ends, or none has shown a sign of life for a while.
+
+    Raises:
+        ConfigError: The workspace does not exist.
+    """
+    quiet_since = time.monotonic()
+    while True:
+        status = read(workspace)
+        yield status
+        if status.activity is not None:
+            if not status.activity.alive:
+                return
+            quiet_since = time.monotonic()
+        # Between two pieces of work there is no heartbeat.
+        done = all(stage.done for stage in status.stages)
+        if time.monotonic() - quiet_since > (DONE_SECONDS if done else QUIET_SECONDS):
+            return
+        time.sleep(HEARTBEAT_SECONDS)
+
+
 def _activity(workspace: Workspace) -> Activity | None:
     """Read the heartbeat; None if it is missing, finished or unreadable."""
     if not workspace.exists(HEARTBEAT):
@@ -126,6 +155,7 @@ def _read_activity(beat: dict[str, Any]) -> Activity:
         seconds_left=left if figures is None else figures.seconds_left,
         alive=alive,
         host=host,
+        run_id=beat.get("run_id", ""),
         silent_seconds=silent,
         note=beat.get("note", ""),
         figures=figures,

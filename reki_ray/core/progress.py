@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from reki_ray.core import run_log
 from reki_ray.core.background import BackgroundThread
 from reki_ray.core.workspace import Workspace
 
@@ -175,7 +175,8 @@ class Reporter:
                     "started_at": task.started,
                     "updated_at": time.time(),
                     "finished": finished,
-                    "host": socket.gethostname(),
+                    "host": run_log.node(),
+                    "run_id": run_log.run_id(),
                     "pid": os.getpid(),
                     "figures": task.snapshot() if task.snapshot is not None else None,
                 },

@@ -15,6 +15,7 @@ from typing import Any
 
 from reki_ray.config import RayConfig, RekiConfig
 from reki_ray.config.base import ReplicaPool
+from reki_ray.core import run_log
 from reki_ray.core.formats import counted
 from reki_ray.errors import EngineError, RekiError
 
@@ -133,6 +134,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             object_store_memory=config.object_store_mib * 2**20 if local else None,
             include_dashboard=False if local else None,
             log_to_driver=False,
+            runtime_env=run_log.runtime_env(),
             logging_level=logging.ERROR,
         )
     except Exception as error:  # Ray raises plain Exception, as when a node is too slow
@@ -147,10 +149,27 @@ def ray_session(config: RayConfig) -> Iterator[None]:
             where=_origin(config, address) + (f", {resolved}" if resolved != address else ""),
             todo=todo,
         ) from error
+    run_log.configure()
+    if local:
+        _write_scrape_targets()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _write_scrape_targets() -> None:
+    """Write prom_metrics_service_discovery.json, as the dashboard of a cluster does."""
+    import ray  # as above
+    from ray._private.metrics_agent import PrometheusServiceDiscoveryWriter  # not public
+
+    session: Any = ray._private.worker._global_node
+    with contextlib.suppress(Exception):  # scraping is optional, and the module private
+        PrometheusServiceDiscoveryWriter(
+            ray.get_runtime_context().gcs_address,
+            session.get_temp_dir_path(),
+            session.get_session_dir_path(),
+        ).write()
 
 
 def capacity() -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import fsspec
 import pyarrow.fs as pafs
 
-from reki_ray.core import atomic
+from reki_ray.core import atomic, ray_metrics
 from reki_ray.core.run_lock import lock_folder, lock_objects
 from reki_ray.core.strict_json import strict_json
 from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
@@ -219,6 +219,7 @@ class Storage:
             # Remote filesystems raise errors of their own libraries.
             if isinstance(error, known) or (self.is_local and not isinstance(error, OSError)):
                 raise
+            ray_metrics.count("reki_storage_errors", action=action)
             raise EngineError(
                 f"the workspace cannot be {action}: {str(error) or type(error).__name__}",
                 where=self.location,

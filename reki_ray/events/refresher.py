@@ -17,15 +17,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
 from filelock import FileLock, Timeout
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reki_ray.config import RefreshConfig
 from reki_ray.core import atomic
+from reki_ray.core.ray_metrics import exporting
 from reki_ray.core.storage import Storage
 from reki_ray.errors import ConfigError, EngineError, RekiError, StoreError
 from reki_ray.events.batches import EventBatches, is_whole
@@ -129,11 +131,27 @@ class Refresher:
         """Interactions read but not in a batch yet."""
         return len(self._waiting)
 
+    def collect(self) -> Iterator[Metric]:
+        """Metrics of the state, none on standby. Thread-safe."""
+        state = self._state
+        if state is None:
+            return
+        yield GaugeMetricFamily(
+            "reki_refresh_waiting_events", "Events that are not published yet.", self.waiting
+        )
+        yield GaugeMetricFamily(
+            "reki_refresh_last_timestamp_seconds", "Last refresh, Unix time.", state.last_at
+        )
+        yield CounterMetricFamily("reki_refresh_attempts", "Updates begun.", state.attempts)
+        yield CounterMetricFamily("reki_refreshes", "Updates that published.", state.refreshes)
+        yield CounterMetricFamily("reki_refresh_events", "Events published.", state.events)
+
     def run(self, stop: threading.Event) -> None:
         """Refresh until stopped."""
         try:
-            while not stop.wait(self._config.poll_seconds):
-                self.step()
+            with exporting("export-refresh", self.collect):
+                while not stop.wait(self._config.poll_seconds):
+                    self.step()
         finally:
             self.close()
 

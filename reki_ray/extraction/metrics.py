@@ -1,18 +1,20 @@
-"""Prometheus metrics of a running extract: the statistics of `reki status`, read when scraped.
+"""Prometheus metrics of a running extract: the statistics of `reki status`.
 
-`ray.util.metrics` would prefix every name with `ray_` and publish on a per-node port that a local
-Ray chooses itself.
+They are among Ray's metrics of the driver's node and, with `extract.metrics_port`, at a port of
+their own, where they are read when scraped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from reki_ray.core import ray_metrics
 from reki_ray.errors import ConfigError
 from reki_ray.extraction.run_stats import RunStats, Snapshot
 
@@ -35,10 +37,10 @@ _MONEY = ("cost", "expected_cost")
 
 @contextlib.contextmanager
 def exported(stats: RunStats, port: int | None) -> Iterator[int | None]:
-    """Serve statistics at `http://<this machine>:<port>/metrics` during the block.
+    """Export statistics to Ray, and at `http://<this machine>:<port>/metrics`, during the block.
 
     Args:
-        port: Port on all interfaces; 0 takes a free one, None serves nothing.
+        port: Port on all interfaces; 0 takes a free one, None opens none.
 
     Yields:
         The port, or None.
@@ -46,9 +48,19 @@ def exported(stats: RunStats, port: int | None) -> Iterator[int | None]:
     Raises:
         ConfigError: The port cannot be opened.
     """
-    if port is None:
-        yield None
-        return
+    with contextlib.ExitStack() as stack:
+        opened = None if port is None else stack.enter_context(_served(stats, port))
+        stack.enter_context(ray_metrics.exporting("export-extract", _StatsCollector(stats).collect))
+        ray_metrics.set_gauge("reki_extract_last_progress_timestamp_seconds", time.time())
+        ray_metrics.set_gauge("reki_extract_running", 1)
+        try:
+            yield opened
+        finally:
+            ray_metrics.set_gauge("reki_extract_running", 0)
+
+
+@contextlib.contextmanager
+def _served(stats: RunStats, port: int) -> Iterator[int]:
     registry = CollectorRegistry()
     registry.register(_StatsCollector(stats))
     try:

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reki_ray import schema
+from reki_ray.core import ray_metrics
 from reki_ray.prompts.template import ParsedReply, Reply, best_of
+
+TOKEN_COLUMNS: Final = {
+    "prompt": schema.PROMPT_TOKENS,
+    "cached": schema.CACHED_TOKENS,
+    "generated": schema.GENERATED_TOKENS,
+}
+"""Columns of tokens by their kind in metrics."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def answer_table(questions: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
         schema.TEXTS: [None if o.texts is None else list(o.texts.items()) for o in outcomes],
         **{
             name: [sum(getattr(reply, name) for reply in replies) for replies in calls]
-            for name in (schema.PROMPT_TOKENS, schema.CACHED_TOKENS, schema.GENERATED_TOKENS)
+            for name in TOKEN_COLUMNS.values()
         },
         schema.CALLS: [len(replies) for replies in calls],
         schema.ASKED_AT: [outcome.asked_at for outcome in outcomes],
@@ -78,4 +88,15 @@ def answer_table(questions: pa.Table, outcomes: Sequence[Outcome]) -> pa.Table:
         schema.FLAWS: [list(outcome.flaws.items()) for outcome in outcomes],
         schema.RETRY_REASON: [outcome.retry_reason for outcome in outcomes],
     }
-    return pa.table(columns, schema=schema.ANSWER_SCHEMA)
+    table = pa.table(columns, schema=schema.ANSWER_SCHEMA)
+    _count(table)
+    return table
+
+
+def _count(table: pa.Table) -> None:
+    """Count answers where they are made, since every engine's come through here."""
+    answered = len(table) - table[schema.TEXTS].null_count
+    ray_metrics.count("reki_engine_prompts", answered, outcome="answered")
+    ray_metrics.count("reki_engine_prompts", len(table) - answered, outcome="dead")
+    for kind, column in TOKEN_COLUMNS.items():
+        ray_metrics.count("reki_engine_tokens", pc.sum(table[column]).as_py() or 0, kind=kind)

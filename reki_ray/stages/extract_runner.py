@@ -24,6 +24,7 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from reki_ray.config import ExtractConfig
+from reki_ray.core import ray_metrics
 from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import bounded, cause_of, last_line
 from reki_ray.core.workspace import Workspace
@@ -151,6 +152,7 @@ class ExtractRunner:
             for counts in self._units_done(units, task):
                 self._count(counts, task)
         except _PipelineDiedError as died:
+            ray_metrics.count("reki_extract_engine_failures")
             self._reporter.say(f"{_LABEL}: {died.end.reason}; retrying the missing prompts")
             return died.end
         return _PipelineEnd("the engine lost prompts")
@@ -167,6 +169,7 @@ class ExtractRunner:
     def _count(self, counts: dict[str, Any], task: Task) -> None:
         self._first_call = min(self._first_call, counts.pop(ASKED_AT))
         self._last_kept = time.time()
+        ray_metrics.set_gauge("reki_extract_last_progress_timestamp_seconds", self._last_kept)
         self._stats.add(counts, json.loads(counts.pop(QUARANTINED)))
         generated = counts[GENERATED_TOKENS]
         task.advance(counts[ANSWERED] + counts[DEAD], generated_tokens=generated)

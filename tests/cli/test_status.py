@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,11 +17,13 @@ from rich.console import Console
 
 from reki_ray.cli import status
 from reki_ray.cli.views.health import status_view
+from reki_ray.core import run_log
 from reki_ray.core.formats import duration
 from reki_ray.core.progress import Reporter
 from reki_ray.core.stage import STAGE_NAMES
 from reki_ray.core.workspace import StageEntry, Workspace
 from reki_ray.errors import ConfigError
+from tests.support import s3_server
 
 
 def beat(workspace: Workspace, **changed: object) -> None:
@@ -177,3 +182,54 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 def test_status_of_no_workspace_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such workspace"):
         status.read(Workspace(tmp_path / "none"))
+
+
+def test_watch_follows_a_run_to_its_end_from_another_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with s3_server.s3_server() as address, monkeypatch.context() as patch:
+        s3_server.use(patch, address)
+        workspace = Workspace(f"s3://{s3_server.BUCKET}/runs/watched")
+        beat(workspace, host="node-7", run_id="r-1")
+        watching = subprocess.Popen(
+            [sys.executable, "-c", _STATUS, "--watch", "--json", "--workspace", workspace.root],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stdout is not None
+        first = json.loads(watching.stdout.readline())
+        assert (first["activity"]["host"], first["activity"]["run_id"]) == ("node-7", "r-1")
+        beat(workspace, host="node-7", done=100, finished=True)
+        for name in STAGE_NAMES:
+            workspace.record(name, StageEntry("f"))
+        rest = [json.loads(line) for line in watching.communicate(timeout=120)[0].splitlines()]
+        assert rest[-1]["activity"] is None
+        assert all(stage["done"] for stage in rest[-1]["stages"])
+        assert watching.returncode == 0
+
+
+def test_watch_ends_with_a_process_that_is_gone(workspace: Workspace) -> None:
+    beat(workspace)
+    (only,) = status.follow(workspace)
+    assert only.activity is not None
+    assert not only.activity.alive
+
+
+def test_log_lines_have_the_run_and_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(run_log.RUN_ID, "run-7")
+    done = subprocess.run(
+        [sys.executable, "-c", _LOGS], check=True, capture_output=True, text=True, timeout=300
+    )
+    lines = [line for line in done.stderr.splitlines() if "run=run-7" in line]
+    assert len(lines) == 1
+    assert f"WARNING run=run-7 node={socket.gethostname()} reki_ray.test: low" in lines[0]
+
+
+_STATUS = "import sys; from reki_ray.cli.main import app; app(['status', *sys.argv[1:]])"
+_LOGS = """
+import logging
+from reki_ray.core import run_log
+run_log.configure()
+run_log.configure()
+logging.getLogger("reki_ray.test").warning("low")
+"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from deployments.middleware import logs
 from reki_ray.config.edge import EdgeSettings
+from reki_ray.core import run_log
 from reki_ray.errors import StoreError
 from tests.support import edge_app
 from tests.support.edge_app import TOKEN, client
@@ -53,6 +55,8 @@ def test_a_request_writes_one_line(written: Written) -> None:
         "message": "request",
         "request_id": "r-1",
         "replica": "replica-1",
+        "node": socket.gethostname(),
+        "run_id": run_log.run_id(),
         "method": "POST",
         "route": "/v1/score",
         "status": 200,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.console import Group
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -56,6 +58,29 @@ def status_view(status: Status) -> Group:
     return Group(table, Text("\n".join(lines)))
 
 
+def show_states(states: Iterable[Status], *, as_json: bool) -> None:
+    """Show states as they come: in place on a terminal, those that differ elsewhere."""
+    console = Console()
+    if as_json:
+        for state in states:
+            # Not through the console, which wraps lines.
+            console.file.write(state.model_dump_json() + "\n")
+            console.file.flush()
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for state in states:
+                live.update(status_view(state), refresh=True)
+    else:
+        shown = ""
+        for state in states:
+            with console.capture() as capture:
+                console.print(status_view(state))
+            if capture.get() != shown:
+                shown = capture.get()
+                console.file.write(shown)
+                console.file.flush()
+
+
 def _idle_lines(status: Status) -> list[str]:
     """What is done and what comes next, if nothing is running."""
     missing = [stage.name for stage in status.stages if not stage.done]
@@ -86,6 +111,8 @@ def _activity_line(activity: Activity) -> str:
     else:
         state = f"; running{host}"
     note = f", {activity.note}" if activity.note else ""
+    if activity.run_id:
+        state += f" (run {activity.run_id})"
     return f"{activity.label}: {activity.done:,}{total} {activity.unit}{note}{rates}{left}{state}"
 
 
