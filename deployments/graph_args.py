@@ -80,7 +80,7 @@ class StoreAccess(VersionSettings):
 
     def created_at(self, version: int) -> int:
         """Return when a version was built, Unix time; raises StoreError as `compared`."""
-        return read_manifest(self.store().folder(version)).created_at
+        return self.store().manifest(version).created_at
 
 
 @lru_cache(maxsize=1024)
