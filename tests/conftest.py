@@ -24,6 +24,13 @@ from reki_ray.core.ray_cluster import set_environment
 from reki_ray.core.workspace import Workspace
 from reki_ray.training.dataset import Dataset, read_dataset
 from tests.support import trained_workspace
+from tests.support.storages import (  # noqa: F401  # fixtures
+    anywhere,
+    faulty_server,
+    proxy,
+    s3_address,
+    stored,
+)
 
 GENRES = ("Action", "Comedy", "Drama", "Horror")
 USERS, ITEMS, EVENTS_PER_USER = 40, 60, 24

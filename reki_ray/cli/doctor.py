@@ -16,8 +16,11 @@ from pydantic import BaseModel
 
 from reki_ray.cli.failures import explain
 from reki_ray.config import RayConfig
+from reki_ray.core import nodes
 from reki_ray.core.formats import counted
+from reki_ray.core.nodes import NodeReport
 from reki_ray.core.ray_cluster import ray_session
+from reki_ray.core.workspace import Workspace
 from reki_ray.errors import ConfigError, EngineError
 
 _OUR_PACKAGES = ("reki_ray", "actors", "deployments")
@@ -47,8 +50,13 @@ class Finding(BaseModel):
     exit_code: int = 0
 
 
-def examine(*, cluster: bool) -> list[Finding]:
-    """Run all checks; `cluster` also joins the running Ray cluster."""
+def examine(*, cluster: bool, workspace: str | None = None) -> list[Finding]:
+    """Run all checks.
+
+    Args:
+        cluster: Also join the running Ray cluster, and examine its nodes.
+        workspace: Folder or URL that its nodes must see.
+    """
     checks: dict[str, Callable[[], str]] = {
         "python": _python,
         "machine": _machine,
@@ -57,9 +65,30 @@ def examine(*, cluster: bool) -> list[Finding]:
         **{name: partial(_library, name) for name in _LIBRARIES},
         "torch extras": _torch_extras,
     }
+    findings = [_guard(check, run) for check, run in checks.items()]
     if cluster:
-        checks["cluster"] = _cluster
-    return [_guard(check, run) for check, run in checks.items()]
+        reports: list[NodeReport] = []
+        findings.append(_guard("cluster", partial(_cluster, workspace, reports)))
+        findings += node_findings(reports)
+    return findings
+
+
+def node_findings(reports: list[NodeReport]) -> list[Finding]:
+    """One finding of each node of a cluster."""
+    expected, findings = nodes.versions_here(), []
+    for report in reports:
+        wrong = nodes.problems(report, expected)
+        free = f"{report.free_gib:.0f} GiB free"
+        findings.append(
+            Finding(
+                check=f"node {report.node}",
+                ok=not wrong,
+                detail="; ".join(what for what, _ in wrong) or free,
+                todo=" ".join(todo for _, todo in wrong),
+                exit_code=EngineError.exit_code if wrong else 0,
+            )
+        )
+    return findings
 
 
 def exit_code(findings: list[Finding]) -> int:
@@ -163,11 +192,13 @@ def _version(distribution: str) -> str:
         return ""
 
 
-def _cluster() -> str:
+def _cluster(workspace: str | None, reports: list[NodeReport]) -> str:
+    """Size of the cluster; adds the reports of its nodes."""
     with ray_session(RayConfig(address=os.environ.get("RAY_ADDRESS", "auto"))):
         import ray  # slow to import
 
         resources = ray.cluster_resources()
-        nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+        live = nodes.live_nodes()
+        reports += nodes.ask_nodes(live, Workspace(workspace) if workspace else None)
     gpus = f", {resources['GPU']:.0f} GPUs" if "GPU" in resources else ""
-    return f"{counted(nodes, 'node')}, {resources.get('CPU', 0):.0f} CPUs{gpus}"
+    return f"{counted(len(live), 'node')}, {resources.get('CPU', 0):.0f} CPUs{gpus}"

@@ -236,10 +236,11 @@ def tune(  # noqa: PLR0913, PLR0917  # one argument per option
 @app.command("import-knowledge")
 def import_knowledge(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
+            metavar="FILE",
             help="JSON {id: text}, JSON {id: {prompt, answer}}, or "
-            "Parquet with columns id, text and, optionally, factor."
+            "Parquet with columns id, text and, optionally, factor; a path or a URI.",
         ),
     ],
     config: ConfigOption,
@@ -267,14 +268,20 @@ def import_knowledge(
 @app.command()
 def doctor(
     cluster: Annotated[
-        bool, typer.Option("--cluster", help="Also check the running Ray cluster.")
+        bool,
+        typer.Option(
+            "--cluster", help="Also check the running Ray cluster, and each of its nodes."
+        ),
     ] = False,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", help="Folder or URL that every node must see.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check the installation, and explain how to fix it."""
     from reki_ray.cli import doctor as checks  # imports torch, vLLM and Ray
 
-    findings = checks.examine(cluster=cluster)
+    findings = checks.examine(cluster=cluster, workspace=workspace)
     show(health.findings_table(findings), findings, as_json=as_json)
     raise typer.Exit(checks.exit_code(findings))
 

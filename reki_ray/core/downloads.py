@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -95,7 +96,7 @@ def package_path(package: Package, *, say: Say | None = None) -> Path:
             )
         _unpack(wheel, scratch / "content")
 
-    _build_once(folder, build)
+    build_once(folder, build)
     path = folder / package.member
     if not path.exists():
         raise DataError(
@@ -130,7 +131,7 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
                 say(f"converting {name} once, about half a minute")
             convert_gguf(source, scratch / "content")
 
-        _build_once(target, build)
+        build_once(target, build)
         return str(target)
     raise ConfigError(
         f"there is no packaged model {name!r}",
@@ -138,6 +139,28 @@ def resolve_model(reference: str, *, say: Say | None = None) -> str:
         todo="Use packaged:all-minilm-l6-v2 (encoder), packaged:smollm2-135m-instruct (LLM), "
         "a folder, or a Hugging Face id.",
     )
+
+
+def model_reference(reference: str) -> str:
+    """Reference of a model as other nodes resolve it: a local folder by its absolute path."""
+    return os.path.abspath(reference) if Path(reference).is_dir() else reference
+
+
+def model_here(reference: str) -> str:
+    """Folder or id of a model on this node, as `resolve_model`, whose paths are of one node.
+
+    Raises:
+        EngineError: This node lacks the folder, or the model cannot be fetched.
+    """
+    source = resolve_model(reference)
+    if os.path.isabs(source) and not Path(source).exists():
+        raise EngineError(
+            f"node {socket.gethostname()} lacks the folder of the model",
+            where=reference,
+            todo="Put it on storage that all nodes mount at the same path, copy it to every "
+            "node, or name packaged:<name> or a Hugging Face id.",
+        )
+    return source
 
 
 def convert_gguf(gguf_path: Path, folder: Path) -> None:
@@ -173,10 +196,13 @@ def convert_gguf(gguf_path: Path, folder: Path) -> None:
         ) from error
 
 
-def _build_once(target: Path, build: Callable[[Path], None]) -> None:
+def build_once(target: Path, build: Callable[[Path], None]) -> None:
     """Build a cache entry in a scratch folder unless it exists, and move its `content` there.
 
     It appears atomically, also with concurrent callers.
+
+    Raises:
+        EngineError: The cache cannot be written.
     """
     if target.exists():
         return

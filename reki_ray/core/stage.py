@@ -58,6 +58,7 @@ class Stage:
             the workspace; empty without such files.
         check: Import path of a function `RekiConfig -> None` that refuses impossible settings
             before the first stage runs; empty without one.
+        distributed: Whether it works on all nodes of a cluster, which must see the workspace.
     """
 
     name: str
@@ -67,3 +68,4 @@ class Stage:
     inputs: str = ""
     always: bool = False
     check: str = ""
+    distributed: bool = False

@@ -167,6 +167,8 @@ class Storage:
                 atomic.move(Path(source), Path(target))
                 return
             objects = self.filesystem.find(source)
+            if not objects:  # an empty folder is no object
+                return
             targets = [target + name.removeprefix(source) for name in objects]
             self.filesystem.copy(objects, targets)
             self.filesystem.rm(source, recursive=True)

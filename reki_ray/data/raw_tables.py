@@ -166,7 +166,7 @@ class DataSource(Protocol):
         """Unit or format of the interactions' timestamps, see `to_times`."""
 
     def identity(self) -> object:
-        """JSON-ready identity of the content, without network: equal if the content is."""
+        """JSON-ready identity of the content, without reading remote files: equal if it is."""
 
     def interactions(self) -> MappedTable:
         """Interactions: user and item id, timestamp, and rating or label or neither."""

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from reki_ray import schema
 from reki_ray.core.workspace import Workspace
+from reki_ray.data.remote_files import local_copy
 from reki_ray.errors import ConfigError, DataError
 from reki_ray.extraction.knowledge_import import Row, write_imported
 from reki_ray.prompts.quality import flaw_of
@@ -95,7 +96,7 @@ class ImportReport(BaseModel):
 
 def import_knowledge(
     workspace: Workspace,
-    file: Path,
+    file: Path | str,
     *,
     kind: SubjectKind | None = None,
     source: str | None = None,
@@ -104,6 +105,7 @@ def import_knowledge(
     """Check a file of knowledge and keep what is valid; an earlier import of it is replaced.
 
     Args:
+        file: Path, or a URI as of data sources.
         kind: Kind of the subjects; None infers it if the ids fit exactly one kind.
         source: Name of the knowledge's source; None takes the file's name.
         strict: Refuse the whole file if it holds unknown ids.
@@ -112,6 +114,7 @@ def import_knowledge(
         ConfigError: The file cannot be read, the kind is ambiguous, or another run has the lock.
         DataError: The file is damaged, holds nothing to import or, with `strict`, unknown ids.
     """
+    named, file = str(file), local_copy(str(file))
     with workspace.lock():
         entries = read_entries(file)
         first = next(entries, [])
@@ -122,7 +125,7 @@ def import_knowledge(
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         report = ImportReport(
-            file=str(file),
+            file=named,
             source=source or file.name,
             kind=kind,
             revision=digest[:_REVISION_DIGITS],

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from reki_ray.core.downloads import model_here
 from reki_ray.errors import EngineError
 from reki_ray.prompts.chat import Message, plain_text
 
@@ -17,6 +18,7 @@ class ChatRenderer:
     """Chat template and tokenizer of one model; can be pickled, each process loads its own.
 
     Args:
+        model: packaged:<name>, a folder, or an id; each node resolves it.
         options: Arguments of the template, such as `enable_thinking`.
 
     Raises:
@@ -37,7 +39,7 @@ class ChatRenderer:
         from transformers import AutoTokenizer  # seconds, and only needed here
 
         try:
-            return AutoTokenizer.from_pretrained(self._model, revision=self._revision)
+            return AutoTokenizer.from_pretrained(model_here(self._model), revision=self._revision)
         except (OSError, ValueError) as error:
             raise EngineError(
                 f"the tokenizer cannot be loaded: {error}",

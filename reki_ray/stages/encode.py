@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from actors.encoder import EncodingActor
 from reki_ray import schema
 from reki_ray.config import EncodeConfig, RekiConfig
+from reki_ray.core.downloads import model_reference
 from reki_ray.core.progress import Reporter, Task
 from reki_ray.core.ray_cluster import capacity, cause_of, last_line, ray_session
 from reki_ray.core.stage import StageResult
@@ -193,6 +194,7 @@ def _run_pass(
     config: EncodeConfig,
 ) -> Iterator[str]:
     """Yield the names of units as they are saved, in any order."""
+    portable = config.model_copy(update={"model": model_reference(config.model)})
     # One block per unit: otherwise a small table is one block, and one actor does all the work.
     dataset = ray.data.from_arrow(
         [pa.Table.from_pylist([vars(unit)], schema=_UNIT) for unit in units]
@@ -203,7 +205,7 @@ def _run_pass(
     dataset.context.raise_original_map_exception = True
     encoded = dataset.map_batches(
         EncodingActor,
-        fn_constructor_args=(config, identity, workspace.location),
+        fn_constructor_args=(portable, identity, workspace.location),
         batch_size=1,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(min_size=config.min_replicas, max_size=config.max_replicas),

@@ -47,7 +47,7 @@ from reki_ray.schema import (
 
 
 def identify_inputs(config: RekiConfig) -> object:
-    """Identity of the input files, without network: equal if their content is."""
+    """Identity of the input files: equal if their content is; of remote ones, their metadata."""
     return open_source(config.data).identity()
 
 
@@ -57,7 +57,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     Raises:
         DataError: Files are missing or damaged, or too many rows are unusable; these are then in
             ingest-quarantine/, and an earlier output of ingest is kept.
-        EngineError: The bundled data set cannot be fetched.
+        EngineError: The bundled data set, or a remote file, cannot be fetched.
     """
     source = open_source(config.data, reporter.say)
     with reporter.task("ingest: reading, checking, writing", total=5, unit="steps") as task:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib import metadata
 from typing import cast
@@ -14,6 +15,7 @@ from typing import cast
 from reki_ray.config import RekiConfig
 from reki_ray.core.formats import counted, duration
 from reki_ray.core.imports import load
+from reki_ray.core.nodes import SharedWorkspace
 from reki_ray.core.progress import Reporter
 from reki_ray.core.stage import CODE_VERSIONS, STAGE_NAMES, RunStage, Stage
 from reki_ray.core.workspace import StageEntry, Workspace
@@ -33,6 +35,7 @@ STAGES: tuple[Stage, ...] = (
         ("ingest",),
         inputs="reki_ray.stages.cluster:identify_inputs",
         check="reki_ray.core.ray_cluster:check_address",
+        distributed=True,
     ),
     Stage(
         "extract",
@@ -40,14 +43,16 @@ STAGES: tuple[Stage, ...] = (
         ("prompts", "extract"),
         ("ingest", "cluster"),
         inputs="reki_ray.extraction.model_identity:identify_inputs",
+        distributed=True,
     ),
-    Stage("encode", "reki_ray.stages.encode:run", ("encode",), ("extract",)),
+    Stage("encode", "reki_ray.stages.encode:run", ("encode",), ("extract",), distributed=True),
     Stage(
         "train",
         "reki_ray.stages.train:run",
         ("train",),
         ("encode",),
         check="reki_ray.training.mlflow:check",
+        distributed=True,
     ),
     Stage(
         "publish",
@@ -121,6 +126,7 @@ def run_stages(
     Raises:
         ConfigError: `force` names an unknown stage, a stage refuses the configuration, an earlier
             stage is not done, or another run holds the workspace.
+        EngineError: A node of the cluster cannot read the workspace.
     """
     for name in force:
         select(only=name)
@@ -128,6 +134,7 @@ def run_stages(
         if stage.check:
             load(stage.check)(config)
     workspace = Workspace(config.root)
+    nodes = SharedWorkspace(workspace)
     with workspace.lock():
         wanted = fingerprints(config)
         for stage in stages:
@@ -145,7 +152,8 @@ def run_stages(
                     stale.add(later.name)
             for name in stale & workspace.stages().keys():
                 workspace.forget(name)
-            _run_one(stage, config, workspace, reporter, wanted[stage.name])
+            with nodes.session(config.ray) if stage.distributed else nullcontext():
+                _run_one(stage, config, workspace, reporter, wanted[stage.name])
         done = workspace.stages()
     return {stage.name: done[stage.name] for stage in stages}
 

@@ -7,9 +7,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -20,40 +18,9 @@ from reki_ray.core import run_lock
 from reki_ray.core.run_lock import LOCK
 from reki_ray.core.workspace import StageEntry, Workspace
 from reki_ray.errors import ConfigError, EngineError
-from tests.support import s3_server
 from tests.support.s3_server import BUCKET, Fault, FaultProxy
 
 CUTS = pa.table({"user_id": ["a", "b"], "cut": [1, 2]})
-
-
-@pytest.fixture(scope="module")
-def faulty_server() -> Iterator[FaultProxy]:
-    with (
-        s3_server.s3_server() as address,
-        FaultProxy(address) as proxy,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        s3_server.use(patch, proxy.address)
-        yield proxy
-        proxy.shutdown()
-
-
-@pytest.fixture
-def proxy(faulty_server: FaultProxy) -> FaultProxy:
-    """The proxy before the server, without faults."""
-    faulty_server.fail(0, "none")
-    faulty_server.requests.clear()
-    return faulty_server
-
-
-@pytest.fixture(params=["local", "memory", "s3"])
-def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Root of a new workspace on each kind of storage."""
-    name = uuid.uuid4().hex
-    if request.param == "s3":
-        request.getfixturevalue("proxy")
-        return f"s3://{BUCKET}/{name}"
-    return str(tmp_path / name) if request.param == "local" else f"memory://{name}"
 
 
 @pytest.fixture
@@ -88,6 +55,15 @@ def test_a_stage_replaces_its_output_whole(anywhere: str) -> None:
     assert other.read_json("ingest/deep/er/note.json") == {"rows": 1}
     assert other.stages()["ingest"].fingerprint == "two"
     assert not other.exists(".scratch-ingest")
+
+
+def test_a_stage_may_leave_a_table_without_files(anywhere: str) -> None:
+    workspace = Workspace(anywhere)
+    ingest(workspace)
+    with workspace.replacing("ingest", [schema.CUTS]):
+        pass
+    assert not workspace.has_table(schema.CUTS)
+    assert workspace.read_json("ingest/deep/er/note.json") == {"rows": 2}
 
 
 def test_a_failed_stage_leaves_the_old_output(anywhere: str) -> None:

@@ -41,8 +41,8 @@ def fill(ledger: VectorCache, texts: list[str], unit: int = 16) -> None:
         ledger.append(digest_texts(some), vectors_of(some))
 
 
-def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_vectors_come_back_by_text_in_any_order_and_number(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     fill(ledger, TEXTS)
     index = ledger.index()
     asked = [*TEXTS[::-3], TEXTS[0], TEXTS[0]]
@@ -51,11 +51,12 @@ def test_vectors_come_back_by_text_in_any_order_and_number(workspace: Workspace)
     assert ledger.dimension(index) == 3
 
 
-def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_rows_carry_hash_model_and_revision(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     ledger.append(digest_texts(["text 1"]), vectors_of(["text 1"]))
-    (path,) = Path(workspace.root, "encode/ledger", IDENTITY.digest).iterdir()
-    (row,) = pq.read_table(path).to_pylist()
+    (path,) = stored.filesystem.ls(stored.path("encode/ledger", IDENTITY.digest), detail=False)
+    with stored.filesystem.open(path) as file:
+        (row,) = pq.read_table(file).to_pylist()
     assert row == {
         "text_hash": hashlib.sha256(b"text 1").hexdigest(),
         "model": "m",
@@ -64,16 +65,16 @@ def test_rows_carry_hash_model_and_revision(workspace: Workspace) -> None:
     }
 
 
-def test_an_empty_ledger_finds_nothing(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_an_empty_ledger_finds_nothing(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     index = ledger.index()
     assert index.find(digest_texts(TEXTS)).tolist() == [-1] * len(TEXTS)
     assert ledger.dimension(index) == 0
     assert ledger.units() == frozenset()
 
 
-def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_a_unit_that_is_written_twice_is_one_file(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     digests = digest_texts(TEXTS)
     ledger.append(digests, vectors_of(TEXTS))
     ledger.append(digests[::-1], vectors_of(TEXTS)[::-1])
@@ -81,8 +82,8 @@ def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
     np.testing.assert_array_equal(ledger.vectors(ledger.index(), digests), vectors_of(TEXTS))
 
 
-def test_a_text_in_two_units_counts_once(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_a_text_in_two_units_counts_once(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     fill(ledger, TEXTS[:20], unit=20)
     fill(ledger, TEXTS[10:30], unit=20)
     index = ledger.index()
@@ -91,10 +92,10 @@ def test_a_text_in_two_units_counts_once(workspace: Workspace) -> None:
     np.testing.assert_array_equal(found, vectors_of(TEXTS[:30]))
 
 
-def test_two_encoders_never_share_vectors(workspace: Workspace) -> None:
-    fill(VectorCache(workspace, IDENTITY), TEXTS)
+def test_two_encoders_never_share_vectors(stored: Workspace) -> None:
+    fill(VectorCache(stored, IDENTITY), TEXTS)
     other = EncoderIdentity("sentence_transformers", "m", "2", None, "float32")
-    assert not len(VectorCache(workspace, other).index().digests)
+    assert not len(VectorCache(stored, other).index().digests)
 
 
 def test_what_a_killed_writer_left_is_never_read(workspace: Workspace) -> None:
@@ -118,16 +119,16 @@ def test_a_damaged_file_says_what_to_do(workspace: Workspace, damage: bytes | No
         ledger.index()
 
 
-def test_vectors_of_another_length_are_damage(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_vectors_of_another_length_are_damage(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     ledger.append(digest_texts(TEXTS[:2]), vectors_of(TEXTS[:2]))
     ledger.append(digest_texts(TEXTS[2:4]), vectors_of(TEXTS[2:4], dimension=5))
     with pytest.raises(DataError, match="dimensions"):
         ledger.vectors(ledger.index(), digest_texts(TEXTS[:4]))
 
 
-def test_a_missing_vector_is_an_error(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_a_missing_vector_is_an_error(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     fill(ledger, TEXTS[:16])
     with pytest.raises(DataError, match="lacks the vectors of 1 texts"):
         ledger.vectors(ledger.index(), digest_texts(TEXTS[:17]))
@@ -140,23 +141,23 @@ def test_a_full_disk_is_an_engine_error(workspace: Workspace) -> None:
         VectorCache(workspace, IDENTITY).append(digest_texts(["text 1"]), vectors_of(["text 1"]))
 
 
-def test_replacing_the_tables_of_encode_keeps_the_ledger(workspace: Workspace) -> None:
-    ledger = VectorCache(workspace, IDENTITY)
+def test_replacing_the_tables_of_encode_keeps_the_ledger(stored: Workspace) -> None:
+    ledger = VectorCache(stored, IDENTITY)
     fill(ledger, TEXTS)
     for value in (1.0, 2.0):
-        with workspace.replacing("encode", list(REPRESENTATIONS.values())) as scratch:
+        with stored.replacing("encode", list(REPRESENTATIONS.values())) as scratch:
             for table in REPRESENTATIONS.values():
                 scratch.write_table(table, vectors_table(["a"], np.array([[value]]), ["cluster"]))
-    rows = workspace.read_table(REPRESENTATIONS["users"])
+    rows = stored.read_table(REPRESENTATIONS["users"])
     assert rows["vector"].to_pylist() == [[2.0]]
     assert len(ledger.index().digests) == len(TEXTS)
 
 
-def test_tables_say_which_encoder_they_are_from(workspace: Workspace) -> None:
+def test_tables_say_which_encoder_they_are_from(stored: Workspace) -> None:
     rows = vectors_table(["a"], np.array([[1.0]]), ["cluster"], {"model": "m", "revision": "1"})
     assert rows.schema.metadata[b"reki.encoder.model"] == b"m"
-    workspace.write_table(REPRESENTATIONS["users"], rows)
-    kept = workspace.read_table(REPRESENTATIONS["users"])
+    stored.write_table(REPRESENTATIONS["users"], rows)
+    kept = stored.read_table(REPRESENTATIONS["users"])
     assert encoder_of(kept) == {"model": "m", "revision": "1"}
     assert encoder_of(vectors_table(["a"], np.array([[1.0]]), ["cluster"])) == {}
 

@@ -126,13 +126,13 @@ def test_subjects_of_different_kinds_have_different_addresses() -> None:
     assert prompt_keys.of("item", "b") != prompt_keys.of("user", "b")
 
 
-def test_an_empty_ledger_knows_nothing(workspace: Workspace) -> None:
-    assert known(AnswerCache(workspace), "a") == [False]
-    assert AnswerCache(workspace).failures().num_rows == 0
+def test_an_empty_ledger_knows_nothing(stored: Workspace) -> None:
+    assert known(AnswerCache(stored), "a") == [False]
+    assert AnswerCache(stored).failures().num_rows == 0
 
 
-def test_the_index_finds_each_answer_where_it_lies(workspace: Workspace) -> None:
-    ledger = AnswerCache(workspace)
+def test_the_index_finds_each_answer_where_it_lies(stored: Workspace) -> None:
+    ledger = AnswerCache(stored)
     for unit in (("a", "b"), ("c",), ("d", "e", "f")):
         ledger.append(answers(*unit, text=unit[0]), NOTHING)
     index = ledger.index()
@@ -144,15 +144,15 @@ def test_the_index_finds_each_answer_where_it_lies(workspace: Workspace) -> None
     assert known(ledger, "a", "x") == [True, False]
 
 
-def test_a_unit_that_is_written_twice_is_one_file(workspace: Workspace) -> None:
-    ledger = AnswerCache(workspace)
+def test_a_unit_that_is_written_twice_is_one_file(stored: Workspace) -> None:
+    ledger = AnswerCache(stored)
     ledger.append(answers("a", "b"), NOTHING)
     ledger.append(answers("b", "a"), NOTHING)
-    assert len(workspace.parts(LEDGER)) == 1
+    assert len(stored.parts(LEDGER)) == 1
 
 
-def test_failures_of_two_askings_are_both_kept(workspace: Workspace) -> None:
-    ledger = AnswerCache(workspace)
+def test_failures_of_two_askings_are_both_kept(stored: Workspace) -> None:
+    ledger = AnswerCache(stored)
     ledger.append(answers(), failures("a", asking="first", at=1))
     ledger.append(answers(), failures("a", asking="second", at=2))
     assert ledger.failures()[PASS].to_pylist() == ["first", "second"]
@@ -169,24 +169,24 @@ def test_half_written_files_are_never_read(workspace: Workspace) -> None:
 
 
 def test_merging_keeps_every_answer_in_few_files(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    stored: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(content_store, "_COMPACT_ROWS", 50)
-    ledger = AnswerCache(workspace)
+    ledger = AnswerCache(stored)
     for unit in range(40):
         ledger.append(answers(*(f"{unit}-{i}" for i in range(3))), failures(f"bad-{unit}"))
     before = ledger.index().digests
     assert ledger.compact() == 80
-    assert len(workspace.parts(LEDGER)) == 3
+    assert len(stored.parts(LEDGER)) == 3
     np.testing.assert_array_equal(np.sort(ledger.index().digests), np.sort(before))
     assert ledger.failures().num_rows == 40
     assert ledger.compact() == 0
 
 
 def test_merging_that_was_killed_before_the_old_files_went_loses_nothing(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    stored: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = AnswerCache(workspace)
+    ledger = AnswerCache(stored)
     for unit in range(40):
         ledger.append(answers(f"{unit}"), NOTHING)
 
@@ -194,10 +194,10 @@ def test_merging_that_was_killed_before_the_old_files_went_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workspace.filesystem, "rm", killed)
+        patch.setattr(stored.filesystem, "rm", killed)
         with pytest.raises(KeyboardInterrupt):
             ledger.compact()
-    assert len(workspace.parts(LEDGER)) == 41
+    assert len(stored.parts(LEDGER)) == 41
     assert known(ledger, *map(str, range(40))) == [True] * 40
     ledger.compact()
     assert len(np.unique(ledger.index().digests)) == 40
@@ -262,10 +262,3 @@ def test_a_disk_that_is_full_is_told_and_leaves_no_half_file(
             ledger.append(answers("b"), NOTHING)
     assert len(list(Path(workspace.path("extract/ledger")).iterdir())) == 1
     assert known(ledger, "a", "b") == [True, False]
-
-
-def test_the_ledger_works_on_any_filesystem() -> None:
-    ledger = AnswerCache(Workspace("memory://ledger-test"))
-    ledger.append(answers("a"), failures("b"))
-    assert known(ledger, "a") == [True]
-    assert ledger.failures().num_rows == 1

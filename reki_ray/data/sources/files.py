@@ -11,7 +11,7 @@ import numpy as np
 
 from reki_ray.config import Dialect, FileSource
 from reki_ray.data.compression import COMPRESSED
-from reki_ray.data.data_files import find_files, left_out
+from reki_ray.data.data_files import find_files, identify_place, left_out
 from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
@@ -21,7 +21,6 @@ from reki_ray.data.raw_tables import (
     MappedTable,
     RawTable,
     TableKind,
-    identify_files,
 )
 from reki_ray.schema import ITEM_ID, LABEL, RATING, TEXT, TIMESTAMP, TITLE, USER_ID
 
@@ -64,9 +63,10 @@ class Files:
         return self._columns.timestamp_unit
 
     def identity(self) -> object:
-        """Hashes of all files."""
+        """Hashes of all files, or the fingerprints of remote ones."""
         places = (self._config.interactions, self._config.items, self._config.users)
-        return [identify_files(self._find(place)) for place in places if place is not None]
+        suffixes = SUFFIXES[self._config.kind]
+        return [identify_place(place, suffixes) for place in places if place is not None]
 
     def interactions(self) -> MappedTable:
         """Interactions with rating, label or neither."""

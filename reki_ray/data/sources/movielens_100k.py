@@ -21,6 +21,7 @@ from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
 from reki_ray.data.raw_tables import MappedTable, RawTable, TableKind, identify_files
+from reki_ray.data.remote_files import InputFolder, identify_remote
 from reki_ray.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 _LAYOUT = TextFormat(separator="\t", quote=None)
@@ -38,7 +39,7 @@ class MovieLens100K:
     timestamp_unit = "s"
 
     def __init__(self, config: MovieLens100KSource, say: Say | None = None) -> None:
-        self._folder = config.path and config.path.expanduser().absolute()
+        self._folder = None if config.path is None else InputFolder(config.path)
         self._say = say
 
     def identity(self) -> object:
@@ -46,7 +47,11 @@ class MovieLens100K:
         if self._folder is None:
             wheel = MOVIELENS_100K
             return {"package": wheel.name, "version": wheel.version, "sha256": wheel.sha256}
-        return identify_files([self._folder / name for name in _FILES.values()])
+        names = list(_FILES.values())
+        remote = self._folder.remote(names)
+        if remote is not None:
+            return identify_remote(remote)
+        return identify_files([self._folder.path(name) for name in names])
 
     def interactions(self) -> MappedTable:
         """Ratings from 1 to 5 with seconds."""
@@ -89,5 +94,5 @@ class MovieLens100K:
         return MappedTable.of(raw, {USER_ID: names[0]}, values, problems)
 
     def _read(self, kind: TableKind, required: list[str]) -> RawTable:
-        folder = self._folder or package_path(MOVIELENS_100K, say=self._say)
-        return read_delimited(kind, [folder / _FILES[kind]], _LAYOUT, required)
+        folder = self._folder or InputFolder(str(package_path(MOVIELENS_100K, say=self._say)))
+        return read_delimited(kind, [folder.path(_FILES[kind])], _LAYOUT, required)

@@ -22,6 +22,7 @@ from reki_ray.data.delimited import read_delimited
 from reki_ray.data.dialects import TextFormat
 from reki_ray.data.list_cells import to_lists
 from reki_ray.data.raw_tables import MappedTable, RawTable, TableKind, identify_files
+from reki_ray.data.remote_files import InputFolder, identify_remote
 from reki_ray.schema import ITEM_ID, RATING, TIMESTAMP, TITLE, USER_ID
 
 _AGES = {str(low): name for low, name in AGE_BUCKETS.items()}
@@ -40,12 +41,15 @@ class MovieLens1M:
     timestamp_unit = "s"
 
     def __init__(self, config: MovieLens1MSource) -> None:
-        self._folder = config.path.expanduser().absolute()
+        self._folder = InputFolder(config.path)
 
     def identity(self) -> object:
         """Hashes of the three files."""
-        names = ("movies.dat", "users.dat")
-        return identify_files([self._ratings(), *(self._folder / name for name in names)])
+        names = [self._ratings_name(), "movies.dat", "users.dat"]
+        remote = self._folder.remote(names)
+        if remote is not None:
+            return identify_remote(remote)
+        return identify_files([self._folder.path(name) for name in names])
 
     def interactions(self) -> MappedTable:
         """Ratings from 1 to 5 with seconds."""
@@ -55,7 +59,7 @@ class MovieLens1M:
 
     def items(self) -> MappedTable:
         """Films; the year is split from the title, which stays whole."""
-        path = self._folder / "movies.dat"
+        path = self._folder.path("movies.dat")
         raw = _read("items", path, _encoding(path), (ITEM_ID, TITLE, GENRE))
         titles = raw.rows.column(TITLE).to_pylist()
         years, decades = years_and_decades([year_of_title(title) for title in titles])
@@ -66,7 +70,7 @@ class MovieLens1M:
     def users(self) -> MappedTable:
         """Users with gender, age bucket and occupation; the zip code is dropped."""
         names = (USER_ID, GENDER, AGE, OCCUPATION, "zip_code")
-        raw = _read("users", self._folder / "users.dat", "latin-1", names)
+        raw = _read("users", self._folder.path("users.dat"), "latin-1", names)
         ages = raw.rows.column(AGE).to_pylist()
         occupations = raw.rows.column(OCCUPATION).to_pylist()
         values = {
@@ -81,9 +85,11 @@ class MovieLens1M:
         return MappedTable.of(raw, {USER_ID: USER_ID}, values, problems)
 
     def _ratings(self) -> Path:
-        plain = self._folder / "ratings.dat"
-        packed = self._folder / "ratings.dat.gz"
-        return packed if packed.exists() and not plain.exists() else plain
+        return self._folder.path(self._ratings_name())
+
+    def _ratings_name(self) -> str:
+        plain, packed = "ratings.dat", "ratings.dat.gz"
+        return packed if not self._folder.has(plain) and self._folder.has(packed) else plain
 
 
 def _read(kind: TableKind, path: Path, encoding: str, names: tuple[str, ...]) -> RawTable:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reki_ray.config import EncodeConfig
-from reki_ray.core.downloads import Say, resolve_model
+from reki_ray.core.downloads import Say, model_here, resolve_model
 from reki_ray.core.file_digests import folder_digest
 from reki_ray.errors import DataError, EngineError
 
@@ -150,7 +150,7 @@ def check_texts(texts: Sequence[str | None]) -> None:
 
 def source_of(config: EncodeConfig) -> tuple[str, dict[str, Any]]:
     """Folder or id that model libraries load, and the keyword arguments of its revision."""
-    path = resolve_model(config.model)
+    path = model_here(config.model)
     return path, ({} if Path(path).is_dir() else {"revision": config.revision})
 
 

@@ -16,7 +16,7 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from typing_extensions import override
 
 from reki_ray.config import ExtractConfig, VllmEngine
-from reki_ray.core.downloads import resolve_model
+from reki_ray.core.downloads import model_reference, resolve_model
 from reki_ray.core.ray_cluster import capacity, quiet_libraries
 from reki_ray.extraction.engines.protocol import TASK_CPUS, Engine
 from reki_ray.extraction.engines.vllm_observer import OUTCOME, observing, outcome_of
@@ -77,6 +77,7 @@ class VllmSetting:
     """How vLLM is started and called; the benchmark and the speed probe use the same.
 
     Attributes:
+        source: Folder or id of the model on this node.
         sampling: Arguments of `SamplingParams`, structured output as a dict.
     """
 
@@ -107,7 +108,9 @@ class VllmBatchEngine(Engine):
         """
         source = resolve_model(self._config.model)
         config, local = self._config, Path(source).is_dir()
-        chat = ChatRenderer(source, config.revision, config.chat_template_kwargs)
+        chat = ChatRenderer(
+            model_reference(config.model), config.revision, config.chat_template_kwargs
+        )
         arguments = {
             **({**CPU_PRESET, "dtype": cpu_dtype()} if config.device == "cpu" else GPU_PRESET),
             **(_JSON_OUTPUT if self._template.form == "json" else {}),
@@ -143,7 +146,12 @@ class VllmBatchEngine(Engine):
             # A copy: an assignment would make the stage compute its resources again, wrongly.
             processor.stages[name] = stage.model_copy(
                 update={
-                    "fn": observing(stage.fn, self._template, setting.chat),
+                    "fn": observing(
+                        stage.fn,
+                        self._template,
+                        setting.chat,
+                        model=model_reference(self._config.model),
+                    ),
                     "map_batches_kwargs": stage.map_batches_kwargs | self.restarts,
                 }
             )

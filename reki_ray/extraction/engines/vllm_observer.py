@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from reki_ray.core.downloads import model_here
 from reki_ray.llm.chat_template import ChatRenderer
 from reki_ray.llm.outcome import Outcome
 from reki_ray.prompts.template import PromptTemplate, Reply
@@ -58,12 +59,16 @@ class _Observed:
         return getattr(self._engine, name)
 
 
-def observing(stage: type, template: PromptTemplate, chat: ChatRenderer) -> type:
-    """Subclass of Ray Data's vLLM stage that returns outcomes instead of raw outputs."""
+def observing(stage: type, template: PromptTemplate, chat: ChatRenderer, *, model: str) -> type:
+    """Subclass of Ray Data's vLLM stage that returns outcomes instead of raw outputs.
+
+    Args:
+        model: Reference of the model, which each actor resolves on its own node.
+    """
 
     class ObservedStage(stage):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, **{**kwargs, "model": model_here(model)})
             self.llm.engine = _Observed(self.llm.engine)
 
         async def _generate_with_error_handling(
