@@ -12,8 +12,8 @@ from reki_ray.config import AdapterSettings, Arm, DataConfig, EventRule, Refresh
 from reki_ray.config.base import Section
 from reki_ray.config.edge import EdgeSettings, is_loopback
 from reki_ray.config.serve import GraphSettings, VersionSettings
+from reki_ray.core.storage import is_url
 from reki_ray.errors import StoreError
-from reki_ray.store.manifest import folder_of, read_manifest
 from reki_ray.store.versions import VersionStore
 
 FALL_BACKS: Final = 2
@@ -23,7 +23,7 @@ FALL_BACKS: Final = 2
 class StoreAccess(VersionSettings):
     """Where replicas find versions, and which of them they open."""
 
-    publish_root: str = Field(description="Folder of the published versions.")
+    publish_root: str = Field(description="Folder or URL of the published versions.")
     vectors: AdapterSettings = Field(
         AdapterSettings(), description="Where vectors are looked up, as `store.vectors` of a run."
     )
@@ -75,12 +75,12 @@ class StoreAccess(VersionSettings):
 
     def arm(self, version: int) -> str:
         """Return the arm of a version's model; raises StoreError as `compared`."""
-        return read_manifest(self.store().folder(version)).arm
+        return self.store().manifest(version).arm
 
 
 @lru_cache(maxsize=1024)
 def _arm(root: str, version: int) -> str:
-    return read_manifest(folder_of(Path(root), version)).arm  # immutable, and polled often
+    return VersionStore(root).manifest(version).arm  # immutable, and polled often
 
 
 class OnlineArgs(Section):
@@ -105,7 +105,9 @@ class GraphArgs(GraphSettings, StoreAccess):
 
     def resolved(self) -> Self:
         """Return arguments for replicas, which have another working directory."""
-        root = str(Path(self.publish_root).resolve())
+        root = self.publish_root
+        if not is_url(root):
+            root = str(Path(root).resolve())
         return self.model_copy(update={"publish_root": root, "vectors": self.vectors.resolved()})
 
     def listening_at(self, host: str) -> Self:

@@ -26,6 +26,7 @@ from reki_ray.core.formats import address
 from reki_ray.core.imports import load
 from reki_ray.core.progress import Reporter
 from reki_ray.core.ray_cluster import cluster_address, ray_session
+from reki_ray.core.storage import is_url
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError, StoreError
 from reki_ray.experiments.experiment import load_experiment, require_room
@@ -84,13 +85,13 @@ def start(
     store = store_of(config, workspace)
     store.open_served(config.serve.version).close()
     try:
-        experiment = load_experiment(store.root)
+        experiment = load_experiment(store.location)
     except StoreError as error:  # scores need no experiment
         say(f"serve: without the experiment: {error}")
     else:
         if experiment is not None:
             versions = [variant.version for variant in experiment.variants]
-            require_room(store.root, versions, config.serve.kept_versions)
+            require_room(store.location, versions, config.serve.kept_versions)
     say(_choose_ingress(config))  # before Ray starts
     build = load(config.serve.app or BUILDERS[config.serve.graph])
     port = claim_port(config.serve.host, config.serve.port)
@@ -123,7 +124,7 @@ def _choose_ingress(config: RekiConfig) -> str:
 def _graph_args(run: RekiConfig, store: VersionStore) -> dict[str, Any]:
     config = run.serve
     return {
-        "publish_root": str(store.root.resolve()),
+        "publish_root": (store.location if is_url(store.location) else str(store.root.resolve())),
         **config.model_dump(include=set(GraphSettings.model_fields)),
         "vectors": store.vectors.model_dump(),
         "compare": run.publish.compare,

@@ -108,7 +108,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of folders whose checksums were compared."""
-    from reki_ray.store import manifest, versions  # not for tests without a store
+    from reki_ray.store import files, manifest  # not for tests without a store
 
     found: list[str] = []
 
@@ -116,7 +116,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(folder.name)
         manifest.verify(folder, described)
 
-    monkeypatch.setattr(versions, "verify_files", note)
+    monkeypatch.setattr(files, "verify_files", note)
     return found
 
 

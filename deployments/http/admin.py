@@ -19,8 +19,7 @@ from deployments.schemas import (
     RollbackRequest,
     VersionInfo,
 )
-from reki_ray.errors import RekiError
-from reki_ray.store.manifest import MANIFEST, Manifest
+from reki_ray.errors import RekiError, StoreError
 from reki_ray.store.versions import VersionStore
 
 MOVE_SECONDS: Final = 300.0
@@ -47,7 +46,7 @@ class Admin:
         """List all published versions, the newest one first."""
         try:
             return await self._reads.run(self._describe)
-        except OSError as error:  # TimeoutError among them
+        except (OSError, StoreError) as error:  # TimeoutError among them
             raise _store_unavailable() from error
 
     async def promote(self, request: Request, body: PromoteRequest) -> Response:
@@ -105,10 +104,9 @@ class Admin:
         current = self._current()
         versions = []
         for number in reversed(self._store.versions()):
-            path = self._store.folder(number) / MANIFEST
             try:
-                manifest = Manifest.model_validate_json(path.read_bytes())
-            except (OSError, ValueError):  # removed or damaged: cannot be promoted
+                manifest = self._store.manifest(number)
+            except StoreError:  # removed or damaged: cannot be promoted
                 continue
             versions.append(
                 VersionInfo(

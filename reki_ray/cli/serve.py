@@ -145,7 +145,7 @@ def start_experiment(
 
     loaded, opened = open_run(config, workspace)
     started = experiment.start_experiment(
-        store_of(loaded, opened).root,
+        store_of(loaded, opened).location,
         name,
         dict(_variant(text) for text in variants),
         kept_versions=loaded.serve.kept_versions,
@@ -160,7 +160,7 @@ def stop_experiment(
     """End the running experiment: all users get the promoted version again."""
     from reki_ray.experiments import experiment  # not needed by other commands
 
-    stopped = experiment.stop_experiment(open_store(config, workspace).root)
+    stopped = experiment.stop_experiment(open_store(config, workspace).location)
     show(published.experiment_table(stopped), stopped, as_json=as_json)
 
 
@@ -185,7 +185,11 @@ def compare_variants(
     from reki_ray.experiments import analysis  # imports scipy
 
     result = analysis.ab(
-        open_store(config, workspace).root, name, since=since, window=window, clicks=names(clicks)
+        open_store(config, workspace).location,
+        name,
+        since=since,
+        window=window,
+        clicks=names(clicks),
     )
     show(published.ab_table(result), result, as_json=as_json)
 

@@ -19,6 +19,11 @@ from reki_ray.core.strict_json import strict_json
 from reki_ray.errors import ConfigError, DataError, EngineError, RekiError
 
 
+def is_url(root: str) -> bool:
+    """Whether a root is the URL of a storage that is not this machine's own filesystem."""
+    return "://" in root and not root.startswith(("file://", "local://"))
+
+
 class Storage:
     """A folder, local or on any fsspec filesystem, see `Workspace`."""
 

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from reki_ray.core import atomic
-from reki_ray.errors import ConfigError, StoreError
+from reki_ray.errors import ConfigError, EngineError, StoreError
+from reki_ray.experiments.experiment_files import ExperimentFiles, open_files
 from reki_ray.store.versions import VersionStore
 
 EXPERIMENT: Final = "EXPERIMENT.json"
@@ -33,7 +32,6 @@ Ranges = tuple[tuple[int, int], ...]
 """Ranges [from, to) of slots, ascending."""
 
 _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-_LOCK: Final = ".experiment.lock"
 _TOLERANCE: Final = 1e-6
 _FREE: Final = -1
 
@@ -146,10 +144,11 @@ def allot(owned: Mapping[str, Ranges], sizes: Mapping[str, int]) -> dict[str, Ra
 
 def load_experiment(root: Path | str, name: str | None = None) -> Experiment | None:
     """Load the running experiment, or a running or ended one by name; None if there is none."""
-    running = _read(Path(root) / EXPERIMENT)
+    files = open_files(root)
+    running = _read(files, EXPERIMENT)
     if name is None or (running is not None and running.name == name):
         return running
-    return _read(_ended(Path(root), name))
+    return _read(files, _ended(root, name))
 
 
 def start_experiment(
@@ -176,7 +175,7 @@ def start_experiment(
             are invalid, another experiment is running, or the salt would change.
         StoreError: A file is damaged.
     """
-    root = Path(root)
+    files = open_files(root)
     existing = VersionStore(root).versions()
     missing = sorted({version for version, _ in variants.values()} - set(existing))
     if missing:
@@ -187,15 +186,15 @@ def start_experiment(
         )
     if kept_versions is not None:
         require_room(root, [version for version, _ in variants.values()], kept_versions)
-    with FileLock(root / _LOCK):
-        running = _read(root / EXPERIMENT)
+    with files.lock():
+        running = _read(files, EXPERIMENT)
         if running is not None and running.name != name:
             raise ConfigError(
                 f"experiment {running.name} is running",
-                where=str(root / EXPERIMENT),
+                where=f"{root}/{EXPERIMENT}",
                 todo="Stop it first: a user can be in one experiment only.",
             )
-        earlier = running or _read(_ended(root, name))
+        earlier = running or _read(files, _ended(root, name))
         if earlier is not None and salt not in (None, earlier.salt):
             raise ConfigError(
                 f"experiment {name} has another salt: all its users would change variants",
@@ -204,11 +203,11 @@ def start_experiment(
             )
         salt = earlier.salt if earlier else salt or secrets.token_hex(16)
         started = _divided(root, name, salt, variants, earlier)
-        _write(root / EXPERIMENT, started)
+        _write(files, EXPERIMENT, started)
     return started
 
 
-def require_room(root: Path, versions: Collection[int], kept: int) -> None:
+def require_room(root: Path | str, versions: Collection[int], kept: int) -> None:
     """Reject an experiment of more versions than the replicas keep open, with the promoted one.
 
     Most requests would wait for a version to be opened.
@@ -235,25 +234,24 @@ def stop_experiment(root: Path | str) -> Experiment:
         ConfigError: No experiment is running.
         StoreError: The file is damaged.
     """
-    root = Path(root)
-    if _read(root / EXPERIMENT) is not None:
-        with FileLock(root / _LOCK):
-            running = _read(root / EXPERIMENT)
+    files = open_files(root)
+    if _read(files, EXPERIMENT) is not None:
+        with files.lock():
+            running = _read(files, EXPERIMENT)
             if running is not None:
                 ended = running.model_copy(update={"ended_at": int(time.time())})
-                _write(_ended(root, ended.name), ended)
-                (root / EXPERIMENT).unlink(missing_ok=True)
-                atomic.sync(root)
+                _write(files, _ended(root, ended.name), ended)
+                files.remove(EXPERIMENT)
                 return ended
     raise ConfigError(
         "no experiment is running",
-        where=str(root / EXPERIMENT),
+        where=f"{root}/{EXPERIMENT}",
         todo="Start an experiment first.",
     )
 
 
 def _divided(
-    root: Path,
+    root: Path | str,
     name: str,
     salt: str,
     variants: Mapping[str, tuple[int, float]],
@@ -270,7 +268,7 @@ def _divided(
         problems = "; ".join(problem["msg"] for problem in error.errors())
         raise ConfigError(
             f"the experiment is invalid: {problems}",
-            where=str(root / EXPERIMENT),
+            where=f"{root}/{EXPERIMENT}",
             todo="Correct its name, its variants and their shares.",
         ) from error
     if earlier is None:
@@ -283,30 +281,28 @@ def _divided(
     return fresh.model_copy(update={"variants": tuple(kept)})
 
 
-def _read(path: Path) -> Experiment | None:
+def _read(files: ExperimentFiles, name: str) -> Experiment | None:
     try:
-        return Experiment.model_validate_json(path.read_bytes())
+        return Experiment.model_validate_json(files.read(name))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValidationError, EngineError) as error:
         raise StoreError(
             f"the experiment cannot be read: {error}",
-            where=str(path),
+            where=f"{files.root}/{name}",
             todo="Restore the file from a copy, or delete it to end the experiment.",
         ) from error
 
 
-def _ended(root: Path, name: str) -> Path:
+def _ended(root: Path | str, name: str) -> str:
     if not re.fullmatch(_NAME, name):
         raise ConfigError(
             f"{name!r} is not a valid name of an experiment",
             where=str(root),
             todo="Use letters, digits, dots, hyphens and underscores, 64 at most.",
         )
-    return root / f"EXPERIMENT-{name}.json"
+    return f"EXPERIMENT-{name}.json"
 
 
-def _write(path: Path, experiment: Experiment) -> None:
-    # The service may run as another user than the one who starts an experiment.
-    content = experiment.model_dump_json(indent=2) + "\n"
-    atomic.replace_file(path, content.encode(), mode=0o644)
+def _write(files: ExperimentFiles, name: str, experiment: Experiment) -> None:
+    files.write(name, (experiment.model_dump_json(indent=2) + "\n").encode())

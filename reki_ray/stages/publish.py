@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ from reki_ray.store.manifest import (
 from reki_ray.store.tables import attributes_of, catalogue_table, knowledge_table, profiles_table
 from reki_ray.store.version import StoreVersion
 from reki_ray.store.versions import VersionStore, store_of
-from reki_ray.training.runs import Run
+from reki_ray.training.runs import Run, read_bundle
 from reki_ray.training.selection import choose_reranker, choose_run, with_arm
 
 
@@ -60,7 +59,7 @@ def run(config: RekiConfig, workspace: Workspace, reporter: Reporter) -> StageRe
     """Stage `publish`: build a version from the best trained run and make it current.
 
     Raises:
-        ConfigError: The configured arm cannot be served, or the workspace is remote.
+        ConfigError: The configured arm cannot be served.
         DataError: The representations do not cover the ids.
         StoreError: What was built does not open; the served version is unchanged.
     """
@@ -140,7 +139,6 @@ def publish_version(
         history: All interactions, by user, then time; profiles keep the latest.
 
     Raises:
-        ConfigError: The workspace is remote.
         DataError: The representations do not cover the ids.
         StoreError: What was built does not open; the served version is unchanged.
     """
@@ -202,7 +200,7 @@ class VersionBuilder:
 
     def __post_init__(self) -> None:
         """Open the model and the catalogue."""
-        self._bundle = bundles.load(self.run.local_path(self.chosen.folder))
+        self._bundle = read_bundle(self.run, self.chosen)
         self._items = self.tables.read_table(ITEMS)
 
     def learn(self, earlier: Sequence[Path]) -> None:
@@ -237,7 +235,7 @@ class VersionBuilder:
         write_indexed(folder / PROFILES_FILE, profiles, USER_ID)
         write_indexed(folder / CATALOGUE_FILE, catalogue_table(items), ITEM_ID)
         write_indexed(folder / KNOWLEDGE_FILE, self._knowledge(), ID)
-        _copy_model(self.run.local_path(self.chosen.folder), folder / MODEL_FOLDER)
+        _copy_model(self.run, self.chosen, folder / MODEL_FOLDER)
         fallback = self._write_vectors(folder, self._bundle, ids)
         write_retrieval(
             folder / RETRIEVAL_FOLDER,
@@ -284,7 +282,7 @@ class VersionBuilder:
         chosen = choose_reranker(self.config, self.run, self.chosen.arm)
         if chosen is None:
             return None
-        _copy_model(self.run.local_path(chosen.folder), folder)
+        _copy_model(self.run, chosen, folder)
         bundle = bundles.load_reranker(folder)
         # Its HEIN is not the model's: h is its own, while r serves both.
         stores = self.config.publish.prestore == "h"
@@ -309,7 +307,9 @@ class VersionBuilder:
         return knowledge_table(self.tables.read_table(KNOWLEDGE), clusters)
 
 
-def _copy_model(source: Path, target: Path) -> None:
+def _copy_model(workspace: Workspace, run: Run, target: Path) -> None:
     target.mkdir()
     for name in (bundles.WEIGHTS, bundles.DESCRIPTION):
-        shutil.copyfile(source / name, target / name)
+        with workspace.guarded("read"):
+            source = workspace.path(run.folder, name)
+            workspace.filesystem.get_file(source, str(target / name))

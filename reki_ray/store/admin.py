@@ -78,12 +78,13 @@ def versions(store: VersionStore, done: str = "") -> Versions:
     promoted_at = {promotion.version: promotion.at for promotion in store.history()}
     entries = []
     for number in store.versions():
-        layers, why = [], ""
+        layers: list[Manifest] = []
+        why = ""
         try:
-            layers = store.layers(number)
+            layers = store.manifests(number)
         except StoreError as error:
             why = f"{error.what} [{error.where}]"
-        manifest = layers[0][1] if layers else None
+        manifest = layers[0] if layers else None
         entries.append(
             VersionEntry(
                 version=number,
@@ -98,7 +99,7 @@ def versions(store: VersionStore, done: str = "") -> Versions:
     if current is not None and current not in store.versions():
         problem = f"version {current} is current, but missing"
     return Versions(
-        root=str(store.root), current=current, versions=entries, problem=problem, done=done
+        root=store.location, current=current, versions=entries, problem=problem, done=done
     )
 
 

@@ -25,7 +25,7 @@ _KEYS_A_STEP: Final = 65_536
 REPUBLISH = "Run `reki publish` to write a new version, or go back to an older one."
 
 
-def unusable(what: str, path: Path) -> StoreError:
+def unusable(what: str, path: Path | str) -> StoreError:
     """Error for a version's file that is missing, damaged, or does not fit the others."""
     return StoreError(what, where=str(path), todo=REPUBLISH)
 

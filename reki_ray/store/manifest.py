@@ -126,7 +126,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise StoreError(
             "there is no such version",
@@ -135,10 +135,21 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+    return parse_manifest(content, path)
+
+
+def parse_manifest(content: bytes, where: Path | str) -> Manifest:
+    """Manifest of a version from its JSON.
+
+    Raises:
+        StoreError: It is damaged, or the format is another.
+    """
+    try:
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise unusable(f"the manifest is damaged: {error.error_count()} errors", path) from error
+        raise unusable(f"the manifest is damaged: {error.error_count()} errors", where) from error
     if manifest.format != MANIFEST_FORMAT:
-        raise unusable(f"the version has format {manifest.format}, not {MANIFEST_FORMAT}", path)
+        raise unusable(f"the version has format {manifest.format}, not {MANIFEST_FORMAT}", where)
     return manifest
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -39,6 +39,10 @@ _UNCHANGED: Final = (
 )
 
 _logger = logging.getLogger(__name__)
+
+
+class NotCurrentError(StoreError):
+    """Another version than the expected one is current."""
 
 
 class Promotion(BaseModel):
@@ -99,6 +103,33 @@ def version_numbers(root: Path) -> list[int]:
     return sorted(int(n[1:]) for n in names if n[:1] == "v" and _NUMBER.fullmatch(n[1:]))
 
 
+class VersionPointer(Protocol):
+    """Which version of a store is served."""
+
+    def current(self) -> int:
+        """Number of the version that is served; raises StoreError."""
+
+    def require(self, expected: int | None) -> None:
+        """Refuse another current version than the expected one, by a NotCurrentError."""
+
+    def history(self) -> list[Promotion]:
+        """All promotions, oldest first; raises StoreError."""
+
+    def move(self, number: int, *, expected: int | None, seal: str, rollback: bool = False) -> None:
+        """Make a version the current one, and note it in the history; raises StoreError."""
+
+
+def require_current(current: int | None, expected: int, where: str) -> None:
+    """Refuse another current version than the expected one.
+
+    Raises:
+        NotCurrentError: It is another.
+    """
+    if current != expected:
+        what = "no version" if current is None else f"version {current}"
+        raise NotCurrentError(f"{what} is current, not {expected}", where=where, todo=_UNCHANGED)
+
+
 class Pointer:
     """Which version below a root is served; it has a lock of its own, held for a move alone."""
 
@@ -139,12 +170,12 @@ class Pointer:
         Raises:
             StoreError: It is another.
         """
-        if expected is not None and (current := self.current()) != expected:
-            raise StoreError(
-                f"version {current} is current, not {expected}",
-                where=str(self.root / CURRENT),
-                todo=_UNCHANGED,
-            )
+        if expected is not None:
+            require_current(self.current(), expected, str(self.root / CURRENT))
+
+    def history(self) -> list[Promotion]:
+        """All promotions, see `read`."""
+        return read(self.root)
 
     def move(self, number: int, *, expected: int | None, seal: str, rollback: bool = False) -> None:
         """Make a version the current one, and note it in the history.

@@ -10,13 +10,15 @@ model/ and names the version that it lies over, which must stay.
 
 Writers of versions take turns by one lock; the pointer has a lock of its own, which is held for
 its move alone: a promotion never waits for a version that is being built or exported.
+
+The root may also be a URL, as `s3://bucket/demo/publish`, see `store.remote`: versions are then
+uploaded, and fetched by each node that opens them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -24,15 +26,15 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from reki_ray.config import AdapterSettings, RekiConfig
-from reki_ray.core import atomic
+from reki_ray.core.storage import is_url
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import StoreError
 from reki_ray.schema import SIDES, Side
 from reki_ray.store import promotions
 from reki_ray.store.deltas import Delta, check_fits, write_compacted, write_delta
+from reki_ray.store.files import LocalFiles, StoreFiles
 from reki_ray.store.hash_index import write_indexed
 from reki_ray.store.manifest import (
     NO_MODEL,
@@ -41,14 +43,12 @@ from reki_ray.store.manifest import (
     Manifest,
     VersionWriter,
     folder_of,
-    layers_of,
     note_verified,
     seal_of,
     verified_seals,
     write_manifest,
 )
-from reki_ray.store.manifest import verify as verify_files
-from reki_ray.store.promotions import LOCK_MODE, Pointer, Promotion, version_numbers
+from reki_ray.store.promotions import NotCurrentError, Promotion
 from reki_ray.store.soundness import require_sound
 from reki_ray.store.tables import TABLES
 from reki_ray.store.vectors import DType, write_vectors
@@ -60,26 +60,33 @@ STORE_FOLDER: Final = "publish"
 VectorsById = tuple[Sequence[str], npt.NDArray[Any]]
 """N distinct ids and their vectors, shape (N, q)."""
 
-_SCRATCH: Final = ".scratch-"
+_ATTEMPTS: Final = 5
+"""Times that an upsert is built again because another version was promoted meanwhile."""
 
 
 class VersionStore:
-    """All versions below one folder on the local disk.
+    """All versions below one folder, or below a URL that every node sees.
 
     Args:
-        root: The folder; `publish` creates it.
+        root: The folder, which `publish` creates, or the URL, as `s3://bucket/demo/publish`.
         vectors: Where replicas look vectors up: what is published is exported to there, and
             nothing is promoted that is not there. None: in the versions' own files.
+
+    Attributes:
+        root: The folder; for a URL that of this node's copies.
+        location: The folder, or the URL.
     """
 
     def __init__(self, root: Path | str, vectors: AdapterSettings | None = None) -> None:
-        self.root = Path(root)
+        self._files = _files_of(root)
+        self.root = self._files.root
+        self.location = self._files.location
         self.vectors = vectors or AdapterSettings()
-        self._pointer = Pointer(self.root)
+        self._pointer = self._files.pointer
 
     def versions(self) -> list[int]:
         """Numbers of the finished versions, ascending."""
-        return version_numbers(self.root)
+        return self._files.numbers()
 
     def current(self) -> int:
         """Number of the version that is served.
@@ -95,11 +102,27 @@ class VersionStore:
         Raises:
             StoreError: The history is damaged or cannot be read.
         """
-        return promotions.read(self.root)
+        return self._pointer.history()
 
     def folder(self, version: int) -> Path:
-        """Folder of a version."""
+        """Folder of a version; for a URL that of this node's copy, once there is one."""
         return folder_of(self.root, version)
+
+    def manifest(self, version: int) -> Manifest:
+        """Manifest of a version, of which nothing else is fetched.
+
+        Raises:
+            StoreError: There is no such version, or its manifest is damaged.
+        """
+        return self._files.manifest(version)
+
+    def manifests(self, version: int) -> list[Manifest]:
+        """Manifests of a version and of all that it lies over, newest first; fetches nothing else.
+
+        Raises:
+            StoreError: See `layers`.
+        """
+        return self._files.manifests(version)
 
     def open(
         self,
@@ -119,10 +142,7 @@ class VersionStore:
                 version below it is missing or was changed; a server does not hold it.
         """
         number = self.current() if version is None else version
-        layers = self.layers(number)
-        if verify:
-            for folder, manifest in layers:
-                verify_files(folder, manifest)
+        layers = self._files.verify(number) if verify else self.layers(number)
         return StoreVersion(layers, vectors)
 
     def open_served(self, version: int | None = None) -> StoreVersion:
@@ -132,11 +152,14 @@ class VersionStore:
         that a promotion, or a replica before, has compared.
         """
         number = self.current() if version is None else version
-        seal = seal_of(self.layers(number))  # before: what is written meanwhile shows
-        if self._is_sealed(seal) or seal in verified_seals(self.root):
-            return self.open(number, verify=False, vectors=self.vectors)
-        opened = self.open(number, vectors=self.vectors)
-        note_verified(self.root, seal)
+        seals = self._files.seals(self.layers(number))  # before: what is written meanwhile shows
+        known = all(self._files.is_sealed(s) or s in verified_seals(self.root) for s in seals)
+        if self._copies and self.vectors.kind == "lmdb":  # a folder of this node, as the copies are
+            self._export(number)
+        opened = self.open(number, verify=not known, vectors=self.vectors)
+        if not known:
+            for seal in seals:
+                note_verified(self.root, seal)
         return opened
 
     def layers(self, version: int) -> list[tuple[Path, Manifest]]:
@@ -145,7 +168,7 @@ class VersionStore:
         Raises:
             StoreError: One is missing, was changed, or does not fit the one above it.
         """
-        return layers_of(self.root, version)
+        return self._files.layers(version)
 
     def publish(
         self, fill: VersionWriter, *, promote: bool = True, expected: int | None = None
@@ -160,15 +183,13 @@ class VersionStore:
             StoreError: The disk refuses, what was built does not open or cannot be exported, or
                 another version than the expected one is current; the served version is unchanged.
         """
-        atomic.make_folder(self.root)
-        with FileLock(self.root / ".lock", mode=LOCK_MODE):
-            for abandoned in self.root.glob(f"{_SCRATCH}*"):  # of a publish that was killed
-                shutil.rmtree(abandoned)
-            scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=self.root))
+        with self._files.turn():
+            before = None if self._files.takes_turns else self._current_or_none()
+            scratch = self._files.scratch()
             try:
-                number = self._next_number()
-                self._build(scratch, fill, number)
-                atomic.move(scratch, self.folder(number))
+                number = self._files.next_number()
+                manifest = self._build(scratch, fill, number)
+                self._files.place(scratch, number)
             except OSError as error:
                 raise StoreError(
                     f"the version cannot be built: {error.strerror or error}",
@@ -178,6 +199,9 @@ class VersionStore:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             self._export(number)
+            # Without turns, a delta over the current version would hide one promoted meanwhile.
+            if expected is None and manifest.base is not None and manifest.base.version == before:
+                expected = before
             if promote:
                 self._promote_built(number, expected)
         return number
@@ -258,6 +282,9 @@ class VersionStore:
             check_fits(delta, below)
             return write_delta(delta, below, folder)
 
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(NotCurrentError):
+                return self.publish(fill, promote=promote)
         return self.publish(fill, promote=promote)
 
     def compact(self, version: int | None = None, *, promote: bool = True) -> int:
@@ -315,7 +342,7 @@ class VersionStore:
         if target is None:
             raise StoreError(
                 "no version was promoted before the present one",
-                where=str(self.root / promotions.HISTORY),
+                where=f"{self.location}/{promotions.HISTORY}",
                 todo=f"Name one of {self.versions()}: `reki promote N`.",
             )
         self._promote(target, expected=present, rollback=True)
@@ -323,21 +350,28 @@ class VersionStore:
 
     def _promote(self, version: int, *, expected: int | None, rollback: bool) -> None:
         verified = seal_of(self.layers(version))  # before: what is written meanwhile shows
+        if self._copies:
+            self._files.verify(version, published=True)
         with closing(self.open(version, vectors=self.vectors)) as opened:
             require_sound(opened)
         self._pointer.move(version, expected=expected, rollback=rollback, seal=verified)
 
-    def _next_number(self) -> int:
-        numbers = self.versions()
-        with contextlib.suppress(StoreError):  # a damaged history keeps no version from coming
-            # A deleted version's number stays used.
-            numbers += [promotion.version for promotion in self.history()]
-        return max(numbers, default=0) + 1
+    @property
+    def _copies(self) -> bool:
+        """Whether local files are copies of what a URL holds."""
+        return not self._files.takes_turns
 
-    def _build(self, scratch: Path, fill: VersionWriter, number: int) -> None:
+    def _current_or_none(self) -> int | None:
+        try:
+            return self.current()
+        except StoreError:
+            return None
+
+    def _build(self, scratch: Path, fill: VersionWriter, number: int) -> Manifest:
         manifest = write_manifest(scratch, fill(scratch), number)
         below = [] if manifest.base is None else self.layers(manifest.base.version)
         require_sound(StoreVersion([(scratch, manifest), *below]))
+        return manifest
 
     def _export(self, number: int) -> None:
         try:
@@ -354,29 +388,29 @@ class VersionStore:
         try:
             layers = self.layers(number)
             # The checksums of what it lies over were not compared now.
-            compared = len(layers) == 1 or self._is_sealed(seal_of(layers[1:]))
+            compared = len(layers) == 1 or self._files.is_sealed(seal_of(layers[1:]))
             seal = seal_of(layers) if compared else ""
             self._pointer.move(number, expected=expected, seal=seal)
         except StoreError as error:
-            raise StoreError(
+            kind = NotCurrentError if isinstance(error, NotCurrentError) else StoreError
+            raise kind(
                 f"version {number} is built, but not promoted: {error.what}",
                 where=error.where,
                 todo=f"If it is still wanted: `reki promote {number}`.",
             ) from error
 
-    def _is_sealed(self, seal: str) -> bool:
-        """Whether a promotion has compared the checksums of the files of this seal."""
-        try:
-            return any(promotion.seal == seal for promotion in self.history())
-        except StoreError:  # a damaged history costs time, but no version
-            return False
-
 
 def store_of(config: RekiConfig, workspace: Workspace) -> VersionStore:
-    """The versions of a run, whose `store.vectors` says where replicas look vectors up.
-
-    Raises:
-        ConfigError: The workspace is remote.
-    """
-    root = workspace.local_path(STORE_FOLDER)
+    """The versions of a run, whose `store.vectors` says where replicas look vectors up."""
+    root = (
+        workspace.path(STORE_FOLDER) if workspace.is_local else f"{workspace.root}/{STORE_FOLDER}"
+    )
     return VersionStore(root, config.store.vectors.resolved())
+
+
+def _files_of(root: Path | str) -> StoreFiles:
+    if isinstance(root, str) and is_url(root):
+        from reki_ray.store.remote import RemoteFiles  # imports fsspec
+
+        return RemoteFiles(root)
+    return LocalFiles(Path(root))

@@ -29,13 +29,18 @@ OTHERWISE = {
     "reki_ray/store/manifest.py": {"write_manifest", "note_verified"},
     "reki_ray/stages/publish.py": {"_copy_model"},
     "reki_ray/store/deltas.py": {"write_compacted"},
-    "reki_ray/store/versions.py": {"VersionStore.publish"},
+    "reki_ray/store/files.py": {"LocalFiles.scratch"},
     "reki_ray/training/runs.py": {"write_run"},
     # Ray copies the folder, and names the checkpoint when the copy is whole.
     "reki_ray/training/checkpoint.py": {"write_state"},
     # Object stores: a put is atomic. A link is there or not.
-    "reki_ray/core/storage.py": {"Storage.writing", "Storage.move"},
+    "reki_ray/core/storage.py": {"Storage.writing", "Storage.create", "Storage.write_text"},
+    "reki_ray/core/run_lock.py": {"lock_objects.beat"},
     "reki_ray/core/workspace.py": {"Workspace.link_caches"},
+    "reki_ray/store/remote.py": {
+        *("RemoteFiles.place.upload", "RemoteFiles.scratch", "RemoteFiles._fetch"),
+        *("RemoteFiles._copy", "_drop"),
+    },
     # A log is appended to; its lines tell whether they are whole.
     "reki_ray/events/segments.py": {"SegmentWriter._create"},
     # Opens for reading.

@@ -163,6 +163,7 @@ NO_LOOPS: dict[str, str] = {
     "deployments/bulkhead.py": "whoever asks waits for the call",
     "deployments/parts/version_cache.py": "whoever asks for a version waits for it, or is told",
     "reki_ray/core/content_store.py": "the results are read, and with them what was raised",
+    "reki_ray/store/remote.py": "as above",
     "reki_ray/stages/extract_runner.py": "as above",
     "reki_ray/stages/train.py": "as above",
     "reki_ray/tuning/search.py": "as above",
