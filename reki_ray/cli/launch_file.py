@@ -89,14 +89,13 @@ class LaunchFile:
         """Nodes that must be there after the launch: the head and the minimum of workers."""
         if self.local:
             workers = len(self.hosts) - 1
-            return 1 + min(
-                workers,
-                self.content.get("min_workers", workers),
-                self.content.get("max_workers", workers),
-            )
+            limits = (self.content.get(key, workers) for key in ("min_workers", "max_workers"))
+            return 1 + min(workers, *map(int, limits))
         types = self.content.get("available_node_types") or {}
         head = self.content.get("head_node_type")
-        return 1 + sum(kind.get("min_workers", 0) for name, kind in types.items() if name != head)
+        return 1 + sum(
+            int(kind.get("min_workers", 0)) for name, kind in types.items() if name != head
+        )
 
     @property
     def programs(self) -> str:
