@@ -13,7 +13,7 @@ VENV        := .venv
 READY       := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-avx2 lint slow bench reference docs clean
+.PHONY: help setup demo test test-avx2 test-cluster lint slow bench reference docs clean
 
 help:  ## Show the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 20
@@ -55,7 +55,10 @@ test-avx2: setup  ## The tests without Ray as on an x86 processor without AVX512
 		$(VENV)/bin/python -m pytest -m "$(FAST)" || exit 1; done
 
 slow: setup  ## The tests that take too long for `make test`
-	@$(VENV)/bin/python -m pytest -m slow
+	@$(VENV)/bin/python -m pytest -m "slow and not cluster"
+
+test-cluster: setup  ## A cluster on hosts made of namespaces (Linux, root), about 10 minutes
+	@$(VENV)/bin/python -m pytest -x -m cluster tests/cluster
 
 bench: setup  ## The benchmarks, each writing benchmarks/out/<name>.json; then docs/results/benchmarks.md
 	@$(VENV)/bin/reki bench extract

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from reki_ray.cli import serve, stages, status
+from reki_ray.cli import launch, serve, stages, status, submit
 from reki_ray.cli.failures import explain
 from reki_ray.cli.options import ConfigOption, JsonOption, WorkspaceOption, names, open_run, show
 from reki_ray.cli.views import health, published
@@ -65,8 +65,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _part in (stages, serve):
+for _part in (stages, serve, submit):
     app.add_typer(_part.app)  # without a name: adds its commands, not a group
+app.add_typer(launch.app, name="launch")
 
 
 def main() -> None:

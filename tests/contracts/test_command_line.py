@@ -24,6 +24,9 @@ COMMANDS = {
     "extract": "--config -c --workspace --force --json",
     "import-knowledge": "FILE --config -c --workspace --kind --source --strict --json",
     "ingest": "--config -c --workspace --force --json",
+    "launch down": "FILE --json",
+    "launch status": "FILE --json",
+    "launch up": "FILE --attempts --wait-minutes --restart --no-restart",
     "plan": "--config -c --workspace --users --items --tokens-per-second "
     "--prefill-tokens-per-second --engines --measure --no-measure --json",
     "promote": "VERSION --config -c --expected --workspace --json",
@@ -33,6 +36,7 @@ COMMANDS = {
     "run": "--config -c --workspace --until --force --json",
     "serve": "--config -c --workspace",
     "status": "--config -c --workspace --json",
+    "submit": "FILE --again --detach",
     "sweep": "--config -c --vary --workspace --until --json",
     "train": "--config -c --workspace --force --json",
     "tune": "--config -c --workspace --backbones --arm --trials --concurrency --seed --out --json",
