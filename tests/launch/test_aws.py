@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
-from ray.core.generated.instance_manager_pb2 import Instance
+from ray.core.generated.instance_manager_pb2 import Instance  # type: ignore[attr-defined]
 from ray.scripts.scripts import cli as ray_cli
 from typer.main import get_command
 
@@ -42,8 +43,12 @@ class _Template(yaml.SafeLoader):
     """Reads CloudFormation's short forms: `!Ref X` as {"Ref": "X"}."""
 
 
+def _short_form(tag: str, loader: yaml.SafeLoader, node: yaml.ScalarNode) -> dict[str, str]:
+    return {tag: node.value}
+
+
 for _tag in ("Ref", "Sub", "GetAtt"):
-    _Template.add_constructor(f"!{_tag}", lambda loader, node, tag=_tag: {tag: node.value})
+    _Template.add_constructor(f"!{_tag}", partial(_short_form, _tag))
 RESOURCES: dict[str, Any] = yaml.load(
     (ROOT / "launch/aws/resources.yaml").read_text(encoding="utf-8"), _Template
 )["Resources"]
@@ -93,7 +98,13 @@ def launched(hosts: LaunchedHosts, cluster: dict[str, Any]) -> dict[str, Any]:
     config = commands._bootstrap_config(cluster, no_config_cache=True)
     with contextlib.suppress(click.ClickException):  # the failures say more
         commands.get_or_create_head_node(
-            config, "cluster.yaml", False, False, True, None, _runner=hosts
+            config,
+            "cluster.yaml",
+            False,
+            False,
+            True,
+            None,
+            _runner=hosts,  # type: ignore[arg-type]  # of the module `subprocess` it calls these alone
         )
     assert hosts.failures == []
     return config

@@ -16,7 +16,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.node_provider import NodeProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
-from ray.core.generated.instance_manager_pb2 import Instance
+from ray.core.generated.instance_manager_pb2 import Instance  # type: ignore[attr-defined]
 
 from reki_ray.config import load_config
 from tests.support.launched_hosts import LaunchedHosts
@@ -26,7 +26,7 @@ TEXT = (ROOT / "launch/gcp.yaml").read_text(encoding="utf-8")
 AWS: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 
 
-class _OneNode(NodeProvider):  # type: ignore[misc]
+class _OneNode(NodeProvider):
     """A provider of one running node, named by its address."""
 
     def __init__(self) -> None:

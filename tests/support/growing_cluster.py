@@ -71,9 +71,6 @@ class GpuEngine(ScriptedBatchEngine):
         super().__init__(config, extract, template)
         self.demand = {"CPU": 0.0, "GPU": 1.0}
 
-    def actors(self, **limits: Any) -> dict[str, Any]:
-        return {**super().actors(**limits), "num_gpus": 1}
-
 
 def main() -> None:
     """Grow from no node to three and back."""
@@ -86,7 +83,7 @@ def main() -> None:
     watcher = threading.Thread(target=_watch, args=(counts, stop))
     watcher.start()
     try:
-        extract_stage.build_engine = build_engine
+        vars(extract_stage)["build_engine"] = build_engine
         config = faulty_engine.config(
             workspace.root,
             engine={"kind": "scripted", "seconds": 1.0},
@@ -117,7 +114,7 @@ def _start() -> Any:
             return io.StringIO(yaml.safe_dump(dict(_EXAMPLE)))
         return open(path, *arguments, **options)
 
-    cluster_utils.open = read
+    vars(cluster_utils)["open"] = read
     resources = {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}
     cluster = cluster_utils.AutoscalingCluster(
         head_resources={"CPU": 2},
