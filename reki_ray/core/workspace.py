@@ -122,11 +122,11 @@ class Workspace(Storage):
 
     def parts(self, table: Table) -> list[str]:
         """Paths of a table's files, in name order; empty if the table does not exist."""
-        folder = self.path(table.path)
-        with self.guarded("read"):
-            if not self.filesystem.exists(folder):
-                return []
-            paths = self.filesystem.ls(folder, detail=False)
+        try:  # asking first whether it exists would be two more requests of three
+            with self.guarded("read"):
+                paths = self.filesystem.ls(self.path(table.path), detail=False)
+        except FileNotFoundError:
+            return []
         return sorted(path for path in paths if path.endswith(".parquet"))
 
     def identify(self, table: Table) -> list[tuple[str, int, str]]:
