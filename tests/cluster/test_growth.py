@@ -32,6 +32,7 @@ def test_nodes_come_for_a_queue_of_prompts_and_go_after_it() -> None:
         env={
             **os.environ,
             "PYTHONPATH": str(REPOSITORY),
+            "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",  # Ray calls `ray`
             # A token that is visible where /tmp is private.
             "RAY_AUTH_MODE": "disabled",
         },

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import yaml
 
-from reki_ray.core.ray_cluster import set_environment
+from reki_ray.core.ray_cluster import capacity, set_environment
 
 set_environment()  # before Ray is imported
 
@@ -36,6 +36,7 @@ from tests.support import faulty_engine  # noqa: E402
 
 MOST_NODES: Final = 3
 IDLE_SECONDS: Final = 300.0
+REPORT_SECONDS: Final = 120.0
 
 # Ray 2.60's wheel lacks the example file that its fake autoscaler reads.
 _EXAMPLE: Final[Mapping[str, Any]] = {
@@ -81,6 +82,9 @@ def main() -> None:
     faulty_engine.fill(workspace)
     cluster = _start()
     ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
+    deadline = time.monotonic() + REPORT_SECONDS
+    while capacity().get("GPU", 0) < MOST_NODES and time.monotonic() < deadline:
+        time.sleep(1)  # the autoscaler reports what it may start a while after the head's start
     counts: list[int] = []
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(counts, stop))
