@@ -90,7 +90,7 @@ def main() -> None:
     watcher = threading.Thread(target=_watch, args=(counts, stop))
     watcher.start()
     try:
-        extract_stage.build_engine = build_engine
+        setattr(extract_stage, "build_engine", build_engine)  # noqa: B010  # for this process
         config = faulty_engine.config(
             workspace.root,
             engine={"kind": "scripted", "seconds": 1.0},
@@ -121,7 +121,7 @@ def _start() -> Any:
             return io.StringIO(yaml.safe_dump(dict(_EXAMPLE)))
         return open(path, *arguments, **options)
 
-    cluster_utils.open = read
+    setattr(cluster_utils, "open", read)  # noqa: B010
     resources = {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}
     cluster = cluster_utils.AutoscalingCluster(
         head_resources={"CPU": 2},
