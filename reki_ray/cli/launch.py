@@ -21,7 +21,7 @@ from reki_ray.core.formats import counted
 from reki_ray.core.progress import Reporter
 from reki_ray.errors import EngineError
 
-_RAY_PROCESSES: Final = "raylet|gcs_server"
+_RAY_PROCESSES: Final = ("raylet", "gcs_server")
 _SSH_FAILED: Final = 255
 
 FileArgument = Annotated[
@@ -179,9 +179,8 @@ def _stop(launch: LaunchFile, host: str) -> Stopped:
         # The next cluster starts afresh. Only what Ray's database wrote is removed.
         folder = launch.state_folder
         command += f"; test -e {folder}/session_name && rm -r {folder}"
-    # By user id, and by the name of the program, not by the whole command line.
-    listing = f"pgrep -l -u $(id -u) '^({_RAY_PROCESSES})$' || true"
-    answer = launch.on_host(host, f"{command}; {listing}")
+    listings = "; ".join(f"pgrep -l -u $(id -u) -x {name}" for name in _RAY_PROCESSES)
+    answer = launch.on_host(host, f"{command}; {listings}; true")
     if answer.code == _SSH_FAILED:
         return Stopped(host=host, left=[], error=f"unreachable: {answer.output.strip()[-200:]}")
     return Stopped(host=host, left=[line[:80] for line in answer.output.splitlines() if line])

@@ -21,7 +21,7 @@ from reki_ray.schema import BODY, PROMPT_HASH, QUESTION_SCHEMA, Table
 _ROW: Final = "row"
 
 PENDING: Final = Table("extract/pending", pa.schema([pa.field(_ROW, pa.int32(), nullable=False)]))
-"""Pending rows of the plan's file of the same name."""
+"""Pending rows of the plan's files; each search for them writes files of its own."""
 
 _DOCUMENT = "extract/asking.json"
 
@@ -33,11 +33,13 @@ class WorkUnit:
     Attributes:
         part: Name of the plan's file.
         start: First row of the unit among that file's pending rows.
+        search: Ends the names of the files with the pending rows.
     """
 
     part: str
     start: int
     stop: int
+    search: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class PendingUnits:
         parts: Pending prompts by file of the plan.
         hits: Planned subjects whose prompt has an answer.
         prompts: Distinct prompts of the plan.
+        search: Ends the names of the files with the pending rows.
     """
 
     parts: dict[str, int]
     hits: int
     prompts: int
+    search: str = ""
 
     @property
     def rows(self) -> int:
@@ -71,7 +75,10 @@ class PendingUnits:
         units, offset = [], 0
         for part, count in self.parts.items():
             first, last = max(skip - offset, 0), min(end - offset, count)
-            units += [WorkUnit(part, at, min(at + rows, last)) for at in range(first, last, rows)]
+            units += [
+                WorkUnit(part, at, min(at + rows, last), self.search)
+                for at in range(first, last, rows)
+            ]
             offset += count
         return units
 
@@ -93,6 +100,7 @@ def begin(workspace: Workspace, plan: str) -> str:
 
 def finish(workspace: Workspace, plan: str, attempt_id: str) -> None:
     """Finish an attempt that has no pending prompts left."""
+    workspace.remove(PENDING.path)
     workspace.write_json(_DOCUMENT, {"plan": plan, "asking": attempt_id, "finished": True})
 
 
@@ -121,23 +129,26 @@ def find_pending(location: str, attempt_id: str) -> PendingUnits:
     distinct[first] = True
     pending = distinct & ~answered & ~failed
     counts = {}
-    with workspace.replacing("extract", [PENDING]) as scratch:
-        for number, part in enumerate(parts):
-            rows = row[pending & (file == number)].astype(np.int32)
-            if len(rows):
-                name = PurePath(part).stem
-                scratch.write_table(PENDING, pa.table({_ROW: rows}), part=name)
-                counts[name] = len(rows)
-    return PendingUnits(counts, hits=int(answered.sum()), prompts=len(first))
+    # Never replaced: this task on a host that was cut off for a while may still run after another
+    # host has repeated it, and would remove the files that the engines read.
+    search = f".{uuid.uuid4().hex}"
+    workspace.forget("extract")
+    for number, part in enumerate(parts):
+        rows = row[pending & (file == number)].astype(np.int32)
+        if len(rows):
+            name = PurePath(part).stem
+            workspace.write_table(PENDING, pa.table({_ROW: rows}), part=f"{name}{search}")
+            counts[name] = len(rows)
+    return PendingUnits(counts, hits=int(answered.sum()), prompts=len(first), search=search)
 
 
 def read_unit(workspace: Workspace, unit: WorkUnit) -> pa.Table:
     """Read the questions of a work unit, rows of `QUESTION_SCHEMA`."""
-    name = f"{unit.part}.parquet"
-    plan = workspace.path(PLAN.path, name)
+    plan = workspace.path(PLAN.path, f"{unit.part}.parquet")
     with reading(PLAN, plan), workspace.filesystem.open(plan, "rb") as opened:
         pending = pq.read_table(
-            workspace.path(PENDING.path, name), filesystem=workspace.arrow_filesystem
+            workspace.path(PENDING.path, f"{unit.part}{unit.search}.parquet"),
+            filesystem=workspace.arrow_filesystem,
         )
         rows = pending[_ROW].to_numpy()[unit.start : unit.stop]
         source = pq.ParquetFile(opened)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import yaml
 
-from reki_ray.core.ray_cluster import set_environment
+from reki_ray.core.ray_cluster import capacity, set_environment
 
 set_environment()  # before Ray is imported
 
@@ -36,6 +36,7 @@ from tests.support import faulty_engine  # noqa: E402
 
 MOST_NODES: Final = 3
 IDLE_SECONDS: Final = 300.0
+REPORT_SECONDS: Final = 120.0
 
 # Ray 2.60's wheel lacks the example file that its fake autoscaler reads.
 _EXAMPLE: Final[Mapping[str, Any]] = {
@@ -78,12 +79,15 @@ def main() -> None:
     faulty_engine.fill(workspace)
     cluster = _start()
     ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
+    deadline = time.monotonic() + REPORT_SECONDS
+    while capacity().get("GPU", 0) < MOST_NODES and time.monotonic() < deadline:
+        time.sleep(1)  # the autoscaler reports what it may start a while after the head's start
     counts: list[int] = []
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(counts, stop))
     watcher.start()
     try:
-        vars(extract_stage)["build_engine"] = build_engine
+        setattr(extract_stage, "build_engine", build_engine)  # noqa: B010  # for this process
         config = faulty_engine.config(
             workspace.root,
             engine={"kind": "scripted", "seconds": 1.0},
@@ -114,7 +118,7 @@ def _start() -> Any:
             return io.StringIO(yaml.safe_dump(dict(_EXAMPLE)))
         return open(path, *arguments, **options)
 
-    vars(cluster_utils)["open"] = read
+    setattr(cluster_utils, "open", read)  # noqa: B010
     resources = {"CPU": 1, "GPU": 1, "object_store_memory": 100_000_000}
     cluster = cluster_utils.AutoscalingCluster(
         head_resources={"CPU": 2},
