@@ -105,7 +105,9 @@ def test_a_promotion_at_one_node_is_followed_by_another(root: str, node: Node) -
         assert b.get("/v1/versions").json()["current"] == 2
         VersionStore(root).promote(1)
         for client in (a, b):
-            wait_for(lambda client=client: client.get("/v1/versions").json()["current"] == 1)
+            wait_for(
+                partial(lambda client: client.get("/v1/versions").json()["current"] == 1, client)
+            )
 
 
 def test_an_experiment_counts_what_all_nodes_showed(root: str, node: Node) -> None:
@@ -114,7 +116,11 @@ def test_an_experiment_counts_what_all_nodes_showed(root: str, node: Node) -> No
     shown = 0
     with node("a") as a, node("b") as b:
         for client in (a, b):
-            wait_for(lambda client=client: len(client.get("/v1/versions").json()["variants"]) == 2)
+            wait_for(
+                partial(
+                    lambda client: len(client.get("/v1/versions").json()["variants"]) == 2, client
+                )
+            )
             for user in ("u0", "u1", "u3"):
                 body = {"user_id": user, "candidates": ["m1", "m2"]}
                 assert client.post("/v1/score", json=body).status_code == 200

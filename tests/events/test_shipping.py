@@ -21,7 +21,7 @@ import s3fs
 from reki_ray.config import DataConfig, RefreshConfig
 from reki_ray.core.storage import Storage
 from reki_ray.errors import EngineError
-from reki_ray.events import segments, shipping
+from reki_ray.events import shipping
 from reki_ray.events.batches import EventBatches
 from reki_ray.events.event_mapping import EventRules
 from reki_ray.events.log import Event, EventLog, EventReader
@@ -289,7 +289,7 @@ def test_pruned_segments_go_everywhere(
     reader = EventReader(b.events)
     assert len(list(reader.read())) == 1
     later = time.time() + DAYS
-    monkeypatch.setattr(segments.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     monkeypatch.setattr(shipping, "_TIDY_SECONDS", 0.0)
     assert prune_log(b, "events", {}, 3 * 86_400) == 0  # not read
     assert prune_log(b, "events", reader.place, 3 * 86_400) == 1
