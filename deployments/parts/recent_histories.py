@@ -65,7 +65,10 @@ class RecentHistories:
         """Stop the threads."""
         self._follower.stop()
         if self._shipping is not None:
-            self._shipping.stop()
+            try:
+                self._shipping.close()  # whichever part of a node ends last ships what is left
+            except (RekiError, OSError) as error:
+                logger.warning("the next process of this node ships the last events: %s", error)
 
     def _follow(self) -> None:
         if self._recent is None:

@@ -49,6 +49,7 @@ _NODE: Final = "node"
 _LOCK: Final = ".shipping.lock"
 _KEY_BYTES: Final = 32
 _CLOSE_SECONDS: Final = 1.0
+_TURN_SECONDS: Final = 0.2
 _TIDY_SECONDS: Final = 3_600.0
 _TRANSFERS: Final = 8
 _SEPARATOR: Final = "~"
@@ -72,6 +73,7 @@ class Shipping:
         self._lock = FileLock(folders.root / _LOCK, thread_local=False)
         self._turn = threading.Lock()
         self._holds = False
+        self._ended = False
         self._node = ""
         self._shipped: Lengths = {log: {} for log in LOGS}
         self._noted: Lengths | None = None
@@ -88,18 +90,21 @@ class Shipping:
 
     def stop(self, seconds: float = 0.0) -> None:
         """Stop, and let another process of this node go on."""
-        if self._storage is not None and self._thread.stop(seconds):
-            with self._turn:
+        self._ended = True  # a step that takes longer releases the lock at its end
+        self._thread.stop(seconds)
+        if self._turn.acquire(timeout=_TURN_SECONDS):
+            try:
                 self._release()
+            finally:
+                self._turn.release()
 
     def close(self) -> None:
         """Ship what is left, and stop; what cannot be shipped now, the next process ships."""
-        if self._storage is not None and self._thread.stop(_CLOSE_SECONDS):
-            try:
+        try:
+            if self._thread.stop(_CLOSE_SECONDS):
                 self.step()
-            finally:
-                with self._turn:
-                    self._release()
+        finally:
+            self.stop()
 
     def step(self) -> bool:
         """Ship what is new here, and bring what is new elsewhere.
@@ -114,15 +119,19 @@ class Shipping:
         if self._storage is None:
             return False
         with self._turn:
-            if not self._holds and not self._acquire():
-                return False
-            for log in LOGS:
-                self._ship(self._storage, log)
-            self._note(self._storage)
-            self._bring(self._storage)
-            if time.monotonic() - self._tidied_at > _TIDY_SECONDS:
-                self._tidy(self._storage)
-            return True
+            try:
+                if not self._holds and not self._acquire():
+                    return False
+                for log in LOGS:
+                    self._ship(self._storage, log)
+                self._note(self._storage)
+                self._bring(self._storage)
+                if time.monotonic() - self._tidied_at > _TIDY_SECONDS:
+                    self._tidy(self._storage)
+                return True
+            finally:
+                if self._ended:
+                    self._release()
 
     # --- one process of a node ---------------------------------------------------------------
 

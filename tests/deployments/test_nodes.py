@@ -100,16 +100,14 @@ def test_an_event_at_one_node_is_in_the_next_answer_of_another(node: Node) -> No
         assert recommended(c) == set(ITEM_IDS) - {"m3"}
 
 
-def answers(client: TestClient, expected: Callable[[dict[str, Any]], bool]) -> bool:
-    return expected(client.get("/v1/versions").json())
-
-
 def test_a_promotion_at_one_node_is_followed_by_another(root: str, node: Node) -> None:
     with node("a") as a, node("b") as b:
         assert b.get("/v1/versions").json()["current"] == 2
         VersionStore(root).promote(1)
         for client in (a, b):
-            wait_for(partial(answers, client, lambda versions: versions["current"] == 1))
+            wait_for(
+                partial(lambda client: client.get("/v1/versions").json()["current"] == 1, client)
+            )
 
 
 def test_an_experiment_counts_what_all_nodes_showed(root: str, node: Node) -> None:
@@ -118,7 +116,11 @@ def test_an_experiment_counts_what_all_nodes_showed(root: str, node: Node) -> No
     shown = 0
     with node("a") as a, node("b") as b:
         for client in (a, b):
-            wait_for(partial(answers, client, lambda versions: len(versions["variants"]) == 2))
+            wait_for(
+                partial(
+                    lambda client: len(client.get("/v1/versions").json()["variants"]) == 2, client
+                )
+            )
             for user in ("u0", "u1", "u3"):
                 body = {"user_id": user, "candidates": ["m1", "m2"]}
                 assert client.post("/v1/score", json=body).status_code == 200

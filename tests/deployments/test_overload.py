@@ -161,7 +161,7 @@ class Hang:
         self.scorer = HeldScorer(held=kind == "score")
         places: dict[str, tuple[type, str, str]] = {
             "versions": (StoreAccess, "arm", "read-versions"),
-            "listing": (VersionStore, "folder", "list-versions"),
+            "listing": (VersionStore, "manifest", "list-versions"),
             "promotion": (VersionStore, "promote", "promote"),
         }
         if kind in places:

@@ -289,7 +289,7 @@ def test_pruned_segments_go_everywhere(
     reader = EventReader(b.events)
     assert len(list(reader.read())) == 1
     later = time.time() + DAYS
-    monkeypatch.setattr("time.time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     monkeypatch.setattr(shipping, "_TIDY_SECONDS", 0.0)
     assert prune_log(b, "events", {}, 3 * 86_400) == 0  # not read
     assert prune_log(b, "events", reader.place, 3 * 86_400) == 1

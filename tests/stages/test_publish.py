@@ -24,11 +24,12 @@ from reki_ray.retrieval.load import open_candidates
 from reki_ray.stages import publish
 from reki_ray.stages.pipeline import fingerprints, run_stages, select
 from reki_ray.stages.update import publish_arm
+from reki_ray.store.soundness import require_finite_scores
 from reki_ray.store.version import StoreVersion
 from reki_ray.store.versions import VersionStore
 from reki_ray.training import selection
 from tests.conftest import TinyConfig
-from tests.support import store_factory
+from tests.support import s3_server, store_factory
 from tests.support.store_factory import ITEM_IDS, REPRESENTATION, USER_IDS
 
 AUCS = {
@@ -102,6 +103,27 @@ def _bundle(arm: str, seed: int) -> ModelBundle:
 
 def _train(*arms: str) -> dict[str, Any]:
     return {"arms": ["fair_base", *arms], "seeds": [0, 1]}
+
+
+def test_a_workspace_on_s3_is_published_to_and_scores_on_a_node_with_an_empty_cache(
+    trained: Workspace,
+    reporter: Reporter,
+    tiny_config: TinyConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    with s3_server.s3_server() as address:
+        s3_server.use(monkeypatch, address)
+        remote = Workspace(f"s3://{s3_server.BUCKET}/run")
+        remote.filesystem.put(f"{trained.location}/", f"{remote.path('')}", recursive=True)
+        config = tiny_config(train=_train("reki_c", "title_text"))
+        result = publish.run(config, remote, reporter)
+        monkeypatch.setenv("REKI_CACHE", str(tmp_path / "other node"))
+        opened = VersionStore("s3://bucket/run/publish").open_served()
+        assert result.details["version"] == opened.manifest.version == 1
+        require_finite_scores(opened, opened.load_scorer())  # scores its own users and items
+        local = publish.run(config, trained, reporter)
+        assert local.details["users"] == result.details["users"]
 
 
 def test_auto_serves_the_best_seed_of_the_knowledge_arm(
