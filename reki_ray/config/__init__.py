@@ -113,6 +113,10 @@ class RayConfig(Section):
     RAY_ADDRESS, or local if that is not set."""
     num_cpus: int | None = Field(None, ge=2, description="CPUs of a local cluster; null uses all.")
     object_store_mib: int = Field(1024, ge=128, description="Object store of a local cluster, MiB.")
+    max_resources: dict[str, float] = Field({})
+    """What the autoscaler of a running cluster can start in all, as {GPU: 4, CPU: 32}: stages are
+    sized by it, and do not refuse what is not up yet. Empty takes it from the file of `ray up` on
+    the head; set it on Kubernetes."""
 
 
 class RekiConfig(Section):

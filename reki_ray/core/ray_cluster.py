@@ -9,15 +9,22 @@ import os
 import socket
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from reki_ray.config import RayConfig, RekiConfig
 from reki_ray.config.base import ReplicaPool
 from reki_ray.core import run_log
 from reki_ray.core.formats import counted
 from reki_ray.errors import EngineError, RekiError
+
+LAUNCHER_FILE = "~/ray_bootstrap_config.yaml"
+"""Where `ray up` writes the cluster's file on the head."""
 
 _PROBE_SECONDS = 10.0
 _QUIET = {
@@ -124,6 +131,9 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks for")
     address = resolved = cluster_address(config)
     local = address == "local"
+    _startable.clear()
+    if not local:
+        _startable.update(startable(config))
     try:
         if address == "auto":  # as the last `ray start` recorded it; that cluster may be gone
             resolved = str(ray._private.services.canonicalize_bootstrap_address(address))
@@ -176,13 +186,49 @@ def capacity() -> dict[str, float]:
     """Resources that the connected cluster has, or that its autoscaler can start."""
     import ray  # slow, and not needed by every command
 
-    # Not public, but the only source of what an autoscaler can start.
+    # Not public. Ray's own autoscaler reports nothing there; hosted ones may.
     from ray._private.state import state
 
     resources: dict[str, float] = dict(ray.cluster_resources())
-    for name, amount in (state.get_max_resources_from_cluster_config() or {}).items():
-        resources[name] = max(resources.get(name, 0.0), amount)
+    reported = state.get_max_resources_from_cluster_config() or {}
+    for source in (reported, _startable):
+        for name, amount in source.items():
+            resources[name] = max(resources.get(name, 0.0), amount)
     return resources
+
+
+_startable: dict[str, float] = {}
+"""What the autoscaler of the connected cluster can start, see `startable`."""
+
+
+def startable(config: RayConfig) -> dict[str, float]:
+    """Resources that the autoscaler of a cluster can start, as far as its files or `config` say.
+
+    `ray up` leaves its file in the head's home, where runs start; on Kubernetes there is none.
+
+    Raises:
+        EngineError: The file cannot be read.
+    """
+    if config.max_resources:
+        return dict(config.max_resources)
+    path = Path(LAUNCHER_FILE).expanduser()
+    try:
+        cluster = yaml.safe_load(path.read_text(encoding="utf-8"))
+        head, most = cluster.get("head_node_type"), cluster.get("max_workers", 2)
+        totals: Counter[str] = Counter()
+        for name, kind in cluster["available_node_types"].items():
+            count = min(kind.get("max_workers", most), most)
+            for resource, amount in kind.get("resources", {}).items() if name != head else ():
+                totals[resource] += count * amount
+        return {name: float(amount) for name, amount in totals.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise EngineError(
+            f"the cluster launcher's file cannot be read: {error}",
+            where=str(path),
+            todo="Set ray.max_resources to what the autoscaler can start, such as {GPU: 4}.",
+        ) from error
 
 
 def cpu_share(processes: int) -> float:

@@ -26,11 +26,6 @@ pytestmark = [
 ]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="autoscaler v2 does not report what it may start, so that reki_ray.core.ray_cluster."
-    "capacity() has no GPU before the first GPU node is up, and the stage refuses to start",
-)
 def test_nodes_come_for_a_queue_of_prompts_and_go_after_it() -> None:
     done = subprocess.run(
         [*_ALONE, sys.executable, "-m", "tests.support.growing_cluster", "/tmp/workspace"],

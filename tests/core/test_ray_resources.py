@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from ray._private.state import state
 
-from reki_ray.config import EncodeConfig, ExtractConfig, ScriptedEngine, TrainConfig
+from reki_ray.config import EncodeConfig, ExtractConfig, RayConfig, ScriptedEngine, TrainConfig
 from reki_ray.core import ray_cluster
 from reki_ray.errors import EngineError
 from reki_ray.extraction.engines.scripted import ScriptedBatchEngine
@@ -63,6 +64,32 @@ def test_what_it_can_never_have_is_refused_at_once(name: str) -> None:
     with pytest.raises(EngineError, match="the cluster has"):
         requests()[name]()
     assert ray_cluster.cpu_share(4) == 0.25
+
+
+def test_the_launchers_file_says_what_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ray_cluster.startable(RayConfig()) == {}
+    cluster = {
+        "max_workers": 4,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}, "max_workers": 0},
+            "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 9},
+            "cpu": {"resources": {"CPU": 2}, "max_workers": 1},
+        },
+    }
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(cluster))
+    assert ray_cluster.startable(RayConfig()) == {"CPU": 34.0, "GPU": 4.0}
+    assert ray_cluster.startable(RayConfig(max_resources={"GPU": 2})) == {"GPU": 2}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: NOW)
+    monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: None)
+    monkeypatch.setattr(ray_cluster, "_startable", ray_cluster.startable(RayConfig()))
+    assert ray_cluster.capacity() == {"CPU": 34.0, "GPU": 4.0}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("available_node_types: [")
+    with pytest.raises(EngineError, match=r"(?s)cannot be read.*ray\.max_resources"):
+        ray_cluster.startable(RayConfig())
 
 
 def test_nothing_else_asks_what_the_cluster_has_now() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import sys
 import threading
 import time
@@ -19,14 +18,14 @@ from typing import Any, Final
 
 import yaml
 
-from reki_ray.core.ray_cluster import capacity, set_environment
+from reki_ray.core.ray_cluster import ray_session, set_environment
 
 set_environment()  # before Ray is imported
 
 import ray  # noqa: E402
 from ray import cluster_utils  # noqa: E402
 
-from reki_ray.config import ExtractConfig  # noqa: E402
+from reki_ray.config import ExtractConfig, RayConfig  # noqa: E402
 from reki_ray.core.progress import Reporter  # noqa: E402
 from reki_ray.core.workspace import Workspace  # noqa: E402
 from reki_ray.extraction.engines.scripted import ScriptedBatchEngine  # noqa: E402
@@ -36,7 +35,6 @@ from tests.support import faulty_engine  # noqa: E402
 
 MOST_NODES: Final = 3
 IDLE_SECONDS: Final = 300.0
-REPORT_SECONDS: Final = 120.0
 
 # Ray 2.60's wheel lacks the example file that its fake autoscaler reads.
 _EXAMPLE: Final[Mapping[str, Any]] = {
@@ -78,33 +76,36 @@ def main() -> None:
     workspace = Workspace(sys.argv[1])
     faulty_engine.fill(workspace)
     cluster = _start()
-    ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
-    deadline = time.monotonic() + REPORT_SECONDS
-    while capacity().get("GPU", 0) < MOST_NODES and time.monotonic() < deadline:
-        time.sleep(1)  # the autoscaler reports what it may start a while after the head's start
+    limits = {"CPU": 2.0 + MOST_NODES, "GPU": float(MOST_NODES)}
     counts: list[int] = []
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(counts, stop))
-    watcher.start()
     try:
-        setattr(extract_stage, "build_engine", build_engine)  # noqa: B010  # for this process
-        config = faulty_engine.config(
-            workspace.root,
-            engine={"kind": "scripted", "seconds": 1.0},
-            unit_rows=1,
-            max_replicas=MOST_NODES,
-        )
-        result = extract_stage.run(config, workspace, Reporter(quiet=True))
-        deadline = time.monotonic() + IDLE_SECONDS
-        while _workers() and time.monotonic() < deadline:
-            time.sleep(1)
+        with ray_session(RayConfig(address="auto", max_resources=limits)):
+            watcher = threading.Thread(target=_watch, args=(counts, stop))
+            watcher.start()
+            try:
+                answers = _extract(workspace)
+                deadline = time.monotonic() + IDLE_SECONDS
+                while _workers() and time.monotonic() < deadline:
+                    time.sleep(1)
+            finally:
+                stop.set()
+                watcher.join()
     finally:
-        stop.set()
-        watcher.join()
-        ray.shutdown()
         cluster.shutdown()
     changes = [now for before, now in zip([-1, *counts], counts, strict=False) if now != before]
-    sys.stdout.write(f"\n{json.dumps({'nodes': changes, 'answers': result.rows_out})}\n")
+    sys.stdout.write(f"\n{json.dumps({'nodes': changes, 'answers': answers})}\n")
+
+
+def _extract(workspace: Workspace) -> int:
+    setattr(extract_stage, "build_engine", build_engine)  # noqa: B010  # for this process
+    config = faulty_engine.config(
+        workspace.root,
+        engine={"kind": "scripted", "seconds": 1.0},
+        unit_rows=1,
+        max_replicas=MOST_NODES,
+    )
+    return extract_stage.run(config, workspace, Reporter(quiet=True)).rows_out
 
 
 def build_engine(section: ExtractConfig, template: PromptTemplate) -> GpuEngine:
