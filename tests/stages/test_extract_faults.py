@@ -168,6 +168,7 @@ def wait_for_units(workspace: Workspace, units: int, run: subprocess.Popen[bytes
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_driver_that_is_killed_at_half_resumes_without_asking_again(
     run_stage: RunStage, workspace: Workspace, tmp_path: Path

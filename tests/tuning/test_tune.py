@@ -82,6 +82,7 @@ def test_search_resumes_and_never_reads_the_test_split(
     assert (runs.fingerprint(plain, run, []) == runs.fingerprint(with_tuned, run, [])) == same
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_counts_as_tried_and_never_as_best(
     tiny_config: TinyConfig, reporter: Reporter
 ) -> None:
