@@ -6,17 +6,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from reki_ray.config.base import Section
 
 
-def _place(value: str) -> str:
+def _place(value: object) -> object:
     """A URI as it is, a local path in its shortest form."""
-    return value if "://" in value else str(Path(value))
+    if isinstance(value, Path) or (isinstance(value, str) and "://" not in value):
+        return str(Path(value))
+    return value
 
 
-Place = Annotated[str, AfterValidator(_place)]
+Place = Annotated[str, BeforeValidator(_place)]
 """Folder, local or a URI."""
 
 

@@ -93,7 +93,7 @@ def ask_nodes(nodes: Iterable[Node], workspace: Workspace | None) -> list[NodeRe
     # A name of its own: a run and `reki doctor` may look at the same time.
     marker, content = f"{_MARKER}{uuid.uuid4().hex}", uuid.uuid4().bytes
     if workspace is not None:
-        workspace.write_bytes(marker, content)
+        workspace.write(marker, content)
     try:
         place = None if workspace is None else (workspace.location, marker, content)
         reports = [

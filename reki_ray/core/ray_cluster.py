@@ -15,13 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from reki_ray.config import RayConfig, RekiConfig
 from reki_ray.config.base import ReplicaPool
+from reki_ray.config.files import read_mapping
 from reki_ray.core import run_log
 from reki_ray.core.formats import counted
-from reki_ray.errors import EngineError, RekiError
+from reki_ray.errors import ConfigError, EngineError, RekiError
 
 LAUNCHER_FILE = "~/ray_bootstrap_config.yaml"
 """Where `ray up` writes the cluster's file on the head."""
@@ -207,13 +206,16 @@ def startable(config: RayConfig) -> dict[str, float]:
     `ray up` leaves its file in the head's home, where runs start; on Kubernetes there is none.
 
     Raises:
-        EngineError: The file cannot be read.
+        ConfigError: The file cannot be read.
     """
     if config.max_resources:
         return dict(config.max_resources)
     path = Path(LAUNCHER_FILE).expanduser()
+    todo = "Set ray.max_resources to what the autoscaler can start, such as {GPU: 4}."
+    if not path.exists():
+        return {}
+    cluster = read_mapping(path, todo=todo)
     try:
-        cluster = yaml.safe_load(path.read_text(encoding="utf-8"))
         head, most = cluster.get("head_node_type"), cluster.get("max_workers", 2)
         totals: Counter[str] = Counter()
         for name, kind in cluster["available_node_types"].items():
@@ -221,13 +223,9 @@ def startable(config: RayConfig) -> dict[str, float]:
             for resource, amount in kind.get("resources", {}).items() if name != head else ():
                 totals[resource] += count * amount
         return {name: float(amount) for name, amount in totals.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, AttributeError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise EngineError(
-            f"the cluster launcher's file cannot be read: {error}",
-            where=str(path),
-            todo="Set ray.max_resources to what the autoscaler can start, such as {GPU: 4}.",
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the cluster launcher's file names no node types: {error}", where=str(path), todo=todo
         ) from error
 
 

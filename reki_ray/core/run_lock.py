@@ -46,7 +46,7 @@ class Objects(Protocol):
     def read_bytes(self, relative: str) -> bytes:
         """Read a whole file."""
 
-    def write_bytes(self, relative: str, content: bytes) -> None:
+    def write(self, relative: str, content: bytes) -> None:
         """Write a whole file."""
 
     def remove(self, relative: str) -> None:
@@ -105,7 +105,7 @@ def lock_objects(storage: Objects) -> Iterator[Callable[[], None]]:
 
     def beat() -> None:
         check()
-        storage.write_bytes(LOCK, _content(token))
+        storage.write(LOCK, _content(token))
 
     beats = BackgroundThread("run-lock", beat, BEAT_SECONDS)
     beats.start()

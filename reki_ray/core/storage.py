@@ -107,9 +107,9 @@ class Storage:
 
     def write_text(self, relative: str, content: str) -> None:
         """Write a text document atomically."""
-        self.write_bytes(relative, content.encode())
+        self.write(relative, content.encode())
 
-    def write_bytes(self, relative: str, content: bytes) -> None:
+    def write(self, relative: str, content: bytes) -> None:
         """Write a file atomically."""
         with self.guarded("written"), self.writing(relative) as sink:
             sink.write(content)

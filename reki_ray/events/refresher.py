@@ -332,7 +332,7 @@ class Refresher:
         if self._shared is None:
             atomic.replace_file(self._folders.refresh / _STATE, content)
         else:
-            self._shared.write_bytes(_STATE, content)
+            self._shared.write(_STATE, content)
         self._state = changed
         return changed
 

@@ -175,7 +175,7 @@ class Shipping:
     def _note(self, storage: Storage) -> None:
         if self._shipped != self._noted:
             content = json.dumps(self._shipped).encode()
-            storage.write_bytes(f"{_NODES}/{self._node}.json", content)
+            storage.write(f"{_NODES}/{self._node}.json", content)
             self._noted = {log: dict(lengths) for log, lengths in self._shipped.items()}
 
     # --- from the storage --------------------------------------------------------------------

@@ -61,7 +61,7 @@ class _RemoteFiles:
         return self._storage.read_bytes(name)
 
     def write(self, name: str, content: bytes) -> None:
-        self._storage.write_bytes(name, content)
+        self._storage.write(name, content)
 
     def remove(self, name: str) -> None:
         self._storage.remove(name)

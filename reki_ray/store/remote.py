@@ -169,7 +169,7 @@ class RemotePointer:
         try:
             while latest is not None:
                 noted = latest
-                self._storage.write_bytes(CURRENT, _encoded(noted))
+                self._storage.write(CURRENT, _encoded(noted))
                 latest = self._read(noted.number + 1)
         except EngineError as error:
             # It is promoted all the same: readers look for later promotions.
@@ -319,7 +319,7 @@ class RemoteFiles:
             with self._storage.guarded("written"), ThreadPoolExecutor(_TRANSFERS) as pool:
                 list(pool.map(upload, manifest.files))
             content = (scratch / MANIFEST).read_bytes()
-            self._storage.write_bytes(_version_path(number, MANIFEST), content)
+            self._storage.write(_version_path(number, MANIFEST), content)
         except EngineError as error:
             raise StoreError(
                 f"the version cannot be uploaded: {error.what}",

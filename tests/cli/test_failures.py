@@ -271,7 +271,7 @@ ARGUMENTS: Final[dict[tuple[str, ...], list[str]]] = {
 }
 """What commands need beside a configuration."""
 
-ON_A_RUN: Final = [name for name in COMMANDS if name not in (("doctor",), ("bench",))]
+ON_A_RUN: Final = [name for name in COMMANDS if name[0] not in ("doctor", "bench", "launch")]
 
 
 def below_a_file(root: Path) -> str:

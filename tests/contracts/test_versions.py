@@ -252,7 +252,7 @@ def test_a_damaged_version_is_not_promoted(root: str) -> None:
     storage = Storage(root)
     if storage.is_local:
         Path(root, "v1", PROFILES_FILE).chmod(0o600)
-    storage.write_bytes(f"v1/{PROFILES_FILE}", b"damaged")
+    storage.write(f"v1/{PROFILES_FILE}", b"damaged")
     with pytest.raises(DamagedError, match="the file is damaged"):
         store.promote(1)
     assert store.current() == 2
@@ -290,7 +290,7 @@ def test_a_damaged_object_is_refused_and_not_kept(
 ) -> None:
     vectors(VersionStore(s3_root), 1.0)
     other_node(monkeypatch, tmp_path)
-    Storage(s3_root).write_bytes(f"v1/{PROFILES_FILE}", b"damaged")
+    Storage(s3_root).write(f"v1/{PROFILES_FILE}", b"damaged")
     store = VersionStore(s3_root)
     with pytest.raises(DamagedError, match=rf"{s3_root}/v1/{PROFILES_FILE}"):
         store.open_served()
@@ -313,12 +313,12 @@ def test_a_promotion_whose_writer_died_before_the_pointer_counts(s3_root: str) -
     storage = Storage(s3_root)
     before = storage.read_bytes(CURRENT)
     vectors(store, 2.0)
-    storage.write_bytes(CURRENT, before)  # as if the writer had died between the two
+    storage.write(CURRENT, before)  # as if the writer had died between the two
     assert VersionStore(s3_root).current() == 2
     vectors(store, 3.0)
     assert VersionStore(s3_root).current() == 3
     for damaged in (b"", b"4\n"):
-        storage.write_bytes(CURRENT, damaged)
+        storage.write(CURRENT, damaged)
         assert VersionStore(s3_root).current() == 3
     storage.remove(CURRENT)
     assert VersionStore(s3_root).current() == 3

@@ -13,7 +13,7 @@ from ray._private.state import state
 
 from reki_ray.config import EncodeConfig, ExtractConfig, RayConfig, ScriptedEngine, TrainConfig
 from reki_ray.core import ray_cluster
-from reki_ray.errors import EngineError
+from reki_ray.errors import ConfigError, EngineError
 from reki_ray.extraction.engines.scripted import ScriptedBatchEngine
 from reki_ray.stages import encode, train
 from reki_ray.tuning import search
@@ -88,7 +88,7 @@ def test_the_launchers_file_says_what_can_be_started(
     monkeypatch.setattr(ray_cluster, "_startable", ray_cluster.startable(RayConfig()))
     assert ray_cluster.capacity() == {"CPU": 34.0, "GPU": 4.0}
     (tmp_path / "ray_bootstrap_config.yaml").write_text("available_node_types: [")
-    with pytest.raises(EngineError, match=r"(?s)cannot be read.*ray\.max_resources"):
+    with pytest.raises(ConfigError, match=r"(?s)not valid YAML.*ray_bootstrap_config"):
         ray_cluster.startable(RayConfig())
 
 

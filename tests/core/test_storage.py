@@ -109,7 +109,7 @@ def test_a_missing_file_is_told_from_a_broken_storage(anywhere: str) -> None:
 # --- locks of object stores ------------------------------------------------------------------
 def held(s3: Workspace, *, age: float, host: str = "elsewhere", pid: int = 1) -> None:
     holder = {"host": host, "pid": pid, "token": "theirs", "beat": time.time() - age}
-    s3.write_bytes(LOCK, json.dumps(holder).encode())
+    s3.write(LOCK, json.dumps(holder).encode())
 
 
 def test_a_run_that_gives_no_heartbeat_is_dead(s3: Workspace) -> None:

@@ -53,7 +53,7 @@ def test_every_stage_works_in_a_bucket(
     workspace = Workspace(f"{root}/run")
     for name in ("interactions", "items", "users"):
         content = (tiny_data / f"{name}.csv").read_bytes()
-        Workspace(root).write_bytes(f"data/{name}/part-0.csv", content)
+        Workspace(root).write(f"data/{name}/part-0.csv", content)
     source = {name: f"{root}/data/{name}" for name in ("interactions", "items", "users")}
     columns = {"item_attributes": ["genre"], "user_attributes": ["gender"]}
     config = tiny_config(data={"source": {"kind": "csv", "columns": columns, **source}})
@@ -78,6 +78,6 @@ def test_every_stage_works_in_a_bucket(
     assert said.count("unchanged, skipped") == len(DONE)
     # A new input runs what reads it again.
     content = (tiny_data / "users.csv").read_bytes()
-    Workspace(root).write_bytes("data/users/part-0.csv", content.replace(b"u39,M", b"u39,F"))
+    Workspace(root).write("data/users/part-0.csv", content.replace(b"u39,M", b"u39,F"))
     said = reki("ingest", "-c", str(tmp_path / "c.yaml"))
     assert "ingest: done" in said
