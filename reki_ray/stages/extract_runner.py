@@ -271,6 +271,7 @@ class _Watch:
         self._engine = engine
         self._up = False
         self._since = self._looked = time.monotonic()
+        self._began = time.time()
         self._interval = min(_LOOK_SECONDS, 15 * min(config.stall_minutes, config.start_minutes))
         self.note = ""
 
@@ -281,7 +282,7 @@ class _Watch:
     def look(self) -> int:
         """Number of engines that are up; notes what is waited for if there is none."""
         self._looked = time.monotonic()
-        running = replicas()
+        running = replicas(self._began)
         if (running > 0) != self._up:  # each change starts the other clock
             self._up, self._since = running > 0, self._looked
         self.note = "" if self._up else self._waiting()

@@ -147,13 +147,20 @@ class Engine(ABC):
         return {"max_task_retries": self._extract.restarts}
 
 
-def replicas() -> int:
-    """Actors of this job's Ray Data pools that are up."""
+def replicas(since: float = 0.0) -> int:
+    """Actors of this job's Ray Data pools that are up and started at `since` or later.
+
+    Args:
+        since: Seconds since the epoch: a pipeline that was given up may still have its actors.
+    """
     from ray._private.state import state  # not public
 
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     actors = state.actor_table(None, job, "ALIVE").values()
-    return sum(actor["ActorClassName"].startswith(_POOLED) for actor in actors)
+    return sum(
+        actor["ActorClassName"].startswith(_POOLED) and actor["StartTime"] >= 1000 * since
+        for actor in actors
+    )
 
 
 def waits_for_node(demand: Mapping[str, float]) -> bool:
