@@ -327,6 +327,7 @@ class RemoteFiles:
                 todo=f"{error.todo} Then publish again.",
             ) from error
         with self._locked(number):
+            _drop(folder_of(self.root, number))  # of an earlier store at this URL
             atomic.move(scratch, folder_of(self.root, number))
             note_verified(self.root, seal_of([(folder_of(self.root, number), manifest)]))
         self._evict()
@@ -353,7 +354,7 @@ class RemoteFiles:
 
     def _mirrored(self, number: int) -> Manifest | None:
         folder = folder_of(self.root / _MIRROR, number)
-        if (folder / MANIFEST).exists():
+        if (folder / MANIFEST).exists() and not self._is_of_another_store(number, folder):
             return read_manifest(folder)
         content = self._manifest(number)
         if content is None:
@@ -365,18 +366,30 @@ class RemoteFiles:
     def _fetched(self, number: int) -> Manifest | None:
         folder = folder_of(self.root, number)
         with contextlib.suppress(StoreError):  # it is looked at again below
-            found = read_manifest(folder)
-            with contextlib.suppress(OSError):  # the cache may be another user's
-                os.utime(folder)
-            return found
+            if not self._is_of_another_store(number, folder):
+                found = read_manifest(folder)
+                with contextlib.suppress(OSError):  # the cache may be another user's
+                    os.utime(folder)
+                return found
         with self._locked(number):
             with contextlib.suppress(StoreError):  # another process has fetched it meanwhile
-                return read_manifest(folder)
+                if not self._is_of_another_store(number, folder):
+                    return read_manifest(folder)
             with _cache_errors(self.root):
                 _drop(folder)
             manifest = self._fetch(number)
         self._evict()
         return manifest
+
+    def _is_of_another_store(self, number: int, folder: Path) -> bool:
+        """Whether this URL was emptied and published to again since the copy was made."""
+        try:
+            published = self._manifest(number)
+        except StoreError as error:  # copies are served while the storage is away
+            _logger.warning("version %d is served from this node's copy: %s", number, error)
+            return False
+        copied = folder / MANIFEST
+        return published is not None and copied.exists() and copied.read_bytes() != published
 
     def _fetch(self, number: int) -> Manifest | None:
         """Copy a version to this node, under its lock; None if there is none.

@@ -325,6 +325,20 @@ def test_a_promotion_whose_writer_died_before_the_pointer_counts(s3_root: str) -
     assert store.rollback() == 2
 
 
+def test_a_copy_of_an_earlier_store_at_the_same_url_is_not_served(
+    s3_root: str, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors(VersionStore(s3_root), 1.0)
+    Storage(s3_root).remove("")
+    other_node(monkeypatch, tmp_path)
+    vectors(VersionStore(s3_root), 2.0)
+    monkeypatch.setenv("REKI_CACHE", str(node))
+    assert value(VersionStore(s3_root).open()) == 2.0
+    Storage(s3_root).remove("")
+    vectors(VersionStore(s3_root), 3.0)
+    assert value(VersionStore(s3_root).open()) == 3.0
+
+
 def test_a_publisher_that_dies_before_the_manifest_leaves_no_version(
     s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,7 +352,7 @@ def test_a_publisher_that_dies_before_the_manifest_leaves_no_version(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "write_bytes", kill)
+        patch.setattr(Storage, "write", kill)
         with pytest.raises(Killed):
             vectors(store, 2.0)
     assert Storage(s3_root).exists("v2")

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,15 +22,14 @@ from ray.cluster_utils import Cluster
 
 from reki_ray import schema
 from reki_ray.config import ExtractConfig
-from reki_ray.core import ray_cluster
-from reki_ray.core.progress import HEARTBEAT, Reporter
+from reki_ray.core.progress import Reporter
 from reki_ray.core.stage import StageResult
 from reki_ray.core.workspace import Workspace
 from reki_ray.errors import EngineError
 from reki_ray.extraction.answer_cache import FAILURES, LEDGER
-from reki_ray.extraction.engines import protocol
 from reki_ray.prompts.template import PromptTemplate
 from reki_ray.stages import extract as extract_stage
+from reki_ray.stages import extract_runner
 from tests.support import faulty_engine
 from tests.support.faulty_engine import SUBJECTS, UNIT_ROWS, Death, Fault
 
@@ -114,37 +114,42 @@ def test_an_engine_that_does_not_start_blames_no_prompt(
 
 
 @pytest.mark.usefixtures("ray_local")
+def test_a_slow_start_is_no_stall(
+    run_stage: RunStage, workspace: Workspace, tmp_path: Path
+) -> None:
+    result = run_stage(Fault(str(tmp_path), start_seconds=10.0), stall_minutes=0.15)
+    faulty_engine.require_sound(workspace, result, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_local")
 def test_silence_is_noticed(run_stage: RunStage, workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no prompt finished") as caught:
         run_stage(Fault(str(tmp_path), seconds=8.0), stall_minutes=0.05, unit_rows=1)
     assert "stall_minutes" in caught.value.where
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_the_start_of_an_engine_has_a_patience_of_its_own(
-    run_stage: RunStage, workspace: Workspace, tmp_path: Path
+@pytest.mark.parametrize(
+    ("no_node", "missing"), [(True, "waiting for a GPU node"), (False, "an engine to start")]
+)
+def test_a_start_has_a_patience_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, workspace: Workspace, no_node: bool, missing: str
 ) -> None:
-    slow = Fault(str(tmp_path), start_seconds=8.0)
-    with pytest.raises(EngineError, match="no engine ran, waiting for an engine to start") as error:
-        run_stage(slow, start_minutes=0.05)
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(extract_runner, "replicas", lambda since: 0)
+    monkeypatch.setattr(extract_runner, "waits_for_node", lambda demand: no_node)
+    config = faulty_engine.config(workspace.root, start_minutes=3.0, stall_minutes=1.0).extract
+    engine: Any = SimpleNamespace(demand={"GPU": 1.0}, name="vllm", model="m")
+    watch = extract_runner._Watch(config, engine)
+    now[0] += 120.0
+    assert watch.look() == 0
+    assert missing in watch.note
+    assert watch.note.endswith(", 2 min")
+    watch.require_life()
+    now[0] += 120.0
+    with pytest.raises(EngineError, match=f"no engine ran, .*{missing}") as error:
+        watch.require_life()
     assert "start_minutes" in error.value.where
-    result = run_stage(slow, stall_minutes=0.05)
-    faulty_engine.require_sound(workspace, result, tmp_path)
-
-
-@pytest.mark.usefixtures("ray_local")
-def test_a_missing_gpu_node_is_named(
-    run_stage: RunStage,
-    workspace: Workspace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # As with an autoscaler that may start a GPU node, and does not.
-    for module in (protocol, ray_cluster):
-        monkeypatch.setattr(module, "capacity", lambda: {"CPU": 4.0, "GPU": 1.0})
-    with pytest.raises(EngineError, match="waiting for a GPU node"):
-        run_stage(Fault(str(tmp_path), gpus=1), start_minutes=0.05)
-    assert workspace.read_json(HEARTBEAT)["note"] == "waiting for a GPU node, 0 min"
 
 
 def start(

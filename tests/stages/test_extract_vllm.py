@@ -106,6 +106,7 @@ def test_a_real_model_answers_and_a_prompt_too_long_fails_alone(
             "sampling": {"max_tokens": 24, "constrain": "choices"},
             "batch_size": 2,
             "unit_rows": 2,
+            "prompts_in_flight": 4,
             "max_dead_share": 0.5,
         },
         train={"arms": ["fair_base", "reki_i"]},
