@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from reki_ray.core.progress import HEARTBEAT, HEARTBEAT_SECONDS
+from reki_ray.core.run_lock import process_exists
 from reki_ray.core.stage import STAGE_NAMES
 from reki_ray.core.workspace import REPORT_HTML, Workspace
 from reki_ray.errors import ConfigError, DataError
@@ -144,7 +144,7 @@ def _read_activity(beat: dict[str, Any]) -> Activity:
     silent = max(time.time() - beat["updated_at"], 0.0)
     host = beat.get("host", "")
     # A process id only means something on its own machine.
-    alive = _exists(beat["pid"]) if host == socket.gethostname() else silent < STALE_SECONDS
+    alive = process_exists(beat["pid"]) if host == socket.gethostname() else silent < STALE_SECONDS
     return Activity(
         label=beat["label"],
         done=done,
@@ -160,13 +160,3 @@ def _read_activity(beat: dict[str, Any]) -> Activity:
         note=beat.get("note", ""),
         figures=figures,
     )
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -135,7 +135,7 @@ def _require_dead(holder: dict[str, Any], location: str) -> None:
         return
     host, pid = holder.get("host", "an unknown host"), holder.get("pid", 0)
     # A process id says something on its own host only.
-    if host == socket.gethostname() and silent > 1.5 * BEAT_SECONDS and not _exists(pid):
+    if host == socket.gethostname() and silent > 1.5 * BEAT_SECONDS and not process_exists(pid):
         return
     raise _taken(
         f"another run is working on this workspace: process {pid} of {host}, last heartbeat "
@@ -145,7 +145,8 @@ def _require_dead(holder: dict[str, Any], location: str) -> None:
     )
 
 
-def _exists(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
+    """Whether this host has a process of this id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,28 +24,8 @@ from reki_ray.store.promotions import CURRENT, NotCurrentError
 from reki_ray.store.tables import profiles_table
 from reki_ray.store.version import StoreVersion
 from reki_ray.store.versions import VersionStore
-from tests.support import s3_server, store_factory
+from tests.support import store_factory
 from tests.support.s3_server import BUCKET, Fault, FaultProxy
-
-
-@pytest.fixture(scope="module")
-def faulty_server() -> Iterator[FaultProxy]:
-    with (
-        s3_server.s3_server() as address,
-        FaultProxy(address) as proxy,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        s3_server.use(patch, proxy.address)
-        yield proxy
-        proxy.shutdown()
-
-
-@pytest.fixture
-def proxy(faulty_server: FaultProxy) -> FaultProxy:
-    """The proxy before the server, without faults."""
-    faulty_server.fail(0, "none")
-    faulty_server.requests.clear()
-    return faulty_server
 
 
 @pytest.fixture

@@ -30,30 +30,9 @@ from reki_ray.events.recent import RecentEvents
 from reki_ray.events.refresher import Refresher
 from reki_ray.events.shipping import Shipping, prune_log, share_key, writer_name
 from reki_ray.experiments.user_hash import open_hasher
-from tests.support import s3_server
 from tests.support.s3_server import BUCKET, Fault, FaultProxy
 
 DAYS = 10 * 86_400
-
-
-@pytest.fixture(scope="module")
-def faulty_server() -> Iterator[FaultProxy]:
-    with (
-        s3_server.s3_server() as address,
-        FaultProxy(address) as proxy,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        s3_server.use(patch, proxy.address)
-        yield proxy
-        proxy.shutdown()
-
-
-@pytest.fixture
-def proxy(faulty_server: FaultProxy) -> FaultProxy:
-    """The proxy before the server, without faults."""
-    faulty_server.fail(0, "none")
-    faulty_server.requests.clear()
-    return faulty_server
 
 
 Nodes = Callable[[str], OnlineFolders]
